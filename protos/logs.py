@@ -1,0 +1,73 @@
+"""Log set-up for every process, and the request id as context variable and call metadata.
+
+One JSON object (or, for people, one coloured line) an event on standard error. Prompts, images and
+URLs are never logged at info level or above.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import structlog
+
+REQUEST_ID_KEY = "x-request-id"
+LogFormat = Literal["json", "console"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def configure(level: LogLevel, fmt: LogFormat) -> None:
+    """Sends structlog's events and the standard library's warnings to standard error."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[structlog.typing.Processor] = (
+        [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ]
+        if fmt == "json"
+        else [structlog.dev.ConsoleRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def new_request_id() -> str:
+    """Returns a fresh request id."""
+    return uuid.uuid4().hex
+
+
+def bind_request_id(request_id: str) -> None:
+    """Puts the id into every log event of this task; forgets what an earlier request bound."""
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+
+
+def request_metadata() -> tuple[tuple[str, str], ...]:
+    """Returns call metadata that carries this task's request id to a service."""
+    request_id: str = structlog.contextvars.get_contextvars().get("request_id", "")
+    return ((REQUEST_ID_KEY, request_id),) if request_id else ()
+
+
+def request_id_of(metadata: Sequence[tuple[str, Any]] | None) -> str:
+    """Returns the request id that a call's metadata carries, or a new one."""
+    for key, value in metadata or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and value:
+            return value
+    return new_request_id()

@@ -1,0 +1,235 @@
+"""How a service of this contract runs: settings, limits, health, reflection, errors, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from protos.errors import ServiceError, to_status
+from protos.logs import LogFormat, LogLevel, bind_request_id, request_id_of
+
+logger = structlog.get_logger()
+
+KIB = 1024
+MIB = 1024 * KIB
+# Tensors travel as chunks of this size (measured best between 256 KiB and 1 MiB on loopback), so
+# gRPC's default limit of 4 MiB a message stays.
+CHUNK_BYTE_COUNT = 512 * KIB
+MAX_CHUNK_BYTE_COUNT = MIB
+DEFAULT_MAX_MESSAGE_BYTE_COUNT = 4 * MIB
+# Room for the other fields beside the largest one.
+MESSAGE_OVERHEAD_BYTE_COUNT = 64 * KIB
+HEALTH_POLL_SECONDS = 0.5
+
+KEEPALIVE_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+# Without these two a client that pings during a long prefill is cut off with "too_many_pings".
+SERVER_PING_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class ServingSettings(BaseSettings):
+    """The options that both gRPC services share; each service's Settings adds its own."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        use_attribute_docstrings=True,
+        extra="forbid",
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of the machine's."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and logs it."""
+    drain_seconds: float = Field(default=30.0, ge=0)
+    """On SIGTERM, how long calls in flight may still run."""
+    log_level: LogLevel = "info"
+    """Least severe event that is logged."""
+    log_format: LogFormat = "json"
+    """How events are written: json for machines, console for people."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """One gRPC service, ready to be registered.
+
+    Attributes:
+        name: full name in the protos, e.g. "internvl.v1.VisionService".
+        register: adds the servicer to a server.
+        is_healthy: whether the engine behind it still works; polled.
+        max_message_byte_count: largest request message.
+    """
+
+    name: str
+    register: Callable[[grpc.aio.Server], None]
+    is_healthy: Callable[[], bool]
+    max_message_byte_count: int = DEFAULT_MAX_MESSAGE_BYTE_COUNT
+
+
+@asynccontextmanager
+async def running_server(
+    service: Service, host: str, port: int, drain_seconds: float
+) -> AsyncIterator[tuple[health.aio.HealthServicer, int]]:
+    """Runs a gRPC server with health (SERVING from the start: the engine is warm) and reflection.
+
+    Yields:
+        The health servicer and the port that was bound. On leaving, the service is NOT_SERVING
+        first, then calls in flight get `drain_seconds` to end.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    server = grpc.aio.server(
+        interceptors=[ServiceInterceptor()],
+        options=[
+            *KEEPALIVE_OPTIONS,
+            *SERVER_PING_OPTIONS,
+            ("grpc.max_receive_message_length", service.max_message_byte_count),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    service.register(server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = (service.name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    try:
+        bound_port = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {host}:{port}") from error
+    await server.start()
+    for name in ("", service.name):
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield health_servicer, bound_port
+    finally:
+        await health_servicer.enter_graceful_shutdown()
+        await server.stop(drain_seconds)
+
+
+async def serve(service: Service, settings: ServingSettings) -> bool:
+    """Serves until SIGTERM or SIGINT, or until the engine dies.
+
+    Returns:
+        True after a signal, False when the engine died: the process should then exit non-zero, so
+        that its supervisor starts a new one.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with running_server(service, settings.host, settings.port, settings.drain_seconds) as (
+        _,
+        port,
+    ):
+        logger.info("serving", service=service.name, host=settings.host, port=port)
+        healthy = await _wait_until(stop, service.is_healthy)
+        logger.info("draining", service=service.name, engine_healthy=healthy)
+    return healthy
+
+
+async def _wait_until(stop: asyncio.Event, is_healthy: Callable[[], bool]) -> bool:
+    while is_healthy():
+        try:
+            await asyncio.wait_for(stop.wait(), HEALTH_POLL_SECONDS)
+        except asyncio.TimeoutError:
+            continue
+        return True
+    return False
+
+
+class ServiceInterceptor(grpc.aio.ServerInterceptor):
+    """Binds the request id, and turns exceptions into gRPC status with google.rpc details.
+
+    The one place that catches everything: a ServiceError crosses the wire as it is; anything else
+    is a bug, logged with its traceback and answered by INTERNAL without it.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wraps the kinds of handler that our services have; leaves gRPC's own services alone."""
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith("/grpc."):
+            return handler
+        request_id = request_id_of(handler_call_details.invocation_metadata)
+        if handler.stream_stream:
+            make, call = (
+                grpc.stream_stream_rpc_method_handler,
+                _streaming(handler.stream_stream, request_id),
+            )
+        elif handler.unary_stream:
+            make, call = (
+                grpc.unary_stream_rpc_method_handler,
+                _streaming(handler.unary_stream, request_id),
+            )
+        else:
+            make, call = (
+                grpc.unary_unary_rpc_method_handler,
+                _unary(handler.unary_unary, request_id),
+            )
+        return make(call, handler.request_deserializer, handler.response_serializer)
+
+
+def _unary(behavior: Any, request_id: str) -> Any:
+    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        bind_request_id(request_id)
+        try:
+            return await behavior(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place for it: see the class
+            await _abort(context, error)
+
+    return call
+
+
+def _streaming(behavior: Any, request_id: str) -> Any:
+    async def call(
+        request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncGenerator[Any, None]:
+        bind_request_id(request_id)
+        try:
+            async with aclosing(behavior(request, context)) as responses:
+                async for response in responses:
+                    yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the one place for it: see the class
+            await _abort(context, error)
+
+    return call
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    if not isinstance(error, ServiceError):
+        logger.error("bug", exc_info=error)
+        error = ServiceError("internal error; the service's log has it under this request id")
+    status = rpc_status.to_status(to_status(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def client_options() -> list[tuple[str, int]]:
+    """Returns channel options for a client of either service."""
+    return [*KEEPALIVE_OPTIONS]
