@@ -27,14 +27,15 @@ class that stands first for its code.
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
+from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 DOMAIN = "internvl"
+# Where a gRPC status keeps its google.rpc.Status, on every platform.
+DETAILS_KEY = "grpc-status-details-bin"
 
 
 class ServiceError(Exception):
@@ -197,9 +198,10 @@ def to_status(error: ServiceError) -> status_pb2.Status:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
     """Returns the exception that a failed call stands for; the inverse of `to_status`."""
-    # An AioRpcError has the three methods of a call that this reads.
-    status = rpc_status.from_call(cast(grpc.Call, error))
-    details = _unpack(list(status.details)) if status is not None else _Details()
+    details = _Details()
+    for key, value in error.trailing_metadata():
+        if key == DETAILS_KEY and isinstance(value, bytes):
+            details = _unpack(status_pb2.Status.FromString(value))
     cls = BY_REASON.get(details.reason) or BY_CODE.get(error.code(), ServiceError)
     message = error.details() or error.code().name
     return cls(message, field=details.field, retry_after=details.retry_after)
@@ -211,12 +213,12 @@ class _Details:
     retry_after: float | None = None
 
 
-def _unpack(details: list[any_pb2.Any]) -> _Details:
+def _unpack(status: status_pb2.Status) -> _Details:
     found = _Details()
     info = error_details_pb2.ErrorInfo()
     bad_request = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()
-    for detail in details:
+    for detail in status.details:
         if detail.Unpack(info) and info.domain == DOMAIN:
             found.reason = info.reason
         elif detail.Unpack(bad_request) and bad_request.field_violations:

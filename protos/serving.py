@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -22,6 +23,9 @@ from protos.logs import LogFormat, LogLevel, bind_request_id, request_id_of
 
 logger = structlog.get_logger()
 
+Context = grpc.aio.ServicerContext[Any, Any]
+Behavior = Callable[[Any, Context], Any]
+
 KIB = 1024
 MIB = 1024 * KIB
 # Tensors travel as chunks of this size (measured best between 256 KiB and 1 MiB on loopback), so
@@ -32,6 +36,8 @@ DEFAULT_MAX_MESSAGE_BYTE_COUNT = 4 * MIB
 # Room for the other fields beside the largest one.
 MESSAGE_OVERHEAD_BYTE_COUNT = 64 * KIB
 HEALTH_POLL_SECONDS = 0.5
+# For the last status to leave once every call of ours has ended.
+LAST_BYTES_SECONDS = 0.5
 
 KEEPALIVE_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 30_000),
@@ -98,8 +104,9 @@ async def running_server(
     Raises:
         OSError: the address cannot be bound.
     """
+    interceptor = ServiceInterceptor()
     server = grpc.aio.server(
-        interceptors=[ServiceInterceptor()],
+        interceptors=[interceptor],
         options=[
             *KEEPALIVE_OPTIONS,
             *SERVER_PING_OPTIONS,
@@ -123,7 +130,16 @@ async def running_server(
         yield health_servicer, bound_port
     finally:
         await health_servicer.enter_graceful_shutdown()
-        await server.stop(drain_seconds)
+        await _drain(server, interceptor.idle, drain_seconds)
+
+
+async def _drain(server: grpc.aio.Server, idle: asyncio.Event, seconds: float) -> None:
+    """Stops once our own calls have ended: health watchers never hang up by themselves."""
+    stopping = asyncio.ensure_future(server.stop(seconds))
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(idle.wait(), seconds)
+    await server.stop(LAST_BYTES_SECONDS)
+    await stopping
 
 
 async def serve(service: Service, settings: ServingSettings) -> bool:
@@ -157,12 +173,28 @@ async def _wait_until(stop: asyncio.Event, is_healthy: Callable[[], bool]) -> bo
     return False
 
 
+# By (request is a stream, response is a stream): the kinds of call that our services have.
+_METHOD_HANDLERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
 class ServiceInterceptor(grpc.aio.ServerInterceptor):
     """Binds the request id, and turns exceptions into gRPC status with google.rpc details.
 
     The one place that catches everything: a ServiceError crosses the wire as it is; anything else
     is a bug, logged with its traceback and answered by INTERNAL without it.
+
+    Attributes:
+        idle: set while no call of our services runs.
     """
+
+    def __init__(self) -> None:
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._call_count = 0
 
     async def intercept_service(
         self,
@@ -174,55 +206,52 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler_call_details.method.startswith("/grpc."):
             return handler
         request_id = request_id_of(handler_call_details.invocation_metadata)
-        if handler.stream_stream:
-            make, call = (
-                grpc.stream_stream_rpc_method_handler,
-                _streaming(handler.stream_stream, request_id),
-            )
-        elif handler.unary_stream:
-            make, call = (
-                grpc.unary_stream_rpc_method_handler,
-                _streaming(handler.unary_stream, request_id),
-            )
+        if streaming := handler.stream_stream or handler.unary_stream:
+            call: Behavior = partial(self._streaming, streaming, request_id)
         else:
-            make, call = (
-                grpc.unary_unary_rpc_method_handler,
-                _unary(handler.unary_unary, request_id),
-            )
-        return make(call, handler.request_deserializer, handler.response_serializer)
+            call = partial(self._unary, handler.unary_unary, request_id)
+        return _METHOD_HANDLERS[handler.request_streaming, handler.response_streaming](
+            call, handler.request_deserializer, handler.response_serializer
+        )
 
+    async def _unary(
+        self, behavior: Behavior, request_id: str, request: Any, context: Context
+    ) -> Any:
+        with self._counted(request_id):
+            try:
+                return await behavior(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place for it: see the class
+                await _abort(context, error)
 
-def _unary(behavior: Any, request_id: str) -> Any:
-    async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        bind_request_id(request_id)
-        try:
-            return await behavior(request, context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the one place for it: see the class
-            await _abort(context, error)
-
-    return call
-
-
-def _streaming(behavior: Any, request_id: str) -> Any:
-    async def call(
-        request: Any, context: grpc.aio.ServicerContext[Any, Any]
+    async def _streaming(
+        self, behavior: Behavior, request_id: str, request: Any, context: Context
     ) -> AsyncGenerator[Any, None]:
+        with self._counted(request_id):
+            try:
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place for it: see the class
+                await _abort(context, error)
+
+    @contextmanager
+    def _counted(self, request_id: str) -> Iterator[None]:
         bind_request_id(request_id)
+        self._call_count += 1
+        self.idle.clear()
         try:
-            async with aclosing(behavior(request, context)) as responses:
-                async for response in responses:
-                    yield response
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the one place for it: see the class
-            await _abort(context, error)
-
-    return call
+            yield
+        finally:
+            self._call_count -= 1
+            if not self._call_count:
+                self.idle.set()
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+async def _abort(context: Context, error: Exception) -> NoReturn:
     if not isinstance(error, ServiceError):
         logger.error("bug", exc_info=error)
         error = ServiceError("internal error; the service's log has it under this request id")

@@ -1,0 +1,1 @@
+"""The model of `make demo` and `make serve`, and the programs that show it."""

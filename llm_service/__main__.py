@@ -1,0 +1,78 @@
+"""The LLM service's process: settings, logs, tokenizer, engine, servicer, serve."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import structlog
+from pydantic_settings import CliApp
+
+from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.engines import LLMEngine, create_engine
+from llm_service.model import ServedModel
+from llm_service.servicer import LLMServicer
+from llm_service.settings import Settings
+from llm_service.tables import TableCache
+from llm_service.tokenizer import Tokenizer, TokenizerError
+from protos import logs
+from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
+from protos.serving import Service, serve
+
+logger = structlog.get_logger()
+
+SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
+
+
+def main() -> None:
+    """Serves a language model over gRPC until SIGTERM; exit status 1 when the engine dies."""
+    settings = CliApp.run(Settings)
+    logs.configure(settings.log_level, settings.log_format)
+    sys.exit(asyncio.run(_run(settings)))
+
+
+async def _run(settings: Settings) -> int:
+    try:
+        model, engine = await asyncio.to_thread(load, settings)
+    except (CheckpointError, TokenizerError, ValueError, OSError) as error:
+        logger.error("start_failed", error=str(error))
+        return 1
+    try:
+        healthy = await serve(make_service(settings, model, engine), settings)
+    except OSError as error:
+        logger.error("start_failed", error=str(error))
+        return 1
+    finally:
+        await engine.close()
+    return 0 if healthy else 1
+
+
+def load(settings: Settings) -> tuple[ServedModel, LLMEngine]:
+    """Reads the checkpoint and returns the model with its engine, warm.
+
+    Raises:
+        CheckpointError, TokenizerError: the checkpoint is not one that we serve.
+        ValueError: this machine does not allow a setting.
+    """
+    config = LLMConfig.from_checkpoint(settings.checkpoint)
+    tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
+    engine = create_engine(settings, config)
+    context = min(config.max_position_embeddings, engine.load().total_kv_tokens)
+    model = ServedModel(
+        settings.model_name, settings.engine, config, tokenizer, context, settings.max_image_count
+    )
+    return model, engine
+
+
+def make_service(settings: Settings, model: ServedModel, engine: LLMEngine) -> Service:
+    """Returns the gRPC service over an engine."""
+    servicer = LLMServicer(model, engine, TableCache(settings.max_table_bytes))
+    return Service(
+        name=SERVICE_NAME,
+        register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
+        is_healthy=engine.is_healthy,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""The language model's half of an InternVL2.5 checkpoint folder: its config, and its tensor files.
+
+Only `config.json`, `generation_config.json` and safetensors files are read; never a pickle, and
+never the Python code that a checkpoint may carry.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ARCHITECTURES = ("InternLM2ForCausalLM", "Qwen2ForCausalLM")
+# Options of llm_config that change the model's mathematics, and the one value that the released
+# checkpoints have (it is also the value that an absent key stands for).
+FIXED_OPTIONS: dict[str, Any] = {
+    "bias": False,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+}
+
+
+class CheckpointError(Exception):
+    """The checkpoint folder is incomplete, damaged or of a kind that we do not serve."""
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """What config.json says about the language model; never a setting.
+
+    Attributes:
+        architecture: one of ARCHITECTURES.
+        vocabulary_size: rows of the embedding and of the head; a virtual token's id starts here.
+        head_dim: width of one attention head.
+        max_position_embeddings: most tokens of prompt and output together.
+        rope_theta: base of the rotary embedding's wavelengths.
+        end_token_ids: the tokens that end an answer, of config.json and generation_config.json.
+    """
+
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    layer_count: int
+    head_count: int
+    kv_head_count: int
+    head_dim: int
+    vocabulary_size: int
+    max_position_embeddings: int
+    rope_theta: float
+    rms_norm_eps: float
+    end_token_ids: frozenset[int]
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers that the KV cache holds for one token: keys and values of all layers."""
+        return self.layer_count * 2 * self.kv_head_count * self.head_dim
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Path) -> LLMConfig:
+        """Reads `llm_config` of config.json.
+
+        `rope_scaling` is ignored on purpose: the kind in use, dynamic NTK, changes the angles only
+        beyond max_position_embeddings, and the context is capped there. Applying it below, as some
+        servers do, shifts every logit.
+
+        Raises:
+            CheckpointError: a file or key is missing, or has a value that we do not serve.
+        """
+        document = _read_json(checkpoint / "config.json")
+        llm = _required(document, "llm_config", "config.json")
+        architecture = _architecture(llm)
+        for key, value in FIXED_OPTIONS.items():
+            if llm.get(key, value) != value:
+                raise CheckpointError(f"llm_config.{key} is {llm[key]!r}; only {value!r} is served")
+        hidden_size, head_count = _number(llm, "hidden_size"), _number(llm, "num_attention_heads")
+        config = cls(
+            architecture=architecture,
+            hidden_size=hidden_size,
+            intermediate_size=_number(llm, "intermediate_size"),
+            layer_count=_number(llm, "num_hidden_layers"),
+            head_count=head_count,
+            kv_head_count=_number(llm, "num_key_value_heads"),
+            head_dim=hidden_size // head_count,
+            vocabulary_size=_number(llm, "vocab_size"),
+            max_position_embeddings=_number(llm, "max_position_embeddings"),
+            rope_theta=float(_required(llm, "rope_theta", "llm_config")),
+            rms_norm_eps=float(_required(llm, "rms_norm_eps", "llm_config")),
+            end_token_ids=_end_token_ids(checkpoint, llm),
+        )
+        _check_heads(config)
+        return config
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """Returns the checkpoint's safetensors files: one, or those that its index names.
+
+    Raises:
+        CheckpointError: there is neither model.safetensors nor its index, or a shard is missing.
+    """
+    single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = _required(_read_json(index), "weight_map", index.name)
+        files = [checkpoint / name for name in sorted(set(weight_map.values()))]
+    else:
+        files = [single]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"the checkpoint has no file {file.name} ({checkpoint})")
+    return files
+
+
+def _architecture(llm: dict[str, Any]) -> str:
+    architecture = str(_required(llm, "architectures", "llm_config")[0])
+    if architecture not in ARCHITECTURES:
+        known = " and ".join(ARCHITECTURES)
+        raise CheckpointError(
+            f"llm_config.architectures names {architecture}; only {known} are served"
+        )
+    return architecture
+
+
+def _check_heads(config: LLMConfig) -> None:
+    heads, kv_heads = config.head_count, config.kv_head_count
+    if heads * config.head_dim != config.hidden_size or heads % kv_heads or config.head_dim % 2:
+        raise CheckpointError(
+            f"llm_config: {heads} attention heads and {kv_heads} key/value heads do not divide "
+            f"hidden_size {config.hidden_size} into heads of an even width"
+        )
+
+
+def _end_token_ids(checkpoint: Path, llm: dict[str, Any]) -> frozenset[int]:
+    generation = checkpoint / "generation_config.json"
+    documents = [llm, _read_json(generation)] if generation.is_file() else [llm]
+    token_ids: set[int] = set()
+    for document in documents:
+        listed = document.get("eos_token_id") or []
+        token_ids.update(listed if isinstance(listed, list) else [listed])
+    return frozenset(token_ids)
+
+
+def _number(document: dict[str, Any], key: str) -> int:
+    value = _required(document, key, "llm_config")
+    if not isinstance(value, int) or value < 1:
+        raise CheckpointError(f"llm_config.{key} is {value!r}; it must be a whole number above 0")
+    return value
+
+
+def _required(document: dict[str, Any], key: str, owner: str) -> Any:
+    if key not in document:
+        raise CheckpointError(f"{owner} has no key {key!r}")
+    return document[key]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"the checkpoint has no file {path.name} ({path.parent})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return document

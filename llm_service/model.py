@@ -1,0 +1,31 @@
+"""The model as it is served: its name, config, tokenizer and limits."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.tokenizer import MESSAGE_END, Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What is served, and within which limits."""
+
+    name: str
+    engine_name: str
+    config: LLMConfig
+    tokenizer: Tokenizer
+    max_context_token_count: int
+    max_image_count: int
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """The tokens that end an answer: the template's and the checkpoint's own."""
+        return self.config.end_token_ids | {self.tokenizer.special_id(MESSAGE_END)}
+
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 of config and tokenizer."""
+        return hashlib.sha256(repr(self.config).encode() + self.tokenizer.fingerprint).digest()

@@ -1,0 +1,89 @@
+"""How the tokens of one request are chosen, and when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from protos.errors import InvalidArgumentError
+
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """The sampling options of one request, checked on construction.
+
+    Attributes:
+        temperature: 0 (greedy) to 2.
+        top_p: keep the most probable tokens up to this mass, 0 < p <= 1.
+        top_k: keep this many most probable tokens, >= 1; None keeps all.
+        min_p: keep tokens at least this probable relative to the best, 0 to 1.
+        seed: makes sampling repeatable, 0 <= seed < 2^63; None draws one.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in the
+            prompt's text or the output, 0 < penalty <= 10.
+        presence_penalty: subtracted from logits of tokens seen in the output, -2 to 2.
+        frequency_penalty: subtracted once for each occurrence in the output, -2 to 2.
+        max_tokens: most tokens to generate, >= 1; None stands for what the context leaves.
+        min_tokens: before so many tokens none of `stop_token_ids` is generated, >= 0.
+        stop_token_ids: tokens that end the output, the checkpoint's own end tokens included.
+        ignore_end_tokens: go on past every one of `stop_token_ids`.
+
+    Raises:
+        InvalidArgumentError: an option is out of its range; `field` is its path in the protos.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_end_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("sampling.temperature", self.temperature, 0, 2)
+        _check_positive("sampling.top_p", self.top_p, 1)
+        _check_least("sampling.top_k", self.top_k, 1)
+        _check_range("sampling.min_p", self.min_p, 0, 1)
+        _check_range("sampling.seed", self.seed or 0, 0, MAX_SEED)
+        _check_positive("sampling.repetition_penalty", self.repetition_penalty, 10)
+        _check_range("sampling.presence_penalty", self.presence_penalty, -2, 2)
+        _check_range("sampling.frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_least("stop.max_token_count", self.max_tokens, 1)
+        _check_least("stop.min_token_count", self.min_tokens, 0)
+        _check_least("stop.token_ids", min(self.stop_token_ids, default=0), 0)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0
+
+    @property
+    def ending_token_ids(self) -> frozenset[int]:
+        """The tokens that do end this request's output."""
+        return frozenset() if self.ignore_end_tokens else self.stop_token_ids
+
+
+# The comparisons are written so that NaN fails them.
+def _check_range(field: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidArgumentError(
+            f"{field} must be from {low} to {high}, but is {value}", field=field
+        )
+
+
+def _check_positive(field: str, value: float, high: float) -> None:
+    if not 0 < value <= high:
+        raise InvalidArgumentError(
+            f"{field} must be above 0 and at most {high}, but is {value}", field=field
+        )
+
+
+def _check_least(field: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise InvalidArgumentError(f"{field} must be at least {least}, but is {value}", field=field)

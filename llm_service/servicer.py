@@ -1,0 +1,198 @@
+"""LLMService over gRPC: reads a prompt, asks for missing images, streams text."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import structlog
+
+from llm_service import wire
+from llm_service.detokenizer import Detokenizer, StopStrings
+from llm_service.engines import LLMEngine
+from llm_service.generation import TextDelta, TextEnd, generate_text
+from llm_service.images import Generation, RequestImages
+from llm_service.model import ServedModel
+from llm_service.prompt import PromptLayout, chat_layout, text_layout, token_layout
+from llm_service.tables import TableCache
+from protos.errors import InvalidArgumentError
+from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
+from protos.logs import bind_request_id
+
+logger = structlog.get_logger()
+
+MAX_REQUEST_ID_LENGTH = 128
+
+Context = grpc.aio.ServicerContext[Any, Any]
+PromptMessage = llm_pb2.GenerateStart | llm_pb2.CountTokensRequest
+
+
+class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
+    """Joins the wire with prompt, tables and engine. Holds no state of a request."""
+
+    def __init__(self, model: ServedModel, engine: LLMEngine, tables: TableCache) -> None:
+        self._model = model
+        self._engine = engine
+        self._tables = tables
+
+    async def Generate(
+        self, request_iterator: AsyncIterator[llm_pb2.GenerateRequest], context: Context
+    ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
+        """Generates from one prompt; see llm.proto."""
+        clock = _Clock()
+        start = await _read_start(request_iterator)
+        generation = await asyncio.to_thread(self._parse, start)
+        images = RequestImages(self._model, self._tables, generation)
+        with images:
+            yield llm_pb2.GenerateResponse(wanted=images.wanted())
+            await images.receive(request_iterator)
+            prompt = await asyncio.to_thread(images.prompt)
+        del start, images  # the tables are in the prompt
+        usage = llm_pb2.Usage(
+            prompt_token_count=len(prompt.token_ids),
+            image_token_count=prompt.prompt_table.shape[0],
+        )
+        events = generate_text(
+            self._engine,
+            prompt,
+            generation.params,
+            Detokenizer(self._model.tokenizer, skip_special_tokens=generation.skip_special_tokens),
+            StopStrings(generation.stop_strings),
+        )
+        async with aclosing(events):
+            async for event in events:
+                clock.tick()
+                yield _response(event, usage)
+        usage.first_token_seconds, usage.total_seconds = clock.first, clock.last
+        yield llm_pb2.GenerateResponse(usage=usage)
+        logger.info(
+            "generated",
+            prompt_tokens=usage.prompt_token_count,
+            output_tokens=usage.output_token_count,
+            image_tokens=usage.image_token_count,
+            first_token_seconds=round(usage.first_token_seconds, 4),
+            total_seconds=round(usage.total_seconds, 4),
+        )
+
+    async def CountTokens(
+        self, request: llm_pb2.CountTokensRequest, context: Context
+    ) -> llm_pb2.CountTokensResponse:
+        """Counts a prompt's tokens; see llm.proto."""
+        layout = await asyncio.to_thread(self._layout, request)
+        row_counts = list(request.image_row_counts)
+        _check_image_count(layout, len(row_counts), "image_row_counts")
+        for index, row_count in enumerate(row_counts):
+            if row_count < 1:
+                raise InvalidArgumentError(
+                    f"an image has at least 1 row, not {row_count}",
+                    field=f"image_row_counts[{index}]",
+                )
+        return llm_pb2.CountTokensResponse(
+            prompt_token_count=layout.text_token_count + sum(row_counts),
+            image_token_count=sum(row_counts),
+        )
+
+    async def GetModelInfo(
+        self, request: llm_pb2.LLMServiceGetModelInfoRequest, context: Context
+    ) -> llm_pb2.LLMServiceGetModelInfoResponse:
+        """Describes the served model; see llm.proto."""
+        model = self._model
+        return llm_pb2.LLMServiceGetModelInfoResponse(
+            model=model.name,
+            engine=model.engine_name,
+            hidden_size=model.config.hidden_size,
+            vocabulary_size=model.config.vocabulary_size,
+            max_context_token_count=model.max_context_token_count,
+            max_image_count=model.max_image_count,
+            fingerprint_sha256=model.fingerprint,
+        )
+
+    async def GetLoad(
+        self, request: llm_pb2.GetLoadRequest, context: Context
+    ) -> llm_pb2.GetLoadResponse:
+        """Reports the engine's load; see llm.proto."""
+        load = self._engine.load()
+        return llm_pb2.GetLoadResponse(
+            running_sequence_count=load.running,
+            waiting_sequence_count=load.waiting,
+            free_kv_token_count=load.free_kv_tokens,
+            total_kv_token_count=load.total_kv_tokens,
+        )
+
+    def _parse(self, start: llm_pb2.GenerateStart) -> Generation:
+        wire.refuse_unsupported(start)
+        config = self._model.config
+        identities = wire.image_identities(start.images, self._model.max_image_count)
+        params = wire.sampling_params(start, self._model.end_token_ids, config.vocabulary_size)
+        stop_strings = wire.stop_strings(start.stop)
+        layout = self._layout(start)
+        _check_image_count(layout, len(identities), "images")
+        skip = start.skip_special_tokens if start.HasField("skip_special_tokens") else True
+        return Generation(layout, identities, params, stop_strings, skip)
+
+    def _layout(self, message: PromptMessage) -> PromptLayout:
+        tokenizer = self._model.tokenizer
+        match message.WhichOneof("prompt"):
+            case "chat":
+                return chat_layout(tokenizer, wire.chat_messages(message.chat))
+            case "text":
+                return text_layout(tokenizer, message.text)
+            case "token_ids":
+                vocabulary_size = self._model.config.vocabulary_size
+                return token_layout(tokenizer, message.token_ids.ids, vocabulary_size)
+        raise InvalidArgumentError("one of chat, text, token_ids must be set", field="prompt")
+
+
+class _Clock:
+    """Seconds from the first message to the first and the latest token."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self.first = self.last = 0.0
+
+    def tick(self) -> None:
+        self.last = time.monotonic() - self._started
+        self.first = self.first or self.last
+
+
+async def _read_start(requests: AsyncIterator[llm_pb2.GenerateRequest]) -> llm_pb2.GenerateStart:
+    request = await anext(requests, None)
+    if request is None or not request.HasField("start"):
+        raise InvalidArgumentError("the first message must be start", field="start")
+    request_id = request.start.request_id
+    if len(request_id) > MAX_REQUEST_ID_LENGTH:
+        raise InvalidArgumentError(
+            f"request_id has {len(request_id)} characters, at most {MAX_REQUEST_ID_LENGTH} are"
+            " allowed",
+            field="request_id",
+        )
+    if request_id:
+        bind_request_id(request_id)
+    return request.start
+
+
+def _check_image_count(layout: PromptLayout, image_count: int, field: str) -> None:
+    if layout.image_count != image_count:
+        raise InvalidArgumentError(
+            f"the prompt has places for {layout.image_count} images, but {field} has {image_count}",
+            field=field,
+        )
+
+
+def _response(event: TextDelta | TextEnd, usage: llm_pb2.Usage) -> llm_pb2.GenerateResponse:
+    """Returns an event as a message, and counts it in the usage."""
+    if isinstance(event, TextDelta):
+        usage.output_token_count += len(event.token_ids)
+        return llm_pb2.GenerateResponse(
+            delta=llm_pb2.TokenDelta(text=event.text, token_ids=event.token_ids)
+        )
+    usage.cached_token_count = event.cached_token_count
+    return llm_pb2.GenerateResponse(
+        finished=llm_pb2.Finished(
+            reason=wire.FINISH_REASONS[event.reason], stop_string=event.stop_string
+        )
+    )

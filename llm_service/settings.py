@@ -1,0 +1,55 @@
+"""Every option of the LLM service's process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from protos.serving import MIB, ServingSettings
+
+GIB = 1024 * MIB
+
+
+class Settings(ServingSettings):
+    """Options of the LLM service: flag, environment variable LLM_SERVICE_*, default."""
+
+    model_config = SettingsConfigDict(env_prefix="LLM_SERVICE_")
+
+    port: int = Field(default=50052, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and logs it."""
+    checkpoint: Path
+    """Folder of an original InternVL2.5 checkpoint: config.json, safetensors, tokenizer files."""
+    served_model_name: str = Field(default="", max_length=256)
+    """Name under which the model is served; empty: the checkpoint folder's name."""
+    engine: Literal["torch"] = "torch"
+    """What runs the language model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto: CUDA when there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and KV cache; auto: bfloat16 on CUDA, float32 on the CPU."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one matrix product; default: PyTorch's choice, one per core."""
+    kv_cache_bytes: int | None = Field(default=None, ge=1)
+    """Size of the KV cache; default: 1 GiB on the CPU, else kv_cache_fraction of free memory."""
+    kv_cache_fraction: float = Field(default=0.9, gt=0, lt=1)
+    """Share of the CUDA memory left free by the weights that the KV cache takes."""
+    block_size: int = Field(default=16, ge=1)
+    """Tokens in one block of the KV cache."""
+    max_batch_tokens: int = Field(default=2048, ge=1)
+    """Most tokens in one step of the engine; longer prompts are read in several steps."""
+    max_running_sequences: int = Field(default=64, ge=1)
+    """Most sequences that generate at the same time."""
+    max_waiting_sequences: int = Field(default=256, ge=1)
+    """Most sequences that wait for their turn; a further request is refused."""
+    max_image_count: int = Field(default=64, ge=1)
+    """Most images in one request."""
+    max_table_bytes: int = Field(default=2 * GIB, ge=1)
+    """Memory for image embeddings that are kept for later turns."""
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        return self.served_model_name or self.checkpoint.resolve().name

@@ -1,0 +1,166 @@
+"""Prompt tables: one image's rows, received in chunks, checked, and kept for later turns."""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from protos.errors import DataLossError, InvalidTensorError, ModelMismatchError, OverloadedError
+from protos.serving import MAX_CHUNK_BYTE_COUNT
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a sender announces of a table.
+
+    Attributes:
+        dtype: element type; None for one that a table cannot have.
+        shape: announced dimensions.
+        byte_count: announced size.
+    """
+
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+    byte_count: int
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the table; valid after `check`."""
+        return self.shape[0]
+
+    def check(self, hidden_size: int, max_row_count: int) -> None:
+        """Refuses a spec that contradicts itself or the model, before memory is spent.
+
+        Raises:
+            InvalidTensorError: dtype, shape or byte_count are not those of a table.
+            ModelMismatchError: the rows are not of this model's hidden size.
+        """
+        if self.dtype is None:
+            raise InvalidTensorError("the dtype must be BF16, FP16 or FP32", field="spec.dtype")
+        if len(self.shape) != 2 or not 0 < self.shape[0] <= max_row_count:
+            raise InvalidTensorError(
+                f"the shape must be [1 to {max_row_count} rows, {hidden_size}], not"
+                f" {list(self.shape)}",
+                field="spec.shape",
+            )
+        if self.shape[1] != hidden_size:
+            raise ModelMismatchError(
+                f"the embedding has rows of {self.shape[1]} values, this model needs {hidden_size}:"
+                " the vision service runs another checkpoint",
+                field="spec.shape",
+            )
+        expected = self.shape[0] * self.shape[1] * self.dtype.itemsize
+        if self.byte_count != expected:
+            raise InvalidTensorError(
+                f"a tensor of shape {list(self.shape)} has {expected} bytes, not {self.byte_count}",
+                field="spec.byte_count",
+            )
+
+
+class TableUpload:
+    """One table on its way: its memory, and how much of it has arrived."""
+
+    def __init__(self, spec: TableSpec) -> None:
+        """Takes a spec that `check` let through; spends its bytes."""
+        self._spec = spec
+        self._buffer = bytearray(spec.byte_count)
+        self._received = 0
+        self._crc32 = 0
+
+    def add(self, offset: int, data: bytes) -> None:
+        """Takes the next chunk.
+
+        Raises:
+            InvalidTensorError: the chunk is empty, too large, not the next, or one too many.
+        """
+        end = self._received + len(data)
+        if offset != self._received:
+            raise InvalidTensorError(
+                f"the chunk starts at byte {offset}, expected {self._received}",
+                field="chunk.offset",
+            )
+        if not 0 < len(data) <= MAX_CHUNK_BYTE_COUNT:
+            raise InvalidTensorError(
+                f"a chunk has 1 to {MAX_CHUNK_BYTE_COUNT} bytes, not {len(data)}",
+                field="chunk.data",
+            )
+        if end > self._spec.byte_count:
+            raise InvalidTensorError(
+                f"the chunk ends at byte {end}, the tensor at {self._spec.byte_count}",
+                field="chunk.data",
+            )
+        self._buffer[self._received : end] = data
+        self._received = end
+        self._crc32 = zlib.crc32(data, self._crc32)
+
+    def finish(self, crc32: int) -> torch.Tensor:
+        """Returns the table [rows, hidden]; it shares the upload's memory.
+
+        Raises:
+            InvalidTensorError: bytes are missing.
+            DataLossError: the checksum differs.
+        """
+        if self._received != self._spec.byte_count:
+            raise InvalidTensorError(
+                f"the tensor ended after {self._received} of {self._spec.byte_count} bytes",
+                field="embedding_trailer",
+            )
+        if crc32 != self._crc32:
+            raise DataLossError(
+                f"the embedding's CRC-32 is {self._crc32:08x}, announced as {crc32:08x}",
+                retry_after=0.0,
+            )
+        assert self._spec.dtype is not None
+        return torch.frombuffer(self._buffer, dtype=self._spec.dtype).view(self._spec.shape)
+
+
+class TableCache:
+    """The tables of recent images by embedding id: least recently used first out.
+
+    Attributes:
+        max_byte_count: most bytes that are kept, and most that may be on their way at once.
+    """
+
+    def __init__(self, max_byte_count: int) -> None:
+        self.max_byte_count = max_byte_count
+        self._tables: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._held_byte_count = 0
+        self._incoming_byte_count = 0
+
+    def get(self, identity: bytes) -> torch.Tensor | None:
+        """Returns the table [rows, hidden] of an image, or None when it is not held."""
+        table = self._tables.get(identity)
+        if table is not None:
+            self._tables.move_to_end(identity)
+        return table
+
+    def put(self, identity: bytes, table: torch.Tensor) -> None:
+        """Keeps a table; the least recently used ones make room."""
+        if (old := self._tables.pop(identity, None)) is not None:
+            self._held_byte_count -= old.nbytes
+        self._tables[identity] = table
+        self._held_byte_count += table.nbytes
+        while self._held_byte_count > self.max_byte_count:
+            _, evicted = self._tables.popitem(last=False)
+            self._held_byte_count -= evicted.nbytes
+
+    def reserve(self, byte_count: int) -> None:
+        """Accounts for a table that is about to arrive; `release` ends it.
+
+        Raises:
+            OverloadedError: too many bytes are on their way already.
+        """
+        if self._incoming_byte_count + byte_count > self.max_byte_count:
+            raise OverloadedError(
+                f"{self._incoming_byte_count} bytes of image embeddings are arriving and"
+                f" {byte_count} more would pass the limit of {self.max_byte_count}",
+                retry_after=1.0,
+            )
+        self._incoming_byte_count += byte_count
+
+    def release(self, byte_count: int) -> None:
+        """Ends a reservation, whatever became of its table."""
+        self._incoming_byte_count -= byte_count

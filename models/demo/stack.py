@@ -1,0 +1,193 @@
+"""The three services as child processes of this one, on free ports; `make serve` keeps them up."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from models.demo.random_checkpoint import write_random_checkpoint
+
+START_SECONDS = 120.0
+STOP_SECONDS = 15.0
+GATEWAY_PORT = 8000
+
+
+class StartError(RuntimeError):
+    """A service ended before it served; the message has the end of its log."""
+
+
+class ServiceProcess:
+    """One service as a child process; its log goes to a file, its port is read from the log.
+
+    Attributes:
+        module: what `python -m` runs.
+        arguments: its command line, without the port.
+        log: the file that gets its standard error.
+        port: where it listens, known once it serves; a restart keeps it.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str], log: Path, port: int = 0) -> None:
+        self.module = module
+        self.arguments = [*arguments, "--log-format", "json"]
+        self.log = log
+        self.port = port
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Starts the process and returns at once."""
+        command = [sys.executable, "-m", self.module, *self.arguments, "--port", str(self.port)]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self._ports: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        threading.Thread(target=self._pump, args=[self._process], daemon=True).start()
+
+    def wait_serving(self) -> None:
+        """Waits until the service takes requests.
+
+        Raises:
+            StartError: it ended, or took longer than START_SECONDS.
+        """
+        try:
+            port = self._ports.get(timeout=START_SECONDS)
+        except queue.Empty:
+            port = None
+        if port is None:
+            lines = "\n".join(self.log.read_text().splitlines()[-20:])
+            raise StartError(f"{self.module} did not start:\n{lines}")
+        self.port = port
+
+    def stop(self) -> None:
+        """Sends SIGTERM and waits for the drain; after STOP_SECONDS it is killed."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """Ends the process at once, as `kill -9` does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self._process.poll() if self._process is not None else None
+
+    def _pump(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        with self.log.open("a") as log, process.stderr as lines:
+            for line in lines:
+                log.write(line)
+                log.flush()
+                if '"serving"' in line:
+                    self._ports.put(json.loads(line)["port"])
+        self._ports.put(None)
+
+
+class Stack:
+    """Vision service, LLM service and gateway over one checkpoint, as a context manager.
+
+    Attributes:
+        vision, llm, gateway: the processes; their logs are in `folder`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        folder: Path,
+        *,
+        port: int = 0,
+        gateway_arguments: Sequence[str] = (),
+        service_arguments: Sequence[str] = (),
+    ) -> None:
+        arguments = ["--checkpoint", str(checkpoint), *service_arguments]
+        self.vision = ServiceProcess("vision_service", arguments, folder / "vision.log")
+        self.llm = ServiceProcess("llm_service", arguments, folder / "llm.log")
+        self.gateway = ServiceProcess("gateway", gateway_arguments, folder / "gateway.log", port)
+
+    def __enter__(self) -> Stack:
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @property
+    def url(self) -> str:
+        """The gateway's address, e.g. http://127.0.0.1:8000."""
+        return f"http://127.0.0.1:{self.gateway.port}"
+
+    def _start(self) -> None:
+        for service in (self.vision, self.llm):
+            service.start()
+        for service in (self.vision, self.llm):
+            service.wait_serving()
+        self.gateway.arguments += [
+            "--vision-address",
+            f"127.0.0.1:{self.vision.port}",
+            "--llm-address",
+            f"127.0.0.1:{self.llm.port}",
+        ]
+        self.gateway.start()
+        self.gateway.wait_serving()
+
+    def _stop(self) -> None:
+        for service in (self.gateway, self.vision, self.llm):
+            service.stop()
+
+
+def main() -> None:
+    """Keeps the three services up until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="make serve", description=main.__doc__)
+    parser.add_argument("--checkpoint", type=Path, help="default: a tiny random one, made now")
+    parser.add_argument("--port", type=int, default=GATEWAY_PORT, help="the gateway's port")
+    parser.add_argument("--file-root", help="folder from which file:// URLs may be read")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint = options.checkpoint
+        if checkpoint is None:
+            checkpoint = Path(temporary) / "random-internvl"
+            write_random_checkpoint(checkpoint)
+        arguments = ["--file-root", options.file_root] if options.file_root else []
+        print("starting the vision service, the LLM service and the gateway ...", flush=True)
+        with Stack(
+            checkpoint, Path(temporary), port=options.port, gateway_arguments=arguments
+        ) as stack:
+            print(f"OpenAI API at {stack.url}/v1, model {checkpoint.name}; Ctrl-C stops")
+            print(
+                f"vision gRPC at 127.0.0.1:{stack.vision.port}, LLM at 127.0.0.1:{stack.llm.port}"
+            )
+            _wait_while_all_run(stack)
+
+
+def _wait_while_all_run(stack: Stack) -> None:
+    try:
+        while all(s.returncode is None for s in (stack.vision, stack.llm, stack.gateway)):
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print("stopping")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,605 @@
+"""The LLM service over real gRPC, with a scripted engine behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+
+import grpc
+import pytest
+import torch
+
+from llm_service.__main__ import SERVICE_NAME
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines import EngineLoad, FinishReason, Prompt, TokenOutput
+from llm_service.model import ServedModel
+from llm_service.sampling import SamplingParams
+from llm_service.servicer import LLMServicer
+from llm_service.tables import TableCache
+from protos.errors import (
+    ContextLengthError,
+    DataLossError,
+    EngineDeadError,
+    InvalidArgumentError,
+    InvalidTensorError,
+    ModelMismatchError,
+    OverloadedError,
+    ServiceError,
+    UnsupportedFieldError,
+    from_rpc_error,
+)
+from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
+from protos.serving import Service, running_server
+from tests.real_tokenizers import real_tokenizer
+
+HIDDEN_SIZE = 8
+CONTEXT = 4096
+TABLE_BYTES = 1 << 20
+CONFIG = LLMConfig(
+    architecture="Qwen2ForCausalLM",
+    hidden_size=HIDDEN_SIZE,
+    intermediate_size=16,
+    layer_count=1,
+    head_count=2,
+    kv_head_count=1,
+    head_dim=4,
+    vocabulary_size=151674,
+    max_position_embeddings=CONTEXT,
+    rope_theta=1e6,
+    rms_norm_eps=1e-6,
+    end_token_ids=frozenset({151645}),
+)
+END = 151645
+
+
+class ScriptedEngine:
+    """Gives out fixed tokens; remembers what it was asked and whether it was closed early."""
+
+    def __init__(self) -> None:
+        self.text = "Hello, world!"
+        self.finish: FinishReason = "stop"
+        self.error: ServiceError | None = None
+        self.never_ends = False
+        self.prompts: list[Prompt] = []
+        self.params: list[SamplingParams] = []
+        self.cancelled = asyncio.Event()
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams
+    ) -> AsyncGenerator[TokenOutput, None]:
+        self.prompts.append(prompt)
+        self.params.append(params)
+        if self.error is not None:
+            raise self.error
+        ids = real_tokenizer("qwen2_5").encode(self.text)
+        try:
+            for token_id in ids[: None if self.finish == "stop" else -1]:
+                yield TokenOutput([token_id], None)
+            while self.never_ends:
+                await asyncio.sleep(0.01)
+                yield TokenOutput([ids[0]], None)
+        except GeneratorExit:
+            self.cancelled.set()
+            raise
+        yield TokenOutput([END if self.finish == "stop" else ids[-1]], self.finish)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(running=1, waiting=2, free_kv_tokens=3, total_kv_tokens=4)
+
+    def is_healthy(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+async def stub(engine: ScriptedEngine) -> AsyncIterator[llm_pb2_grpc.LLMServiceAsyncStub]:
+    model = ServedModel("tiny", "torch", CONFIG, real_tokenizer("qwen2_5"), CONTEXT, 4)
+    servicer = LLMServicer(model, engine, TableCache(TABLE_BYTES))
+    service = Service(
+        SERVICE_NAME,
+        lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
+        engine.is_healthy,
+    )
+    async with (
+        running_server(service, "127.0.0.1", 0, drain_seconds=1) as (_, port),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield llm_pb2_grpc.LLMServiceStub(channel)
+
+
+def embedding_id(name: str) -> tensor_pb2.EmbeddingId:
+    digest = name.encode().ljust(32, b".")
+    return tensor_pb2.EmbeddingId(content_sha256=digest, recipe_sha256=digest)
+
+
+def start(
+    text: str = "Hi", images: Iterable[str] = (), **fields: object
+) -> llm_pb2.GenerateRequest:
+    image_ids = [embedding_id(name) for name in images]
+    parts = [llm_pb2.ContentPart(text=text)]
+    parts += [llm_pb2.ContentPart(image=llm_pb2.ImagePart()) for _ in image_ids]
+    chat = llm_pb2.ChatPrompt(messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, parts=parts)])
+    return llm_pb2.GenerateRequest(
+        start=llm_pb2.GenerateStart(chat=chat, images=image_ids, **fields)  # type: ignore[arg-type]
+    )
+
+
+def header(index: int = 0, rows: int = 2, **spec: object) -> llm_pb2.GenerateRequest:
+    fields = {
+        "dtype": tensor_pb2.DATA_TYPE_FP32,
+        "shape": [rows, HIDDEN_SIZE],
+        "byte_count": rows * HIDDEN_SIZE * 4,
+    }
+    tensor_spec = tensor_pb2.TensorSpec(**(fields | spec))  # type: ignore[arg-type]
+    return llm_pb2.GenerateRequest(
+        embedding_header=llm_pb2.EmbeddingHeader(image_index=index, spec=tensor_spec)
+    )
+
+
+def chunk(data: bytes, offset: int = 0, index: int = 0) -> llm_pb2.GenerateRequest:
+    piece = tensor_pb2.TensorChunk(offset=offset, data=data)
+    return llm_pb2.GenerateRequest(
+        embedding_chunk=llm_pb2.EmbeddingChunk(image_index=index, chunk=piece)
+    )
+
+
+def trailer(data: bytes, index: int = 0) -> llm_pb2.GenerateRequest:
+    return llm_pb2.GenerateRequest(
+        embedding_trailer=llm_pb2.EmbeddingTrailer(image_index=index, crc32=zlib.crc32(data))
+    )
+
+
+def table(value: float, rows: int = 2) -> tuple[torch.Tensor, bytes]:
+    rows_tensor = torch.full((rows, HIDDEN_SIZE), value)
+    return rows_tensor, rows_tensor.numpy().tobytes()
+
+
+def upload(data: bytes, index: int = 0, rows: int = 2) -> list[llm_pb2.GenerateRequest]:
+    return [header(index, rows), chunk(data, index=index), trailer(data, index)]
+
+
+async def exchange(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, *requests: llm_pb2.GenerateRequest
+) -> list[llm_pb2.GenerateResponse]:
+    call = stub.Generate(iter(requests))
+    try:
+        return [response async for response in call]
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+
+
+def text_of(responses: list[llm_pb2.GenerateResponse]) -> str:
+    return "".join(response.delta.text for response in responses)
+
+
+async def test_text_only_conversation(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    wanted, *deltas, finished, usage = await exchange(stub, start())
+    assert wanted.WhichOneof("message") == "wanted"
+    assert list(wanted.wanted.image_indexes) == []
+    assert text_of(deltas) == "Hello, world!"
+    assert finished.finished.reason == llm_pb2.FINISH_REASON_STOP
+    assert usage.usage.prompt_token_count == len(engine.prompts[0].token_ids)
+    assert usage.usage.output_token_count == 5  # four of the text and the end token
+    assert 0 < usage.usage.first_token_seconds <= usage.usage.total_seconds
+
+
+async def test_length_is_reported_as_such(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    engine.finish = "length"
+    responses = await exchange(stub, start())
+    assert responses[-2].finished.reason == llm_pb2.FINISH_REASON_LENGTH
+    assert text_of(responses) == "Hello, world!"
+    assert responses[-1].usage.output_token_count == 4
+
+
+async def test_wanted_image_arrives_and_stays_for_the_second_turn(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    rows, data = table(1.5)
+    first = await exchange(stub, start(images=["a"]), *upload(data))
+    assert list(first[0].wanted.image_indexes) == [0]
+    assert torch.equal(engine.prompts[0].prompt_table, rows)
+    assert first[-1].usage.image_token_count == 2
+
+    second = await exchange(stub, start(images=["a"]))
+    assert list(second[0].wanted.image_indexes) == []
+    assert torch.equal(engine.prompts[1].prompt_table, rows)
+
+
+async def test_interleaved_uploads_of_several_images(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    (rows_a, a), (rows_b, b) = table(1.0), table(2.0, rows=3)
+    responses = await exchange(
+        stub,
+        start(images=["a", "b"]),
+        header(0, 2),
+        header(1, 3),
+        chunk(b[:40], index=1),
+        chunk(a, index=0),
+        chunk(b[40:], offset=40, index=1),
+        trailer(b, index=1),
+        trailer(a, index=0),
+    )
+    assert list(responses[0].wanted.image_indexes) == [0, 1]
+    prompt = engine.prompts[0]
+    assert torch.equal(prompt.prompt_table, torch.cat([rows_a, rows_b]))
+    assert [image.row_count for image in prompt.images] == [2, 3]
+
+
+async def test_equal_images_are_wanted_once(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    rows, data = table(1.0)
+    responses = await exchange(stub, start(images=["a", "b", "a"]), *upload(data), *upload(data, 1))
+    assert list(responses[0].wanted.image_indexes) == [0, 1]
+    assert engine.prompts[0].prompt_table.shape == (6, HIDDEN_SIZE)
+    assert torch.equal(engine.prompts[0].prompt_table[4:], rows)
+
+
+async def test_bf16_bytes_are_read_as_bf16(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    rows = torch.arange(2 * HIDDEN_SIZE, dtype=torch.bfloat16).view(2, HIDDEN_SIZE)
+    data = rows.view(torch.uint8).numpy().tobytes()
+    spec = header(0, 2, dtype=tensor_pb2.DATA_TYPE_BF16, byte_count=len(data))
+    await exchange(stub, start(images=["a"]), spec, chunk(data), trailer(data))
+    assert torch.equal(engine.prompts[0].prompt_table, rows)
+
+
+async def test_stop_string_cuts_the_text_and_ends_the_engine(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    stop = llm_pb2.StopConditions(strings=["o, wor"])
+    responses = await exchange(stub, start(stop=stop))
+    assert text_of(responses) == "Hell"
+    assert responses[-2].finished.stop_string == "o, wor"
+    await asyncio.wait_for(engine.cancelled.wait(), 5)
+
+
+async def test_cancelled_call_closes_the_engines_generator(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    engine.never_ends = True
+    call = stub.Generate(iter([start()]))
+    async for response in call:
+        if response.delta.text:
+            break
+    call.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), 5)
+
+
+async def test_sampling_reaches_the_engine_and_unset_fields_keep_defaults(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    sampling = llm_pb2.SamplingParams(temperature=0.5, top_k=7, seed=0)
+    stop = llm_pb2.StopConditions(max_token_count=9, min_token_count=2, token_ids=[5])
+    await exchange(stub, start(sampling=sampling, stop=stop))
+    assert engine.params[0] == SamplingParams(
+        temperature=0.5,
+        top_k=7,
+        seed=0,
+        max_tokens=9,
+        min_tokens=2,
+        stop_token_ids=frozenset({5, END}),
+    )
+
+
+async def test_end_tokens_can_be_ignored(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    await exchange(stub, start(stop=llm_pb2.StopConditions(ignore_end_tokens=True)))
+    assert engine.params[0].stop_token_ids == frozenset()
+
+
+A = table(1.0)[1]
+BIG = bytes((1 << 20) + 32)
+
+
+@pytest.mark.parametrize(
+    ("error", "field", "sentence", "requests"),
+    [
+        (InvalidArgumentError, "start", "first message must be start", [chunk(A)]),
+        (
+            UnsupportedFieldError,
+            "choice_count",
+            "choice_count is not supported",
+            [start(choice_count=2)],
+        ),
+        (
+            UnsupportedFieldError,
+            "logprobs",
+            "logprobs is not supported",
+            [start(logprobs=llm_pb2.LogprobOptions())],
+        ),
+        (
+            UnsupportedFieldError,
+            "guided",
+            "guided is not supported",
+            [start(guided=llm_pb2.GuidedDecoding(json_object=llm_pb2.JSONObjectGuide()))],
+        ),
+        (UnsupportedFieldError, "priority", "priority is not supported", [start(priority=1)]),
+        (
+            UnsupportedFieldError,
+            "cache_salt",
+            "cache_salt is not supported",
+            [start(cache_salt="x")],
+        ),
+        (
+            UnsupportedFieldError,
+            "sampling.logit_bias",
+            "sampling.logit_bias is not supported",
+            [start(sampling=llm_pb2.SamplingParams(logit_bias=[llm_pb2.LogitBias(token_id=1)]))],
+        ),
+        (
+            InvalidArgumentError,
+            "sampling.top_p",
+            "1.5",
+            [start(sampling=llm_pb2.SamplingParams(top_p=1.5))],
+        ),
+        (
+            InvalidArgumentError,
+            "stop.strings[0]",
+            "1 to 256 characters, not 0",
+            [start(stop=llm_pb2.StopConditions(strings=[""]))],
+        ),
+        (
+            InvalidArgumentError,
+            "stop.strings",
+            "17 entries are given, at most 16",
+            [start(stop=llm_pb2.StopConditions(strings=["x"] * 17))],
+        ),
+        (
+            InvalidArgumentError,
+            "stop.token_ids[0]",
+            "151674 is not in 0..151673",
+            [start(stop=llm_pb2.StopConditions(token_ids=[151674]))],
+        ),
+        (
+            InvalidArgumentError,
+            "request_id",
+            "129 characters, at most 128",
+            [start(request_id="x" * 129)],
+        ),
+        (InvalidArgumentError, "images", "5 images, at most 4", [start(images="abcde")]),
+        (
+            InvalidArgumentError,
+            "images[0].recipe_sha256",
+            "0 bytes, a SHA-256 has 32",
+            [
+                llm_pb2.GenerateRequest(
+                    start=llm_pb2.GenerateStart(
+                        text="<image>",
+                        images=[tensor_pb2.EmbeddingId(content_sha256=b"x" * 32)],
+                    )
+                )
+            ],
+        ),
+        (
+            InvalidArgumentError,
+            "images",
+            "places for 1 images, but images has 0",
+            [llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart(text="a <image>"))],
+        ),
+        (
+            InvalidArgumentError,
+            "prompt",
+            "one of chat, text, token_ids",
+            [llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart())],
+        ),
+        (
+            InvalidArgumentError,
+            "messages[0].role",
+            "none of system, user, assistant",
+            [
+                llm_pb2.GenerateRequest(
+                    start=llm_pb2.GenerateStart(
+                        chat=llm_pb2.ChatPrompt(messages=[llm_pb2.ChatMessage()])
+                    )
+                )
+            ],
+        ),
+        (ContextLengthError, "messages", "context of 4096", [start("a b " * 4096)]),
+        (ContextLengthError, "messages", "context of 4096", [start(images=["a"]), header(0, 4090)]),
+        (
+            InvalidTensorError,
+            "spec.shape",
+            "1 to 4096 rows",
+            [start(images=["a"]), header(0, 4097)],
+        ),
+        (
+            InvalidTensorError,
+            "spec.dtype",
+            "BF16, FP16 or FP32",
+            [start(images=["a"]), header(dtype=tensor_pb2.DATA_TYPE_UNSPECIFIED)],
+        ),
+        (
+            InvalidTensorError,
+            "spec.byte_count",
+            "has 64 bytes, not 63",
+            [start(images=["a"]), header(byte_count=63)],
+        ),
+        (
+            ModelMismatchError,
+            "spec.shape",
+            "rows of 9 values, this model needs 8",
+            [start(images=["a"]), header(shape=[2, 9], byte_count=72)],
+        ),
+        (
+            InvalidTensorError,
+            "image_index",
+            "image 1 is none of the request's 1",
+            [start(images=["a"]), header(1)],
+        ),
+        (
+            InvalidTensorError,
+            "image_index",
+            "has no embedding_header yet",
+            [start(images=["a"]), chunk(A)],
+        ),
+        (
+            InvalidTensorError,
+            "embedding_header",
+            "announced already",
+            [start(images=["a"]), header(), header()],
+        ),
+        (
+            InvalidTensorError,
+            "chunk.offset",
+            "starts at byte 4, expected 0",
+            [start(images=["a"]), header(), chunk(A[4:], offset=4)],
+        ),
+        (
+            InvalidTensorError,
+            "chunk.data",
+            "ends at byte 68, the tensor at 64",
+            [start(images=["a"]), header(), chunk(A + b"more")],
+        ),
+        (
+            InvalidTensorError,
+            "chunk.data",
+            "1 to 1048576 bytes",
+            [start(images=["a"]), header(), chunk(BIG)],
+        ),
+        (
+            InvalidTensorError,
+            "chunk.data",
+            "1 to 1048576 bytes, not 0",
+            [start(images=["a"]), header(), chunk(b"")],
+        ),
+        (
+            InvalidTensorError,
+            "embedding_trailer",
+            "ended after 32 of 64 bytes",
+            [start(images=["a"]), header(), chunk(A[:32]), trailer(A[:32])],
+        ),
+        (
+            DataLossError,
+            "",
+            "CRC-32",
+            [start(images=["a"]), header(), chunk(A), trailer(A[:-1] + b"x")],
+        ),
+        (
+            InvalidTensorError,
+            "images",
+            r"ended before the embeddings of images \[0\]",
+            [start(images=["a"]), header(), chunk(A)],
+        ),
+        (
+            InvalidArgumentError,
+            "start",
+            "after start come embeddings",
+            [start(images=["a"]), start()],
+        ),
+    ],
+)
+async def test_refusals(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+    error: type[ServiceError],
+    field: str,
+    sentence: str,
+    requests: list[llm_pb2.GenerateRequest],
+) -> None:
+    with pytest.raises(error, match=sentence) as info:
+        await exchange(stub, *requests)
+    assert type(info.value) is error
+    assert info.value.field == field
+
+
+async def test_arriving_tables_are_bounded_and_given_back(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+) -> None:
+    """An upload that breaks off returns its share of the memory for arriving tables."""
+    rows = 4000  # 128,000 bytes each: eight fit into TABLE_BYTES, nine do not
+    for _ in range(9):
+        with pytest.raises(InvalidTensorError, match="ended before"):
+            await exchange(stub, start(images=["a"]), header(0, rows))
+
+
+async def test_too_many_arriving_bytes_are_refused_with_a_time_to_retry(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+) -> None:
+    release = asyncio.Event()
+
+    async def slow() -> AsyncIterator[llm_pb2.GenerateRequest]:
+        yield start(images=["a"])
+        yield header(0, 4000)
+        await release.wait()
+
+    calls = [stub.Generate(slow()) for _ in range(8)]
+    for call in calls:
+        await call.read()  # `wanted`; the header follows at once
+    # The eighth header may still be on its way: ask until it has taken the last of the memory.
+    while (refusal := await _overload(stub)) is None:
+        pass
+    assert "limit of 1048576" in refusal.message
+    assert refusal.retry_after == 1.0
+    for call in calls:
+        call.cancel()
+    release.set()
+
+
+async def _overload(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> OverloadedError | None:
+    try:
+        await exchange(stub, start(images=["b"]), header(0, 4000))
+    except OverloadedError as error:
+        return error
+    except InvalidTensorError:
+        return None
+    raise AssertionError("an incomplete upload was accepted")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OverloadedError("the queue is full", retry_after=2.0), EngineDeadError("the engine died")],
+    ids=["overloaded", "dead"],
+)
+async def test_engine_errors_cross_the_wire(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine, error: ServiceError
+) -> None:
+    engine.error = error
+    with pytest.raises(type(error)) as info:
+        await exchange(stub, start())
+    assert (info.value.message, info.value.retry_after) == (error.message, error.retry_after)
+
+
+async def test_count_tokens_counts_what_generate_would(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    request = start(images=["a"])
+    usage = (await exchange(stub, request, *upload(A)))[-1].usage
+    count = await stub.CountTokens(
+        llm_pb2.CountTokensRequest(chat=request.start.chat, image_row_counts=[2])
+    )
+    assert count.prompt_token_count == usage.prompt_token_count
+    assert count.image_token_count == usage.image_token_count == 2
+
+
+async def test_count_tokens_refuses_a_wrong_number_of_images(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="image_row_counts has 2"):
+        await stub.CountTokens(
+            llm_pb2.CountTokensRequest(text="<image>", image_row_counts=[256, 256])
+        )
+
+
+async def test_model_info_and_load(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:
+    info = await stub.GetModelInfo(llm_pb2.LLMServiceGetModelInfoRequest())
+    assert (info.model, info.engine, info.hidden_size) == ("tiny", "torch", HIDDEN_SIZE)
+    assert info.vocabulary_size == 151674
+    assert len(info.fingerprint_sha256) == 32
+    load = await stub.GetLoad(llm_pb2.GetLoadRequest())
+    assert (load.running_sequence_count, load.waiting_sequence_count) == (1, 2)
+    assert (load.free_kv_token_count, load.total_kv_token_count) == (3, 4)

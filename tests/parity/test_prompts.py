@@ -1,0 +1,58 @@
+"""Token ids of whole conversations, equal to the reference's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_service.prompt import Message, Role, chat_layout
+from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
+from tests.parity import golden
+from tests.real_tokenizers import FAMILIES, real_tokenizer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ids_of_every_conversation_equal_the_reference(golden_dir: Path, family: str) -> None:
+    document = golden.read_json(golden_dir / "prompts.json")
+    tokenizer = real_tokenizer(family)
+    for conversation in document["conversations"]:
+        messages = [_message(message) for message in conversation["messages"]]
+        rows = [tiles * document["tokens_per_tile"] for tiles in conversation["tiles"]]
+        expected = golden.decode_run_lengths(conversation[family]["ids_rle"])
+        assert _ids(tokenizer, messages, rows) == expected, conversation["name"]
+        assert len(expected) == conversation[family]["num_tokens"], conversation["name"]
+
+
+def test_ids_of_the_checkpoints_own_conversations(checkpoint_dir: Path) -> None:
+    tokenizer = Tokenizer.from_checkpoint(checkpoint_dir)
+    for conversation in golden.read_json(checkpoint_dir / "golden.json")["conversations"]:
+        messages = [
+            Message(Role(role), text, image_count=text.count("<image>"))
+            for role, text in conversation["turns"]
+        ]
+        if conversation["system"] is not None:
+            messages.insert(0, Message(Role.SYSTEM, conversation["system"]))
+        rows = [256 * tiles for tiles in conversation["tiles"]]
+        expected = golden.decode_run_lengths(conversation["input_ids_rle"])
+        assert _ids(tokenizer, messages, rows) == expected, conversation["name"]
+
+
+def _message(message: dict[str, Any]) -> Message:
+    content = message["content"]
+    if isinstance(content, str):
+        return Message(Role(message["role"]), content)
+    texts = [part["text"] for part in content if part["type"] == "text"]
+    images = sum(part["type"] == "image_url" for part in content)
+    return Message(Role(message["role"]), "\n".join(texts), images)
+
+
+def _ids(tokenizer: Tokenizer, messages: list[Message], row_counts: list[int]) -> list[int]:
+    """Returns the prompt's ids with every virtual token as the context token of the reference."""
+    vocabulary_size = 10**6  # any number beyond the tokenizer's ids
+    context_id = tokenizer.special_id(IMAGE_CONTEXT)
+    ids = chat_layout(tokenizer, messages).token_ids(row_counts, vocabulary_size)
+    virtual = [token_id - vocabulary_size for token_id in ids if token_id >= vocabulary_size]
+    assert virtual == list(range(sum(row_counts)))
+    return [context_id if token_id >= vocabulary_size else token_id for token_id in ids]

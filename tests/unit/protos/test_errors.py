@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import re
+
+import grpc
+import pytest
+from grpc_status import rpc_status
+
+from protos import errors
+from protos.errors import ServiceError, from_rpc_error, to_status
+
+ALL = list(errors.BY_REASON.values())
+
+
+def as_rpc_error(error: ServiceError, *, with_details: bool = True) -> grpc.aio.AioRpcError:
+    status = rpc_status.to_status(to_status(error))
+    metadata = status.trailing_metadata if with_details else ()
+    return grpc.aio.AioRpcError(
+        status.code,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(*metadata),
+        details=status.details,
+    )
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.reason)
+def test_every_class_survives_the_wire(cls: type[ServiceError]) -> None:
+    received = from_rpc_error(as_rpc_error(cls("a sentence", field="a.b", retry_after=1.5)))
+    assert type(received) is cls
+    assert received.message == "a sentence"
+    assert received.field == "a.b"
+    assert received.retry_after == 1.5
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.reason)
+def test_unset_field_and_retry_stay_unset(cls: type[ServiceError]) -> None:
+    received = from_rpc_error(as_rpc_error(cls("a sentence")))
+    assert received.field == ""
+    assert received.retry_after is None
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode), ids=lambda code: code.name)
+def test_every_bare_status_has_a_class(code: grpc.StatusCode) -> None:
+    """A proxy's status has no details: its code alone decides."""
+    bare = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
+    received = from_rpc_error(bare)
+    expected = errors.BY_CODE.get(code, ServiceError)
+    assert type(received) is expected
+    assert received.message == code.name
+
+
+def test_first_class_of_a_code_is_the_general_one() -> None:
+    assert errors.BY_CODE[grpc.StatusCode.INVALID_ARGUMENT] is errors.InvalidArgumentError
+    assert errors.BY_CODE[grpc.StatusCode.UNAVAILABLE] is errors.UnavailableError
+
+
+def test_reasons_are_unique_and_the_docstring_lists_them_all() -> None:
+    documented = re.findall(r"(\w+Error)\s+([A-Z_]+)\s+([A-Z_]+)$", errors.__doc__ or "", re.M)
+    actual = [(cls.__name__, cls.code.name, cls.reason) for cls in errors._tree(ServiceError)]
+    assert documented == actual
+    assert len({reason for *_, reason in actual}) == len(actual)
+
+
+def test_details_of_another_domain_are_not_ours() -> None:
+    status = to_status(errors.OverloadedError("full"))
+    info = status.details[0]
+    info.value = info.value.replace(errors.DOMAIN.encode(), b"somebody")
+    sent = rpc_status.to_status(status)
+    error = grpc.aio.AioRpcError(
+        sent.code, grpc.aio.Metadata(), grpc.aio.Metadata(*sent.trailing_metadata)
+    )
+    assert type(from_rpc_error(error)) is errors.OverloadedError
