@@ -135,8 +135,9 @@ def _end_token_ids(checkpoint: Path, llm: dict[str, Any]) -> frozenset[int]:
     documents = [llm, _read_json(generation)] if generation.is_file() else [llm]
     token_ids: set[int] = set()
     for document in documents:
-        listed = document.get("eos_token_id") or []
-        token_ids.update(listed if isinstance(listed, list) else [listed])
+        listed = document.get("eos_token_id")
+        if listed is not None:
+            token_ids.update(listed if isinstance(listed, list) else [listed])
     return frozenset(token_ids)
 
 

@@ -26,7 +26,6 @@ class SamplingParams:
         max_tokens: most tokens to generate, >= 1; None stands for what the context leaves.
         min_tokens: before so many tokens none of `stop_token_ids` is generated, >= 0.
         stop_token_ids: tokens that end the output, the checkpoint's own end tokens included.
-        ignore_end_tokens: go on past every one of `stop_token_ids`.
 
     Raises:
         InvalidArgumentError: an option is out of its range; `field` is its path in the protos.
@@ -43,7 +42,6 @@ class SamplingParams:
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
-    ignore_end_tokens: bool = False
 
     def __post_init__(self) -> None:
         _check_range("sampling.temperature", self.temperature, 0, 2)
@@ -62,11 +60,6 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature == 0
-
-    @property
-    def ending_token_ids(self) -> frozenset[int]:
-        """The tokens that do end this request's output."""
-        return frozenset() if self.ignore_end_tokens else self.stop_token_ids
 
 
 # The comparisons are written so that NaN fails them.

@@ -25,6 +25,7 @@ TEXT_LAYERS = 2
 HEADS = 4
 KV_HEADS = 2
 HEAD_DIM = TEXT_WIDTH // HEADS
+ATTENTION_OUTPUTS = ("self_attn.o_proj.weight", "attention.wo.weight")
 PATCHES = (448 // 14) ** 2
 BYTE_COUNT = 256
 SPECIAL_TOKENS = [
@@ -62,13 +63,15 @@ def write_random_checkpoint(
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     values = torch.randn(shape, generator=generator)
-    is_norm = "norm" in name or name == "mlp1.0.weight"
     if name.endswith("bias"):
         values *= 0.02
-    elif is_norm:
+    elif "norm" in name or name == "mlp1.0.weight":
         values = 1 + 0.1 * values
     else:
         values *= shape[-1] ** -0.5
+    if name.endswith(ATTENTION_OUTPUTS):
+        # Strong enough that what was seen and its order decide the words, meaningless as they are.
+        values *= 8
     return values.to(torch.bfloat16)
 
 

@@ -1,0 +1,126 @@
+"""The language model engines: token ids and a prompt table in, a stream of token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.sampling import SamplingParams
+from llm_service.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Consecutive rows of a prompt table that are one image's embedding.
+
+    Attributes:
+        identity: digest that names the rows' values: the image's content and the recipe.
+        row_count: how many rows.
+    """
+
+    identity: bytes
+    row_count: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt whose images are already embedded.
+
+    Attributes:
+        token_ids: at least one. An id below the vocabulary size is a token; vocabulary_size + row
+            is a virtual token, which stands for that row of the prompt table. Rows are consecutive
+            over the whole prompt.
+        prompt_table: [rows, hidden_size], any float dtype, on the CPU.
+        images: the images in order; their row counts add up to the table's rows.
+    """
+
+    token_ids: list[int]
+    prompt_table: torch.Tensor
+    images: tuple[ImageRows, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """What one engine step added to a sequence.
+
+    Attributes:
+        token_ids: the new tokens, an ending token included.
+        finish_reason: set on the last output, None before: "stop" after one of the request's stop
+            tokens, "length" at max_tokens or at the end of the context.
+        cached_token_count: prompt tokens whose KV cache was reused.
+    """
+
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    cached_token_count: int = 0
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """The engine's load at one moment.
+
+    Attributes:
+        running: sequences being generated.
+        waiting: sequences waiting for room.
+        free_kv_tokens: tokens that fit into the free part of the KV cache.
+        total_kv_tokens: tokens that fit into the whole KV cache.
+    """
+
+    running: int
+    waiting: int
+    free_kv_tokens: int
+    total_kv_tokens: int
+
+
+class LLMEngine(Protocol):
+    """A warm language model. Its methods are called from one event loop."""
+
+    def generate(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[TokenOutput, None]:
+        """Yields the tokens that follow the prompt, as they are made.
+
+        Closing the generator cancels the sequence: its memory is free within one engine step.
+
+        Raises:
+            InvalidArgumentError: a token id or a stop token id does not exist, or there is none.
+            InvalidTensorError: the prompt table is not [rows, hidden_size].
+            ContextLengthError: prompt and max_tokens, or the prompt alone, exceed the context: the
+                smaller of max_position_embeddings and what the KV cache holds.
+            OverloadedError: too many sequences wait already.
+            EngineDeadError: the engine has failed or is closed.
+        """
+        ...
+
+    def load(self) -> EngineLoad:
+        """Returns the engine's load at this moment."""
+        ...
+
+    def is_healthy(self) -> bool:
+        """Returns whether the engine still works."""
+        ...
+
+    async def close(self) -> None:
+        """Ends every sequence with EngineDeadError and frees the engine."""
+        ...
+
+
+def create_engine(settings: Settings, config: LLMConfig) -> LLMEngine:
+    """Loads the checkpoint into the engine that the settings name and warms it by a real step.
+
+    Blocks for as long as that takes; call it from a worker thread.
+
+    Raises:
+        CheckpointError: the weights do not fit the config.
+        ValueError: this machine does not allow a setting; the sentence names it.
+    """
+    match settings.engine:
+        case "torch":
+            from llm_service.engines.torch_engine.launch import start_engine
+
+            return start_engine(settings, config)

@@ -1,0 +1,72 @@
+"""From settings to a running torch engine: device, dtype, weights, size of the KV cache."""
+
+from __future__ import annotations
+
+import torch
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines.torch_engine.block_manager import BlockManager
+from llm_service.engines.torch_engine.engine import TorchEngine
+from llm_service.engines.torch_engine.model_runner import ModelRunner
+from llm_service.engines.torch_engine.models.decoder import Decoder
+from llm_service.engines.torch_engine.scheduler import Scheduler
+from llm_service.engines.torch_engine.weights import load_decoder
+from llm_service.settings import GIB, Settings
+
+CPU_KV_CACHE_BYTES = GIB
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def start_engine(settings: Settings, config: LLMConfig) -> TorchEngine:
+    """Loads the checkpoint, runs a first sequence, and starts the engine's thread.
+
+    Raises:
+        CheckpointError: the weights do not fit the config.
+        ValueError: there is no CUDA device, or the KV cache would hold no block.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = _device(settings)
+    decoder = load_decoder(settings.checkpoint, config, device, _dtype(settings, device))
+    block_count = _block_count(settings, decoder)
+    blocks = BlockManager(block_count, settings.block_size)
+    scheduler = Scheduler(blocks, settings.max_batch_tokens, settings.max_running_sequences)
+    runner = ModelRunner(decoder, block_count, settings.block_size)
+    return TorchEngine(config, scheduler, runner, settings.max_waiting_sequences)
+
+
+def _device(settings: Settings) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_cuda:
+        raise ValueError("device is cuda, but PyTorch finds no CUDA device on this machine")
+    return torch.device("cuda" if has_cuda and settings.device != "cpu" else "cpu")
+
+
+def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[settings.dtype]
+
+
+def _block_count(settings: Settings, decoder: Decoder) -> int:
+    """Returns how many blocks the KV cache has: by its size, or by the memory that is left."""
+    config, weight = decoder.config, decoder.embedding.weight
+    block_bytes = settings.block_size * config.kv_values_per_token * weight.itemsize
+    if settings.kv_cache_bytes is not None:
+        cache_bytes = settings.kv_cache_bytes
+    elif weight.is_cuda:
+        free_bytes, _ = torch.cuda.mem_get_info(weight.device)
+        cache_bytes = int(free_bytes * settings.kv_cache_fraction)
+    else:
+        cache_bytes = CPU_KV_CACHE_BYTES
+    block_count = cache_bytes // block_bytes
+    if block_count * settings.block_size < 2:
+        raise ValueError(
+            f"the KV cache has {cache_bytes} bytes, and one block needs {block_bytes}; "
+            "it must hold 2 tokens at least"
+        )
+    return block_count

@@ -1,0 +1,63 @@
+"""From a checkpoint's files to a decoder: tensor by tensor, none missing, none left over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from llm_service.checkpoint import CheckpointError, LLMConfig, weight_files
+from llm_service.engines.torch_engine.models import DECODERS
+from llm_service.engines.torch_engine.models.decoder import Decoder, Destination
+
+PREFIX = "language_model."
+
+
+def load_decoder(
+    checkpoint: Path, config: LLMConfig, device: torch.device, dtype: torch.dtype
+) -> Decoder:
+    """Builds the decoder that the config names and fills it; holds one tensor more than it.
+
+    Raises:
+        CheckpointError: a tensor of the language model is missing, unknown, of another shape or
+            not of a float type, or a file is damaged.
+    """
+    decoder = empty_decoder(config).to(dtype).to_empty(device=device)
+    destinations = decoder.destinations()
+    for file in weight_files(checkpoint):
+        try:
+            _fill_from(file, destinations)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged: {error}") from error
+    if destinations:
+        raise CheckpointError(
+            f"the checkpoint lacks {len(destinations)} tensors, among them {min(destinations)}"
+        )
+    return decoder
+
+
+def empty_decoder(config: LLMConfig) -> Decoder:
+    """Returns the decoder that the config names on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        decoder = DECODERS[config.architecture](config)
+    return decoder.requires_grad_(False)
+
+
+def _fill_from(file: Path, destinations: dict[str, Destination]) -> None:
+    """Copies the file's tensors of the language model, and takes their destinations out."""
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - not a dict: it has no iterator
+            if name.startswith(PREFIX):
+                if name not in destinations:
+                    raise CheckpointError(f"{file.name} has an unexpected tensor {name}")
+                _copy(name, tensors.get_tensor(name), destinations.pop(name))
+
+
+def _copy(name: str, tensor: torch.Tensor, destination: Destination) -> None:
+    if tuple(tensor.shape) != destination.shape or not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{name} is {tensor.dtype} {list(tensor.shape)}; "
+            f"config.json asks for floats {list(destination.shape)}"
+        )
+    destination.view.copy_(tensor.view(destination.view.shape))

@@ -1,0 +1,117 @@
+"""Every bad input gets its typed 4xx: status, code and the path of what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from typing import Any
+
+import pytest
+from openai import APIStatusError, OpenAI
+from PIL import Image
+
+from models.demo.__main__ import PICTURES
+from tests.e2e.conftest import picture_url
+
+IMAGE_PATH = "messages[0].content[0].image_url.url"
+
+
+def data_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Returns a PNG that announces a size and has no pixels."""
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    idat = b"IDAT" + zlib.compress(b"")
+    chunks = [
+        struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        for body in (ihdr, idat, b"IEND")
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def one_pixel() -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+def image(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def user(*parts: dict[str, Any] | str) -> list[Any]:
+    return [{"role": "user", "content": parts[0] if isinstance(parts[0], str) else list(parts)}]
+
+
+JPEG = (PICTURES / "house.jpg").read_bytes()
+CASES: dict[str, tuple[list[Any], int, str]] = {
+    "not an image": (user(image(data_url(b"plain text"))), 400, IMAGE_PATH),
+    "truncated jpeg": (user(image(data_url(JPEG[: len(JPEG) // 2]))), 400, IMAGE_PATH),
+    "one pixel": (user(image(data_url(one_pixel()))), 400, IMAGE_PATH),
+    "20000x20000 header": (user(image(data_url(png_header(20000, 20000)))), 400, IMAGE_PATH),
+    "wrong base64": (user(image("data:image/png;base64,@@@")), 400, IMAGE_PATH),
+    "0 bytes": (user(image("data:image/png;base64,")), 400, IMAGE_PATH),
+    "unknown role": ([{"role": "wizard", "content": "hi"}], 400, "messages[0].role"),
+    "300 images": (user(*[image(picture_url("shapes.png"))] * 300), 400, "messages"),
+    "file outside the root": (user(image("file:///etc/hostname")), 403, IMAGE_PATH),
+    "file outside by dots": (
+        user(image(picture_url("shapes.png").replace("shapes", "../../../pyproject"))),
+        403,
+        IMAGE_PATH,
+    ),
+    "missing file": (user(image(picture_url("nothing.png"))), 400, IMAGE_PATH),
+    "link-local address": (user(image("http://169.254.169.254/x.png")), 403, IMAGE_PATH),
+    "other scheme": (user(image("ftp://example.com/x.png")), 400, IMAGE_PATH),
+    "too many placeholders": (user("<image> and <image>"), 400, "messages[0].content"),
+    "assistant last": (
+        [*user("hi"), {"role": "assistant", "content": "hello"}],
+        400,
+        "messages[1].role",
+    ),
+    "no messages": ([], 400, "messages"),
+    "context too long": (user("a" * 40_000), 400, "messages"),
+}
+
+
+@pytest.mark.parametrize(("messages", "status", "param"), CASES.values(), ids=CASES)
+def test_messages(client: OpenAI, model: str, messages: list[Any], status: int, param: str) -> None:
+    with pytest.raises(APIStatusError) as info:
+        client.chat.completions.create(model=model, messages=messages, max_tokens=1)
+    assert info.value.status_code == status
+    assert info.value.param == param
+    assert info.value.code
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "param"),
+    [
+        ("temperature", 3, "temperature"),
+        ("top_p", 0, "top_p"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_tokens", 40_000, "max_tokens"),
+        ("n", 2, "n"),
+        ("tools", [{"type": "function", "function": {"name": "f"}}], "tools"),
+        ("response_format", {"type": "json_object"}, "response_format"),
+        ("logprobs", True, "logprobs"),
+        ("stop", ["x"] * 17, "stop"),
+        ("wizardry", 1, "wizardry"),
+    ],
+)
+def test_options(client: OpenAI, model: str, option: str, value: Any, param: str) -> None:
+    with pytest.raises(APIStatusError) as info:
+        client.chat.completions.create(model=model, messages=user("hi"), extra_body={option: value})
+    assert info.value.status_code == 400
+    assert info.value.param == param
+    assert option in info.value.message
+
+
+def test_refused_stream_has_a_status_too(client: OpenAI, model: str) -> None:
+    with pytest.raises(APIStatusError) as info:
+        client.chat.completions.create(
+            model=model, messages=user(image(data_url(b"no"))), stream=True
+        )
+    assert info.value.status_code == 400

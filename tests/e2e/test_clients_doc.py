@@ -1,0 +1,48 @@
+"""The Python blocks of docs/clients.md, run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from models.demo.stack import Stack
+
+ROOT = Path(__file__).parents[2]
+PICTURE = "models/demo/pictures/house.jpg"
+
+
+def blocks() -> list[str]:
+    text = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
+def run(script: Path, *arguments: str) -> str:
+    completed = subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
+
+
+def test_openai_block(stack: Stack, tmp_path: Path) -> None:
+    script = tmp_path / "openai_client.py"
+    script.write_text(blocks()[0].replace("http://127.0.0.1:8000", stack.url))
+    assert "prompt_tokens=" in run(script)
+
+
+def test_grpc_blocks(stack: Stack, tmp_path: Path) -> None:
+    vision_client, llm_client = tmp_path / "vision_client.py", tmp_path / "llm_client.py"
+    vision_client.write_text(blocks()[1])
+    llm_client.write_text(blocks()[2])
+    vision, llm = (f"127.0.0.1:{service.port}" for service in (stack.vision, stack.llm))
+    assert run(vision_client, vision, PICTURE).startswith("13 tiles, embedding [3328, 64]")
+    assert "output_token_count" in run(llm_client, vision, llm, PICTURE)

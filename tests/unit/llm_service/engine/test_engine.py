@@ -1,0 +1,364 @@
+"""The engine's promises to its callers: refusals, cancelling, stopping, seeds, death."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from blockbuster import blockbuster_ctx
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines import LLMEngine, Prompt, TokenOutput, create_engine
+from llm_service.engines.torch_engine.engine import TorchEngine
+from llm_service.engines.torch_engine.model_runner import ModelRunner
+from llm_service.engines.torch_engine.sequence import Sequence
+from llm_service.sampling import SamplingParams
+from llm_service.settings import Settings
+from protos.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    InvalidArgumentError,
+    InvalidTensorError,
+    OverloadedError,
+)
+from tests.unit.llm_service.engine.tiny import QWEN2, random_tensors, write_checkpoint
+
+VOCABULARY_SIZE, HIDDEN_SIZE, CONTEXT = 61, 32, 512
+NO_ROWS = torch.empty(0, HIDDEN_SIZE)
+PROMPT = Prompt([3, 1, 4, 1, 5], NO_ROWS)
+LONG = SamplingParams(max_tokens=500)
+
+Start = Callable[..., Awaitable[LLMEngine]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), QWEN2, random_tensors(QWEN2))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_loop() -> Iterator[None]:
+    with blockbuster_ctx():
+        yield
+
+
+@pytest.fixture
+async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
+    """Starts engines on the tiny checkpoint; closes them after the test."""
+    engines: list[LLMEngine] = []
+
+    async def create(**options: int) -> LLMEngine:
+        options = {"kv_cache_bytes": 2**22, **options}
+        settings = Settings.model_validate({"checkpoint": checkpoint, "device": "cpu", **options})
+        config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
+        engines.append(await asyncio.to_thread(create_engine, settings, config))
+        return engines[-1]
+
+    yield create
+    for engine in engines:
+        await engine.close()
+
+
+async def _outputs(
+    engine: LLMEngine, prompt: Prompt = PROMPT, params: SamplingParams | None = None
+) -> list[TokenOutput]:
+    params = params or SamplingParams(max_tokens=8)
+    async with aclosing(engine.generate(prompt, params)) as outputs:
+        return [output async for output in outputs]
+
+
+async def _tokens(engine: LLMEngine, params: SamplingParams, prompt: Prompt = PROMPT) -> list[int]:
+    outputs = await _outputs(engine, prompt, params)
+    assert [output.finish_reason is None for output in outputs[:-1]] == [True] * (len(outputs) - 1)
+    return [token_id for output in outputs for token_id in output.token_ids]
+
+
+class Gate:
+    """Lets the engine's forward passes through as permitted, and records their batches."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[list[Sequence]] = []
+        self.entered = threading.Event()
+        self._permits = threading.Semaphore(0)
+        run = ModelRunner.run
+
+        def gated(runner: ModelRunner, sequences: list[Sequence]) -> torch.Tensor:
+            self.batches.append(list(sequences))
+            self.entered.set()
+            assert self._permits.acquire(timeout=30)
+            return run(runner, sequences)
+
+        monkeypatch.setattr(ModelRunner, "run", gated)
+
+    def permit(self, step_count: int) -> None:
+        self._permits.release(step_count)
+
+    def open(self) -> None:
+        self.permit(10_000)
+
+
+async def test_streams_token_by_token_and_ends_by_length(start: Start) -> None:
+    engine = await start()
+    outputs = await _outputs(engine, params=SamplingParams(max_tokens=3))
+    assert [len(output.token_ids) for output in outputs] == [1, 1, 1]
+    assert [output.finish_reason for output in outputs] == [None, None, "length"]
+
+
+async def test_without_max_tokens_the_context_is_the_limit(start: Start) -> None:
+    engine = await start()
+    outputs = await _outputs(engine, Prompt([1] * 500, NO_ROWS), SamplingParams())
+    assert len(outputs) == CONTEXT - 500
+    assert outputs[-1].finish_reason == "length"
+
+
+async def test_stop_token_ends_and_is_in_the_output(start: Start) -> None:
+    engine = await start()
+    plain = await _tokens(engine, SamplingParams(max_tokens=20))
+    stop = plain[4]
+    params = SamplingParams(max_tokens=20, stop_token_ids=frozenset({stop}))
+    outputs = await _outputs(engine, params=params)
+    until_stop = plain[: plain.index(stop) + 1]
+    assert [output.token_ids for output in outputs] == [[token_id] for token_id in until_stop]
+    assert outputs[-1].finish_reason == "stop"
+
+
+async def test_no_stop_token_before_min_tokens(start: Start) -> None:
+    engine = await start()
+    plain = await _tokens(engine, SamplingParams(max_tokens=20))
+    params = SamplingParams(max_tokens=20, stop_token_ids=frozenset(plain), min_tokens=6)
+    tokens = await _tokens(engine, params)
+    assert not set(tokens[:6]) & set(plain)
+
+
+async def test_seed_gives_the_same_tokens_whatever_else_runs(start: Start) -> None:
+    engine = await start()
+    params = SamplingParams(temperature=1.5, seed=11, max_tokens=30)
+    alone = await _tokens(engine, params)
+    others = [replace(params, seed=seed, max_tokens=5 + seed) for seed in range(6)]
+    together = await asyncio.gather(*(_tokens(engine, p) for p in [*others, params]))
+    assert together[-1] == alone
+    assert len({tuple(tokens[:5]) for tokens in together}) > 1
+
+
+async def test_rows_of_the_table_decide_and_its_dtype_is_converted(start: Start) -> None:
+    engine = await start()
+    table = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
+    ids = [3, 61, 62, 63, 64, 5]
+    params = SamplingParams(max_tokens=12)
+    tokens = await _tokens(engine, params, Prompt(ids, table))
+    rounded = table.bfloat16()
+    assert await _tokens(engine, params, Prompt(ids, rounded)) == await _tokens(
+        engine, params, Prompt(ids, rounded.float())
+    )
+    assert await _tokens(engine, params, Prompt(ids, table.flip(0))) != tokens
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "numbers"),
+    [(500, 13, ("500", "13", "512")), (512, None, ("512", "1", "512"))],
+)
+async def test_refuses_what_exceeds_the_context(
+    start: Start, length: int, max_tokens: int | None, numbers: tuple[str, ...]
+) -> None:
+    engine = await start()
+    with pytest.raises(ContextLengthError) as caught:
+        await _outputs(engine, Prompt([1] * length, NO_ROWS), SamplingParams(max_tokens=max_tokens))
+    for number in numbers:
+        assert number in caught.value.message
+
+
+async def test_context_is_what_the_cache_holds_when_that_is_less(start: Start) -> None:
+    # 2 layers x key and value x 2 heads x 8 floats: 256 bytes a token; 4 blocks of 16 tokens.
+    engine = await start(kv_cache_bytes=4 * 16 * 256, block_size=16)
+    assert engine.load().total_kv_tokens == 64
+    assert len(await _outputs(engine, Prompt([1] * 60, NO_ROWS), SamplingParams())) == 4
+    with pytest.raises(ContextLengthError, match="64"):
+        await _outputs(engine, Prompt([1] * 60, NO_ROWS), SamplingParams(max_tokens=5))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "error", "message"),
+    [
+        (Prompt([], NO_ROWS), SamplingParams(), InvalidArgumentError, "at least 1 token"),
+        (Prompt([-1], NO_ROWS), SamplingParams(), InvalidArgumentError, "from 0 to 60.*-1"),
+        (Prompt([61], NO_ROWS), SamplingParams(), InvalidArgumentError, "from 0 to 60.*61"),
+        (
+            Prompt([1, 63], torch.empty(2, HIDDEN_SIZE)),
+            SamplingParams(),
+            InvalidArgumentError,
+            "from 0 to 62.*63",
+        ),
+        (
+            Prompt([1], torch.empty(2, 31)),
+            SamplingParams(),
+            InvalidTensorError,
+            r"\[rows, 32\], but is \[2, 31\]",
+        ),
+        (
+            PROMPT,
+            SamplingParams(stop_token_ids=frozenset({61})),
+            InvalidArgumentError,
+            "stop.token_ids must be from 0 to 60, but one is 61",
+        ),
+    ],
+)
+async def test_refuses_what_it_cannot_look_up(
+    start: Start,
+    prompt: Prompt,
+    params: SamplingParams,
+    error: type[InvalidArgumentError],
+    message: str,
+) -> None:
+    engine = await start()
+    with pytest.raises(error, match=message):
+        await _outputs(engine, prompt, params)
+    assert len(await _outputs(engine)) == 8
+
+
+async def test_refuses_when_too_many_wait(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await start(max_running_sequences=1, max_waiting_sequences=1)
+    gate = Gate(monkeypatch)
+    running = asyncio.ensure_future(_outputs(engine))
+    await asyncio.to_thread(gate.entered.wait)
+    waiting = asyncio.ensure_future(_outputs(engine))
+    await asyncio.sleep(0)  # lets the task post its sequence
+    assert (engine.load().running, engine.load().waiting) == (1, 1)
+    with pytest.raises(
+        OverloadedError, match="1 sequences wait already; max_waiting_sequences is 1"
+    ) as caught:
+        await _outputs(engine)
+    assert caught.value.retry_after == 1.0
+    gate.open()
+    assert [len(outputs) for outputs in await asyncio.gather(running, waiting)] == [8, 8]
+    assert len(await _outputs(engine)) == 8
+
+
+async def test_closing_the_generator_frees_the_sequence_within_one_step(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    gate = Gate(monkeypatch)
+    gate.permit(1)
+    async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
+        await outputs.__anext__()
+        assert engine.load().running == 1
+        assert engine.load().free_kv_tokens < engine.load().total_kv_tokens
+    gate.open()
+    # The abort was posted before this sequence, so it takes effect before it.
+    assert len(await _outputs(engine)) == 8
+    cancelled = gate.batches[0][0]
+    # The first step, and the one that may have begun before the closing.
+    assert sum(cancelled in batch for batch in gate.batches) <= 2
+    load = engine.load()
+    assert (load.running, load.waiting) == (0, 0)
+    assert load.free_kv_tokens == load.total_kv_tokens
+
+
+async def test_a_waiting_sequence_can_be_cancelled(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start(max_running_sequences=1)
+    gate = Gate(monkeypatch)
+    running = asyncio.ensure_future(_outputs(engine))
+    await asyncio.to_thread(gate.entered.wait)
+    waiting = asyncio.ensure_future(_outputs(engine, params=LONG))
+    await asyncio.sleep(0)  # lets the task post its sequence
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    gate.open()
+    assert len(await running) == 8
+    assert {sequence for batch in gate.batches for sequence in batch} == {gate.batches[0][0]}
+    assert engine.load().free_kv_tokens == engine.load().total_kv_tokens
+
+
+async def test_death_of_the_thread_fails_every_request_at_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start(max_running_sequences=1)
+    entered, broken = threading.Event(), threading.Event()
+
+    def run(_: ModelRunner, __: list[Sequence]) -> torch.Tensor:
+        entered.set()
+        assert broken.wait(30)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(ModelRunner, "run", run)
+    requests = [asyncio.ensure_future(_outputs(engine))]
+    await asyncio.to_thread(entered.wait)
+    requests += [asyncio.ensure_future(_outputs(engine)) for _ in range(3)]
+    await asyncio.sleep(0)  # lets the tasks post their sequences
+    assert engine.is_healthy()
+    broken.set()
+    failures = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(failure) for failure in failures] == [EngineDeadError] * 4
+    assert not engine.is_healthy()
+    with pytest.raises(EngineDeadError):
+        await _outputs(engine)
+
+
+async def test_close_fails_what_is_running_and_what_comes_later(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    gate = Gate(monkeypatch)
+    running = asyncio.ensure_future(_outputs(engine, params=LONG))
+    await asyncio.to_thread(gate.entered.wait)
+    closing = asyncio.ensure_future(engine.close())
+    await asyncio.sleep(0)  # lets the task post its call
+    gate.open()
+    await closing
+    with pytest.raises(EngineDeadError):
+        await running
+    assert len(gate.batches) == 1
+    assert not engine.is_healthy()
+    with pytest.raises(EngineDeadError):
+        await _outputs(engine)
+
+
+async def test_a_request_posted_as_the_thread_ends_does_not_hang(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    await engine.close()
+    # As if the thread had ended just after the door was passed.
+    monkeypatch.setattr(TorchEngine, "_check_queue", lambda _: None)
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(_outputs(engine), 30)
+    assert engine.load().waiting == 0
+
+
+async def test_is_warm_and_empty_at_the_start(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    gate.open()
+    engine = await start()
+    assert [len(batch) for batch in gate.batches] == [1, 1]
+    assert engine.is_healthy()
+    load = engine.load()
+    assert (load.running, load.waiting) == (0, 0)
+    assert load.free_kv_tokens == load.total_kv_tokens > 0
+
+
+async def test_refuses_a_cache_without_room(start: Start) -> None:
+    with pytest.raises(ValueError, match="the KV cache has 100 bytes, and one block needs 4096"):
+        await start(kv_cache_bytes=100)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_refuses_cuda_where_there_is_none(checkpoint: Path) -> None:
+    settings = Settings(checkpoint=checkpoint, device="cuda")
+    with pytest.raises(ValueError, match="no CUDA device"):
+        create_engine(settings, LLMConfig.from_checkpoint(checkpoint))
+
+
+def test_model_is_named_after_its_folder_unless_told(checkpoint: Path) -> None:
+    assert Settings(checkpoint=checkpoint).model_name == checkpoint.name
+    assert Settings(checkpoint=checkpoint, served_model_name="pilot").model_name == "pilot"
