@@ -1,0 +1,16 @@
+# The vision service on its torch engine (CPU or CUDA). Build from the repository's root:
+#   docker build -f docker/vision_service.Dockerfile -t internvl-vision .
+FROM python:3.12-slim
+WORKDIR /app
+COPY pyproject.toml README.md LICENSE ./
+COPY protos protos
+COPY vision_service vision_service
+COPY llm_service llm_service
+COPY gateway gateway
+COPY constraints.txt .
+RUN pip install --no-cache-dir -c constraints.txt ".[torch]"
+RUN useradd --system service
+USER service
+ENV VISION_SERVICE_HOST=0.0.0.0
+EXPOSE 50051
+ENTRYPOINT ["internvl-vision"]
