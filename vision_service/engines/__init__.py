@@ -1,0 +1,55 @@
+"""The engines: uint8 tiles in, image embeddings out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from vision_service.checkpoint import VisionConfig
+
+if TYPE_CHECKING:
+    from vision_service.settings import Settings
+
+
+class EngineStartError(Exception):
+    """The engine cannot run here: a sentence that names the setting."""
+
+
+class VisionEngine(Protocol):
+    """What turns tiles into embeddings; used by one thread at a time."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the embeddings."""
+        ...
+
+    @property
+    def weights_sha256(self) -> bytes:
+        """Digest of the checkpoint's vision tensors as stored (checkpoint.TensorDigest)."""
+        ...
+
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Returns the embeddings of tiles.
+
+        Args:
+            tiles: [n, 3, tile_size, tile_size] uint8 RGB on the CPU, not yet normalised.
+
+        Returns:
+            [n, tokens_per_tile, hidden] of `dtype`, on the CPU.
+        """
+        ...
+
+
+def create_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
+    """Loads the engine that the settings name and warms it with a real forward pass.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged or not those that the config describes.
+        EngineStartError: the device is not to be had, or too small.
+    """
+    match settings.engine:
+        case "torch":
+            from vision_service.engines.torch_engine import TorchEngine
+
+            return TorchEngine.load(settings, config)

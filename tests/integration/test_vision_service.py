@@ -1,0 +1,353 @@
+"""The vision service over real gRPC: what it answers, and how each refusal crosses the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from blockbuster import blockbuster_ctx
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import load_file
+
+from protos.errors import (
+    EngineDeadError,
+    ImageTooLargeError,
+    InvalidArgumentError,
+    InvalidImageError,
+    ModelMismatchError,
+    OverloadedError,
+    ServiceError,
+    from_rpc_error,
+)
+from protos.identity import content_digest, recipe_digest
+from protos.internvl.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
+from protos.serving import CHUNK_BYTE_COUNT, MAX_CHUNK_BYTE_COUNT, running_server
+from tests.unit.vision_service.fakes import FakeEngine, encoded, picture
+from vision_service import __main__ as vision_main
+from vision_service.batcher import EncodedTiles, TileBatcher
+from vision_service.checkpoint import VisionConfig
+from vision_service.engines import VisionEngine, create_engine
+from vision_service.settings import Settings
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+CHECKPOINT = GOLDEN / "tiny-qwen2"
+CONFIG = VisionConfig.from_checkpoint(CHECKPOINT)
+IMAGE_B = (GOLDEN / "images" / "image_b.png").read_bytes()  # 900x400: 2x1 tiles and a thumbnail
+TOKENS_PER_TILE = 256
+HIDDEN_SIZE = 64
+
+
+@pytest.fixture(autouse=True)
+def blocking_calls_fail() -> Iterator[None]:
+    """A blocking call of the service in the event loop fails the test."""
+    with blockbuster_ctx("vision_service"):
+        yield
+
+
+class Client:
+    """The service's stubs on one channel."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.stub = vision_pb2_grpc.VisionServiceStub(channel)
+        self.health = health_pb2_grpc.HealthStub(channel)
+
+    async def encode(self, image: bytes, **fields: Any) -> EncodedImage:
+        request = vision_pb2.EncodeImageRequest(image=image, **fields)
+        return EncodedImage([response async for response in self.stub.EncodeImage(request)])
+
+    async def refusal(self, image: bytes, **fields: Any) -> ServiceError:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.encode(image, **fields)
+        return from_rpc_error(caught.value)
+
+    async def info(self) -> vision_pb2.VisionServiceGetModelInfoResponse:
+        return await self.stub.GetModelInfo(vision_pb2.VisionServiceGetModelInfoRequest())
+
+
+class EncodedImage:
+    """A whole response stream, taken apart."""
+
+    def __init__(self, responses: list[vision_pb2.EncodeImageResponse]) -> None:
+        kinds = [response.WhichOneof("message") for response in responses]
+        assert kinds == ["header", *["chunk"] * (len(kinds) - 2), "trailer"]
+        self.header = responses[0].header
+        self.chunks = [response.chunk for response in responses[1:-1]]
+        self.trailer = responses[-1].trailer
+        self.data = b"".join(chunk.data for chunk in self.chunks)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        values = torch.frombuffer(bytearray(self.data), dtype=torch.float32)
+        return values.view(*self.header.spec.shape)
+
+
+@asynccontextmanager
+async def running(engine: VisionEngine, **options: Any) -> AsyncIterator[Client]:
+    """Runs the service on a free port over this engine."""
+    settings = Settings(checkpoint=CHECKPOINT, **options)
+    async with (
+        vision_main.open_service(settings, CONFIG, engine) as service,
+        running_server(service, "127.0.0.1", 0, drain_seconds=0) as (_, port),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield Client(channel)
+
+
+@contextmanager
+def held(engine: FakeEngine) -> Iterator[None]:
+    """Keeps the engine in its next call until the block ends."""
+    engine.gate.clear()
+    try:
+        yield
+    finally:
+        engine.gate.set()
+
+
+@pytest.fixture(scope="module")
+def torch_engine() -> VisionEngine:
+    settings = Settings(checkpoint=CHECKPOINT, device="cpu", threads=1)
+    return create_engine(settings, CONFIG)
+
+
+@pytest.fixture
+async def client(torch_engine: VisionEngine) -> AsyncIterator[Client]:
+    async with running(torch_engine, max_tile_count=24) as client:
+        yield client
+
+
+@pytest.fixture
+def fake_engine() -> FakeEngine:
+    return FakeEngine(TOKENS_PER_TILE, HIDDEN_SIZE)
+
+
+async def test_an_image_becomes_the_golden_embedding(client: Client) -> None:
+    found = await client.encode(IMAGE_B)
+    expected = load_file(CHECKPOINT / "golden.safetensors")["embeds.image_b"].flatten(0, 1)
+    torch.testing.assert_close(found.rows, expected, rtol=0, atol=1e-4)
+    header = found.header
+    assert (header.tile_count, header.grid_column_count, header.grid_row_count) == (3, 2, 1)
+    assert (header.image_width, header.image_height, header.cache_hit) == (900, 400, False)
+    assert header.spec.dtype == tensor_pb2.DATA_TYPE_FP32
+    assert list(header.spec.shape) == [3 * TOKENS_PER_TILE, HIDDEN_SIZE]
+
+
+async def test_chunks_are_contiguous_and_the_checksum_is_theirs(fake_engine: FakeEngine) -> None:
+    async with running(fake_engine) as client:
+        found = await client.encode(encoded(picture(1000, 747)))
+    assert found.header.tile_count == 13
+    sizes = [len(chunk.data) for chunk in found.chunks]
+    assert sizes[:-1] == [CHUNK_BYTE_COUNT] * (len(sizes) - 1)
+    assert len(sizes) > 1
+    assert max(sizes) <= MAX_CHUNK_BYTE_COUNT
+    assert [chunk.offset for chunk in found.chunks] == [
+        sum(sizes[:index]) for index in range(len(sizes))
+    ]
+    assert len(found.data) == found.header.spec.byte_count
+    assert zlib.crc32(found.data) == found.trailer.crc32
+
+
+async def test_the_id_is_the_one_that_a_client_derives(client: Client) -> None:
+    info = await client.info()
+    for cap in (None, 1, 24):
+        found = await client.encode(IMAGE_B, max_tile_count=cap)
+        assert found.header.id.content_sha256 == content_digest(IMAGE_B)
+        effective = info.default_tile_count if cap is None else cap
+        assert found.header.id.recipe_sha256 == recipe_digest(info.recipe_sha256, effective)
+
+
+async def test_model_info_describes_checkpoint_and_limits(client: Client) -> None:
+    info = await client.info()
+    assert (info.model, info.engine) == ("tiny-qwen2", "torch")
+    assert len(info.recipe_sha256) == 32
+    assert (info.hidden_size, info.tokens_per_tile, info.tile_size) == (64, 256, 448)
+    assert info.dtype == tensor_pb2.DATA_TYPE_FP32
+    assert (info.default_tile_count, info.max_tile_count) == (12, 24)
+    assert info.max_image_byte_count == 20 * 1024 * 1024
+    assert info.max_image_pixel_count == 100_000_000
+
+
+async def test_the_tile_cap_of_the_request_holds(client: Client) -> None:
+    found = await client.encode(IMAGE_B, max_tile_count=1)
+    assert (found.header.tile_count, len(found.rows)) == (1, TOKENS_PER_TILE)
+
+
+async def test_the_second_time_comes_from_the_cache(client: Client) -> None:
+    first, second = await client.encode(IMAGE_B), await client.encode(IMAGE_B)
+    assert (first.header.cache_hit, second.header.cache_hit) == (False, True)
+    assert (first.data, first.trailer.crc32) == (second.data, second.trailer.crc32)
+    assert first.trailer.timings.forward_seconds > 0
+    assert first.trailer.timings.preprocess_seconds > 0
+    assert second.trailer.timings == vision_pb2.EncodeTimings()
+
+
+async def test_requests_in_flight_share_engine_calls(fake_engine: FakeEngine) -> None:
+    pictures = [encoded(picture(448, 448, seed)) for seed in range(6)]
+    async with running(fake_engine) as client:
+        with held(fake_engine):
+            requests = [asyncio.create_task(client.encode(image)) for image in pictures]
+            await asyncio.to_thread(fake_engine.entered.wait)
+        await asyncio.gather(*requests)
+    assert sum(fake_engine.batch_tile_counts) == 6
+
+
+async def test_a_matching_recipe_is_accepted(client: Client) -> None:
+    recipe = (await client.info()).recipe_sha256
+    assert (await client.encode(IMAGE_B, expected_recipe_sha256=recipe)).data
+
+
+async def test_another_recipe_is_refused(client: Client) -> None:
+    error = await client.refusal(IMAGE_B, expected_recipe_sha256=bytes(32))
+    assert isinstance(error, ModelMismatchError)
+    assert bytes(32).hex() in error.message
+    assert error.field == "expected_recipe_sha256"
+
+
+@pytest.mark.parametrize("cap", [0, -1, 25])
+async def test_a_tile_cap_out_of_range_is_refused(client: Client, cap: int) -> None:
+    error = await client.refusal(IMAGE_B, max_tile_count=cap)
+    assert isinstance(error, InvalidArgumentError)
+    assert error.message == f"max_tile_count is {cap}; it must be 1 to 24"
+    assert error.field == "max_tile_count"
+
+
+@pytest.mark.parametrize(
+    ("image", "complaint"),
+    [
+        pytest.param(b"", "the image is empty: 0 bytes", id="empty"),
+        pytest.param(b"no image", "not a JPEG, PNG, WEBP, BMP or GIF", id="no image"),
+        pytest.param(IMAGE_B[:20_000], "damaged or cut short", id="truncated"),
+        pytest.param(encoded(picture(1, 1)), "is 1x1 pixels", id="one pixel"),
+    ],
+)
+async def test_what_is_no_image_is_refused(client: Client, image: bytes, complaint: str) -> None:
+    error = await client.refusal(image)
+    assert isinstance(error, InvalidImageError)
+    assert complaint in error.message
+    assert error.field == "image"
+
+
+async def test_too_many_pixels_are_refused(client: Client) -> None:
+    header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
+    error = await client.refusal(png + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT")
+    assert isinstance(error, ImageTooLargeError)
+    assert "100000000" in error.message
+
+
+async def test_too_many_bytes_are_refused(fake_engine: FakeEngine) -> None:
+    async with running(fake_engine, max_image_byte_count=1000) as client:
+        error = await client.refusal(bytes(1001))
+    assert isinstance(error, ImageTooLargeError)
+    assert error.message == "the image file has 1001 bytes; the limit is 1000"
+
+
+async def test_a_full_queue_is_refused_with_a_time_to_retry(fake_engine: FakeEngine) -> None:
+    strips = [encoded(picture(8 * 64, 64, seed)) for seed in range(8)]  # 8x1 tiles and a thumbnail
+    async with running(fake_engine, max_queued_tile_count=65) as client:
+        with held(fake_engine):
+            calls = [asyncio.create_task(client.encode(strip)) for strip in strips]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    (refused,) = [outcome for outcome in outcomes if not isinstance(outcome, EncodedImage)]
+    assert isinstance(refused, grpc.aio.AioRpcError)
+    error = from_rpc_error(refused)
+    assert isinstance(error, OverloadedError)
+    assert error.retry_after is not None
+    assert error.message == "63 tiles wait for the engine and this image has 9; the limit is 65"
+
+
+async def test_a_cancelled_call_never_reaches_the_engine(
+    fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued, left = asyncio.Event(), asyncio.Event()
+
+    class WatchedBatcher(TileBatcher):
+        async def encode(self, tiles: torch.Tensor) -> EncodedTiles:
+            if len(tiles) == 1:
+                return await super().encode(tiles)
+            queued.set()
+            try:
+                return await super().encode(tiles)
+            finally:
+                left.set()
+
+    monkeypatch.setattr(vision_main, "TileBatcher", WatchedBatcher)
+    async with running(fake_engine) as client:
+        with held(fake_engine):
+            first = asyncio.create_task(client.encode(encoded(picture(448, 448))))
+            await asyncio.to_thread(fake_engine.entered.wait)
+            call = client.stub.EncodeImage(vision_pb2.EncodeImageRequest(image=IMAGE_B))
+            await queued.wait()
+            call.cancel()
+            await left.wait()
+        await first
+        # The same picture again is a new encode, not the cancelled one.
+        assert (await client.encode(IMAGE_B)).header.tile_count == 3
+    assert sum(fake_engine.batch_tile_counts) == 1 + 3
+
+
+async def test_a_dead_engine_fails_calls_and_ends_the_service(
+    fake_engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_engine.error = RuntimeError("out of order")
+    async with running(fake_engine) as client:
+        assert isinstance(await client.refusal(IMAGE_B), EngineDeadError)
+        assert isinstance(await client.refusal(IMAGE_B), EngineDeadError)
+    # `run` returns False, whereupon the process exits with 1.
+    monkeypatch.setattr(vision_main, "create_engine", lambda *_: fake_engine)
+    monkeypatch.setattr(vision_main, "serve", lambda service, _: serve_one(service))
+    assert await vision_main.run(Settings(checkpoint=CHECKPOINT)) is False
+
+
+async def serve_one(service: Any) -> bool:
+    """Stands in for `serve`: one call, then the service's own word on its engine."""
+    async with (
+        running_server(service, "127.0.0.1", 0, drain_seconds=0) as (_, port),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        await Client(channel).refusal(IMAGE_B)
+    healthy: bool = service.is_healthy()
+    return healthy
+
+
+async def test_health_is_serving_when_the_service_is_up(client: Client) -> None:
+    for name in ("", "internvl.v1.VisionService"):
+        answer = await client.health.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def started_process(*arguments: str) -> subprocess.Popen[str]:
+    options = ("--device", "cpu", "--threads", "1", *arguments)
+    command = [sys.executable, "-m", "vision_service", *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_the_process_serves_and_ends_on_sigterm() -> None:
+    with started_process("--checkpoint", str(CHECKPOINT)) as process:
+        assert process.stderr is not None
+        log = list(itertools.takewhile(lambda line: '"serving"' not in line, process.stderr))
+        process.send_signal(signal.SIGTERM)
+        log += process.stderr
+    assert process.returncode == 0
+    assert any('"draining"' in line for line in log)
+
+
+def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    with started_process("--checkpoint", str(tmp_path / "nowhere")) as process:
+        assert process.stderr is not None
+        log = process.stderr.read()
+    assert process.returncode == 1
+    assert "nowhere/config.json: cannot be read" in log
+    assert "Traceback" not in log

@@ -1,0 +1,66 @@
+"""Doubles for the vision tests: an engine without a model, pictures made on the spot."""
+
+from __future__ import annotations
+
+import io
+import threading
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+TOKENS_PER_TILE = 2
+HIDDEN_SIZE = 3
+
+
+class FakeEngine:
+    """Encodes a tile as its mean value, and can be held, watched and broken.
+
+    Attributes:
+        batch_tile_counts: tiles of each call so far.
+        gate: a call waits until it is set.
+        entered: set once a call has begun.
+        error: raised by the next call.
+    """
+
+    dtype = torch.float32
+    weights_sha256 = bytes(32)
+
+    def __init__(self, tokens_per_tile: int = TOKENS_PER_TILE, hidden: int = HIDDEN_SIZE) -> None:
+        self._row_shape = (tokens_per_tile, hidden)
+        self.batch_tile_counts: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.error: Exception | None = None
+
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        self.batch_tile_counts.append(len(tiles))
+        self.entered.set()
+        self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        means = tiles.to(torch.float32).mean(dim=(1, 2, 3))
+        return means[:, None, None].repeat(1, *self._row_shape)
+
+
+def tiles_of(*values: int) -> torch.Tensor:
+    """Returns one 2x2 tile a value, filled with it: [n, 3, 2, 2] uint8."""
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 3, 2, 2)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Returns an RGB picture of smooth colours with some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    noise = rng.integers(-8, 9, (height, width, 3))
+    values = np.asarray(coarse.resize((width, height))).astype(np.int64) + noise
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+    """Returns the image as a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()

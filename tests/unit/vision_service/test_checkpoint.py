@@ -1,0 +1,197 @@
+"""The checkpoint: what its files say, and one test a refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.unit.vision_service.checkpoints import (
+    SMALL_6B,
+    changed,
+    random_tensors,
+    write_checkpoint,
+)
+from vision_service.checkpoint import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CheckpointError,
+    TensorDigest,
+    VisionConfig,
+    vision_tensors,
+)
+
+
+def test_the_config_is_read(tmp_path: Path) -> None:
+    config = VisionConfig.from_checkpoint(write_checkpoint(tmp_path))
+    assert config == VisionConfig(
+        hidden_size=40,
+        intermediate_size=64,
+        layer_count=2,
+        used_layer_count=2,
+        head_count=5,
+        patch_size=7,
+        tile_size=28,
+        norm_type="rms_norm",
+        norm_eps=1e-6,
+        qkv_bias=False,
+        qk_normalization=True,
+        output_size=24,
+        max_dynamic_patch=6,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+    assert (config.patches_per_edge, config.tokens_per_tile) == (4, 4)
+
+
+def test_mean_and_std_come_from_the_preprocessor_config(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    values = {"image_mean": [0.5, 0.25, 1], "image_std": [0.1, 0.2, 0.3]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    config = VisionConfig.from_checkpoint(tmp_path)
+    assert (config.mean, config.std) == ((0.5, 0.25, 1.0), (0.1, 0.2, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"ps_version": "v1"}, "ps_version is 'v1'; supported: 'v2'"),
+        ({"ps_version": None}, "ps_version is missing"),
+        ({"downsample_ratio": 0.25}, "downsample_ratio is 0.25; supported: 0.5"),
+        ({"dynamic_image_size": False}, "dynamic_image_size is False; supported: True"),
+        ({"use_thumbnail": False}, "use_thumbnail is False; supported: True"),
+        ({"min_dynamic_patch": 2}, "min_dynamic_patch is 2; supported: 1"),
+        ({"max_dynamic_patch": 0}, "max_dynamic_patch is 0, not 1 or more"),
+        ({"max_dynamic_patch": True}, "max_dynamic_patch is True, not of type int"),
+        ({"select_layer": -4}, "select_layer is -4, but there are 2 layers"),
+        ({"select_layer": 0}, "select_layer is 0, but there are 2 layers"),
+        ({"llm_config": {"hidden_size": None}}, "llm_config.hidden_size is missing"),
+        ({"llm_config": None}, "llm_config is missing"),
+        ({"vision_config": {"num_channels": 1}}, "vision_config.num_channels is 1; supported: 3"),
+        ({"vision_config": {"hidden_act": "silu"}}, "hidden_act is 'silu'; supported: 'gelu'"),
+        ({"vision_config": {"image_size": 56}}, "vision_config.image_size is 56; supported: 28"),
+        ({"vision_config": {"patch_size": 28}}, "image_size is 28, not a multiple of 56"),
+        ({"vision_config": {"num_attention_heads": 7}}, "hidden_size is 40, not a multiple of 7"),
+        ({"vision_config": {"norm_type": "batch_norm"}}, "norm_type is 'batch_norm'; supported"),
+        ({"vision_config": {"qkv_bias": 1}}, "vision_config.qkv_bias is 1, not of type bool"),
+    ],
+)
+def test_an_unsupported_config_is_refused_by_key(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(changed(SMALL_6B, **changes)))
+    with pytest.raises(CheckpointError, match="config.json: ") as caught:
+        VisionConfig.from_checkpoint(tmp_path)
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [(None, "cannot be read"), ("{", "cannot be read"), ("[]", "is not a JSON object")],
+)
+def test_an_unreadable_config_is_refused(
+    tmp_path: Path, content: str | None, complaint: str
+) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=complaint):
+        VisionConfig.from_checkpoint(tmp_path)
+
+
+def test_a_mean_of_two_numbers_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')
+    with pytest.raises(CheckpointError, match=r"image_mean is \[0.5, 0.5\], not three numbers"):
+        VisionConfig.from_checkpoint(tmp_path)
+
+
+def write_shards(path: Path) -> None:
+    """Writes tower and mlp1 into a shard each, and an LLM tensor into one that does not exist."""
+    tensors = random_tensors(SMALL_6B)
+    weight_map = {"language_model.lm_head.weight": "model-3.safetensors"}
+    for number, prefix in enumerate(("vision_model.", "mlp1."), start=1):
+        file = f"model-{number}.safetensors"
+        part = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        save_file({**part, f"language_model.{number}": torch.zeros(1)}, path / file)
+        weight_map.update(dict.fromkeys(part, file))
+    index = {"weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_tensors_come_from_the_shards_that_are_needed(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    found, expected = dict(vision_tensors(tmp_path)), random_tensors(SMALL_6B)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_one_file_and_shards_have_the_same_digest(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    write_checkpoint(tmp_path / "one")
+    assert digest_of(tmp_path) == digest_of(tmp_path / "one")
+
+
+def test_the_tensors_of_the_llm_do_not_matter(tmp_path: Path) -> None:
+    tensors = random_tensors(SMALL_6B)
+    write_checkpoint(tmp_path / "a", tensors=tensors)
+    write_checkpoint(tmp_path / "b", tensors={**tensors, "language_model.x": torch.ones(3)})
+    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("change", ["name", "dtype", "shape", "value"])
+def test_the_digest_covers_names_types_shapes_and_bytes(change: str) -> None:
+    tensor = torch.zeros(2, 3)
+    name, other = {
+        "name": ("b", tensor),
+        "dtype": ("a", tensor.to(torch.int32)),  # the same bytes
+        "shape": ("a", tensor.view(3, 2)),
+        "value": ("a", tensor + 1),
+    }[change]
+    digests = [TensorDigest(), TensorDigest()]
+    digests[0].add("a", tensor)
+    digests[1].add(name, other)
+    assert digests[0].digest() != digests[1].digest()
+
+
+def digest_of(path: Path) -> bytes:
+    digest = TensorDigest()
+    for name, tensor in vision_tensors(path):
+        digest.add(name, tensor)
+    return digest.digest()
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        list(vision_tensors(tmp_path))
+
+
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-2\.safetensors: cannot be read"):
+        list(vision_tensors(tmp_path))
+
+
+def test_a_tensor_that_its_shard_lacks_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    save_file({"mlp1.0.bias": torch.zeros(1)}, tmp_path / "model-2.safetensors")
+    with pytest.raises(CheckpointError, match=r"cannot read tensor mlp1\.0\.weight"):
+        list(vision_tensors(tmp_path))
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        list(vision_tensors(tmp_path))
+
+
+def test_a_file_without_vision_tensors_is_refused(tmp_path: Path) -> None:
+    save_file({"language_model.x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="there are no tensors"):
+        list(vision_tensors(tmp_path))

@@ -1,0 +1,63 @@
+"""The settings: flags, environment, bounds, and what the process says about a wrong one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from tests.unit.vision_service.checkpoints import write_checkpoint
+from tests.unit.vision_service.fakes import FakeEngine
+from vision_service.__main__ import main, model_info
+from vision_service.checkpoint import VisionConfig
+from vision_service.settings import Settings
+
+
+def test_flags_and_environment_fill_the_same_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISION_SERVICE_MAX_TILE_COUNT", "24")
+    settings = CliApp.run(Settings, cli_args=["--checkpoint", "a/b", "--port", "7"])
+    assert (settings.port, settings.max_tile_count) == (7, 24)
+    assert settings.checkpoint == Path.cwd() / "a" / "b"
+
+
+def test_settings_are_frozen() -> None:
+    settings = Settings(checkpoint=Path("a"))
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]  # that mypy refuses it too is the point
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "option checkpoint: Field required"),
+        (["--max-tile-count", "0"], "option max_tile_count: Input should be greater"),
+        (["--dtype", "int8"], "option dtype: Input should be 'auto'"),
+        (["--max-queued-tile-count", "64"], "option max_queued_tile_count: Input should be"),
+    ],
+)
+def test_a_wrong_option_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str
+) -> None:
+    checkpoint = ["--checkpoint", "a"] if arguments else []
+    monkeypatch.setattr(sys, "argv", ["internvl-vision", *checkpoint, *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert complaint in str(caught.value.code)
+
+
+@pytest.mark.parametrize(
+    ("max_tile_count", "default", "largest"), [(None, 6, 6), (24, 6, 24), (2, 2, 2)]
+)
+def test_tile_caps_follow_the_checkpoint_and_the_setting(
+    tmp_path: Path, max_tile_count: int | None, default: int, largest: int
+) -> None:
+    settings = Settings(
+        checkpoint=write_checkpoint(tmp_path / "Tiny"), max_tile_count=max_tile_count
+    )
+    config = VisionConfig.from_checkpoint(settings.checkpoint)
+    info = model_info(settings, config, FakeEngine())
+    assert (info.default_tile_count, info.max_tile_count) == (default, largest)
+    assert (info.model, info.hidden_size, info.tokens_per_tile) == ("Tiny", 24, 4)

@@ -1,0 +1,218 @@
+"""Tiling: the reference's grids and pixels, the formats, and one test a refusal."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from protos.errors import ImageTooLargeError, InvalidImageError
+from tests.unit.vision_service.fakes import encoded, picture
+from vision_service.tiling import TiledImage, choose_grid, decode, tile_file
+
+TILE_SIZE = 28
+PIXEL_LIMIT = 1_000_000
+
+
+def tile(data: bytes, max_tile_count: int = 12, max_pixel_count: int = PIXEL_LIMIT) -> TiledImage:
+    return tile_file(
+        data,
+        tile_size=TILE_SIZE,
+        max_tile_count=max_tile_count,
+        max_pixel_count=max_pixel_count,
+    )
+
+
+def reference_tiles(image: Image.Image, cap: int, size: int) -> list[Image.Image]:
+    """The reference's dynamic_preprocess, written as it is there: crop by crop."""
+    ratios = sorted(
+        {(i, j) for n in range(1, cap + 1) for i in range(1, n + 1) for j in range(1, n + 1)},
+        key=lambda ratio: ratio[0] * ratio[1],
+    )
+    best, best_difference = (1, 1), float("inf")
+    for ratio in (r for r in ratios if r[0] * r[1] <= cap):
+        difference = abs(image.width / image.height - ratio[0] / ratio[1])
+        if difference < best_difference:
+            best, best_difference = ratio, difference
+        elif difference == best_difference and (
+            image.width * image.height > 0.5 * size * size * ratio[0] * ratio[1]
+        ):
+            best = ratio
+    resized = image.resize((size * best[0], size * best[1]))
+    boxes = [
+        (x * size, y * size, (x + 1) * size, (y + 1) * size)
+        for y in range(best[1])
+        for x in range(best[0])
+    ]
+    tiles = [resized.crop(box) for box in boxes]
+    return tiles if len(tiles) == 1 else [*tiles, image.resize((size, size))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 300), st.integers(2, 300), st.integers(1, 24))
+def test_tiles_are_the_reference_tiles(width: int, height: int, cap: int) -> None:
+    image = picture(width, height)
+    expected = reference_tiles(image, cap, TILE_SIZE)
+    tiled = tile(encoded(image), max_tile_count=cap)
+    assert tiled.tiles.shape == (len(expected), 3, TILE_SIZE, TILE_SIZE)
+    assert tiled.grid.tile_count == len(expected)
+    assert np.array_equal(
+        tiled.tiles, np.stack([np.asarray(t).transpose(2, 0, 1) for t in expected])
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "columns", "rows"),
+    [(633, 633, 1, 1), (634, 634, 2, 2), (951, 951, 3, 3), (1920, 1080, 4, 2)],
+)
+def test_of_two_equally_close_grids_the_area_decides(
+    width: int, height: int, columns: int, rows: int
+) -> None:
+    grid = choose_grid(width, height, 12, 448)
+    assert (grid.column_count, grid.row_count) == (columns, rows)
+
+
+def test_a_cap_of_one_gives_one_tile_without_thumbnail() -> None:
+    tiled = tile(encoded(picture(300, 40)), max_tile_count=1)
+    assert (tiled.grid.cell_count, tiled.grid.tile_count, len(tiled.tiles)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "GIF", "WEBP", "JPEG"])
+def test_every_format_is_decoded(image_format: str) -> None:
+    image = picture(60, 40)
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    found = decode(encoded(image, image_format, **options), PIXEL_LIMIT)
+    assert (found.mode, found.size) == ("RGB", (60, 40))
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(image).astype(int))
+    assert difference.mean() < (1 if image_format in ("PNG", "BMP", "WEBP") else 20)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_counts(image_format: str) -> None:
+    red, blue = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))
+    data = encoded(red, image_format, save_all=True, append_images=[blue])
+    red_value, green_value, blue_value = np.asarray(decode(data, PIXEL_LIMIT))[10, 10]
+    assert (red_value > 200, green_value < 50, blue_value < 50) == (True, True, True)
+
+
+def test_alpha_is_dropped_not_composited() -> None:
+    data = encoded(Image.new("RGBA", (20, 20), (10, 200, 30, 0)))
+    assert tuple(np.asarray(decode(data, PIXEL_LIMIT))[0, 0]) == (10, 200, 30)
+
+
+def test_a_palette_with_transparency_is_decoded() -> None:
+    image = picture(30, 30).convert("P")
+    data = encoded(image, transparency=bytes(range(256)))
+    assert np.array_equal(np.asarray(decode(data, PIXEL_LIMIT)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    upright = picture(40, 24)
+    undo = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = upright if undo is None else upright.transpose(undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(encoded(stored, exif=exif), PIXEL_LIMIT)
+    assert np.array_equal(np.asarray(found), np.asarray(upright))
+
+
+def test_damaged_exif_is_ignored() -> None:
+    image = picture(40, 24)
+    data = encoded(image, exif=b"Exif\x00\x00XX*\x00\x08\x00\x00\x00")
+    assert np.array_equal(np.asarray(decode(data, PIXEL_LIMIT)), np.asarray(image))
+
+
+@pytest.mark.parametrize("data", [b"no image at all", b"%PDF-1.7 ...", b"<svg></svg>"])
+def test_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(InvalidImageError, match="not a JPEG, PNG, WEBP, BMP or GIF file") as caught:
+        tile(data)
+    assert caught.value.field == "image"
+
+
+def test_a_format_off_the_list_is_refused() -> None:
+    with pytest.raises(InvalidImageError, match="not a JPEG"):
+        tile(encoded(picture(20, 20), "TIFF"))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "GIF", "WEBP", "JPEG"])
+def test_a_truncated_file_is_refused(image_format: str) -> None:
+    data = encoded(picture(120, 90), image_format)
+    with pytest.raises(InvalidImageError, match="damaged or cut short|not a JPEG"):
+        tile(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 50), (50, 1)])
+def test_an_edge_of_one_pixel_is_refused(width: int, height: int) -> None:
+    with pytest.raises(InvalidImageError, match=f"is {width}x{height} pixels.* 2 or more"):
+        tile(encoded(picture(width, height)))
+
+
+def test_an_edge_of_two_pixels_is_accepted() -> None:
+    assert tile(encoded(picture(2, 60))).height == 60
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Returns a PNG that ends before its pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", 0)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
+    with pytest.raises(ImageTooLargeError, match=r"1001x1000 = 1001000 pixels.* 1000000") as caught:
+        tile(png_header(1001, 1000))
+    assert caught.value.field == "image"
+
+
+def test_exactly_the_limit_is_decoded() -> None:
+    with pytest.raises(InvalidImageError, match="damaged"):
+        tile(png_header(1000, 1000))
+
+
+def test_what_pillow_takes_for_a_bomb_is_refused() -> None:
+    with pytest.raises(ImageTooLargeError, match="far more pixels than the limit of 1000000"):
+        tile(png_header(20_000, 20_000))
+
+
+def test_a_gif_frame_beyond_its_screen_is_refused() -> None:
+    data = bytearray(encoded(picture(20, 20), "GIF"))
+    frame = data.index(b",\x00\x00\x00\x00")
+    data[frame + 5 : frame + 9] = struct.pack("<HH", 65_535, 65_535)
+    with pytest.raises(ImageTooLargeError):
+        tile(bytes(data))
+
+
+FILES = [
+    encoded(picture(24, 20), image_format)
+    for image_format in ("PNG", "BMP", "GIF", "WEBP", "JPEG", "MPO")
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(FILES), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3))))
+def test_a_damaged_file_is_decoded_or_refused(
+    data: bytes, changes: list[tuple[int, bytes]]
+) -> None:
+    damaged = bytearray(data)
+    for position, change in changes:
+        damaged[position : position + 1] = change
+    try:
+        tiled = tile(bytes(damaged))
+    except (InvalidImageError, ImageTooLargeError):
+        return
+    assert len(tiled.tiles) == tiled.grid.tile_count

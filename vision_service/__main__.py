@@ -1,0 +1,124 @@
+"""The composition root of the vision service: settings, logs, engine, servicer, serve."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import CliApp
+
+from protos import logs
+from protos.internvl.v1 import vision_pb2_grpc
+from protos.serving import MESSAGE_OVERHEAD_BYTE_COUNT, Service, serve
+from vision_service.batcher import TileBatcher
+from vision_service.cache import EmbeddingCache
+from vision_service.checkpoint import CheckpointError, VisionConfig
+from vision_service.encoder import ImageEncoder, ModelInfo
+from vision_service.engines import EngineStartError, VisionEngine, create_engine
+from vision_service.preprocessor import Preprocessor
+from vision_service.recipe import recipe_sha256
+from vision_service.servicer import SERVICE_NAME, VisionServicer
+from vision_service.settings import Settings
+
+logger = structlog.get_logger()
+
+
+def main() -> None:
+    """Runs the service; exits with 1 when it cannot start or when its engine dies."""
+    try:
+        settings = CliApp.run(Settings)
+    except ValidationError as error:
+        sys.exit("\n".join(_complaint(details) for details in error.errors()))
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        healthy = asyncio.run(run(settings))
+    except (CheckpointError, EngineStartError, OSError) as error:
+        logger.error("cannot start", reason=str(error))
+        sys.exit(1)
+    sys.exit(0 if healthy else 1)
+
+
+async def run(settings: Settings) -> bool:
+    """Loads and warms the engine, then serves; returns what `serve` returns.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be served.
+        EngineStartError: the engine's device or type is not to be had.
+        OSError: the address cannot be bound.
+    """
+    logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)
+    config, engine = await asyncio.to_thread(load, settings)
+    async with open_service(settings, config, engine) as service:
+        return await serve(service, settings)
+
+
+def load(settings: Settings) -> tuple[VisionConfig, VisionEngine]:
+    """Reads the checkpoint and returns its configuration and the warm engine; errors as `run`."""
+    config = VisionConfig.from_checkpoint(settings.checkpoint)
+    return config, create_engine(settings, config)
+
+
+@asynccontextmanager
+async def open_service(
+    settings: Settings, config: VisionConfig, engine: VisionEngine
+) -> AsyncIterator[Service]:
+    """Yields the service over a warm engine; on leaving, its threads end."""
+    info = model_info(settings, config, engine)
+    preprocessor = Preprocessor(
+        tile_size=config.tile_size,
+        max_pixel_count=settings.max_image_pixel_count,
+        worker_count=settings.preprocess_worker_count,
+        max_image_count=settings.max_preprocessing_image_count,
+    )
+    batcher = TileBatcher(
+        engine,
+        max_batch_tile_count=settings.max_batch_tile_count,
+        max_queued_tile_count=settings.max_queued_tile_count,
+    )
+    cache = EmbeddingCache(settings.cache_byte_count)
+    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache))
+    try:
+        async with batcher:
+            yield Service(
+                name=SERVICE_NAME,
+                register=functools.partial(
+                    vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer
+                ),
+                is_healthy=batcher.is_healthy,
+                max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
+            )
+    finally:
+        preprocessor.close()
+
+
+def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -> ModelInfo:
+    """Returns what the service tells of itself."""
+    max_tile_count = settings.max_tile_count or config.max_dynamic_patch
+    return ModelInfo(
+        model=settings.model_name or settings.checkpoint.name,
+        engine=settings.engine,
+        recipe_sha256=recipe_sha256(config, engine.weights_sha256, engine.dtype),
+        hidden_size=config.output_size,
+        tokens_per_tile=config.tokens_per_tile,
+        tile_size=config.tile_size,
+        dtype=engine.dtype,
+        default_tile_count=min(config.max_dynamic_patch, max_tile_count),
+        max_tile_count=max_tile_count,
+        max_image_byte_count=settings.max_image_byte_count,
+        max_image_pixel_count=settings.max_image_pixel_count,
+    )
+
+
+def _complaint(details: ErrorDetails) -> str:
+    option = ".".join(str(part) for part in details["loc"])
+    return f"option {option}: {details['msg']}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The tile batcher: joins the tiles of all requests in flight into one engine call at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import structlog
+import torch
+
+from protos.errors import EngineDeadError, OverloadedError
+from vision_service.engines import VisionEngine
+
+RETRY_AFTER_SECONDS = 1.0
+logger = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class EncodedTiles:
+    """What the engine made of one image's tiles.
+
+    Attributes:
+        embeddings: [tiles, tokens_per_tile, hidden], on the CPU, sharing memory with no other.
+        queue_seconds: time spent waiting for the engine.
+        forward_seconds: time of the batches that the tiles were in.
+    """
+
+    embeddings: torch.Tensor
+    queue_seconds: float
+    forward_seconds: float
+
+
+@dataclass(eq=False)
+class _Job:
+    """One image's way through the batcher; everything below `done` is the worker's."""
+
+    tiles: torch.Tensor  # [tiles, 3, tile_size, tile_size] uint8
+    done: asyncio.Future[EncodedTiles]
+    submitted_at: float = field(default_factory=time.perf_counter)
+    taken_count: int = 0
+    embeddings: list[torch.Tensor] = field(default_factory=list)
+    forward_seconds: float = 0.0
+
+    def take(self, count: int) -> torch.Tensor:
+        """Returns the next tiles, at most `count`."""
+        part = self.tiles[self.taken_count : self.taken_count + count]
+        self.taken_count += len(part)
+        return part
+
+    @property
+    def is_taken(self) -> bool:
+        return self.taken_count == len(self.tiles)
+
+    def result(self) -> EncodedTiles:
+        waited = time.perf_counter() - self.submitted_at - self.forward_seconds
+        # cat copies, so that a small image does not keep its whole batch in memory.
+        return EncodedTiles(torch.cat(self.embeddings), waited, self.forward_seconds)
+
+
+class TileBatcher:
+    """Feeds the engine with batches made of whatever waits when the engine becomes free.
+
+    So an idle engine never waits for a batch to fill, and a busy one finds a fuller batch. Use as
+    an async context manager.
+
+    Two threads: the event loop's owns `_jobs` (all images that hold tiles here); the worker's owns
+    the engine and `_waiting`. A queue leads in, `call_soon_threadsafe` leads out; no locks. A
+    cancelled job is dropped before the next batch, and counts until then.
+    """
+
+    def __init__(
+        self, engine: VisionEngine, *, max_batch_tile_count: int, max_queued_tile_count: int
+    ) -> None:
+        self._engine = engine
+        self._max_batch_tile_count = max_batch_tile_count
+        self._max_queued_tile_count = max_queued_tile_count
+        self._jobs: set[_Job] = set()
+        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._waiting: deque[_Job] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+
+    async def __aenter__(self) -> TileBatcher:
+        self._loop = asyncio.get_running_loop()
+        self._worker = self._thread.submit(self._work)
+        self._worker.add_done_callback(self._on_worker_end)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._inbox.put(None)
+        await asyncio.to_thread(self._thread.shutdown)
+
+    def is_healthy(self) -> bool:
+        """Whether the engine still works."""
+        return not self._worker.done()
+
+    async def encode(self, tiles: torch.Tensor) -> EncodedTiles:
+        """Returns the embeddings of one image's tiles.
+
+        Args:
+            tiles: [tiles, 3, tile_size, tile_size] uint8, on the CPU.
+
+        Raises:
+            OverloadedError: the queue has no room for the tiles.
+            EngineDeadError: the engine failed, now or earlier.
+        """
+        if not self.is_healthy():
+            raise _engine_dead()
+        self._refuse_overload(len(tiles))
+        job = _Job(tiles, self._loop.create_future())
+        self._jobs.add(job)
+        self._inbox.put(job)
+        return await job.done
+
+    def _refuse_overload(self, tile_count: int) -> None:
+        queued = sum(len(job.tiles) for job in self._jobs)
+        if queued + tile_count > self._max_queued_tile_count:
+            raise OverloadedError(
+                f"{queued} tiles wait for the engine and this image has {tile_count}; "
+                f"the limit is {self._max_queued_tile_count}",
+                retry_after=RETRY_AFTER_SECONDS,
+            )
+
+    def _settle(self, job: _Job, result: EncodedTiles | None) -> None:
+        self._jobs.discard(job)
+        if result is not None and not job.done.done():
+            job.done.set_result(result)
+
+    def _fail_all(self) -> None:
+        for job in self._jobs:
+            if not job.done.done():
+                job.done.set_exception(_engine_dead())
+        self._jobs.clear()
+
+    # What follows runs on the worker's thread.
+
+    def _work(self) -> None:
+        while self._receive():
+            if batch := self._next_batch():
+                self._encode_batch(batch)
+
+    def _receive(self) -> bool:
+        """Takes in what has arrived; waits only while there is nothing to do. False: close."""
+        while True:
+            try:
+                job = self._inbox.get(block=not self._waiting)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            self._waiting.append(job)
+
+    def _next_batch(self) -> list[tuple[_Job, torch.Tensor]]:
+        batch: list[tuple[_Job, torch.Tensor]] = []
+        room = self._max_batch_tile_count
+        while room and self._waiting:
+            job = self._waiting[0]
+            if job.done.cancelled():
+                self._post(self._waiting.popleft(), None)
+                continue
+            part = job.take(room)
+            batch.append((job, part))
+            room -= len(part)
+            if job.is_taken:
+                self._waiting.popleft()
+        return batch
+
+    def _encode_batch(self, batch: list[tuple[_Job, torch.Tensor]]) -> None:
+        started_at = time.perf_counter()
+        embeddings = self._engine.encode(torch.cat([tiles for _, tiles in batch]))
+        seconds = time.perf_counter() - started_at
+        parts = torch.split(embeddings, [len(tiles) for _, tiles in batch])
+        for (job, _), part in zip(batch, parts, strict=True):
+            job.embeddings.append(part)
+            job.forward_seconds += seconds
+            if job.is_taken:
+                self._post(job, job.result())
+
+    def _on_worker_end(self, worker: Future[None]) -> None:
+        self._loop.call_soon_threadsafe(self._fail_all)
+        if error := worker.exception():
+            logger.error("engine died", exc_info=error)
+
+    def _post(self, job: _Job, result: EncodedTiles | None) -> None:
+        self._loop.call_soon_threadsafe(self._settle, job, result)
+
+
+def _engine_dead() -> EngineDeadError:
+    return EngineDeadError("the vision engine has stopped; its service is restarting")

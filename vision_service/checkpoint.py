@@ -1,0 +1,260 @@
+"""The checkpoint: what its config.json says about the vision side, and the tensors of that side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+TENSOR_PREFIXES = ("vision_model.", "mlp1.")
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# Edge, in patches, of the square that pixel shuffle folds into one token: 1 / downsample_ratio.
+SHUFFLE_FACTOR = 2
+# ImageNet's, as in the reference's transform; used when there is no preprocessor_config.json.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What the released InternVL2.5 checkpoints have, and the only values that the code implements.
+SUPPORTED_MODEL = {
+    "ps_version": "v2",
+    "downsample_ratio": 1 / SHUFFLE_FACTOR,
+    "dynamic_image_size": True,
+    "use_thumbnail": True,
+    "min_dynamic_patch": 1,
+}
+SUPPORTED_TOWER = {"num_channels": 3, "hidden_act": "gelu"}
+
+NormType = Literal["layer_norm", "rms_norm"]
+Value = TypeVar("Value")
+
+
+class CheckpointError(Exception):
+    """The checkpoint cannot be served: a sentence that names the file and the key or tensor."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision half of a checkpoint's configuration.
+
+    Attributes:
+        hidden_size: width of the ViT.
+        intermediate_size: width of its MLP.
+        layer_count: layers in the checkpoint.
+        used_layer_count: layers that run; what `select_layer` asks for.
+        head_count: attention heads.
+        patch_size: edge of a patch in pixels.
+        tile_size: edge of a tile in pixels.
+        norm_type: LayerNorm (300M tower) or RMSNorm (6B tower).
+        norm_eps: epsilon of these norms.
+        qkv_bias: whether the joint q, k, v projection has a bias.
+        qk_normalization: whether q and k pass an RMSNorm over the whole width.
+        output_size: the LLM's hidden size, i.e. the length of an embedding row.
+        max_dynamic_patch: the tile cap of the checkpoint, without the thumbnail.
+        mean: of the red, green and blue channel, for values from 0 to 1.
+        std: standard deviation, likewise.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    layer_count: int
+    used_layer_count: int
+    head_count: int
+    patch_size: int
+    tile_size: int
+    norm_type: NormType
+    norm_eps: float
+    qkv_bias: bool
+    qk_normalization: bool
+    output_size: int
+    max_dynamic_patch: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def patches_per_edge(self) -> int:
+        """Patches along the edge of a tile (32 for 448 and 14)."""
+        return self.tile_size // self.patch_size
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Embedding rows of a tile (256 for 448 and 14)."""
+        return (self.patches_per_edge // SHUFFLE_FACTOR) ** 2
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> VisionConfig:
+        """Reads config.json and, for mean and std, preprocessor_config.json where there is one.
+
+        Raises:
+            CheckpointError: a file or a key is missing, or a value is one that is not supported.
+        """
+        model = _Section.of_file(path / "config.json")
+        model.require_values(SUPPORTED_MODEL)
+        tower = model.section("vision_config")
+        tower.require_values({**SUPPORTED_TOWER, "image_size": model.size("force_image_size")})
+        layer_count = tower.size("num_hidden_layers")
+        mean, std = _mean_and_std(path / "preprocessor_config.json")
+        return cls(
+            hidden_size=tower.multiple("hidden_size", tower.size("num_attention_heads")),
+            intermediate_size=tower.size("intermediate_size"),
+            layer_count=layer_count,
+            used_layer_count=_used_layer_count(model, layer_count),
+            head_count=tower.size("num_attention_heads"),
+            patch_size=tower.size("patch_size"),
+            tile_size=tower.multiple("image_size", SHUFFLE_FACTOR * tower.size("patch_size")),
+            norm_type=cast(NormType, tower.one_of("norm_type", ("layer_norm", "rms_norm"))),
+            norm_eps=tower.read("layer_norm_eps", float),
+            qkv_bias=tower.read("qkv_bias", bool),
+            qk_normalization=tower.read("qk_normalization", bool),
+            output_size=model.section("llm_config").size("hidden_size"),
+            max_dynamic_patch=model.size("max_dynamic_patch"),
+            mean=mean,
+            std=std,
+        )
+
+
+def vision_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors `vision_model.*` and `mlp1.*` by name, on the CPU, as they are stored.
+
+    Only the files that hold such tensors are opened; memory is mapped, not copied.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or holds no such tensor.
+    """
+    for name, file in sorted(_files_of_tensors(path).items()):
+        with _open(file) as tensors:
+            yield name, _get(tensors, file, name)
+
+
+class TensorDigest:
+    """SHA-256 over the names, types, shapes and bytes of tensors, in the order they are added."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Adds a CPU tensor."""
+        self._hash.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        self._hash.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+    def digest(self) -> bytes:
+        """Returns the 32 bytes."""
+        return self._hash.digest()
+
+
+def _used_layer_count(model: _Section, layer_count: int) -> int:
+    """Counts as the reference does: hidden_states[select_layer], where [0] is before layer 1."""
+    select_layer = model.read("select_layer", int)
+    used = select_layer if select_layer >= 0 else layer_count + 1 + select_layer
+    if not 1 <= used <= layer_count:
+        raise model.error("select_layer", f"is {select_layer}, but there are {layer_count} layers")
+    return used
+
+
+def _mean_and_std(path: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    if not path.is_file():
+        return IMAGENET_MEAN, IMAGENET_STD
+    section = _Section.of_file(path)
+    return section.triple("image_mean"), section.triple("image_std")
+
+
+def _files_of_tensors(path: Path) -> dict[str, Path]:
+    """Returns the file of each vision tensor: from the index when there is one."""
+    if (path / INDEX_FILE).is_file():
+        index = _Section.of_file(path / INDEX_FILE).section("weight_map")
+        files = {name: path / index.read(name, str) for name in index.names(TENSOR_PREFIXES)}
+    else:
+        with _open(path / SINGLE_FILE) as tensors:
+            names = [name for name in tensors.keys() if name.startswith(TENSOR_PREFIXES)]  # noqa: SIM118 - a safetensors file is no dict
+        files = dict.fromkeys(names, path / SINGLE_FILE)
+    if not files:
+        raise CheckpointError(f"{path}: there are no tensors vision_model.* and mlp1.*")
+    return files
+
+
+def _open(file: Path) -> Any:  # safetensors has no type for it
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+
+
+def _get(tensors: Any, file: Path, name: str) -> torch.Tensor:
+    try:
+        tensor: torch.Tensor = tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: cannot read tensor {name}: {error}") from error
+    return tensor
+
+
+@dataclass(frozen=True)
+class _Section:
+    """An object of a JSON file, read key by key; an error names the file and the key's path."""
+
+    file: Path
+    values: dict[str, Any]
+    prefix: str = ""
+
+    @classmethod
+    def of_file(cls, file: Path) -> _Section:
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file}: cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{file}: is not a JSON object")
+        return cls(file, values)
+
+    def error(self, key: str, complaint: str) -> CheckpointError:
+        return CheckpointError(f"{self.file}: {self.prefix}{key} {complaint}")
+
+    def names(self, prefixes: tuple[str, ...]) -> list[str]:
+        return [name for name in self.values if name.startswith(prefixes)]
+
+    def read(self, key: str, kind: type[Value]) -> Value:
+        if key not in self.values:
+            raise self.error(key, "is missing")
+        value = self.values[key]
+        # In Python True is an int; in a config it never stands for a number.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.error(key, f"is {value!r}, not of type {kind.__name__}")
+        return value
+
+    def section(self, key: str) -> _Section:
+        return _Section(self.file, self.read(key, dict), f"{self.prefix}{key}.")
+
+    def size(self, key: str) -> int:
+        value = self.read(key, int)
+        if value < 1:
+            raise self.error(key, f"is {value}, not 1 or more")
+        return value
+
+    def multiple(self, key: str, factor: int) -> int:
+        value = self.size(key)
+        if value % factor:
+            raise self.error(key, f"is {value}, not a multiple of {factor}")
+        return value
+
+    def one_of(self, key: str, supported: tuple[str, ...]) -> str:
+        value = self.read(key, str)
+        if value not in supported:
+            raise self.error(key, f"is {value!r}; supported: {', '.join(supported)}")
+        return value
+
+    def triple(self, key: str) -> tuple[float, float, float]:
+        values = self.read(key, list)
+        if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
+            raise self.error(key, f"is {values!r}, not three numbers")
+        return float(values[0]), float(values[1]), float(values[2])
+
+    def require_values(self, supported: dict[str, Any]) -> None:
+        for key, value in supported.items():
+            found = self.read(key, type(value))
+            if found != value:
+                raise self.error(key, f"is {found!r}; supported: {value!r}")

@@ -1,0 +1,105 @@
+"""The image encoder: the way of one image from its file to its embedding."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import zlib
+from dataclasses import dataclass
+
+import torch
+
+from protos.errors import ImageTooLargeError, InvalidArgumentError, InvalidImageError
+from protos.identity import content_digest, recipe_digest
+from vision_service.batcher import TileBatcher
+from vision_service.cache import EmbeddingCache
+from vision_service.embedding import EmbeddingId, ImageEmbedding, Timings, tensor_bytes
+from vision_service.preprocessor import Preprocessor
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the service runs and accepts: the fields of GetModelInfoResponse, explained there."""
+
+    model: str
+    engine: str
+    recipe_sha256: bytes
+    hidden_size: int
+    tokens_per_tile: int
+    tile_size: int
+    dtype: torch.dtype
+    default_tile_count: int
+    max_tile_count: int
+    max_image_byte_count: int
+    max_image_pixel_count: int
+
+
+class ImageEncoder:
+    """Encodes images: cache, then preprocessor, batcher and checksum."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        preprocessor: Preprocessor,
+        batcher: TileBatcher,
+        cache: EmbeddingCache,
+    ) -> None:
+        self.info = info
+        self._preprocessor = preprocessor
+        self._batcher = batcher
+        self._cache = cache
+
+    async def encode(self, image: bytes, tile_cap: int | None) -> tuple[ImageEmbedding, bool]:
+        """Returns the image's embedding, and whether it came from the cache.
+
+        Args:
+            image: the encoded file.
+            tile_cap: most tiles without the thumbnail; None for the default.
+
+        Raises:
+            InvalidArgumentError: the tile cap is out of its range.
+            InvalidImageError: no bytes, or not an image that is decoded here.
+            ImageTooLargeError: too many bytes or pixels.
+            OverloadedError: a queue is full.
+            EngineDeadError: the engine failed.
+        """
+        cap = self._checked_cap(tile_cap)
+        self._check_byte_count(len(image))
+        digest = await asyncio.to_thread(content_digest, image)
+        id_ = EmbeddingId(digest, recipe_digest(self.info.recipe_sha256, cap))
+        encode = functools.partial(self._encode, id_, image, cap)
+        return await self._cache.get_or_encode(id_, encode)
+
+    async def _encode(self, id_: EmbeddingId, image: bytes, cap: int) -> ImageEmbedding:
+        tiled, preprocess_seconds = await self._preprocessor.tile(image, cap)
+        encoded = await self._batcher.encode(torch.from_numpy(tiled.tiles))
+        rows = encoded.embeddings.flatten(0, 1)  # [tiles x tokens_per_tile, hidden]
+        return ImageEmbedding(
+            id=id_,
+            rows=rows,
+            crc32=await asyncio.to_thread(zlib.crc32, tensor_bytes(rows)),
+            grid=tiled.grid,
+            image_width=tiled.width,
+            image_height=tiled.height,
+            timings=Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds),
+        )
+
+    def _checked_cap(self, tile_cap: int | None) -> int:
+        if tile_cap is None:
+            return self.info.default_tile_count
+        if not 1 <= tile_cap <= self.info.max_tile_count:
+            raise InvalidArgumentError(
+                f"max_tile_count is {tile_cap}; it must be 1 to {self.info.max_tile_count}",
+                field="max_tile_count",
+            )
+        return tile_cap
+
+    def _check_byte_count(self, byte_count: int) -> None:
+        if not byte_count:
+            raise InvalidImageError("the image is empty: 0 bytes", field="image")
+        if byte_count > self.info.max_image_byte_count:
+            raise ImageTooLargeError(
+                f"the image file has {byte_count} bytes; "
+                f"the limit is {self.info.max_image_byte_count}",
+                field="image",
+            )

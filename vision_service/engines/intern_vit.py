@@ -1,0 +1,173 @@
+"""InternViT with pixel shuffle and the mlp1 projector, as one module.
+
+Both towers: 300M (LayerNorm, qkv bias) and 6B (RMSNorm, normalised q and k, no qkv bias).
+Attributes are named so that the state dict has the original checkpoints' names.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vision_service.checkpoint import SHUFFLE_FACTOR, VisionConfig
+
+
+class VisionModel(nn.Module):
+    """pixel_values [n, 3, S, S] -> embeddings [n, tokens_per_tile, output_size]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        shuffled_size = config.hidden_size * SHUFFLE_FACTOR**2
+        self.vision_model = InternViT(config)
+        self.mlp1 = nn.Sequential(
+            nn.LayerNorm(shuffled_size),
+            nn.Linear(shuffled_size, config.output_size),
+            nn.GELU(),
+            nn.Linear(config.output_size, config.output_size),
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encodes normalised tiles."""
+        hidden = self.vision_model(pixel_values)
+        patches = hidden[:, 1:]  # without the class token
+        embeddings: torch.Tensor = self.mlp1(pixel_shuffle(patches))
+        return embeddings
+
+
+def pixel_shuffle(patches: torch.Tensor) -> torch.Tensor:
+    """Folds each 2x2 square of patches into one token: ps_version v2, space to depth.
+
+    Args:
+        patches: [n, edge x edge, C], row by row.
+
+    Returns:
+        [n, edge x edge / 4, 4 C]; the four vectors of a token stand in the order (0, 0), (0, 1),
+        (1, 0), (1, 1) of (row, column).
+    """
+    count, patch_count, width = patches.shape
+    edge = int(patch_count**0.5) // SHUFFLE_FACTOR
+    squares = patches.view(count, edge, SHUFFLE_FACTOR, edge, SHUFFLE_FACTOR, width)
+    # [n, row, dy, column, dx, C] -> [n, row, column, dy, dx, C]
+    return squares.permute(0, 1, 3, 2, 4, 5).reshape(count, edge * edge, -1)
+
+
+class InternViT(nn.Module):
+    """pixel_values [n, 3, S, S] -> hidden states [n, 1 + patches, C], class token first.
+
+    There is no norm after the last layer.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Runs the tower up to the layer that the checkpoint selects."""
+        hidden: torch.Tensor = self.encoder(self.embeddings(pixel_values))
+        return hidden
+
+
+class Embeddings(nn.Module):
+    """Patches as vectors, the class token in front, positions added."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width, patch_count = config.hidden_size, config.patches_per_edge**2
+        self.class_embedding = nn.Parameter(torch.empty(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.empty(1, 1 + patch_count, width))
+        self.patch_embedding = nn.Conv2d(
+            3, width, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Embeds tiles."""
+        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [n, patches, C]
+        class_token = self.class_embedding.expand(len(patches), -1, -1)
+        return torch.cat([class_token, patches], dim=1) + self.position_embedding
+
+
+class Encoder(nn.Module):
+    """The layers; those behind the selected one are loaded but do not run."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.used_layer_count = config.used_layer_count
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layer_count))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Runs the layers in turn."""
+        for layer in self.layers[: self.used_layer_count]:
+            hidden = layer(hidden)
+        return hidden
+
+
+class Layer(nn.Module):
+    """Attention and MLP, each with a norm before it and a learned scale behind it."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = _norm(config)
+        self.attn = Attention(config)
+        self.ls1 = nn.Parameter(torch.empty(config.hidden_size))
+        self.norm2 = _norm(config)
+        self.mlp = MLP(config)
+        self.ls2 = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Adds both branches to the hidden states."""
+        hidden = hidden + self.attn(self.norm1(hidden)) * self.ls1
+        output: torch.Tensor = hidden + self.mlp(self.norm2(hidden)) * self.ls2
+        return output
+
+
+class Attention(nn.Module):
+    """Full attention over all tokens of a tile."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.head_count = config.head_count
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.q_norm = _qk_norm(config)
+        self.k_norm = _qk_norm(config)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Attends; the norms of q and k span all heads."""
+        query, key, value = self.qkv(hidden).chunk(3, dim=-1)  # each [n, tokens, C]
+        attended = F.scaled_dot_product_attention(
+            self._heads(self.q_norm(query)), self._heads(self.k_norm(key)), self._heads(value)
+        )
+        output: torch.Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return output
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        # [n, tokens, C] -> [n, heads, tokens, C / heads]
+        return states.view(*states.shape[:2], self.head_count, -1).transpose(1, 2)
+
+
+class MLP(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Transforms each token by itself."""
+        output: torch.Tensor = self.fc2(F.gelu(self.fc1(hidden)))
+        return output
+
+
+def _norm(config: VisionConfig) -> nn.Module:
+    kind = nn.RMSNorm if config.norm_type == "rms_norm" else nn.LayerNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+def _qk_norm(config: VisionConfig) -> nn.Module:
+    if not config.qk_normalization:
+        return nn.Identity()
+    return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)

@@ -1,0 +1,52 @@
+"""Every option of the vision service: a field is a flag, an environment variable and its help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import SettingsConfigDict
+
+from protos.serving import MIB, ServingSettings
+
+# More columns or rows than this serve no picture; it also keeps one image within the tile queue.
+LARGEST_TILE_CAP = 64
+# Pillow itself refuses images above twice its MAX_IMAGE_PIXELS (2 x 89,478,485).
+LARGEST_PIXEL_LIMIT = 178_956_970
+
+
+class Settings(ServingSettings):
+    """Options of the vision service."""
+
+    model_config = SettingsConfigDict(env_prefix="VISION_SERVICE_", cli_prog_name="internvl-vision")
+
+    checkpoint: Annotated[Path, AfterValidator(Path.absolute)]
+    """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
+    model_name: str = ""
+    """Name that GetModelInfo reports; default: the checkpoint folder's name."""
+    engine: Literal["torch"] = "torch"
+    """What runs the model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the engine runs; auto: on CUDA when there is a device."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Element type of the engine; auto: bfloat16 on CUDA, float32 on the CPU."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of one forward pass; default: PyTorch's choice."""
+    max_tile_count: int | None = Field(default=None, ge=1, le=LARGEST_TILE_CAP)
+    """Largest tile cap a request may set, without the thumbnail; default: max_dynamic_patch of
+    the checkpoint."""
+    max_batch_tile_count: int = Field(default=32, ge=1)
+    """Most tiles of one forward pass; an image with more is split."""
+    max_queued_tile_count: int = Field(default=512, ge=LARGEST_TILE_CAP + 1)
+    """Most tiles that wait for the engine or are in it; more are refused. One is 0.6 MB."""
+    preprocess_worker_count: int = Field(default=4, ge=1)
+    """Threads that decode and tile images."""
+    max_preprocessing_image_count: int = Field(default=64, ge=1)
+    """Most images that wait for these threads or are in them; more are refused."""
+    max_image_byte_count: int = Field(default=20 * MIB, ge=1)
+    """Largest accepted image file, in bytes."""
+    max_image_pixel_count: int = Field(default=100_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
+    """Largest accepted image, in pixels (width x height)."""
+    cache_byte_count: int = Field(default=256 * MIB, ge=0)
+    """Memory for embeddings of images seen before, in bytes; 0 keeps none."""

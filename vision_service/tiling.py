@@ -1,0 +1,203 @@
+"""Tiling: an encoded image file -> the uint8 tiles that the model sees; pure Pillow and numpy.
+
+The grid, the resize and the order of the tiles are those of the reference's `dynamic_preprocess`
+(OpenGVLab/InternVL, internvl_chat/internvl/train/dataset.py), bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from protos.errors import ImageTooLargeError, InvalidImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MIN_EDGE = 2
+# What Pillow's decoders raise on damaged files: the first three come out when valid files are
+# mutated, the others are what Pillow itself (ImageFile, PngImagePlugin) expects of a decoder.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+# EXIF orientation (TIFF 6.0, tag 274) -> what brings the picture upright; 1 is upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow warns of what it tolerates: odd metadata, and pixel counts below its own limit.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How an image is cut: columns x rows, each 1 or more."""
+
+    column_count: int
+    row_count: int
+
+    @property
+    def cell_count(self) -> int:
+        """Tiles without the thumbnail."""
+        return self.column_count * self.row_count
+
+    @property
+    def tile_count(self) -> int:
+        """Tiles with the thumbnail, which an image of one tile does not have."""
+        return self.cell_count + 1 if self.cell_count > 1 else 1
+
+
+@dataclass(frozen=True)
+class TiledImage:
+    """An image as the model sees it.
+
+    Attributes:
+        tiles: [grid.tile_count, 3, tile_size, tile_size] RGB, row by row, the thumbnail last.
+        grid: how the image was cut.
+        width: of the decoded image, upright, in pixels.
+        height: likewise.
+    """
+
+    tiles: UInt8Array
+    grid: Grid
+    width: int
+    height: int
+
+
+def tile_file(
+    data: bytes, *, tile_size: int, max_tile_count: int, max_pixel_count: int
+) -> TiledImage:
+    """Decodes a file and cuts it into tiles.
+
+    Args:
+        data: the encoded file.
+        tile_size: edge of a tile in pixels.
+        max_tile_count: most tiles without the thumbnail; 1 or more.
+        max_pixel_count: most pixels of the image.
+
+    Raises:
+        InvalidImageError: not a file of FORMATS, damaged, or an edge below MIN_EDGE.
+        ImageTooLargeError: the header says more than max_pixel_count pixels.
+    """
+    image = decode(data, max_pixel_count)
+    grid = choose_grid(image.width, image.height, max_tile_count, tile_size)
+    return TiledImage(cut(image, grid, tile_size), grid, image.width, image.height)
+
+
+def decode(data: bytes, max_pixel_count: int) -> Image.Image:
+    """Returns the file's first frame, upright (EXIF), as RGB: alpha is dropped, not composited.
+
+    Raises:
+        InvalidImageError, ImageTooLargeError: as `tile_file`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.width, image.height, max_pixel_count)
+            image.load()
+            # With it, Pillow would look for a colour that stays transparent, which RGB cannot say.
+            image.info.pop("transparency", None)
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            return _upright(rgb, _orientation(image))
+    except UnidentifiedImageError as error:
+        raise InvalidImageError(
+            f"the image is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file", field="image"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(
+            f"the image has far more pixels than the limit of {max_pixel_count}", field="image"
+        ) from error
+    except DECODE_ERRORS as error:
+        raise InvalidImageError(
+            f"the image file is damaged or cut short: {error}", field="image"
+        ) from error
+
+
+def choose_grid(width: int, height: int, max_tile_count: int, tile_size: int) -> Grid:
+    """Returns the grid whose aspect ratio is closest to the image's.
+
+    Of two that are equally close, the one with more cells wins if the image has more than half
+    as many pixels as that grid would show.
+    """
+    best, best_difference = Grid(1, 1), float("inf")
+    for grid in _grids(max_tile_count):
+        difference = abs(width / height - grid.column_count / grid.row_count)
+        covers = width * height > 0.5 * tile_size * tile_size * grid.cell_count
+        if difference < best_difference or (difference == best_difference and covers):
+            best, best_difference = grid, difference
+    return best
+
+
+def cut(image: Image.Image, grid: Grid, tile_size: int) -> UInt8Array:
+    """Returns the tiles of an RGB image, [grid.tile_count, 3, tile_size, tile_size].
+
+    The image is resized to the whole grid once (its aspect ratio is not kept), then cut.
+    """
+    size = (tile_size * grid.column_count, tile_size * grid.row_count)
+    tiles = np.empty((grid.tile_count, 3, tile_size, tile_size), dtype=np.uint8)
+    cells = _resize(image, size).reshape(grid.row_count, tile_size, grid.column_count, tile_size, 3)
+    # [rows, y, columns, x, channel] -> [rows, columns, channel, y, x]
+    tiles[: grid.cell_count] = cells.transpose(0, 2, 4, 1, 3).reshape(-1, *tiles.shape[1:])
+    if grid.cell_count > 1:
+        tiles[-1] = _resize(image, (tile_size, tile_size)).transpose(2, 0, 1)
+    return tiles
+
+
+@functools.lru_cache
+def _grids(max_tile_count: int) -> tuple[Grid, ...]:
+    """Returns all grids of up to max_tile_count cells, those with fewer cells first."""
+    counts = range(1, max_tile_count + 1)
+    grids = [Grid(c, r) for c in counts for r in counts if c * r <= max_tile_count]
+    return tuple(sorted(grids, key=lambda grid: grid.cell_count))
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> UInt8Array:
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))  # [height, width, 3]
+
+
+def _check_size(width: int, height: int, max_pixel_count: int) -> None:
+    if min(width, height) < MIN_EDGE:
+        raise InvalidImageError(
+            f"the image is {width}x{height} pixels; each edge must be {MIN_EDGE} or more",
+            field="image",
+        )
+    if width * height > max_pixel_count:
+        raise ImageTooLargeError(
+            f"the image has {width}x{height} = {width * height} pixels; "
+            f"the limit is {max_pixel_count}",
+            field="image",
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation; 1 when there is none or the metadata is damaged."""
+    try:
+        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except DECODE_ERRORS:
+        return 1
+    return orientation
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = UPRIGHT.get(orientation)
+    return image if turn is None else image.transpose(turn)
