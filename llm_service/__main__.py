@@ -6,7 +6,6 @@ import asyncio
 import sys
 
 import structlog
-from pydantic_settings import CliApp
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
 from llm_service.engines import LLMEngine, create_engine
@@ -17,7 +16,7 @@ from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer, TokenizerError
 from protos import logs
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
-from protos.serving import Service, serve
+from protos.serving import Service, read_settings, serve
 
 logger = structlog.get_logger()
 
@@ -26,7 +25,7 @@ SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
 
 def main() -> None:
     """Serves a language model over gRPC until SIGTERM; exit status 1 when the engine dies."""
-    settings = CliApp.run(Settings)
+    settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     sys.exit(asyncio.run(_run(settings)))
 

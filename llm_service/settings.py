@@ -16,7 +16,7 @@ GIB = 1024 * MIB
 class Settings(ServingSettings):
     """Options of the LLM service: flag, environment variable LLM_SERVICE_*, default."""
 
-    model_config = SettingsConfigDict(env_prefix="LLM_SERVICE_")
+    model_config = SettingsConfigDict(env_prefix="LLM_SERVICE_", cli_prog_name="internvl-llm")
 
     port: int = Field(default=50052, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""

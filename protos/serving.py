@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from protos.errors import ServiceError, to_status
 from protos.logs import LogFormat, LogLevel, bind_request_id, request_id_of
@@ -24,6 +25,7 @@ from protos.logs import LogFormat, LogLevel, bind_request_id, request_id_of
 logger = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[Any, Any]
+SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 Behavior = Callable[[Any, Context], Any]
 
 KIB = 1024
@@ -72,6 +74,20 @@ class ServingSettings(BaseSettings):
     """Least severe event that is logged."""
     log_format: LogFormat = "json"
     """How events are written: json for machines, console for people."""
+
+
+def read_settings(cls: type[SettingsType]) -> SettingsType:
+    """Reads a process's options from its command line and its environment.
+
+    A wrong or missing option ends the process with status 2 and a line for each.
+    """
+    try:
+        return CliApp.run(cls)
+    except ValidationError as error:
+        for details in error.errors():
+            option = ".".join(map(str, details["loc"])).replace("_", "-")
+            sys.stderr.write(f"--{option}: {details['msg']}\n")
+        sys.exit(2)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-from pydantic_settings import CliApp
 
 from protos import logs
 from protos.internvl.v1 import vision_pb2_grpc
-from protos.serving import MESSAGE_OVERHEAD_BYTE_COUNT, Service, serve
+from protos.serving import MESSAGE_OVERHEAD_BYTE_COUNT, Service, read_settings, serve
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
 from vision_service.checkpoint import CheckpointError, VisionConfig
@@ -31,15 +28,12 @@ logger = structlog.get_logger()
 
 def main() -> None:
     """Runs the service; exits with 1 when it cannot start or when its engine dies."""
-    try:
-        settings = CliApp.run(Settings)
-    except ValidationError as error:
-        sys.exit("\n".join(_complaint(details) for details in error.errors()))
+    settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     try:
         healthy = asyncio.run(run(settings))
     except (CheckpointError, EngineStartError, OSError) as error:
-        logger.error("cannot start", reason=str(error))
+        logger.error("start_failed", error=str(error))
         sys.exit(1)
     sys.exit(0 if healthy else 1)
 
@@ -113,11 +107,6 @@ def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -
         max_image_byte_count=settings.max_image_byte_count,
         max_image_pixel_count=settings.max_image_pixel_count,
     )
-
-
-def _complaint(details: ErrorDetails) -> str:
-    option = ".".join(str(part) for part in details["loc"])
-    return f"option {option}: {details['msg']}"
 
 
 if __name__ == "__main__":

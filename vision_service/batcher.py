@@ -188,7 +188,7 @@ class TileBatcher:
     def _on_worker_end(self, worker: Future[None]) -> None:
         self._loop.call_soon_threadsafe(self._fail_all)
         if error := worker.exception():
-            logger.error("engine died", exc_info=error)
+            logger.error("engine_died", exc_info=error)
 
     def _post(self, job: _Job, result: EncodedTiles | None) -> None:
         self._loop.call_soon_threadsafe(self._settle, job, result)
