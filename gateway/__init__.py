@@ -1,0 +1,1 @@
+"""OpenAI HTTP in front of the vision service and the LLM service; no model, no tensor library."""

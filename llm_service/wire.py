@@ -146,7 +146,8 @@ def stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
 def _check_stop_count(name: str, count: int) -> None:
     if count > MAX_STOP_COUNT:
         raise InvalidArgumentError(
-            f"{count} entries are given, at most {MAX_STOP_COUNT} are allowed", field=f"stop.{name}"
+            f"stop.{name} has {count} entries, at most {MAX_STOP_COUNT} are allowed",
+            field=f"stop.{name}",
         )
 
 

@@ -54,7 +54,7 @@ SERVER_PING_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 class ServingSettings(BaseSettings):
-    """The options that both gRPC services share; each service's Settings adds its own."""
+    """The options that all three processes share; each one's Settings adds its own."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -110,12 +110,12 @@ class Service:
 @asynccontextmanager
 async def running_server(
     service: Service, host: str, port: int, drain_seconds: float
-) -> AsyncIterator[tuple[health.aio.HealthServicer, int]]:
+) -> AsyncIterator[int]:
     """Runs a gRPC server with health (SERVING from the start: the engine is warm) and reflection.
 
     Yields:
-        The health servicer and the port that was bound. On leaving, the service is NOT_SERVING
-        first, then calls in flight get `drain_seconds` to end.
+        The port that was bound. On leaving, the service is NOT_SERVING first, then calls in flight
+        get `drain_seconds` to end.
 
     Raises:
         OSError: the address cannot be bound.
@@ -143,7 +143,7 @@ async def running_server(
     for name in ("", service.name):
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
-        yield health_servicer, bound_port
+        yield bound_port
     finally:
         await health_servicer.enter_graceful_shutdown()
         await _drain(server, interceptor.idle, drain_seconds)
@@ -169,10 +169,9 @@ async def serve(service: Service, settings: ServingSettings) -> bool:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with running_server(service, settings.host, settings.port, settings.drain_seconds) as (
-        _,
-        port,
-    ):
+    async with running_server(
+        service, settings.host, settings.port, settings.drain_seconds
+    ) as port:
         logger.info("serving", service=service.name, host=settings.host, port=port)
         healthy = await _wait_until(stop, service.is_healthy)
         logger.info("draining", service=service.name, engine_healthy=healthy)

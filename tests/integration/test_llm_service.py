@@ -109,7 +109,7 @@ async def stub(engine: ScriptedEngine) -> AsyncIterator[llm_pb2_grpc.LLMServiceA
         engine.is_healthy,
     )
     async with (
-        running_server(service, "127.0.0.1", 0, drain_seconds=1) as (_, port),
+        running_server(service, "127.0.0.1", 0, drain_seconds=1) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield llm_pb2_grpc.LLMServiceStub(channel)
@@ -357,7 +357,7 @@ BIG = bytes((1 << 20) + 32)
         (
             InvalidArgumentError,
             "stop.strings",
-            "17 entries are given, at most 16",
+            "17 entries, at most 16",
             [start(stop=llm_pb2.StopConditions(strings=["x"] * 17))],
         ),
         (

@@ -70,7 +70,7 @@ def servicer() -> Servicer:
 @pytest.fixture
 async def channel(servicer: Servicer) -> AsyncIterator[grpc.aio.Channel]:
     async with (
-        running_server(servicer.service(), "127.0.0.1", 0, drain_seconds=5) as (_, port),
+        running_server(servicer.service(), "127.0.0.1", 0, drain_seconds=5) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield channel
@@ -153,7 +153,7 @@ async def test_message_over_the_limit_is_refused(channel: grpc.aio.Channel) -> N
 
 async def test_address_in_use_is_an_os_error(servicer: Servicer) -> None:
     service = servicer.service()
-    async with running_server(service, "127.0.0.1", 0, 1) as (_, port):
+    async with running_server(service, "127.0.0.1", 0, 1) as port:
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
             async with running_server(service, "127.0.0.1", port, 1):
                 pass

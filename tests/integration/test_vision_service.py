@@ -99,7 +99,7 @@ async def running(engine: VisionEngine, **options: Any) -> AsyncIterator[Client]
     settings = Settings(checkpoint=CHECKPOINT, **options)
     async with (
         vision_main.open_service(settings, CONFIG, engine) as service,
-        running_server(service, "127.0.0.1", 0, drain_seconds=0) as (_, port),
+        running_server(service, "127.0.0.1", 0, drain_seconds=0) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         yield Client(channel)
@@ -314,7 +314,7 @@ async def test_a_dead_engine_fails_calls_and_ends_the_service(
 async def serve_one(service: Any) -> bool:
     """Stands in for `serve`: one call, then the service's own word on its engine."""
     async with (
-        running_server(service, "127.0.0.1", 0, drain_seconds=0) as (_, port),
+        running_server(service, "127.0.0.1", 0, drain_seconds=0) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
         await Client(channel).refusal(IMAGE_B)

@@ -45,7 +45,7 @@ def output_room(prompt_length: int, max_tokens: int | None, context: int) -> int
     wanted = max_tokens or 1
     if prompt_length + wanted > context:
         raise ContextLengthError(
-            f"the prompt has {prompt_length} tokens and {wanted} are to be generated, together "
+            f"the prompt has {prompt_length} tokens and stop.max_token_count is {wanted}, together "
             f"{prompt_length + wanted}, but the context holds {context}",
             field="stop.max_token_count" if max_tokens else "messages",
         )

@@ -1,0 +1,43 @@
+"""The gateway's process: settings, logs, application, until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+import structlog
+
+from gateway.app import running_gateway
+from gateway.settings import Settings
+from protos import logs
+from protos.serving import read_settings
+
+logger = structlog.get_logger()
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    async with running_gateway(settings) as port:
+        logger.info("serving", service="gateway", host=settings.host, port=port)
+        await stop.wait()
+        logger.info("draining", service="gateway")
+
+
+def main() -> None:
+    """Serves OpenAI HTTP until SIGTERM; exit status 1 when it cannot start."""
+    settings = read_settings(Settings)
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        asyncio.run(serve(settings))
+    except OSError as error:
+        logger.error("start_failed", error=str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

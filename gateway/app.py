@@ -1,0 +1,86 @@
+"""The gateway as an aiohttp application, and how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from gateway import handlers, middlewares
+from gateway.chat import ChatLimits, ChatPipeline
+from gateway.clients import LLMClient, VisionClient, open_channel
+from gateway.handlers import LLM, PIPELINE, SETTINGS, TRAFFIC, VISION
+from gateway.images import ImageFetcher, ImageLimits, create_session
+from gateway.settings import Settings
+from gateway.traffic import Traffic
+
+# Requests have had `drain_seconds` before; this is for the last bytes of their answers.
+SHUTDOWN_SECONDS = 1.0
+
+
+def create_app(settings: Settings) -> web.Application:
+    """Returns the whole application; it opens its channels when it starts."""
+    app = web.Application(
+        middlewares=[middlewares.identify, middlewares.account, middlewares.answer_errors],
+        client_max_size=settings.max_body_byte_count,
+    )
+    app[SETTINGS] = settings
+    app[TRAFFIC] = Traffic(settings.max_request_count)
+    app.cleanup_ctx.append(_services)
+    app.on_response_prepare.append(middlewares.send_request_id)
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", handlers.chat_completions),
+            web.get("/v1/models", handlers.list_models),
+            web.get("/v1/models/{id:.+}", handlers.get_model),
+            web.get("/health/live", handlers.live),
+            web.get("/health/ready", handlers.ready),
+        ]
+    )
+    return app
+
+
+async def _services(app: web.Application) -> AsyncIterator[None]:
+    settings = app[SETTINGS]
+    policy = settings.address_policy
+    limits = ImageLimits(
+        settings.max_image_byte_count, settings.image_fetch_seconds, settings.file_root, policy
+    )
+    async with (
+        open_channel(settings.vision_address) as vision,
+        open_channel(settings.llm_address) as llm,
+        create_session(policy) as session,
+    ):
+        app[VISION] = VisionClient(vision)
+        app[LLM] = LLMClient(llm)
+        app[PIPELINE] = ChatPipeline(
+            ImageFetcher(session, limits),
+            app[VISION],
+            app[LLM],
+            ChatLimits(settings.max_image_count, settings.max_total_image_byte_count),
+        )
+        yield
+
+
+@asynccontextmanager
+async def running_gateway(settings: Settings) -> AsyncIterator[int]:
+    """Serves the application, and yields the port that was bound.
+
+    On leaving, chat requests in flight get `drain_seconds` to end; meanwhile /health/ready says no
+    and new ones are refused with 503.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    app = create_app(settings)
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+    )
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, settings.port).start()
+        yield runner.addresses[0][1]
+        await app[TRAFFIC].drain(settings.drain_seconds)
+    finally:
+        await runner.cleanup()

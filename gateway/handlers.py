@@ -1,0 +1,185 @@
+"""The HTTP interface: chat completions, models, health."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+
+from aiohttp import web
+
+from gateway.chat import ChatPipeline, RequestRecord
+from gateway.clients import ChatEvent, Finished, LLMClient, TextDelta, VisionClient
+from gateway.schema import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionRequest,
+    Choice,
+    Model,
+    ModelList,
+    parse_chat_request,
+)
+from gateway.settings import Settings
+from gateway.sse import DONE, HEADERS, Transcript, completion_usage, error_event
+from gateway.traffic import Traffic
+from protos.errors import NotFoundError, ServiceError
+
+SETTINGS = web.AppKey("settings", Settings)
+TRAFFIC = web.AppKey("traffic", Traffic)
+PIPELINE = web.AppKey("pipeline", ChatPipeline)
+VISION = web.AppKey("vision", VisionClient)
+LLM = web.AppKey("llm", LLMClient)
+REQUEST_ID = web.RequestKey("request_id", str)
+RECORD = web.RequestKey("record", RequestRecord)
+
+# Health and model questions are answered at once or not at all.
+PROBE_SECONDS = 5.0
+OVERTIME_SECONDS = 1.0
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    """POST /v1/chat/completions."""
+    deadline = asyncio.get_running_loop().time() + request.app[SETTINGS].request_seconds
+    with request.app[TRAFFIC].request(), _connection_until(deadline, request):
+        body = await request.read()
+        chat = await asyncio.to_thread(parse_chat_request, body)
+        stream = request.app[PIPELINE].stream(chat, deadline, request[RECORD])
+        async with aclosing(stream) as events:
+            answer = _stream if chat.stream else _collect
+            return await answer(request, chat, events)
+
+
+@contextmanager
+def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
+    """Breaks the connection off some time after the deadline.
+
+    The services keep the deadline themselves; this is for clients that do not send or do not read,
+    which would otherwise hold a place in the traffic for ever.
+    """
+    if request.transport is None:  # the client is gone already
+        raise ConnectionResetError
+    loop = asyncio.get_running_loop()
+    timer = loop.call_at(deadline + OVERTIME_SECONDS, request.transport.abort)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+async def _stream(
+    request: web.Request, chat: ChatCompletionRequest, events: AsyncGenerator[ChatEvent, None]
+) -> web.StreamResponse:
+    """Sends events as they come; until the first one has come, an error is an HTTP status."""
+    transcript = Transcript(
+        _completion_id(request), int(time.time()), chat.model, chat.include_usage
+    )
+    first = await anext(events)
+    response = web.StreamResponse(headers=HEADERS)
+    await response.prepare(request)
+    await response.write(transcript.opening() + transcript.event(first))
+    try:
+        async for event in events:
+            if data := transcript.event(event):
+                await response.write(data)
+    except ServiceError as error:
+        request[RECORD].error = error.reason
+        await response.write(error_event(error))
+    else:
+        await response.write(DONE)
+    return response
+
+
+async def _collect(
+    request: web.Request, chat: ChatCompletionRequest, events: AsyncGenerator[ChatEvent, None]
+) -> web.Response:
+    """Answers at once, with all that the stream held."""
+    texts, reason, usage = [], None, None
+    async for event in events:
+        if isinstance(event, TextDelta):
+            texts.append(event.text)
+        elif isinstance(event, Finished):
+            reason = event.reason
+        else:
+            usage = event
+    if reason is None or usage is None:
+        raise ServiceError("the LLM service sent no finish or no usage")
+    completion = ChatCompletion(
+        id=_completion_id(request),
+        created=int(time.time()),
+        model=chat.model,
+        choices=[Choice(message=AnswerMessage(content="".join(texts)), finish_reason=reason)],
+        usage=completion_usage(usage),
+    )
+    return web.json_response(text=completion.model_dump_json())
+
+
+def _completion_id(request: web.Request) -> str:
+    return f"chatcmpl-{request[REQUEST_ID]}"
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """GET /v1/models."""
+    models = ModelList(data=[await _model(request)])
+    return web.json_response(text=models.model_dump_json())
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """GET /v1/models/{id}."""
+    model = await _model(request)
+    if request.match_info["id"] != model.id:
+        raise NotFoundError(f"no such model; this server has {model.id!r}")
+    return web.json_response(text=model.model_dump_json())
+
+
+async def _model(request: web.Request) -> Model:
+    info = await request.app[LLM].ask_model_info(_probe_deadline())
+    # OpenAI's `created` is the model's age; clients only sort by it.
+    return Model(id=info.model, created=0, max_model_len=info.max_context_token_count)
+
+
+async def live(request: web.Request) -> web.Response:
+    """GET /health/live: the process answers."""
+    return web.json_response({"status": "live"})
+
+
+async def ready(request: web.Request) -> web.Response:
+    """GET /health/ready: both services serve, and their models fit together; else 503 and why."""
+    reasons = await _unready_reasons(request.app)
+    if reasons:
+        return web.json_response({"status": "not ready", "reasons": reasons}, status=503)
+    return web.json_response({"status": "ready"})
+
+
+async def _unready_reasons(app: web.Application) -> dict[str, str]:
+    if app[TRAFFIC].draining:
+        return {"gateway": "the gateway is stopping"}
+    results = await asyncio.gather(
+        _vision_hidden_size(app[VISION]), _llm_hidden_size(app[LLM]), return_exceptions=True
+    )
+    reasons = {}
+    for name, result in zip(("vision", "llm"), results, strict=True):
+        if isinstance(result, ServiceError):
+            reasons[name] = result.message
+        elif isinstance(result, BaseException):
+            raise result
+    if not reasons and results[0] != results[1]:
+        reasons["model"] = (
+            f"the vision service's rows have length {results[0]}, the LLM's {results[1]}:"
+            " they run different checkpoints"
+        )
+    return reasons
+
+
+async def _vision_hidden_size(vision: VisionClient) -> int:
+    await vision.check_health(PROBE_SECONDS)
+    return (await vision.ask_model_info(_probe_deadline())).hidden_size
+
+
+async def _llm_hidden_size(llm: LLMClient) -> int:
+    await llm.check_health(PROBE_SECONDS)
+    return (await llm.ask_model_info(_probe_deadline())).hidden_size
+
+
+def _probe_deadline() -> float:
+    return asyncio.get_running_loop().time() + PROBE_SECONDS

@@ -1,0 +1,83 @@
+"""What surrounds every request: its id, its line in the log, and errors as OpenAI's bodies."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+
+import structlog
+from aiohttp import web
+
+from gateway.chat import RequestRecord
+from gateway.errors import error_response, http_error_response
+from gateway.handlers import RECORD, REQUEST_ID
+from protos.errors import ServiceError
+from protos.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
+
+logger = structlog.get_logger()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# What nginx logs when the client went away before the answer.
+CLIENT_CLOSED_REQUEST = 499
+
+
+@web.middleware
+async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Takes the client's request id, or makes one; it goes into logs, services and the answer."""
+    given = request.headers.get(REQUEST_ID_KEY, "")
+    request[REQUEST_ID] = given if SANE_REQUEST_ID.fullmatch(given) else new_request_id()
+    bind_request_id(request[REQUEST_ID])
+    return await handler(request)
+
+
+async def send_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Adds the request id to an answer that is about to be sent."""
+    if REQUEST_ID in request:
+        response.headers[REQUEST_ID_KEY] = request[REQUEST_ID]
+
+
+@web.middleware
+async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Logs one line a request when it is over: what it cost, never what it said."""
+    record = request[RECORD] = RequestRecord()
+    status = 500
+    try:
+        response = await handler(request)
+        status = response.status
+    except (asyncio.CancelledError, ConnectionError):
+        status = CLIENT_CLOSED_REQUEST
+        raise
+    finally:
+        resource = request.match_info.route.resource
+        route = resource.canonical if resource else "none"
+        log = logger.debug if route.startswith("/health/") else logger.info
+        costs = {key: value for key, value in asdict(record).items() if key != "arrival"}
+        log("request", route=route, status=status, total_seconds=record.elapsed(), **costs)
+    return response
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns exceptions into answers, as long as none has begun.
+
+    The one place that catches everything: a ServiceError is told to the client; anything else is a
+    bug, logged with its traceback and answered by 500 without it.
+    """
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return http_error_response(error)
+    except ServiceError as error:
+        request[RECORD].error = error.reason
+        return error_response(error)
+    except ConnectionError:  # the client is gone
+        raise
+    except Exception as error:
+        if request.writer.output_size:  # the answer has begun: aiohttp breaks the connection off
+            raise
+        logger.error("bug", exc_info=error)
+        request[RECORD].error = ServiceError.reason
+        return error_response(ServiceError("internal error; the gateway's log has it"))

@@ -1,0 +1,53 @@
+"""Every option of the gateway's process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from gateway.addresses import AddressPolicy
+from protos.serving import MIB, ServingSettings
+
+
+class Settings(ServingSettings):
+    """The gateway: OpenAI's HTTP interface in front of the vision service and the LLM service."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", cli_prog_name="internvl-gateway")
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and logs it."""
+    vision_address: str = "127.0.0.1:50051"
+    """Address of the vision service as gRPC writes it; all addresses of a name share the calls."""
+    llm_address: str = "127.0.0.1:50052"
+    """Address of the LLM service as gRPC writes it; all addresses of a name share the calls."""
+    file_root: Path | None = None
+    """Folder below which file:// URLs may read; none: they are refused."""
+    allowed_private_hosts: tuple[str, ...] = ()
+    """Hosts and networks (JSON list) that image URLs may lead to though they are not public."""
+    max_body_byte_count: int = Field(default=64 * MIB, ge=1)
+    """Largest request body, in bytes."""
+    max_image_byte_count: int = Field(default=20 * MIB, ge=1)
+    """Largest image file, in bytes."""
+    max_total_image_byte_count: int = Field(default=128 * MIB, ge=1)
+    """Most bytes of all image files of one request together."""
+    max_image_count: int = Field(default=64, ge=0)
+    """Most images in one request."""
+    max_request_count: int = Field(default=256, ge=1)
+    """Most chat requests in flight; further ones are refused with 429."""
+    image_fetch_seconds: float = Field(default=10.0, gt=0)
+    """Longest time to fetch one image, redirects included."""
+    request_seconds: float = Field(default=300.0, gt=0)
+    """Longest time for one chat request, images included."""
+
+    @field_validator("allowed_private_hosts")
+    @classmethod
+    def _parsable(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        AddressPolicy.parse(entries)
+        return entries
+
+    @property
+    def address_policy(self) -> AddressPolicy:
+        """Which addresses image URLs may lead to."""
+        return AddressPolicy.parse(self.allowed_private_hosts)

@@ -1,0 +1,329 @@
+"""Scripted VisionService and LLMService behind real gRPC, and a gateway in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import aiohttp
+import grpc
+from blockbuster import blockbuster_ctx
+
+from gateway.app import running_gateway
+from gateway.settings import Settings
+from protos.errors import ModelMismatchError, ServiceError
+from protos.identity import content_digest, recipe_digest
+from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2, vision_pb2, vision_pb2_grpc
+from protos.serving import CHUNK_BYTE_COUNT, MIB, Service, running_server
+
+MODEL = "scripted"
+HIDDEN_SIZE = 8
+ROW_BYTE_COUNT = 2 * HIDDEN_SIZE
+VisionContext = grpc.aio.ServicerContext[
+    vision_pb2.EncodeImageRequest, vision_pb2.EncodeImageResponse
+]
+LLMContext = grpc.aio.ServicerContext[llm_pb2.GenerateRequest, llm_pb2.GenerateResponse]
+
+
+def embedding_of(image: bytes, byte_count: int) -> bytes:
+    """Returns the bytes that the scripted vision service answers with."""
+    return (content_digest(image) * (byte_count // 32 + 1))[:byte_count]
+
+
+@dataclass
+class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
+    """Answers every image with its digest, repeated; fails or stalls as told.
+
+    Each call takes one of `failures`, until none is left. Calls wait until `together_count` have
+    come. `stalls` waits for ever after the header.
+    """
+
+    embedding_byte_count: int = 20 * ROW_BYTE_COUNT
+    chunk_byte_count: int = CHUNK_BYTE_COUNT
+    recipe: bytes = b"r" * 32
+    hidden_size: int = HIDDEN_SIZE
+    max_image_byte_count: int = 20 * MIB
+    failures: list[ServiceError] = field(default_factory=list)
+    together_count: int = 1
+    stalls: bool = False
+    wrong_id: bool = False
+
+    requests: list[vision_pb2.EncodeImageRequest] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
+    info_count: int = 0
+    together: asyncio.Event = field(default_factory=asyncio.Event)
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def GetModelInfo(
+        self, request: vision_pb2.VisionServiceGetModelInfoRequest, context: Any
+    ) -> vision_pb2.VisionServiceGetModelInfoResponse:
+        self.info_count += 1
+        return vision_pb2.VisionServiceGetModelInfoResponse(
+            model=MODEL,
+            recipe_sha256=self.recipe,
+            hidden_size=self.hidden_size,
+            default_tile_count=12,
+            max_tile_count=24,
+            max_image_byte_count=self.max_image_byte_count,
+        )
+
+    async def EncodeImage(
+        self, request: vision_pb2.EncodeImageRequest, context: VisionContext
+    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
+        self.requests.append(request)
+        metadata = dict(context.invocation_metadata() or ())
+        self.request_ids.append(str(metadata["x-request-id"]))
+        failure = self.failures.pop(0) if self.failures else None
+        if len(self.requests) >= self.together_count:
+            self.together.set()
+        await self.together.wait()
+        if failure:
+            raise failure
+        if request.expected_recipe_sha256 != self.recipe:
+            raise ModelMismatchError("another recipe", field="expected_recipe_sha256")
+        try:
+            yield self._header(request)
+            if self.stalls:
+                self.stalled.set()
+                await asyncio.Event().wait()
+            data = embedding_of(request.image, self.embedding_byte_count)
+            for offset in range(0, len(data), self.chunk_byte_count):
+                piece = data[offset : offset + self.chunk_byte_count]
+                response = vision_pb2.EncodeImageResponse()
+                response.chunk.offset, response.chunk.data = offset, piece
+                yield response
+            trailer = vision_pb2.EncodeImageTrailer(crc32=zlib.crc32(data))
+            yield vision_pb2.EncodeImageResponse(trailer=trailer)
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    def _header(self, request: vision_pb2.EncodeImageRequest) -> vision_pb2.EncodeImageResponse:
+        cap = request.max_tile_count if request.HasField("max_tile_count") else 12
+        spec = tensor_pb2.TensorSpec(
+            dtype=tensor_pb2.DATA_TYPE_BF16,
+            shape=[self.embedding_byte_count // ROW_BYTE_COUNT, HIDDEN_SIZE],
+            byte_count=self.embedding_byte_count,
+        )
+        name = tensor_pb2.EmbeddingId(
+            content_sha256=b"x" * 32 if self.wrong_id else content_digest(request.image),
+            recipe_sha256=recipe_digest(self.recipe, cap),
+        )
+        header = vision_pb2.EncodeImageHeader(id=name, spec=spec, tile_count=3)
+        return vision_pb2.EncodeImageResponse(header=header)
+
+
+@dataclass
+class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
+    """Says its texts to everybody, once it has the images it does not hold; fails as told.
+
+    Each call takes one of `failures`, until none is left. `failure_after_wanted` comes when
+    `failure_signal` is set, `late_failure` after the texts; `stalls` waits there for `released`.
+    `reading_seconds` is the pause after each chunk.
+    """
+
+    texts: Sequence[str] = ("Hel", "", "lo")
+    reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_STOP
+    model: str = MODEL
+    hidden_size: int = HIDDEN_SIZE
+    failures: list[ServiceError] = field(default_factory=list)
+    failure_after_wanted: ServiceError | None = None
+    late_failure: ServiceError | None = None
+    failure_signal: asyncio.Event = field(default_factory=asyncio.Event)
+    stalls: bool = False
+    reading_seconds: float = 0.0
+
+    starts: list[llm_pb2.GenerateStart] = field(default_factory=list)
+    request_ids: list[str] = field(default_factory=list)
+    time_remaining: list[float] = field(default_factory=list)
+    held: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict)
+    info_count: int = 0
+    stalled: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def GetModelInfo(
+        self, request: llm_pb2.LLMServiceGetModelInfoRequest, context: Any
+    ) -> llm_pb2.LLMServiceGetModelInfoResponse:
+        self.info_count += 1
+        return llm_pb2.LLMServiceGetModelInfoResponse(
+            model=self.model, hidden_size=self.hidden_size, max_context_token_count=32768
+        )
+
+    async def CountTokens(self, request: llm_pb2.CountTokensRequest, context: Any) -> NoReturn:
+        raise NotImplementedError("the gateway does not count tokens")
+
+    async def GetLoad(self, request: llm_pb2.GetLoadRequest, context: Any) -> NoReturn:
+        raise NotImplementedError("the gateway does not ask for the load")
+
+    async def Generate(
+        self, requests: AsyncIterator[llm_pb2.GenerateRequest], context: LLMContext
+    ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
+        try:
+            start = (await anext(requests)).start
+            self._note(start, context)
+            if self.failures:
+                raise self.failures.pop(0)
+            wanted = self._wanted(start)
+            yield llm_pb2.GenerateResponse(wanted=llm_pb2.WantedImages(image_indexes=wanted))
+            if self.failure_after_wanted:
+                await self.failure_signal.wait()
+                raise self.failure_after_wanted
+            await self._receive(start, requests)
+            async for response in self._answer(start):
+                yield response
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    def _note(self, start: llm_pb2.GenerateStart, context: LLMContext) -> None:
+        self.starts.append(start)
+        self.request_ids.append(str(dict(context.invocation_metadata() or ())["x-request-id"]))
+        self.time_remaining.append(context.time_remaining() or 0.0)
+
+    def _wanted(self, start: llm_pb2.GenerateStart) -> list[int]:
+        first: dict[tuple[bytes, bytes], int] = {}
+        for index, image in enumerate(start.images):
+            first.setdefault((image.content_sha256, image.recipe_sha256), index)
+        return [index for key, index in first.items() if key not in self.held]
+
+    async def _receive(
+        self, start: llm_pb2.GenerateStart, requests: AsyncIterator[llm_pb2.GenerateRequest]
+    ) -> None:
+        """Reads embeddings to the half-close, as strictly as the contract has them."""
+        tables: dict[int, bytearray] = {}
+        async for request in requests:
+            if request.HasField("embedding_header"):
+                tables[request.embedding_header.image_index] = bytearray()
+            elif request.HasField("embedding_chunk"):
+                await self._receive_chunk(tables, request.embedding_chunk)
+            else:
+                index = request.embedding_trailer.image_index
+                if zlib.crc32(tables[index]) != request.embedding_trailer.crc32:
+                    raise ServiceError("the scripted LLM got a wrong checksum")
+                image = start.images[index]
+                self.held[image.content_sha256, image.recipe_sha256] = bytes(tables[index])
+
+    async def _receive_chunk(
+        self, tables: dict[int, bytearray], message: llm_pb2.EmbeddingChunk
+    ) -> None:
+        table = tables[message.image_index]
+        if message.chunk.offset != len(table):
+            raise ServiceError("the scripted LLM got a chunk out of order")
+        table += message.chunk.data
+        await asyncio.sleep(self.reading_seconds)
+
+    async def _answer(
+        self, start: llm_pb2.GenerateStart
+    ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
+        for text in self.texts:
+            yield llm_pb2.GenerateResponse(delta=llm_pb2.TokenDelta(text=text, token_ids=[1]))
+        if self.late_failure:
+            raise self.late_failure
+        if self.stalls:
+            self.stalled.set()
+            await self.released.wait()
+        yield llm_pb2.GenerateResponse(finished=llm_pb2.Finished(reason=self.reason))
+        usage = llm_pb2.Usage(
+            prompt_token_count=30 + 256 * len(start.images),
+            output_token_count=len(self.texts),
+            cached_token_count=16,
+            image_token_count=256 * len(start.images),
+        )
+        yield llm_pb2.GenerateResponse(usage=usage)
+
+
+@asynccontextmanager
+async def running_vision(vision: ScriptedVision) -> AsyncIterator[str]:
+    """Serves the scripted vision service, and yields its address."""
+
+    def register(server: grpc.aio.Server) -> None:
+        vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server)
+
+    service = Service("internvl.v1.VisionService", register, lambda: True, 32 * MIB)
+    async with running_server(service, "127.0.0.1", 0, 0) as port:
+        yield f"127.0.0.1:{port}"
+
+
+@asynccontextmanager
+async def running_llm(llm: ScriptedLLM, port: int = 0) -> AsyncIterator[str]:
+    """Serves the scripted LLM service, and yields its address."""
+
+    def register(server: grpc.aio.Server) -> None:
+        llm_pb2_grpc.add_LLMServiceServicer_to_server(llm, server)
+
+    service = Service("internvl.v1.LLMService", register, lambda: True)
+    async with running_server(service, "127.0.0.1", port, 0) as bound_port:
+        yield f"127.0.0.1:{bound_port}"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running gateway, the services behind it, and an HTTP client of it."""
+
+    url: str
+    http: aiohttp.ClientSession
+    vision: ScriptedVision
+    llm: ScriptedLLM
+
+    async def chat(self, **body: Any) -> tuple[int, Any]:
+        """Returns status and JSON body of a chat completion of `chat_body(**body)`."""
+        data = io.BytesIO(json.dumps(chat_body(**body)).encode())
+        async with self.http.post("/v1/chat/completions", data=data) as response:
+            return response.status, await response.json()
+
+    async def read_chat(self, **body: Any) -> bytes:
+        """Returns the body of a chat completion, stream or not, read to its end."""
+        async with self.http.post("/v1/chat/completions", json=chat_body(**body)) as response:
+            return await response.read()
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Returns status and JSON body of a path."""
+        async with self.http.get(path) as response:
+            return response.status, await response.json()
+
+
+def chat_body(**fields: Any) -> dict[str, Any]:
+    """Returns the smallest chat request, with fields added."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **fields}
+
+
+@asynccontextmanager
+async def stack(
+    vision: ScriptedVision | None = None,
+    llm: ScriptedLLM | None = None,
+    *,
+    closed: Sequence[str] = (),
+    **settings: Any,
+) -> AsyncIterator[Gateway]:
+    """Runs a gateway in front of scripted services; `closed` names services that are down.
+
+    A blocking call of the gateway within the event loop fails the request.
+    """
+    vision = vision or ScriptedVision()
+    llm = llm or ScriptedLLM()
+    async with AsyncExitStack() as exits:
+        addresses = {
+            "vision": await exits.enter_async_context(running_vision(vision)),
+            "llm": await exits.enter_async_context(running_llm(llm)),
+        }
+        # Port 9 (discard) of this machine: nothing listens there.
+        addresses |= dict.fromkeys(closed, "127.0.0.1:9")
+        options: dict[str, Any] = {
+            "port": 0,
+            "drain_seconds": 0,
+            "vision_address": addresses["vision"],
+            "llm_address": addresses["llm"],
+        } | settings
+        exits.enter_context(blockbuster_ctx("gateway"))
+        port = await exits.enter_async_context(running_gateway(Settings(**options)))
+        url = f"http://127.0.0.1:{port}"
+        http = await exits.enter_async_context(aiohttp.ClientSession(url))
+        yield Gateway(url, http, vision, llm)

@@ -1,0 +1,362 @@
+"""Chat requests over HTTP against scripted services: what goes in, what comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from protos.errors import ServiceError
+from protos.identity import content_digest, recipe_digest
+from protos.internvl.v1 import llm_pb2
+from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, embedding_of, stack
+
+CAT, DOG = b"a cat", b"a dog"
+
+
+def picture(image: bytes, **options: Any) -> dict[str, Any]:
+    url = "data:image/png;base64," + base64.b64encode(image).decode()
+    return {"type": "image_url", "image_url": {"url": url, **options}}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": list(parts)}]
+
+
+async def events(gateway: Gateway, **body: Any) -> list[Any]:
+    """Returns the data of a stream's events: JSON, or the string [DONE]."""
+    async with gateway.http.post(
+        "/v1/chat/completions", json=chat_body(stream=True, **body)
+    ) as response:
+        assert response.status == 200
+        assert response.content_type == "text/event-stream"
+        lines = (await response.text()).split("\n\n")
+    assert lines.pop() == ""
+    data = [line.removeprefix("data: ") for line in lines]
+    return [item if item == "[DONE]" else json.loads(item) for item in data]
+
+
+async def test_an_answer_is_openais_object() -> None:
+    async with stack() as gateway:
+        status, answer = await gateway.chat()
+    assert status == 200
+    assert answer.pop("id").startswith("chatcmpl-")
+    assert answer.pop("created") > 0
+    assert answer == {
+        "object": "chat.completion",
+        "model": "scripted",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 30,
+            "completion_tokens": 3,
+            "total_tokens": 33,
+            "prompt_tokens_details": {"cached_tokens": 16, "image_tokens": 0},
+        },
+    }
+
+
+async def test_the_output_limit_is_told() -> None:
+    async with stack(llm=ScriptedLLM(reason=llm_pb2.FINISH_REASON_LENGTH)) as gateway:
+        _, answer = await gateway.chat()
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+async def test_a_stream_is_role_texts_finish_done() -> None:
+    async with stack() as gateway:
+        *chunks, done = await events(gateway)
+    assert done == "[DONE]"
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [(choice["delta"], choice["finish_reason"]) for choice in choices] == [
+        ({"role": "assistant", "content": "", "refusal": None}, None),
+        ({"content": "Hel"}, None),
+        ({"content": "lo"}, None),
+        ({}, "stop"),
+    ]
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+async def test_a_stream_with_usage_ends_with_it_and_has_null_before() -> None:
+    async with stack() as gateway:
+        *chunks, last, done = await events(gateway, stream_options={"include_usage": True})
+    assert done == "[DONE]"
+    assert [chunk["usage"] for chunk in chunks] == [None] * 4
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] == 33
+
+
+async def test_a_stream_comes_as_it_is_made() -> None:
+    async with (
+        stack(llm=ScriptedLLM(stalls=True)) as gateway,
+        gateway.http.post("/v1/chat/completions", json=chat_body(stream=True)) as response,
+    ):
+        seen = b""
+        while b'"lo"' not in seen:
+            seen += await response.content.readany()
+        assert b'finish_reason":"stop' not in seen
+        gateway.llm.released.set()
+        assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_only_what_the_client_set_reaches_the_llm_service() -> None:
+    async with stack() as gateway:
+        await gateway.chat()
+    (start,) = gateway.llm.starts
+    assert start.sampling == llm_pb2.SamplingParams()
+    assert start.stop == llm_pb2.StopConditions()
+    assert not start.HasField("skip_special_tokens")
+    assert not start.HasField("choice_count")
+
+
+async def test_every_option_reaches_the_llm_service() -> None:
+    async with stack() as gateway:
+        status, _ = await gateway.chat(
+            temperature=0,
+            top_p=0.5,
+            top_k=7,
+            min_p=0.25,
+            seed=0,
+            repetition_penalty=1.5,
+            presence_penalty=-0.5,
+            frequency_penalty=0,
+            max_completion_tokens=9,
+            min_tokens=0,
+            stop=["a", "b"],
+            stop_token_ids=[5],
+            ignore_eos=False,
+            skip_special_tokens=False,
+        )
+    assert status == 200
+    (start,) = gateway.llm.starts
+    assert start.sampling == llm_pb2.SamplingParams(
+        temperature=0,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.25,
+        seed=0,
+        repetition_penalty=1.5,
+        presence_penalty=-0.5,
+        frequency_penalty=0,
+    )
+    assert start.stop == llm_pb2.StopConditions(
+        max_token_count=9,
+        min_token_count=0,
+        strings=["a", "b"],
+        token_ids=[5],
+        ignore_end_tokens=False,
+    )
+    assert start.HasField("skip_special_tokens")
+    assert not start.skip_special_tokens
+
+
+async def test_roles_and_parts_reach_the_llm_service() -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        *user(text("First"), picture(CAT), text("what?")),
+        {"role": "assistant", "content": [text("A cat.")]},
+        *user(text("Sure?")),
+    ]
+    async with stack() as gateway:
+        status, _ = await gateway.chat(messages=messages)
+    assert status == 200
+    sent = gateway.llm.starts[0].chat.messages
+    assert [message.role for message in sent] == [
+        llm_pb2.ROLE_SYSTEM,
+        llm_pb2.ROLE_USER,
+        llm_pb2.ROLE_ASSISTANT,
+        llm_pb2.ROLE_USER,
+    ]
+    assert [part.WhichOneof("part") for part in sent[1].parts] == ["text", "image", "text"]
+    assert [part.text for part in sent[1].parts] == ["First", "", "what?"]
+    assert sent[2].parts[0].text == "A cat."
+
+
+async def test_an_embedding_is_named_and_piped() -> None:
+    vision = ScriptedVision(embedding_byte_count=96_000, chunk_byte_count=1000)
+    async with stack(vision) as gateway:
+        status, answer = await gateway.chat(messages=user(picture(CAT), text("?")))
+    assert status == 200
+    assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == 256
+    name = (content_digest(CAT), recipe_digest(vision.recipe, 12))
+    assert gateway.llm.held == {name: embedding_of(CAT, 96_000)}
+    (request,) = vision.requests
+    assert request.image == CAT
+    assert not request.HasField("max_tile_count")
+    assert request.expected_recipe_sha256 == vision.recipe
+
+
+@pytest.mark.parametrize(
+    ("options", "cap"),
+    [
+        ({"detail": "low"}, 1),
+        ({"detail": "high"}, 24),
+        ({"detail": "auto"}, None),
+        ({"max_dynamic_patch": 6}, 6),
+        ({"detail": "low", "max_dynamic_patch": 6}, 6),
+    ],
+)
+async def test_detail_is_a_tile_cap(options: dict[str, Any], cap: int | None) -> None:
+    async with stack() as gateway:
+        status, _ = await gateway.chat(messages=user(picture(CAT, **options)))
+    assert status == 200
+    (request,) = gateway.vision.requests
+    assert (request.max_tile_count if request.HasField("max_tile_count") else None) == cap
+    assert gateway.llm.starts[0].images[0].recipe_sha256 == recipe_digest(b"r" * 32, cap or 12)
+
+
+async def test_a_second_turn_asks_the_vision_service_for_new_images_only() -> None:
+    async with stack() as gateway:
+        await gateway.chat(messages=user(picture(CAT)))
+        await gateway.chat(messages=user(picture(CAT), picture(DOG), picture(DOG)))
+    assert [request.image for request in gateway.vision.requests] == [CAT, DOG]
+    assert len(gateway.llm.starts[1].images) == 3
+    assert gateway.vision.info_count == 1
+
+
+async def test_held_images_need_no_vision_service() -> None:
+    vision = ScriptedVision()
+    async with stack(vision) as gateway:
+        await gateway.chat(messages=user(picture(CAT)))
+        vision.failures = [ServiceError("must not be called")] * 9
+        status, _ = await gateway.chat(messages=user(picture(CAT)))
+    assert status == 200
+
+
+@pytest.mark.timeout(30)  # one after the other would wait for ever
+async def test_images_of_a_request_are_encoded_at_once() -> None:
+    async with stack(ScriptedVision(together_count=8)) as gateway:
+        images = [picture(bytes([index])) for index in range(8)]
+        status, _ = await gateway.chat(messages=user(*images))
+    assert status == 200
+    assert len(gateway.llm.held) == 8
+
+
+async def test_more_images_than_slots_all_arrive() -> None:
+    async with stack() as gateway:
+        images = [picture(bytes([index])) for index in range(20)]
+        status, _ = await gateway.chat(messages=user(*images))
+    assert status == 200
+    assert len(gateway.llm.held) == 20
+
+
+async def test_text_needs_no_vision_service() -> None:
+    async with stack(closed=["vision"]) as gateway:
+        status, _ = await gateway.chat()
+    assert status == 200
+
+
+async def test_request_ids_go_through() -> None:
+    async with stack() as gateway:
+        headers = {"x-request-id": "abc-1"}
+        body = chat_body(messages=user(picture(CAT)))
+        async with gateway.http.post(
+            "/v1/chat/completions", json=body, headers=headers
+        ) as response:
+            assert response.headers["x-request-id"] == "abc-1"
+            assert (await response.json())["id"] == "chatcmpl-abc-1"
+    assert gateway.llm.request_ids == ["abc-1"]
+    assert gateway.vision.request_ids == ["abc-1"]
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "<script>"])
+async def test_a_strange_request_id_is_replaced(given: str) -> None:
+    async with stack() as gateway:
+        headers = {"x-request-id": given}
+        async with gateway.http.get("/health/live", headers=headers) as response:
+            made = response.headers["x-request-id"]
+    assert made != given
+    assert len(made) == 32
+
+
+async def test_the_deadline_goes_to_the_services() -> None:
+    async with stack(request_seconds=50) as gateway:
+        await gateway.chat()
+    assert 0 < gateway.llm.time_remaining[0] <= 50
+
+
+async def test_models_are_listed() -> None:
+    async with stack() as gateway:
+        _, models = await gateway.get("/v1/models")
+        assert [model["id"] for model in models["data"]] == ["scripted"]
+        assert models["data"][0]["max_model_len"] == 32768
+        assert await gateway.get("/v1/models/scripted") == (200, models["data"][0])
+        status, body = await gateway.get("/v1/models/Open/Other")
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_a_model_that_was_exchanged_is_found() -> None:
+    async with stack() as gateway:
+        assert (await gateway.chat())[0] == 200
+        gateway.llm.model = "other"
+        assert (await gateway.chat(model="other"))[0] == 200
+        status, body = await gateway.chat(model="scripted")
+    assert (status, body["error"]["code"], body["error"]["param"]) == (
+        404,
+        "model_not_found",
+        "model",
+    )
+
+
+async def test_ready_asks_both_services() -> None:
+    async with stack() as gateway:
+        assert await gateway.get("/health/ready") == (200, {"status": "ready"})
+        assert await gateway.get("/health/live") == (200, {"status": "live"})
+
+
+@pytest.mark.parametrize("down", ["vision", "llm"])
+async def test_ready_says_which_service_is_down(down: str) -> None:
+    async with stack(closed=[down]) as gateway:
+        status, body = await gateway.get("/health/ready")
+        assert (await gateway.get("/health/live"))[0] == 200
+    assert status == 503
+    assert list(body["reasons"]) == [down]
+    assert down in body["reasons"][down].lower()
+
+
+async def test_ready_compares_the_models() -> None:
+    async with stack(ScriptedVision(hidden_size=16)) as gateway:
+        status, body = await gateway.get("/health/ready")
+    assert status == 503
+    assert "16" in body["reasons"]["model"]
+    assert "8" in body["reasons"]["model"]
+
+
+async def test_one_line_in_the_log_and_no_content() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with stack() as gateway:
+            await gateway.chat(messages=user(picture(CAT), text("tell me a secret")))
+    (line,) = [line for line in logs if line["event"] == "request"]
+    assert line["status"] == 200
+    assert line["image_count"] == 1
+    assert line["encoded_image_count"] == 1
+    assert line["encoded_tile_count"] == 3
+    assert line["prompt_token_count"] == 286
+    assert line["output_token_count"] == 3
+    assert 0 < line["first_token_seconds"] <= line["total_seconds"]
+    content = ("secret", "Hel", base64.b64encode(CAT).decode())
+    assert not any(word in repr(logs) for word in content)
+
+
+async def test_many_requests_at_once() -> None:
+    async with stack() as gateway:
+        answers = await asyncio.gather(
+            *(gateway.chat(messages=user(picture(bytes([i])), text("?"))) for i in range(24))
+        )
+    assert {status for status, _ in answers} == {200}
+    assert len({answer["id"] for _, answer in answers}) == 24

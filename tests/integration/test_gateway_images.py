@@ -1,0 +1,328 @@
+"""Images by URL through the gateway: what is fetched, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.abc import ResolveResult
+from aiohttp.resolver import ThreadedResolver
+from aiohttp.test_utils import TestServer
+
+from tests.fakes import Gateway, stack
+
+PICTURE = b"picture" * 1000
+PARAM = "messages[0].content[0].image_url.url"
+LOCAL = ("127.0.0.1",)
+pytestmark = pytest.mark.timeout(30)
+
+
+@dataclass
+class PictureServer:
+    """An HTTP server of pictures, and the requests that reached it."""
+
+    requests: list[web.Request] = field(default_factory=list)
+    both: asyncio.Event = field(default_factory=asyncio.Event)
+    port: int = 0
+
+    def url(self, path: str = "/picture", host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append(request)
+        match request.path:
+            case "/picture":
+                response = web.Response(body=PICTURE)
+                response.set_cookie("a", "b")
+                return response
+            case "/empty":
+                return web.Response()
+            case "/gzip":
+                headers = {"Content-Encoding": "gzip"}
+                return web.Response(body=gzip.compress(PICTURE), headers=headers)
+            case "/redirect":
+                return web.Response(status=302, headers={"Location": request.query["to"]})
+            case "/loop":
+                return web.Response(status=307, headers={"Location": "/loop"})
+            case "/nowhere":
+                return web.Response(status=302)
+            case "/endless":
+                return await self._endless(request)
+            case "/together":
+                if len(self.requests) >= 2:
+                    self.both.set()
+                await self.both.wait()
+                return web.Response(body=PICTURE)
+            case "/slow":
+                await asyncio.Event().wait()
+        return web.Response(status=404)
+
+    async def _endless(self, request: web.Request) -> web.StreamResponse:
+        """Sends for ever, without saying how much."""
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(bytes(100_000))
+
+
+@asynccontextmanager
+async def picture_server() -> AsyncIterator[PictureServer]:
+    pictures = PictureServer()
+    app = web.Application()
+    app.router.add_get("/{path:.*}", pictures.answer)
+    server = TestServer(app, host="127.0.0.1")
+    await server.start_server(shutdown_timeout=0.1)
+    pictures.port = server.port or 0
+    try:
+        yield pictures
+    finally:
+        await server.close()
+
+
+async def ask(gateway: Gateway, *urls: str) -> tuple[int, Any]:
+    """Returns the status, and the error's code and path or None."""
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    status, body = await gateway.chat(messages=[{"role": "user", "content": parts}])
+    error = body.get("error")
+    return status, error and (error["code"], error["param"])
+
+
+async def test_a_picture_is_fetched() -> None:
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        assert await ask(gateway, pictures.url()) == (200, None)
+    assert gateway.vision.requests[0].image == PICTURE
+
+
+async def test_fetches_carry_no_cookies_and_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    resolve_to(monkeypatch, "127.0.0.1")
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        for _ in range(2):
+            assert await ask(gateway, pictures.url(host="pictures.invalid")) == (200, None)
+    assert len(pictures.requests) == 2
+    assert not any("Cookie" in request.headers for request in pictures.requests)
+
+
+async def test_pictures_are_fetched_at_once() -> None:
+    """Each picture comes only when both are asked for."""
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        url = pictures.url("/together")
+        assert await ask(gateway, url, url) == (200, None)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "0177.0.0.1",
+        "127.0.0.1.",
+        "①②⑦.⓪.⓪.①",
+        "localhost",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[64:ff9b::7f00:1]",
+    ],
+)
+async def test_this_machine_is_not_asked_in_any_spelling(host: str) -> None:
+    async with picture_server() as pictures, stack() as gateway:
+        answer = await ask(gateway, pictures.url(host=host))
+    assert answer == (403, ("access_denied", PARAM))
+    assert not pictures.requests
+
+
+@pytest.mark.parametrize("host", ["127.1", "2130706433", "0177.0.0.1", "127.0.0.1."])
+async def test_old_spellings_are_refused_even_of_allowed_addresses(host: str) -> None:
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        answer = await ask(gateway, pictures.url(host=host))
+    assert answer == (403, ("access_denied", PARAM))
+
+
+@pytest.mark.parametrize("to", ["http://127.0.0.2/", "//[::1]/", "http://127.1/"])
+async def test_a_redirect_is_checked_like_the_url(to: str) -> None:
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        answer = await ask(gateway, pictures.url(f"/redirect?to={to}"))
+    assert answer == (403, ("access_denied", PARAM))
+
+
+async def test_redirects_are_followed_three_times() -> None:
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        once = "/redirect?to=/picture"
+        assert await ask(gateway, pictures.url(once)) == (200, None)
+        pictures.requests.clear()
+        answer = await ask(gateway, pictures.url("/loop"))
+    assert answer == (400, ("image_fetch_failed", PARAM))
+    assert len(pictures.requests) == 4
+
+
+@pytest.mark.parametrize("to", ["file:///etc/hostname", "ftp://127.0.0.1/", "data:,x", "http://"])
+async def test_a_redirect_to_another_scheme_is_refused(to: str) -> None:
+    options: dict[str, Any] = {"allowed_private_hosts": LOCAL, "file_root": Path("/etc")}
+    async with picture_server() as pictures, stack(**options) as gateway:
+        status, error = await ask(gateway, pictures.url(f"/redirect?to={to}"))
+    assert (status, error[1]) == (400, PARAM)
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/missing", "image_fetch_failed"),
+        ("/nowhere", "image_fetch_failed"),
+        ("/empty", "invalid_image"),
+        ("/endless", "image_too_large"),
+        ("/slow", "image_fetch_failed"),
+    ],
+)
+async def test_what_is_no_picture_is_refused(path: str, code: str) -> None:
+    options: dict[str, Any] = {"allowed_private_hosts": LOCAL, "image_fetch_seconds": 0.5}
+    async with picture_server() as pictures, stack(**options) as gateway:
+        answer = await ask(gateway, pictures.url(path))
+    assert answer == (400, (code, PARAM))
+
+
+async def test_a_picture_too_large_is_refused() -> None:
+    options: dict[str, Any] = {"allowed_private_hosts": LOCAL}
+    async with picture_server() as pictures:
+        async with stack(max_image_byte_count=len(PICTURE), **options) as gateway:
+            assert await ask(gateway, pictures.url()) == (200, None)
+        async with stack(max_image_byte_count=len(PICTURE) - 1, **options) as gateway:
+            answer = await ask(gateway, pictures.url())
+    assert answer == (400, ("image_too_large", PARAM))
+
+
+async def test_the_vision_services_limit_holds_too() -> None:
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        gateway.vision.max_image_byte_count = len(PICTURE) - 1
+        answer = await ask(gateway, pictures.url())
+    assert answer == (400, ("image_too_large", PARAM))
+    assert not gateway.vision.requests
+
+
+async def test_pictures_of_a_request_have_a_limit_together() -> None:
+    options: dict[str, Any] = {
+        "allowed_private_hosts": LOCAL,
+        "max_total_image_byte_count": 2 * len(PICTURE) + 10,
+    }
+    data = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
+    async with picture_server() as pictures, stack(**options) as gateway:
+        assert await ask(gateway, pictures.url(), data) == (200, None)
+        status, error = await ask(gateway, pictures.url(), data, data)
+    assert (status, error[0]) == (400, "image_too_large")
+
+
+async def test_a_packed_body_is_not_unpacked() -> None:
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        await ask(gateway, pictures.url("/gzip"))
+    assert pictures.requests[0].headers["Accept-Encoding"] == "identity"
+    assert gateway.vision.requests[0].image.startswith(b"\x1f\x8b")
+
+
+def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Makes every name stand for these addresses."""
+
+    async def resolve(
+        self: ThreadedResolver, host: str, port: int = 0, family: int = 0
+    ) -> list[ResolveResult]:
+        return [
+            ResolveResult(
+                hostname=host,
+                host=address,
+                port=port,
+                family=socket.AF_INET,
+                proto=0,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for address in addresses
+        ]
+
+    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+
+
+async def test_a_name_is_dialled_by_the_address_that_was_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No DNS knows the name: only the address that the check saw can lead to the server."""
+    resolve_to(monkeypatch, "127.0.0.1")
+    async with picture_server() as pictures, stack(allowed_private_hosts=LOCAL) as gateway:
+        assert await ask(gateway, pictures.url(host="pictures.invalid")) == (200, None)
+    assert pictures.requests[0].host == f"pictures.invalid:{pictures.port}"
+
+
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::1"]])
+async def test_a_name_with_a_private_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch, addresses: list[str]
+) -> None:
+    resolve_to(monkeypatch, *addresses)
+    async with picture_server() as pictures, stack() as gateway:
+        answer = await ask(gateway, pictures.url(host="pictures.invalid"))
+    assert answer == (403, ("access_denied", PARAM))
+    assert not pictures.requests
+
+
+async def test_an_allowed_name_may_have_a_private_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_to(monkeypatch, "127.0.0.1")
+    names = ("pictures.invalid",)
+    async with picture_server() as pictures, stack(allowed_private_hosts=names) as gateway:
+        assert await ask(gateway, pictures.url(host="Pictures.invalid")) == (200, None)
+        assert (await ask(gateway, pictures.url(host="other.invalid")))[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("http://user:word@127.0.0.1/", "invalid_value"),
+        ("http://user@127.0.0.1/", "invalid_value"),
+        ("http://", "invalid_value"),
+        ("http:/picture", "invalid_value"),
+        ("http://127.0.0.1:99999/", "invalid_value"),
+        ("http://a\\@127.0.0.1/", "invalid_value"),
+        ("http://127.0.0.1:9/", "image_fetch_failed"),
+        ("http://" + "a" * 70 + ".invalid/", "invalid_value"),
+        ("ftp://127.0.0.1/", "invalid_value"),
+        ("picture.png", "invalid_value"),
+        ("", "invalid_value"),
+        ("data:image/png;base64,!!!!", "invalid_image"),
+        ("data:image/png;base64,", "invalid_image"),
+        ("data:image/png,abcd", "invalid_image"),
+    ],
+)
+async def test_a_url_that_cannot_be_read_is_refused(url: str, code: str) -> None:
+    async with stack(allowed_private_hosts=LOCAL) as gateway:
+        assert await ask(gateway, url) == (400, (code, PARAM))
+
+
+async def test_the_second_picture_is_named() -> None:
+    good = "data:image/png;base64,aGk="
+    async with stack() as gateway:
+        _, error = await ask(gateway, good, "data:image/png;base64,aGk")
+    assert error == ("invalid_image", "messages[0].content[1].image_url.url")
+
+
+async def test_files_are_read_below_the_root_only(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a.png").write_bytes(PICTURE)
+    (tmp_path / "b.png").write_bytes(PICTURE)
+    async with stack(file_root=tmp_path / "root") as gateway:
+        assert await ask(gateway, f"file://{tmp_path}/root/a.png") == (200, None)
+        denied = await ask(gateway, f"file://{tmp_path}/b.png")
+    assert gateway.vision.requests[0].image == PICTURE
+    assert denied == (403, ("access_denied", PARAM))
+
+
+async def test_without_a_root_no_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    async with stack() as gateway:
+        assert await ask(gateway, f"file://{tmp_path}/a.png") == (403, ("access_denied", PARAM))

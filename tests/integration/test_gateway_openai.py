@@ -1,0 +1,113 @@
+"""The openai client, unmodified, against the gateway: sync, async and streaming."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+
+from protos.errors import EngineDeadError, OverloadedError
+from tests.fakes import MODEL, Gateway, ScriptedLLM, stack
+
+QUESTION: list[ChatCompletionMessageParam] = [
+    {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What is this?"},
+            {
+                "type": "image_url",
+                "image_url": {"url": "data:image/png;base64,aGk=", "detail": "low"},
+            },
+        ],
+    }
+]
+
+
+def connect(gateway: Gateway) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
+
+
+async def test_a_completion_and_a_second_turn() -> None:
+    async with stack() as gateway, connect(gateway) as client:
+        first = await client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
+        answer: Any = first.choices[0].message.model_dump()
+        more: ChatCompletionMessageParam = {"role": "user", "content": "Sure?"}
+        second = await client.chat.completions.create(
+            model=MODEL, messages=[*QUESTION, answer, more], extra_body={"top_k": 1}
+        )
+    assert first.choices[0].message.content == "Hello"
+    assert second.choices[0].finish_reason == "stop"
+    assert first.usage
+    assert first.usage.prompt_tokens_details
+    assert first.usage.prompt_tokens_details.cached_tokens == 16
+    assert len(gateway.vision.requests) == 1
+    assert gateway.llm.starts[1].sampling.top_k == 1
+
+
+async def test_a_stream() -> None:
+    async with stack() as gateway, connect(gateway) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL, messages=QUESTION, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+    texts = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
+    assert "".join(texts) == "Hello"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage
+    assert chunks[-1].usage.total_tokens == 286 + 3
+
+
+async def test_the_sync_client() -> None:
+    def ask(url: str) -> tuple[str | None, str]:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            whole = client.chat.completions.create(model=MODEL, messages=QUESTION)
+            stream = client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+            return whole.choices[0].message.content, text
+
+    async with stack() as gateway:
+        assert await asyncio.to_thread(ask, gateway.url) == ("Hello", "Hello")
+
+
+async def test_models() -> None:
+    async with stack() as gateway, connect(gateway) as client:
+        assert [model.id async for model in client.models.list()] == [MODEL]
+        assert (await client.models.retrieve(MODEL)).id == MODEL
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("other")
+
+
+async def test_errors_are_the_clients_own() -> None:
+    async with stack() as gateway, connect(gateway) as client:
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.chat.completions.create(model=MODEL, messages=QUESTION, n=2)
+        assert (caught.value.param, caught.value.code) == ("n", "unsupported_field")
+        with pytest.raises(openai.NotFoundError):
+            await client.chat.completions.create(model="other", messages=QUESTION)
+        gateway.llm.failures = [OverloadedError("full")]
+        with pytest.raises(openai.RateLimitError, match="full"):
+            await client.chat.completions.create(model=MODEL, messages=QUESTION)
+        gateway.llm.failures = [EngineDeadError("x")] * 3
+        with pytest.raises(openai.InternalServerError, match="engine"):
+            await client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
+
+
+async def test_an_error_in_the_stream_is_raised() -> None:
+    llm = ScriptedLLM(late_failure=EngineDeadError("x"))
+    async with stack(llm=llm) as gateway, connect(gateway) as client:
+        stream = await client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
+        for expected in ("", "Hel", "lo"):
+            assert (await anext(stream)).choices[0].delta.content == expected
+        with pytest.raises(openai.APIError, match="engine"):
+            await anext(stream)
+
+
+async def test_leaving_a_stream_ends_the_generation() -> None:
+    async with stack(llm=ScriptedLLM(stalls=True)) as gateway, connect(gateway) as client:
+        stream = await client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
+        await anext(stream)
+        await stream.close()
+        await gateway.llm.cancelled.wait()

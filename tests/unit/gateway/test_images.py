@@ -1,0 +1,170 @@
+"""Images from data: and file:// URLs: what is read, what is refused."""
+
+from __future__ import annotations
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway.images import ByteBudget, decode_data_url, read_file_url
+from protos.errors import (
+    AccessDeniedError,
+    ImageFetchError,
+    ImageTooLargeError,
+    InvalidArgumentError,
+    InvalidImageError,
+    ServiceError,
+)
+
+
+def data_url(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 100])
+def test_a_data_url_gives_its_bytes(length: int) -> None:
+    image = os.urandom(length)
+    assert decode_data_url(data_url(image), max_byte_count=length) == image
+
+
+@pytest.mark.parametrize("length", [2, 3, 4])
+def test_a_data_url_one_byte_too_large_is_refused(length: int) -> None:
+    with pytest.raises(ImageTooLargeError, match=f"the limit is {length - 1}"):
+        decode_data_url(data_url(bytes(length)), max_byte_count=length - 1)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,a",
+        "data:image/png;base64,aGk",
+        "data:image/png;base64,aG k=",
+        "data:image/png;base64,aGk=\n",
+        "data:image/png;base64,aG-_",
+        "data:image/png;base64,aGk%3D",
+        "data:image/png;base64,äöüß",
+        "data:image/png,hi",
+        "data:image/png;base64",
+        "data:",
+    ],
+)
+def test_a_malformed_data_url_is_refused(url: str) -> None:
+    with pytest.raises(InvalidImageError):
+        decode_data_url(url, max_byte_count=100)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with a picture, a sub-folder with another, and a secret beside the folder."""
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "a.png").write_bytes(b"picture")
+    (root / "sub" / "b c.png").write_bytes(b"other")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "root2").mkdir()
+    (tmp_path / "root2" / "secret.png").write_bytes(b"secret")
+    return root
+
+
+def read(url: str, root: Path | None, max_byte_count: int = 100) -> bytes:
+    return read_file_url(url, root, max_byte_count)
+
+
+def test_files_below_the_root_are_read(root: Path) -> None:
+    assert read(f"file://{root}/a.png", root) == b"picture"
+    assert read(f"file://localhost{root}/sub/b%20c.png", root) == b"other"
+    assert read(f"FILE:{root}/sub/../a.png", root) == b"picture"
+
+
+def test_links_within_the_root_are_followed(root: Path) -> None:
+    (root / "link.png").symlink_to("sub/b c.png")
+    assert read(f"file://{root}/link.png", root) == b"other"
+
+
+def test_a_root_behind_a_link_is_read(root: Path) -> None:
+    (root.parent / "alias").symlink_to(root)
+    assert read(f"file://{root.parent}/alias/a.png", root.parent / "alias") == b"picture"
+
+
+def test_without_a_root_nothing_is_read(root: Path) -> None:
+    with pytest.raises(AccessDeniedError, match="file_root"):
+        read(f"file://{root}/a.png", None)
+
+
+@pytest.mark.parametrize("path", ["/../secret.png", "/%2e%2e/secret.png", "2/secret.png", "/.."])
+def test_paths_out_of_the_root_are_refused(root: Path, path: str) -> None:
+    with pytest.raises(AccessDeniedError):
+        read(f"file://{root}{path}", root)
+
+
+def test_links_out_of_the_root_are_refused(root: Path) -> None:
+    (root / "file.png").symlink_to(root.parent / "secret.png")
+    (root / "folder").symlink_to(root.parent)
+    for path in ("file.png", "folder/secret.png"):
+        with pytest.raises(AccessDeniedError):
+            read(f"file://{root}/{path}", root)
+
+
+def test_a_link_that_appears_after_the_check_is_not_followed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "late").symlink_to(root.parent)
+    (root / "late.png").symlink_to(root.parent / "secret.png")
+    monkeypatch.setattr(os.path, "realpath", str)  # as if the links had not been there
+    for path in ("late/secret.png", "late.png"):
+        with pytest.raises(ImageFetchError):
+            read(f"file://{root}/{path}", root)
+
+
+def test_pipes_and_folders_are_refused(root: Path) -> None:
+    os.mkfifo(root / "pipe")
+    for path in ("pipe", "sub", ""):
+        with pytest.raises(AccessDeniedError, match="regular file"):
+            read(f"file://{root}/{path}", root)
+
+
+@pytest.mark.parametrize("path", ["/missing.png", "/a.png/b", "/loop", "/" + "x" * 300])
+def test_missing_files_are_refused(root: Path, path: str) -> None:
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(ImageFetchError):
+        read(f"file://{root}{path}", root)
+
+
+@pytest.mark.parametrize("url", ["file:", "file://", "file://host/a", "file:a", "file:////a"])
+def test_other_forms_of_file_urls_are_refused(root: Path, url: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="form"):
+        read(url, root)
+
+
+def test_a_zero_character_is_refused(root: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="form"):
+        read(f"file://{root}/a%00.png", root)
+
+
+def test_a_file_too_large_is_refused(root: Path) -> None:
+    assert read(f"file://{root}/a.png", root, 7) == b"picture"
+    with pytest.raises(ImageTooLargeError, match="the limit is 6"):
+        read(f"file://{root}/a.png", root, 6)
+
+
+def test_no_open_file_is_left(root: Path) -> None:
+    def open_count() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    os.mkfifo(root / "pipe")
+    before = open_count()
+    for path in ("a.png", "pipe", "missing", "sub/missing", "sub", "a.png/b"):
+        try:
+            read(f"file://{root}/{path}", root)
+        except ServiceError:
+            continue
+    assert open_count() == before
+
+
+def test_a_budget_is_spent() -> None:
+    budget = ByteBudget(10)
+    budget.spend(10)
+    with pytest.raises(ImageTooLargeError, match="10 bytes together"):
+        budget.spend(1)
