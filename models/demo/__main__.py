@@ -105,24 +105,17 @@ def run(stack: Stack, picture_server: str) -> Table:
     """Asks everything and returns the table of what came back."""
     client = OpenAI(base_url=f"{stack.url}/v1", api_key="none")
     model = client.models.list().data[0].id
-    table = Table(box=box.SIMPLE_HEAD, title=f"{model} on this machine's CPU, through HTTP")
-    for name in ("request", "answer (beginning)"):
-        table.add_column(name)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{model}, this machine's CPU, through HTTP")
+    table.add_column("request", no_wrap=True)
     for name in ("images", "prompt tokens", "output tokens", "TTFT ms", "tokens/s"):
         table.add_column(name, justify="right")
 
     def show(form: str, image_count: int, messages: list[Any]) -> Answer:
-        console.print(f"[bold]{form}[/bold] ({image_count} image{'s' * (image_count != 1)})")
+        console.print(f"[bold]{form}[/bold]: ", end="")
         answer = ask(client, model, messages)
-        table.add_row(
-            form,
-            _printable(answer.text)[:24],
-            str(image_count),
-            str(answer.prompt_tokens),
-            str(answer.output_tokens),
-            f"{answer.first_token_seconds * 1e3:.0f}",
-            f"{answer.tokens_per_second:.0f}",
-        )
+        numbers = (image_count, answer.prompt_tokens, answer.output_tokens)
+        speeds = (answer.first_token_seconds * 1e3, answer.tokens_per_second)
+        table.add_row(form, *map(str, numbers), *(f"{speed:.0f}" for speed in speeds))
         return answer
 
     for conversation in conversations(picture_server):
