@@ -10,6 +10,6 @@ COPY gateway gateway
 RUN pip install --no-cache-dir .
 RUN useradd --system service
 USER service
-ENV GATEWAY_HOST=0.0.0.0
+ENV INTERNVL_GATEWAY_HOST=0.0.0.0
 EXPOSE 8000
 ENTRYPOINT ["internvl-gateway"]

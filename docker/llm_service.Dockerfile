@@ -11,6 +11,6 @@ COPY constraints.txt .
 RUN pip install --no-cache-dir -c constraints.txt ".[torch]"
 RUN useradd --system service
 USER service
-ENV LLM_SERVICE_HOST=0.0.0.0
+ENV INTERNVL_LLM_HOST=0.0.0.0
 EXPOSE 50052
 ENTRYPOINT ["internvl-llm"]

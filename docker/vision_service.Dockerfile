@@ -11,6 +11,6 @@ COPY constraints.txt .
 RUN pip install --no-cache-dir -c constraints.txt ".[torch]"
 RUN useradd --system service
 USER service
-ENV VISION_SERVICE_HOST=0.0.0.0
+ENV INTERNVL_VISION_HOST=0.0.0.0
 EXPOSE 50051
 ENTRYPOINT ["internvl-vision"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,6 +16,10 @@ from gateway.images import ImageFetcher, ImageLimits, create_session
 from gateway.settings import Settings
 from gateway.traffic import Traffic
 
+# aiohttp would log malformed requests with their bytes, at error level; what fails in a handler is
+# logged by our middleware.
+QUIET = logging.getLogger("gateway.http")
+QUIET.setLevel(logging.CRITICAL + 1)
 # Requests have had `drain_seconds` before; this is for the last bytes of their answers.
 SHUTDOWN_SECONDS = 1.0
 
@@ -75,7 +80,11 @@ async def running_gateway(settings: Settings) -> AsyncIterator[int]:
     """
     app = create_app(settings)
     runner = web.AppRunner(
-        app, handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        logger=QUIET,
+        shutdown_timeout=SHUTDOWN_SECONDS,
     )
     await runner.setup()
     try:

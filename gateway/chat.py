@@ -143,12 +143,14 @@ class ChatPipeline:
         ]
         async with owning(*tasks):
             seconds = deadline - asyncio.get_running_loop().time()
-            try:
-                return await asyncio.wait_for(asyncio.gather(*tasks), seconds)
-            except asyncio.TimeoutError as error:
-                raise DeadlineError(
-                    "the images did not arrive within the request's time"
-                ) from error
+            done, pending = await asyncio.wait(
+                tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for task in done:
+                task.result()
+            if pending:
+                raise DeadlineError("the images did not arrive within the request's time")
+            return [task.result() for task in tasks]
 
     async def _named_image(
         self, reference: ImageReference, info: VisionInfo, budget: ByteBudget
@@ -178,7 +180,14 @@ class ChatPipeline:
         upload = asyncio.create_task(self._upload(generation, wanted, deadline, record))
         reading = asyncio.create_task(generation.read())
         async with owning(upload, reading):
-            _, event = await asyncio.gather(upload, reading)
+            try:
+                _, event = await asyncio.gather(upload, reading)
+            except DeadlineError as error:
+                if upload.done():
+                    raise
+                raise DeadlineError(
+                    "the images were not encoded within the request's time"
+                ) from error
         return event
 
     async def _upload(
@@ -216,8 +225,11 @@ class ChatPipeline:
                 "the vision service has changed its model; try again", retry_after=1
             ) from error
         except InvalidArgumentError as error:
-            name = "max_dynamic_patch" if error.field == "max_tile_count" else "url"
-            error.field = f"{image.param}.{name}"
+            if error.field == "max_tile_count":
+                error.message = error.message.replace(error.field, "max_dynamic_patch")
+                error.field = f"{image.param}.max_dynamic_patch"
+            else:
+                error.field = f"{image.param}.url"
             raise
 
 

@@ -36,6 +36,9 @@ logger = structlog.get_logger()
 
 # Of text, that is: images do not travel in the start message.
 MAX_START_BYTE_COUNT = DEFAULT_MAX_MESSAGE_BYTE_COUNT - MESSAGE_OVERHEAD_BYTE_COUNT
+# What grpc.aio makes of a write into a call that ends at this very moment: its own words, in the
+# place of the service's status.
+BROKEN_WRITE = "Internal error from Core"
 VISION_SERVICE = "internvl.v1.VisionService"
 LLM_SERVICE = "internvl.v1.LLMService"
 ROLES = {
@@ -198,7 +201,8 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
     failure = from_rpc_error(error)
     if isinstance(failure, EngineDeadError):
         return EngineDeadError(f"the engine of the {service} service failed", retry_after=1)
-    if isinstance(failure, UnavailableError) or error.code() is grpc.StatusCode.CANCELLED:
+    broke_off = error.code() is grpc.StatusCode.CANCELLED or error.details() == BROKEN_WRITE
+    if isinstance(failure, UnavailableError) or broke_off:
         # grpc's own text holds addresses: for the log, not for clients.
         logger.warning("unavailable", service=service, details=error.details())
         return UnavailableError(f"the {service} service is unavailable", retry_after=1)

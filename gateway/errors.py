@@ -29,7 +29,12 @@ CODES = {
     "QUEUE_FULL": "rate_limit_exceeded",
 }
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-HTTP_CODES = {404: "path_not_found", 405: "method_not_allowed", 413: "request_too_large"}
+HTTP_CODES = {
+    404: "path_not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "request_too_large",
+}
 OVERLOAD_RETRY_SECONDS = 1.0
 
 

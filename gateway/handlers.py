@@ -42,7 +42,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     deadline = asyncio.get_running_loop().time() + request.app[SETTINGS].request_seconds
     with request.app[TRAFFIC].request(), _connection_until(deadline, request):
-        body = await request.read()
+        body = await _body(request)
         chat = await asyncio.to_thread(parse_chat_request, body)
         stream = request.app[PIPELINE].stream(chat, deadline, request[RECORD])
         async with aclosing(stream) as events:
@@ -65,6 +65,16 @@ def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+async def _body(request: web.Request) -> bytes:
+    seconds = request.app[SETTINGS].body_seconds
+    try:
+        return await asyncio.wait_for(request.read(), seconds)
+    except asyncio.TimeoutError as error:
+        raise web.HTTPRequestTimeout(
+            text=f"the body did not arrive within {seconds:g} seconds"
+        ) from error
 
 
 async def _stream(

@@ -13,7 +13,7 @@ from aiohttp import web
 from gateway.chat import RequestRecord
 from gateway.errors import error_response, http_error_response
 from gateway.handlers import RECORD, REQUEST_ID
-from protos.errors import ServiceError
+from protos.errors import InvalidArgumentError, ServiceError
 from protos.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
 
 logger = structlog.get_logger()
@@ -73,11 +73,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except ServiceError as error:
         request[RECORD].error = error.reason
         return error_response(error)
-    except ConnectionError:  # the client is gone
-        raise
+    except ConnectionError:  # the client is gone: nobody reads an answer
+        return web.Response(status=CLIENT_CLOSED_REQUEST)
+    except web.RequestPayloadError:
+        return error_response(InvalidArgumentError("the body is not what its headers say"))
     except Exception as error:
+        logger.error("bug", exc_info=error)
         if request.writer.output_size:  # the answer has begun: aiohttp breaks the connection off
             raise
-        logger.error("bug", exc_info=error)
         request[RECORD].error = ServiceError.reason
         return error_response(ServiceError("internal error; the gateway's log has it"))

@@ -21,18 +21,27 @@ from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 from protos.errors import InvalidArgumentError, UnsupportedFieldError
 
 MAX_PARAM_LENGTH = 200
+# Lists fail fast and end here: pydantic would collect an error for every entry, and a small body of
+# half a million bad ones would take seconds and gigabytes.
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+MAX_STOPS = 16
 UNSUPPORTED = "unsupported_field"
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Float = Annotated[float, Field(allow_inf_nan=False)]
+StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOPS)]
 
 
 def _unsupported(*harmless: object) -> AfterValidator:
     """Marks a field of OpenAI's that we do not serve: null and values that ask for nothing pass."""
 
     def check(value: object) -> None:
-        if value is not None and value not in harmless:
+        # By type too: in Python True equals 1, in JSON it is something else.
+        if value is not None and not any(
+            type(value) is type(other) and value == other for other in harmless
+        ):
             raise PydanticCustomError(UNSUPPORTED, "this server does not support the field")
 
     return AfterValidator(check)
@@ -92,7 +101,9 @@ class Message(RequestModel):
     """One message of the conversation; a string as content has become one text part."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[ContentPart], BeforeValidator(_as_parts)]
+    content: Annotated[
+        list[ContentPart], Field(fail_fast=True, max_length=MAX_PARTS), BeforeValidator(_as_parts)
+    ]
 
     # An assistant's message comes back with these as the client library read it.
     annotations: Annotated[Any, _unsupported([])] = None
@@ -129,7 +140,7 @@ class ChatCompletionRequest(RequestModel):
     """The body of POST /v1/chat/completions. An unset field takes the LLM service's default."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -140,13 +151,15 @@ class ChatCompletionRequest(RequestModel):
     seed: Int64 | None = None
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
 
     # Not OpenAI's; named as vLLM and LMDeploy name them.
     top_k: Int32 | None = None
     min_p: Float | None = None
     repetition_penalty: Float | None = None
-    stop_token_ids: list[Int32] | None = None
+    stop_token_ids: Annotated[list[Int32], Field(fail_fast=True, max_length=MAX_STOPS)] | None = (
+        None
+    )
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None

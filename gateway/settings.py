@@ -14,7 +14,9 @@ from protos.serving import MIB, ServingSettings
 class Settings(ServingSettings):
     """The gateway: OpenAI's HTTP interface in front of the vision service and the LLM service."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", cli_prog_name="internvl-gateway")
+    model_config = SettingsConfigDict(
+        env_prefix="INTERNVL_GATEWAY_", cli_prog_name="internvl-gateway"
+    )
 
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
@@ -36,6 +38,8 @@ class Settings(ServingSettings):
     """Most images in one request."""
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
+    body_seconds: float = Field(default=30.0, gt=0)
+    """Longest time for a request's body to arrive."""
     image_fetch_seconds: float = Field(default=10.0, gt=0)
     """Longest time to fetch one image, redirects included."""
     request_seconds: float = Field(default=300.0, gt=0)

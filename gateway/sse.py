@@ -63,7 +63,7 @@ class Transcript:
         }
         if self.include_usage:
             chunk["usage"] = usage
-        return _event(json.dumps(chunk, ensure_ascii=False, separators=(",", ":")))
+        return _event(json.dumps(chunk, separators=(",", ":")))
 
 
 def completion_usage(usage: Usage) -> CompletionUsage:

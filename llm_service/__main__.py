@@ -55,12 +55,22 @@ def load(settings: Settings) -> tuple[ServedModel, LLMEngine]:
     """
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
+    _check_vocabulary(config, tokenizer)
     engine = create_engine(settings, config)
     context = min(config.max_position_embeddings, engine.load().total_kv_tokens)
     model = ServedModel(
         settings.model_name, settings.engine, config, tokenizer, context, settings.max_image_count
     )
     return model, engine
+
+
+def _check_vocabulary(config: LLMConfig, tokenizer: Tokenizer) -> None:
+    highest = max([tokenizer.highest_id, *config.end_token_ids])
+    if highest >= config.vocabulary_size:
+        raise CheckpointError(
+            f"the tokenizer or the end tokens have id {highest}, but llm_config.vocab_size is"
+            f" {config.vocabulary_size}: they belong to another model"
+        )
 
 
 def make_service(settings: Settings, model: ServedModel, engine: LLMEngine) -> Service:
@@ -70,6 +80,7 @@ def make_service(settings: Settings, model: ServedModel, engine: LLMEngine) -> S
         name=SERVICE_NAME,
         register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
         is_healthy=engine.is_healthy,
+        max_call_count=settings.max_call_count,
     )
 
 

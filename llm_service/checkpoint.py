@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TEMPLATE = "internvl2_5"
 ARCHITECTURES = ("InternLM2ForCausalLM", "Qwen2ForCausalLM")
 # Options of llm_config that change the model's mathematics, and the one value that the released
 # checkpoints have (it is also the value that an absent key stands for).
@@ -69,7 +70,12 @@ class LLMConfig:
             CheckpointError: a file or key is missing, or has a value that we do not serve.
         """
         document = _read_json(checkpoint / "config.json")
+        template = document.get("template", TEMPLATE)
+        if template != TEMPLATE:
+            raise CheckpointError(f"template is {template!r}; only {TEMPLATE!r} is served")
         llm = _required(document, "llm_config", "config.json")
+        if not isinstance(llm, dict):
+            raise CheckpointError(f"llm_config is {llm!r}; it must be an object")
         architecture = _architecture(llm)
         for key, value in FIXED_OPTIONS.items():
             if llm.get(key, value) != value:
@@ -85,8 +91,8 @@ class LLMConfig:
             head_dim=hidden_size // head_count,
             vocabulary_size=_number(llm, "vocab_size"),
             max_position_embeddings=_number(llm, "max_position_embeddings"),
-            rope_theta=float(_required(llm, "rope_theta", "llm_config")),
-            rms_norm_eps=float(_required(llm, "rms_norm_eps", "llm_config")),
+            rope_theta=_positive(llm, "rope_theta"),
+            rms_norm_eps=_positive(llm, "rms_norm_eps"),
             end_token_ids=_end_token_ids(checkpoint, llm),
         )
         _check_heads(config)
@@ -112,7 +118,8 @@ def weight_files(checkpoint: Path) -> list[Path]:
 
 
 def _architecture(llm: dict[str, Any]) -> str:
-    architecture = str(_required(llm, "architectures", "llm_config")[0])
+    architectures = _required(llm, "architectures", "llm_config")
+    architecture = str(next(iter(architectures or ()), None))
     if architecture not in ARCHITECTURES:
         known = " and ".join(ARCHITECTURES)
         raise CheckpointError(
@@ -139,6 +146,13 @@ def _end_token_ids(checkpoint: Path, llm: dict[str, Any]) -> frozenset[int]:
         if listed is not None:
             token_ids.update(listed if isinstance(listed, list) else [listed])
     return frozenset(token_ids)
+
+
+def _positive(document: dict[str, Any], key: str) -> float:
+    value = _required(document, key, "llm_config")
+    if not isinstance(value, int | float) or not value > 0:
+        raise CheckpointError(f"llm_config.{key} is {value!r}; it must be a number above 0")
+    return float(value)
 
 
 def _number(document: dict[str, Any], key: str) -> int:

@@ -26,11 +26,13 @@ class TextEnd:
     Attributes:
         reason: why it ended.
         stop_string: the stop string that ended it, if one did.
+        output_token_count: tokens generated, the ending one included.
         cached_token_count: prompt tokens whose KV cache was reused.
     """
 
     reason: FinishReason
     stop_string: str | None
+    output_token_count: int
     cached_token_count: int
 
 
@@ -49,8 +51,10 @@ async def generate_text(
     Raises:
         ServiceError: whatever the engine raises.
     """
+    output_token_count = 0
     async with aclosing(engine.generate(prompt, params)) as outputs:
         async for output in outputs:
+            output_token_count += len(output.token_ids)
             text = detokenizer.push(_visible(output.token_ids, params, output.finish_reason))
             if output.finish_reason is not None:
                 text += detokenizer.finish()
@@ -60,7 +64,7 @@ async def generate_text(
                 text += stop_strings.finish()
             yield TextDelta(text, output.token_ids)
             if reason is not None:
-                yield TextEnd(reason, stop_string, output.cached_token_count)
+                yield TextEnd(reason, stop_string, output_token_count, output.cached_token_count)
                 return
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import torch
 
-from llm_service import wire
 from llm_service.engines import ImageRows, Prompt
 from llm_service.model import ServedModel
 from llm_service.prompt import PromptLayout
 from llm_service.sampling import SamplingParams
-from llm_service.tables import TableCache, TableUpload
-from protos.errors import ContextLengthError, InvalidArgumentError, InvalidTensorError
-from protos.internvl.v1 import llm_pb2
+from llm_service.tables import (
+    TableCache,
+    TableChunk,
+    TableHeader,
+    TableMessage,
+    TableTrailer,
+    TableUpload,
+)
+from protos.errors import (
+    ContextLengthError,
+    DeadlineError,
+    InvalidTensorError,
+)
+
+UPLOAD_IDLE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -53,81 +65,80 @@ class RequestImages:
         self._row_counts = {key: table.shape[0] for key, table in self._tables.items()}
         self._check_context()
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> RequestImages:
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
         for _, byte_count in self._uploads.values():
             self._cache.release(byte_count)
 
-    def wanted(self) -> llm_pb2.WantedImages:
-        """Returns the images that are missing, equal ones once."""
-        return llm_pb2.WantedImages(
-            image_indexes=[self._identities.index(i) for i in self._missing()]
-        )
+    def wanted(self) -> list[int]:
+        """Returns the indexes of the images that are missing, equal ones once."""
+        missing = (key for key in dict.fromkeys(self._identities) if key not in self._tables)
+        return [self._identities.index(identity) for identity in missing]
 
-    async def receive(self, requests: AsyncIterator[llm_pb2.GenerateRequest]) -> None:
+    async def receive(self, messages: AsyncIterator[TableMessage]) -> None:
         """Reads embeddings until no image is missing.
 
         Raises:
             InvalidTensorError: the stream ends too early, or a message that does not fit.
         """
-        while missing := self._missing():
-            request = await anext(requests, None)
-            if request is None:
-                indexes = [self._identities.index(identity) for identity in missing]
+        while wanted := self.wanted():
+            message = await self._next(messages)
+            if message is None:
                 raise InvalidTensorError(
-                    f"the request ended before the embeddings of images {indexes} had arrived",
+                    f"the request ended before the embeddings of images {wanted} had arrived",
                     field="images",
                 )
-            self._take(request)
+            self._take(message)
+
+    async def _next(self, messages: AsyncIterator[TableMessage]) -> TableMessage | None:
+        """Reads a message; a sender that has begun an upload, and so holds memory, must go on."""
+        seconds = UPLOAD_IDLE_SECONDS if self._uploads else None
+        try:
+            return await asyncio.wait_for(anext(messages, None), seconds)
+        except asyncio.TimeoutError as error:
+            raise DeadlineError(f"an embedding made no progress for {seconds} seconds") from error
 
     def prompt(self) -> Prompt:
         """Returns the prompt that the engine takes, all rows in one table."""
         tables = [self._tables[identity] for identity in self._identities]
         row_counts = [table.shape[0] for table in tables]
-        empty = torch.empty(0, self._model.config.hidden_size)
+        dtype = tables[0].dtype if tables else torch.float32
+        empty = torch.empty(0, self._model.config.hidden_size, dtype=dtype)
         return Prompt(
             token_ids=self._generation.layout.token_ids(
                 row_counts, self._model.config.vocabulary_size
             ),
-            prompt_table=torch.cat(tables) if tables else empty,
+            # The rows of a single image are shared with the cache: nobody writes to them.
+            prompt_table=tables[0] if len(tables) == 1 else torch.cat([empty, *tables]),
             images=tuple(map(ImageRows, self._identities, row_counts)),
         )
 
-    def _missing(self) -> list[bytes]:
-        return [key for key in dict.fromkeys(self._identities) if key not in self._tables]
+    def _take(self, message: TableMessage) -> None:
+        match message:
+            case TableHeader():
+                self._begin(message)
+            case TableChunk():
+                upload, _ = self._upload(message.image_index)
+                upload.add(message.offset, message.data)
+            case TableTrailer():
+                self._end(message)
 
-    def _take(self, request: llm_pb2.GenerateRequest) -> None:
-        match request.WhichOneof("message"):
-            case "embedding_header":
-                self._begin(request.embedding_header)
-            case "embedding_chunk":
-                chunk = request.embedding_chunk
-                upload, _ = self._upload(chunk.image_index)
-                upload.add(chunk.chunk.offset, chunk.chunk.data)
-            case "embedding_trailer":
-                self._end(request.embedding_trailer)
-            case other:
-                raise InvalidArgumentError(
-                    f"after start come embeddings, not {other or 'an empty message'}",
-                    field=other or "message",
-                )
-
-    def _begin(self, header: llm_pb2.EmbeddingHeader) -> None:
+    def _begin(self, header: TableHeader) -> None:
         identity = self._identity(header.image_index)
         if identity in self._uploads:
             raise InvalidTensorError(
                 f"image {header.image_index} was announced already", field="embedding_header"
             )
-        spec = wire.table_spec(header.spec)
+        spec = header.spec
         spec.check(self._model.config.hidden_size, self._model.max_context_token_count)
         self._row_counts[identity] = spec.row_count
         self._check_context()
         self._cache.reserve(spec.byte_count)
         self._uploads[identity] = (TableUpload(spec), spec.byte_count)
 
-    def _end(self, trailer: llm_pb2.EmbeddingTrailer) -> None:
+    def _end(self, trailer: TableTrailer) -> None:
         upload, byte_count = self._upload(trailer.image_index)
         identity = self._identity(trailer.image_index)
         table = upload.finish(trailer.crc32)

@@ -70,6 +70,19 @@ class PromptLayout:
         """Tokens that are not virtual."""
         return sum(map(len, self.segments))
 
+    def check_row_counts(self, row_counts: Sequence[int]) -> None:
+        """Compares the images' rows with what the prompt itself says of them.
+
+        Raises:
+            PlaceholderMismatchError: they differ.
+        """
+        if self.row_counts not in (None, tuple(row_counts)):
+            raise PlaceholderMismatchError(
+                f"the prompt has runs of {list(self.row_counts or ())} context tokens, but its"
+                f" images have {list(row_counts)} rows",
+                field="token_ids",
+            )
+
     def token_ids(self, row_counts: Sequence[int], vocabulary_size: int) -> list[int]:
         """Returns the ids with each image as its run of virtual tokens.
 
@@ -82,12 +95,7 @@ class PromptLayout:
         Raises:
             PlaceholderMismatchError: the prompt itself says other counts.
         """
-        if self.row_counts not in (None, tuple(row_counts)):
-            raise PlaceholderMismatchError(
-                f"the prompt has runs of {list(self.row_counts or ())} context tokens, but its"
-                f" images have {list(row_counts)} rows",
-                field="token_ids",
-            )
+        self.check_row_counts(row_counts)
         ids = list(self.segments[0])
         row = vocabulary_size
         for row_count, segment in zip(row_counts, self.segments[1:], strict=True):
@@ -194,7 +202,7 @@ def _placed(index: int, message: Message) -> str:
         raise PlaceholderMismatchError(
             f"the text has {written} {PLACEHOLDER} placeholders, but the message has"
             f" {message.image_count} images",
-            field=f"messages[{index}].content",
+            field=f"messages[{index}].parts",
         )
     return f"{PLACEHOLDER}\n" * (message.image_count - written) + message.text
 

@@ -66,14 +66,14 @@ class SamplingParams:
 def _check_range(field: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise InvalidArgumentError(
-            f"{field} must be from {low} to {high}, but is {value}", field=field
+            f"{field} must be from {low} to {high}, but is {round(value, 6)}", field=field
         )
 
 
 def _check_positive(field: str, value: float, high: float) -> None:
     if not 0 < value <= high:
         raise InvalidArgumentError(
-            f"{field} must be above 0 and at most {high}, but is {value}", field=field
+            f"{field} must be above 0 and at most {high}, but is {round(value, 6)}", field=field
         )
 
 

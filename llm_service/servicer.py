@@ -19,13 +19,15 @@ from llm_service.images import Generation, RequestImages
 from llm_service.model import ServedModel
 from llm_service.prompt import PromptLayout, chat_layout, text_layout, token_layout
 from llm_service.tables import TableCache
-from protos.errors import InvalidArgumentError
+from protos.errors import ContextLengthError, InvalidArgumentError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.logs import bind_request_id
 
 logger = structlog.get_logger()
 
 MAX_REQUEST_ID_LENGTH = 128
+# English has about 4, Chinese 5; only runs of spaces come near this.
+MAX_BYTES_PER_TOKEN = 16
 
 Context = grpc.aio.ServicerContext[Any, Any]
 PromptMessage = llm_pb2.GenerateStart | llm_pb2.CountTokensRequest
@@ -46,10 +48,10 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         clock = _Clock()
         start = await _read_start(request_iterator)
         generation = await asyncio.to_thread(self._parse, start)
-        images = RequestImages(self._model, self._tables, generation)
-        with images:
-            yield llm_pb2.GenerateResponse(wanted=images.wanted())
-            await images.receive(request_iterator)
+        with RequestImages(self._model, self._tables, generation) as images:
+            yield _wanted(images.wanted())
+            async with aclosing(wire.table_messages(request_iterator)) as messages:
+                await images.receive(messages)
             prompt = await asyncio.to_thread(images.prompt)
         del start, images  # the tables are in the prompt
         usage = llm_pb2.Usage(
@@ -66,17 +68,13 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         async with aclosing(events):
             async for event in events:
                 clock.tick()
-                yield _response(event, usage)
+                yield _response(event)
+                if isinstance(event, TextEnd):
+                    usage.output_token_count = event.output_token_count
+                    usage.cached_token_count = event.cached_token_count
         usage.first_token_seconds, usage.total_seconds = clock.first, clock.last
         yield llm_pb2.GenerateResponse(usage=usage)
-        logger.info(
-            "generated",
-            prompt_tokens=usage.prompt_token_count,
-            output_tokens=usage.output_token_count,
-            image_tokens=usage.image_token_count,
-            first_token_seconds=round(usage.first_token_seconds, 4),
-            total_seconds=round(usage.total_seconds, 4),
-        )
+        _log(usage)
 
     async def CountTokens(
         self, request: llm_pb2.CountTokensRequest, context: Context
@@ -86,11 +84,13 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         row_counts = list(request.image_row_counts)
         _check_image_count(layout, len(row_counts), "image_row_counts")
         for index, row_count in enumerate(row_counts):
-            if row_count < 1:
+            if not 1 <= row_count <= self._model.max_context_token_count:
                 raise InvalidArgumentError(
-                    f"an image has at least 1 row, not {row_count}",
+                    f"an image has 1 to {self._model.max_context_token_count} rows,"
+                    f" not {row_count}",
                     field=f"image_row_counts[{index}]",
                 )
+        layout.check_row_counts(row_counts)
         return llm_pb2.CountTokensResponse(
             prompt_token_count=layout.text_token_count + sum(row_counts),
             image_token_count=sum(row_counts),
@@ -135,6 +135,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         return Generation(layout, identities, params, stop_strings, skip)
 
     def _layout(self, message: PromptMessage) -> PromptLayout:
+        self._check_size(message)
         tokenizer = self._model.tokenizer
         match message.WhichOneof("prompt"):
             case "chat":
@@ -145,6 +146,16 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
                 vocabulary_size = self._model.config.vocabulary_size
                 return token_layout(tokenizer, message.token_ids.ids, vocabulary_size)
         raise InvalidArgumentError("one of chat, text, token_ids must be set", field="prompt")
+
+    def _check_size(self, message: PromptMessage) -> None:
+        """Refuses what cannot fit before seconds are spent on tokenizing it."""
+        limit = MAX_BYTES_PER_TOKEN * self._model.max_context_token_count
+        if message.ByteSize() > limit:
+            raise ContextLengthError(
+                f"the prompt has {message.ByteSize()} bytes; a context of"
+                f" {self._model.max_context_token_count} tokens takes at most {limit}",
+                field="messages",
+            )
 
 
 class _Clock:
@@ -183,14 +194,26 @@ def _check_image_count(layout: PromptLayout, image_count: int, field: str) -> No
         )
 
 
-def _response(event: TextDelta | TextEnd, usage: llm_pb2.Usage) -> llm_pb2.GenerateResponse:
-    """Returns an event as a message, and counts it in the usage."""
+def _log(usage: llm_pb2.Usage) -> None:
+    logger.info(
+        "generated",
+        prompt_tokens=usage.prompt_token_count,
+        output_tokens=usage.output_token_count,
+        image_tokens=usage.image_token_count,
+        first_token_seconds=round(usage.first_token_seconds, 4),
+        total_seconds=round(usage.total_seconds, 4),
+    )
+
+
+def _wanted(image_indexes: list[int]) -> llm_pb2.GenerateResponse:
+    return llm_pb2.GenerateResponse(wanted=llm_pb2.WantedImages(image_indexes=image_indexes))
+
+
+def _response(event: TextDelta | TextEnd) -> llm_pb2.GenerateResponse:
     if isinstance(event, TextDelta):
-        usage.output_token_count += len(event.token_ids)
         return llm_pb2.GenerateResponse(
             delta=llm_pb2.TokenDelta(text=event.text, token_ids=event.token_ids)
         )
-    usage.cached_token_count = event.cached_token_count
     return llm_pb2.GenerateResponse(
         finished=llm_pb2.Finished(
             reason=wire.FINISH_REASONS[event.reason], stop_string=event.stop_string

@@ -14,9 +14,9 @@ GIB = 1024 * MIB
 
 
 class Settings(ServingSettings):
-    """Options of the LLM service: flag, environment variable LLM_SERVICE_*, default."""
+    """Options of the LLM service: flag, environment variable INTERNVL_LLM_*, default."""
 
-    model_config = SettingsConfigDict(env_prefix="LLM_SERVICE_", cli_prog_name="internvl-llm")
+    model_config = SettingsConfigDict(env_prefix="INTERNVL_LLM_", cli_prog_name="internvl-llm")
 
     port: int = Field(default=50052, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
@@ -44,6 +44,8 @@ class Settings(ServingSettings):
     """Most sequences that generate at the same time."""
     max_waiting_sequences: int = Field(default=256, ge=1)
     """Most sequences that wait for their turn; a further request is refused."""
+    max_call_count: int = Field(default=512, ge=1)
+    """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)
     """Most images in one request."""
     max_table_bytes: int = Field(default=2 * GIB, ge=1)

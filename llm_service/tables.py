@@ -60,13 +60,42 @@ class TableSpec:
             )
 
 
+@dataclass(frozen=True)
+class TableHeader:
+    """Announces the table of one of a request's images."""
+
+    image_index: int
+    spec: TableSpec
+
+
+@dataclass(frozen=True)
+class TableChunk:
+    """Bytes of an announced table from `offset` on."""
+
+    image_index: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class TableTrailer:
+    """Ends a table: CRC-32 of all its bytes."""
+
+    image_index: int
+    crc32: int
+
+
+TableMessage = TableHeader | TableChunk | TableTrailer
+
+
 class TableUpload:
     """One table on its way: its memory, and how much of it has arrived."""
 
     def __init__(self, spec: TableSpec) -> None:
         """Takes a spec that `check` let through; spends its bytes."""
         self._spec = spec
-        self._buffer = bytearray(spec.byte_count)
+        self._bytes = torch.empty(spec.byte_count, dtype=torch.uint8)
+        self._buffer = self._bytes.numpy().data
         self._received = 0
         self._crc32 = 0
 
@@ -114,7 +143,7 @@ class TableUpload:
                 retry_after=0.0,
             )
         assert self._spec.dtype is not None
-        return torch.frombuffer(self._buffer, dtype=self._spec.dtype).view(self._spec.shape)
+        return self._bytes.view(self._spec.dtype).view(self._spec.shape)
 
 
 class TableCache:
@@ -138,9 +167,9 @@ class TableCache:
         return table
 
     def put(self, identity: bytes, table: torch.Tensor) -> None:
-        """Keeps a table; the least recently used ones make room."""
-        if (old := self._tables.pop(identity, None)) is not None:
-            self._held_byte_count -= old.nbytes
+        """Keeps a table; the least recently used ones make room. The first one of an id stays."""
+        if identity in self._tables:
+            return
         self._tables[identity] = table
         self._held_byte_count += table.nbytes
         while self._held_byte_count > self.max_byte_count:

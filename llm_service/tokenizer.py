@@ -58,6 +58,7 @@ class Tokenizer:
     Attributes:
         bos_id: the token that begins every prompt; None where the model has none (Qwen2).
         drops_first_space: whether a decoded text loses one leading space (SentencePiece).
+        highest_id: the largest id of a token.
         fingerprint: SHA-256 of vocabulary, merges and added tokens.
     """
 
@@ -73,6 +74,7 @@ class Tokenizer:
         self._byte_level = definition["decoder"]["type"] == "ByteLevel"
         self.drops_first_space = not self._byte_level
         self.bos_id = self.special_id(bos_token) if bos_token else None
+        self.highest_id = max([*self._added_contents, *definition["model"]["vocab"].values()])
         facts = json.dumps([ordinary, sorted((c, t.id) for c, t in added.items()), bos_token])
         self.fingerprint = hashlib.sha256(facts.encode()).digest()
 
@@ -96,16 +98,22 @@ class Tokenizer:
                 f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt,"
                 " or tokenizer.model"
             )
-        byte_level = definition["decoder"]["type"] == "ByteLevel"
-        bos_token = "<s>" if config.get("add_bos_token", not byte_level) else None
-        tokenizer = cls(definition, added, bos_token)
+        try:
+            byte_level = definition["decoder"]["type"] == "ByteLevel"
+            bos_token = "<s>" if config.get("add_bos_token", not byte_level) else None
+            tokenizer = cls(definition, added, bos_token)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TokenizerError(f"{folder}: a tokenizer file is damaged: {error!r}") from error
         for content in (MESSAGE_START, MESSAGE_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT):
             tokenizer.special_id(content)
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of ordinary text: never a special token, no beginning token."""
-        ids: list[int] = self._ordinary.encode(text, add_special_tokens=False).ids
+        # encode would do, but of the two only encode_batch lets go of the interpreter's lock: a
+        # long text on another thread must not stop the event loop.
+        (encoding,) = self._ordinary.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         return ids
 
     def special_id(self, content: str) -> int:
@@ -151,7 +159,12 @@ BYTE_OF_CHARACTER = _byte_alphabet()
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise TokenizerError(f"{path} does not hold a JSON object")
     return document
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 
 import torch
 
 from llm_service.prompt import Message, Role
 from llm_service.sampling import SamplingParams
-from llm_service.tables import TableSpec
+from llm_service.tables import TableChunk, TableHeader, TableMessage, TableSpec, TableTrailer
 from protos.errors import InvalidArgumentError, UnsupportedFieldError
 from protos.internvl.v1 import llm_pb2, tensor_pb2
 
@@ -43,7 +43,7 @@ def refuse_unsupported(start: llm_pb2.GenerateStart) -> None:
         "guided": start.HasField("guided"),
         "choice_count": start.HasField("choice_count") and start.choice_count != 1,
         "priority": start.HasField("priority") and start.priority != 0,
-        "cache_salt": start.HasField("cache_salt"),
+        "cache_salt": bool(start.cache_salt),
         "sampling.logit_bias": bool(start.sampling.logit_bias),
     }
     for field, is_set in unsupported.items():
@@ -67,12 +67,18 @@ def _message(index: int, message: llm_pb2.ChatMessage) -> Message:
             f"role {message.role} is none of system, user, assistant",
             field=f"messages[{index}].role",
         )
+    for position, part in enumerate(message.parts):
+        if part.WhichOneof("part") is None:
+            raise InvalidArgumentError(
+                "the part holds neither text nor an image",
+                field=f"messages[{index}].parts[{position}]",
+            )
     texts = [part.text for part in message.parts if part.HasField("text")]
     image_count = sum(part.HasField("image") for part in message.parts)
     if image_count and role is not Role.USER:
         raise InvalidArgumentError(
             f"only a user message may hold images, this is the {role.value}'s",
-            field=f"messages[{index}].content",
+            field=f"messages[{index}].parts",
         )
     return Message(role, "\n".join(texts), image_count)
 
@@ -151,6 +157,33 @@ def _check_stop_count(name: str, count: int) -> None:
         )
 
 
-def table_spec(spec: tensor_pb2.TensorSpec) -> TableSpec:
-    """Returns a spec as announced; nothing of it is checked yet."""
-    return TableSpec(DTYPES.get(spec.dtype), tuple(spec.shape), spec.byte_count)
+async def table_messages(
+    requests: AsyncIterator[llm_pb2.GenerateRequest],
+) -> AsyncGenerator[TableMessage, None]:
+    """Yields what follows `start`, as announced; nothing of it is checked yet.
+
+    Raises:
+        InvalidArgumentError: a message that is no part of an embedding.
+    """
+    async for request in requests:
+        yield _table_message(request)
+
+
+def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
+    match request.WhichOneof("message"):
+        case "embedding_header":
+            header = request.embedding_header
+            spec = header.spec
+            announced = TableSpec(DTYPES.get(spec.dtype), tuple(spec.shape), spec.byte_count)
+            return TableHeader(header.image_index, announced)
+        case "embedding_chunk":
+            chunk = request.embedding_chunk
+            return TableChunk(chunk.image_index, chunk.chunk.offset, chunk.chunk.data)
+        case "embedding_trailer":
+            trailer = request.embedding_trailer
+            return TableTrailer(trailer.image_index, trailer.crc32)
+        case other:
+            raise InvalidArgumentError(
+                f"after start come embeddings, not {other or 'an empty message'}",
+                field=other or "message",
+            )

@@ -34,6 +34,8 @@ from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "internvl"
+# A status travels in metadata of at most 16 KiB, and the sentence up to three times.
+MAX_MESSAGE_LENGTH = 500
 # Where a gRPC status keeps its google.rpc.Status, on every platform.
 DETAILS_KEY = "grpc-status-details-bin"
 
@@ -89,7 +91,7 @@ class ImageFetchError(InvalidArgumentError):
 
 
 class PlaceholderMismatchError(InvalidArgumentError):
-    """The text has more `<image>` placeholders than the message has images."""
+    """The places for images in a prompt are not those of its images."""
 
     reason = "PLACEHOLDER_MISMATCH"
 
@@ -180,17 +182,18 @@ BY_CODE = {cls.code: cls for cls in reversed(_tree(ServiceError))}
 
 def to_status(error: ServiceError) -> status_pb2.Status:
     """Returns the google.rpc.Status of an error: code, message and details."""
+    message = error.message[:MAX_MESSAGE_LENGTH]
     details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
     if error.field:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.message
+            field=error.field, description=message
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.retry_after is not None:
         delay = duration_pb2.Duration()
         delay.FromNanoseconds(int(error.retry_after * 1e9))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=error.code.value[0], message=error.message)
+    status = status_pb2.Status(code=error.code.value[0], message=message)
     for detail in details:
         status.details.add().Pack(detail)
     return status

@@ -175,6 +175,8 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             yield llm_pb2.GenerateResponse(wanted=llm_pb2.WantedImages(image_indexes=wanted))
             if self.failure_after_wanted:
                 await self.failure_signal.wait()
+                # A status that comes while the other end writes may be lost: read what is written.
+                await anext(requests, None)
                 raise self.failure_after_wanted
             await self._receive(start, requests)
             async for response in self._answer(start):

@@ -19,8 +19,12 @@ LARGEST_PIXEL_LIMIT = 178_956_970
 class Settings(ServingSettings):
     """Options of the vision service."""
 
-    model_config = SettingsConfigDict(env_prefix="VISION_SERVICE_", cli_prog_name="internvl-vision")
+    model_config = SettingsConfigDict(
+        env_prefix="INTERNVL_VISION_", cli_prog_name="internvl-vision"
+    )
 
+    port: int = Field(default=50051, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and logs it."""
     checkpoint: Annotated[Path, AfterValidator(Path.absolute)]
     """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
     model_name: str = ""
@@ -42,11 +46,14 @@ class Settings(ServingSettings):
     """Most tiles that wait for the engine or are in it; more are refused. One is 0.6 MB."""
     preprocess_worker_count: int = Field(default=4, ge=1)
     """Threads that decode and tile images."""
-    max_preprocessing_image_count: int = Field(default=64, ge=1)
+    max_preprocessing_image_count: int = Field(default=256, ge=1)
     """Most images that wait for these threads or are in them; more are refused."""
     max_image_byte_count: int = Field(default=20 * MIB, ge=1)
     """Largest accepted image file, in bytes."""
-    max_image_pixel_count: int = Field(default=100_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
-    """Largest accepted image, in pixels (width x height)."""
+    max_image_pixel_count: int = Field(default=40_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
+    """Largest accepted image, in pixels (width x height); decoding takes up to 8 bytes for each, on
+    every preprocessing thread."""
+    max_call_count: int = Field(default=512, ge=1)
+    """Most calls at a time; each holds its image file. More are refused."""
     cache_byte_count: int = Field(default=256 * MIB, ge=0)
     """Memory for embeddings of images seen before, in bytes; 0 keeps none."""

@@ -117,8 +117,10 @@ def decode(data: bytes, max_pixel_count: int) -> Image.Image:
             image.load()
             # With it, Pillow would look for a colour that stays transparent, which RGB cannot say.
             image.info.pop("transparency", None)
+            orientation = _orientation(image)
             rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return _upright(rgb, _orientation(image))
+            del image  # so that at most two copies of the pixels are in memory
+            return _upright(rgb, orientation)
     except UnidentifiedImageError as error:
         raise InvalidImageError(
             f"the image is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file", field="image"

@@ -17,9 +17,11 @@ from llm_service.model import ServedModel
 from llm_service.sampling import SamplingParams
 from llm_service.servicer import LLMServicer
 from llm_service.tables import TableCache
+from llm_service.tokenizer import Tokenizer
 from protos.errors import (
     ContextLengthError,
     DataLossError,
+    DeadlineError,
     EngineDeadError,
     InvalidArgumentError,
     InvalidTensorError,
@@ -79,7 +81,7 @@ class ScriptedEngine:
             while self.never_ends:
                 await asyncio.sleep(0.01)
                 yield TokenOutput([ids[0]], None)
-        except GeneratorExit:
+        except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.set()
             raise
         yield TokenOutput([END if self.finish == "stop" else ids[-1]], self.finish)
@@ -410,6 +412,24 @@ BIG = bytes((1 << 20) + 32)
                 )
             ],
         ),
+        (
+            InvalidArgumentError,
+            "messages[0].parts[0]",
+            "neither text nor an image",
+            [
+                llm_pb2.GenerateRequest(
+                    start=llm_pb2.GenerateStart(
+                        chat=llm_pb2.ChatPrompt(
+                            messages=[
+                                llm_pb2.ChatMessage(
+                                    role=llm_pb2.ROLE_USER, parts=[llm_pb2.ContentPart()]
+                                )
+                            ]
+                        )
+                    )
+                )
+            ],
+        ),
         (ContextLengthError, "messages", "context of 4096", [start("a b " * 4096)]),
         (ContextLengthError, "messages", "context of 4096", [start(images=["a"]), header(0, 4090)]),
         (
@@ -517,6 +537,39 @@ async def test_refusals(
     assert info.value.field == field
 
 
+async def test_finished_uploads_give_their_memory_back(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+) -> None:
+    rows = 4000  # 128,000 bytes each: eight fit into TABLE_BYTES, nine do not
+    _, data = table(1.0, rows)
+    for index in range(9):
+        await exchange(stub, start(images=[f"image {index}"]), *upload(data, rows=rows))
+
+
+async def test_stalled_upload_is_ended(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_service.images.UPLOAD_IDLE_SECONDS", 0.05)
+
+    async def stalled() -> AsyncIterator[llm_pb2.GenerateRequest]:
+        yield start(images=["a"])
+        yield header()
+        await asyncio.Event().wait()
+
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        async for _ in stub.Generate(stalled()):
+            pass
+    assert type(from_rpc_error(info.value)) is DeadlineError
+
+
+async def test_long_text_is_refused_before_it_is_tokenized(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    with pytest.raises(ContextLengthError, match="takes at most 65536"):
+        await exchange(stub, start("x" * 70_000))
+
+
 async def test_arriving_tables_are_bounded_and_given_back(
     stub: llm_pb2_grpc.LLMServiceAsyncStub,
 ) -> None:
@@ -593,6 +646,16 @@ async def test_count_tokens_refuses_a_wrong_number_of_images(
         await stub.CountTokens(
             llm_pb2.CountTokensRequest(text="<image>", image_row_counts=[256, 256])
         )
+
+
+@pytest.mark.parametrize("row_count", [0, CONTEXT + 1, 2**31 - 1])
+async def test_count_tokens_refuses_rows_that_no_image_has(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, row_count: int
+) -> None:
+    request = llm_pb2.CountTokensRequest(text="<image>", image_row_counts=[row_count])
+    with pytest.raises(grpc.aio.AioRpcError, match="1 to 4096 rows") as info:
+        await stub.CountTokens(request)
+    assert from_rpc_error(info.value).field == "image_row_counts[0]"
 
 
 async def test_model_info_and_load(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:

@@ -28,4 +28,6 @@ def _golden_dir(config: pytest.Config) -> Path:
     path: Path = config.getoption("--golden-dir")
     if not path.is_dir():
         raise pytest.UsageError(f"--golden-dir {path} is not a folder")
+    if not any(path.glob("*.json")) and not golden.checkpoint_dirs(path):
+        raise pytest.UsageError(f"--golden-dir {path} holds no golden data: see its README")
     return path.resolve()

@@ -6,6 +6,7 @@ checkpoint folders, and any names of images. What a folder lacks is skipped by n
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,6 @@ from safetensors.torch import load_file
 def checkpoint_dirs(golden_dir: Path) -> list[Path]:
     """Returns the folders that hold a checkpoint, i.e. a config.json, sorted by name."""
     return sorted(path.parent for path in golden_dir.glob("*/config.json"))
-
-
-def image_bytes(golden_dir: Path, name: str) -> bytes:
-    """Returns the image file `images/NAME.*`; skips the test when the folder lacks it."""
-    for path in sorted((golden_dir / "images").glob(f"{name}.*")):
-        return path.read_bytes()
-    pytest.skip(f"the golden data has no images/{name}.*")
 
 
 def read_json(path: Path) -> Any:
@@ -45,6 +39,16 @@ def existing(path: Path) -> Path:
     return path
 
 
+def need_checkpoint(checkpoint_dir: Path) -> None:
+    """Skips the test when the checkpoint lacks its weights or its tokenizer."""
+    if not list(checkpoint_dir.glob("*.safetensors.index.json")):
+        existing(checkpoint_dir / "model.safetensors")
+    for path in checkpoint_dir.glob("*.safetensors.index.json"):
+        for name in set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()):
+            existing(checkpoint_dir / name)
+    existing(checkpoint_dir / "tokenizer.json")
+
+
 def tensors_named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """Returns the tensors called `prefix.NAME`, by NAME; skips the test when there are none."""
     found = {
@@ -54,6 +58,20 @@ def tensors_named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, to
     }
     if not found:
         pytest.skip(f"the golden data has no tensor {prefix}.*")
+    return found
+
+
+def images_named(
+    golden_dir: Path, tensors: dict[str, torch.Tensor], prefix: str
+) -> list[tuple[bytes, torch.Tensor]]:
+    """Returns the image files of NAME with the tensors `prefix.NAME`; skips when none is there."""
+    found = [
+        (path.read_bytes(), tensor)
+        for name, tensor in tensors_named(tensors, prefix).items()
+        for path in (golden_dir / "images").glob(f"{glob.escape(name)}.*")
+    ]
+    if not found:
+        pytest.skip(f"the golden data has no images for {prefix}.*")
     return found
 
 

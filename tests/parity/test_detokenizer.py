@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,20 +17,27 @@ from tests.real_tokenizers import FAMILIES, real_tokenizer
 def test_text_streamed_token_by_token(
     golden_dir: Path, family: str, skip_special_tokens: bool
 ) -> None:
-    cases = golden.read_json(golden_dir / "detok.json")["cases"]
+    cases = _cases(golden_dir, family)
     tokenizer = real_tokenizer(family)
     key = "decode_skip_special" if skip_special_tokens else "decode_keep_special"
-    for case in cases.get(family, []):
+    for case in cases:
         detokenizer = Detokenizer(tokenizer, skip_special_tokens=skip_special_tokens)
         deltas = [detokenizer.push([token_id]) for token_id in case["ids"]]
         assert "".join(deltas) + detokenizer.finish() == case[key]
-        assert not any("\ufffd" in delta for delta in deltas)
+        assert sum(delta.count("\ufffd") for delta in deltas) == case[key].count("\ufffd")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_encoding_is_the_reference_one(golden_dir: Path, family: str) -> None:
-    cases = golden.read_json(golden_dir / "detok.json")["cases"]
+    cases = _cases(golden_dir, family)
     tokenizer = real_tokenizer(family)
-    for case in cases.get(family, []):
+    for case in cases:
         if not any(tokenizer.is_special(token_id) for token_id in case["ids"]):
             assert tokenizer.encode(case["text"]) == case["ids"]
+
+
+def _cases(golden_dir: Path, family: str) -> list[dict[str, Any]]:
+    cases: dict[str, list[dict[str, Any]]] = golden.read_json(golden_dir / "detok.json")["cases"]
+    if family not in cases:
+        pytest.skip(f"the golden data has no texts for {family}")
+    return cases[family]

@@ -34,12 +34,12 @@ def expected(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def model(checkpoint_dir: Path, config: VisionConfig) -> VisionModel:
+    golden.need_checkpoint(checkpoint_dir)
     model, _ = load_model(checkpoint_dir, config, torch.device("cpu"), torch.float32)
     return model.eval()
 
 
-def image_tiles(golden_dir: Path, name: str, config: VisionConfig) -> torch.Tensor:
-    data = golden.image_bytes(golden_dir, name)
+def image_tiles(data: bytes, config: VisionConfig) -> torch.Tensor:
     tiled = tile_file(
         data,
         tile_size=config.tile_size,
@@ -49,10 +49,8 @@ def image_tiles(golden_dir: Path, name: str, config: VisionConfig) -> torch.Tens
     return torch.from_numpy(tiled.tiles)
 
 
-def last_hidden(
-    golden_dir: Path, name: str, config: VisionConfig, model: VisionModel
-) -> torch.Tensor:
-    tiles = image_tiles(golden_dir, name, config)
+def last_hidden(data: bytes, config: VisionConfig, model: VisionModel) -> torch.Tensor:
+    tiles = image_tiles(data, config)
     with torch.inference_mode():
         hidden: torch.Tensor = model.vision_model(normalise(tiles, config.mean, config.std))
     return hidden
@@ -66,15 +64,15 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
 def test_vit_last_hidden(
     golden_dir: Path, config: VisionConfig, model: VisionModel, expected: dict[str, torch.Tensor]
 ) -> None:
-    for name, hidden in golden.tensors_named(expected, "vit_last_hidden").items():
-        assert_near(last_hidden(golden_dir, name, config, model), hidden)
+    for data, hidden in golden.images_named(golden_dir, expected, "vit_last_hidden"):
+        assert_near(last_hidden(data, config, model), hidden)
 
 
 def test_pixel_shuffle(
     golden_dir: Path, config: VisionConfig, model: VisionModel, expected: dict[str, torch.Tensor]
 ) -> None:
-    for name, shuffled in golden.tensors_named(expected, "pixel_shuffled").items():
-        hidden = last_hidden(golden_dir, name, config, model)
+    for data, shuffled in golden.images_named(golden_dir, expected, "pixel_shuffled"):
+        hidden = last_hidden(data, config, model)
         assert_near(pixel_shuffle(hidden[:, 1:]), shuffled)
 
 
@@ -84,7 +82,8 @@ def test_engine_embeddings(
     config: VisionConfig,
     expected: dict[str, torch.Tensor],
 ) -> None:
+    golden.need_checkpoint(checkpoint_dir)
     settings = Settings(checkpoint=checkpoint_dir, device="cpu", dtype="float32")
     engine = create_engine(settings, config)
-    for name, embeddings in golden.tensors_named(expected, "embeds").items():
-        assert_near(engine.encode(image_tiles(golden_dir, name, config)), embeddings)
+    for data, embeddings in golden.images_named(golden_dir, expected, "embeds"):
+        assert_near(engine.encode(image_tiles(data, config)), embeddings)

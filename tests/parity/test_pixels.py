@@ -16,8 +16,7 @@ TILE_SIZE = 448
 MAX_TILE_COUNT = 12
 
 
-def image_tiles(golden_dir: Path, name: str) -> torch.Tensor:
-    data = golden.image_bytes(golden_dir, name)
+def image_tiles(data: bytes) -> torch.Tensor:
     tiled = tile_file(
         data, tile_size=TILE_SIZE, max_tile_count=MAX_TILE_COUNT, max_pixel_count=10**8
     )
@@ -30,15 +29,15 @@ def pixels(golden_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_tiles_have_the_reference_bits(golden_dir: Path, pixels: dict[str, torch.Tensor]) -> None:
-    for name, expected in golden.tensors_named(pixels, "tiles_u8").items():
-        tiles = image_tiles(golden_dir, name)
+    for data, expected in golden.images_named(golden_dir, pixels, "tiles_u8"):
+        tiles = image_tiles(data)
         assert tiles.dtype == expected.dtype
-        assert torch.equal(tiles, expected), name
+        assert torch.equal(tiles, expected)
 
 
 def test_pixel_values_are_the_reference_values(
     golden_dir: Path, pixels: dict[str, torch.Tensor]
 ) -> None:
-    for name, expected in golden.tensors_named(pixels, "pixel_values_sample").items():
-        values = normalise(image_tiles(golden_dir, name), IMAGENET_MEAN, IMAGENET_STD)
+    for data, expected in golden.images_named(golden_dir, pixels, "pixel_values_sample"):
+        values = normalise(image_tiles(data), IMAGENET_MEAN, IMAGENET_STD)
         torch.testing.assert_close(values[:, :, ::32, ::32], expected, rtol=0, atol=1e-6)

@@ -17,7 +17,10 @@ from tests.real_tokenizers import FAMILIES, real_tokenizer
 def test_ids_of_every_conversation_equal_the_reference(golden_dir: Path, family: str) -> None:
     document = golden.read_json(golden_dir / "prompts.json")
     tokenizer = real_tokenizer(family)
-    for conversation in document["conversations"]:
+    conversations = [entry for entry in document["conversations"] if family in entry]
+    if not conversations:
+        pytest.skip(f"the golden data has no prompts for {family}")
+    for conversation in conversations:
         messages = [_message(message) for message in conversation["messages"]]
         rows = [tiles * document["tokens_per_tile"] for tiles in conversation["tiles"]]
         expected = golden.decode_run_lengths(conversation[family]["ids_rle"])
@@ -26,6 +29,7 @@ def test_ids_of_every_conversation_equal_the_reference(golden_dir: Path, family:
 
 
 def test_ids_of_the_checkpoints_own_conversations(checkpoint_dir: Path) -> None:
+    golden.existing(checkpoint_dir / "tokenizer.json")
     tokenizer = Tokenizer.from_checkpoint(checkpoint_dir)
     for conversation in golden.read_json(checkpoint_dir / "golden.json")["conversations"]:
         messages = [

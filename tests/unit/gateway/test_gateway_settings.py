@@ -12,8 +12,8 @@ from gateway.settings import Settings
 
 
 def test_environment_variables_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GATEWAY_ALLOWED_PRIVATE_HOSTS", '["10.0.0.0/8", "pictures"]')
-    monkeypatch.setenv("GATEWAY_MAX_IMAGE_COUNT", "3")
+    monkeypatch.setenv("INTERNVL_GATEWAY_ALLOWED_PRIVATE_HOSTS", '["10.0.0.0/8", "pictures"]')
+    monkeypatch.setenv("INTERNVL_GATEWAY_MAX_IMAGE_COUNT", "3")
     settings = Settings()
     assert settings.allowed_private_hosts == ("10.0.0.0/8", "pictures")
     assert settings.max_image_count == 3

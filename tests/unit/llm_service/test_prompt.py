@@ -23,7 +23,7 @@ def test_images_without_placeholder_stand_first(family: str) -> None:
 def test_too_many_placeholders_name_both_numbers() -> None:
     with pytest.raises(PlaceholderMismatchError, match="has 2 <image> .* has 1 images") as info:
         chat_layout(real_tokenizer("qwen2_5"), [user("<image><image>", 1)])
-    assert info.value.field == "messages[0].content"
+    assert info.value.field == "messages[0].parts"
 
 
 def test_placeholders_outside_user_turns_are_text() -> None:

@@ -17,7 +17,7 @@ from vision_service.settings import Settings
 
 
 def test_flags_and_environment_fill_the_same_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VISION_SERVICE_MAX_TILE_COUNT", "24")
+    monkeypatch.setenv("INTERNVL_VISION_MAX_TILE_COUNT", "24")
     settings = CliApp.run(Settings, cli_args=["--checkpoint", "a/b", "--port", "7"])
     assert (settings.port, settings.max_tile_count) == (7, 24)
     assert settings.checkpoint == Path.cwd() / "a" / "b"

@@ -1,0 +1,97 @@
+"""The ways of an embedding: one hop to a reader, or two through the gateway to the LLM service."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+
+import torch
+
+from gateway.chat import ChatLimits, ChatPipeline, RequestRecord
+from gateway.clients import LLMClient, VisionClient, open_channel
+from gateway.images import ImageFetcher, ImageLimits, create_session
+from gateway.schema import ChatCompletionRequest, parse_chat_request
+from gateway.settings import Settings
+from llm_service.tables import TableSpec, TableUpload
+from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
+from tests.benchmarks.scripted_services import MODEL
+
+ROW_COUNT, HIDDEN_SIZE = 13 * 256, 4096
+BYTE_COUNT = 2 * ROW_COUNT * HIDDEN_SIZE
+REQUEST_SECONDS = 60.0
+
+
+async def drop(stub: vision_pb2_grpc.VisionServiceAsyncStub, image: bytes) -> None:
+    """Reads an embedding and forgets it."""
+    byte_count = 0
+    async for response in stub.EncodeImage(vision_pb2.EncodeImageRequest(image=image)):
+        byte_count += len(response.chunk.data)
+    assert byte_count == BYTE_COUNT
+
+
+async def receive(stub: vision_pb2_grpc.VisionServiceAsyncStub, image: bytes) -> None:
+    """Reads an embedding into a prompt table, as the LLM service does."""
+    upload = TableUpload(TableSpec(torch.bfloat16, (ROW_COUNT, HIDDEN_SIZE), BYTE_COUNT))
+    async for response in stub.EncodeImage(vision_pb2.EncodeImageRequest(image=image)):
+        if response.HasField("chunk"):
+            upload.add(response.chunk.offset, response.chunk.data)
+        elif response.HasField("trailer"):
+            upload.finish(response.trailer.crc32)
+
+
+class Relay:
+    """Chat requests through the gateway's pipeline to an LLM service that holds one image."""
+
+    def __init__(self, pipeline: ChatPipeline, images: Sequence[bytes]) -> None:
+        self._pipeline = pipeline
+        self._requests = deque(map(_request, images))
+
+    async def send_other_image(self) -> None:
+        """Asks about an image that the LLM service does not hold any more."""
+        self._requests.rotate()
+        await self._ask(encoded_image_count=1)
+
+    async def ask_again(self) -> None:
+        """Asks about the image that it holds."""
+        await self._ask(encoded_image_count=0)
+
+    async def _ask(self, encoded_image_count: int) -> None:
+        deadline, record = asyncio.get_running_loop().time() + REQUEST_SECONDS, RequestRecord()
+        async with aclosing(self._pipeline.stream(self._requests[0], deadline, record)) as events:
+            async for _ in events:
+                pass
+        assert record.encoded_image_count == encoded_image_count
+
+
+@asynccontextmanager
+async def open_relay(
+    vision_address: str, llm_address: str, images: Sequence[bytes]
+) -> AsyncIterator[Relay]:
+    """Yields a relay between two services; it asks about the images in turn."""
+    settings = Settings()
+    policy = settings.address_policy
+    limits = ImageLimits(settings.max_image_byte_count, REQUEST_SECONDS, None, policy)
+    async with (
+        open_channel(vision_address) as vision,
+        open_channel(llm_address) as llm,
+        create_session(policy) as session,
+    ):
+        pipeline = ChatPipeline(
+            ImageFetcher(session, limits),
+            VisionClient(vision),
+            LLMClient(llm),
+            ChatLimits(1, settings.max_image_byte_count),
+        )
+        yield Relay(pipeline, images)
+
+
+def _request(image: bytes) -> ChatCompletionRequest:
+    url = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}]
+    messages = [{"role": "user", "content": content}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 1}
+    return parse_chat_request(json.dumps(body).encode())

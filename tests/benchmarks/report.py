@@ -1,0 +1,92 @@
+"""A benchmark's report: its table for people, its raw numbers, and the machine that made them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.benchmarks.measurement import Seconds
+
+PACKAGES = ("torch", "pillow", "numpy", "grpcio", "protobuf", "aiohttp")
+
+
+@dataclass
+class Report:
+    """What one benchmark found.
+
+    Attributes:
+        title: what is measured, and in which unit.
+        compared: what is compared with what, for someone who doubts it.
+        columns: heads of the table; the first is the case's name.
+        rows: the table.
+        seconds: all measured durations by case and variant.
+    """
+
+    title: str
+    compared: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    seconds: dict[str, Seconds] = field(default_factory=dict)
+
+    def add(self, case: str, cells: Sequence[str], seconds: Seconds) -> None:
+        """Adds a row, and the durations that it was made from."""
+        self.rows.append([case, *cells])
+        self.seconds[case] = seconds
+
+    def table(self) -> str:
+        """Returns the table as Markdown, its columns aligned for the eye."""
+        texts = [self.columns, *self.rows]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+        lines = [_line(texts[0], widths), _line(rule, widths)]
+        return "\n".join([*lines, *(_line(row, widths) for row in texts[1:])])
+
+    def write(self, folder: Path, name: str, load: float) -> None:
+        """Writes NAME.md and NAME.json into the folder.
+
+        Args:
+            folder: where to.
+            name: the benchmark's.
+            load: how many processes wanted a core in the minute before it began, on average.
+        """
+        command = f"python -m tests.benchmarks {name}"
+        machine = {**_machine(), "load before": f"{load:.1f}"}
+        date = datetime.now(timezone.utc).date().isoformat()
+        facts = "\n".join(f"- {key}: {value}" for key, value in machine.items())
+        (folder / f"{name}.md").write_text(
+            f"# {self.title}\n\n{self.compared}\n\n{self.table()}\n\n"
+            f"Made by `{command}` on {date}:\n\n{facts}\n",
+            encoding="utf-8",
+        )
+        raw = {"command": command, "date": date, "machine": machine, "seconds": self.seconds}
+        (folder / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+
+
+def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(texts, widths, strict=True)
+    return f"| {' | '.join([first[0].ljust(first[1]), *(t.rjust(w) for t, w in others)])} |"
+
+
+def _machine() -> dict[str, str]:
+    return {
+        "CPU": f"{_cpu_model()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _cpu_model() -> str:
+    """Returns the processor's name as Linux has it, else what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

@@ -1,0 +1,97 @@
+"""Both services as they ship, in processes of their own, over engines that compute nothing.
+
+`python -m tests.benchmarks.scripted_services vision|llm [the service's own options]`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator
+
+import torch
+from pydantic_settings import CliApp
+
+from llm_service.__main__ import make_service
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines import EngineLoad, Prompt, TokenOutput
+from llm_service.model import ServedModel
+from llm_service.sampling import SamplingParams
+from llm_service.settings import Settings as LLMSettings
+from protos import logs
+from protos.serving import serve
+from tests.real_tokenizers import real_tokenizer
+from vision_service.__main__ import open_service
+from vision_service.checkpoint import VisionConfig
+from vision_service.settings import Settings as VisionSettings
+
+MODEL = "scripted"
+
+
+class ScriptedVisionEngine:
+    """A VisionEngine that answers any tiles with the same random rows."""
+
+    dtype = torch.bfloat16
+    weights_sha256 = bytes(32)
+
+    def __init__(self, config: VisionConfig) -> None:
+        self._rows = torch.randn(config.tokens_per_tile, config.output_size).to(self.dtype)
+
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        """See VisionEngine."""
+        return self._rows.repeat(len(tiles), 1, 1)
+
+
+class ScriptedLLMEngine:
+    """An LLMEngine that answers any prompt with one token at once."""
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams
+    ) -> AsyncGenerator[TokenOutput, None]:
+        """See LLMEngine."""
+        yield TokenOutput([1], "length")
+
+    def load(self) -> EngineLoad:
+        """See LLMEngine."""
+        return EngineLoad(running=0, waiting=0, free_kv_tokens=0, total_kv_tokens=0)
+
+    def is_healthy(self) -> bool:
+        """See LLMEngine."""
+        return True
+
+    async def close(self) -> None:
+        """See LLMEngine."""
+
+
+async def serve_vision(settings: VisionSettings) -> None:
+    """Serves until SIGTERM."""
+    config = VisionConfig.from_checkpoint(settings.checkpoint)
+    async with open_service(settings, config, ScriptedVisionEngine(config)) as service:
+        await serve(service, settings)
+
+
+async def serve_llm(settings: LLMSettings) -> None:
+    """Serves until SIGTERM."""
+    config = LLMConfig.from_checkpoint(settings.checkpoint)
+    tokenizer = real_tokenizer("internlm2_5")
+    context = config.max_position_embeddings
+    model = ServedModel(MODEL, "scripted", config, tokenizer, context, settings.max_image_count)
+    await serve(make_service(settings, model, ScriptedLLMEngine()), settings)
+
+
+def main() -> None:
+    """Runs the service that the command line names."""
+    _, name, *arguments = sys.argv
+    torch.set_num_threads(1)
+    if name == "vision":
+        vision_settings = CliApp.run(VisionSettings, cli_args=arguments)
+        logs.configure(vision_settings.log_level, vision_settings.log_format)
+        asyncio.run(serve_vision(vision_settings))
+    else:
+        llm_settings = CliApp.run(LLMSettings, cli_args=arguments)
+        logs.configure(llm_settings.log_level, llm_settings.log_format)
+        asyncio.run(serve_llm(llm_settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_service.__main__ import load
+from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.model import ServedModel
+from llm_service.settings import Settings
+from llm_service.tokenizer import Tokenizer, TokenizerError
+from models.demo.random_checkpoint import write_random_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    write_random_checkpoint(tmp_path / "random")
+    return tmp_path / "random"
+
+
+def change(file: Path, **values: Any) -> None:
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | values))
+
+
+def change_llm_config(checkpoint: Path, **values: Any) -> None:
+    llm = json.loads((checkpoint / "config.json").read_text())["llm_config"]
+    change(checkpoint / "config.json", llm_config=llm | values)
+
+
+def test_end_tokens_are_the_templates_and_the_checkpoints(checkpoint: Path) -> None:
+    change_llm_config(checkpoint, eos_token_id=5)
+    model = ServedModel(
+        "x",
+        "torch",
+        LLMConfig.from_checkpoint(checkpoint),
+        Tokenizer.from_checkpoint(checkpoint),
+        max_context_token_count=100,
+        max_image_count=1,
+    )
+    assert model.end_token_ids == {5, model.tokenizer.special_id("<|im_end|>")}
+
+
+def test_tokenizer_of_another_model_is_refused(checkpoint: Path) -> None:
+    change_llm_config(checkpoint, vocab_size=200)
+    with pytest.raises(CheckpointError, match="id 267, but llm_config.vocab_size is 200"):
+        load(Settings(checkpoint=checkpoint, device="cpu"))
+
+
+def test_end_token_outside_the_vocabulary_is_refused(checkpoint: Path) -> None:
+    change_llm_config(checkpoint, eos_token_id=268)
+    with pytest.raises(CheckpointError, match="id 268, but"):
+        load(Settings(checkpoint=checkpoint, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"architectures": []}, "architectures names None"),
+        ({"architectures": None}, "architectures names None"),
+        ({"rope_theta": None}, "rope_theta is None; it must be a number above 0"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x'; it must be a number"),
+    ],
+)
+def test_damaged_llm_config_is_named(
+    checkpoint: Path, values: dict[str, Any], sentence: str
+) -> None:
+    change_llm_config(checkpoint, **values)
+    with pytest.raises(CheckpointError, match=sentence):
+        LLMConfig.from_checkpoint(checkpoint)
+
+
+def test_llm_config_that_is_no_object_is_named(checkpoint: Path) -> None:
+    change(checkpoint / "config.json", llm_config=None)
+    with pytest.raises(CheckpointError, match="llm_config is None; it must be an object"):
+        LLMConfig.from_checkpoint(checkpoint)
+
+
+def test_another_template_is_refused(checkpoint: Path) -> None:
+    change(checkpoint / "config.json", template="internlm2-chat")
+    with pytest.raises(CheckpointError, match="template is 'internlm2-chat'; only 'internvl2_5'"):
+        LLMConfig.from_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("{", "is not valid JSON"), ("[]", "does not hold a JSON object"), ("{}", "is damaged")],
+)
+def test_damaged_tokenizer_is_named(checkpoint: Path, text: str, sentence: str) -> None:
+    (checkpoint / "tokenizer.json").write_text(text)
+    with pytest.raises(TokenizerError, match=sentence):
+        Tokenizer.from_checkpoint(checkpoint)
