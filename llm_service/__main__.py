@@ -75,7 +75,7 @@ def _check_vocabulary(config: LLMConfig, tokenizer: Tokenizer) -> None:
 
 def make_service(settings: Settings, model: ServedModel, engine: LLMEngine) -> Service:
     """Returns the gRPC service over an engine."""
-    servicer = LLMServicer(model, engine, TableCache(settings.max_table_bytes))
+    servicer = LLMServicer(model, engine, TableCache(settings.max_table_byte_count))
     return Service(
         name=SERVICE_NAME,
         register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),

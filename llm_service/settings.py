@@ -32,7 +32,7 @@ class Settings(ServingSettings):
     """Type of weights and KV cache; auto: bfloat16 on CUDA, float32 on the CPU."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of one matrix product; default: PyTorch's choice, one per core."""
-    kv_cache_bytes: int | None = Field(default=None, ge=1)
+    kv_cache_byte_count: int | None = Field(default=None, ge=1)
     """Size of the KV cache; default: 1 GiB on the CPU, else kv_cache_fraction of free memory."""
     kv_cache_fraction: float = Field(default=0.9, gt=0, lt=1)
     """Share of the CUDA memory left free by the weights that the KV cache takes."""
@@ -48,7 +48,7 @@ class Settings(ServingSettings):
     """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)
     """Most images in one request."""
-    max_table_bytes: int = Field(default=2 * GIB, ge=1)
+    max_table_byte_count: int = Field(default=2 * GIB, ge=1)
     """Memory for image embeddings that are kept for later turns."""
 
     @property

@@ -13,13 +13,14 @@ from typing import Any, NoReturn, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
 
-from protos.errors import ServiceError, to_status
+from protos.errors import InvalidArgumentError, ServiceError, to_status
 from protos.logs import LogFormat, LogLevel, bind_request_id, request_id_of
 
 logger = structlog.get_logger()
@@ -274,6 +275,8 @@ class ServiceInterceptor(grpc.aio.ServerInterceptor):
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
+    if isinstance(error, DecodeError):
+        error = InvalidArgumentError("the message is not valid protobuf")
     if not isinstance(error, ServiceError):
         logger.error("bug", exc_info=error)
         error = ServiceError("internal error; the service's log has it under this request id")

@@ -96,7 +96,7 @@ def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -
     """Returns what the service tells of itself."""
     max_tile_count = settings.max_tile_count or config.max_dynamic_patch
     return ModelInfo(
-        model=settings.model_name or settings.checkpoint.name,
+        model=settings.served_model_name or settings.checkpoint.name,
         engine=settings.engine,
         recipe_sha256=recipe_sha256(config, engine.weights_sha256, engine.dtype),
         hidden_size=config.output_size,

@@ -27,7 +27,7 @@ class Settings(ServingSettings):
     """Port to listen on; 0 takes a free one and logs it."""
     checkpoint: Annotated[Path, AfterValidator(Path.absolute)]
     """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
-    model_name: str = ""
+    served_model_name: str = ""
     """Name that GetModelInfo reports; default: the checkpoint folder's name."""
     engine: Literal["torch"] = "torch"
     """What runs the model."""

@@ -241,6 +241,49 @@ async def test_the_deadline_is_504_at_every_stage(stage: str) -> None:
     assert (status, body["error"]["code"]) == (504, "deadline_exceeded")
 
 
+async def test_the_stage_that_hangs_is_named() -> None:
+    async with stack(ScriptedVision(stalls=True), request_seconds=0.3) as gateway:
+        _, body = await gateway.chat(messages=image_messages())
+    assert body["error"]["message"] == "the images were not encoded within the request's time"
+
+
+async def test_a_body_that_does_not_come_is_408() -> None:
+    async with stack(body_seconds=0.1) as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
+        answer = (await reader.readuntil(b"}}")).decode()
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith("HTTP/1.1 408")
+    assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+
+
+async def test_a_body_that_is_not_what_its_headers_say_is_400() -> None:
+    async with stack() as gateway:
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        async with gateway.http.post(CHAT, data=b"not gzip", headers=headers) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "param"),
+    [
+        ("messages", [1] * 300_000, "messages[0]"),
+        ("messages", [{"role": "user", "content": "x"}] * 5000, "messages"),
+        ("stop", [1] * 300_000, "stop[0]"),
+        ("stop_token_ids", ["x"] * 300_000, "stop_token_ids[0]"),
+    ],
+)
+async def test_long_lists_are_refused_at_their_first_fault(
+    field: str, value: list[Any], param: str
+) -> None:
+    async with stack() as gateway:
+        status, body = await gateway.chat(**{field: value})
+    assert (status, body["error"]["param"]) == (400, param)
+
+
 @pytest.mark.parametrize("part", ["sends half a body", "reads no answer"])
 async def test_a_client_that_stalls_is_cut_off_after_the_deadline(part: str) -> None:
     """More text than the sockets' buffers hold, or a body that never comes: the place gets free."""

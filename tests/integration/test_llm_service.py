@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from typing import Any
 
 import grpc
 import pytest
@@ -102,7 +103,12 @@ def engine() -> ScriptedEngine:
 
 
 @pytest.fixture
-async def stub(engine: ScriptedEngine) -> AsyncIterator[llm_pb2_grpc.LLMServiceAsyncStub]:
+def stub(channel: grpc.aio.Channel) -> llm_pb2_grpc.LLMServiceAsyncStub:
+    return llm_pb2_grpc.LLMServiceStub(channel)
+
+
+@pytest.fixture
+async def channel(engine: ScriptedEngine) -> AsyncIterator[grpc.aio.Channel]:
     model = ServedModel("tiny", "torch", CONFIG, real_tokenizer("qwen2_5"), CONTEXT, 4)
     servicer = LLMServicer(model, engine, TableCache(TABLE_BYTES))
     service = Service(
@@ -114,7 +120,7 @@ async def stub(engine: ScriptedEngine) -> AsyncIterator[llm_pb2_grpc.LLMServiceA
         running_server(service, "127.0.0.1", 0, drain_seconds=1) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
-        yield llm_pb2_grpc.LLMServiceStub(channel)
+        yield channel
 
 
 def embedding_id(name: str) -> tensor_pb2.EmbeddingId:
@@ -656,6 +662,18 @@ async def test_count_tokens_refuses_rows_that_no_image_has(
     with pytest.raises(grpc.aio.AioRpcError, match="1 to 4096 rows") as info:
         await stub.CountTokens(request)
     assert from_rpc_error(info.value).field == "image_row_counts[0]"
+
+
+async def test_bytes_that_are_no_message_are_the_callers_mistake(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, channel: grpc.aio.Channel
+) -> None:
+    generate: Any = channel.stream_stream("/internvl.v1.LLMService/Generate")
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        async for _ in generate(iter([b"\xff\xff\xff"])):
+            pass
+    error = from_rpc_error(info.value)
+    assert type(error) is InvalidArgumentError
+    assert error.message == "the message is not valid protobuf"
 
 
 async def test_model_info_and_load(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:

@@ -56,8 +56,8 @@ def _block_count(settings: Settings, decoder: Decoder) -> int:
     """Returns how many blocks the KV cache has: by its size, or by the memory that is left."""
     config, weight = decoder.config, decoder.embedding.weight
     block_bytes = settings.block_size * config.kv_values_per_token * weight.itemsize
-    if settings.kv_cache_bytes is not None:
-        cache_bytes = settings.kv_cache_bytes
+    if settings.kv_cache_byte_count is not None:
+        cache_bytes = settings.kv_cache_byte_count
     elif weight.is_cuda:
         free_bytes, _ = torch.cuda.mem_get_info(weight.device)
         cache_bytes = int(free_bytes * settings.kv_cache_fraction)

@@ -49,6 +49,12 @@ def test_every_bare_status_has_a_class(code: grpc.StatusCode) -> None:
     assert received.message == code.name
 
 
+def test_long_sentence_is_cut_so_that_its_status_fits_into_metadata() -> None:
+    status = to_status(errors.InvalidArgumentError("x" * 20_000, field="image"))
+    assert len(status.message) == errors.MAX_MESSAGE_LENGTH
+    assert status.ByteSize() < 2_000
+
+
 def test_first_class_of_a_code_is_the_general_one() -> None:
     assert errors.BY_CODE[grpc.StatusCode.INVALID_ARGUMENT] is errors.InvalidArgumentError
     assert errors.BY_CODE[grpc.StatusCode.UNAVAILABLE] is errors.UnavailableError

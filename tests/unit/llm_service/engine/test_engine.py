@@ -54,7 +54,7 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
     engines: list[LLMEngine] = []
 
     async def create(**options: int) -> LLMEngine:
-        options = {"kv_cache_bytes": 2**22, **options}
+        options = {"kv_cache_byte_count": 2**22, **options}
         settings = Settings.model_validate({"checkpoint": checkpoint, "device": "cpu", **options})
         config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
         engines.append(await asyncio.to_thread(create_engine, settings, config))
@@ -175,7 +175,7 @@ async def test_refuses_what_exceeds_the_context(
 
 async def test_context_is_what_the_cache_holds_when_that_is_less(start: Start) -> None:
     # 2 layers x key and value x 2 heads x 8 floats: 256 bytes a token; 4 blocks of 16 tokens.
-    engine = await start(kv_cache_bytes=4 * 16 * 256, block_size=16)
+    engine = await start(kv_cache_byte_count=4 * 16 * 256, block_size=16)
     assert engine.load().total_kv_tokens == 64
     assert len(await _outputs(engine, Prompt([1] * 60, NO_ROWS), SamplingParams())) == 4
     with pytest.raises(ContextLengthError, match="64"):
@@ -349,7 +349,7 @@ async def test_is_warm_and_empty_at_the_start(
 
 async def test_refuses_a_cache_without_room(start: Start) -> None:
     with pytest.raises(ValueError, match="the KV cache has 100 bytes, and one block needs 4096"):
-        await start(kv_cache_bytes=100)
+        await start(kv_cache_byte_count=100)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
