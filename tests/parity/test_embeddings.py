@@ -34,7 +34,7 @@ def expected(checkpoint_dir: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def model(checkpoint_dir: Path, config: VisionConfig) -> VisionModel:
-    golden.need_checkpoint(checkpoint_dir)
+    golden.need_weights(checkpoint_dir)
     model, _ = load_model(checkpoint_dir, config, torch.device("cpu"), torch.float32)
     return model.eval()
 
@@ -82,7 +82,7 @@ def test_engine_embeddings(
     config: VisionConfig,
     expected: dict[str, torch.Tensor],
 ) -> None:
-    golden.need_checkpoint(checkpoint_dir)
+    golden.need_weights(checkpoint_dir)
     settings = Settings(checkpoint=checkpoint_dir, device="cpu", dtype="float32")
     engine = create_engine(settings, config)
     for data, embeddings in golden.images_named(golden_dir, expected, "embeds"):

@@ -42,13 +42,16 @@ class Conversation:
 @pytest.fixture(scope="module")
 def conversations(checkpoint_dir: Path) -> list[Conversation]:
     """The checkpoint's conversations, with context tokens replaced by virtual tokens."""
-    golden.need_checkpoint(checkpoint_dir)
+    golden.need_weights(checkpoint_dir)
+    golden.need_tokenizer(checkpoint_dir)
     documents = golden.read_json(checkpoint_dir / "golden.json")["conversations"]
     tensors = golden.read_tensors(checkpoint_dir / "golden.safetensors")
     config = LLMConfig.from_checkpoint(checkpoint_dir)
     context_id = Tokenizer.from_checkpoint(checkpoint_dir).special_id(IMAGE_CONTEXT)
     found = []
     for document in documents:
+        if any(f"embeds.{name}" not in tensors for name in document["images"]):
+            continue
         ids = golden.decode_run_lengths(document["input_ids_rle"])
         virtual_ids = count(config.vocabulary_size)
         token_ids = [next(virtual_ids) if item == context_id else item for item in ids]
@@ -56,6 +59,8 @@ def conversations(checkpoint_dir: Path) -> list[Conversation]:
         table = torch.cat([torch.empty(0, config.hidden_size), *rows])
         prompt = Prompt(token_ids, table)
         found.append(Conversation(document["name"], prompt, document["greedy_16"]))
+    if not found:
+        pytest.skip("the golden data has no embeddings for any conversation")
     return found
 
 

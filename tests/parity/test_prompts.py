@@ -29,7 +29,7 @@ def test_ids_of_every_conversation_equal_the_reference(golden_dir: Path, family:
 
 
 def test_ids_of_the_checkpoints_own_conversations(checkpoint_dir: Path) -> None:
-    golden.existing(checkpoint_dir / "tokenizer.json")
+    golden.need_tokenizer(checkpoint_dir)
     tokenizer = Tokenizer.from_checkpoint(checkpoint_dir)
     for conversation in golden.read_json(checkpoint_dir / "golden.json")["conversations"]:
         messages = [
