@@ -157,11 +157,13 @@ def cut(image: Image.Image, grid: Grid, tile_size: int) -> UInt8Array:
     """
     size = (tile_size * grid.column_count, tile_size * grid.row_count)
     tiles = np.empty((grid.tile_count, 3, tile_size, tile_size), dtype=np.uint8)
-    cells = _resize(image, size).reshape(grid.row_count, tile_size, grid.column_count, tile_size, 3)
-    # [rows, y, columns, x, channel] -> [rows, columns, channel, y, x]
-    tiles[: grid.cell_count] = cells.transpose(0, 2, 4, 1, 3).reshape(-1, *tiles.shape[1:])
+    for channel, plane in enumerate(_planes(image, size)):
+        cells = plane.reshape(grid.row_count, tile_size, grid.column_count, tile_size)
+        # [rows, y, columns, x] -> [rows x columns, y, x]
+        cells = cells.transpose(0, 2, 1, 3).reshape(-1, tile_size, tile_size)
+        tiles[: grid.cell_count, channel] = cells
     if grid.cell_count > 1:
-        tiles[-1] = _resize(image, (tile_size, tile_size)).transpose(2, 0, 1)
+        tiles[-1] = _planes(image, (tile_size, tile_size))
     return tiles
 
 
@@ -173,8 +175,11 @@ def _grids(max_tile_count: int) -> tuple[Grid, ...]:
     return tuple(sorted(grids, key=lambda grid: grid.cell_count))
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> UInt8Array:
-    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))  # [height, width, 3]
+def _planes(image: Image.Image, size: tuple[int, int]) -> list[UInt8Array]:
+    """Returns the resized image's channels, each [height, width]."""
+    # Pillow parts the channels faster than numpy transposes them.
+    resized = image.resize(size, Image.Resampling.BICUBIC)
+    return [np.asarray(plane) for plane in resized.split()]
 
 
 def _check_size(width: int, height: int, max_pixel_count: int) -> None:

@@ -83,10 +83,12 @@ def normalise(
         mean: of red, green and blue, for values from 0 to 1.
         std: likewise.
     """
-    by_channel = (3, 1, 1)
-    values = tiles.to(torch.float32).div_(255)
-    values.sub_(torch.tensor(mean, device=tiles.device).view(by_channel))
-    return values.div_(torch.tensor(std, device=tiles.device).view(by_channel))
+    mean_, std_ = (torch.tensor(v, device=tiles.device).view(3, 1, 1) for v in (mean, std))
+    values = torch.empty(tiles.shape, device=tiles.device)
+    # Tile by tile: one stays in the CPU's cache through all four steps.
+    for tile, value in zip(tiles, values, strict=True):
+        value.copy_(tile).div_(255).sub_(mean_).div_(std_)
+    return values
 
 
 def load_model(
