@@ -81,6 +81,11 @@ class ServiceProcess:
             self._process.wait()
 
     @property
+    def pid(self) -> int:
+        """The process's id; 0 before it was started."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
     def returncode(self) -> int | None:
         """The exit status; None while it runs."""
         return self._process.poll() if self._process is not None else None

@@ -79,7 +79,7 @@ def run(progress: Callable[[str], None]) -> Report:
 def _services(folder: Path) -> Iterator[tuple[ScriptedService, ScriptedService]]:
     vision = ScriptedService("vision", folder)
     # Room for one table, so that of two images in turn each has to be sent.
-    llm = ScriptedService("llm", folder, "--max-table-bytes", str(BYTE_COUNT))
+    llm = ScriptedService("llm", folder, "--max-table-byte-count", str(BYTE_COUNT))
     try:
         for service in (vision, llm):
             service.start()
