@@ -52,8 +52,7 @@ class ScriptedService(ServiceProcess):
 
     def cpu_seconds(self) -> float:
         """Returns the CPU time that it has used."""
-        assert self._process is not None
-        return cpu_seconds(self._process.pid)
+        return cpu_seconds(self.pid)
 
 
 def run(progress: Callable[[str], None]) -> Report:
