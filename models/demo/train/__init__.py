@@ -1,0 +1,1 @@
+"""Training of the demo model: pictures and questions from a seed, the network, its export."""
