@@ -1,8 +1,8 @@
 """`make demo`: starts the three services on the CPU, asks about real picture files, stops.
 
-The six request forms: a local picture, a picture behind http, a base64 picture, two pictures, a
-second turn, six frames of a video. Every answer is streamed through the gateway with the openai
-client.
+The six request forms, in English and in Chinese: a local picture, a picture behind http, a base64
+picture, two pictures, a second turn, six frames of a video. Every answer is streamed through the
+gateway with the openai client.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import base64
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,12 +24,53 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.demo.random_checkpoint import write_random_checkpoint
 from models.demo.stack import Stack
 
+CHECKPOINT = Path(__file__).parent / "checkpoint"
 PICTURES = Path(__file__).parent / "pictures"
-MAX_TOKENS = 24
+TOKENS_PER_TILE = 256
+TWO_IMAGES = "Image-1: <image>\nImage-2: <image>\n"
+SIX_FRAMES = "".join(f"Frame{number}: <image>\n" for number in range(1, 7))
 console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the six request forms.
+
+    Attributes:
+        name: of the form.
+        pictures: names of the files it shows.
+        places: what stands before a question about several pictures.
+        questions: in English and in Chinese; of a second turn, one after the other.
+        follow_ups: the second turns' questions; empty where there is none.
+    """
+
+    name: str
+    pictures: Sequence[str]
+    questions: Sequence[str]
+    places: str = ""
+    follow_ups: Sequence[str] = ()
+
+
+FORMS = (
+    Form("local picture", ["scene"], ["What do you see in the picture?", "图中有哪些东西？"]),
+    Form("http picture", ["sign"], ["What is written at the bottom?", "中间写了什么字？"]),
+    Form("base64 picture", ["large"], ["Read the text in the top left.", "右下角有什么东西？"]),
+    Form(
+        "two pictures",
+        ["pair-1", "pair-2"],
+        ["What is the difference between Image-1 and Image-2?", "哪张图里有王冠？"],
+        places=TWO_IMAGES,
+        follow_ups=["What is on the right in Image-2?", "第二张图里有什么？"],
+    ),
+    Form(
+        "six frames",
+        [f"frame-{number}" for number in range(1, 7)],
+        ["What happens in the video?", "视频里发生了什么？"],
+        places=SIX_FRAMES,
+    ),
+)
 
 
 @dataclass
@@ -38,6 +79,7 @@ class Answer:
 
     text: str = ""
     prompt_tokens: int = 0
+    image_tokens: int = 0
     output_tokens: int = 0
     first_token_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -49,100 +91,96 @@ class Answer:
         return (self.output_tokens - 1) / seconds if seconds > 0 else 0.0
 
 
-@dataclass
-class Conversation:
-    """One of the six forms: its name, the pictures it shows and its messages."""
-
-    form: str
-    question: str
-    urls: list[str]
-    messages: list[Any] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        images = [{"type": "image_url", "image_url": {"url": url}} for url in self.urls]
-        content = [{"type": "text", "text": self.question}, *images]
-        self.messages.append({"role": "user", "content": content})
+def first_message(form: Form, question: str, picture_server: str) -> dict[str, Any]:
+    """Returns the user's first turn: the question, and each picture as the form sends it."""
+    send = {"http picture": f"{picture_server}/{{}}.png".format, "base64 picture": data_url}
+    url = send.get(form.name, file_url)
+    images = [{"type": "image_url", "image_url": {"url": url(name)}} for name in form.pictures]
+    return {"role": "user", "content": [{"type": "text", "text": form.places + question}, *images]}
 
 
-def conversations(picture_server: str) -> Iterator[Conversation]:
-    """Yields the single-turn forms; the second turn follows one of them."""
-    house = (PICTURES / "house.jpg").read_bytes()
-    yield Conversation("local picture", "What is in this picture?", [_file("house.jpg")])
-    yield Conversation("http picture", "What is in this picture?", [f"{picture_server}/boat.jpg"])
-    data = f"data:image/jpeg;base64,{base64.b64encode(house).decode()}"
-    yield Conversation("base64 picture", "简述一下这张图片的内容。", [data])
-    two = "Image-1: <image>\nImage-2: <image>\n描述一下两张图片的不同。"
-    yield Conversation("two pictures", two, [_file("house.jpg"), _file("boat.jpg")])
-    frames = [_file(f"frame{number}.jpg") for number in range(1, 7)]
-    lines = "".join(f"Frame{number}: <image>\n" for number in range(1, 7))
-    yield Conversation("six frames", f"{lines}What moves in this video?", frames)
+def file_url(name: str) -> str:
+    """Returns the file URL of a demo picture."""
+    return (PICTURES / f"{name}.png").as_uri()
+
+
+def data_url(name: str) -> str:
+    """Returns a demo picture as a data URL."""
+    data = base64.b64encode((PICTURES / f"{name}.png").read_bytes()).decode()
+    return f"data:image/png;base64,{data}"
 
 
 def ask(client: OpenAI, model: str, messages: list[Any]) -> Answer:
     """Streams one answer, echoing it as it comes."""
     answer, started = Answer(), time.monotonic()
     stream = client.chat.completions.create(
-        model=model,
-        messages=messages,
-        max_tokens=MAX_TOKENS,
-        stream=True,
-        stream_options={"include_usage": True},
+        model=model, messages=messages, stream=True, stream_options={"include_usage": True}
     )
     for chunk in stream:
         answer.total_seconds = time.monotonic() - started
         if chunk.usage is not None:
             answer.prompt_tokens = chunk.usage.prompt_tokens
             answer.output_tokens = chunk.usage.completion_tokens
+            # Ours, beside OpenAI's fields.
+            answer.image_tokens = getattr(chunk.usage.prompt_tokens_details, "image_tokens", 0)
         for choice in chunk.choices:
             answer.first_token_seconds = answer.first_token_seconds or answer.total_seconds
             answer.text += choice.delta.content or ""
-            console.print(_printable(choice.delta.content or ""), end="", markup=False)
+            console.print(choice.delta.content or "", end="", markup=False)
     console.print()
     return answer
 
 
 def run(stack: Stack, picture_server: str) -> Table:
-    """Asks everything and returns the table of what came back."""
+    """Asks everything and returns the table of what it cost."""
     client = OpenAI(base_url=f"{stack.url}/v1", api_key="none")
     model = client.models.list().data[0].id
     table = Table(box=box.SIMPLE_HEAD, title=f"{model}, this machine's CPU, through HTTP")
     table.add_column("request", no_wrap=True)
-    for name in ("images", "prompt tokens", "output tokens", "TTFT ms", "tokens/s"):
+    for name in ("pictures", "tiles", "prompt", "output", "TTFT ms", "tokens/s"):
         table.add_column(name, justify="right")
 
-    def show(form: str, image_count: int, messages: list[Any]) -> Answer:
-        console.print(f"[bold]{form}[/bold]: ", end="")
+    def show(name: str, form: Form, question: str, messages: list[Any]) -> Answer:
+        console.print(f"[bold]{name}[/bold] ({form.pictures[0]})  {question}")
+        console.print("  -> ", end="")
         answer = ask(client, model, messages)
-        numbers = (image_count, answer.prompt_tokens, answer.output_tokens)
+        counts = (len(form.pictures), answer.image_tokens // TOKENS_PER_TILE)
+        numbers = (*counts, answer.prompt_tokens, answer.output_tokens)
         speeds = (answer.first_token_seconds * 1e3, answer.tokens_per_second)
-        table.add_row(form, *map(str, numbers), *(f"{speed:.0f}" for speed in speeds))
+        table.add_row(name, *map(str, numbers), *(f"{speed:.0f}" for speed in speeds))
         return answer
 
-    for conversation in conversations(picture_server):
-        answer = show(conversation.form, len(conversation.urls), conversation.messages)
-        if conversation.form == "two pictures":
-            follow_up = {"role": "user", "content": "描述一下图片-2中的环境。"}
-            history = [*conversation.messages, {"role": "assistant", "content": answer.text}]
-            show("second turn", len(conversation.urls), [*history, follow_up])
+    for form in FORMS:
+        for index, question in enumerate(form.questions):
+            messages = [first_message(form, question, picture_server)]
+            answer = show(form.name, form, question, messages)
+            for follow_up in form.follow_ups[index : index + 1]:
+                turn = {"role": "user", "content": follow_up}
+                history = [*messages, {"role": "assistant", "content": answer.text}, turn]
+                show("second turn", form, follow_up, history)
     return table
 
 
 def main() -> None:
     """Runs the demo."""
-    with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = Path(temporary) / "random-internvl"
-        write_random_checkpoint(checkpoint)
-        console.print(
-            "The checkpoint is tiny and [bold]random[/bold]: the whole path is real, its words"
-            " mean nothing.\nStarting the vision service, the LLM service and the gateway ..."
-        )
-        gateway = ["--file-root", str(PICTURES), "--allowed-private-hosts", '["127.0.0.1"]']
-        with (
-            picture_server(PICTURES) as address,
-            Stack(checkpoint, Path(temporary), gateway_arguments=gateway) as stack,
-        ):
-            console.print(f"Up at {stack.url}. Asking about {PICTURES.name}/ ...\n")
-            console.print(run(stack, address))
+    console.print(
+        "The model is a toy: it sees emoji-like pictures, shapes and short text"
+        " (models/demo/MODEL_CARD.md).\nStarting the vision service, the LLM service and the"
+        " gateway ..."
+    )
+    gateway = ["--file-root", str(PICTURES), "--allowed-private-hosts", '["127.0.0.1"]']
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        picture_server(PICTURES) as address,
+        Stack(
+            CHECKPOINT,
+            Path(logs),
+            gateway_arguments=gateway,
+            llm_arguments=["--served-model-name", "internvl-demo"],
+        ) as stack,
+    ):
+        console.print(f"Up at {stack.url}. Asking about models/demo/{PICTURES.name}/ ...\n")
+        console.print(run(stack, address))
     console.print("Stopped. `make serve` keeps the services up for your own client.")
 
 
@@ -164,15 +202,6 @@ def picture_server(folder: Path) -> Iterator[str]:
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         pass
-
-
-def _file(name: str) -> str:
-    return (PICTURES / name).as_uri()
-
-
-def _printable(text: str) -> str:
-    """A random model writes control characters; a terminal must not obey them."""
-    return "".join(character if character.isprintable() else "·" for character in text)
 
 
 if __name__ == "__main__":

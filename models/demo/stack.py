@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from models.demo.random_checkpoint import write_random_checkpoint
-
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
 GATEWAY_PORT = 8000
+DEMO_CHECKPOINT = Path(__file__).parent / "checkpoint"
 
 
 class StartError(RuntimeError):
@@ -116,10 +115,11 @@ class Stack:
         port: int = 0,
         gateway_arguments: Sequence[str] = (),
         service_arguments: Sequence[str] = (),
+        llm_arguments: Sequence[str] = (),
     ) -> None:
         arguments = ["--checkpoint", str(checkpoint), *service_arguments]
         self.vision = ServiceProcess("vision_service", arguments, folder / "vision.log")
-        self.llm = ServiceProcess("llm_service", arguments, folder / "llm.log")
+        self.llm = ServiceProcess("llm_service", [*arguments, *llm_arguments], folder / "llm.log")
         self.gateway = ServiceProcess("gateway", gateway_arguments, folder / "gateway.log", port)
 
     def __enter__(self) -> Stack:
@@ -165,25 +165,27 @@ class Stack:
 def main() -> None:
     """Keeps the three services up until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="make serve", description=main.__doc__)
-    parser.add_argument("--checkpoint", type=Path, help="default: a tiny random one, made now")
+    parser.add_argument("--checkpoint", type=Path, help="default: the toy model that ships")
     parser.add_argument("--port", type=int, default=GATEWAY_PORT, help="the gateway's port")
     parser.add_argument("--file-root", help="folder from which file:// URLs may be read")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        checkpoint = options.checkpoint
-        if checkpoint is None:
-            checkpoint = Path(temporary) / "random-internvl"
-            write_random_checkpoint(checkpoint)
-        arguments = ["--file-root", options.file_root] if options.file_root else []
-        print("starting the vision service, the LLM service and the gateway ...", flush=True)
-        with Stack(
-            checkpoint, Path(temporary), port=options.port, gateway_arguments=arguments
-        ) as stack:
-            print(f"OpenAI API at {stack.url}/v1, model {checkpoint.name}; Ctrl-C stops")
-            print(
-                f"vision gRPC at 127.0.0.1:{stack.vision.port}, LLM at 127.0.0.1:{stack.llm.port}"
-            )
-            _wait_while_all_run(stack)
+    checkpoint = options.checkpoint or DEMO_CHECKPOINT
+    name = checkpoint.resolve().name if options.checkpoint else "internvl-demo"
+    arguments = ["--file-root", options.file_root] if options.file_root else []
+    print("starting the vision service, the LLM service and the gateway ...", flush=True)
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        Stack(
+            checkpoint,
+            Path(logs),
+            port=options.port,
+            gateway_arguments=arguments,
+            llm_arguments=["--served-model-name", name],
+        ) as stack,
+    ):
+        print(f"OpenAI API at {stack.url}/v1, model {name}; Ctrl-C stops")
+        print(f"vision gRPC at 127.0.0.1:{stack.vision.port}, LLM at 127.0.0.1:{stack.llm.port}")
+        _wait_while_all_run(stack)
 
 
 def _wait_while_all_run(stack: Stack) -> None:

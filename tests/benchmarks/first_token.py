@@ -22,12 +22,12 @@ from llm_service.engines import ImageRows, Prompt
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings
-from models.demo.random_checkpoint import write_random_checkpoint
 from models.demo.stack import Stack
 from protos.identity import content_digest
 from tests.benchmarks.measurement import Seconds, median_ms
 from tests.benchmarks.photo import photo
 from tests.benchmarks.report import Report
+from tests.random_checkpoint import write_random_checkpoint
 from tests.real_tokenizers import FOLDER as TOKENIZERS
 from vision_service.__main__ import load as load_vision
 from vision_service.settings import Settings as VisionSettings

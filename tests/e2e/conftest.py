@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from models.demo.__main__ import PICTURES
-from models.demo.random_checkpoint import write_random_checkpoint
 from models.demo.stack import Stack
+from tests.random_checkpoint import write_random_checkpoint
 
+PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 GATEWAY_ARGUMENTS = ("--file-root", str(PICTURES), "--allowed-private-hosts", '["127.0.0.1"]')
 # Two cores run three processes and the tests.
 SERVICE_ARGUMENTS = ("--threads", "1")
@@ -46,5 +46,5 @@ def model(client: OpenAI) -> str:
 
 
 def picture_url(name: str) -> str:
-    """Returns the file URL of one of the demo's pictures."""
-    return (Path(PICTURES) / name).as_uri()
+    """Returns the file URL of one of the tests' pictures."""
+    return (PICTURES / name).as_uri()

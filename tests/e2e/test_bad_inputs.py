@@ -12,8 +12,7 @@ import pytest
 from openai import APIStatusError, OpenAI
 from PIL import Image
 
-from models.demo.__main__ import PICTURES
-from tests.e2e.conftest import picture_url
+from tests.e2e.conftest import PICTURES, picture_url
 
 IMAGE_PATH = "messages[0].content[0].image_url.url"
 

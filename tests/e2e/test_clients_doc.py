@@ -6,12 +6,24 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from models.demo.stack import Stack
+import pytest
+
+from models.demo.stack import DEMO_CHECKPOINT, Stack
+from tests.e2e.conftest import SERVICE_ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
-PICTURE = "models/demo/pictures/house.jpg"
+PICTURE = "models/demo/pictures/scene.png"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """What `make serve` runs."""
+    folder = tmp_path_factory.mktemp("serve")
+    with Stack(DEMO_CHECKPOINT, folder, service_arguments=SERVICE_ARGUMENTS) as stack:
+        yield stack
 
 
 def blocks() -> list[str]:
@@ -36,7 +48,9 @@ def run(script: Path, *arguments: str) -> str:
 def test_openai_block(stack: Stack, tmp_path: Path) -> None:
     script = tmp_path / "openai_client.py"
     script.write_text(blocks()[0].replace("http://127.0.0.1:8000", stack.url))
-    assert "prompt_tokens=" in run(script)
+    answer = run(script)
+    assert "panda" in answer
+    assert "prompt_tokens=" in answer
 
 
 def test_grpc_blocks(stack: Stack, tmp_path: Path) -> None:
@@ -44,5 +58,7 @@ def test_grpc_blocks(stack: Stack, tmp_path: Path) -> None:
     vision_client.write_text(blocks()[1])
     llm_client.write_text(blocks()[2])
     vision, llm = (f"127.0.0.1:{service.port}" for service in (stack.vision, stack.llm))
-    assert run(vision_client, vision, PICTURE).startswith("13 tiles, embedding [3328, 64]")
-    assert "output_token_count" in run(llm_client, vision, llm, PICTURE)
+    assert run(vision_client, vision, PICTURE).startswith("1 tiles, embedding [256, 256]")
+    answer = run(llm_client, vision, llm, PICTURE)
+    assert "panda" in answer
+    assert "output_token_count" in answer

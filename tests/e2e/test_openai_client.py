@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, NotFoundError, OpenAI
 
-from models.demo.__main__ import PICTURES, conversations, picture_server
+from models.demo.__main__ import picture_server
 from models.demo.stack import Stack
-from tests.e2e.conftest import picture_url
+from tests.e2e.conftest import PICTURES, picture_url
 
 TEXT: list[Any] = [{"role": "user", "content": "Hello, who are you?"}]
 
@@ -111,13 +111,6 @@ def test_detail_caps_the_tiles(client: OpenAI, model: str, detail: str) -> None:
     _, text_tokens = ask(client, model, [{"role": "user", "content": "<\x00image>\nWhat is this?"}])
     tiles = 1 if detail == "low" else 13
     assert abs(prompt_tokens - tiles * 256 - text_tokens) < 16
-
-
-def test_six_request_forms_of_the_demo(client: OpenAI, model: str) -> None:
-    with picture_server(PICTURES) as server:
-        for conversation in conversations(server):
-            _, prompt_tokens = ask(client, model, conversation.messages)
-            assert prompt_tokens > 256 * len(conversation.urls)
 
 
 def test_second_turn_remembers_the_first(client: OpenAI, model: str) -> None:

@@ -18,9 +18,9 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from models.demo.random_checkpoint import Family, write_random_checkpoint
 from models.demo.stack import Stack
 from tests.e2e.conftest import SERVICE_ARGUMENTS
+from tests.random_checkpoint import Family, write_random_checkpoint
 from tests.real_tokenizers import FOLDER
 
 PROMPTS = Path(__file__).parents[1] / "data" / "golden" / "prompts.json"

@@ -11,7 +11,7 @@ from llm_service.checkpoint import CheckpointError, LLMConfig
 from llm_service.model import ServedModel
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer, TokenizerError
-from models.demo.random_checkpoint import write_random_checkpoint
+from tests.random_checkpoint import write_random_checkpoint
 
 
 @pytest.fixture
