@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,9 +60,12 @@ class ServiceProcess:
         except queue.Empty:
             port = None
         if port is None:
-            lines = "\n".join(self.log.read_text().splitlines()[-20:])
-            raise StartError(f"{self.module} did not start:\n{lines}")
+            raise StartError(f"{self.module} did not start:\n{self.log_tail()}")
         self.port = port
+
+    def log_tail(self) -> str:
+        """Returns the last lines of the log."""
+        return "\n".join(self.log.read_text().splitlines()[-20:])
 
     def stop(self) -> None:
         """Sends SIGTERM and waits for the drain; after STOP_SECONDS it is killed."""
@@ -169,17 +173,26 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=GATEWAY_PORT, help="the gateway's port")
     parser.add_argument("--file-root", help="folder from which file:// URLs may be read")
     options = parser.parse_args()
+    # As Ctrl-C: the services must not outlive this process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     checkpoint = options.checkpoint or DEMO_CHECKPOINT
     name = checkpoint.resolve().name if options.checkpoint else "internvl-demo"
     arguments = ["--file-root", options.file_root] if options.file_root else []
+    try:
+        _serve(checkpoint, name, options.port, arguments)
+    except StartError as error:
+        sys.exit(str(error))
+
+
+def _serve(checkpoint: Path, name: str, port: int, gateway_arguments: Sequence[str]) -> None:
     print("starting the vision service, the LLM service and the gateway ...", flush=True)
     with (
         tempfile.TemporaryDirectory() as logs,
         Stack(
             checkpoint,
             Path(logs),
-            port=options.port,
-            gateway_arguments=arguments,
+            port=port,
+            gateway_arguments=gateway_arguments,
             llm_arguments=["--served-model-name", name],
         ) as stack,
     ):
@@ -189,11 +202,15 @@ def main() -> None:
 
 
 def _wait_while_all_run(stack: Stack) -> None:
+    """Waits for Ctrl-C; a service that ends by itself ends this process with its log's end."""
+    services = (stack.vision, stack.llm, stack.gateway)
     try:
-        while all(s.returncode is None for s in (stack.vision, stack.llm, stack.gateway)):
+        while not (ended := [service for service in services if service.returncode is not None]):
             time.sleep(0.5)
     except KeyboardInterrupt:
         print("stopping")
+        return
+    sys.exit(f"{ended[0].module} ended:\n{ended[0].log_tail()}")
 
 
 if __name__ == "__main__":
