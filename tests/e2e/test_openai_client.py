@@ -65,6 +65,14 @@ def test_streamed_answer_is_the_whole_answer(client: OpenAI, model: str) -> None
     assert not any(reasons[:-1])
 
 
+async def test_async_client_collects(stack: Stack, model: str) -> None:
+    async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+        completion = await client.chat.completions.create(model=model, messages=TEXT, max_tokens=4)
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens <= 4
+    assert completion.choices[0].message.role == "assistant"
+
+
 async def test_async_client_streams(stack: Stack, model: str) -> None:
     async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
         stream = await client.chat.completions.create(
