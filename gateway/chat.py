@@ -183,7 +183,7 @@ class ChatPipeline:
             try:
                 _, event = await asyncio.gather(upload, reading)
             except DeadlineError as error:
-                if upload.done():
+                if upload.done() and upload.exception() is None:
                     raise
                 raise DeadlineError(
                     "the images were not encoded within the request's time"
