@@ -69,13 +69,7 @@ class LLMConfig:
         Raises:
             CheckpointError: a file or key is missing, or has a value that we do not serve.
         """
-        document = _read_json(checkpoint / "config.json")
-        template = document.get("template", TEMPLATE)
-        if template != TEMPLATE:
-            raise CheckpointError(f"template is {template!r}; only {TEMPLATE!r} is served")
-        llm = _required(document, "llm_config", "config.json")
-        if not isinstance(llm, dict):
-            raise CheckpointError(f"llm_config is {llm!r}; it must be an object")
+        llm = _llm_section(checkpoint / "config.json")
         architecture = _architecture(llm)
         for key, value in FIXED_OPTIONS.items():
             if llm.get(key, value) != value:
@@ -117,6 +111,17 @@ def weight_files(checkpoint: Path) -> list[Path]:
     return files
 
 
+def _llm_section(path: Path) -> dict[str, Any]:
+    document = _read_json(path)
+    template = document.get("template", TEMPLATE)
+    if template != TEMPLATE:
+        raise CheckpointError(f"template is {template!r}; only {TEMPLATE!r} is served")
+    llm = _required(document, "llm_config", path.name)
+    if not isinstance(llm, dict):
+        raise CheckpointError(f"llm_config is {llm!r}; it must be an object")
+    return llm
+
+
 def _architecture(llm: dict[str, Any]) -> str:
     architectures = _required(llm, "architectures", "llm_config")
     architecture = str(next(iter(architectures or ()), None))
@@ -140,11 +145,13 @@ def _check_heads(config: LLMConfig) -> None:
 def _end_token_ids(checkpoint: Path, llm: dict[str, Any]) -> frozenset[int]:
     generation = checkpoint / "generation_config.json"
     documents = [llm, _read_json(generation)] if generation.is_file() else [llm]
-    token_ids: set[int] = set()
+    token_ids: set[Any] = set()
     for document in documents:
         listed = document.get("eos_token_id")
         if listed is not None:
             token_ids.update(listed if isinstance(listed, list) else [listed])
+    if not all(isinstance(token_id, int) for token_id in token_ids):
+        raise CheckpointError(f"eos_token_id holds {list(token_ids)}; it must hold token ids")
     return frozenset(token_ids)
 
 

@@ -61,6 +61,7 @@ def test_end_token_outside_the_vocabulary_is_refused(checkpoint: Path) -> None:
         ({"architectures": []}, "architectures names None"),
         ({"architectures": None}, "architectures names None"),
         ({"rope_theta": None}, "rope_theta is None; it must be a number above 0"),
+        ({"eos_token_id": "x"}, "eos_token_id holds .*; it must hold token ids"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x'; it must be a number"),
     ],
 )
