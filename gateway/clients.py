@@ -27,9 +27,9 @@ from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2, vision_pb2, vi
 from protos.logs import request_metadata
 from protos.serving import (
     DEFAULT_MAX_MESSAGE_BYTE_COUNT,
+    KEEPALIVE_OPTIONS,
     MESSAGE_OVERHEAD_BYTE_COUNT,
     MIB,
-    client_options,
 )
 
 logger = structlog.get_logger()
@@ -181,7 +181,7 @@ ChatEvent = TextDelta | Finished | Usage
 
 def open_channel(address: str) -> grpc.aio.Channel:
     """Returns a channel to a service, balanced over all addresses of the name."""
-    return grpc.aio.insecure_channel(address, options=[*client_options(), *CHANNEL_OPTIONS])
+    return grpc.aio.insecure_channel(address, options=[*KEEPALIVE_OPTIONS, *CHANNEL_OPTIONS])
 
 
 def _seconds_until(deadline: float) -> float:

@@ -128,16 +128,7 @@ async def running_server(
         OSError: the address cannot be bound.
     """
     interceptor = ServiceInterceptor()
-    server = grpc.aio.server(
-        interceptors=[interceptor],
-        maximum_concurrent_rpcs=service.max_call_count,
-        options=[
-            *KEEPALIVE_OPTIONS,
-            *SERVER_PING_OPTIONS,
-            ("grpc.max_receive_message_length", service.max_message_byte_count),
-            ("grpc.so_reuseport", 0),
-        ],
-    )
+    server = _make_server(service, interceptor)
     service.register(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
@@ -155,6 +146,19 @@ async def running_server(
     finally:
         await health_servicer.enter_graceful_shutdown()
         await _drain(server, interceptor.idle, drain_seconds)
+
+
+def _make_server(service: Service, interceptor: ServiceInterceptor) -> grpc.aio.Server:
+    return grpc.aio.server(
+        interceptors=[interceptor],
+        maximum_concurrent_rpcs=service.max_call_count,
+        options=[
+            *KEEPALIVE_OPTIONS,
+            *SERVER_PING_OPTIONS,
+            ("grpc.max_receive_message_length", service.max_message_byte_count),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
 
 
 async def _drain(server: grpc.aio.Server, idle: asyncio.Event, seconds: float) -> None:
@@ -282,8 +286,3 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
         error = ServiceError("internal error; the service's log has it under this request id")
     status = rpc_status.to_status(to_status(error))
     await context.abort(status.code, status.details, status.trailing_metadata)
-
-
-def client_options() -> list[tuple[str, int]]:
-    """Returns channel options for a client of either service."""
-    return [*KEEPALIVE_OPTIONS]

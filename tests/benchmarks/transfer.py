@@ -14,7 +14,7 @@ import grpc
 
 from models.demo.stack import ServiceProcess
 from protos.internvl.v1 import vision_pb2_grpc
-from protos.serving import client_options
+from protos.serving import KEEPALIVE_OPTIONS
 from tests.benchmarks.hops import BYTE_COUNT, drop, open_relay, receive
 from tests.benchmarks.measurement import Seconds, cpu_seconds, median_ms
 from tests.benchmarks.photo import photo
@@ -93,7 +93,7 @@ def _services(folder: Path) -> Iterator[tuple[ScriptedService, ScriptedService]]
 async def _measure(vision: ScriptedService, llm: ScriptedService) -> Mapping[str, Seconds]:
     images = [photo("JPEG", 1000, 747, seed) for seed in (0, 1)]
     async with (
-        grpc.aio.insecure_channel(vision.address, options=client_options()) as channel,
+        grpc.aio.insecure_channel(vision.address, options=KEEPALIVE_OPTIONS) as channel,
         open_relay(vision.address, llm.address, images) as relay,
     ):
         stub = vision_pb2_grpc.VisionServiceStub(channel)

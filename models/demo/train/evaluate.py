@@ -19,9 +19,10 @@ import numpy as np
 from openai import AsyncOpenAI
 from PIL import Image
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import CliApp, SettingsConfigDict
 
 from models.demo.train.batches import CANVAS
+from models.demo.train.options import Options
 from models.demo.train.samples import Kind, Picture, Sample, Split, Turn, make_sample
 from models.demo.train.scores import Scores
 
@@ -32,15 +33,10 @@ GREY = 128
 Control = Literal["none", "swapped", "blank", "shuffled", "forgotten"]
 
 
-class Settings(BaseSettings):
+class Settings(Options):
     """Options of an evaluation."""
 
     model_config = SettingsConfigDict(
-        frozen=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        use_attribute_docstrings=True,
-        extra="forbid",
         env_prefix="DEMO_EVALUATE_",
         cli_prog_name="python -m models.demo.train.evaluate",
     )

@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import CliApp, SettingsConfigDict
 from torch.utils.data import DataLoader
 
 from models.demo.train.batches import Batch, BatchShape, SampleStream
 from models.demo.train.dialogues import MemoTokenizer
 from models.demo.train.export import DEMO_SIZE, TINY_SIZE, write_description
 from models.demo.train.objectives import Losses
+from models.demo.train.options import Options
 from models.demo.train.samples import KIND_SHARES, Kind, Sample, Split, make_sample
 from models.demo.train.trainer import CHECKPOINT, Trainer
 
@@ -31,15 +32,10 @@ HELD_OUT_COUNT = 6
 DENSE_SHARE = 2 / 3
 
 
-class Settings(BaseSettings):
+class Settings(Options):
     """Options of a training run."""
 
     model_config = SettingsConfigDict(
-        frozen=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        use_attribute_docstrings=True,
-        extra="forbid",
         env_prefix="DEMO_TRAIN_",
         cli_prog_name="python -m models.demo.train.train",
     )
