@@ -56,7 +56,7 @@ def load(settings: Settings) -> tuple[ServedModel, LLMEngine]:
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     _check_vocabulary(config, tokenizer)
-    engine = create_engine(settings, config)
+    engine = create_engine(settings, config, tokenizer)
     context = min(config.max_position_embeddings, engine.load().total_kv_tokens)
     model = ServedModel(
         settings.model_name, settings.engine, config, tokenizer, context, settings.max_image_count

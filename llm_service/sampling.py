@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from protos.errors import InvalidArgumentError
 
 MAX_SEED = 2**63 - 1
+MAX_LOGPROB_COUNT = 20
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A language that the whole output must belong to.
+
+    Attributes:
+        kind: what `source` is: nothing for any JSON object, else a JSON Schema as JSON text, a
+            regular expression, or a grammar.
+        source: the text; empty for "json_object".
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "grammar"]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -26,6 +42,10 @@ class SamplingParams:
         max_tokens: most tokens to generate, >= 1; None stands for what the context leaves.
         min_tokens: before so many tokens none of `stop_token_ids` is generated, >= 0.
         stop_token_ids: tokens that end the output, the checkpoint's own end tokens included.
+        logit_bias: pairs of token id and what is added to its logit, -100 to 100.
+        logprob_count: how many alternatives' log probabilities come with each token, 0 to 20; None
+            gives none, not even the chosen token's.
+        guide: what the output must be; None leaves it free.
 
     Raises:
         InvalidArgumentError: an option is out of its range; `field` is its path in the protos.
@@ -42,6 +62,9 @@ class SamplingParams:
     max_tokens: int | None = None
     min_tokens: int = 0
     stop_token_ids: frozenset[int] = frozenset()
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprob_count: int | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         _check_range("sampling.temperature", self.temperature, 0, 2)
@@ -55,11 +78,31 @@ class SamplingParams:
         _check_least("stop.max_token_count", self.max_tokens, 1)
         _check_least("stop.min_token_count", self.min_tokens, 0)
         _check_least("stop.token_ids", min(self.stop_token_ids, default=0), 0)
+        for _, bias in self.logit_bias:
+            _check_range("sampling.logit_bias", bias, -100, 100)
+        _check_range("logprobs.top_count", self.logprob_count or 0, 0, MAX_LOGPROB_COUNT)
 
     @property
     def is_greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature == 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the next token is the best logit's, and nothing else is asked for."""
+        is_free = not (self.logit_bias or self.has_penalties or self.min_tokens or self.guide)
+        return self.is_greedy and is_free and self.logprob_count is None
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether only some of the most probable tokens are drawn from."""
+        return self.top_k is not None or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens so far change the logits."""
+        penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
+        return any(penalties)
 
 
 # The comparisons are written so that NaN fails them.

@@ -38,8 +38,9 @@ class Settings(ServingSettings):
     """Share of the CUDA memory left free by the weights that the KV cache takes."""
     block_size: int = Field(default=16, ge=1)
     """Tokens in one block of the KV cache."""
-    max_batch_tokens: int = Field(default=2048, ge=1)
-    """Most tokens in one step of the engine; longer prompts are read in several steps."""
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens in one step of the engine; longer prompts are read in several steps. Default:
+    512 on the CPU, 8192 on CUDA."""
     max_running_sequences: int = Field(default=64, ge=1)
     """Most sequences that generate at the same time."""
     max_waiting_sequences: int = Field(default=256, ge=1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from llm_service.checkpoint import LLMConfig
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
+from llm_service.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +40,28 @@ class Prompt:
             over the whole prompt.
         prompt_table: [rows, hidden_size], any float dtype, on the CPU.
         images: the images in order; their row counts add up to the table's rows.
+        cache_salt: prompts share KV cache only with those of the same salt.
     """
 
     token_ids: list[int]
     prompt_table: torch.Tensor
     images: tuple[ImageRows, ...] = ()
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The natural logarithm of one token's probability, and of its most probable alternatives'.
+
+    Attributes:
+        token_id: the token.
+        logprob: before temperature and filters, after penalties, bias and guide.
+        top: token ids and log probabilities of the most probable tokens, best first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +73,13 @@ class TokenOutput:
         finish_reason: set on the last output, None before: "stop" after one of the request's stop
             tokens, "length" at max_tokens or at the end of the context.
         cached_token_count: prompt tokens whose KV cache was reused.
+        logprobs: one for each new token if the request asks for them, else empty.
     """
 
     token_ids: list[int]
     finish_reason: FinishReason | None
     cached_token_count: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,13 +102,21 @@ class EngineLoad:
 class LLMEngine(Protocol):
     """A warm language model. Its methods are called from one event loop."""
 
-    def generate(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[TokenOutput, None]:
+    def generate(
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+    ) -> AsyncGenerator[TokenOutput, None]:
         """Yields the tokens that follow the prompt, as they are made.
 
         Closing the generator cancels the sequence: its memory is free within one engine step.
 
+        Args:
+            prompt: what the tokens follow.
+            params: how they are chosen, and when to stop.
+            priority: of waiting sequences the one with the highest comes first, then the oldest.
+
         Raises:
-            InvalidArgumentError: a token id or a stop token id does not exist, or there is none.
+            InvalidArgumentError: a token id or a stop token id does not exist, there is none, or
+                the guide is no valid schema, expression or grammar.
             InvalidTensorError: the prompt table is not [rows, hidden_size].
             ContextLengthError: prompt and max_tokens, or the prompt alone, exceed the context: the
                 smaller of max_position_embeddings and what the KV cache holds.
@@ -110,10 +138,11 @@ class LLMEngine(Protocol):
         ...
 
 
-def create_engine(settings: Settings, config: LLMConfig) -> LLMEngine:
+def create_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) -> LLMEngine:
     """Loads the checkpoint into the engine that the settings name and warms it by a real step.
 
-    Blocks for as long as that takes; call it from a worker thread.
+    The tokenizer says which bytes a token stands for, which guided decoding needs. Blocks for as
+    long as that takes; call it from a worker thread.
 
     Raises:
         CheckpointError: the weights do not fit the config.
@@ -123,4 +152,4 @@ def create_engine(settings: Settings, config: LLMConfig) -> LLMEngine:
         case "torch":
             from llm_service.engines.torch_engine.launch import start_engine
 
-            return start_engine(settings, config)
+            return start_engine(settings, config, tokenizer)

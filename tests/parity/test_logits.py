@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import LLMEngine, Prompt, create_engine
+from llm_service.engines import ImageRows, LLMEngine, Prompt, create_engine
 from llm_service.engines.torch_engine.block_manager import BlockManager
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.scheduler import Scheduler
@@ -57,7 +59,11 @@ def conversations(checkpoint_dir: Path) -> list[Conversation]:
         token_ids = [next(virtual_ids) if item == context_id else item for item in ids]
         rows = [tensors[f"embeds.{name}"].flatten(0, 1) for name in document["images"]]
         table = torch.cat([torch.empty(0, config.hidden_size), *rows])
-        prompt = Prompt(token_ids, table)
+        images = [
+            ImageRows(name.encode(), len(row))
+            for name, row in zip(document["images"], rows, strict=True)
+        ]
+        prompt = Prompt(token_ids, table, tuple(images))
         found.append(Conversation(document["name"], prompt, document["greedy_16"]))
     if not found:
         pytest.skip("the golden data has no embeddings for any conversation")
@@ -74,7 +80,7 @@ def test_logits_equal_the_reference(
     decoder = load_decoder(checkpoint_dir, config, torch.device("cpu"), torch.float32)
     for conversation in (item for item in conversations if item.name in expected):
         block_count = _block_count(conversation.prompt)
-        runner = ModelRunner(decoder, block_count, BLOCK_SIZE)
+        runner = ModelRunner(decoder, block_count, BLOCK_SIZE, max_running=1)
         scheduler = Scheduler(BlockManager(block_count, BLOCK_SIZE), max_batch_tokens, 1)
         logits = _last_logits(scheduler, runner, conversation.prompt)
         torch.testing.assert_close(logits, expected[conversation.name], rtol=0, atol=1e-4)
@@ -83,7 +89,7 @@ def test_logits_equal_the_reference(
 async def test_greedy_tokens_equal_the_reference(
     checkpoint_dir: Path, conversations: list[Conversation]
 ) -> None:
-    engine = create_engine(_settings(checkpoint_dir), LLMConfig.from_checkpoint(checkpoint_dir))
+    engine = _engine(_settings(checkpoint_dir))
     try:
         for conversation in conversations:
             assert await _greedy(engine, conversation) == conversation.greedy_token_ids
@@ -102,11 +108,45 @@ async def test_greedy_tokens_on_cuda(
     ]
 
 
-async def test_greedy_tokens_of_all_together_in_chunks(
+@pytest.mark.parametrize("max_batch_tokens", [53, 1000])
+async def test_greedy_tokens_of_sixteen_together(
+    checkpoint_dir: Path, conversations: list[Conversation], max_batch_tokens: int
+) -> None:
+    together = _salted(conversations * 4)[:16]
+    assert await _greedy_together(_settings(checkpoint_dir, max_batch_tokens), together) == [
+        conversation.greedy_token_ids for conversation in together
+    ]
+
+
+async def test_greedy_tokens_from_a_prefix_hit(
     checkpoint_dir: Path, conversations: list[Conversation]
 ) -> None:
-    assert await _greedy_together(_settings(checkpoint_dir, 53), conversations) == [
-        conversation.greedy_token_ids for conversation in conversations
+    engine = _engine(_settings(checkpoint_dir))
+    try:
+        for conversation in [*conversations, *conversations]:
+            assert await _greedy(engine, conversation) == conversation.greedy_token_ids
+        for conversation in conversations:
+            blocks = (len(conversation.prompt.token_ids) - 1) // BLOCK_SIZE
+            assert await _cached_count(engine, conversation.prompt) == blocks * BLOCK_SIZE
+    finally:
+        await engine.close()
+
+
+@given(data=st.data())
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+def test_greedy_tokens_in_any_schedule(
+    data: st.DataObject, checkpoint_dir: Path, conversations: list[Conversation]
+) -> None:
+    """Any mix, budget, cache size and number of running sequences gives the same tokens."""
+    chosen = data.draw(st.lists(st.sampled_from(conversations), min_size=1, max_size=8))
+    longest = max(_block_count(item.prompt) for item in chosen) * BLOCK_SIZE
+    chosen_settings = _settings(
+        checkpoint_dir,
+        max_batch_tokens=data.draw(st.sampled_from([7, 61, 500, 4000])),
+        kv_tokens=longest + data.draw(st.integers(3, 30)) * BLOCK_SIZE,
+    ).model_copy(update={"max_running_sequences": data.draw(st.integers(1, 8))})
+    assert asyncio.run(_greedy_together(chosen_settings, chosen)) == [
+        conversation.greedy_token_ids for conversation in chosen
     ]
 
 
@@ -114,14 +154,14 @@ async def test_greedy_tokens_after_preemption(
     checkpoint_dir: Path, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preempted: list[Sequence] = []
-    preempt = Scheduler._preempt_newest
+    preempt = Scheduler._preempt_last
 
     def recorded(self: Scheduler) -> None:
         preempted.append(self.running[-1])
         preempt(self)
 
-    monkeypatch.setattr(Scheduler, "_preempt_newest", recorded)
-    together = conversations * 2
+    monkeypatch.setattr(Scheduler, "_preempt_last", recorded)
+    together = _salted(conversations * 2)
     # All prompts fit at the same time, and are read in one step, but their outputs do not fit.
     kv_tokens = sum(_block_count(conversation.prompt) for conversation in together) * BLOCK_SIZE
     settings = _settings(checkpoint_dir, kv_tokens, kv_tokens)
@@ -135,7 +175,7 @@ async def _greedy_together(
     settings: Settings, conversations: list[Conversation]
 ) -> list[list[int]]:
     """Returns the tokens of all conversations, generated at the same time by one engine."""
-    engine = create_engine(settings, LLMConfig.from_checkpoint(settings.checkpoint))
+    engine = _engine(settings)
     try:
         outputs = await asyncio.gather(*(_greedy(engine, item) for item in conversations))
         load = engine.load()
@@ -145,15 +185,33 @@ async def _greedy_together(
     return outputs
 
 
+def _salted(conversations: list[Conversation]) -> list[Conversation]:
+    """Returns the conversations so that none finds another's prefix."""
+    return [
+        replace(item, prompt=replace(item.prompt, cache_salt=str(index)))
+        for index, item in enumerate(conversations)
+    ]
+
+
+async def _cached_count(engine: LLMEngine, prompt: Prompt) -> int:
+    async with aclosing(engine.generate(prompt, SamplingParams(max_tokens=1))) as outputs:
+        return [output.cached_token_count async for output in outputs][0]
+
+
+def _engine(settings: Settings) -> LLMEngine:
+    config = LLMConfig.from_checkpoint(settings.checkpoint)
+    return create_engine(settings, config, Tokenizer.from_checkpoint(settings.checkpoint))
+
+
 def _last_logits(scheduler: Scheduler, runner: ModelRunner, prompt: Prompt) -> torch.Tensor:
     """Returns the logits [vocabulary_size] after the prompt, read in as many steps as it takes."""
-    sequence = Sequence(prompt, SamplingParams(), max_tokens=1)
+    sequence = Sequence(prompt, SamplingParams(), 1, runner.vocabulary_size)
     scheduler.add(sequence)
     while True:
-        logits = runner.run(scheduler.schedule())
+        logits = runner.logits(runner.inputs(scheduler.schedule()))
         if sequence.is_sampled:
             return logits[0]
-        sequence.mark_computed()
+        sequence.mark_launched()
 
 
 async def _greedy(engine: LLMEngine, conversation: Conversation) -> list[int]:

@@ -1,17 +1,26 @@
-"""The KV cache's blocks: which are free, and which belong to which sequence."""
+"""The KV cache's blocks: who holds which, and which full ones can be used again."""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 from llm_service.engines.torch_engine.sequence import Sequence
 
 
 class BlockManager:
-    """Hands out blocks of `block_size` tokens; a block belongs to at most one sequence."""
+    """Hands out blocks of `block_size` tokens, and shares full ones between equal prefixes.
+
+    A block that no sequence holds is free but keeps what it holds until it is handed out anew: the
+    one that has been free for longest goes first, of one sequence its last block first.
+    """
 
     def __init__(self, block_count: int, block_size: int) -> None:
         self.block_count = block_count
         self.block_size = block_size
-        self._free = list(range(block_count))
+        self._holder_counts = [0] * block_count
+        self._free = OrderedDict.fromkeys(range(block_count))
+        self._digests: dict[int, bytes] = {}
+        self._blocks: dict[bytes, int] = {}
 
     @property
     def free_count(self) -> int:
@@ -19,7 +28,7 @@ class BlockManager:
         return len(self._free)
 
     def can_hold(self, sequence: Sequence) -> bool:
-        """Returns whether there are blocks enough for all tokens of the sequence."""
+        """Returns whether there are blocks enough for all tokens of a sequence that holds some."""
         return self._missing_count(sequence) <= self.free_count
 
     def allocate(self, sequence: Sequence) -> None:
@@ -28,13 +37,69 @@ class BlockManager:
         `can_hold` is asked first.
         """
         for _ in range(self._missing_count(sequence)):
-            sequence.block_table.append(self._free.pop())
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self._holder_counts[block] = 1
+            sequence.block_table.append(block)
+
+    def can_admit(self, sequence: Sequence) -> bool:
+        """Returns whether there are blocks enough for a sequence that holds none."""
+        cached = self._cached_blocks(sequence)
+        free_cached = sum(self._holder_counts[block] == 0 for block in cached)
+        return self._missing_count(sequence) - len(cached) <= self.free_count - free_cached
+
+    def admit(self, sequence: Sequence) -> None:
+        """Gives a sequence all its blocks; those of a known prefix count as computed.
+
+        At least one token is left to compute, whose logits give the next one. `can_admit` is asked
+        first.
+        """
+        for block in self._cached_blocks(sequence):
+            self._free.pop(block, None)
+            self._holder_counts[block] += 1
+            sequence.block_table.append(block)
+        sequence.computed_count = len(sequence.block_table) * self.block_size
+        self.allocate(sequence)
+
+    def register(self, sequence: Sequence) -> None:
+        """Makes the blocks that the present step fills known to sequences with the same prefix.
+
+        A step writes all its keys and values before it reads any, so that a sequence that is
+        admitted to the same step may use them already.
+        """
+        known = min(sequence.computed_count + sequence.scheduled_count, len(sequence.token_ids))
+        for index in range(sequence.registered_count, known // self.block_size):
+            digest = sequence.block_digest(index, self.block_size)
+            block = sequence.block_table[index]
+            if digest is not None and digest not in self._blocks:
+                self._blocks[digest] = block
+                self._digests[block] = digest
+        sequence.registered_count = known // self.block_size
 
     def release(self, sequence: Sequence) -> None:
         """Takes all blocks back."""
-        self._free.extend(reversed(sequence.block_table))
-        sequence.block_table.clear()
+        for block in reversed(sequence.block_table):
+            self._holder_counts[block] -= 1
+            if self._holder_counts[block] == 0:
+                # What nobody can find again is handed out before what may be asked for.
+                self._free[block] = None
+                self._free.move_to_end(block, last=block in self._digests)
+        del sequence.block_table[:]
+        sequence.registered_count = 0
+
+    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        blocks = []
+        for index in range((len(sequence.token_ids) - 1) // self.block_size):
+            digest = sequence.block_digest(index, self.block_size)
+            block = None if digest is None else self._blocks.get(digest)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _forget(self, block: int) -> None:
+        if (digest := self._digests.pop(block, None)) is not None:
+            del self._blocks[digest]
 
     def _missing_count(self, sequence: Sequence) -> int:
-        needed = -(-len(sequence.token_ids) // self.block_size)
-        return needed - len(sequence.block_table)
+        return -(-sequence.length // self.block_size) - len(sequence.block_table)

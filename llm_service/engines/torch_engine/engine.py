@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
+from itertools import count
 from queue import SimpleQueue
 
 import structlog
@@ -15,10 +17,11 @@ import torch
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import EngineLoad, Prompt, TokenOutput
 from llm_service.engines.torch_engine.admission import check_tokens, output_room
+from llm_service.engines.torch_engine.guides import GuideCompiler
 from llm_service.engines.torch_engine.model_runner import ModelRunner
-from llm_service.engines.torch_engine.sampler import sample
 from llm_service.engines.torch_engine.scheduler import Scheduler
-from llm_service.engines.torch_engine.sequence import Sequence
+from llm_service.engines.torch_engine.sequence import Sequence, Status
+from llm_service.engines.torch_engine.step_outputs import SampledToken, StepOutputs
 from llm_service.sampling import SamplingParams
 from protos.errors import EngineDeadError, OverloadedError, ServiceError
 
@@ -26,7 +29,8 @@ logger = structlog.get_logger()
 
 RETRY_AFTER_SECONDS = 1.0
 
-Emit = Callable[[TokenOutput | ServiceError], None]
+Outputs = asyncio.Queue[TokenOutput | ServiceError]
+Message = tuple[Outputs, TokenOutput | ServiceError]
 
 
 class TorchEngine:
@@ -40,18 +44,27 @@ class TorchEngine:
     """
 
     def __init__(
-        self, config: LLMConfig, scheduler: Scheduler, runner: ModelRunner, max_waiting: int
+        self,
+        config: LLMConfig,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        guides: GuideCompiler,
+        max_waiting: int,
     ) -> None:
         blocks = scheduler.blocks
         self._config = config
         self._scheduler = scheduler
         self._runner = runner
+        self._guides = guides
         self._max_waiting = max_waiting
         self._total_kv_tokens = blocks.block_count * blocks.block_size
         self._context = min(config.max_position_embeddings, self._total_kv_tokens)
         self._request_count = 0  # the event loop's
-        self._emits: dict[Sequence, Emit] = {}  # the thread's
-        self._stopping = False  # the thread's
+        self._arrivals = count()  # the event loop's
+        # The thread's:
+        self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, Outputs]] = {}
+        self._in_flight: deque[StepOutputs] = deque()
+        self._stopping = False
         self._ended = False
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._warm_up()
@@ -60,17 +73,16 @@ class TorchEngine:
         self._thread.start()
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0
     ) -> AsyncGenerator[TokenOutput, None]:
         """See LLMEngine."""
         check_tokens(prompt, params, self._config)
         max_tokens = output_room(len(prompt.token_ids), params.max_tokens, self._context)
         self._check_queue()
-        sequence = Sequence(prompt, params, max_tokens)
-        outputs: asyncio.Queue[TokenOutput | ServiceError] = asyncio.Queue()
-        emit = partial(_emit, asyncio.get_running_loop(), outputs)
+        sequence = await self._sequence(prompt, params, max_tokens, priority)
+        outputs: Outputs = asyncio.Queue()
         self._request_count += 1
-        self._inbox.put(partial(self._add, sequence, emit))
+        self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
         try:
             if self._ended:
                 raise _dead()
@@ -114,22 +126,37 @@ class TorchEngine:
                 retry_after=RETRY_AFTER_SECONDS,
             )
 
-    def _add(self, sequence: Sequence, emit: Emit) -> None:
-        self._emits[sequence] = emit
+    async def _sequence(
+        self, prompt: Prompt, params: SamplingParams, max_tokens: int, priority: int
+    ) -> Sequence:
+        matcher = None
+        if params.guide is not None:
+            matcher = await asyncio.to_thread(
+                self._guides.matcher, params.guide, params.stop_token_ids
+            )
+        if prompt.prompt_table.shape[0]:
+            prompt = await asyncio.to_thread(self._runner.staged, prompt)
+        order = (-priority, next(self._arrivals))
+        vocabulary_size = self._config.vocabulary_size
+        return Sequence(prompt, params, max_tokens, vocabulary_size, order=order, matcher=matcher)
+
+    def _add(self, sequence: Sequence, loop: asyncio.AbstractEventLoop, outputs: Outputs) -> None:
+        self._callers[sequence] = (loop, outputs)
         self._scheduler.add(sequence)
 
     def _abort(self, sequence: Sequence) -> None:
         """Frees a sequence whose caller has gone; one that has finished is free already."""
-        if self._emits.pop(sequence, None) is not None and not self._ended:
+        if self._callers.pop(sequence, None) is not None and not self._ended:
             self._scheduler.finish(sequence)
 
     def _stop(self) -> None:
         self._stopping = True
 
     def _warm_up(self) -> None:
-        """Reads a prompt of one token and generates two: both kinds of step run once."""
+        """Reads a prompt of two tokens and generates two: both kinds of step run once."""
         no_rows = torch.empty(0, self._config.hidden_size)
-        self._add(Sequence(Prompt([0], no_rows), SamplingParams(), max_tokens=2), lambda _: None)
+        prompt = Prompt([0, 0], no_rows)
+        self._scheduler.add(Sequence(prompt, SamplingParams(), 2, self._config.vocabulary_size))
         while self._scheduler.has_work:
             self._step()
 
@@ -155,27 +182,46 @@ class TorchEngine:
         return not self._stopping
 
     def _step(self) -> None:
-        sequences = self._scheduler.schedule()
-        self._publish_load()
-        logits = self._runner.run(sequences)
-        sampled = [sequence for sequence in sequences if sequence.is_sampled]
-        token_ids = sample(logits, sampled)
-        for sequence in sequences:
-            sequence.mark_computed()
-        self._deliver(dict(zip(sampled, token_ids, strict=True)))
+        """Schedules, runs, and takes what has come out.
 
-    def _deliver(self, token_ids: dict[Sequence, int]) -> None:
-        """Appends the new tokens, frees what has finished, and only then tells the callers."""
-        for sequence, token_id in token_ids.items():
-            sequence.append(token_id)
-            if sequence.finish_reason is not None:
-                self._scheduler.finish(sequence)
+        Where the runner overlaps, that is the step before: this one was prepared while the device
+        worked on it, and one token of each sequence is in flight.
+        """
+        scheduled = self._scheduler.schedule()
         self._publish_load()
-        for sequence, token_id in token_ids.items():
-            emit = self._emits[sequence]
-            if sequence.finish_reason is not None:
-                del self._emits[sequence]
-            emit(TokenOutput([token_id], sequence.finish_reason))
+        if scheduled:
+            self._in_flight.append(self._runner.run(scheduled))
+            for sequence in scheduled:
+                sequence.mark_launched()
+        if len(self._in_flight) > self._runner.overlaps or not scheduled:
+            self._deliver(self._in_flight.popleft().read())
+
+    def _deliver(self, sampled: list[SampledToken]) -> None:
+        """Appends the new tokens, frees what has finished, and only then tells the callers.
+
+        A sequence that has ended since its step began gets no token any more.
+        """
+        sampled = [token for token in sampled if token.sequence.status is not Status.FINISHED]
+        for token in sampled:
+            token.sequence.append(token.token_id)
+            if token.sequence.finish_reason is not None:
+                self._scheduler.finish(token.sequence)
+        self._publish_load()
+        self._tell({token.sequence: _output(token) for token in sampled})
+
+    def _tell(self, outputs: Mapping[Sequence, TokenOutput | ServiceError]) -> None:
+        """Hands outputs to their callers: one wake-up of an event loop for all of them."""
+        messages: defaultdict[asyncio.AbstractEventLoop, list[Message]] = defaultdict(list)
+        for sequence, output in outputs.items():
+            if sequence in self._callers:
+                loop, queue = self._callers[sequence]
+                messages[loop].append((queue, output))
+            if isinstance(output, ServiceError) or output.finish_reason is not None:
+                self._callers.pop(sequence, None)
+        for loop, of_loop in messages.items():
+            # A closed loop has no callers left.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_put_all, of_loop)
 
     def _publish_load(self) -> None:
         blocks = self._scheduler.blocks
@@ -187,18 +233,22 @@ class TorchEngine:
         self._ended = True
         while not self._inbox.empty():
             self._inbox.get()()
-        for emit in self._emits.values():
-            emit(_dead())
+        self._tell({sequence: _dead() for sequence in self._callers})
+        self._runner.close()
 
 
-def _emit(
-    loop: asyncio.AbstractEventLoop,
-    outputs: asyncio.Queue[TokenOutput | ServiceError],
-    output: TokenOutput | ServiceError,
-) -> None:
-    # A closed loop has no callers left.
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(outputs.put_nowait, output)
+def _output(token: SampledToken) -> TokenOutput:
+    return TokenOutput(
+        token_ids=[token.token_id],
+        finish_reason=token.sequence.finish_reason,
+        cached_token_count=token.sequence.cached_count or 0,
+        logprobs=() if token.logprob is None else (token.logprob,),
+    )
+
+
+def _put_all(messages: list[Message]) -> None:
+    for queue, output in messages:
+        queue.put_nowait(output)
 
 
 def _dead() -> EngineDeadError:

@@ -7,13 +7,17 @@ import torch
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.torch_engine.block_manager import BlockManager
 from llm_service.engines.torch_engine.engine import TorchEngine
+from llm_service.engines.torch_engine.guides import GuideCompiler
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.models.decoder import Decoder
 from llm_service.engines.torch_engine.scheduler import Scheduler
 from llm_service.engines.torch_engine.weights import load_decoder
 from llm_service.settings import GIB, Settings
+from llm_service.tokenizer import Tokenizer
 
 CPU_KV_CACHE_BYTES = GIB
+# A step is as long as the wait of a cancelled or a new request.
+MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -21,7 +25,7 @@ DTYPES = {
 }
 
 
-def start_engine(settings: Settings, config: LLMConfig) -> TorchEngine:
+def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) -> TorchEngine:
     """Loads the checkpoint, runs a first sequence, and starts the engine's thread.
 
     Raises:
@@ -34,9 +38,11 @@ def start_engine(settings: Settings, config: LLMConfig) -> TorchEngine:
     decoder = load_decoder(settings.checkpoint, config, device, _dtype(settings, device))
     block_count = _block_count(settings, decoder)
     blocks = BlockManager(block_count, settings.block_size)
-    scheduler = Scheduler(blocks, settings.max_batch_tokens, settings.max_running_sequences)
-    runner = ModelRunner(decoder, block_count, settings.block_size)
-    return TorchEngine(config, scheduler, runner, settings.max_waiting_sequences)
+    max_running = settings.max_running_sequences
+    scheduler = Scheduler(blocks, _max_batch_tokens(settings, device), max_running)
+    runner = ModelRunner(decoder, block_count, settings.block_size, max_running)
+    guides = GuideCompiler(tokenizer, config.vocabulary_size)
+    return TorchEngine(config, scheduler, runner, guides, settings.max_waiting_sequences)
 
 
 def _device(settings: Settings) -> torch.device:
@@ -50,6 +56,10 @@ def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
     if settings.dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[settings.dtype]
+
+
+def _max_batch_tokens(settings: Settings, device: torch.device) -> int:
+    return settings.max_batch_tokens or MAX_BATCH_TOKENS[device.type]
 
 
 def _block_count(settings: Settings, decoder: Decoder) -> int:

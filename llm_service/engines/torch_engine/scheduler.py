@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from operator import attrgetter
 
 from llm_service.engines.torch_engine.block_manager import BlockManager
 from llm_service.engines.torch_engine.sequence import Sequence, Status
 
+_ORDER = attrgetter("order")
+
 
 class Scheduler:
-    """First come, first served, within a token budget a step.
+    """By priority, then first come, first served, within a token budget a step.
 
-    Running sequences come first, oldest first, so that a long new prompt takes only what their next
-    tokens leave of the budget, and is read in chunks. A sequence is admitted when the cache has
-    room for all the tokens it has; it takes further blocks as it grows. When none is left, the
-    newest sequence gives its blocks back and is computed anew later.
+    Running sequences come first, so that a long new prompt takes only what their next tokens leave
+    of the budget, and is read in chunks. A sequence is admitted when the cache has room for all the
+    tokens it has; it takes further blocks as it grows. When none is left, the last sequence in the
+    order gives its blocks back and is computed anew later.
     """
 
     def __init__(self, blocks: BlockManager, max_batch_tokens: int, max_running: int) -> None:
         self.blocks = blocks
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self._max_batch_tokens = max_batch_tokens
-        self._max_running = max_running
+        self._free_slots = list(reversed(range(max_running)))
 
     @property
     def has_work(self) -> bool:
@@ -31,67 +34,78 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queues a new sequence. Alone, it must fit into the cache up to its greatest length."""
-        self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=_ORDER)
 
     def schedule(self) -> list[Sequence]:
-        """Returns the sequences of the next step, with `scheduled_count` set and blocks held."""
+        """Returns the sequences of the next step, with `scheduled_count` set and blocks held.
+
+        Empty while every running sequence waits for a token in flight.
+        """
         scheduled: list[Sequence] = []
         budget = self._max_batch_tokens
-        for sequence in list(self.running):
+        for sequence in [sequence for sequence in self.running if sequence.is_ready]:
             if budget == 0 or not self._make_room(sequence):
                 break
             scheduled.append(sequence)
-            budget -= _schedule_tokens(sequence, budget)
+            budget -= self._schedule_tokens(sequence, budget)
         while budget > 0 and self._can_admit():
             sequence = self._admit()
             scheduled.append(sequence)
-            budget -= _schedule_tokens(sequence, budget)
+            budget -= self._schedule_tokens(sequence, budget)
         return scheduled
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees its blocks."""
         if sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
+            self._stop_running(sequence)
         elif sequence.status is Status.WAITING:
             self.waiting.remove(sequence)
         sequence.status = Status.FINISHED
-        self.blocks.release(sequence)
+
+    def _schedule_tokens(self, sequence: Sequence, budget: int) -> int:
+        sequence.scheduled_count = min(sequence.uncomputed_count, budget)
+        self.blocks.register(sequence)
+        return sequence.scheduled_count
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Gives a running sequence its blocks, preempting the newest ones where none are left.
+        """Gives a running sequence its blocks, preempting the last ones where none are left.
 
         Returns:
-            False when the sequence was itself the newest, or has been preempted before.
+            False when the sequence was itself the last, or has been preempted before.
         """
         while sequence.status is Status.RUNNING and not self.blocks.can_hold(sequence):
-            self._preempt_newest()
+            self._preempt_last()
         if sequence.status is not Status.RUNNING:
             return False
         self.blocks.allocate(sequence)
         return True
 
-    def _preempt_newest(self) -> None:
-        sequence = self.running.pop()
-        self.blocks.release(sequence)
+    def _preempt_last(self) -> None:
+        sequence = self.running[-1]
+        self._stop_running(sequence)
         sequence.computed_count = 0
         sequence.status = Status.WAITING
-        self.waiting.appendleft(sequence)
+        self.add(sequence)
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.blocks.release(sequence)
+        self._free_slots.append(sequence.slot)
 
     def _can_admit(self) -> bool:
-        return (
-            bool(self.waiting)
-            and len(self.running) < self._max_running
-            and self.blocks.can_hold(self.waiting[0])
+        return bool(
+            self.waiting
+            and self._free_slots
+            and self.waiting[0].is_ready
+            and self.blocks.can_admit(self.waiting[0])
         )
 
     def _admit(self) -> Sequence:
-        sequence = self.waiting.popleft()
-        self.blocks.allocate(sequence)
+        sequence = self.waiting.pop(0)
+        self.blocks.admit(sequence)
+        if sequence.cached_count is None:
+            sequence.cached_count = sequence.computed_count
+        sequence.slot = self._free_slots.pop()
         sequence.status = Status.RUNNING
-        self.running.append(sequence)
+        insort(self.running, sequence, key=_ORDER)
         return sequence
-
-
-def _schedule_tokens(sequence: Sequence, budget: int) -> int:
-    sequence.scheduled_count = min(sequence.uncomputed_count, budget)
-    return sequence.scheduled_count

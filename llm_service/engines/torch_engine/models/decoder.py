@@ -12,10 +12,12 @@ from typing import ClassVar, cast
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.torch_engine.attention import BatchLayout, paged_attention
+from llm_service.engines.torch_engine.kernels import BatchLayout, Kernels
+
+# The vocabularies are odd numbers, or nearly; cuBLAS needs three times as long for such a product.
+HEAD_ROW_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -36,41 +38,34 @@ def whole(parameter: torch.Tensor) -> Destination:
     return Destination(tuple(parameter.shape), parameter)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, the division in float32 as the reference does it."""
+class Projection(nn.Module):
+    """The weight [out, in] of one linear map, and its bias [out] or None."""
 
-    def __init__(self, hidden_size: int, eps: float) -> None:
+    def __init__(self, kernels: Kernels, in_size: int, out_size: int, *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden_size))
-        self._eps = eps
+        self.weight = nn.Parameter(torch.empty(out_size, in_size))
+        self.bias = nn.Parameter(torch.empty(out_size)) if bias else None
+        self._kernels = kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden], in the same dtype."""
-        exact = hidden.float()
-        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self._eps)
-        return self.weight * exact.to(hidden.dtype)
+        """[T, in] -> [T, out]"""
+        return self._kernels.project(hidden, self.weight, self.bias)
 
 
-class Rotation:
-    """The rotary embedding of a batch's positions: angle of pair i = position x theta^(-2i/d).
+class RMSNorm(nn.Module):
+    """The weight of one RMS norm, and how it is applied; see Kernels.add_rms_norm."""
 
-    The pairs are (i, i + d/2), the "half-rotation" or neox form; computed in float32.
-    """
+    def __init__(self, config: LLMConfig, kernels: Kernels) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+        self._eps = config.rms_norm_eps
+        self._kernels = kernels
 
-    def __init__(self, positions: torch.Tensor, head_dim: int, theta: float) -> None:
-        exponents = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
-        angles = positions[:, None].float() / theta**exponents  # [T, head_dim / 2]
-        self._cos = angles.cos()[:, None]  # [T, 1, head_dim / 2]
-        self._sin = angles.sin()[:, None]
-
-    def apply(self, heads: torch.Tensor) -> torch.Tensor:
-        """[T, heads, head_dim] -> [T, heads, head_dim], in the same dtype."""
-        first, second = heads.float().chunk(2, dim=-1)
-        rotated = (
-            first * self._cos - second * self._sin,
-            second * self._cos + first * self._sin,
-        )
-        return torch.cat(rotated, dim=-1).to(heads.dtype)
+    def forward(
+        self, hidden: torch.Tensor, update: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[T, hidden] twice -> the norm of their sum, and the sum."""
+        return self._kernels.add_rms_norm(hidden, update, self.weight, self._eps)
 
 
 class Attention(nn.Module):
@@ -80,59 +75,63 @@ class Attention(nn.Module):
     value head; `grouped` says the same as a shape. InternLM2 stores them so.
     """
 
-    def __init__(self, config: LLMConfig, qkv_bias: bool) -> None:
+    def __init__(self, config: LLMConfig, kernels: Kernels, qkv_bias: bool) -> None:
         super().__init__()
         self.group_size = config.head_count // config.kv_head_count
         self.grouped = (config.kv_head_count, self.group_size + 2, config.head_dim)
         row_count = (config.head_count + 2 * config.kv_head_count) * config.head_dim
-        self.qkv = nn.Linear(config.hidden_size, row_count, bias=qkv_bias)
-        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.qkv = Projection(kernels, config.hidden_size, row_count, bias=qkv_bias)
+        self.output = Projection(kernels, config.hidden_size, config.hidden_size, bias=False)
+        self._kernels = kernels
 
     def forward(
-        self, hidden: torch.Tensor, rotation: Rotation, cache: torch.Tensor, layout: BatchLayout
+        self, hidden: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
     ) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden]; cache is the layer's, see `paged_attention`."""
+        """[T, hidden] -> [T, hidden]; cache is the layer's, see Kernels."""
         qkv = self.qkv(hidden).unflatten(-1, self.grouped)  # [T, kv_heads, group + 2, head_dim]
-        query = qkv[:, :, : self.group_size].flatten(1, 2)
-        key, value = qkv[:, :, -2], qkv[:, :, -1]
-        mixed = paged_attention(rotation.apply(query), rotation.apply(key), value, cache, layout)
-        output: torch.Tensor = self.output(mixed.flatten(1))
+        query = self._kernels.rotate_and_store(qkv, cache, layout)
+        output: torch.Tensor = self.output(self._kernels.attend(query, cache, layout).flatten(1))
         return output
 
 
 class FeedForward(nn.Module):
     """down(silu(gate(x)) * up(x)); the rows of `gate_up` are gate's, then up's."""
 
-    def __init__(self, config: LLMConfig) -> None:
+    def __init__(self, config: LLMConfig, kernels: Kernels) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        width = config.intermediate_size
+        self.gate_up = Projection(kernels, config.hidden_size, 2 * width, bias=False)
+        self.down = Projection(kernels, width, config.hidden_size, bias=False)
+        self._kernels = kernels
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]"""
-        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        output: torch.Tensor = self.down(silu(gate) * up)
+        output: torch.Tensor = self.down(self._kernels.silu_multiply(self.gate_up(hidden)))
         return output
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each on the normalised input and added to it."""
+    """Attention and feed-forward, each on the normalised sum of all that came before."""
 
-    def __init__(self, config: LLMConfig, qkv_bias: bool) -> None:
+    def __init__(self, config: LLMConfig, kernels: Kernels, qkv_bias: bool) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, qkv_bias)
-        self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.attention_norm = RMSNorm(config, kernels)
+        self.attention = Attention(config, kernels, qkv_bias)
+        self.feed_forward_norm = RMSNorm(config, kernels)
+        self.feed_forward = FeedForward(config, kernels)
 
     def forward(
-        self, hidden: torch.Tensor, rotation: Rotation, cache: torch.Tensor, layout: BatchLayout
-    ) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden]"""
-        normalised = self.attention_norm(hidden)
-        hidden = hidden + self.attention(normalised, rotation, cache, layout)
-        output: torch.Tensor = hidden + self.feed_forward(self.feed_forward_norm(hidden))
-        return output
+        self,
+        hidden: torch.Tensor,
+        update: torch.Tensor | None,
+        cache: torch.Tensor,
+        layout: BatchLayout,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[T, hidden] twice -> the same: the stream, and what is still to be added to it."""
+        normalised, hidden = self.attention_norm(hidden, update)
+        update = self.attention(normalised, cache, layout)
+        normalised, hidden = self.feed_forward_norm(hidden, update)
+        return hidden, self.feed_forward(normalised)
 
 
 class Decoder(nn.Module, ABC):
@@ -148,13 +147,17 @@ class Decoder(nn.Module, ABC):
     embedding_name: ClassVar[str]
     head_name: ClassVar[str]
 
-    def __init__(self, config: LLMConfig) -> None:
+    def __init__(self, config: LLMConfig, kernels: Kernels) -> None:
         super().__init__()
         self.config = config
+        self.kernels = kernels
         self.embedding = nn.Embedding(config.vocabulary_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, self.qkv_bias) for _ in range(config.layer_count))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.head = nn.Linear(config.hidden_size, config.vocabulary_size, bias=False)
+        self.layers = nn.ModuleList(
+            Layer(config, kernels, self.qkv_bias) for _ in range(config.layer_count)
+        )
+        self.norm = RMSNorm(config, kernels)
+        head_rows = -(-config.vocabulary_size // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE
+        self.head = Projection(kernels, config.hidden_size, head_rows, bias=False)
 
     def forward(
         self, embeddings: torch.Tensor, kv_cache: torch.Tensor, layout: BatchLayout
@@ -167,13 +170,17 @@ class Decoder(nn.Module, ABC):
             layout: the batch.
 
         Returns:
-            [T, hidden_size]; `head` turns rows of it into logits.
+            [T, hidden_size]; `logits` takes rows of it.
         """
-        hidden = embeddings
-        rotation = Rotation(layout.positions, self.config.head_dim, self.config.rope_theta)
+        hidden, update = embeddings, None
         for layer, cache in zip(self.layers, kv_cache, strict=True):
-            hidden = layer(hidden, rotation, cache, layout)
-        output: torch.Tensor = self.norm(hidden)
+            hidden, update = layer(hidden, update, cache, layout)
+        output: torch.Tensor = self.norm(hidden, update)[0]
+        return output
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, hidden_size] -> [N, vocabulary_size]"""
+        output: torch.Tensor = self.head(hidden)[:, : self.config.vocabulary_size]
         return output
 
     def destinations(self) -> dict[str, Destination]:
@@ -181,7 +188,7 @@ class Decoder(nn.Module, ABC):
         named = {
             self.embedding_name: whole(self.embedding.weight),
             "language_model.model.norm.weight": whole(self.norm.weight),
-            self.head_name: whole(self.head.weight),
+            self.head_name: whole(self.head.weight[: self.config.vocabulary_size]),
         }
         for index, layer in enumerate(self.layers):
             for name, destination in self.layer_destinations(cast(Layer, layer)).items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from llm_service.engines.torch_engine.models.decoder import (
@@ -39,7 +41,7 @@ def _qkv_destinations(attention: Attention) -> dict[str, Destination]:
     group = attention.group_size
     places = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, group + 2)}
     weight = attention.qkv.weight.view(*attention.grouped, -1)  # shape: grouped, then hidden
-    bias = attention.qkv.bias.view(attention.grouped)
+    bias = cast(torch.Tensor, attention.qkv.bias).view(attention.grouped)
     named: dict[str, Destination] = {}
     for letter, place in places.items():
         named[f"self_attn.{letter}_proj.weight"] = _rows_of(weight[:, place])

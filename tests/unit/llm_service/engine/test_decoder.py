@@ -52,11 +52,11 @@ def test_logits_equal_those_of_transformers(
     compared = 0
     while scheduler.has_work:
         scheduled = scheduler.schedule()
-        logits = runner.run(scheduled)
-        sampled = [sequence for sequence in scheduled if sequence.is_sampled]
+        inputs = runner.inputs(scheduled)
+        logits = runner.logits(inputs)
         for sequence in scheduled:
-            sequence.mark_computed()
-        for row, sequence in zip(logits, sampled, strict=True):
+            sequence.mark_launched()
+        for row, sequence in zip(logits, inputs.sampled, strict=True):
             expected = _reference_logits(reference, sequence.token_ids)
             torch.testing.assert_close(row, expected, rtol=0, atol=2e-5)
             compared += 1
@@ -72,7 +72,7 @@ def test_runs_in_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     runner = _runner(tmp_path, QWEN2, tensors, dtype)
     scheduler = Scheduler(BlockManager(BLOCK_COUNT, BLOCK_SIZE), 100, 1)
     scheduler.add(_sequence(TOKEN_IDS[2]))
-    logits = runner.run(scheduler.schedule())
+    logits = runner.logits(runner.inputs(scheduler.schedule()))
     assert logits.dtype == dtype
     expected = _reference_logits(_reference(QWEN2, tensors), TOKEN_IDS[2])
     torch.testing.assert_close(logits[0].float(), expected, rtol=0.05, atol=0.1)
@@ -84,11 +84,11 @@ def _runner(
     write_checkpoint(folder, llm, tensors)
     config = LLMConfig.from_checkpoint(folder)
     decoder = load_decoder(folder, config, torch.device("cpu"), dtype)
-    return ModelRunner(decoder, BLOCK_COUNT, BLOCK_SIZE)
+    return ModelRunner(decoder, BLOCK_COUNT, BLOCK_SIZE, max_running=3)
 
 
 def _sequence(token_ids: list[int]) -> Sequence:
-    return Sequence(Prompt(token_ids, TABLE), SamplingParams(), max_tokens=6)
+    return Sequence(Prompt(token_ids, TABLE), SamplingParams(), 6, vocabulary_size=61)
 
 
 def _reference(llm: Config, tensors: Tensors) -> torch.nn.Module:

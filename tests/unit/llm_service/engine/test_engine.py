@@ -18,6 +18,7 @@ from llm_service.engines import LLMEngine, Prompt, TokenOutput, create_engine
 from llm_service.engines.torch_engine.engine import TorchEngine
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.sequence import Sequence
+from llm_service.engines.torch_engine.step_outputs import StepOutputs
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
 from protos.errors import (
@@ -27,6 +28,7 @@ from protos.errors import (
     InvalidTensorError,
     OverloadedError,
 )
+from tests.real_tokenizers import real_tokenizer
 from tests.unit.llm_service.engine.tiny import QWEN2, random_tensors, write_checkpoint
 
 VOCABULARY_SIZE, HIDDEN_SIZE, CONTEXT = 61, 32, 512
@@ -57,7 +59,8 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
         options = {"kv_cache_byte_count": 2**22, **options}
         settings = Settings.model_validate({"checkpoint": checkpoint, "device": "cpu", **options})
         config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
-        engines.append(await asyncio.to_thread(create_engine, settings, config))
+        tokenizer = await asyncio.to_thread(real_tokenizer, "qwen2_5")
+        engines.append(await asyncio.to_thread(create_engine, settings, config, tokenizer))
         return engines[-1]
 
     yield create
@@ -88,7 +91,7 @@ class Gate:
         self._permits = threading.Semaphore(0)
         run = ModelRunner.run
 
-        def gated(runner: ModelRunner, sequences: list[Sequence]) -> torch.Tensor:
+        def gated(runner: ModelRunner, sequences: list[Sequence]) -> StepOutputs:
             self.batches.append(list(sequences))
             self.entered.set()
             assert self._permits.acquire(timeout=30)
@@ -284,7 +287,7 @@ async def test_death_of_the_thread_fails_every_request_at_once(
     engine = await start(max_running_sequences=1)
     entered, broken = threading.Event(), threading.Event()
 
-    def run(_: ModelRunner, __: list[Sequence]) -> torch.Tensor:
+    def run(_: ModelRunner, __: list[Sequence]) -> StepOutputs:
         entered.set()
         assert broken.wait(30)
         raise RuntimeError("out of memory")
@@ -356,7 +359,7 @@ async def test_refuses_a_cache_without_room(start: Start) -> None:
 def test_refuses_cuda_where_there_is_none(checkpoint: Path) -> None:
     settings = Settings(checkpoint=checkpoint, device="cuda")
     with pytest.raises(ValueError, match="no CUDA device"):
-        create_engine(settings, LLMConfig.from_checkpoint(checkpoint))
+        create_engine(settings, LLMConfig.from_checkpoint(checkpoint), real_tokenizer("qwen2_5"))
 
 
 def test_model_is_named_after_its_folder_unless_told(checkpoint: Path) -> None:

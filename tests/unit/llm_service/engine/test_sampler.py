@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from random import Random
 
 import pytest
 import torch
@@ -49,10 +50,16 @@ def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
 
 
 def _sequence(params: SamplingParams) -> Sequence:
-    sequence = Sequence(Prompt(PROMPT, torch.empty(2, 1)), params, max_tokens=100)
+    sequence = Sequence(Prompt(PROMPT, torch.empty(2, 1)), params, 100, VOCABULARY_SIZE)
     for token_id in OUTPUT:
+        sequence.pending_count += 1
         sequence.append(token_id)
     return sequence
+
+
+def _sampled(logits: list[torch.Tensor], sequences: list[Sequence]) -> list[int]:
+    token_ids: list[int] = sample(torch.stack(logits), sequences, None).token_ids.tolist()
+    return token_ids
 
 
 def _logits(seed: int) -> torch.Tensor:
@@ -73,8 +80,9 @@ def _expected(logits: torch.Tensor, params: SamplingParams, seed: int) -> int:
     for position, (token_id, share) in enumerate(zip(ranked, shares, strict=True)):
         if sum(shares[:position]) < params.top_p and share >= params.min_p * shares[0]:
             kept.append((token_id, share))
-    point = torch.rand(1, generator=torch.Generator().manual_seed(seed)).item()
-    point *= sum(share for _, share in kept)
+    if not (params.top_k or params.top_p < 1 or params.min_p):
+        kept.sort()  # nothing is filtered, so nothing is ranked
+    point = Random(seed).random() * sum(share for _, share in kept)
     for token_id, share in kept:
         point -= share
         if point < 0:
@@ -98,7 +106,7 @@ def _penalised(scores: list[float], params: SamplingParams) -> list[float]:
 def test_every_knob_in_one_batch_equals_the_rules(seed: int) -> None:
     all_params = [_with_seed(params, 100 * seed + i) for i, params in enumerate(KNOBS)]
     logits = [_logits(1000 * seed + i) for i in range(len(KNOBS))]
-    chosen = sample(torch.stack(logits), [_sequence(params) for params in all_params])
+    chosen = _sampled(logits, [_sequence(params) for params in all_params])
     expected = [
         _expected(row, params, 100 * seed + i)
         for i, (row, params) in enumerate(zip(logits, all_params, strict=True))
@@ -125,19 +133,18 @@ def test_every_knob_changes_the_rules_choice(params: SamplingParams) -> None:
 
 def test_draws_follow_the_probabilities() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    sequence = Sequence(
-        Prompt([0], torch.empty(0, 1)), SamplingParams(temperature=1.0, seed=5), max_tokens=5000
-    )
-    counts = Counter(sample(logits[None].clone(), [sequence])[0] for _ in range(4000))
+    params = SamplingParams(temperature=1.0, seed=5)
+    sequence = Sequence(Prompt([0], torch.empty(0, 1)), params, 5000, len(logits))
+    counts = Counter(_sampled([logits], [sequence])[0] for _ in range(4000))
     for token_id, probability in enumerate(logits.softmax(0).tolist()):
         deviation = math.sqrt(probability * (1 - probability) / 4000)
         assert counts[token_id] / 4000 == pytest.approx(probability, abs=4 * deviation)
 
 
 def test_unseeded_sequences_differ() -> None:
-    flat = torch.zeros(2, 100_000)
+    flat = torch.zeros(100_000)
     params = SamplingParams(temperature=1.0)
-    first, second = sample(flat, [_sequence(params), _sequence(params)])
+    first, second = _sampled([flat, flat], [_sequence(params), _sequence(params)])
     assert first != second
 
 
@@ -148,7 +155,7 @@ def test_numbers_gone_wrong_give_a_token_and_leave_the_others_alone(
 ) -> None:
     good, seeded = _logits(1), SamplingParams(temperature=1.0, seed=2)
     bad = torch.full((VOCABULARY_SIZE,), value)
-    chosen = sample(torch.stack([bad, good]), [_sequence(params), _sequence(seeded)])
+    chosen = _sampled([bad, good], [_sequence(params), _sequence(seeded)])
     assert 0 <= chosen[0] < VOCABULARY_SIZE
     assert chosen[1] == _expected(good, seeded, 2)
 
@@ -156,4 +163,4 @@ def test_numbers_gone_wrong_give_a_token_and_leave_the_others_alone(
 def test_smallest_temperature_is_greedy() -> None:
     logits = _logits(3)
     params = SamplingParams(temperature=1e-45, seed=1)
-    assert sample(logits[None].clone(), [_sequence(params)]) == [int(logits.argmax())]
+    assert _sampled([logits], [_sequence(params)]) == [int(logits.argmax())]

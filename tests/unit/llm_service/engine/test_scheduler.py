@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,20 +14,24 @@ from llm_service.engines.torch_engine.scheduler import Scheduler
 from llm_service.engines.torch_engine.sequence import Sequence, Status
 from llm_service.sampling import SamplingParams
 
+ARRIVALS = count()
+VOCABULARY_SIZE = 10**9
 BLOCK_SIZE = 4
 MAX_LENGTH = 40
 
 
-def _sequence(prompt_length: int, max_tokens: int) -> Sequence:
-    prompt = Prompt([0] * prompt_length, torch.empty(0, 1))
-    return Sequence(prompt, SamplingParams(), max_tokens)
+def _sequence(prompt_length: int, max_tokens: int, token_id: int | None = None) -> Sequence:
+    """Returns a sequence that shares prefixes with those of the same token, or with none."""
+    arrival = next(ARRIVALS)
+    prompt = Prompt([token_id or arrival + 2] * prompt_length, torch.empty(0, 1))
+    return Sequence(prompt, SamplingParams(), max_tokens, VOCABULARY_SIZE, order=(0, arrival))
 
 
 def _finish_step(scheduler: Scheduler, scheduled: list[Sequence]) -> None:
     """Does what the engine does after the forward pass."""
     for sequence in scheduled:
         sampled = sequence.is_sampled
-        sequence.mark_computed()
+        sequence.mark_launched()
         if sampled:
             sequence.append(0)
         if sequence.finish_reason is not None:
@@ -33,9 +39,14 @@ def _finish_step(scheduler: Scheduler, scheduled: list[Sequence]) -> None:
 
 
 def _check(scheduler: Scheduler, scheduled: list[Sequence], budget: int) -> None:
-    held = [block for sequence in scheduler.running for block in sequence.block_table]
-    assert len(held) == len(set(held))
-    assert len(held) + scheduler.blocks.free_count == scheduler.blocks.block_count
+    contents: dict[int, set[tuple[int, ...]]] = {}
+    for sequence in scheduler.running:
+        assert len(set(sequence.block_table)) == len(sequence.block_table)
+        for index, block in enumerate(sequence.block_table):
+            prefix = tuple(sequence.token_ids[: (index + 1) * BLOCK_SIZE])
+            contents.setdefault(block, set()).add(prefix)
+    assert all(len(prefixes) == 1 for prefixes in contents.values())
+    assert len(contents) + scheduler.blocks.free_count == scheduler.blocks.block_count
     assert all(not sequence.block_table for sequence in scheduler.waiting)
     assert 0 < sum(sequence.scheduled_count for sequence in scheduled) <= budget
     for sequence in scheduled:
@@ -45,7 +56,11 @@ def _check(scheduler: Scheduler, scheduled: list[Sequence], budget: int) -> None
 
 
 @given(
-    lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10)), min_size=1, max_size=12),
+    lengths=st.lists(
+        st.tuples(st.integers(1, 30), st.integers(1, 10), st.sampled_from([None, 1])),
+        min_size=1,
+        max_size=12,
+    ),
     block_count=st.integers(MAX_LENGTH // BLOCK_SIZE, 30),
     budget=st.integers(1, 50),
     max_running=st.integers(1, 8),
@@ -53,7 +68,7 @@ def _check(scheduler: Scheduler, scheduled: list[Sequence], budget: int) -> None
     aborts=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 11)), max_size=4),
 )
 def test_every_sequence_ends_and_no_block_is_leaked_or_shared(
-    lengths: list[tuple[int, int]],
+    lengths: list[tuple[int, int, int | None]],
     block_count: int,
     budget: int,
     max_running: int,
@@ -88,12 +103,12 @@ def test_every_sequence_ends_and_no_block_is_leaked_or_shared(
         _finish_step(scheduler, scheduled)
     assert scheduler.blocks.free_count == block_count
     assert first_scheduled == [item for item in sequences if item in set(first_scheduled)]
-    for sequence, (_, max_tokens) in zip(sequences, lengths, strict=True):
+    for sequence, (_, max_tokens, _) in zip(sequences, lengths, strict=True):
         assert sequence.status is Status.FINISHED
         assert not sequence.block_table
         if sequence not in aborted:
             assert sequence.finish_reason == "length"
-            assert len(sequence.output_token_ids) == max_tokens
+            assert sequence.output_length == max_tokens
 
 
 def test_long_prompt_leaves_the_others_their_next_token() -> None:
@@ -121,7 +136,7 @@ def test_newest_is_preempted_and_waits_before_all_others() -> None:
     assert scheduler.running == [older, newer]
     assert scheduler.schedule() == [older]
     assert newer.status is Status.WAITING
-    assert (newer.computed_count, newer.block_table) == (0, [])
+    assert (newer.computed_count, len(newer.block_table)) == (0, 0)
     assert list(scheduler.waiting) == [newer, later]
 
 

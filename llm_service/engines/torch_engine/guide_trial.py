@@ -1,0 +1,72 @@
+"""A compiler's dry run: a program that compiles one guide under limits and says what is wrong.
+
+llguidance bounds its work by counts, yet there are small guides that take it minutes, gigabytes or
+more stack than there is ("multipleOf": 999983; some thousand rules that name each other). Here that
+ends a child process instead of the service. The program imports llguidance alone and uses a
+vocabulary of single bytes, so that a trial takes a tenth of a second.
+
+Standard input: the grammar in llguidance's own JSON form. Standard output: why it is refused, empty
+if it is not. Any other end than exit status 0 means that the guide broke a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import threading
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+CPU_SECONDS = 2
+MEMORY_BYTE_COUNT = 1 << 30
+# Half of a thread's usual stack: what passes here has room to spare in the service.
+STACK_BYTE_COUNT = 4 << 20
+# The fuels keep one step of a matcher below some 50 ms; the default ones allow a second. Verbose
+# errors would repeat the guide.
+LIMITS = LLParserLimits(initial_lexer_fuel=100_000, verbose_errors=False)
+
+
+class SingleBytes:
+    """A tokenizer as TokenizerWrapper wants it: token 0 ends, token b + 1 is the byte b."""
+
+    eos_token_id = 0
+    bos_token_id = None
+    special_token_ids = (0,)
+    tokens = (b"<end>", *(bytes([byte]) for byte in range(256)))
+
+    def __call__(self, text: bytes) -> list[int]:
+        return [byte + 1 for byte in text]
+
+
+def first_error(matcher: LLMatcher) -> str:
+    """Returns why nothing can be generated with a new matcher; empty if something can."""
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    return matcher.get_error()
+
+
+def _set_limits() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError, OSError):  # macOS does not limit memory
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTE_COUNT, MEMORY_BYTE_COUNT))
+    threading.stack_size(STACK_BYTE_COUNT)
+
+
+def _try(grammar: str) -> None:
+    tokenizer = LLTokenizer(TokenizerWrapper(SingleBytes()), slices=[])
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
+    sys.stdout.buffer.write(first_error(matcher).encode())
+
+
+def main() -> None:
+    """Tries the grammar of the standard input."""
+    _set_limits()
+    trial = threading.Thread(target=_try, args=(sys.stdin.buffer.read().decode(),))
+    trial.start()
+    trial.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Guided decoding: guides compiled to matchers, which say what tokens may come next.
+
+llguidance does the matching. A "grammar" is in its dialect of Lark (llguidance, docs/syntax.md); a
+"regex" is one of Rust's regex crate, without look-around, and matches the whole output; a
+"json_schema" is one of Draft 2020-12 as far as llguidance enforces it, and refused where it does
+not. JSON has whitespace between its tokens as llama.cpp's grammars have it, at most a line feed and
+20 blanks: where any whitespace may follow, a weak model writes nothing else to its last token.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from llm_service.engines.torch_engine import guide_trial
+from llm_service.sampling import Guide
+from llm_service.tokenizer import MESSAGE_END, Tokenizer
+from protos.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+logger = structlog.get_logger()
+
+MAX_SOURCE_BYTE_COUNT = 64 * 1024
+MAX_REASON_LENGTH = 300
+CACHED_GUIDE_COUNT = 64
+TRIAL_SECONDS = 20.0
+# All that "x-guidance" in a schema could change, so that the output is JSON and fits the schema.
+JSON_OPTIONS: JsonCompileOptions = {
+    "whitespace_pattern": r" |\n[ \t]{0,20}",
+    "item_separator": ",",
+    "key_separator": ":",
+    "coerce_one_of": False,
+    "lenient": False,
+}
+
+
+class GuideCompiler:
+    """Makes matchers, and keeps the compiled form of the latest guides.
+
+    One thread of its own owns tokenizer and cache; it also bounds what compiling may take from the
+    machine. `matcher` waits for it, so it is called from worker threads.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary_size = vocabulary_size
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="guide-compiler")
+        self._vocabulary: Vocabulary | None = None
+        self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
+
+    def matcher(self, guide: Guide, stop_token_ids: frozenset[int]) -> TokenMatcher:
+        """Returns a matcher at the beginning of the guide's language.
+
+        Blocks: microseconds for a guide that is kept, a tenth of a second for a new one, at most a
+        few seconds for one that is refused. The first call also reads the vocabulary, half a second
+        for 150 thousand tokens.
+
+        Raises:
+            InvalidArgumentError: the guide is malformed, too large, too complex or matches nothing,
+                or there is no stop token that could end its output.
+        """
+        field = f"guided.{guide.kind}"
+        if not stop_token_ids:
+            raise InvalidArgumentError(
+                f"{field} needs a token that ends the output, and the request ignores them all",
+                field=field,
+            )
+        if (size := len(guide.source.encode())) > MAX_SOURCE_BYTE_COUNT:
+            raise InvalidArgumentError(
+                f"{field} has {size} bytes, at most {MAX_SOURCE_BYTE_COUNT} are allowed",
+                field=field,
+            )
+        return self._thread.submit(self._matcher, guide, stop_token_ids).result()
+
+    def _matcher(self, guide: Guide, stop_token_ids: frozenset[int]) -> TokenMatcher:
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self._tokenizer, self._vocabulary_size)
+        compiled = self._compiled.get(guide) or self._compile(guide, self._vocabulary)
+        self._compiled[guide] = compiled
+        self._compiled.move_to_end(guide)
+        if len(self._compiled) > CACHED_GUIDE_COUNT:
+            self._compiled.popitem(last=False)
+        return TokenMatcher(guide, compiled.deep_copy(), self._vocabulary, stop_token_ids)
+
+    def _compile(self, guide: Guide, vocabulary: Vocabulary) -> LLMatcher:
+        try:
+            grammar = _grammar(guide)
+        except ValueError as error:  # a schema that is no JSON object
+            raise _refusal(guide, str(error)) from error
+        if reason := _trial(grammar):
+            raise _refusal(guide, reason)
+        compiled = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS)
+        # The first mask is computed on a copy: a stepped matcher takes longer to copy.
+        if reason := guide_trial.first_error(compiled.deep_copy()):
+            raise _refusal(guide, reason)
+        return compiled
+
+
+class Vocabulary:
+    """The tokens as llguidance wants them.
+
+    Special tokens, images' and those without a text have no bytes here, so that no language holds
+    them.
+
+    Attributes:
+        tokenizer: llguidance's; its end token is the chat template's.
+        ordinary: [ceil(vocabulary_size / 32)] int32, the bits of the tokens that have bytes.
+        size: the model's vocabulary size, at least the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
+        self.size = size
+        self._encode = tokenizer.encode
+        self.tokens = [_text_bytes(tokenizer, token_id) for token_id in range(size)]
+        self.ordinary = token_bits((i for i, token in enumerate(self.tokens) if token), size)
+        self.eos_token_id = tokenizer.special_id(MESSAGE_END)
+        self.bos_token_id = None
+        self.tokens[self.eos_token_id] = MESSAGE_END.encode()
+        self.special_token_ids = [self.eos_token_id]
+        self.tokenizer = LLTokenizer(TokenizerWrapper(self))
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Encodes a text, as TokenizerWrapper asks its tokenizers to."""
+        return self._encode(text.decode())
+
+
+class TokenMatcher:
+    """The place of one output within its guide's language.
+
+    Wherever the output may end, all of the request's stop tokens are allowed, and nowhere else:
+    what comes before one always belongs to the language, also where a request names an ordinary
+    token as a stop token. Special tokens, images' tokens and ids without a text are never allowed.
+
+    Used by one thread at a time.
+
+    Attributes:
+        failure: why the output cannot go on, None while it can. The guide took a step beyond
+            llguidance's limits, or its language goes on with what no allowed token holds. From then
+            on only stop tokens are allowed, but the output does not belong to the language.
+    """
+
+    def __init__(
+        self,
+        guide: Guide,
+        matcher: LLMatcher,
+        vocabulary: Vocabulary,
+        stop_token_ids: frozenset[int],
+    ) -> None:
+        self._guide = guide
+        self._matcher = matcher
+        self._stop_token_ids = stop_token_ids
+        self._ends = token_bits(stop_token_ids, vocabulary.size)
+        self._inner = vocabulary.ordinary & ~self._ends
+        self.failure: InvalidArgumentError | None = None
+
+    def fill_mask(self, row: torch.Tensor) -> None:
+        """Sets the bits of the tokens that may come next, and clears all others.
+
+        Lets go of the interpreter's lock while it computes: some 10 microseconds as a rule, 50
+        milliseconds at worst.
+
+        Args:
+            row: [ceil(vocabulary_size / 32)] int32 on the CPU, contiguous; filled.
+        """
+        if self.failure is None:
+            self._matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * row.element_size())
+            row &= self._inner
+            if self._matcher.is_accepting():
+                row |= self._ends
+            elif self._matcher.is_error() or not row.any():
+                self._fail()
+        if self.failure is not None:
+            row.copy_(self._ends)
+
+    def accept(self, token_id: int) -> None:
+        """Goes on by the token that was chosen; a stop token changes nothing."""
+        if token_id in self._stop_token_ids or self.failure is not None:
+            return
+        if not self._matcher.consume_token(token_id):
+            self._fail()
+
+    def _fail(self) -> None:
+        reason = self._matcher.get_error() or "no token of the vocabulary can follow"
+        self.failure = _refusal(self._guide, reason)
+
+
+def token_bits(token_ids: Iterable[int], vocabulary_size: int) -> torch.Tensor:
+    """Returns [ceil(vocabulary_size / 32)] int32, in which bit i % 32 of number i // 32 is id i."""
+    marks = torch.zeros(-(-vocabulary_size // 32), 32, dtype=torch.int32)
+    marks.view(-1)[list(token_ids)] = 1
+    # In a sum of distinct powers of two nothing is carried, so bit 31 becomes the sign.
+    return (marks << torch.arange(32, dtype=torch.int32)).sum(dim=1, dtype=torch.int32)
+
+
+def _text_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
+    return b"" if tokenizer.is_special(token_id) else tokenizer.token_bytes(token_id)
+
+
+def _grammar(guide: Guide) -> str:
+    match guide.kind:
+        case "json_object":
+            return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=JSON_OPTIONS)
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(guide.source, overrides=JSON_OPTIONS)
+        case "regex":
+            return LLMatcher.grammar_from_regex(guide.source)
+        case "grammar":
+            return LLMatcher.grammar_from_lark(guide.source)
+
+
+def _trial(grammar: str) -> str:
+    """Returns why the grammar cannot be compiled; see guide_trial."""
+    program = [sys.executable, "-I", str(Path(guide_trial.__file__))]
+    try:
+        trial = subprocess.run(
+            program, input=grammar.encode(), capture_output=True, timeout=TRIAL_SECONDS, check=True
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        logger.warning("guide_trial_failed", error=str(error))
+        return "it takes too much time or memory to compile"
+    return trial.stdout.decode()
+
+
+def _refusal(guide: Guide, reason: str) -> InvalidArgumentError:
+    field = f"guided.{guide.kind}"
+    # A message of the regex parser repeats the expression first.
+    stated = re.search(r"^error: (.*)", reason, re.MULTILINE)
+    line = stated[1] if stated else reason.split("\n", 1)[0]
+    line = line.replace("NoExtensionBias", "no text belongs to its language")
+    return InvalidArgumentError(
+        f"{field} cannot be followed: {line[:MAX_REASON_LENGTH]}", field=field
+    )

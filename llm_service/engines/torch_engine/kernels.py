@@ -1,0 +1,207 @@
+"""The decoder's operations, for any device.
+
+T is the number of tokens in a batch, of any number of sequences; D of them are decodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+
+@dataclass(frozen=True)
+class PrefillSpan:
+    """Several consecutive tokens of one sequence.
+
+    Attributes:
+        query_length: its tokens in this batch, the last ones of its context.
+        context_length: its tokens up to and including those.
+        blocks: [block count] int64, the cache blocks that hold its context, in order.
+    """
+
+    query_length: int
+    context_length: int
+    blocks: torch.Tensor
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Where the T tokens of a batch stand, in their sequences and in the cache.
+
+    The first D tokens are decodes, one of each of D sequences; the rest belong to the spans.
+
+    Attributes:
+        rotation: [T, 2, head_dim / 2] float32, cosine and sine of each token's angles.
+        slots: [T] int64, each token's place in the cache: block x block size + offset.
+        context_lengths: [D] int32, tokens of each decode's sequence, itself included.
+        block_tables: [D, W] int32, the blocks of each decode's context, then any blocks.
+        spans: the sequences with more tokens, in their order.
+    """
+
+    rotation: torch.Tensor
+    slots: torch.Tensor
+    context_lengths: torch.Tensor
+    block_tables: torch.Tensor
+    spans: tuple[PrefillSpan, ...] = ()
+
+
+class Kernels(Protocol):
+    """The operations; all tensors are on one device, activations in one dtype."""
+
+    @property
+    def static_shapes(self) -> bool:
+        """Whether a decode's kernels depend on the layout's shapes alone: a CUDA graph's demand."""
+        ...
+
+    def project(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns hidden x weight^T + bias: [T, in] x [out, in] -> [T, out]."""
+        ...
+
+    def add_rms_norm(
+        self, hidden: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the RMS norm of hidden + update, and hidden + update: both [T, hidden_size].
+
+        x / sqrt(mean(x^2) + eps) in float32, rounded, then times weight, as the reference does it.
+        """
+        ...
+
+    def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Returns silu(gate) x up, [T, width], of gate and up side by side, [T, 2 x width]."""
+        ...
+
+    def rotate_and_store(
+        self, qkv: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+    ) -> torch.Tensor:
+        """Rotates queries and keys by their positions, and stores keys and values.
+
+        Args:
+            qkv: [T, kv_heads, group + 2, head_dim]: for each key/value head its `group` query
+                heads, its key, its value.
+            cache: [2, blocks, block_size, kv_heads, head_dim], one layer's keys and values.
+            layout: the batch.
+
+        Returns:
+            [T, heads, head_dim], the rotated queries. The pairs of an angle are (i, i + d/2), the
+            "half-rotation" or neox form; computed in float32.
+        """
+        ...
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        """Lets every token attend to its own past, which is stored already, itself included.
+
+        Args:
+            query: [T, heads, head_dim]; query head i reads key/value head i // group.
+            cache: as above.
+            layout: the batch.
+
+        Returns:
+            [T, heads, head_dim]
+        """
+        ...
+
+
+def rotary_table(head_dim: int, theta: float, length: int, device: torch.device) -> torch.Tensor:
+    """Returns [length, 2, head_dim / 2] float32: cosine and sine of position x theta^(-2i/d)."""
+    exponents = torch.arange(0, head_dim, 2, device=device) / head_dim
+    angles = torch.arange(length, device=device)[:, None].float() / theta**exponents
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+class TorchKernels:
+    """See Kernels: what PyTorch itself has, on any device."""
+
+    static_shapes = False
+
+    def project(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See Kernels."""
+        return linear(hidden, weight, bias)
+
+    def add_rms_norm(
+        self, hidden: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Kernels."""
+        if update is not None:
+            hidden = hidden + update
+        exact = hidden.float()
+        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+        return weight * exact.to(hidden.dtype), hidden
+
+    def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See Kernels."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate) * up
+
+    def rotate_and_store(
+        self, qkv: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+    ) -> torch.Tensor:
+        """See Kernels."""
+        cosine, sine = layout.rotation[:, None, None].unbind(-2)  # [T, 1, 1, head_dim / 2]
+        first, second = qkv[:, :, :-1].float().chunk(2, dim=-1)
+        rotated = torch.cat(
+            (first * cosine - second * sine, second * cosine + first * sine), dim=-1
+        ).to(qkv.dtype)
+        key_slots, value_slots = cache.flatten(1, 2)  # [slots, kv_heads, head_dim]
+        key_slots[layout.slots] = rotated[:, :, -1]
+        value_slots[layout.slots] = qkv[:, :, -1]
+        return rotated[:, :, :-1].flatten(1, 2)
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        """See Kernels."""
+        decode_count = len(layout.context_lengths)
+        outputs = []
+        if decode_count:
+            outputs.append(_attend_decodes(query[:decode_count], cache, layout))
+        outputs += attend_spans(query[decode_count:], cache, layout.spans)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_decodes(query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+    # [2, D, kv_heads, context, head_dim], padded to the longest context
+    keys, values = cache[:, layout.block_tables].flatten(2, 3).transpose(2, 3)
+    places = torch.arange(keys.shape[-2], device=query.device)
+    mask = places < layout.context_lengths[:, None, None, None]  # [D, 1, 1, context]
+    # The queries that share a key/value head stand where a longer query's tokens would.
+    grouped = query.view(*keys.shape[:2], -1, query.shape[-1])  # [D, kv_heads, group, head_dim]
+    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1, 2)
+
+
+def attend_spans(
+    query: torch.Tensor, cache: torch.Tensor, spans: tuple[PrefillSpan, ...]
+) -> list[torch.Tensor]:
+    """Returns each span's [query_length, heads, head_dim]; `query` holds them all."""
+    queries = torch.split(query, [span.query_length for span in spans])
+    return [_attend_span(part, cache, span) for part, span in zip(queries, spans, strict=True)]
+
+
+def _attend_span(query: torch.Tensor, cache: torch.Tensor, span: PrefillSpan) -> torch.Tensor:
+    context = cache[:, span.blocks].flatten(1, 2)[:, : span.context_length]
+    keys, values = context.transpose(1, 2)  # [kv_heads, context, head_dim]
+    output = scaled_dot_product_attention(
+        query.transpose(0, 1)[None],  # [1, heads, query, head_dim]
+        keys[None],
+        values[None],
+        # The queries are the last tokens of the context: aligned at the lower right.
+        attn_mask=causal_lower_right(span.query_length, span.context_length),
+        enable_gqa=True,
+    )
+    return output[0].transpose(0, 1)
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    """Returns the fastest kernels for a device: Triton's on CUDA, where PyTorch brings it."""
+    if device.type == "cuda":
+        try:
+            from llm_service.engines.torch_engine.triton_kernels import TritonKernels
+        except ImportError:
+            return TorchKernels()
+        return TritonKernels()
+    return TorchKernels()

@@ -1,0 +1,149 @@
+"""The decoder's operations on CUDA by Triton, which PyTorch brings there."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch.nn.functional import linear
+
+from llm_service.engines.torch_engine import triton_programs
+from llm_service.engines.torch_engine.kernels import BatchLayout, attend_spans
+
+# tl.dot's smallest operand; fewer query heads and narrower ones are padded to it.
+MIN_DOT_SIZE = 16
+# Keys that one program of a decode takes at a time.
+KEYS_PER_STEP = 64
+# Programs that a decode is split into at least, where its contexts are long enough.
+PROGRAMS_PER_DECODE = 512
+MAX_SPLITS = 64
+DECODE_WARPS, DECODE_STAGES = 4, 3
+MAX_PROJECTION_STEP = 2048
+
+
+class TritonKernels:
+    """See Kernels: decodes in two kernels of our own, prefill in PyTorch's flash attention."""
+
+    static_shapes = True
+
+    def project(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See Kernels: for one token faster than cuBLAS, which is made for matrices."""
+        if len(hidden) > 1:
+            return linear(hidden, weight, bias)
+        output = hidden.new_empty(1, len(weight))
+        triton_programs.project_one[(len(weight),)](
+            hidden,
+            weight,
+            bias,
+            output,
+            hidden.shape[1],
+            has_bias=bias is not None,
+            step=min(MAX_PROJECTION_STEP, triton.next_power_of_2(hidden.shape[1])),
+            num_warps=4,
+        )
+        return output
+
+    def add_rms_norm(
+        self, hidden: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Kernels."""
+        token_count, width = hidden.shape
+        normed = torch.empty_like(hidden)
+        total = hidden if update is None else torch.empty_like(hidden)
+        triton_programs.add_rms_norm[(token_count,)](
+            hidden,
+            update,
+            weight,
+            normed,
+            total,
+            eps,
+            width,
+            has_update=update is not None,
+            padded=triton.next_power_of_2(width),
+            num_warps=8,
+        )
+        return normed, total
+
+    def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """See Kernels."""
+        token_count, width = gate_up.shape[0], gate_up.shape[1] // 2
+        product = gate_up.new_empty(token_count, width)
+        block = 1024
+        grid = (token_count, triton.cdiv(width, block))
+        triton_programs.silu_multiply[grid](gate_up, product, width, block=block)
+        return product
+
+    def rotate_and_store(
+        self, qkv: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+    ) -> torch.Tensor:
+        """See Kernels."""
+        token_count, kv_heads, group_and_two, head_dim = qkv.shape
+        group, half = group_and_two - 2, head_dim // 2
+        query = qkv.new_empty(token_count, kv_heads * group, head_dim)
+        triton_programs.rotate_and_store[(token_count, kv_heads)](
+            qkv,
+            query,
+            cache[0],
+            cache[1],
+            layout.rotation,
+            layout.slots,
+            kv_heads,
+            group=group,
+            half=half,
+            padded_heads=triton.next_power_of_2(group + 1),
+            padded_half=triton.next_power_of_2(half),
+            num_warps=2,
+        )
+        return query
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        """See Kernels."""
+        decode_count = len(layout.context_lengths)
+        outputs = []
+        if decode_count:
+            outputs.append(_attend_decodes(query[:decode_count], cache, layout))
+        outputs += attend_spans(query[decode_count:], cache, layout.spans)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_decodes(query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+    count, heads, head_dim = query.shape
+    block_size, kv_heads = cache.shape[2:4]
+    splits = _split_count(count * kv_heads)
+    parts = query.new_empty(count * heads, splits, head_dim, dtype=torch.float32)
+    masses = query.new_empty(count * heads, splits, dtype=torch.float32)
+    padded_dim = max(MIN_DOT_SIZE, triton.next_power_of_2(head_dim))
+    group = heads // kv_heads
+    triton_programs.decode_split[(count, kv_heads, splits)](
+        query,
+        cache[0],
+        cache[1],
+        layout.block_tables,
+        layout.context_lengths,
+        parts,
+        masses,
+        head_dim**-0.5,
+        layout.block_tables.stride(0),
+        kv_heads,
+        splits=splits,
+        group=group,
+        padded_group=max(MIN_DOT_SIZE, triton.next_power_of_2(group)),
+        head_dim=head_dim,
+        padded_dim=padded_dim,
+        block_size=block_size,
+        step=KEYS_PER_STEP,
+        num_warps=DECODE_WARPS,
+        num_stages=DECODE_STAGES,
+    )
+    merged = torch.empty_like(query)
+    triton_programs.decode_merge[(count * heads,)](
+        parts, masses, merged, head_dim=head_dim, padded_dim=padded_dim, splits=splits, num_warps=2
+    )
+    return merged
+
+
+def _split_count(head_count: int) -> int:
+    """Returns a power of two; `head_count` is that of all sequences' key/value heads together."""
+    wanted = triton.cdiv(PROGRAMS_PER_DECODE, head_count)
+    return min(MAX_SPLITS, int(triton.next_power_of_2(wanted)))

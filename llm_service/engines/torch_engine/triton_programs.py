@@ -1,0 +1,187 @@
+"""The decoder's operations as Triton programs; `triton_kernels` launches them.
+
+Each reads its inputs once and writes its outputs once. Lengths are read from memory, so that a CUDA
+graph replays a launch for any context. An argument that ends in `: tl.constexpr` is part of the
+compiled program.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_rms_norm(
+    hidden,
+    update,
+    weight,
+    normed,
+    total,
+    eps,
+    width,
+    has_update: tl.constexpr,
+    padded: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * width
+    column = tl.arange(0, padded)
+    mask = column < width
+    x = tl.load(hidden + row + column, mask, other=0.0)
+    if has_update:
+        x += tl.load(update + row + column, mask, other=0.0)
+        tl.store(total + row + column, x, mask)
+    exact = x.to(tl.float32)
+    exact *= tl.rsqrt(tl.sum(exact * exact) / width + eps)
+    scale = tl.load(weight + column, mask, other=0.0)
+    tl.store(normed + row + column, exact.to(x.dtype) * scale, mask)
+
+
+@triton.jit
+def silu_multiply(gate_up, product, width, block: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * block + tl.arange(0, block)
+    mask = column < width
+    gate = tl.load(gate_up + row * 2 * width + column, mask, other=0.0)
+    up = tl.load(gate_up + row * 2 * width + width + column, mask, other=0.0)
+    exact = gate.to(tl.float32)
+    activated = (exact * tl.sigmoid(exact)).to(gate.dtype)
+    tl.store(product + row * width + column, activated * up, mask)
+
+
+@triton.jit
+def rotate_and_store(
+    qkv,
+    query,
+    keys,
+    values,
+    rotation,
+    slots,
+    kv_heads,
+    group: tl.constexpr,
+    half: tl.constexpr,
+    padded_heads: tl.constexpr,
+    padded_half: tl.constexpr,
+):
+    """One program a token and key/value head: its query heads, its key and its value."""
+    token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    head = tl.arange(0, padded_heads)[:, None]
+    pair = tl.arange(0, padded_half)[None, :]
+    in_pair = pair < half
+    cosine = tl.load(rotation + token * 2 * half + pair, in_pair)
+    sine = tl.load(rotation + token * 2 * half + half + pair, in_pair)
+    source = qkv + (token * kv_heads + kv_head) * (group + 2) * 2 * half
+    mask = (head <= group) & in_pair
+    first = tl.load(source + head * 2 * half + pair, mask).to(tl.float32)
+    second = tl.load(source + head * 2 * half + half + pair, mask).to(tl.float32)
+    turned_first = first * cosine - second * sine
+    turned_second = second * cosine + first * sine
+    target = query + (token * kv_heads + kv_head) * group * 2 * half + head * 2 * half + pair
+    tl.store(target, turned_first, (head < group) & in_pair)
+    tl.store(target + half, turned_second, (head < group) & in_pair)
+    place = (tl.load(slots + token) * kv_heads + kv_head) * 2 * half + pair
+    is_key = (head == group) & in_pair
+    tl.store(keys + place + head * 0, turned_first, is_key)
+    tl.store(keys + place + head * 0 + half, turned_second, is_key)
+    value = source + (group + 1) * 2 * half + pair
+    tl.store(values + place, tl.load(value, in_pair), in_pair)
+    tl.store(values + place + half, tl.load(value + half, in_pair), in_pair)
+
+
+@triton.jit
+def decode_split(
+    query,
+    keys,
+    values,
+    block_tables,
+    context_lengths,
+    outputs,
+    masses,
+    scale,
+    table_width,
+    kv_heads,
+    splits: tl.constexpr,
+    group: tl.constexpr,
+    padded_group: tl.constexpr,
+    head_dim: tl.constexpr,
+    padded_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    step: tl.constexpr,
+):
+    """One program a sequence, key/value head and split: attention over a part of the context.
+
+    Online softmax (Milakov and Gimelshein, 2018), split along the context as in Flash-Decoding.
+    """
+    row, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    context = tl.load(context_lengths + row)
+    per_split = tl.cdiv(tl.cdiv(context, splits), step) * step
+    begin = split * per_split
+    end = tl.minimum(begin + per_split, context)
+    head = tl.arange(0, padded_group)
+    column = tl.arange(0, padded_dim)
+    in_dim = column < head_dim
+    query_place = ((row * kv_heads + kv_head) * group + head[:, None]) * head_dim + column[None, :]
+    queries = tl.load(query + query_place, (head[:, None] < group) & in_dim[None, :], other=0.0)
+    best = tl.full([padded_group], float("-inf"), tl.float32)
+    mass = tl.zeros([padded_group], tl.float32)
+    mixed = tl.zeros([padded_group, padded_dim], tl.float32)
+    for start in range(begin, end, step):
+        place = start + tl.arange(0, step)
+        valid = place < end
+        block = tl.load(block_tables + row * table_width + place // block_size, valid, other=0)
+        slot = block.to(tl.int64) * block_size + place % block_size
+        offset = (slot * kv_heads + kv_head)[:, None] * head_dim + column[None, :]
+        mask = valid[:, None] & in_dim[None, :]
+        key = tl.load(keys + offset, mask, other=0.0)
+        score = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale
+        score = tl.where(valid[None, :], score, float("-inf"))
+        new_best = tl.maximum(best, tl.max(score, 1))
+        weight = tl.exp(score - new_best[:, None])
+        fade = tl.exp(best - new_best)
+        value = tl.load(values + offset, mask, other=0.0)
+        mixed = mixed * fade[:, None] + tl.dot(
+            weight.to(value.dtype), value, input_precision="ieee"
+        )
+        mass = mass * fade + tl.sum(weight, 1)
+        best = new_best
+    is_head = head < group
+    part = ((row * kv_heads + kv_head) * group + head) * splits + split
+    # An empty split has mass 0: its output is 0, and the logarithm of its mass is -inf.
+    mixed /= tl.where(mass > 0, mass, 1.0)[:, None]
+    tl.store(
+        outputs + part[:, None] * head_dim + column[None, :],
+        mixed,
+        is_head[:, None] & in_dim[None, :],
+    )
+    tl.store(masses + part, best + tl.log(mass), is_head)
+
+
+@triton.jit
+def decode_merge(
+    outputs, masses, merged, head_dim: tl.constexpr, padded_dim: tl.constexpr, splits: tl.constexpr
+):
+    """One program a sequence and query head: the parts, weighted by their softmax masses."""
+    head = tl.program_id(0).to(tl.int64)
+    split = tl.arange(0, splits)
+    column = tl.arange(0, padded_dim)
+    in_dim = column < head_dim
+    log_mass = tl.load(masses + head * splits + split)
+    weight = tl.exp(log_mass - tl.max(log_mass))
+    place = (head * splits + split)[:, None] * head_dim + column[None, :]
+    parts = tl.load(outputs + place, in_dim[None, :], other=0.0)
+    total = tl.sum(parts * weight[:, None], 0) / tl.sum(weight)
+    tl.store(merged + head * head_dim + column, total, in_dim)
+
+
+@triton.jit
+def project_one(hidden, weight, bias, output, width, has_bias: tl.constexpr, step: tl.constexpr):
+    """One program an output: the product of one token's hidden state and a row of the weight."""
+    row = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([step], tl.float32)
+    for start in range(0, width, step):
+        column = start + tl.arange(0, step)
+        mask = column < width
+        # The weights pass the cache by: there are more of them than it holds.
+        factor = tl.load(weight + row * width + column, mask, 0.0, eviction_policy="evict_first")
+        total += factor.to(tl.float32) * tl.load(hidden + column, mask, 0.0).to(tl.float32)
+    result = tl.sum(total)
+    if has_bias:
+        result += tl.load(bias + row).to(tl.float32)
+    tl.store(output + row, result)
