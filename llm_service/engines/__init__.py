@@ -10,11 +10,16 @@ from llm_service.checkpoint import LLMConfig
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer
+from protos.errors import UnavailableError
 
 if TYPE_CHECKING:
     import torch
 
 FinishReason = Literal["stop", "length"]
+
+
+class RowsNeededError(UnavailableError):
+    """The KV cache does not hold what rows became that the prompt table lacks."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,13 @@ class ImageRows:
     Attributes:
         identity: digest that names the rows' values: the image's content and the recipe.
         row_count: how many rows.
+        is_held: whether the table has their values; without them the prompt can be read only as
+            long as the KV cache holds what they became.
     """
 
     identity: bytes
     row_count: int
+    is_held: bool = True
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,8 @@ class LLMEngine(Protocol):
             ContextLengthError: prompt and max_tokens, or the prompt alone, exceed the context: the
                 smaller of max_position_embeddings and what the KV cache holds.
             OverloadedError: too many sequences wait already.
+            RowsNeededError: an image's rows are not held, and the KV cache does not replace them;
+                before the first output, unless the cache has dropped them since.
             EngineDeadError: the engine has failed or is closed.
         """
         ...

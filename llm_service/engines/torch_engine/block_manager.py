@@ -42,6 +42,10 @@ class BlockManager:
             self._holder_counts[block] = 1
             sequence.block_table.append(block)
 
+    def cached_count(self, sequence: Sequence) -> int:
+        """Returns how many leading tokens of a sequence that holds no block are in the cache."""
+        return len(self._cached_blocks(sequence)) * self.block_size
+
     def can_admit(self, sequence: Sequence) -> bool:
         """Returns whether there are blocks enough for a sequence that holds none."""
         cached = self._cached_blocks(sequence)

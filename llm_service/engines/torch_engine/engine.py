@@ -15,7 +15,7 @@ import structlog
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import EngineLoad, Prompt, TokenOutput
+from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
 from llm_service.engines.torch_engine.admission import check_tokens, output_room
 from llm_service.engines.torch_engine.guides import GuideCompiler
 from llm_service.engines.torch_engine.model_runner import ModelRunner
@@ -189,11 +189,13 @@ class TorchEngine:
         """
         scheduled = self._scheduler.schedule()
         self._publish_load()
+        self._tell({sequence: _rows_needed() for sequence in self._scheduler.take_unreadable()})
         if scheduled:
             self._in_flight.append(self._runner.run(scheduled))
             for sequence in scheduled:
                 sequence.mark_launched()
-        if len(self._in_flight) > self._runner.overlaps or not scheduled:
+        awaited = len(self._in_flight) > self._runner.overlaps or not scheduled
+        if self._in_flight and awaited:
             self._deliver(self._in_flight.popleft().read())
 
     def _deliver(self, sampled: list[SampledToken]) -> None:
@@ -249,6 +251,10 @@ def _output(token: SampledToken) -> TokenOutput:
 def _put_all(messages: list[Message]) -> None:
     for queue, output in messages:
         queue.put_nowait(output)
+
+
+def _rows_needed() -> RowsNeededError:
+    return RowsNeededError("the KV cache has dropped an image that the request relies on")
 
 
 def _dead() -> EngineDeadError:

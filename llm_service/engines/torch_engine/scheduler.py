@@ -26,6 +26,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._max_batch_tokens = max_batch_tokens
         self._free_slots = list(reversed(range(max_running)))
+        self._unreadable: list[Sequence] = []
 
     @property
     def has_work(self) -> bool:
@@ -48,11 +49,17 @@ class Scheduler:
                 break
             scheduled.append(sequence)
             budget -= self._schedule_tokens(sequence, budget)
+        self._refuse_unreadable()
         while budget > 0 and self._can_admit():
             sequence = self._admit()
             scheduled.append(sequence)
             budget -= self._schedule_tokens(sequence, budget)
         return scheduled
+
+    def take_unreadable(self) -> list[Sequence]:
+        """Returns the sequences that the latest step has ended for rows that nobody holds."""
+        unreadable, self._unreadable = self._unreadable, []
+        return unreadable
 
     def finish(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees its blocks."""
@@ -91,6 +98,13 @@ class Scheduler:
         self.running.remove(sequence)
         self.blocks.release(sequence)
         self._free_slots.append(sequence.slot)
+
+    def _refuse_unreadable(self) -> None:
+        """Ends waiting sequences that need more of the cache than it still holds."""
+        for sequence in [item for item in self.waiting if item.required_count]:
+            if self.blocks.cached_count(sequence) < sequence.required_count:
+                self.finish(sequence)
+                self._unreadable.append(sequence)
 
     def _can_admit(self) -> bool:
         return bool(

@@ -43,6 +43,7 @@ class Sequence:
         computed_count: leading tokens whose keys and values are in the cache, or will be once the
             steps in flight have run.
         scheduled_count: tokens after those that the present step computes.
+        required_count: leading tokens that the cache must hold: rows among them are not held.
         cached_count: prompt tokens that were in the cache when the sequence was first admitted;
             None before.
         history: what the sampler's penalties look at; None until they do.
@@ -73,6 +74,7 @@ class Sequence:
         self.registered_count = 0
         self.computed_count = 0
         self.scheduled_count = 0
+        self.required_count = _required_count(prompt, vocabulary_size)
         self.cached_count: int | None = None
         self.history: TokenHistory | None = None
         self.finish_reason: FinishReason | None = None
@@ -133,3 +135,13 @@ class Sequence:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self._max_length:
             self.finish_reason = "length"
+
+
+def _required_count(prompt: Prompt, vocabulary_size: int) -> int:
+    """Returns how far into the prompt the last row reaches that is not held."""
+    end_row = required = 0
+    for image in prompt.images:
+        end_row += image.row_count
+        if not image.is_held:
+            required = prompt.token_ids.index(vocabulary_size + end_row - 1) + 1
+    return required

@@ -14,7 +14,14 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import LLMEngine, Prompt, TokenOutput, create_engine
+from llm_service.engines import (
+    ImageRows,
+    LLMEngine,
+    Prompt,
+    RowsNeededError,
+    TokenOutput,
+    create_engine,
+)
 from llm_service.engines.torch_engine.engine import TorchEngine
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.sequence import Sequence
@@ -160,6 +167,20 @@ async def test_rows_of_the_table_decide_and_its_dtype_is_converted(start: Start)
         engine, params, Prompt(ids, rounded.float())
     )
     assert await _tokens(engine, params, Prompt(ids, table.flip(0))) != tokens
+
+
+async def test_rows_that_nobody_holds_are_asked_for_and_later_not_needed(start: Start) -> None:
+    engine = await start(block_size=4)
+    table = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
+    ids = [3, 61, 62, 63, 64, 5, 6, 7, 8, 9]
+    params = SamplingParams(max_tokens=12)
+    unheld = Prompt(ids, torch.zeros_like(table), (ImageRows(b"cat", 4, is_held=False),))
+    with pytest.raises(RowsNeededError, match="dropped an image"):
+        await _outputs(engine, unheld, params)
+    held = Prompt(ids, table, (ImageRows(b"cat", 4),))
+    expected = await _tokens(engine, params, held)
+    assert await _tokens(engine, params, unheld) == expected
+    assert engine.load().running == engine.load().waiting == 0
 
 
 @pytest.mark.parametrize(

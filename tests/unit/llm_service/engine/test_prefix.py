@@ -7,7 +7,7 @@ import torch
 from llm_service.engines import ImageRows, Prompt
 from llm_service.engines.torch_engine.block_manager import BlockManager
 from llm_service.engines.torch_engine.scheduler import Scheduler
-from llm_service.engines.torch_engine.sequence import Sequence
+from llm_service.engines.torch_engine.sequence import Sequence, Status
 from llm_service.sampling import SamplingParams
 
 VOCABULARY_SIZE = 100
@@ -169,3 +169,34 @@ def test_higher_priority_is_admitted_first() -> None:
     scheduler.add(low)
     scheduler.add(high)
     assert scheduler.schedule() == [high]
+
+
+def _without_rows(*held: bool) -> tuple[ImageRows, ...]:
+    return tuple(
+        ImageRows(image.identity, image.row_count, is_held)
+        for image, is_held in zip(IMAGES, held, strict=True)
+    )
+
+
+def test_rows_are_not_needed_where_the_cache_holds_what_they_became() -> None:
+    long = [*TOKEN_IDS, 7, 8, 9]  # the last full block ends behind the second image
+    scheduler = _scheduler()
+    _run(scheduler, _sequence(_prompt(long)))
+    sequence = _sequence(_prompt(long, images=_without_rows(False, False)))
+    assert sequence.required_count == 15
+    assert _run(scheduler, sequence) == 20
+    assert scheduler.take_unreadable() == []
+
+
+def test_a_prompt_without_rows_ends_where_the_cache_does_not_hold_them() -> None:
+    scheduler = _scheduler()
+    _run(scheduler, _sequence(_prompt(TOKEN_IDS[:12])))  # up to within the second image
+    unreadable = _sequence(_prompt(images=_without_rows(True, False)))
+    scheduler.add(unreadable)
+    assert scheduler.schedule() == []
+    assert scheduler.take_unreadable() == [unreadable]
+    assert unreadable.status is Status.FINISHED
+    assert not scheduler.has_work
+    readable = _sequence(_prompt(images=_without_rows(False, True)))
+    assert readable.required_count == 9
+    assert _run(scheduler, readable) == 12
