@@ -134,8 +134,6 @@ class TorchEngine:
             matcher = await asyncio.to_thread(
                 self._guides.matcher, params.guide, params.stop_token_ids
             )
-        if prompt.prompt_table.shape[0]:
-            prompt = await asyncio.to_thread(self._runner.staged, prompt)
         order = (-priority, next(self._arrivals))
         vocabulary_size = self._config.vocabulary_size
         return Sequence(prompt, params, max_tokens, vocabulary_size, order=order, matcher=matcher)

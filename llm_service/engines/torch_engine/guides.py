@@ -49,23 +49,24 @@ JSON_OPTIONS: JsonCompileOptions = {
 class GuideCompiler:
     """Makes matchers, and keeps the compiled form of the latest guides.
 
-    One thread of its own owns tokenizer and cache; it also bounds what compiling may take from the
-    machine. `matcher` waits for it, so it is called from worker threads.
+    One thread of its own owns the cache and compiles, which also bounds what compiling may take
+    from the machine. `matcher` waits for it, so it is called from worker threads.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary_size: int) -> None:
-        self._tokenizer = tokenizer
-        self._vocabulary_size = vocabulary_size
+        """Reads the vocabulary: half a second for 150 thousand tokens.
+
+        Most of that time the interpreter's lock is held, so it is no work for the first request.
+        """
+        self._vocabulary = Vocabulary(tokenizer, vocabulary_size)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="guide-compiler")
-        self._vocabulary: Vocabulary | None = None
         self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
 
     def matcher(self, guide: Guide, stop_token_ids: frozenset[int]) -> TokenMatcher:
         """Returns a matcher at the beginning of the guide's language.
 
         Blocks: microseconds for a guide that is kept, a tenth of a second for a new one, at most a
-        few seconds for one that is refused. The first call also reads the vocabulary, half a second
-        for 150 thousand tokens.
+        few seconds for one that is refused.
 
         Raises:
             InvalidArgumentError: the guide is malformed, too large, too complex or matches nothing,
@@ -85,23 +86,23 @@ class GuideCompiler:
         return self._thread.submit(self._matcher, guide, stop_token_ids).result()
 
     def _matcher(self, guide: Guide, stop_token_ids: frozenset[int]) -> TokenMatcher:
-        if self._vocabulary is None:
-            self._vocabulary = Vocabulary(self._tokenizer, self._vocabulary_size)
-        compiled = self._compiled.get(guide) or self._compile(guide, self._vocabulary)
+        compiled = self._compiled.get(guide) or self._compile(guide)
         self._compiled[guide] = compiled
         self._compiled.move_to_end(guide)
         if len(self._compiled) > CACHED_GUIDE_COUNT:
             self._compiled.popitem(last=False)
         return TokenMatcher(guide, compiled.deep_copy(), self._vocabulary, stop_token_ids)
 
-    def _compile(self, guide: Guide, vocabulary: Vocabulary) -> LLMatcher:
+    def _compile(self, guide: Guide) -> LLMatcher:
         try:
             grammar = _grammar(guide)
         except ValueError as error:  # a schema that is no JSON object
             raise _refusal(guide, str(error)) from error
         if reason := _trial(grammar):
             raise _refusal(guide, reason)
-        compiled = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS)
+        compiled = LLMatcher(
+            self._vocabulary.tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS
+        )
         # The first mask is computed on a copy: a stepped matcher takes longer to copy.
         if reason := guide_trial.first_error(compiled.deep_copy()):
             raise _refusal(guide, reason)
@@ -198,10 +199,10 @@ class TokenMatcher:
 
 def token_bits(token_ids: Iterable[int], vocabulary_size: int) -> torch.Tensor:
     """Returns [ceil(vocabulary_size / 32)] int32, in which bit i % 32 of number i // 32 is id i."""
-    marks = torch.zeros(-(-vocabulary_size // 32), 32, dtype=torch.int32)
-    marks.view(-1)[list(token_ids)] = 1
-    # In a sum of distinct powers of two nothing is carried, so bit 31 becomes the sign.
-    return (marks << torch.arange(32, dtype=torch.int32)).sum(dim=1, dtype=torch.int32)
+    bits = bytearray(4 * -(-vocabulary_size // 32))
+    for token_id in token_ids:
+        bits[token_id // 8] |= 1 << token_id % 8
+    return torch.frombuffer(bits, dtype=torch.int32)
 
 
 def _text_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:

@@ -5,11 +5,12 @@ T is the number of tokens in a batch, of any number of sequences; D of them are 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 
@@ -160,7 +161,8 @@ class TorchKernels:
         outputs = []
         if decode_count:
             outputs.append(_attend_decodes(query[:decode_count], cache, layout))
-        outputs += attend_spans(query[decode_count:], cache, layout.spans)
+        for part in split_spans(query[decode_count:], cache, layout.spans):
+            outputs.append(attend_causally(*part)[0].transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -174,26 +176,34 @@ def _attend_decodes(query: torch.Tensor, cache: torch.Tensor, layout: BatchLayou
     return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1, 2)
 
 
-def attend_spans(
+def split_spans(
     query: torch.Tensor, cache: torch.Tensor, spans: tuple[PrefillSpan, ...]
-) -> list[torch.Tensor]:
-    """Returns each span's [query_length, heads, head_dim]; `query` holds them all."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Yields each span's queries, keys and values as attention takes them.
+
+    [1, heads, query_length, head_dim], and twice [1, kv_heads, context_length, head_dim].
+    """
     queries = torch.split(query, [span.query_length for span in spans])
-    return [_attend_span(part, cache, span) for part, span in zip(queries, spans, strict=True)]
+    for part, span in zip(queries, spans, strict=True):
+        context = cache[:, span.blocks].flatten(1, 2)[:, : span.context_length]
+        keys, values = context.transpose(1, 2)[:, None]
+        yield part.transpose(0, 1)[None], keys, values
 
 
-def _attend_span(query: torch.Tensor, cache: torch.Tensor, span: PrefillSpan) -> torch.Tensor:
-    context = cache[:, span.blocks].flatten(1, 2)[:, : span.context_length]
-    keys, values = context.transpose(1, 2)  # [kv_heads, context, head_dim]
-    output = scaled_dot_product_attention(
-        query.transpose(0, 1)[None],  # [1, heads, query, head_dim]
-        keys[None],
-        values[None],
-        # The queries are the last tokens of the context: aligned at the lower right.
-        attn_mask=causal_lower_right(span.query_length, span.context_length),
-        enable_gqa=True,
-    )
-    return output[0].transpose(0, 1)
+def attend_causally(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Attention of what `split_spans` yields; the queries are the last tokens of the context."""
+    query_length, context_length = query.shape[2], keys.shape[2]
+    if query_length == context_length:
+        return scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=True)
+    mask = _lower_right_mask(query_length, context_length, query.device)
+    return scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=True)
+
+
+@lru_cache(maxsize=4)  # all layers of a step use the same ones
+def _lower_right_mask(query_length: int, context_length: int, device: torch.device) -> torch.Tensor:
+    shape = (query_length, context_length)
+    mask = torch.ones(shape, dtype=torch.bool, device=device)
+    return mask.tril(context_length - query_length)
 
 
 def kernels_for(device: torch.device) -> Kernels:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import torch
 
-from llm_service.engines import Prompt
 from llm_service.engines.torch_engine.decode_graphs import DecodeGraphs
 from llm_service.engines.torch_engine.kernels import BatchLayout, rotary_table
 from llm_service.engines.torch_engine.models.decoder import Decoder
@@ -15,7 +13,7 @@ from llm_service.engines.torch_engine.sampler import guide_masks, sample
 from llm_service.engines.torch_engine.sequence import Sequence
 from llm_service.engines.torch_engine.step_inputs import StepInputs
 from llm_service.engines.torch_engine.step_outputs import StepOutputs
-from llm_service.engines.torch_engine.transfer import upload, uploaded
+from llm_service.engines.torch_engine.transfer import LargeUpload, upload, uploaded
 
 
 class ModelRunner:
@@ -48,6 +46,7 @@ class ModelRunner:
         self._rotation = rotary_table(config.head_dim, config.rope_theta, length, self.device)
         self._last_tokens = torch.zeros(max_running, dtype=torch.int64, device=self.device)
         self._mask_thread = ThreadPoolExecutor(1, "guide-masks")
+        self._table_upload = LargeUpload(self.device)
         self._graphs: DecodeGraphs | None = None
         if self.device.type == "cuda" and decoder.kernels.static_shapes:
             self._graphs = self._record(max_running, -(-length // block_size), block_count)
@@ -70,11 +69,6 @@ class ModelRunner:
         slots = [sequence.slot for sequence in inputs.sampled]
         self._last_tokens[uploaded(slots, torch.int64, self.device)] = choice.token_ids
         return StepOutputs(inputs.sampled, choice)
-
-    def staged(self, prompt: Prompt) -> Prompt:
-        """Returns the prompt with its table as `run` copies it fastest; takes milliseconds."""
-        table = prompt.prompt_table.to(self._kv_cache.dtype)
-        return replace(prompt, prompt_table=table.pin_memory() if self.overlaps else table)
 
     def close(self) -> None:
         """Ends the thread of the masks."""
@@ -135,7 +129,7 @@ class ModelRunner:
                 first, last = token_ids[places[[0, -1]]] - self.vocabulary_size
                 table = sequence.prompt.prompt_table[first : last + 1]
                 places_of_rows = upload(torch.from_numpy(begin + places), self.device)
-                embeddings[places_of_rows] = table.to(embeddings, non_blocking=True)
+                embeddings[places_of_rows] = self._table_upload(table).to(embeddings.dtype)
             begin += sequence.scheduled_count
 
     def _decode(self, rows: torch.Tensor, block_tables: torch.Tensor) -> torch.Tensor:

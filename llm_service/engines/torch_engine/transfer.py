@@ -27,3 +27,27 @@ def download(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)
+
+
+class LargeUpload:
+    """Copies megabytes from ordinary memory while the device works on.
+
+    Such a copy makes the host wait for the stream that it is in, so it gets one of its own.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # PyTorch's
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns the tensor on the device, for use in the current stream."""
+        if self._stream is None:
+            return tensor
+        with torch.cuda.stream(self._stream):
+            copy = tensor.to(self._device, non_blocking=True)
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        copy.record_stream(current)
+        return copy

@@ -7,7 +7,7 @@ import triton
 from torch.nn.functional import linear
 
 from llm_service.engines.torch_engine import triton_programs
-from llm_service.engines.torch_engine.kernels import BatchLayout, attend_spans
+from llm_service.engines.torch_engine.kernels import BatchLayout, attend_causally, split_spans
 
 # tl.dot's smallest operand; fewer query heads and narrower ones are padded to it.
 MIN_DOT_SIZE = 16
@@ -103,7 +103,8 @@ class TritonKernels:
         outputs = []
         if decode_count:
             outputs.append(_attend_decodes(query[:decode_count], cache, layout))
-        outputs += attend_spans(query[decode_count:], cache, layout.spans)
+        for part in split_spans(query[decode_count:], cache, layout.spans):
+            outputs.append(_attend_span(*part)[0].transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -141,6 +142,16 @@ def _attend_decodes(query: torch.Tensor, cache: torch.Tensor, layout: BatchLayou
         parts, masses, merged, head_dim=head_dim, padded_dim=padded_dim, splits=splits, num_warps=2
     )
     return merged
+
+
+def _attend_span(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    if query.shape[2] == keys.shape[2] or query.dtype == torch.float32:
+        return attend_causally(query, keys, values)
+    # PyTorch's flash attention aligns a causal mask at the lower right, which its public function
+    # gives no way to ask for but a mask that is built in memory.
+    flash = torch.ops.aten._scaled_dot_product_flash_attention
+    output: torch.Tensor = flash(query, keys, values, 0.0, True)[0]
+    return output
 
 
 def _split_count(head_count: int) -> int:

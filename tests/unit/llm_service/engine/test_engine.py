@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -26,7 +27,7 @@ from llm_service.engines.torch_engine.engine import TorchEngine
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.sequence import Sequence
 from llm_service.engines.torch_engine.step_outputs import StepOutputs
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings
 from protos.errors import (
     ContextLengthError,
@@ -35,8 +36,12 @@ from protos.errors import (
     InvalidTensorError,
     OverloadedError,
 )
-from tests.real_tokenizers import real_tokenizer
-from tests.unit.llm_service.engine.tiny import QWEN2, random_tensors, write_checkpoint
+from tests.unit.llm_service.engine.tiny import (
+    QWEN2,
+    random_tensors,
+    tiny_tokenizer,
+    write_checkpoint,
+)
 
 VOCABULARY_SIZE, HIDDEN_SIZE, CONTEXT = 61, 32, 512
 NO_ROWS = torch.empty(0, HIDDEN_SIZE)
@@ -66,8 +71,7 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
         options = {"kv_cache_byte_count": 2**22, **options}
         settings = Settings.model_validate({"checkpoint": checkpoint, "device": "cpu", **options})
         config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
-        tokenizer = await asyncio.to_thread(real_tokenizer, "qwen2_5")
-        engines.append(await asyncio.to_thread(create_engine, settings, config, tokenizer))
+        engines.append(await asyncio.to_thread(create_engine, settings, config, tiny_tokenizer()))
         return engines[-1]
 
     yield create
@@ -154,6 +158,56 @@ async def test_seed_gives_the_same_tokens_whatever_else_runs(start: Start) -> No
     together = await asyncio.gather(*(_tokens(engine, p) for p in [*others, params]))
     assert together[-1] == alone
     assert len({tuple(tokens[:5]) for tokens in together}) > 1
+
+
+async def test_log_probabilities_of_the_tokens_and_the_best(start: Start) -> None:
+    engine = await start()
+    greedy = SamplingParams(max_tokens=6, logprob_count=3)
+    outputs = await _outputs(engine, params=greedy)
+    for output in outputs:
+        (logprob,) = output.logprobs
+        assert logprob.token_id == output.token_ids[0] == logprob.top[0][0]
+        assert logprob.logprob == logprob.top[0][1]
+        assert len(logprob.top) == 3
+        assert 0 > logprob.top[0][1] > logprob.top[1][1] > logprob.top[2][1]
+    bare = await _outputs(engine, params=replace(greedy, logprob_count=0))
+    assert [output.logprobs[0].top for output in bare] == [()] * 6
+    assert [output.logprobs[0].logprob for output in bare] == [
+        output.logprobs[0].logprob for output in outputs
+    ]
+    assert {output.logprobs for output in await _outputs(engine)} == {()}
+
+
+async def test_a_bias_forbids_or_forces_a_token(start: Start) -> None:
+    engine = await start()
+    plain = await _tokens(engine, SamplingParams(max_tokens=12))
+    forbidden = SamplingParams(max_tokens=12, logit_bias=((plain[0], -100.0),))
+    assert plain[0] not in await _tokens(engine, forbidden)
+    forced = SamplingParams(max_tokens=12, logit_bias=((7, 100.0),))
+    assert await _tokens(engine, forced) == [7] * 12
+
+
+async def test_a_guide_holds_beside_free_sequences(start: Start) -> None:
+    engine = await start()
+    free = SamplingParams(max_tokens=12)
+    guide = Guide("regex", "(cat|dog)(and(cat|dog))*")
+    guided = SamplingParams(
+        temperature=1.0, seed=3, max_tokens=300, guide=guide, stop_token_ids=frozenset({54})
+    )
+    expected = await _tokens(engine, free)
+    beside, tokens = await asyncio.gather(_tokens(engine, free), _tokens(engine, guided))
+    assert beside == expected
+    assert tokens[-1] == 54
+    text = "".join(chr(97 + token_id) for token_id in tokens[:-1])
+    assert re.fullmatch(guide.source, text)
+
+
+async def test_refuses_a_bad_guide(start: Start) -> None:
+    engine = await start()
+    params = SamplingParams(guide=Guide("regex", "("), stop_token_ids=frozenset({54}))
+    with pytest.raises(InvalidArgumentError, match=r"guided\.regex"):
+        await _outputs(engine, params=params)
+    assert len(await _outputs(engine)) == 8
 
 
 async def test_rows_of_the_table_decide_and_its_dtype_is_converted(start: Start) -> None:
@@ -380,7 +434,7 @@ async def test_refuses_a_cache_without_room(start: Start) -> None:
 def test_refuses_cuda_where_there_is_none(checkpoint: Path) -> None:
     settings = Settings(checkpoint=checkpoint, device="cuda")
     with pytest.raises(ValueError, match="no CUDA device"):
-        create_engine(settings, LLMConfig.from_checkpoint(checkpoint), real_tokenizer("qwen2_5"))
+        create_engine(settings, LLMConfig.from_checkpoint(checkpoint), tiny_tokenizer())
 
 
 def test_model_is_named_after_its_folder_unless_told(checkpoint: Path) -> None:

@@ -13,6 +13,16 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from llm_service.tokenizer import (
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_START,
+    MESSAGE_END,
+    MESSAGE_START,
+    AddedToken,
+    Tokenizer,
+)
+
 Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -37,6 +47,18 @@ INTERNLM2: Config = {
     "rope_scaling": {"type": "dynamic", "factor": 2.0},
     "eos_token_id": 2,
 }
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """Returns a tokenizer of single characters whose ids the models below have."""
+    model = {"type": "BPE", "vocab": {chr(97 + i): i for i in range(26)}, "merges": []}
+    definition = {"version": "1.0", "added_tokens": [], "model": model} | {
+        name: {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+        for name in ("pre_tokenizer", "decoder")
+    }
+    contents = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, MESSAGE_START, MESSAGE_END)
+    added = {content: AddedToken(50 + i, special=True) for i, content in enumerate(contents)}
+    return Tokenizer(definition, added, bos_token=None)
 
 
 def tensor_shapes(llm: Config) -> Shapes:
