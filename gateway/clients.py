@@ -13,7 +13,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 
-from gateway.schema import ChatCompletionRequest, Message
+from gateway.schema import ChatCompletionRequest, Guide, Message
 from protos.errors import (
     ContextLengthError,
     DataLossError,
@@ -153,16 +153,28 @@ EmbeddingPiece = EmbeddingHeader | EmbeddingChunk | EmbeddingTrailer
 
 
 @dataclass(frozen=True)
-class TextDelta:
-    """New text; may be empty."""
+class TokenLogprob:
+    """A token's bytes and log probability; `top` is the most probable tokens' in its place."""
 
+    token: bytes
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextDelta:
+    """New text of one choice; may be empty. `logprobs` are of its new tokens, if asked for."""
+
+    index: int
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
-    """Why the answer ended."""
+    """Why one choice ended."""
 
+    index: int
     reason: Literal["stop", "length"]
 
 
@@ -417,6 +429,12 @@ def _start(request: ChatCompletionRequest, images: Sequence[EmbeddingId]) -> llm
         images=[_embedding_id(image) for image in images],
         sampling=_sampling(request),
         stop=_stop(request),
+        logprobs=_logprobs(request),
+        guided=_guided(request.guide) if request.guide else None,
+        choice_count=request.n,
+        # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
+        priority=None if request.priority is None else -request.priority,
+        cache_salt=request.cache_salt,
         skip_special_tokens=request.skip_special_tokens,
     )
     if start.ByteSize() > MAX_START_BYTE_COUNT:
@@ -453,7 +471,27 @@ def _sampling(request: ChatCompletionRequest) -> llm_pb2.SamplingParams:
         repetition_penalty=request.repetition_penalty,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
+        logit_bias=[
+            llm_pb2.LogitBias(token_id=int(token_id), bias=bias)
+            for token_id, bias in (request.logit_bias or {}).items()
+        ],
     )
+
+
+def _logprobs(request: ChatCompletionRequest) -> llm_pb2.LogprobOptions | None:
+    return llm_pb2.LogprobOptions(top_count=request.top_logprobs or 0) if request.logprobs else None
+
+
+def _guided(guide: Guide) -> llm_pb2.GuidedDecoding:
+    match guide.kind:
+        case "json_object":
+            return llm_pb2.GuidedDecoding(json_object=llm_pb2.JSONObjectGuide())
+        case "json_schema":
+            return llm_pb2.GuidedDecoding(json_schema=guide.source)
+        case "regex":
+            return llm_pb2.GuidedDecoding(regex=guide.source)
+        case "grammar":
+            return llm_pb2.GuidedDecoding(grammar=guide.source)
 
 
 def _stop(request: ChatCompletionRequest) -> llm_pb2.StopConditions:
@@ -486,9 +524,11 @@ def _embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.Gener
 
 def _chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
     if response.HasField("delta"):
-        return TextDelta(response.delta.text)
+        delta = response.delta
+        return TextDelta(delta.choice_index, delta.text, tuple(map(_logprob, delta.logprobs)))
     if response.HasField("finished"):
-        return Finished(FINISH_REASONS[response.finished.reason])
+        finished = response.finished
+        return Finished(finished.choice_index, FINISH_REASONS[finished.reason])
     usage = response.usage
     return Usage(
         prompt_token_count=usage.prompt_token_count,
@@ -496,3 +536,7 @@ def _chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
         cached_token_count=usage.cached_token_count,
         image_token_count=usage.image_token_count,
     )
+
+
+def _logprob(logprob: llm_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(logprob.token, logprob.logprob, tuple(map(_logprob, logprob.top)))

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from typing import Literal
 
 from aiohttp import web
 
 from gateway.chat import ChatPipeline, RequestRecord
-from gateway.clients import ChatEvent, Finished, LLMClient, TextDelta, VisionClient
+from gateway.clients import (
+    ChatEvent,
+    Finished,
+    LLMClient,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+    VisionClient,
+)
 from gateway.schema import (
     AnswerMessage,
     ChatCompletion,
@@ -21,7 +31,14 @@ from gateway.schema import (
     parse_chat_request,
 )
 from gateway.settings import Settings
-from gateway.sse import DONE, HEADERS, Transcript, completion_usage, error_event
+from gateway.sse import (
+    DONE,
+    HEADERS,
+    Transcript,
+    choice_logprobs,
+    completion_usage,
+    error_event,
+)
 from gateway.traffic import Traffic
 from protos.errors import NotFoundError, ServiceError
 
@@ -82,7 +99,11 @@ async def _stream(
 ) -> web.StreamResponse:
     """Sends events as they come; until the first one has come, an error is an HTTP status."""
     transcript = Transcript(
-        _completion_id(request), int(time.time()), chat.model, chat.include_usage
+        _completion_id(request),
+        int(time.time()),
+        chat.model,
+        chat.include_usage,
+        chat.choice_count,
     )
     first = await anext(events)
     response = web.StreamResponse(headers=HEADERS)
@@ -104,24 +125,58 @@ async def _collect(
     request: web.Request, chat: ChatCompletionRequest, events: AsyncGenerator[ChatEvent, None]
 ) -> web.Response:
     """Answers at once, with all that the stream held."""
-    texts, reason, usage = [], None, None
+    choices: defaultdict[int, _CollectedChoice] = defaultdict(_CollectedChoice)
+    usage = None
     async for event in events:
-        if isinstance(event, TextDelta):
-            texts.append(event.text)
-        elif isinstance(event, Finished):
-            reason = event.reason
-        else:
+        if isinstance(event, Usage):
             usage = event
-    if reason is None or usage is None:
-        raise ServiceError("the LLM service sent no finish or no usage")
+        else:
+            choices[event.index].add(event)
+    if usage is None or len(choices) != chat.choice_count:
+        raise ServiceError("the LLM service left out a choice or the usage")
+    completion_id = _completion_id(request)
+    # In a thread: log probabilities may be a million objects.
+    text = await asyncio.to_thread(_completion_json, completion_id, chat.model, choices, usage)
+    return web.json_response(text=text)
+
+
+def _completion_json(
+    completion_id: str, model: str, choices: dict[int, _CollectedChoice], usage: Usage
+) -> str:
     completion = ChatCompletion(
-        id=_completion_id(request),
+        id=completion_id,
         created=int(time.time()),
-        model=chat.model,
-        choices=[Choice(message=AnswerMessage(content="".join(texts)), finish_reason=reason)],
+        model=model,
+        choices=[choices[index].whole(index) for index in sorted(choices)],
         usage=completion_usage(usage),
     )
-    return web.json_response(text=completion.model_dump_json())
+    return completion.model_dump_json()
+
+
+class _CollectedChoice:
+    """What has come of one choice."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._reason: Literal["stop", "length"] | None = None
+
+    def add(self, event: TextDelta | Finished) -> None:
+        if isinstance(event, Finished):
+            self._reason = event.reason
+        else:
+            self._texts.append(event.text)
+            self._logprobs.extend(event.logprobs)
+
+    def whole(self, index: int) -> Choice:
+        if self._reason is None:
+            raise ServiceError(f"the LLM service did not finish choice {index}")
+        return Choice(
+            index=index,
+            message=AnswerMessage(content="".join(self._texts)),
+            logprobs=choice_logprobs(self._logprobs) if self._logprobs else None,
+            finish_reason=self._reason,
+        )
 
 
 def _completion_id(request: web.Request) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ MAX_PARAM_LENGTH = 200
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_STOPS = 16
+MAX_BIASES = 1024
 UNSUPPORTED = "unsupported_field"
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
@@ -56,6 +58,28 @@ def _as_parts(value: object) -> object:
         return [{"type": "text", "text": value}]
     if not isinstance(value, list):
         raise PydanticCustomError("content_type", "must be a string or a list of parts")
+    return value
+
+
+def _as_schema_text(value: object) -> object:
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    raise PydanticCustomError("schema_type", "must be a JSON Schema: an object")
+
+
+def _as_optional_schema_text(value: object) -> object:
+    return value if value is None or isinstance(value, str) else _as_schema_text(value)
+
+
+def _by_token_id(value: object) -> object:
+    """Checks the keys of OpenAI's map of token ids, as strings, to biases."""
+    if isinstance(value, dict):
+        if len(value) > MAX_BIASES:
+            message = "has {count} entries, at most {limit} are allowed"
+            raise PydanticCustomError("biases", message, {"count": len(value), "limit": MAX_BIASES})
+        for key in value:
+            if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
+                raise PydanticCustomError("bias_key", "is no token id", {"field": key})
     return value
 
 
@@ -110,6 +134,7 @@ class Message(RequestModel):
     audio: Annotated[Any, _unsupported()] = None
     function_call: Annotated[Any, _unsupported()] = None
     name: Annotated[Any, _unsupported()] = None
+    parsed: Any = None  # the client library's own reading of the content
     refusal: Annotated[Any, _unsupported()] = None
     tool_calls: Annotated[Any, _unsupported([])] = None
 
@@ -119,6 +144,70 @@ class Message(RequestModel):
             message = "only messages of the role 'user' may hold images"
             raise PydanticCustomError("image_role", message, {"field": "content"})
         return self
+
+
+class JSONSchemaFormat(RequestModel):
+    """A JSON Schema, and labels for it; its enforcement is strict whether asked for or not.
+
+    Attributes:
+        definition: the schema as JSON text.
+    """
+
+    name: str
+    description: str | None = None
+    definition: Annotated[str, BeforeValidator(_as_schema_text), Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(RequestModel):
+    """What the answer must be: any text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JSONSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _has_its_field(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            message = "goes with the type 'json_schema', and only with it"
+            raise PydanticCustomError("other_type", message, {"field": "json_schema"})
+        return self
+
+
+class StructuredOutputs(RequestModel):
+    """What the answer must be, in one of three ways.
+
+    Attributes:
+        definition: a JSON Schema as JSON text.
+        regex: an expression that the whole answer matches.
+        grammar: in llguidance's dialect of Lark.
+    """
+
+    definition: Annotated[
+        str | None, BeforeValidator(_as_optional_schema_text), Field(alias="json")
+    ] = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> StructuredOutputs:
+        if [self.definition, self.regex, self.grammar].count(None) != 2:
+            raise PydanticCustomError("one_of", "needs exactly one of json, regex, grammar")
+        return self
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What an answer must be, as the services' contract has it, and where the request says so.
+
+    Attributes:
+        kind: the field of GuidedDecoding.
+        source: its text; empty for "json_object".
+        param: the JSON path that it was made from.
+    """
+
+    kind: Literal["json_object", "json_schema", "regex", "grammar"]
+    source: str
+    param: str
 
 
 class StreamOptions(RequestModel):
@@ -152,6 +241,11 @@ class ChatCompletionRequest(RequestModel):
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
     stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
+    n: Int32 | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int32 | None = None
+    logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
+    response_format: ResponseFormat | None = None
 
     # Not OpenAI's; named as vLLM and LMDeploy name them.
     top_k: Int32 | None = None
@@ -163,6 +257,9 @@ class ChatCompletionRequest(RequestModel):
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
+    priority: Annotated[int, Field(gt=-(2**31), lt=2**31)] | None = None
+    cache_salt: str | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     # Labels for the caller's own books: they ask for nothing.
     metadata: Any = None
@@ -173,22 +270,17 @@ class ChatCompletionRequest(RequestModel):
     audio: Annotated[Any, _unsupported()] = None
     function_call: Annotated[Any, _unsupported("none")] = None
     functions: Annotated[Any, _unsupported([])] = None
-    logit_bias: Annotated[Any, _unsupported({})] = None
-    logprobs: Annotated[Any, _unsupported(False)] = None
     modalities: Annotated[Any, _unsupported(["text"])] = None
     moderation: Annotated[Any, _unsupported()] = None
-    n: Annotated[Any, _unsupported(1)] = None
     parallel_tool_calls: Annotated[Any, _unsupported(True, False)] = None
     prediction: Annotated[Any, _unsupported()] = None
     prompt_cache_options: Annotated[Any, _unsupported()] = None
     prompt_cache_retention: Annotated[Any, _unsupported("in_memory", "in-memory")] = None
     reasoning_effort: Annotated[Any, _unsupported("none")] = None
-    response_format: Annotated[Any, _unsupported({"type": "text"})] = None
     service_tier: Annotated[Any, _unsupported("auto", "default")] = None
     store: Annotated[Any, _unsupported(False)] = None
     tool_choice: Annotated[Any, _unsupported("none", "auto")] = None
     tools: Annotated[Any, _unsupported([])] = None
-    top_logprobs: Annotated[Any, _unsupported(0)] = None
     verbosity: Annotated[Any, _unsupported("medium")] = None
     web_search_options: Annotated[Any, _unsupported()] = None
 
@@ -202,6 +294,12 @@ class ChatCompletionRequest(RequestModel):
         ):
             message = "differs from max_completion_tokens, which replaces it"
             raise PydanticCustomError("max_tokens", message, {"field": "max_tokens"})
+        if self.top_logprobs and not self.logprobs:
+            message = "only allowed when logprobs is true"
+            raise PydanticCustomError("top_logprobs", message, {"field": "top_logprobs"})
+        if self.structured_outputs is not None and self._format_guide is not None:
+            message = "response_format says already what the answer must be"
+            raise PydanticCustomError("two_formats", message, {"field": "structured_outputs"})
         return self
 
     @property
@@ -213,6 +311,32 @@ class ChatCompletionRequest(RequestModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def choice_count(self) -> int:
+        """How many answers to generate."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def guide(self) -> Guide | None:
+        """What the answer must be; None for any text."""
+        if self.structured_outputs is None:
+            return self._format_guide
+        outputs = self.structured_outputs
+        if outputs.definition is not None:
+            return Guide("json_schema", outputs.definition, "structured_outputs.json")
+        if outputs.regex is not None:
+            return Guide("regex", outputs.regex, "structured_outputs.regex")
+        return Guide("grammar", outputs.grammar or "", "structured_outputs.grammar")
+
+    @property
+    def _format_guide(self) -> Guide | None:
+        if self.response_format is None or self.response_format.type == "text":
+            return None
+        if self.response_format.json_schema is None:
+            return Guide("json_object", "", "response_format")
+        definition = self.response_format.json_schema.definition
+        return Guide("json_schema", definition, "response_format.json_schema.schema")
 
     def images(self) -> Iterator[ImageReference]:
         """Yields the images in their order."""
@@ -234,12 +358,21 @@ class ChatCompletionRequest(RequestModel):
             return self._image_param(name)
         if name.startswith("stop."):
             return self._stop_param(name.split(".")[1].split("[")[0])
+        if name.startswith("guided"):
+            return self.guide.param if self.guide else ""
+        if name.startswith("logit_bias["):
+            return self._bias_param(name)
+        name = {"choice_count": "n", "logprobs.top_count": "top_logprobs"}.get(name, name)
         return name if re.split(r"[.\[]", name)[0] in type(self).model_fields else ""
 
     def _image_param(self, name: str) -> str:
         params = [reference.param for reference in self.images()]
         index = re.match(r"images\[(\d+)\]", name)
         return params[int(index[1])] if index and int(index[1]) < len(params) else "messages"
+
+    def _bias_param(self, name: str) -> str:
+        index = int(name.removeprefix("logit_bias[").split("]")[0])
+        return f"logit_bias.{list(self.logit_bias or {})[index]}"
 
     def _stop_param(self, name: str) -> str:
         limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
@@ -317,6 +450,27 @@ class CompletionUsage(BaseModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class TopLogprob(BaseModel):
+    """A token that might have come, and the natural logarithm of its probability."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class ContentLogprob(TopLogprob):
+    """A token of the answer, and the most probable tokens in its place, best first."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChoiceLogprobs(BaseModel):
+    """The log probabilities of an answer's tokens."""
+
+    content: list[ContentLogprob]
+    refusal: None = None
+
+
 class AnswerMessage(BaseModel):
     """The model's answer."""
 
@@ -328,9 +482,9 @@ class AnswerMessage(BaseModel):
 class Choice(BaseModel):
     """One answer, and why it ended."""
 
-    index: int = 0
+    index: int
     message: AnswerMessage
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None
     finish_reason: Literal["stop", "length"]
 
 

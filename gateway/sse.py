@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.clients import ChatEvent, Finished, TextDelta, Usage
+from gateway.clients import ChatEvent, Finished, TextDelta, TokenLogprob, Usage
 from gateway.errors import error_body
-from gateway.schema import CompletionUsage, PromptTokensDetails
+from gateway.schema import (
+    ChoiceLogprobs,
+    CompletionUsage,
+    ContentLogprob,
+    PromptTokensDetails,
+    TopLogprob,
+)
 from protos.errors import ServiceError
 
 HEADERS = {
@@ -17,6 +24,7 @@ HEADERS = {
     # Asks nginx not to collect the stream.
     "X-Accel-Buffering": "no",
 }
+LEAST_LOGPROB = -9999.0
 DONE = b"data: [DONE]\n\n"
 
 
@@ -29,28 +37,46 @@ class Transcript:
         created: Unix time in seconds.
         model: name of the model.
         include_usage: whether a last chunk holds the usage, and all others a null.
+        choice_count: how many choices the answer has.
     """
 
     id: str
     created: int
     model: str
     include_usage: bool
+    choice_count: int
 
     def opening(self) -> bytes:
-        """Returns the first chunk: the role."""
-        return self._delta({"role": "assistant", "content": "", "refusal": None})
+        """Returns the first chunk of each choice: the role."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return b"".join(self._choice(index, delta) for index in range(self.choice_count))
 
     def event(self, event: ChatEvent) -> bytes:
-        """Returns the chunk of an event; nothing for an empty text or a usage nobody asked for."""
+        """Returns the chunk of an event; nothing for an empty delta or a usage nobody asked for."""
         if isinstance(event, TextDelta):
-            return self._delta({"content": event.text}) if event.text else b""
+            return self._delta(event) if event.text or event.logprobs else b""
         if isinstance(event, Finished):
-            return self._delta({}, event.reason)
+            return self._choice(event.index, {}, finish_reason=event.reason)
         usage = completion_usage(event).model_dump()
         return self._chunk([], usage) if self.include_usage else b""
 
-    def _delta(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _delta(self, delta: TextDelta) -> bytes:
+        logprobs = choice_logprobs(delta.logprobs).model_dump() if delta.logprobs else None
+        return self._choice(delta.index, {"content": delta.text}, logprobs)
+
+    def _choice(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> bytes:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
         return self._chunk([choice], None)
 
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> bytes:
@@ -76,6 +102,28 @@ def completion_usage(usage: Usage) -> CompletionUsage:
             cached_tokens=usage.cached_token_count, image_tokens=usage.image_token_count
         ),
     )
+
+
+def choice_logprobs(logprobs: Iterable[TokenLogprob]) -> ChoiceLogprobs:
+    """Returns OpenAI's form of log probabilities."""
+    return ChoiceLogprobs(
+        content=[
+            ContentLogprob(
+                **_token(logprob), top_logprobs=[TopLogprob(**_token(top)) for top in logprob.top]
+            )
+            for logprob in logprobs
+        ]
+    )
+
+
+def _token(logprob: TokenLogprob) -> dict[str, Any]:
+    # A token may hold a part of a character: OpenAI shows its bytes as \xf0, and the least
+    # logarithm is its -9999.0, as JSON has no -inf.
+    return {
+        "token": logprob.token.decode(errors="backslashreplace"),
+        "bytes": list(logprob.token),
+        "logprob": max(logprob.logprob, LEAST_LOGPROB),
+    }
 
 
 def error_event(error: ServiceError) -> bytes:

@@ -11,11 +11,25 @@ from llm_service.tokenizer import Tokenizer
 class Detokenizer:
     """Turns a growing sequence of ids into text, holding back bytes of unfinished characters."""
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        keep_first_space: bool = False,
+    ) -> None:
+        """Begins a text.
+
+        Args:
+            tokenizer: what the ids are of.
+            skip_special_tokens: whether special tokens are left out.
+            keep_first_space: whether a first space stays that SentencePiece would drop: a guided
+                text is exactly its tokens' bytes.
+        """
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._drop_space = tokenizer.drops_first_space
+        self._drop_space = tokenizer.drops_first_space and not keep_first_space
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Returns the text that these ids complete; invalid bytes become U+FFFD."""

@@ -1,22 +1,30 @@
-"""One choice from engine to text: joins token outputs, detokenizer and stop strings."""
+"""Choices from engine to text: joins token outputs, detokenizer and stop strings."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines import FinishReason, LLMEngine, Prompt
-from llm_service.sampling import SamplingParams
+from llm_service.engines import FinishReason, LLMEngine, Prompt, TokenLogprob
+from llm_service.sampling import MAX_SEED, SamplingParams
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """New text and the tokens that made it; the text may lag behind its tokens, or be empty."""
+    """New text and new tokens; the text may lag behind its tokens, or be empty.
+
+    Attributes:
+        text: whole characters.
+        token_ids: the new tokens, also those that the text leaves out.
+        logprobs: one for each of them if the request asks for them, else empty.
+    """
 
     text: str
     token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,74 @@ class TextEnd:
     cached_token_count: int
 
 
+TextEvent = TextDelta | TextEnd
+
+
+def choice_params(params: SamplingParams, index: int) -> SamplingParams:
+    """Returns the options of one of several choices: with a seed, the choices' seeds are a row."""
+    if params.seed is None:
+        return params
+    return replace(params, seed=(params.seed + index) % (MAX_SEED + 1))
+
+
+async def interleaved(
+    choices: Sequence[AsyncGenerator[TextEvent, None]],
+) -> AsyncGenerator[tuple[int, TextEvent], None]:
+    """Yields the events of all choices as they come, each with its choice's index.
+
+    Closes all choices when it is closed, or when one of them fails.
+
+    Raises:
+        ServiceError: whatever the first choice to fail raises.
+    """
+    if len(choices) == 1:  # needs no task, whose hand-over would cost each token some 20 us
+        async with aclosing(choices[0]) as events:
+            async for event in events:
+                yield 0, event
+        return
+    arrived: asyncio.Queue[tuple[int, TextEvent | None]] = asyncio.Queue()
+    tasks = [
+        asyncio.create_task(_pass_on(index, choice, arrived))
+        for index, choice in enumerate(choices)
+    ]
+    try:
+        open_count = len(tasks)
+        while open_count:
+            index, arrival = await arrived.get()
+            if arrival is None:
+                open_count -= 1
+                await tasks[index]
+            else:
+                yield index, arrival
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pass_on(
+    index: int,
+    choice: AsyncGenerator[TextEvent, None],
+    arrived: asyncio.Queue[tuple[int, TextEvent | None]],
+) -> None:
+    """Puts a choice's events into the queue, and None when it is over, however it ended."""
+    try:
+        async with aclosing(choice) as events:
+            async for event in events:
+                arrived.put_nowait((index, event))
+    finally:
+        arrived.put_nowait((index, None))
+
+
 async def generate_text(
     engine: LLMEngine,
     prompt: Prompt,
     params: SamplingParams,
     detokenizer: Detokenizer,
     stop_strings: StopStrings,
-) -> AsyncGenerator[TextDelta | TextEnd, None]:
-    """Yields deltas while the engine generates, and one end.
+    priority: int = 0,
+) -> AsyncGenerator[TextEvent, None]:
+    """Yields one choice: deltas while the engine generates, and one end.
 
     The token that ends a sequence is in the last delta's `token_ids` but not in its text. A stop
     string ends the engine's sequence at once: leaving the loop closes the engine's generator.
@@ -52,7 +120,7 @@ async def generate_text(
         ServiceError: whatever the engine raises.
     """
     output_token_count = 0
-    async with aclosing(engine.generate(prompt, params)) as outputs:
+    async with aclosing(engine.generate(prompt, params, priority)) as outputs:
         async for output in outputs:
             output_token_count += len(output.token_ids)
             text = detokenizer.push(_visible(output.token_ids, params, output.finish_reason))
@@ -62,7 +130,7 @@ async def generate_text(
             reason = "stop" if stop_string is not None else output.finish_reason
             if stop_string is None and reason is not None:
                 text += stop_strings.finish()
-            yield TextDelta(text, output.token_ids)
+            yield TextDelta(text, output.token_ids, output.logprobs)
             if reason is not None:
                 yield TextEnd(reason, stop_string, output_token_count, output.cached_token_count)
                 return

@@ -39,6 +39,9 @@ class Generation:
         params: how tokens are chosen and when to stop.
         stop_strings: strings that end the text.
         skip_special_tokens: whether the text leaves special tokens out.
+        choice_count: answers to generate, >= 1.
+        priority: sequences with a higher one run first.
+        cache_salt: what separates the prompt's KV cache from others'.
     """
 
     layout: PromptLayout
@@ -46,6 +49,9 @@ class Generation:
     params: SamplingParams
     stop_strings: list[str]
     skip_special_tokens: bool
+    choice_count: int
+    priority: int
+    cache_salt: str
 
 
 class RequestImages:
@@ -113,6 +119,7 @@ class RequestImages:
             # The rows of a single image are shared with the cache: nobody writes to them.
             prompt_table=tables[0] if len(tables) == 1 else torch.cat([empty, *tables]),
             images=tuple(map(ImageRows, self._identities, row_counts)),
+            cache_salt=self._generation.cache_salt,
         )
 
     def _take(self, message: TableMessage) -> None:

@@ -13,8 +13,15 @@ import structlog
 
 from llm_service import wire
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines import LLMEngine
-from llm_service.generation import TextDelta, TextEnd, generate_text
+from llm_service.engines import LLMEngine, Prompt
+from llm_service.generation import (
+    TextDelta,
+    TextEnd,
+    TextEvent,
+    choice_params,
+    generate_text,
+    interleaved,
+)
 from llm_service.images import Generation, RequestImages
 from llm_service.model import ServedModel
 from llm_service.prompt import PromptLayout, chat_layout, text_layout, token_layout
@@ -58,20 +65,14 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
             prompt_token_count=len(prompt.token_ids),
             image_token_count=prompt.prompt_table.shape[0],
         )
-        events = generate_text(
-            self._engine,
-            prompt,
-            generation.params,
-            Detokenizer(self._model.tokenizer, skip_special_tokens=generation.skip_special_tokens),
-            StopStrings(generation.stop_strings),
-        )
-        async with aclosing(events):
-            async for event in events:
+        async with aclosing(interleaved(self._choices(prompt, generation))) as events:
+            async for index, event in events:
                 clock.tick()
-                yield _response(event)
+                yield self._response(index, event)
                 if isinstance(event, TextEnd):
-                    usage.output_token_count = event.output_token_count
-                    usage.cached_token_count = event.cached_token_count
+                    usage.output_token_count += event.output_token_count
+                    if index == 0:
+                        usage.cached_token_count = event.cached_token_count
         usage.first_token_seconds, usage.total_seconds = clock.first, clock.last
         yield llm_pb2.GenerateResponse(usage=usage)
         _log(usage)
@@ -123,8 +124,40 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
             total_kv_token_count=load.total_kv_tokens,
         )
 
+    def _choices(
+        self, prompt: Prompt, generation: Generation
+    ) -> list[AsyncGenerator[TextEvent, None]]:
+        return [
+            generate_text(
+                self._engine,
+                prompt,
+                choice_params(generation.params, index),
+                Detokenizer(
+                    self._model.tokenizer,
+                    skip_special_tokens=generation.skip_special_tokens,
+                    keep_first_space=generation.params.guide is not None,
+                ),
+                StopStrings(generation.stop_strings),
+                generation.priority,
+            )
+            for index in range(generation.choice_count)
+        ]
+
+    def _response(self, index: int, event: TextEvent) -> llm_pb2.GenerateResponse:
+        if isinstance(event, TextDelta):
+            logprobs = [wire.token_logprob(one, self._model.tokenizer) for one in event.logprobs]
+            delta = llm_pb2.TokenDelta(
+                choice_index=index, text=event.text, token_ids=event.token_ids, logprobs=logprobs
+            )
+            return llm_pb2.GenerateResponse(delta=delta)
+        finished = llm_pb2.Finished(
+            choice_index=index,
+            reason=wire.FINISH_REASONS[event.reason],
+            stop_string=event.stop_string,
+        )
+        return llm_pb2.GenerateResponse(finished=finished)
+
     def _parse(self, start: llm_pb2.GenerateStart) -> Generation:
-        wire.refuse_unsupported(start)
         config = self._model.config
         identities = wire.image_identities(start.images, self._model.max_image_count)
         params = wire.sampling_params(start, self._model.end_token_ids, config.vocabulary_size)
@@ -132,7 +165,16 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         layout = self._layout(start)
         _check_image_count(layout, len(identities), "images")
         skip = start.skip_special_tokens if start.HasField("skip_special_tokens") else True
-        return Generation(layout, identities, params, stop_strings, skip)
+        return Generation(
+            layout,
+            identities,
+            params,
+            stop_strings,
+            skip,
+            choice_count=wire.choice_count(start),
+            priority=start.priority,
+            cache_salt=wire.cache_salt(start),
+        )
 
     def _layout(self, message: PromptMessage) -> PromptLayout:
         self._check_size(message)
@@ -150,12 +192,21 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     def _check_size(self, message: PromptMessage) -> None:
         """Refuses what cannot fit before seconds are spent on tokenizing it."""
         limit = MAX_BYTES_PER_TOKEN * self._model.max_context_token_count
-        if message.ByteSize() > limit:
+        if (size := _prompt_byte_count(message)) > limit:
             raise ContextLengthError(
-                f"the prompt has {message.ByteSize()} bytes; a context of"
+                f"the prompt has {size} bytes; a context of"
                 f" {self._model.max_context_token_count} tokens takes at most {limit}",
                 field="messages",
             )
+
+
+def _prompt_byte_count(message: PromptMessage) -> int:
+    match message.WhichOneof("prompt"):
+        case "chat":
+            return message.chat.ByteSize()
+        case "token_ids":
+            return message.token_ids.ByteSize()
+    return len(message.text.encode())
 
 
 class _Clock:
@@ -207,15 +258,3 @@ def _log(usage: llm_pb2.Usage) -> None:
 
 def _wanted(image_indexes: list[int]) -> llm_pb2.GenerateResponse:
     return llm_pb2.GenerateResponse(wanted=llm_pb2.WantedImages(image_indexes=image_indexes))
-
-
-def _response(event: TextDelta | TextEnd) -> llm_pb2.GenerateResponse:
-    if isinstance(event, TextDelta):
-        return llm_pb2.GenerateResponse(
-            delta=llm_pb2.TokenDelta(text=event.text, token_ids=event.token_ids)
-        )
-    return llm_pb2.GenerateResponse(
-        finished=llm_pb2.Finished(
-            reason=wire.FINISH_REASONS[event.reason], stop_string=event.stop_string
-        )
-    )

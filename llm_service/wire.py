@@ -6,14 +6,19 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 
 import torch
 
+from llm_service.engines import TokenLogprob
 from llm_service.prompt import Message, Role
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import Guide, SamplingParams
 from llm_service.tables import TableChunk, TableHeader, TableMessage, TableSpec, TableTrailer
-from protos.errors import InvalidArgumentError, UnsupportedFieldError
+from llm_service.tokenizer import Tokenizer
+from protos.errors import InvalidArgumentError
 from protos.internvl.v1 import llm_pb2, tensor_pb2
 
 MAX_STOP_COUNT = 16
 MAX_STOP_STRING_LENGTH = 256
+MAX_CHOICE_COUNT = 16
+MAX_CACHE_SALT_LENGTH = 128
+MAX_LOGIT_BIAS_COUNT = 1024
 DIGEST_BYTE_COUNT = 32
 
 DTYPES = {
@@ -30,25 +35,6 @@ FINISH_REASONS = {
     "stop": llm_pb2.FINISH_REASON_STOP,
     "length": llm_pb2.FINISH_REASON_LENGTH,
 }
-
-
-def refuse_unsupported(start: llm_pb2.GenerateStart) -> None:
-    """Refuses, by name, the fields of the contract that this service does not act on.
-
-    Raises:
-        UnsupportedFieldError: such a field is set.
-    """
-    unsupported = {
-        "logprobs": start.HasField("logprobs"),
-        "guided": start.HasField("guided"),
-        "choice_count": start.HasField("choice_count") and start.choice_count != 1,
-        "priority": start.HasField("priority") and start.priority != 0,
-        "cache_salt": bool(start.cache_salt),
-        "sampling.logit_bias": bool(start.sampling.logit_bias),
-    }
-    for field, is_set in unsupported.items():
-        if is_set:
-            raise UnsupportedFieldError(f"{field} is not supported by this service", field=field)
 
 
 def chat_messages(chat: llm_pb2.ChatPrompt) -> list[Message]:
@@ -106,19 +92,15 @@ def image_identities(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -
 def sampling_params(
     start: llm_pb2.GenerateStart, end_token_ids: Iterable[int], vocabulary_size: int
 ) -> SamplingParams:
-    """Returns what `sampling` and `stop` ask for; unset fields keep their defaults.
+    """Returns what `sampling`, `stop`, `logprobs` and `guided` ask for; unset fields keep defaults.
 
     Raises:
         InvalidArgumentError: a value is out of its range.
     """
     stop = start.stop
-    _check_stop_count("token_ids", len(stop.token_ids))
+    _check_entry_count("stop.token_ids", len(stop.token_ids), MAX_STOP_COUNT)
     for index, token_id in enumerate(stop.token_ids):
-        if not 0 <= token_id < vocabulary_size:
-            raise InvalidArgumentError(
-                f"token id {token_id} is not in 0..{vocabulary_size - 1}",
-                field=f"stop.token_ids[{index}]",
-            )
+        _check_token_id(f"stop.token_ids[{index}]", token_id, vocabulary_size)
     chosen = {
         descriptor.name: value
         for descriptor, value in start.sampling.ListFields()
@@ -130,7 +112,63 @@ def sampling_params(
         max_tokens=stop.max_token_count if stop.HasField("max_token_count") else None,
         min_tokens=stop.min_token_count,
         stop_token_ids=frozenset([*end_tokens, *stop.token_ids]),
+        logit_bias=_logit_bias(start.sampling.logit_bias, vocabulary_size),
+        logprob_count=start.logprobs.top_count if start.HasField("logprobs") else None,
+        guide=_guide(start.guided) if start.HasField("guided") else None,
     )
+
+
+def _logit_bias(
+    entries: Sequence[llm_pb2.LogitBias], vocabulary_size: int
+) -> tuple[tuple[int, float], ...]:
+    _check_entry_count("sampling.logit_bias", len(entries), MAX_LOGIT_BIAS_COUNT)
+    biases: dict[int, float] = {}
+    for index, entry in enumerate(entries):
+        field = f"sampling.logit_bias[{index}].token_id"
+        _check_token_id(field, entry.token_id, vocabulary_size)
+        if entry.token_id in biases:
+            raise InvalidArgumentError(f"token id {entry.token_id} has a bias already", field=field)
+        biases[entry.token_id] = entry.bias
+    return tuple(biases.items())
+
+
+def _guide(guided: llm_pb2.GuidedDecoding) -> Guide:
+    match guided.WhichOneof("guide"):
+        case "json_object":
+            return Guide("json_object")
+        case "json_schema" | "regex" | "grammar" as kind:
+            return Guide(kind, getattr(guided, kind))
+    raise InvalidArgumentError(
+        "one of json_object, json_schema, regex, grammar must be set", field="guided"
+    )
+
+
+def choice_count(start: llm_pb2.GenerateStart) -> int:
+    """Returns how many choices to generate.
+
+    Raises:
+        InvalidArgumentError: none, or too many.
+    """
+    count = start.choice_count if start.HasField("choice_count") else 1
+    if not 1 <= count <= MAX_CHOICE_COUNT:
+        raise InvalidArgumentError(
+            f"choice_count is {count}, not in 1..{MAX_CHOICE_COUNT}", field="choice_count"
+        )
+    return count
+
+
+def cache_salt(start: llm_pb2.GenerateStart) -> str:
+    """Returns what separates the request's KV cache from others'; empty if nothing does.
+
+    Raises:
+        InvalidArgumentError: it is too long.
+    """
+    if (length := len(start.cache_salt)) > MAX_CACHE_SALT_LENGTH:
+        raise InvalidArgumentError(
+            f"cache_salt has {length} characters, at most {MAX_CACHE_SALT_LENGTH} are allowed",
+            field="cache_salt",
+        )
+    return start.cache_salt
 
 
 def stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
@@ -139,7 +177,7 @@ def stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
     Raises:
         InvalidArgumentError: too many, an empty one or one that is too long.
     """
-    _check_stop_count("strings", len(stop.strings))
+    _check_entry_count("stop.strings", len(stop.strings), MAX_STOP_COUNT)
     for index, string in enumerate(stop.strings):
         if not 1 <= len(string) <= MAX_STOP_STRING_LENGTH:
             raise InvalidArgumentError(
@@ -149,12 +187,34 @@ def stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
     return list(stop.strings)
 
 
-def _check_stop_count(name: str, count: int) -> None:
-    if count > MAX_STOP_COUNT:
+def _check_entry_count(field: str, count: int, limit: int) -> None:
+    if count > limit:
         raise InvalidArgumentError(
-            f"stop.{name} has {count} entries, at most {MAX_STOP_COUNT} are allowed",
-            field=f"stop.{name}",
+            f"{field} has {count} entries, at most {limit} are allowed", field=field
         )
+
+
+def _check_token_id(field: str, token_id: int, vocabulary_size: int) -> None:
+    if not 0 <= token_id < vocabulary_size:
+        raise InvalidArgumentError(
+            f"token id {token_id} is not in 0..{vocabulary_size - 1}", field=field
+        )
+
+
+def token_logprob(logprob: TokenLogprob, tokenizer: Tokenizer) -> llm_pb2.TokenLogprob:
+    """Returns a token's log probability as its message, and those of its alternatives."""
+    top = [
+        llm_pb2.TokenLogprob(
+            token_id=token_id, logprob=value, token=tokenizer.token_bytes(token_id)
+        )
+        for token_id, value in logprob.top
+    ]
+    return llm_pb2.TokenLogprob(
+        token_id=logprob.token_id,
+        logprob=logprob.logprob,
+        token=tokenizer.token_bytes(logprob.token_id),
+        top=top,
+    )
 
 
 async def table_messages(

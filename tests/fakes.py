@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -225,21 +226,45 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     async def _answer(
         self, start: llm_pb2.GenerateStart
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
+        choices = range(start.choice_count if start.HasField("choice_count") else 1)
         for text in self.texts:
-            yield llm_pb2.GenerateResponse(delta=llm_pb2.TokenDelta(text=text, token_ids=[1]))
+            for index in choices:
+                logprobs = scripted_logprobs(start, text)
+                delta = llm_pb2.TokenDelta(
+                    choice_index=index, text=text, token_ids=[1], logprobs=logprobs
+                )
+                yield llm_pb2.GenerateResponse(delta=delta)
         if self.late_failure:
             raise self.late_failure
         if self.stalls:
             self.stalled.set()
             await self.released.wait()
-        yield llm_pb2.GenerateResponse(finished=llm_pb2.Finished(reason=self.reason))
+        for index in reversed(choices):
+            finished = llm_pb2.Finished(choice_index=index, reason=self.reason)
+            yield llm_pb2.GenerateResponse(finished=finished)
         usage = llm_pb2.Usage(
             prompt_token_count=30 + 256 * len(start.images),
-            output_token_count=len(self.texts),
+            output_token_count=len(self.texts) * len(choices),
             cached_token_count=16,
             image_token_count=256 * len(start.images),
         )
         yield llm_pb2.GenerateResponse(usage=usage)
+
+
+def scripted_logprobs(start: llm_pb2.GenerateStart, text: str) -> list[llm_pb2.TokenLogprob]:
+    """Returns what is said of a delta's one token: an empty text's is a part of a character."""
+    if not start.HasField("logprobs"):
+        return []
+    token = text.encode() or b"\xf0\x9f"
+    top = [
+        llm_pb2.TokenLogprob(token_id=1, logprob=-0.5, token=token),
+        llm_pb2.TokenLogprob(token_id=2, logprob=-math.inf, token=b"never"),
+    ]
+    return [
+        llm_pb2.TokenLogprob(
+            token_id=1, logprob=-0.5, token=token, top=top[: start.logprobs.top_count]
+        )
+    ]
 
 
 @asynccontextmanager

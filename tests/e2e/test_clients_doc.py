@@ -53,10 +53,17 @@ def test_openai_block(stack: Stack, tmp_path: Path) -> None:
     assert "prompt_tokens=" in answer
 
 
+def test_form_block(stack: Stack, tmp_path: Path) -> None:
+    script = tmp_path / "form_client.py"
+    script.write_text(blocks()[1].replace("http://127.0.0.1:8000", stack.url))
+    answers = re.findall(r"^(\d) animal='(?:cat|dog|panda)' likes='", run(script), re.M)
+    assert answers == ["0", "1"]
+
+
 def test_grpc_blocks(stack: Stack, tmp_path: Path) -> None:
     vision_client, llm_client = tmp_path / "vision_client.py", tmp_path / "llm_client.py"
-    vision_client.write_text(blocks()[1])
-    llm_client.write_text(blocks()[2])
+    vision_client.write_text(blocks()[2])
+    llm_client.write_text(blocks()[3])
     vision, llm = (f"127.0.0.1:{service.port}" for service in (stack.vision, stack.llm))
     assert run(vision_client, vision, PICTURE).startswith("1 tiles, embedding [256, 256]")
     answer = run(llm_client, vision, llm, PICTURE)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog.testing
 
-from protos.errors import ServiceError
+from protos.errors import InvalidArgumentError, ServiceError
 from protos.identity import content_digest, recipe_digest
 from protos.internvl.v1 import llm_pb2
 from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, embedding_of, stack
@@ -122,6 +122,10 @@ async def test_only_what_the_client_set_reaches_the_llm_service() -> None:
     assert start.stop == llm_pb2.StopConditions()
     assert not start.HasField("skip_special_tokens")
     assert not start.HasField("choice_count")
+    assert not start.HasField("logprobs")
+    assert not start.HasField("guided")
+    assert not start.HasField("priority")
+    assert not start.HasField("cache_salt")
 
 
 async def test_every_option_reaches_the_llm_service() -> None:
@@ -141,6 +145,13 @@ async def test_every_option_reaches_the_llm_service() -> None:
             stop_token_ids=[5],
             ignore_eos=False,
             skip_special_tokens=False,
+            logit_bias={"5": -100, "0": 1.5},
+            n=2,
+            logprobs=True,
+            top_logprobs=3,
+            priority=-4,
+            cache_salt="tenant",
+            structured_outputs={"regex": "a+"},
         )
     assert status == 200
     (start,) = gateway.llm.starts
@@ -153,6 +164,10 @@ async def test_every_option_reaches_the_llm_service() -> None:
         repetition_penalty=1.5,
         presence_penalty=-0.5,
         frequency_penalty=0,
+        logit_bias=[
+            llm_pb2.LogitBias(token_id=5, bias=-100),
+            llm_pb2.LogitBias(token_id=0, bias=1.5),
+        ],
     )
     assert start.stop == llm_pb2.StopConditions(
         max_token_count=9,
@@ -163,6 +178,140 @@ async def test_every_option_reaches_the_llm_service() -> None:
     )
     assert start.HasField("skip_special_tokens")
     assert not start.skip_special_tokens
+    assert start.choice_count == 2
+    assert start.logprobs == llm_pb2.LogprobOptions(top_count=3)
+    assert start.priority == 4  # vLLM's lowest comes first, the contract's highest
+    assert start.cache_salt == "tenant"
+    assert start.guided == llm_pb2.GuidedDecoding(regex="a+")
+
+
+SCHEMA = {"type": "object", "properties": {"size": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "guided"),
+    [
+        (
+            {"response_format": {"type": "json_object"}},
+            llm_pb2.GuidedDecoding(json_object=llm_pb2.JSONObjectGuide()),
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "size", "schema": SCHEMA, "strict": True},
+                }
+            },
+            llm_pb2.GuidedDecoding(json_schema=json.dumps(SCHEMA)),
+        ),
+        (
+            {"structured_outputs": {"grammar": 'start: "a"'}},
+            llm_pb2.GuidedDecoding(grammar='start: "a"'),
+        ),
+    ],
+    ids=["json_object", "json_schema", "grammar"],
+)
+async def test_every_format_reaches_the_llm_service(
+    body: dict[str, Any], guided: llm_pb2.GuidedDecoding
+) -> None:
+    async with stack() as gateway:
+        status, _ = await gateway.chat(**body)
+    assert status == 200
+    assert gateway.llm.starts[0].guided == guided
+
+
+def named(token: bytes, shown: str, logprob: float = -0.5) -> dict[str, Any]:
+    return {"token": shown, "bytes": list(token), "logprob": logprob}
+
+
+NEVER = named(b"never", "never", -9999.0)
+# A part of a character is shown as its bytes, and JSON has no infinity.
+TOKENS = [named(b"Hel", "Hel"), named(b"\xf0\x9f", "\\xf0\\x9f"), named(b"lo", "lo")]
+LOGPROBS = [token | {"top_logprobs": [token, NEVER]} for token in TOKENS]
+
+
+async def test_logprobs_are_openais() -> None:
+    async with stack() as gateway:
+        _, answer = await gateway.chat(logprobs=True, top_logprobs=2)
+    assert answer["choices"][0]["logprobs"] == {"content": LOGPROBS, "refusal": None}
+
+
+async def test_logprobs_without_alternatives() -> None:
+    async with stack() as gateway:
+        _, answer = await gateway.chat(logprobs=True)
+    contents = answer["choices"][0]["logprobs"]["content"]
+    assert contents == [token | {"top_logprobs": []} for token in TOKENS]
+
+
+async def test_a_stream_has_the_logprobs_of_each_token_also_without_text() -> None:
+    async with stack() as gateway:
+        role, *deltas, finish, _ = await events(gateway, logprobs=True, top_logprobs=2)
+    assert [delta["choices"][0]["delta"]["content"] for delta in deltas] == ["Hel", "", "lo"]
+    contents = [delta["choices"][0]["logprobs"]["content"] for delta in deltas]
+    assert contents == [[logprob] for logprob in LOGPROBS]
+    assert role["choices"][0]["logprobs"] is finish["choices"][0]["logprobs"] is None
+
+
+async def test_choices_are_collected_by_their_index() -> None:
+    async with stack() as gateway:
+        status, answer = await gateway.chat(n=3)
+    assert status == 200
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in answer["choices"]} == {"Hello"}
+    assert answer["usage"]["completion_tokens"] == 9
+
+
+async def test_choices_interleave_in_a_stream() -> None:
+    async with stack() as gateway:
+        *chunks, done = await events(gateway, n=2)
+    assert done == "[DONE]"
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [(choice["index"], choice["delta"].get("content")) for choice in choices] == [
+        (0, ""),
+        (1, ""),
+        (0, "Hel"),
+        (1, "Hel"),
+        (0, "lo"),
+        (1, "lo"),
+        (1, None),
+        (0, None),
+    ]
+    assert [choice["finish_reason"] for choice in choices] == [None] * 6 + ["stop"] * 2
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "param"),
+    [
+        ({"n": 2**31 - 1}, "choice_count", "n"),
+        ({"logprobs": True, "top_logprobs": 21}, "logprobs.top_count", "top_logprobs"),
+        ({"logit_bias": {"9": 1}}, "sampling.logit_bias[0].token_id", "logit_bias.9"),
+        (
+            {"structured_outputs": {"regex": "(("}},
+            "guided.regex",
+            "structured_outputs.regex",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {}},
+                }
+            },
+            "guided.json_schema",
+            "response_format.json_schema.schema",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_llm_service_refuses_is_named_as_the_client_named_it(
+    body: dict[str, Any], field: str, param: str, stream: bool
+) -> None:
+    refusal = InvalidArgumentError(f"{field} is wrong", field=field)
+    async with stack(llm=ScriptedLLM(failures=[refusal])) as gateway:
+        status, answer = await gateway.chat(stream=stream, **body)
+    assert status == 400
+    assert answer["error"]["param"] == param
+    assert answer["error"]["message"] == f"{param} is wrong"
 
 
 async def test_roles_and_parts_reach_the_llm_service() -> None:

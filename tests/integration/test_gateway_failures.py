@@ -419,9 +419,9 @@ async def test_a_malformed_field_is_400_with_its_path() -> None:
 
 async def test_an_unsupported_field_is_400_with_its_name() -> None:
     async with stack() as gateway:
-        status, body = await gateway.chat(n=2)
+        status, body = await gateway.chat(store=True)
     error = body["error"]
-    assert (status, error["param"], error["code"]) == (400, "n", "unsupported_field")
+    assert (status, error["param"], error["code"]) == (400, "store", "unsupported_field")
 
 
 async def test_other_paths_and_methods() -> None:
@@ -458,7 +458,7 @@ async def test_a_bug_is_500_without_its_text(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_a_bug_in_the_stream_breaks_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Transcript, event: object) -> bytes:
-        if event == TextDelta("lo"):
+        if event == TextDelta(0, "lo"):
             raise RuntimeError
         return b"data: x\n\n"
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import openai
+import pydantic
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
@@ -60,6 +62,43 @@ async def test_a_stream() -> None:
     assert chunks[-1].usage.total_tokens == 286 + 3
 
 
+class Size(pydantic.BaseModel):
+    """What a parsed answer is."""
+
+    size: int
+
+
+# The client's own: it sends `parsed` back, which its type does not foresee.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+async def test_a_parsed_answer_and_a_second_turn() -> None:
+    llm = ScriptedLLM(texts=['{"size"', ": 3}"])
+    async with stack(llm=llm) as gateway, connect(gateway) as client:
+        first = await client.chat.completions.parse(
+            model=MODEL, messages=QUESTION, response_format=Size, n=2, logprobs=True
+        )
+        messages: list[Any] = [*QUESTION, first.choices[0].message, *QUESTION]
+        await client.chat.completions.parse(model=MODEL, messages=messages, response_format=Size)
+    assert [choice.message.parsed for choice in first.choices] == [Size(size=3)] * 2
+    assert first.choices[1].logprobs
+    assert first.choices[1].logprobs.content
+    assert first.choices[1].logprobs.content[0].token == '{"size"'
+    assert json.loads(llm.starts[0].guided.json_schema)["required"] == ["size"]
+    assert llm.starts[1].chat.messages[1].parts[0].text == '{"size": 3}'
+
+
+async def test_a_stream_of_parsed_choices() -> None:
+    llm = ScriptedLLM(texts=['{"size"', ": 3}"])
+    async with (
+        stack(llm=llm) as gateway,
+        connect(gateway) as client,
+        client.chat.completions.stream(
+            model=MODEL, messages=QUESTION, response_format=Size, n=2, logprobs=True
+        ) as stream,
+    ):
+        completion = await stream.get_final_completion()
+    assert [choice.message.parsed for choice in completion.choices] == [Size(size=3)] * 2
+
+
 async def test_the_sync_client() -> None:
     def ask(url: str) -> tuple[str | None, str]:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
@@ -83,8 +122,8 @@ async def test_models() -> None:
 async def test_errors_are_the_clients_own() -> None:
     async with stack() as gateway, connect(gateway) as client:
         with pytest.raises(openai.BadRequestError) as caught:
-            await client.chat.completions.create(model=MODEL, messages=QUESTION, n=2)
-        assert (caught.value.param, caught.value.code) == ("n", "unsupported_field")
+            await client.chat.completions.create(model=MODEL, messages=QUESTION, store=True)
+        assert (caught.value.param, caught.value.code) == ("store", "unsupported_field")
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="other", messages=QUESTION)
         gateway.llm.failures = [OverloadedError("full")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -13,9 +14,9 @@ import torch
 
 from llm_service.__main__ import SERVICE_NAME
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import EngineLoad, FinishReason, Prompt, TokenOutput
+from llm_service.engines import EngineLoad, FinishReason, Prompt, TokenLogprob, TokenOutput
 from llm_service.model import ServedModel
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import Guide, SamplingParams
 from llm_service.servicer import LLMServicer
 from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer
@@ -29,7 +30,6 @@ from protos.errors import (
     ModelMismatchError,
     OverloadedError,
     ServiceError,
-    UnsupportedFieldError,
     from_rpc_error,
 )
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
@@ -60,32 +60,39 @@ class ScriptedEngine:
     """Gives out fixed tokens; remembers what it was asked and whether it was closed early."""
 
     def __init__(self) -> None:
+        self.tokenizer = real_tokenizer("qwen2_5")
         self.text = "Hello, world!"
         self.finish: FinishReason = "stop"
         self.error: ServiceError | None = None
         self.never_ends = False
         self.prompts: list[Prompt] = []
         self.params: list[SamplingParams] = []
+        self.priorities: list[int] = []
         self.cancelled = asyncio.Event()
+        self.closings = asyncio.Semaphore(0)
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0
     ) -> AsyncGenerator[TokenOutput, None]:
         self.prompts.append(prompt)
         self.params.append(params)
+        self.priorities.append(priority)
         if self.error is not None:
             raise self.error
-        ids = real_tokenizer("qwen2_5").encode(self.text)
+        ids = self.tokenizer.encode(self.text)
         try:
             for token_id in ids[: None if self.finish == "stop" else -1]:
-                yield TokenOutput([token_id], None)
+                yield TokenOutput([token_id], None, logprobs=logprobs_of(token_id, params))
             while self.never_ends:
                 await asyncio.sleep(0.01)
                 yield TokenOutput([ids[0]], None)
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled.set()
+            self.closings.release()
             raise
-        yield TokenOutput([END if self.finish == "stop" else ids[-1]], self.finish)
+        last = END if self.finish == "stop" else ids[-1]
+        logprobs = logprobs_of(last, params)
+        yield TokenOutput([last], self.finish, cached_token_count=16, logprobs=logprobs)
 
     def load(self) -> EngineLoad:
         return EngineLoad(running=1, waiting=2, free_kv_tokens=3, total_kv_tokens=4)
@@ -95,6 +102,13 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         pass
+
+
+def logprobs_of(token_id: int, params: SamplingParams) -> tuple[TokenLogprob, ...]:
+    if params.logprob_count is None:
+        return ()
+    alternatives = ((token_id, -0.5), (END, -1.5))
+    return (TokenLogprob(token_id, -0.5, alternatives[: params.logprob_count]),)
 
 
 @pytest.fixture
@@ -109,7 +123,13 @@ def stub(channel: grpc.aio.Channel) -> llm_pb2_grpc.LLMServiceAsyncStub:
 
 @pytest.fixture
 async def channel(engine: ScriptedEngine) -> AsyncIterator[grpc.aio.Channel]:
-    model = ServedModel("tiny", "torch", CONFIG, real_tokenizer("qwen2_5"), CONTEXT, 4)
+    async with serving(engine) as channel:
+        yield channel
+
+
+@asynccontextmanager
+async def serving(engine: ScriptedEngine) -> AsyncIterator[grpc.aio.Channel]:
+    model = ServedModel("tiny", "torch", CONFIG, engine.tokenizer, CONTEXT, 4)
     servicer = LLMServicer(model, engine, TableCache(TABLE_BYTES))
     service = Service(
         SERVICE_NAME,
@@ -311,6 +331,118 @@ async def test_end_tokens_can_be_ignored(
     assert engine.params[0].stop_token_ids == frozenset()
 
 
+def biased(*biases: tuple[int, float]) -> llm_pb2.GenerateRequest:
+    entries = [llm_pb2.LogitBias(token_id=token_id, bias=bias) for token_id, bias in biases]
+    return start(sampling=llm_pb2.SamplingParams(logit_bias=entries))
+
+
+async def test_bias_and_guide_and_priority_and_salt_reach_the_engine(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    request = biased((3, -100), (1, 0.5))
+    request.start.guided.regex = "Hel+o.*"
+    request.start.priority = -2
+    request.start.cache_salt = "tenant"
+    await exchange(stub, request)
+    assert engine.params[0].logit_bias == ((3, -100.0), (1, 0.5))
+    assert engine.params[0].guide == Guide("regex", "Hel+o.*")
+    assert engine.priorities == [-2]
+    assert engine.prompts[0].cache_salt == "tenant"
+
+
+@pytest.mark.parametrize(
+    ("guided", "guide"),
+    [
+        (
+            llm_pb2.GuidedDecoding(json_object=llm_pb2.JSONObjectGuide()),
+            Guide("json_object"),
+        ),
+        (llm_pb2.GuidedDecoding(json_schema="{}"), Guide("json_schema", "{}")),
+        (llm_pb2.GuidedDecoding(grammar='start: "a"'), Guide("grammar", 'start: "a"')),
+    ],
+    ids=["json_object", "json_schema", "grammar"],
+)
+async def test_every_kind_of_guide_reaches_the_engine(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+    engine: ScriptedEngine,
+    guided: llm_pb2.GuidedDecoding,
+    guide: Guide,
+) -> None:
+    await exchange(stub, start(guided=guided))
+    assert engine.params[0].guide == guide
+
+
+async def test_logprobs_name_their_tokens_bytes(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    _, *deltas, _, _ = await exchange(stub, start(logprobs=llm_pb2.LogprobOptions(top_count=2)))
+    assert engine.params[0].logprob_count == 2
+    for response in deltas:
+        (token_id,) = response.delta.token_ids
+        (logprob,) = response.delta.logprobs
+        assert (logprob.token_id, logprob.logprob) == (token_id, -0.5)
+        tops = [(top.token_id, top.logprob) for top in logprob.top]
+        assert tops == [(token_id, -0.5), (END, -1.5)]
+        assert logprob.top[1].token == b"<|im_end|>"
+    shown = b"".join(response.delta.logprobs[0].token for response in deltas[:-1])
+    assert shown == b"Hello, world!"
+
+
+async def test_no_logprobs_unless_asked_for(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    responses = await exchange(stub, start())
+    assert engine.params[0].logprob_count is None
+    assert not any(response.delta.logprobs for response in responses)
+
+
+async def test_choices_come_by_their_index_and_cost_together(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    sampling = llm_pb2.SamplingParams(temperature=1, seed=7)
+    responses = await exchange(stub, start(choice_count=3, sampling=sampling))
+    assert [params.seed for params in engine.params] == [7, 8, 9]
+    for index in range(3):
+        texts = [r.delta.text for r in responses if r.delta.choice_index == index]
+        assert "".join(texts) == "Hello, world!"
+    ends = [r.finished.choice_index for r in responses if r.HasField("finished")]
+    assert sorted(ends) == [0, 1, 2]
+    usage = responses[-1].usage
+    assert usage.output_token_count == 3 * 5
+    assert usage.prompt_token_count == len(engine.prompts[0].token_ids)
+    assert usage.cached_token_count == 16  # the first choice's, not the three's
+
+
+async def test_cancelled_call_closes_every_choice(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    engine.never_ends = True
+    call = stub.Generate(iter([start(choice_count=3)]))
+    async for _ in call:
+        if len(engine.prompts) == 3:
+            break
+    call.cancel()
+    for _ in range(3):
+        await asyncio.wait_for(engine.closings.acquire(), 5)
+
+
+@pytest.mark.parametrize(("regex", "text"), [("", "Hi"), (" Hi", " Hi")])
+async def test_only_a_guided_text_keeps_sentencepieces_first_space(regex: str, text: str) -> None:
+    engine = ScriptedEngine()
+    engine.tokenizer, engine.text = real_tokenizer("internlm2_5"), " Hi"
+    guided = llm_pb2.GuidedDecoding(regex=regex) if regex else None
+    async with serving(engine) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        assert text_of(await exchange(stub, start(guided=guided))) == text
+
+
+async def test_a_long_guide_does_not_count_as_prompt(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+) -> None:
+    guided = llm_pb2.GuidedDecoding(regex="H" * 70_000)
+    assert text_of(await exchange(stub, start(guided=guided))) == "Hello, world!"
+
+
 A = table(1.0)[1]
 BIG = bytes((1 << 20) + 32)
 
@@ -319,36 +451,44 @@ BIG = bytes((1 << 20) + 32)
     ("error", "field", "sentence", "requests"),
     [
         (InvalidArgumentError, "start", "first message must be start", [chunk(A)]),
+        (InvalidArgumentError, "choice_count", r"0, not in 1\.\.16", [start(choice_count=0)]),
+        (InvalidArgumentError, "choice_count", r"17, not in 1\.\.16", [start(choice_count=17)]),
         (
-            UnsupportedFieldError,
-            "choice_count",
-            "choice_count is not supported",
-            [start(choice_count=2)],
+            InvalidArgumentError,
+            "logprobs.top_count",
+            "21",
+            [start(logprobs=llm_pb2.LogprobOptions(top_count=21))],
         ),
         (
-            UnsupportedFieldError,
-            "logprobs",
-            "logprobs is not supported",
-            [start(logprobs=llm_pb2.LogprobOptions())],
-        ),
-        (
-            UnsupportedFieldError,
+            InvalidArgumentError,
             "guided",
-            "guided is not supported",
-            [start(guided=llm_pb2.GuidedDecoding(json_object=llm_pb2.JSONObjectGuide()))],
+            "one of json_object, json_schema, regex, grammar",
+            [start(guided=llm_pb2.GuidedDecoding())],
         ),
-        (UnsupportedFieldError, "priority", "priority is not supported", [start(priority=1)]),
         (
-            UnsupportedFieldError,
+            InvalidArgumentError,
             "cache_salt",
-            "cache_salt is not supported",
-            [start(cache_salt="x")],
+            "129 characters, at most 128",
+            [start(cache_salt="x" * 129)],
+        ),
+        (InvalidArgumentError, "sampling.logit_bias", "100.5", [biased((1, 100.5))]),
+        (
+            InvalidArgumentError,
+            "sampling.logit_bias",
+            "1025 entries, at most 1024",
+            [biased(*((token_id, 1) for token_id in range(1025)))],
         ),
         (
-            UnsupportedFieldError,
-            "sampling.logit_bias",
-            "sampling.logit_bias is not supported",
-            [start(sampling=llm_pb2.SamplingParams(logit_bias=[llm_pb2.LogitBias(token_id=1)]))],
+            InvalidArgumentError,
+            "sampling.logit_bias[1].token_id",
+            "151674 is not in 0..151673",
+            [biased((1, 1), (151674, 1))],
+        ),
+        (
+            InvalidArgumentError,
+            "sampling.logit_bias[2].token_id",
+            "1 has a bias already",
+            [biased((1, 1), (2, 1), (1, 1))],
         ),
         (
             InvalidArgumentError,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.schema import ChatCompletionRequest, parse_chat_request
+from gateway.schema import ChatCompletionRequest, Guide, parse_chat_request
 from protos.errors import InvalidArgumentError, UnsupportedFieldError
 from tests.fakes import chat_body
 
@@ -67,7 +67,9 @@ def test_images_come_in_order_with_their_paths() -> None:
         ("n", 1),
         ("logprobs", False),
         ("top_logprobs", None),
+        ("top_logprobs", 0),
         ("response_format", {"type": "text"}),
+        ("response_format", None),
         ("tools", None),
         ("tools", []),
         ("tool_choice", "none"),
@@ -95,6 +97,7 @@ def test_an_assistant_message_comes_back_as_the_client_read_it() -> None:
         "audio": None,
         "function_call": None,
         "tool_calls": None,
+        "parsed": {"animal": "cat"},
     }
     question = {"role": "user", "content": "Sure?"}
     assert len(parse(messages=[question, answer, question]).messages) == 3
@@ -106,18 +109,13 @@ def test_an_assistant_message_comes_back_as_the_client_read_it() -> None:
         ("audio", {"voice": "a", "format": "wav"}),
         ("function_call", "auto"),
         ("functions", [{"name": "f"}]),
-        ("logit_bias", {"5": 1}),
-        ("logprobs", True),
         ("modalities", ["text", "audio"]),
-        ("n", 2),
         ("prediction", {"type": "content", "content": ""}),
         ("reasoning_effort", "high"),
-        ("response_format", {"type": "json_object"}),
         ("service_tier", "flex"),
         ("store", True),
         ("tool_choice", "required"),
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("top_logprobs", 3),
         ("verbosity", "low"),
         ("web_search_options", {}),
     ],
@@ -137,6 +135,12 @@ def test_an_unsupported_field_of_a_message_is_refused_by_its_path() -> None:
 
 
 HI = {"role": "user", "content": "Hi"}
+SCHEMA = {"type": "object", "properties": {"größe": {"type": "integer"}}}
+NAMED_SCHEMA = {"name": "size", "schema": SCHEMA}
+
+
+def schema_format(json_schema: object) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,51 @@ HI = {"role": "user", "content": "Hi"}
         ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        ({"n": True}, "n"),
+        ({"n": "2"}, "n"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": "3"}, "top_logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
+        ({"logit_bias": [[5, 1]]}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five"),
+        ({"logit_bias": {"05": 1}}, "logit_bias.05"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias.-5"),
+        ({"logit_bias": {"٥": 1}}, "logit_bias.٥"),
+        ({"logit_bias": {"1234567890": 1}}, "logit_bias.1234567890"),
+        ({"logit_bias": {"5": True}}, "logit_bias.5"),
+        ({"logit_bias": {"5": "1"}}, "logit_bias.5"),
+        ({"logit_bias": {"5": None}}, "logit_bias.5"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+        ({"response_format": "json_object"}, "response_format"),
+        ({"response_format": {}}, "response_format.type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": NAMED_SCHEMA}},
+            "response_format.json_schema",
+        ),
+        (schema_format({"schema": {}}), "response_format.json_schema.name"),
+        (schema_format({"name": "x"}), "response_format.json_schema.schema"),
+        (schema_format(NAMED_SCHEMA | {"schema": "{}"}), "response_format.json_schema.schema"),
+        (schema_format(NAMED_SCHEMA | {"schema": True}), "response_format.json_schema.schema"),
+        (schema_format(NAMED_SCHEMA | {"strict": 1}), "response_format.json_schema.strict"),
+        (schema_format(NAMED_SCHEMA | {"x": 1}), "response_format.json_schema.x"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs.choice"),
+        (
+            {
+                "structured_outputs": {"regex": "a"},
+                "response_format": {"type": "json_object"},
+            },
+            "structured_outputs",
+        ),
+        ({"priority": 1.5}, "priority"),
+        ({"priority": -(2**31)}, "priority"),
+        ({"cache_salt": 5}, "cache_salt"),
     ],
 )
 def test_a_refusal_names_the_path(fields: dict[str, Any], param: str) -> None:
@@ -236,12 +285,62 @@ def test_a_long_unknown_name_is_cut() -> None:
         ("chat.messages[0].parts[1].text", "messages[0].content[1].text"),
         ("messages[0].content", "messages[0].content"),
         ("messages[0].content[0].image_url.url", "messages[0].content[0].image_url.url"),
+        ("choice_count", "n"),
+        ("logprobs.top_count", "top_logprobs"),
+        ("sampling.logit_bias", "logit_bias"),
+        ("sampling.logit_bias[1].token_id", "logit_bias.7"),
+        ("priority", "priority"),
+        ("cache_salt", "cache_salt"),
+        ("guided.json_schema", ""),
         ("embedding_header.spec.dtype", ""),
         ("", ""),
     ],
 )
 def test_a_field_of_the_contract_becomes_a_path_of_the_request(field: str, param: str) -> None:
-    assert parse(max_completion_tokens=1, **user(PICTURE)).param_of(field) == param
+    biases = {"5": 1, "7": 1}
+    request = parse(max_completion_tokens=1, logit_bias=biases, **user(PICTURE))
+    assert request.param_of(field) == param
+
+
+JSON_SCHEMA = json.dumps(SCHEMA, ensure_ascii=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "guide"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        (
+            {"response_format": {"type": "json_object"}},
+            Guide("json_object", "", "response_format"),
+        ),
+        (
+            schema_format(NAMED_SCHEMA | {"strict": True, "description": "How large"}),
+            Guide("json_schema", JSON_SCHEMA, "response_format.json_schema.schema"),
+        ),
+        (
+            {"structured_outputs": {"json": SCHEMA}, "response_format": {"type": "text"}},
+            Guide("json_schema", JSON_SCHEMA, "structured_outputs.json"),
+        ),
+        (
+            {"structured_outputs": {"json": "{}"}},
+            Guide("json_schema", "{}", "structured_outputs.json"),
+        ),
+        (
+            {"structured_outputs": {"regex": "a+", "json": None}},
+            Guide("regex", "a+", "structured_outputs.regex"),
+        ),
+        (
+            {"structured_outputs": {"grammar": 'start: "a"'}},
+            Guide("grammar", 'start: "a"', "structured_outputs.grammar"),
+        ),
+    ],
+)
+def test_a_format_is_a_guide(fields: dict[str, Any], guide: Guide | None) -> None:
+    request = parse(**fields)
+    assert request.guide == guide
+    if guide:
+        assert request.param_of(f"guided.{guide.kind}") == guide.param
 
 
 def test_the_output_limit_is_named_as_the_client_named_it() -> None:

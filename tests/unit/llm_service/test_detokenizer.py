@@ -29,6 +29,12 @@ def test_only_the_first_space_of_sentencepiece_goes() -> None:
     assert "".join(words) == "red panda"
 
 
+def test_a_guided_text_keeps_its_first_space() -> None:
+    tokenizer = real_tokenizer("internlm2_5")
+    detokenizer = Detokenizer(tokenizer, keep_first_space=True)
+    assert detokenizer.push(tokenizer.encode(" red panda")) == " red panda"
+
+
 def test_special_tokens_are_kept_on_request() -> None:
     tokenizer = real_tokenizer("qwen2_5")
     ids = [tokenizer.special_id("<ref>"), *tokenizer.encode("x"), tokenizer.special_id("</ref>")]

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
+import pytest
 import torch
 
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines import EngineLoad, FinishReason, Prompt, TokenOutput
-from llm_service.generation import TextDelta, TextEnd, generate_text
-from llm_service.sampling import SamplingParams
+from llm_service.engines import EngineLoad, FinishReason, Prompt, TokenLogprob, TokenOutput
+from llm_service.generation import (
+    TextDelta,
+    TextEnd,
+    TextEvent,
+    choice_params,
+    generate_text,
+    interleaved,
+)
+from llm_service.sampling import MAX_SEED, SamplingParams
+from protos.errors import EngineDeadError
 from tests.real_tokenizers import real_tokenizer
 
 TOKENIZER = "internlm2_5"
@@ -22,12 +33,13 @@ class Engine:
         self._reason = reason
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0
     ) -> AsyncGenerator[TokenOutput, None]:
         *first, last = self._token_ids
         for token_id in first:
-            yield TokenOutput([token_id], None)
-        yield TokenOutput([last], self._reason, cached_token_count=7)
+            yield TokenOutput([token_id], None, logprobs=_logprobs(token_id, params))
+        logprobs = _logprobs(last, params)
+        yield TokenOutput([last], self._reason, cached_token_count=7, logprobs=logprobs)
 
     def load(self) -> EngineLoad:
         return EngineLoad(0, 0, 0, 0)
@@ -37,6 +49,10 @@ class Engine:
 
     async def close(self) -> None:
         pass
+
+
+def _logprobs(token_id: int, params: SamplingParams) -> tuple[TokenLogprob, ...]:
+    return () if params.logprob_count is None else (TokenLogprob(token_id, -float(token_id)),)
 
 
 async def generate(
@@ -115,3 +131,77 @@ async def test_stop_string_ends_before_the_engine_does() -> None:
     assert len(seen) < len(ids)
     assert end.output_token_count == len(seen)
     assert end.reason == "stop"
+
+
+async def test_each_token_has_its_logprob_while_its_text_is_held_back() -> None:
+    ids = encode("x🐼")
+    deltas = generate_text(
+        Engine(ids, "length"),
+        PROMPT,
+        SamplingParams(logprob_count=0),
+        Detokenizer(real_tokenizer(TOKENIZER)),
+        StopStrings(["xy"]),
+    )
+    *events, _ = [event async for event in deltas]
+    for event, token_id in zip(events, ids, strict=True):
+        assert isinstance(event, TextDelta)
+        assert list(event.token_ids) == [token_id]
+        assert event.logprobs == (TokenLogprob(token_id, -float(token_id)),)
+
+
+def test_seeds_of_choices_are_a_row_that_begins_anew_at_its_end() -> None:
+    seeded = SamplingParams(seed=MAX_SEED)
+    assert [choice_params(seeded, index).seed for index in range(3)] == [MAX_SEED, 0, 1]
+    assert choice_params(SamplingParams(), 3).seed is None
+
+
+class Choice:
+    """A scripted choice: gives out its events, one each time `turn` is set; notes its closing."""
+
+    def __init__(self, *events: TextEvent | EngineDeadError) -> None:
+        self._events = events
+        self.turn = asyncio.Semaphore(0)
+        self.closed = False
+
+    async def stream(self) -> AsyncGenerator[TextEvent, None]:
+        try:
+            for event in self._events:
+                await self.turn.acquire()
+                if isinstance(event, EngineDeadError):
+                    raise event
+                yield event
+        finally:
+            self.closed = True
+
+
+A, B = TextDelta("a", [1]), TextDelta("b", [2])
+END = TextEnd("stop", None, 1, 0)
+
+
+async def test_events_of_choices_come_in_the_order_they_are_made() -> None:
+    choices = [Choice(A, END), Choice(B, END)]
+    async with aclosing(interleaved([choice.stream() for choice in choices])) as events:
+        for index, expected in [(1, B), (0, A), (0, END), (1, END)]:
+            choices[index].turn.release()
+            assert await anext(events) == (index, expected)
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_closing_the_events_closes_every_choice(count: int) -> None:
+    choices = [Choice(A, END) for _ in range(count)]
+    async with aclosing(interleaved([choice.stream() for choice in choices])) as events:
+        choices[0].turn.release()
+        await anext(events)
+    assert all(choice.closed for choice in choices)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_choice_that_fails_ends_all(count: int) -> None:
+    choices = [Choice(EngineDeadError("dead")), *(Choice(A, END) for _ in range(count - 1))]
+    choices[0].turn.release()
+    async with aclosing(interleaved([choice.stream() for choice in choices])) as events:
+        with pytest.raises(EngineDeadError):
+            await anext(events)
+    assert all(choice.closed for choice in choices)
