@@ -6,12 +6,13 @@ import argparse
 import os
 from pathlib import Path
 
-from tests.benchmarks import first_token, preprocessing, transfer
+from tests.benchmarks import engine_cpu, first_token, preprocessing, transfer
 
 BENCHMARKS = {
     "preprocessing": preprocessing.run,
     "transfer": transfer.run,
     "first_token": first_token.run,
+    "engine_cpu": engine_cpu.run,
 }
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 Seconds = Mapping[str, Sequence[float]]
+Result = TypeVar("Result")
 
 
 def measure(variants: Mapping[str, Callable[[], object]], repeat_count: int) -> Seconds:
@@ -23,6 +25,17 @@ def measure(variants: Mapping[str, Callable[[], object]], repeat_count: int) -> 
             run()
             seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+async def take_turns(
+    ways: Mapping[str, Callable[[], Awaitable[Result]]], repeat_count: int, warm_up_count: int = 1
+) -> dict[str, list[Result]]:
+    """Returns the results of each run of each way, without those of the first runs."""
+    results: dict[str, list[Result]] = {name: [] for name in ways}
+    for _ in range(warm_up_count + repeat_count):
+        for name, run in ways.items():
+            results[name].append(await run())
+    return {name: values[warm_up_count:] for name, values in results.items()}
 
 
 def median_ms(seconds: Sequence[float]) -> float:

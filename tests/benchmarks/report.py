@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tests.benchmarks.measurement import Seconds
 
-PACKAGES = ("torch", "pillow", "numpy", "grpcio", "protobuf", "aiohttp")
+PACKAGES = ("torch", "transformers", "pillow", "numpy", "grpcio", "protobuf", "aiohttp")
 
 
 @dataclass
@@ -55,17 +58,57 @@ class Report:
             name: the benchmark's.
             load: how many processes wanted a core in the minute before it began, on average.
         """
-        command = f"python -m tests.benchmarks {name}"
-        machine = {**_machine(), "load before": f"{load:.1f}"}
-        date = datetime.now(timezone.utc).date().isoformat()
-        facts = "\n".join(f"- {key}: {value}" for key, value in machine.items())
-        (folder / f"{name}.md").write_text(
-            f"# {self.title}\n\n{self.compared}\n\n{self.table()}\n\n"
-            f"Made by `{command}` on {date}:\n\n{facts}\n",
-            encoding="utf-8",
-        )
-        raw = {"command": command, "date": date, "machine": machine, "seconds": self.seconds}
-        (folder / f"{name}.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+        document = self.document(f"python -m tests.benchmarks {name}", load)
+        _write(folder, name, _section(f"# {self.title}", document, "\n- "), document)
+
+    def document(self, command: str, load: float) -> dict[str, Any]:
+        """Returns all there is to know, as JSON takes it; command and load as for `write`."""
+        return {
+            "title": self.title,
+            "compared": self.compared,
+            "table": self.table(),
+            "command": command,
+            "date": datetime.now(timezone.utc).date().isoformat(),
+            "machine": {**_machine(), "load before": f"{load:.1f}"},
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class ReportBook:
+    """NAME.md and NAME.json with the reports of a benchmark's parts, which run apart.
+
+    Attributes:
+        folder: where the files are, or will be.
+        name: the benchmark's.
+        title: of the whole.
+    """
+
+    folder: Path
+    name: str
+    title: str
+
+    def put(self, part: str, report: Report, command: str, load: float) -> None:
+        """Writes a part's report beside those of the other parts, in place of its older one."""
+        file = self.folder / f"{self.name}.json"
+        parts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        parts[part] = report.document(command, load)
+        sections = [_section(f"## {name}", parts[name], "; ") for name in parts]
+        _write(self.folder, self.name, "\n".join([f"# {self.title}\n", *sections]), parts)
+
+
+def _section(heading: str, document: Mapping[str, Any], separator: str) -> str:
+    facts = separator.join(f"{key}: {value}" for key, value in document["machine"].items())
+    return (
+        f"{heading}\n\n{document['compared']}\n\n{document['table']}\n\n"
+        f"Made by `{document['command']}` on {document['date']}:\n\n- {facts}\n"
+    )
+
+
+def _write(folder: Path, name: str, text: str, document: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
@@ -76,6 +119,7 @@ def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
 def _machine() -> dict[str, str]:
     return {
         "CPU": f"{_cpu_model()}, {os.cpu_count()} cores",
+        **({"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},

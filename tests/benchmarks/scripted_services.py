@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import torch
 from pydantic_settings import CliApp
@@ -23,6 +23,7 @@ from protos.serving import serve
 from tests.real_tokenizers import real_tokenizer
 from vision_service.__main__ import open_service
 from vision_service.checkpoint import VisionConfig
+from vision_service.engines.torch_engine import FinishedBatch
 from vision_service.settings import Settings as VisionSettings
 
 MODEL = "scripted"
@@ -41,12 +42,16 @@ class ScriptedVisionEngine:
         """See VisionEngine."""
         return self._rows.repeat(len(tiles), 1, 1)
 
+    def submit(self, images: Sequence[torch.Tensor]) -> FinishedBatch:
+        """See VisionEngine."""
+        return FinishedBatch([self.encode(tiles) for tiles in images])
+
 
 class ScriptedLLMEngine:
     """An LLMEngine that answers any prompt with one token at once."""
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0
     ) -> AsyncGenerator[TokenOutput, None]:
         """See LLMEngine."""
         yield TokenOutput([1], "length")

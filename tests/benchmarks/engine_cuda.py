@@ -1,0 +1,241 @@
+"""The torch engine on one GPU, with the released shapes and random weights.
+
+`python -m tests.benchmarks.engine_cuda --out DIR [--shape 8B] [--part decode prefill ...]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import faulthandler
+import gc
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import aiohttp
+import torch
+
+from llm_service.__main__ import load
+from llm_service.checkpoint import LLMConfig
+from llm_service.settings import GIB, Settings
+from protos.errors import ServiceError
+from tests.benchmarks import engine_parts
+from tests.benchmarks.engine_parts import Sizes, Subject
+from tests.benchmarks.prompts import Prompts
+from tests.benchmarks.report import Report, ReportBook
+from tests.benchmarks.serving import LoadSizes, Setup, serving
+from tests.benchmarks.shapes import FAMILIES, write_shape
+
+TITLE = "The torch engine on one GPU, random weights"
+PART_SECONDS = 180.0
+SHARED_MEMORY = Path("/dev/shm")
+# The largest checkpoint has 16 GiB, and the processes that read it need room as well.
+LEAST_SHARED_MEMORY = 20 * GIB
+ENGINE_PARTS: Mapping[str, Callable[[Subject], Awaitable[list[Report]]]] = {
+    "decode": engine_parts.decode,
+    "prefill": engine_parts.prefill,
+    "turns": engine_parts.turns,
+    "host": engine_parts.host,
+}
+PARTS = ("serving", *ENGINE_PARTS, "transformers")
+# What may befall a part without making the others vain.
+FAILURES = (RuntimeError, ValueError, OSError, ServiceError, aiohttp.ClientError)
+GOALS: Mapping[str, Mapping[str, str]] = {
+    "8B": {
+        "decode 1": "<= 6.0",
+        "decode 8": "<= 7.0",
+        "decode 32": "<= 10.5",
+        "prefill": "<= 80",
+        "idle": "<= 130",
+        "idle after preprocessing": "<= 95",
+        "load": ">= 8",
+    },
+    "1B": {"load": ">= 20"},
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is: the whole shapes, or tiny ones that try this program out."""
+
+    tiny: bool
+    sizes: Sizes
+    load_sizes: LoadSizes
+    kv_cache_byte_count: int
+
+
+# 32 sequences of 4,300 tokens take 17 GiB in the 8B's shape.
+WHOLE = Scale(False, Sizes(), LoadSizes(), 24 * GIB)
+TINY = Scale(
+    True,
+    Sizes(
+        prompt_token_count=20,
+        batch_sizes=(1, 2),
+        host_batch_sizes=(1, 2),
+        max_tokens=8000,
+        window_seconds=0.2,
+        trace_seconds=0.1,
+        repeat_count=1,
+        row_count=32,
+        answer_token_count=2,
+        reference_batch_sizes=(1, 2),
+        reference_token_count=3,
+        reference_repeat_count=1,
+    ),
+    LoadSizes(
+        idle_count=1,
+        idle_token_count=2,
+        client_count=2,
+        round_count=1,
+        token_count=4,
+        width=64,
+        height=64,
+    ),
+    GIB // 4,
+)
+
+
+@dataclass
+class Bench:
+    """One shape's measurements: what is started where, and where the results go.
+
+    Attributes:
+        failures: the parts that failed.
+    """
+
+    shape: str
+    checkpoint: Path
+    device: Literal["cpu", "cuda"]
+    scale: Scale
+    book: ReportBook
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, parts: Sequence[str]) -> None:
+        """Runs the parts: other processes first, while this one holds no memory of the GPU."""
+        if "serving" in parts:
+            _free_memory()  # of the shape before
+            with self._attempt("serving") as load_before:
+                self._write("serving", self._serve(), load_before)
+        if own := [part for part in parts if part in ENGINE_PARTS]:
+            with self._attempt("engine"):
+                asyncio.run(self._run_engine_parts(own))
+        if "transformers" in parts:
+            with self._attempt("transformers") as load_before:
+                self._write("transformers", self._run_transformers(), load_before)
+
+    async def _run_engine_parts(self, parts: Sequence[str]) -> None:
+        threads_before = set(threading.enumerate())
+        settings = Settings(
+            checkpoint=self.checkpoint,
+            device=self.device,
+            kv_cache_byte_count=self.scale.kv_cache_byte_count,
+        )
+        started = time.perf_counter()
+        served, engine = load(settings)
+        print(f"{self.shape} engine: warm after {time.perf_counter() - started:.1f} s", flush=True)
+        threads = set(threading.enumerate()) - threads_before
+        prompts = Prompts(served.config, torch.bfloat16, self.scale.sizes.row_count)
+        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS[self.shape])
+        try:
+            for part in parts:
+                with self._attempt(part) as load_before:
+                    self._write(part, await ENGINE_PARTS[part](subject), load_before)
+        finally:
+            await engine.close()
+
+    def _serve(self) -> list[Report]:
+        llm_arguments = ("--kv-cache-byte-count", str(self.scale.kv_cache_byte_count))
+        setup = Setup(self.checkpoint, ("--device", self.device), llm_arguments)
+        return serving(setup, self.scale.load_sizes, GOALS[self.shape])
+
+    def _run_transformers(self) -> list[Report]:
+        config, device = LLMConfig.from_checkpoint(self.checkpoint), torch.device(self.device)
+        return engine_parts.transformers(config, device, torch.bfloat16, self.scale.sizes)
+
+    @contextmanager
+    def _attempt(self, name: str) -> Iterator[float]:
+        """Yields the load of the machine; a failure is printed, a standstill ends the process."""
+        started, (load_before, _, _) = time.perf_counter(), os.getloadavg()
+        print(f"measuring {self.shape} {name} ...", flush=True)
+        faulthandler.dump_traceback_later(PART_SECONDS, exit=True)
+        try:
+            yield load_before
+        except FAILURES:
+            traceback.print_exc()
+            self.failures.append(f"{self.shape} {name}")
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            print(f"{self.shape} {name}: {time.perf_counter() - started:.1f} s", flush=True)
+
+    def _write(self, part: str, reports: Sequence[Report], load_before: float) -> None:
+        command = shlex.join(["python", "-m", "tests.benchmarks.engine_cuda", *sys.argv[1:]])
+        for report in reports:
+            self.book.put(f"{self.shape} {report.title}", report, command, load_before)
+            print(f"\n{self.shape} {report.title}\n\n{report.table()}\n", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the parts that the command line names, or all; returns how many have failed."""
+    options = _options(arguments)
+    book = ReportBook(options.out, "engine_cuda", TITLE)
+    failures: list[str] = []
+    for shape in options.shape:
+        with _checkpoint(options.checkpoints, shape, options.device, options.tiny) as checkpoint:
+            scale = TINY if options.tiny else WHOLE
+            bench = Bench(shape, checkpoint, options.device, scale, book)
+            bench.run(options.part)
+            failures += bench.failures
+    if failures:
+        print(f"failed: {', '.join(failures)}")
+    return len(failures)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.engine_cuda")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--shape", nargs="+", choices=FAMILIES, default=["8B"])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try this program")
+    parser.add_argument("--checkpoints", type=Path, help="keep and use again what is written here")
+    return parser.parse_args(arguments)
+
+
+@contextmanager
+def _checkpoint(kept: Path | None, shape: str, device: str, tiny: bool) -> Iterator[Path]:
+    """Yields the folder of a shape's checkpoint, which is removed afterwards if not kept."""
+    with tempfile.TemporaryDirectory(dir=_fast_folder()) as temporary:
+        folder = (kept or Path(temporary)) / f"random-{shape}"
+        started = time.perf_counter()
+        write_shape(folder, shape, device=device, tiny=tiny)
+        print(f"{shape} checkpoint: {time.perf_counter() - started:.1f} s, {folder}", flush=True)
+        yield folder
+
+
+def _free_memory() -> None:
+    """Gives back what PyTorch holds of the GPU without using it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _fast_folder() -> Path | None:
+    """Returns where files are memory, if there is enough; None stands for Python's choice."""
+    has_room = (
+        SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > LEAST_SHARED_MEMORY
+    )
+    return SHARED_MEMORY if has_room else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

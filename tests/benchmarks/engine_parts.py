@@ -1,0 +1,199 @@
+"""What the CUDA benchmark measures of one engine in its own process, and of transformers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from threading import Thread
+
+import torch
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines import LLMEngine
+from tests.benchmarks.crowd import Crowd, crowd
+from tests.benchmarks.host_profile import DeviceTrace, StackSampler, warm_up_trace
+from tests.benchmarks.prompts import Prompts
+from tests.benchmarks.report import Report
+from tests.benchmarks.timeline import ask
+from tests.benchmarks.transformers_model import random_llama
+
+COLUMNS = ("figure", "median", "p95", "reach")
+LINE_COUNT = 10
+DECODE_COMPARED = """\
+Sequences that generate side by side, each after a prompt of as many random tokens as the row says;
+a step is the time between two tokens of one of them, once all have their first. No prompt shares a
+token block with another."""
+PREFILL_COMPARED = (
+    "From asking to the first token, one request at a time, each of other random tokens."
+)
+TURNS_COMPARED = """\
+The time to the first token of a question about a new image (virtual rows), and of the next question
+in the same conversation, which comes with the image and the history as always."""
+TRANSFORMERS_COMPARED = """\
+`generate` of transformers on a Llama of the same shape with random weights: SDPA, its default KV
+cache, greedy; prompts of random tokens of the same length in one batch."""
+HOST_COMPARED = """\
+What a decode step costs the host, from a trace of all calls to the GPU (which slows the step down:
+its undisturbed time is in the first row). "GPU busy" is the sum of its kernels and copies; "waits"
+are the engine's synchronising calls; the host's own time is what remains of the traced step."""
+LINES_COMPARED = """\
+Where the engine's threads were, looked at 2,000 times a second: the innermost line of the LLM
+service and the share of the looks that saw it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much the parts ask for."""
+
+    prompt_token_count: int = 3383
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    host_batch_sizes: tuple[int, ...] = (1, 32)
+    # Enough for a window of steps, and for those that wait while the last prompts are read.
+    max_tokens: int = 4000
+    window_seconds: float = 1.0
+    trace_seconds: float = 0.2
+    repeat_count: int = 10
+    row_count: int = 3328
+    answer_token_count: int = 16
+    reference_batch_sizes: tuple[int, ...] = (1, 8)
+    reference_token_count: int = 24
+    reference_repeat_count: int = 4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An engine that is measured: its prompts, its threads, and what to reach."""
+
+    engine: LLMEngine
+    prompts: Prompts
+    threads: Collection[Thread]
+    sizes: Sizes
+    goals: Mapping[str, str]
+
+
+async def decode(subject: Subject) -> list[Report]:
+    """Measures steps of several batch sizes."""
+    sizes = subject.sizes
+    report = Report("decode, milliseconds a step", DECODE_COMPARED, COLUMNS)
+    for batch_size in sizes.batch_sizes:
+        async with _crowd(subject, batch_size) as running:
+            steps = await running.watch(sizes.window_seconds)
+        figure = f"batch {batch_size}, {sizes.prompt_token_count} tokens in each"
+        add_times(report, figure, {"engine": steps}, subject.goals.get(f"decode {batch_size}", ""))
+    return [report]
+
+
+async def prefill(subject: Subject) -> list[Report]:
+    """Measures the time to the first token of a text."""
+    count = subject.sizes.prompt_token_count
+    seconds = []
+    for _ in range(1 + subject.sizes.repeat_count):
+        timeline = await ask(subject.engine, subject.prompts.text(count), 1)
+        seconds.append(timeline.first_token_seconds)
+    report = Report("prefill, milliseconds to the first token", PREFILL_COMPARED, COLUMNS)
+    goal = subject.goals.get("prefill", "")
+    add_times(report, f"{count} text tokens", {"engine": seconds[1:]}, goal)
+    return [report]
+
+
+async def turns(subject: Subject) -> list[Report]:
+    """Measures the first and the second turn about the same image."""
+    sizes, prompts = subject.sizes, subject.prompts
+    seconds: dict[str, list[float]] = {"first turn": [], "second turn": []}
+    for _ in range(1 + sizes.repeat_count):
+        prompt = prompts.first_turn(sizes.row_count)
+        first = await ask(subject.engine, prompt, sizes.answer_token_count)
+        second = await ask(subject.engine, prompts.next_turn(prompt, first.token_ids), 1)
+        seconds["first turn"].append(first.first_token_seconds)
+        seconds["second turn"].append(second.first_token_seconds)
+    report = Report(
+        f"turns about {sizes.row_count} rows, milliseconds to the first token",
+        TURNS_COMPARED,
+        COLUMNS,
+    )
+    warm = {turn: values[1:] for turn, values in seconds.items()}
+    for turn, values in warm.items():
+        add_times(report, turn, {turn: values}, "")
+    ratio = statistics.median(warm["second turn"]) / statistics.median(warm["first turn"])
+    report.add("second over first", [f"{ratio:.3f}", "", "<= 0.10"], {})
+    return [report]
+
+
+async def host(subject: Subject) -> list[Report]:
+    """Measures what a decode step costs the host."""
+    columns = ("milliseconds a step", *(f"batch {n}" for n in subject.sizes.host_batch_sizes))
+    table = Report("the host's part of a decode step", HOST_COMPARED, columns)
+    lines = Report("the host's lines", LINES_COMPARED, ("batch and line", "share"))
+    warm_up_trace()
+    costs = []
+    for batch_size in subject.sizes.host_batch_sizes:
+        async with _crowd(subject, batch_size) as running:
+            steps = await running.watch(subject.sizes.window_seconds / 2)
+            with StackSampler(subject.threads) as sampler:
+                await running.watch(subject.sizes.window_seconds / 2)
+            with DeviceTrace() as trace:
+                traced = await running.watch(subject.sizes.trace_seconds)
+        costs.append(_step_costs(steps, traced, trace))
+        for line, share in sampler.shares(LINE_COUNT):
+            lines.add(f"{batch_size}: {line}", [f"{share:.1%}"], {})
+    for figure in costs[0]:
+        table.add(figure, [f"{cost[figure]:.3f}" for cost in costs], {})
+    return [table, lines]
+
+
+def _crowd(subject: Subject, size: int) -> AbstractAsyncContextManager[Crowd]:
+    sizes = subject.sizes
+    prompts = [subject.prompts.text(sizes.prompt_token_count) for _ in range(size)]
+    return crowd(subject.engine, prompts, sizes.max_tokens)
+
+
+def _step_costs(
+    steps: Sequence[float], traced: Sequence[float], trace: DeviceTrace
+) -> dict[str, float]:
+    """Returns the rows of the host's table."""
+    step = statistics.mean(traced)
+    # The trace is as long as its steps, but for less than one at either end.
+    totals = {name: value / len(traced) for name, value in trace.totals().items()}
+    return {
+        "step, not traced": statistics.mean(steps) * 1e3,
+        "step, traced": step * 1e3,
+        "GPU busy": totals["kernels"] * 1e3,
+        "host waits for the GPU": totals["waits"] * 1e3,
+        "host launches work": totals["launches"] * 1e3,
+        "host copies": totals["copies"] * 1e3,
+        "host's own time, launches included": (step - totals["waits"]) * 1e3,
+        "launches (count)": totals["launch count"],
+    }
+
+
+def transformers(
+    config: LLMConfig, device: torch.device, dtype: torch.dtype, sizes: Sizes
+) -> list[Report]:
+    """Measures decoding and prefill of the same shape by transformers."""
+    model = random_llama(config, device, dtype)
+    prompts = Prompts(config, dtype, 0)
+    report = Report("transformers, milliseconds", TRANSFORMERS_COMPARED, COLUMNS)
+    for batch_size in sizes.reference_batch_sizes:
+        first, steps = [], []
+        for _ in range(1 + sizes.reference_repeat_count):
+            batch = [prompts.text(sizes.prompt_token_count).token_ids for _ in range(batch_size)]
+            timeline = model.generate(batch, sizes.reference_token_count)
+            first.append(timeline.first_token_seconds)
+            steps.append(timeline.seconds_per_token)
+        name = f"batch {batch_size}, {sizes.prompt_token_count} tokens in each"
+        add_times(report, f"{name}: to the first token", {"transformers": first[1:]}, "")
+        add_times(report, f"{name}: a step", {"transformers": steps[1:]}, "")
+    return [report]
+
+
+def add_times(
+    report: Report, figure: str, seconds: Mapping[str, Sequence[float]], goal: str
+) -> None:
+    """Adds a row of one way in milliseconds: median, 95th percentile, what to reach."""
+    (values,) = seconds.values()
+    ordered = sorted(values)
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    cells = [f"{statistics.median(ordered) * 1e3:.2f}", f"{p95 * 1e3:.2f}", goal]
+    report.add(figure, cells, seconds)

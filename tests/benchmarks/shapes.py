@@ -1,0 +1,50 @@
+"""The shapes of the released models, for benchmarks that run them with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.random_checkpoint import (
+    Family,
+    write_random_checkpoint,
+    write_random_weights,
+    write_tokenizer,
+)
+from tests.real_tokenizers import FOLDER as TOKENIZERS
+
+CONFIGS = Path(__file__).parents[1] / "data" / "configs"
+FAMILIES: Mapping[str, Family] = {"8B": "internlm2", "1B": "qwen2"}
+TOKENIZER_NAMES: Mapping[Family, str] = {"internlm2": "internlm2_5", "qwen2": "qwen2_5"}
+
+
+def released_config(size: str) -> dict[str, Any]:
+    """Returns the config.json of InternVL2.5 in a size, e.g. "8B"."""
+    text = (CONFIGS / f"InternVL2_5-{size}" / "config.json").read_text(encoding="utf-8")
+    config: dict[str, Any] = json.loads(text)
+    return config
+
+
+def write_shape(folder: Path, size: str, *, device: str, tiny: bool) -> None:
+    """Writes a checkpoint of a released shape unless the folder holds it already.
+
+    Args:
+        folder: where to.
+        size: "8B" or "1B".
+        device: draws the weights; its memory is free again afterwards.
+        tiny: write a tiny checkpoint of the same architecture with the same tokenizer instead.
+    """
+    if (folder / "config.json").is_file():  # written last
+        return
+    family = FAMILIES[size]
+    tokenizer = TOKENIZERS / TOKENIZER_NAMES[family]
+    if tiny:
+        write_random_checkpoint(folder, family=family, tokenizer=tokenizer)
+    else:
+        write_tokenizer(folder, tokenizer)
+        write_random_weights(folder, released_config(size), device=device)
+    torch.cuda.empty_cache()

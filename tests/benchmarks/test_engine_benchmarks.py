@@ -1,0 +1,103 @@
+"""The engine benchmarks on tiny models: every part ends and has its figures.
+
+They are run on rented machines, where a misspelt name costs more than here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llm_service.checkpoint import weight_files
+from tests import random_checkpoint
+from tests.benchmarks import engine_cpu, engine_cuda
+from tests.random_checkpoint import write_random_checkpoint
+
+TINY = ["--device", "cpu", "--tiny"]
+ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "transformers"]
+
+
+def test_engine_cpu_on_a_tiny_model() -> None:
+    sizes = engine_cpu.Sizes(
+        prompt_token_count=8,
+        output_token_count=3,
+        output_repeat_count=1,
+        user_count=2,
+        user_prompt_token_count=4,
+        user_output_token_count=2,
+        user_repeat_count=1,
+        row_count=4,
+        answer_token_count=2,
+        turn_repeat_count=1,
+    )
+    model = engine_cpu.Model("tiny", _tiny_checkpoint, sizes)
+    report = engine_cpu.measure_models([model], lambda _: None)
+    figures = ("ms per output token", "ms to the first token, 8", "tokens/s", "ms to the first")
+    expected = [f"tiny, {dtype}: {figure}" for dtype in engine_cpu.DTYPES for figure in figures]
+    assert len(report.rows) == len(expected)
+    for row, start in zip(report.rows, expected, strict=True):
+        assert row[0].startswith(start)
+        assert all(float(cell) >= 0 for cell in row[1:4])
+
+
+@pytest.mark.parametrize("shape", ["8B", "1B"])
+def test_engine_cuda_in_one_process(tmp_path: Path, shape: str) -> None:
+    out = ["--out", str(tmp_path), "--shape", shape]
+    assert engine_cuda.main([*TINY, *out, "--part", *ONE_PROCESS_PARTS]) == 0
+    assert len(_parts(tmp_path)) == len(ONE_PROCESS_PARTS) + 1  # the host's are two
+
+
+def test_engine_cuda_serving_joins_the_other_parts(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "kept")]
+    assert engine_cuda.main([*TINY, *out, "--part", "prefill"]) == 0
+    assert engine_cuda.main([*TINY, *out, "--part", "serving"]) == 0
+    prefill, serving = _parts(tmp_path / "out")
+    assert (prefill, serving) == (
+        "8B prefill, milliseconds to the first token",
+        "8B serving over HTTP",
+    )
+    assert (tmp_path / "kept" / "random-8B" / "config.json").is_file()
+
+
+def test_a_failed_part_is_counted_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(_: object) -> list[object]:
+        raise ValueError("2 steps are missing")
+
+    monkeypatch.setitem(engine_cuda.ENGINE_PARTS, "decode", fail)
+    out = ["--out", str(tmp_path), "--part", "decode", "prefill"]
+    assert engine_cuda.main([*TINY, *out]) == 1
+    assert len(_parts(tmp_path)) == 1
+    printed = capfd.readouterr()
+    assert "failed: 8B decode" in printed.out
+    assert "2 steps are missing" in printed.err
+
+
+def test_a_checkpoint_in_several_files_holds_the_same_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_random_checkpoint(tmp_path / "one")
+    monkeypatch.setattr(random_checkpoint, "SHARD_BYTE_COUNT", 100_000)
+    write_random_checkpoint(tmp_path / "several")
+    (file,), files = weight_files(tmp_path / "one"), weight_files(tmp_path / "several")
+    assert len(files) > 2
+    whole, parts = load_file(file), [load_file(part) for part in files]
+    joined = {name: tensor for part in parts for name, tensor in part.items()}
+    assert len(joined) == sum(map(len, parts))
+    assert joined.keys() == whole.keys()
+    assert all(torch.equal(joined[name], tensor) for name, tensor in whole.items())
+
+
+def _parts(folder: Path) -> dict[str, object]:
+    parts: dict[str, object] = json.loads((folder / "engine_cuda.json").read_text())
+    return parts
+
+
+def _tiny_checkpoint(folder: Path) -> Path:
+    write_random_checkpoint(folder)
+    return folder
