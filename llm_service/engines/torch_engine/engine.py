@@ -204,7 +204,7 @@ class TorchEngine:
         sampled = [token for token in sampled if token.sequence.status is not Status.FINISHED]
         for token in sampled:
             token.sequence.append(token.token_id)
-            if token.sequence.finish_reason is not None:
+            if token.sequence.has_ended:
                 self._scheduler.finish(token.sequence)
         self._publish_load()
         self._tell({token.sequence: _output(token) for token in sampled})
@@ -237,8 +237,8 @@ class TorchEngine:
         self._runner.close()
 
 
-def _output(token: SampledToken) -> TokenOutput:
-    return TokenOutput(
+def _output(token: SampledToken) -> TokenOutput | ServiceError:
+    return token.sequence.failure or TokenOutput(
         token_ids=[token.token_id],
         finish_reason=token.sequence.finish_reason,
         cached_token_count=token.sequence.cached_count or 0,

@@ -166,7 +166,7 @@ class TokenMatcher:
         self._inner = vocabulary.ordinary & ~self._ends
         self.failure: InvalidArgumentError | None = None
 
-    def fill_mask(self, row: torch.Tensor) -> None:
+    def fill_mask(self, row: torch.Tensor, *, may_end: bool = True) -> None:
         """Sets the bits of the tokens that may come next, and clears all others.
 
         Lets go of the interpreter's lock while it computes: some 10 microseconds as a rule, 50
@@ -174,12 +174,14 @@ class TokenMatcher:
 
         Args:
             row: [ceil(vocabulary_size / 32)] int32 on the CPU, contiguous; filled.
+            may_end: False allows stop tokens only where the language has nothing else.
         """
         if self.failure is None:
             self._matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * row.element_size())
             row &= self._inner
             if self._matcher.is_accepting():
-                row |= self._ends
+                if may_end or not row.any():
+                    row |= self._ends
             elif self._matcher.is_error() or not row.any():
                 self._fail()
         if self.failure is not None:

@@ -40,7 +40,8 @@ def guide_masks(sequences: List[Sequence], vocabulary_size: int) -> torch.Tensor
     masks = torch.full((len(sequences), -(-vocabulary_size // 32)), -1, dtype=torch.int32)
     for row, sequence in zip(masks, sequences, strict=True):
         if sequence.matcher is not None:
-            sequence.matcher.fill_mask(row)
+            may_end = sequence.output_length >= sequence.params.min_tokens
+            sequence.matcher.fill_mask(row, may_end=may_end)
     return masks
 
 
@@ -105,7 +106,9 @@ def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:
         logits[_ids(token_ids, logits)] += uploaded(biases, torch.float32, logits.device)
     if params.has_penalties:
         _penalise(logits, sequence)
-    if params.stop_token_ids and sequence.output_length < params.min_tokens:
+    # A guide has its own say on the end.
+    bans_end = sequence.output_length < params.min_tokens and sequence.matcher is None
+    if bans_end and params.stop_token_ids:
         logits[_ids(tuple(params.stop_token_ids), logits)] = -torch.inf
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llm_service.engines import FinishReason, Prompt
 from llm_service.engines.torch_engine.prefix import PrefixDigests
 from llm_service.sampling import SamplingParams
+from protos.errors import ServiceError
 
 if TYPE_CHECKING:
     from llm_service.engines.torch_engine.guides import TokenMatcher
@@ -110,6 +111,16 @@ class Sequence:
     def is_sampled(self) -> bool:
         """Whether the present step reaches the last token, whose logits give the next one."""
         return self.scheduled_count == self.uncomputed_count
+
+    @property
+    def failure(self) -> ServiceError | None:
+        """Why it cannot go on; None while it can."""
+        return None if self.matcher is None else self.matcher.failure
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it gets no more tokens."""
+        return self.finish_reason is not None or self.failure is not None
 
     def block_digest(self, index: int, block_size: int) -> bytes | None:
         """Returns the digest of one full block of known tokens; None if it has none."""
