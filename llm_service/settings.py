@@ -40,7 +40,7 @@ class Settings(ServingSettings):
     """Tokens in one block of the KV cache."""
     max_batch_tokens: int | None = Field(default=None, ge=1)
     """Most tokens in one step of the engine; longer prompts are read in several steps. Default:
-    512 on the CPU, 8192 on CUDA."""
+    512 on the CPU, 8192 on CUDA, there 1024 for the 1B model."""
     max_running_sequences: int = Field(default=64, ge=1)
     """Most sequences that generate at the same time."""
     max_waiting_sequences: int = Field(default=256, ge=1)

@@ -1,6 +1,6 @@
 """The decoder's operations, for any device.
 
-T is the number of tokens in a batch, of any number of sequences; D of them are decodes.
+T is the number of tokens in a batch, of any number of sequences.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Protocol
 
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from llm_service.checkpoint import LLMConfig
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,25 @@ class PrefillSpan:
 class BatchLayout:
     """Where the T tokens of a batch stand, in their sequences and in the cache.
 
-    The first D tokens are decodes, one of each of D sequences; the rest belong to the spans.
+    The first D tokens are in tiles, the rest belong to the spans. A tile of one token is a decode.
 
     Attributes:
         rotation: [T, 2, head_dim / 2] float32, cosine and sine of each token's angles.
         slots: [T] int64, each token's place in the cache: block x block size + offset.
-        context_lengths: [D] int32, tokens of each decode's sequence, itself included.
-        block_tables: [D, W] int32, the blocks of each decode's context, then any blocks.
-        spans: the sequences with more tokens, in their order.
+        context_lengths: [D] int32, tokens of each token's sequence up to itself, and included.
+        block_tables: [S, W] int32, the blocks of each tiled sequence's context, then any blocks.
+        tiles: [N, 3] int32: a token, how many of its sequence's tokens from it on, the sequence's
+            row of `block_tables`; with 0 tokens the tile is not used.
+        tile_size: most tokens of a tile. With 1, tile i is token i, of sequence i.
+        spans: the other sequences, in their order.
     """
 
     rotation: torch.Tensor
     slots: torch.Tensor
     context_lengths: torch.Tensor
     block_tables: torch.Tensor
+    tiles: torch.Tensor
+    tile_size: int = 1
     spans: tuple[PrefillSpan, ...] = ()
 
 
@@ -54,8 +61,8 @@ class Kernels(Protocol):
     """The operations; all tensors are on one device, activations in one dtype."""
 
     @property
-    def static_shapes(self) -> bool:
-        """Whether a decode's kernels depend on the layout's shapes alone: a CUDA graph's demand."""
+    def tile_size(self) -> int | None:
+        """Tokens of a tile; None for kernels that know decodes and spans alone, no CUDA graphs."""
         ...
 
     def project(
@@ -118,7 +125,7 @@ def rotary_table(head_dim: int, theta: float, length: int, device: torch.device)
 class TorchKernels:
     """See Kernels: what PyTorch itself has, on any device."""
 
-    static_shapes = False
+    tile_size: int | None = None
 
     def project(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
@@ -206,12 +213,12 @@ def _lower_right_mask(query_length: int, context_length: int, device: torch.devi
     return mask.tril(context_length - query_length)
 
 
-def kernels_for(device: torch.device) -> Kernels:
+def kernels_for(device: torch.device, config: LLMConfig) -> Kernels:
     """Returns the fastest kernels for a device: Triton's on CUDA, where PyTorch brings it."""
     if device.type == "cuda":
         try:
             from llm_service.engines.torch_engine.triton_kernels import TritonKernels
         except ImportError:
             return TorchKernels()
-        return TritonKernels()
+        return TritonKernels(config.head_count // config.kv_head_count)
     return TorchKernels()

@@ -11,13 +11,18 @@ from llm_service.engines.torch_engine.guides import GuideCompiler
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.models.decoder import Decoder
 from llm_service.engines.torch_engine.scheduler import Scheduler
+from llm_service.engines.torch_engine.step_graphs import TOKEN_SIZES
 from llm_service.engines.torch_engine.weights import load_decoder
 from llm_service.settings import GIB, Settings
 from llm_service.tokenizer import Tokenizer
 
 CPU_KV_CACHE_BYTES = GIB
 # A step is as long as the wait of a cancelled or a new request.
-MAX_BATCH_TOKENS = {"cpu": 512, "cuda": 8192}
+CPU_BATCH_TOKENS = 512
+CUDA_BATCH_TOKENS = 8192
+# Of a model narrower than this, the device computes 8192 tokens faster than the host launches the
+# kernels for them: all steps are such that CUDA graphs hold them.
+NARROW_HIDDEN_SIZE = 2048
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -39,7 +44,7 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     block_count = _block_count(settings, decoder)
     blocks = BlockManager(block_count, settings.block_size)
     max_running = settings.max_running_sequences
-    scheduler = Scheduler(blocks, _max_batch_tokens(settings, device), max_running)
+    scheduler = Scheduler(blocks, _max_batch_tokens(settings, config, device), max_running)
     runner = ModelRunner(decoder, block_count, settings.block_size, max_running)
     guides = GuideCompiler(tokenizer, config.vocabulary_size)
     return TorchEngine(config, scheduler, runner, guides, settings.max_waiting_sequences)
@@ -58,8 +63,12 @@ def _dtype(settings: Settings, device: torch.device) -> torch.dtype:
     return DTYPES[settings.dtype]
 
 
-def _max_batch_tokens(settings: Settings, device: torch.device) -> int:
-    return settings.max_batch_tokens or MAX_BATCH_TOKENS[device.type]
+def _max_batch_tokens(settings: Settings, config: LLMConfig, device: torch.device) -> int:
+    if settings.max_batch_tokens is not None:
+        return settings.max_batch_tokens
+    if device.type == "cpu":
+        return CPU_BATCH_TOKENS
+    return TOKEN_SIZES[-1] if config.hidden_size < NARROW_HIDDEN_SIZE else CUDA_BATCH_TOKENS
 
 
 def _block_count(settings: Settings, decoder: Decoder) -> int:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
-from llm_service.engines.torch_engine.decode_graphs import DecodeGraphs
 from llm_service.engines.torch_engine.kernels import BatchLayout, rotary_table
 from llm_service.engines.torch_engine.models.decoder import Decoder
 from llm_service.engines.torch_engine.sampler import guide_masks, sample
 from llm_service.engines.torch_engine.sequence import Sequence
-from llm_service.engines.torch_engine.step_inputs import StepInputs
+from llm_service.engines.torch_engine.step_graphs import (
+    DecodeGraphs,
+    MixedGraphs,
+    StepGraphs,
+    StepLimits,
+)
+from llm_service.engines.torch_engine.step_inputs import Array, StepInputs
 from llm_service.engines.torch_engine.step_outputs import StepOutputs
 from llm_service.engines.torch_engine.transfer import LargeUpload, upload, uploaded
 
@@ -47,9 +53,11 @@ class ModelRunner:
         self._last_tokens = torch.zeros(max_running, dtype=torch.int64, device=self.device)
         self._mask_thread = ThreadPoolExecutor(1, "guide-masks")
         self._table_upload = LargeUpload(self.device)
-        self._graphs: DecodeGraphs | None = None
-        if self.device.type == "cuda" and decoder.kernels.static_shapes:
-            self._graphs = self._record(max_running, -(-length // block_size), block_count)
+        places = torch.arange(max_running, dtype=torch.int32, device=self.device)
+        self._decode_tiles = torch.stack([places, torch.ones_like(places), places], dim=1)
+        self._graphs: StepGraphs | None = None
+        if decoder.kernels.tile_size is not None:
+            self._graphs = self._record(decoder.kernels.tile_size, block_count)
 
     @property
     def overlaps(self) -> bool:
@@ -81,34 +89,44 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Returns [S, vocabulary_size], the logits after the last token of each that is sampled."""
-        rows = upload(torch.from_numpy(inputs.rows), self.device)
-        block_tables = upload(torch.from_numpy(inputs.block_tables), self.device)
-        if self._graphs is not None and inputs.decode_count == inputs.rows.shape[1]:
-            logits = self._graphs.run(rows, block_tables)
-            if len(inputs.sampled) == inputs.decode_count:
-                return logits
-            return logits[self._sampled_rows(inputs)]
-        hidden = self._hidden(inputs, rows, block_tables)
-        return self._decoder.logits(hidden[self._sampled_rows(inputs)])
+        rows = self._uploaded(inputs.rows)
+        if self._graphs is None:
+            return self._launched(inputs, rows)
+        if inputs.decode_count == inputs.token_count == len(inputs.sampled):
+            block_tables = self._uploaded(inputs.block_tables(inputs.decode_count))
+            return self._graphs.decode.run(rows, block_tables)
+        if not self._graphs.mixed.fits(inputs.token_count):
+            return self._launched(inputs, rows)
+        return self._graphs.mixed.run(
+            self._embeddings(inputs, rows),
+            rows,
+            self._uploaded(inputs.block_tables(len(inputs.sequences))),
+            self._uploaded(inputs.tiles(self._graphs.tile_size)),
+            self._uploaded(np.array(inputs.sampled_rows, np.int64)),
+        )
 
-    def _sampled_rows(self, inputs: StepInputs) -> torch.Tensor:
-        return uploaded(inputs.sampled_rows, torch.int64, self.device)
+    def _uploaded(self, array: Array) -> torch.Tensor:
+        return upload(torch.from_numpy(array), self.device)
 
-    def _hidden(
-        self, inputs: StepInputs, rows: torch.Tensor, block_tables: torch.Tensor
-    ) -> torch.Tensor:
-        token_ids, places, slots = rows
+    def _launched(self, inputs: StepInputs, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of a step that is launched kernel by kernel."""
+        _, places, slots = rows
         layout = BatchLayout(
             rotation=self._rotation[places],
             slots=slots,
             context_lengths=(places[: inputs.decode_count] + 1).int(),
-            block_tables=block_tables,
+            block_tables=self._uploaded(inputs.block_tables(inputs.decode_count)),
+            tiles=self._decode_tiles[: inputs.decode_count],
             spans=inputs.spans(self.device, self._block_size),
         )
-        embeddings = self._embed(token_ids)
+        hidden = self._decoder(self._embeddings(inputs, rows), self._kv_cache, layout)
+        sampled_rows = uploaded(inputs.sampled_rows, torch.int64, self.device)
+        return self._decoder.logits(hidden[sampled_rows])
+
+    def _embeddings(self, inputs: StepInputs, rows: torch.Tensor) -> torch.Tensor:
+        embeddings = self._embed(rows[0])
         self._insert_images(embeddings, inputs)
-        hidden: torch.Tensor = self._decoder(embeddings, self._kv_cache, layout)
-        return hidden
+        return embeddings
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Returns [T, hidden_size]; what a virtual token gets is yet to be overwritten."""
@@ -135,11 +153,46 @@ class ModelRunner:
     def _decode(self, rows: torch.Tensor, block_tables: torch.Tensor) -> torch.Tensor:
         """Returns the logits [D, vocabulary_size] of decodes alone."""
         token_ids, places, slots = rows
-        layout = BatchLayout(self._rotation[places], slots, (places + 1).int(), block_tables)
+        layout = BatchLayout(
+            rotation=self._rotation[places],
+            slots=slots,
+            context_lengths=(places + 1).int(),
+            block_tables=block_tables,
+            tiles=self._decode_tiles[: len(places)],
+        )
         hidden = self._decoder(self._embed(token_ids), self._kv_cache, layout)
         return self._decoder.logits(hidden)
 
+    def _mixed(
+        self,
+        embeddings: torch.Tensor,
+        rows: torch.Tensor,
+        block_tables: torch.Tensor,
+        tiles: torch.Tensor,
+        sampled_rows: torch.Tensor,
+    ) -> torch.Tensor:
+        """Returns the logits [S, vocabulary_size] of tokens that are all in tiles."""
+        _, places, slots = rows
+        layout = BatchLayout(
+            rotation=self._rotation[places],
+            slots=slots,
+            context_lengths=(places + 1).int(),
+            block_tables=block_tables,
+            tiles=tiles,
+            tile_size=self._decoder.kernels.tile_size or 1,
+        )
+        hidden = self._decoder(embeddings, self._kv_cache, layout)
+        return self._decoder.logits(hidden[sampled_rows])
+
     @torch.inference_mode()
-    def _record(self, max_running: int, table_width: int, padding_block: int) -> DecodeGraphs:
-        padding = (0, 0, padding_block * self._block_size)
-        return DecodeGraphs(self._decode, max_running, table_width, padding, self.device)
+    def _record(self, tile_size: int, padding_block: int) -> StepGraphs:
+        padding = [[0], [0], [padding_block * self._block_size]]
+        limits = StepLimits(
+            max_running=len(self._decode_tiles),
+            table_width=-(-len(self._rotation) // self._block_size),
+            tile_size=tile_size,
+            padding=torch.tensor(padding, device=self.device),
+        )
+        embedding = self._decoder.embedding.weight[:1]
+        decode = DecodeGraphs(self._decode, limits)
+        return StepGraphs(decode, MixedGraphs(self._mixed, limits, embedding), tile_size)

@@ -25,7 +25,6 @@ class StepInputs:
         decode_count: D.
         rows: [3, T] int64: token ids, places in their sequences, places in the cache. A decode's
             token that is still in flight has the id -1 - its sequence's slot.
-        block_tables: [D, W] int32, the blocks of the decodes' sequences, then zeros.
         sampled: the sequences whose last token is among the T.
         sampled_rows: where those tokens stand.
     """
@@ -33,7 +32,6 @@ class StepInputs:
     sequences: list[Sequence]
     decode_count: int
     rows: Array
-    block_tables: Array
     sampled: list[Sequence]
     sampled_rows: list[int]
 
@@ -45,10 +43,8 @@ class StepInputs:
         sequences = decodes + others
         ends = np.cumsum([sequence.scheduled_count for sequence in sequences])
         rows = np.empty((3, ends[-1]), np.int64)
-        block_tables = np.zeros((len(decodes), _width(decodes)), np.int32)
         for index, sequence in enumerate(decodes):
             rows[:, index] = _decode_row(sequence, block_size)
-            block_tables[index, : len(sequence.block_table)] = sequence.block_table
         for sequence, end in zip(others, ends[len(decodes) :], strict=True):
             _write_span(rows[:, end - sequence.scheduled_count : end], sequence, block_size)
         sampled = [item.is_sampled for item in sequences]
@@ -56,10 +52,32 @@ class StepInputs:
             sequences=sequences,
             decode_count=len(decodes),
             rows=rows,
-            block_tables=block_tables,
             sampled=list(compress(sequences, sampled)),
             sampled_rows=list(compress((ends - 1).tolist(), sampled)),
         )
+
+    @property
+    def token_count(self) -> int:
+        """T."""
+        return int(self.rows.shape[1])
+
+    def block_tables(self, count: int) -> Array:
+        """Returns [count, W] int32: the blocks of the first sequences, then zeros."""
+        tables = [sequence.block_table for sequence in self.sequences[:count]]
+        joined = np.zeros((count, max(map(len, tables), default=0)), np.int32)
+        for row, table in zip(joined, tables, strict=True):
+            row[: len(table)] = table
+        return joined
+
+    def tiles(self, size: int) -> Array:
+        """Returns [N, 3] int32, all T tokens in tiles as BatchLayout has them."""
+        begin = 0
+        tiles = []
+        for row, sequence in enumerate(self.sequences):
+            end = begin + sequence.scheduled_count
+            tiles += [(first, min(size, end - first), row) for first in range(begin, end, size)]
+            begin = end
+        return np.array(tiles, np.int32)
 
     def spans(self, device: torch.device, block_size: int) -> tuple[PrefillSpan, ...]:
         """Returns the sequences after the decodes as the kernels see them."""
@@ -74,10 +92,6 @@ def _is_decode(sequence: Sequence, vocabulary_size: int) -> bool:
     return sequence.scheduled_count == 1 and (
         place >= len(sequence.token_ids) or sequence.token_ids[place] < vocabulary_size
     )
-
-
-def _width(decodes: list[Sequence]) -> int:
-    return max((len(sequence.block_table) for sequence in decodes), default=0)
 
 
 def _decode_row(sequence: Sequence, block_size: int) -> tuple[int, int, int]:

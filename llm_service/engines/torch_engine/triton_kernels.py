@@ -9,27 +9,36 @@ from torch.nn.functional import linear
 from llm_service.engines.torch_engine import triton_programs
 from llm_service.engines.torch_engine.kernels import BatchLayout, attend_causally, split_spans
 
-# tl.dot's smallest operand; fewer query heads and narrower ones are padded to it.
+# tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
 MIN_DOT_SIZE = 16
-# Keys that one program of a decode takes at a time.
+# Query heads of a tile's tokens together.
+TILE_ROWS = 64
+# Keys that a program takes at a time.
 KEYS_PER_STEP = 64
-# Programs that a decode is split into at least, where its contexts are long enough.
-PROGRAMS_PER_DECODE = 512
+# Programs that attention is split into at least, where the contexts are long enough.
+LEAST_PROGRAM_COUNT = 512
 MAX_SPLITS = 64
-DECODE_WARPS, DECODE_STAGES = 4, 3
+WARPS, STAGES = 4, 3
 MAX_PROJECTION_STEP = 2048
 
 
 class TritonKernels:
-    """See Kernels: decodes in two kernels of our own, prefill in PyTorch's flash attention."""
+    """See Kernels: decodes and tiles in two kernels of our own, spans in PyTorch's attention."""
 
-    static_shapes = True
+    def __init__(self, group_size: int) -> None:
+        """Takes the number of query heads that share a key/value head."""
+        self._padded_group = int(triton.next_power_of_2(group_size))
+
+    @property
+    def tile_size(self) -> int:
+        """See Kernels."""
+        return max(1, TILE_ROWS // self._padded_group)
 
     def project(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """See Kernels: for one token faster than cuBLAS, which is made for matrices."""
-        if len(hidden) > 1:
+        if len(hidden) != 1:
             return linear(hidden, weight, bias)
         output = hidden.new_empty(1, len(weight))
         triton_programs.project_one[(len(weight),)](
@@ -99,49 +108,57 @@ class TritonKernels:
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         """See Kernels."""
-        decode_count = len(layout.context_lengths)
+        tiled_count = len(layout.context_lengths)
         outputs = []
-        if decode_count:
-            outputs.append(_attend_decodes(query[:decode_count], cache, layout))
-        for part in split_spans(query[decode_count:], cache, layout.spans):
+        if tiled_count:
+            outputs.append(self._attend_tiles(query[:tiled_count], cache, layout))
+        for part in split_spans(query[tiled_count:], cache, layout.spans):
             outputs.append(_attend_span(*part)[0].transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-
-def _attend_decodes(query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
-    count, heads, head_dim = query.shape
-    block_size, kv_heads = cache.shape[2:4]
-    splits = _split_count(count * kv_heads)
-    parts = query.new_empty(count * heads, splits, head_dim, dtype=torch.float32)
-    masses = query.new_empty(count * heads, splits, dtype=torch.float32)
-    padded_dim = max(MIN_DOT_SIZE, triton.next_power_of_2(head_dim))
-    group = heads // kv_heads
-    triton_programs.decode_split[(count, kv_heads, splits)](
-        query,
-        cache[0],
-        cache[1],
-        layout.block_tables,
-        layout.context_lengths,
-        parts,
-        masses,
-        head_dim**-0.5,
-        layout.block_tables.stride(0),
-        kv_heads,
-        splits=splits,
-        group=group,
-        padded_group=max(MIN_DOT_SIZE, triton.next_power_of_2(group)),
-        head_dim=head_dim,
-        padded_dim=padded_dim,
-        block_size=block_size,
-        step=KEYS_PER_STEP,
-        num_warps=DECODE_WARPS,
-        num_stages=DECODE_STAGES,
-    )
-    merged = torch.empty_like(query)
-    triton_programs.decode_merge[(count * heads,)](
-        parts, masses, merged, head_dim=head_dim, padded_dim=padded_dim, splits=splits, num_warps=2
-    )
-    return merged
+    def _attend_tiles(
+        self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+    ) -> torch.Tensor:
+        token_count, heads, head_dim = query.shape
+        block_size, kv_heads = cache.shape[2:4]
+        splits = _split_count(triton.cdiv(token_count, layout.tile_size) * kv_heads)
+        outputs = query.new_empty(token_count * heads, splits, head_dim, dtype=torch.float32)
+        masses = query.new_empty(token_count * heads, splits, dtype=torch.float32)
+        padded_dim = max(MIN_DOT_SIZE, triton.next_power_of_2(head_dim))
+        triton_programs.attend_tile[(len(layout.tiles), kv_heads, splits)](
+            query,
+            cache[0],
+            cache[1],
+            layout.tiles,
+            layout.block_tables,
+            layout.context_lengths,
+            outputs,
+            masses,
+            head_dim**-0.5,
+            layout.block_tables.stride(0),
+            kv_heads,
+            splits=splits,
+            group=heads // kv_heads,
+            padded_group=self._padded_group,
+            padded_rows=max(MIN_DOT_SIZE, layout.tile_size * self._padded_group),
+            head_dim=head_dim,
+            padded_dim=padded_dim,
+            block_size=block_size,
+            step=KEYS_PER_STEP,
+            num_warps=WARPS,
+            num_stages=STAGES,
+        )
+        merged = torch.empty_like(query)
+        triton_programs.merge_splits[(token_count * heads,)](
+            outputs,
+            masses,
+            merged,
+            head_dim=head_dim,
+            padded_dim=padded_dim,
+            splits=splits,
+            num_warps=2,
+        )
+        return merged
 
 
 def _attend_span(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -154,7 +171,7 @@ def _attend_span(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) 
     return output
 
 
-def _split_count(head_count: int) -> int:
-    """Returns a power of two; `head_count` is that of all sequences' key/value heads together."""
-    wanted = triton.cdiv(PROGRAMS_PER_DECODE, head_count)
+def _split_count(program_count: int) -> int:
+    """Returns a power of two; `program_count` is that without splits."""
+    wanted = triton.cdiv(LEAST_PROGRAM_COUNT, program_count)
     return min(MAX_SPLITS, int(triton.next_power_of_2(wanted)))

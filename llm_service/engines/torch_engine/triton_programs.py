@@ -86,10 +86,11 @@ def rotate_and_store(
 
 
 @triton.jit
-def decode_split(
+def attend_tile(
     query,
     keys,
     values,
+    tiles,
     block_tables,
     context_lengths,
     outputs,
@@ -100,64 +101,73 @@ def decode_split(
     splits: tl.constexpr,
     group: tl.constexpr,
     padded_group: tl.constexpr,
+    padded_rows: tl.constexpr,
     head_dim: tl.constexpr,
     padded_dim: tl.constexpr,
     block_size: tl.constexpr,
     step: tl.constexpr,
 ):
-    """One program a sequence, key/value head and split: attention over a part of the context.
+    """One program a tile, key/value head and split: attention over a part of the context.
 
-    Online softmax (Milakov and Gimelshein, 2018), split along the context as in Flash-Decoding.
+    A tile is some consecutive tokens of one sequence; its rows are each token's query heads. Online
+    softmax (Milakov and Gimelshein, 2018), split along the context as in Flash-Decoding.
     """
-    row, kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    context = tl.load(context_lengths + row)
+    tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    first = tl.load(tiles + tile * 3).to(tl.int64)
+    count = tl.load(tiles + tile * 3 + 1)
+    if count == 0:  # a place that the step does not use
+        return
+    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
+    context = tl.load(context_lengths + first + count - 1)
     per_split = tl.cdiv(tl.cdiv(context, splits), step) * step
     begin = split * per_split
     end = tl.minimum(begin + per_split, context)
-    head = tl.arange(0, padded_group)
+    row = tl.arange(0, padded_rows)
+    token, head = row // padded_group, row % padded_group
+    is_row = (token < count) & (head < group)
+    visible = tl.load(context_lengths + first + token, is_row, other=1)
     column = tl.arange(0, padded_dim)
     in_dim = column < head_dim
-    query_place = ((row * kv_heads + kv_head) * group + head[:, None]) * head_dim + column[None, :]
-    queries = tl.load(query + query_place, (head[:, None] < group) & in_dim[None, :], other=0.0)
-    best = tl.full([padded_group], float("-inf"), tl.float32)
-    mass = tl.zeros([padded_group], tl.float32)
-    mixed = tl.zeros([padded_group, padded_dim], tl.float32)
+    head_place = ((first + token) * kv_heads + kv_head) * group + head
+    row_mask = is_row[:, None] & in_dim[None, :]
+    queries = tl.load(query + head_place[:, None] * head_dim + column[None, :], row_mask, other=0.0)
+    best = tl.full([padded_rows], float("-inf"), tl.float32)
+    mass = tl.zeros([padded_rows], tl.float32)
+    mixed = tl.zeros([padded_rows, padded_dim], tl.float32)
     for start in range(begin, end, step):
         place = start + tl.arange(0, step)
         valid = place < end
-        block = tl.load(block_tables + row * table_width + place // block_size, valid, other=0)
+        block = tl.load(table + place // block_size, valid, other=0)
         slot = block.to(tl.int64) * block_size + place % block_size
         offset = (slot * kv_heads + kv_head)[:, None] * head_dim + column[None, :]
         mask = valid[:, None] & in_dim[None, :]
         key = tl.load(keys + offset, mask, other=0.0)
         score = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale
-        score = tl.where(valid[None, :], score, float("-inf"))
+        seen = valid[None, :] & (place[None, :] < visible[:, None])
+        score = tl.where(seen, score, float("-inf"))
         new_best = tl.maximum(best, tl.max(score, 1))
-        weight = tl.exp(score - new_best[:, None])
-        fade = tl.exp(best - new_best)
+        # A row that has seen no key yet has -inf as its best, which must not be subtracted.
+        base = tl.where(new_best == float("-inf"), 0.0, new_best)
+        weight = tl.exp(score - base[:, None])
+        fade = tl.exp(best - base)
         value = tl.load(values + offset, mask, other=0.0)
         mixed = mixed * fade[:, None] + tl.dot(
             weight.to(value.dtype), value, input_precision="ieee"
         )
         mass = mass * fade + tl.sum(weight, 1)
         best = new_best
-    is_head = head < group
-    part = ((row * kv_heads + kv_head) * group + head) * splits + split
-    # An empty split has mass 0: its output is 0, and the logarithm of its mass is -inf.
+    part = head_place * splits + split
+    # A row that has seen nothing has mass 0: its output is 0, its mass's logarithm -inf.
     mixed /= tl.where(mass > 0, mass, 1.0)[:, None]
-    tl.store(
-        outputs + part[:, None] * head_dim + column[None, :],
-        mixed,
-        is_head[:, None] & in_dim[None, :],
-    )
-    tl.store(masses + part, best + tl.log(mass), is_head)
+    tl.store(outputs + part[:, None] * head_dim + column[None, :], mixed, row_mask)
+    tl.store(masses + part, best + tl.log(mass), is_row)
 
 
 @triton.jit
-def decode_merge(
+def merge_splits(
     outputs, masses, merged, head_dim: tl.constexpr, padded_dim: tl.constexpr, splits: tl.constexpr
 ):
-    """One program a sequence and query head: the parts, weighted by their softmax masses."""
+    """One program a token and query head: the parts, weighted by their softmax masses."""
     head = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, splits)
     column = tl.arange(0, padded_dim)

@@ -28,7 +28,7 @@ def load_decoder(
         CheckpointError: a tensor of the language model is missing, unknown, of another shape or
             not of a float type, or a file is damaged.
     """
-    decoder = empty_decoder(config, kernels_for(device)).to(dtype).to_empty(device=device)
+    decoder = empty_decoder(config, kernels_for(device, config)).to(dtype).to_empty(device=device)
     destinations = decoder.destinations()
     with ThreadPoolExecutor(CONCURRENT_FILE_COUNT) as pool:
         filling = [pool.submit(_fill_from, file, destinations) for file in weight_files(checkpoint)]

@@ -10,12 +10,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import Prompt
+from llm_service.engines.torch_engine import step_graphs, weights
 from llm_service.engines.torch_engine.block_manager import BlockManager
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.scheduler import Scheduler
 from llm_service.engines.torch_engine.sequence import Sequence
 from llm_service.engines.torch_engine.weights import load_decoder
 from llm_service.sampling import SamplingParams
+from tests.unit.llm_service.engine.replays import TiledKernels, replayed
 from tests.unit.llm_service.engine.tiny import (
     INTERNLM2,
     QWEN2,
@@ -43,8 +45,24 @@ def test_logits_equal_those_of_transformers(
     tmp_path: Path, llm: Config, max_batch_tokens: int
 ) -> None:
     tensors = random_tensors(llm)
-    reference = _reference(llm, tensors)
+    _compare_logits(_runner(tmp_path, llm, tensors), _reference(llm, tensors), max_batch_tokens)
+
+
+@BOTH
+@pytest.mark.parametrize("max_batch_tokens", [100, 20, 7])
+def test_logits_of_replayed_steps_equal_them_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm: Config, max_batch_tokens: int
+) -> None:
+    replays = replayed(monkeypatch)
+    monkeypatch.setattr(step_graphs, "TOKEN_SIZES", (4, 21))  # more tokens are launched
+    monkeypatch.setattr(weights, "kernels_for", lambda *_: TiledKernels())
+    tensors = random_tensors(llm)
     runner = _runner(tmp_path, llm, tensors)
+    _compare_logits(runner, _reference(llm, tensors), max_batch_tokens)
+    assert sum(replay.count > 0 for replay in replays) >= (1 if max_batch_tokens == 100 else 3)
+
+
+def _compare_logits(runner: ModelRunner, reference: torch.nn.Module, max_batch_tokens: int) -> None:
     scheduler = Scheduler(BlockManager(BLOCK_COUNT, BLOCK_SIZE), max_batch_tokens, 3)
     sequences = [_sequence(token_ids) for token_ids in TOKEN_IDS]
     for sequence in sequences:

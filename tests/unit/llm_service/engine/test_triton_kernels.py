@@ -6,6 +6,7 @@ The latter needs the package `triton` and TRITON_INTERPRET=1.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,12 +30,16 @@ pytestmark = pytest.mark.skipif(
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
+def _kernels(group_size: int) -> Kernels:
     pytest.importorskip("triton")
     from llm_service.engines.torch_engine.triton_kernels import TritonKernels
 
-    return TritonKernels()
+    return TritonKernels(group_size)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return _kernels(4)
 
 
 def _random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
@@ -88,54 +93,122 @@ def test_silu(kernels: Kernels, dtype: torch.dtype) -> None:
     _assert_close(kernels.silu_multiply(gate_up), TorchKernels().silu_multiply(gate_up))
 
 
-@EACH_DTYPE
-@pytest.mark.parametrize(
+SHAPES = pytest.mark.parametrize(
     ("kv_heads", "group", "head_dim", "block_size"),
-    [(8, 4, 128, 16), (2, 7, 64, 16), (2, 6, 128, 8), (2, 2, 8, 4)],
+    [(8, 4, 128, 16), (2, 7, 64, 16), (2, 6, 128, 8), (2, 2, 8, 4), (2, 3, 16, 8)],
 )
+
+
+@EACH_DTYPE
+@SHAPES
 def test_attention_of_decodes_and_spans(
-    kernels: Kernels, dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int
+    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int
 ) -> None:
-    contexts = [1, block_size, 700 if HAS_CUDA else 150, 65]
-    span_length, span_context = 9, 30
-    layout = _layout(contexts, span_length, span_context, head_dim, block_size)
-    block_count = int(layout.block_tables.max()) + 2 + span_context // block_size
-    cache = _random(2, block_count, block_size, kv_heads, head_dim, dtype=dtype)
-    token_count = len(contexts) + span_length
-    qkv = _random(token_count, kv_heads, group + 2, head_dim, dtype=dtype, seed=1)
-    outputs, caches = [], []
-    for each in (kernels, TorchKernels()):
-        caches.append(cache.clone())
-        query = each.rotate_and_store(qkv.clone(), caches[-1], layout)
-        outputs.append((query, each.attend(query, caches[-1], layout)))
-    _assert_close(caches[0], caches[1])
-    for actual, expected in zip(*outputs, strict=True):
-        assert actual.shape == (token_count, kv_heads * group, head_dim)
-        _assert_close(actual, expected)
+    batch = _Batch([(1, 1), (1, block_size), (1, 700 if HAS_CUDA else 150), (1, 65), (9, 30)])
+    batch.check(_kernels(group), batch.layout(4, head_dim, block_size), kv_heads, group, dtype)
 
 
-def _layout(
-    contexts: list[int], span_length: int, span_context: int, head_dim: int, block_size: int
-) -> BatchLayout:
-    """Gives every sequence blocks of its own, in an order that is not theirs in memory."""
-    counts = [-(-context // block_size) for context in [*contexts, span_context]]
-    blocks = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(3))
-    tables = list(blocks.split(counts))
-    block_tables = torch.zeros(len(contexts), max(counts), dtype=torch.int32)
-    for row, table in zip(block_tables, tables, strict=False):
-        row[: len(table)] = table
-    span_places = range(span_context - span_length, span_context)
-    owners = [*range(len(contexts)), *[len(contexts)] * span_length]
-    places = [*(context - 1 for context in contexts), *span_places]
-    slots = [
-        int(tables[owner][place // block_size]) * block_size + place % block_size
-        for owner, place in zip(owners, places, strict=True)
-    ]
-    table = rotary_table(head_dim, 10_000.0, max([*contexts, span_context]), DEVICE)
-    return BatchLayout(
-        rotation=table[torch.tensor(places).to(DEVICE)],
-        slots=torch.tensor(slots).to(DEVICE),
-        context_lengths=torch.tensor(contexts, dtype=torch.int32).to(DEVICE),
-        block_tables=block_tables.to(DEVICE),
-        spans=(PrefillSpan(span_length, span_context, tables[-1].to(DEVICE)),),
+@EACH_DTYPE
+@SHAPES
+def test_attention_of_tiles(
+    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int
+) -> None:
+    kernels = _kernels(group)
+    batch = _Batch([(1, 40), (37, 200 if HAS_CUDA else 100), (1, 1), (16, 16)])
+    layout = batch.layout(1, head_dim, block_size)
+    batch.check(
+        kernels,
+        layout,
+        kv_heads,
+        group,
+        dtype,
+        batch.tiled(layout, kernels.tile_size or 0),
     )
+
+
+class _Batch:
+    """Sequences of so many tokens at the end of contexts of so many."""
+
+    def __init__(self, sequences: list[tuple[int, int]]) -> None:
+        self._sequences = sequences
+        self._tables: list[torch.Tensor] = []
+        self._block_size = 0
+
+    def layout(self, decode_count: int, head_dim: int, block_size: int) -> BatchLayout:
+        """Gives every sequence blocks of its own, in an order that is not theirs in memory."""
+        self._block_size = block_size
+        counts = [-(-context // block_size) for _, context in self._sequences]
+        blocks = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(3))
+        self._tables = list(torch.split(blocks, counts))
+        owners_and_places = [
+            (owner, place)
+            for owner, (length, context) in enumerate(self._sequences)
+            for place in range(context - length, context)
+        ]
+        slots = [
+            int(self._tables[owner][place // block_size]) * block_size + place % block_size
+            for owner, place in owners_and_places
+        ]
+        places = torch.tensor([place for _, place in owners_and_places], device=DEVICE)
+        ones = torch.arange(decode_count, dtype=torch.int32, device=DEVICE)
+        return BatchLayout(
+            rotation=rotary_table(head_dim, 10_000.0, 1000, DEVICE)[places],
+            slots=torch.tensor(slots, device=DEVICE),
+            context_lengths=(places[:decode_count] + 1).int(),
+            block_tables=self._joined(decode_count),
+            tiles=torch.stack([ones, torch.ones_like(ones), ones], dim=1),
+            spans=tuple(
+                PrefillSpan(length, context, table.to(DEVICE))
+                for (length, context), table in zip(
+                    self._sequences[decode_count:], self._tables[decode_count:], strict=True
+                )
+            ),
+        )
+
+    def tiled(self, layout: BatchLayout, tile_size: int) -> BatchLayout:
+        """Returns the same batch in tiles alone, with a tile that is not used."""
+        tiles, first, contexts = [], 0, []
+        for row, (length, context) in enumerate(self._sequences):
+            contexts += list(range(context - length + 1, context + 1))
+            for begin in range(0, length, tile_size):
+                tiles.append((first + begin, min(tile_size, length - begin), row))
+            first += length
+        return replace(
+            layout,
+            context_lengths=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
+            block_tables=self._joined(len(self._sequences)),
+            tiles=torch.tensor([*tiles, (0, 0, 0)], dtype=torch.int32, device=DEVICE),
+            tile_size=tile_size,
+            spans=(),
+        )
+
+    def check(
+        self,
+        kernels: Kernels,
+        layout: BatchLayout,
+        kv_heads: int,
+        group: int,
+        dtype: torch.dtype,
+        own_layout: BatchLayout | None = None,
+    ) -> None:
+        """Compares the kernels, by their own layout of the batch or the same, with PyTorch's."""
+        token_count, _, half = layout.rotation.shape
+        block_count = sum(map(len, self._tables))
+        cache = _random(2, block_count, self._block_size, kv_heads, 2 * half, dtype=dtype)
+        qkv = _random(token_count, kv_heads, group + 2, 2 * half, dtype=dtype, seed=1)
+        outputs, caches = [], []
+        for each, its_layout in ((kernels, own_layout or layout), (TorchKernels(), layout)):
+            caches.append(cache.clone())
+            query = each.rotate_and_store(qkv.clone(), caches[-1], its_layout)
+            outputs.append((query, each.attend(query, caches[-1], its_layout)))
+        _assert_close(caches[0], caches[1])
+        for actual, expected in zip(*outputs, strict=True):
+            assert actual.shape == (token_count, kv_heads * group, 2 * half)
+            _assert_close(actual, expected)
+
+    def _joined(self, count: int) -> torch.Tensor:
+        width = max(map(len, self._tables[:count]))
+        joined = torch.zeros(count, width, dtype=torch.int32)
+        for row, table in zip(joined, self._tables[:count], strict=True):
+            row[: len(table)] = table
+        return joined.to(DEVICE)
