@@ -133,6 +133,7 @@ class MixedGraphs:
         self._tiles[: len(tiles)] = tiles
         self._tiles[len(tiles) : self._tile_counts[size]] = 0
         self._sampled_rows[: len(sampled_rows)] = sampled_rows
+        self._sampled_rows[len(sampled_rows) :] = 0
         graph, logits = self._graphs[size]
         graph.replay()
         return logits[: len(sampled_rows)]
