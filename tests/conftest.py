@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 SHIPPED_GOLDEN_DIR = Path(__file__).parent / "data" / "golden"
 
@@ -16,3 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=SHIPPED_GOLDEN_DIR,
         help="folder of golden data that tests/parity compares with (default: tests/data/golden)",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips, by name, what needs a CUDA device where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -14,9 +14,11 @@ import structlog
 import torch
 
 from protos.errors import EngineDeadError, OverloadedError
-from vision_service.engines import VisionEngine
+from vision_service.engines import EncodingBatch, VisionEngine
 
 RETRY_AFTER_SECONDS = 1.0
+# One that the engine computes, and one behind it so that the engine need not wait for this thread.
+BATCHES_IN_FLIGHT = 2
 logger = structlog.get_logger()
 
 
@@ -27,7 +29,7 @@ class EncodedTiles:
     Attributes:
         embeddings: [tiles, tokens_per_tile, hidden], on the CPU, sharing memory with no other.
         queue_seconds: time spent waiting for the engine.
-        forward_seconds: time of the batches that the tiles were in.
+        forward_seconds: time that the engine spent on the batches that the tiles were in.
     """
 
     embeddings: torch.Tensor
@@ -53,24 +55,42 @@ class _Job:
         return part
 
     @property
-    def is_taken(self) -> bool:
-        return self.taken_count == len(self.tiles)
+    def waiting_count(self) -> int:
+        return len(self.tiles) - self.taken_count
+
+    @property
+    def is_encoded(self) -> bool:
+        return sum(map(len, self.embeddings)) == len(self.tiles)
 
     def result(self) -> EncodedTiles:
         waited = time.perf_counter() - self.submitted_at - self.forward_seconds
-        # cat copies, so that a small image does not keep its whole batch in memory.
-        return EncodedTiles(torch.cat(self.embeddings), waited, self.forward_seconds)
+        whole = self.embeddings[0] if len(self.embeddings) == 1 else torch.cat(self.embeddings)
+        return EncodedTiles(whole, waited, self.forward_seconds)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The images that the engine has parts of, in the order of the parts."""
+
+    jobs: list[_Job]
+    encoding: EncodingBatch
+    started_at: float
 
 
 class TileBatcher:
     """Feeds the engine with batches made of whatever waits when the engine becomes free.
 
-    So an idle engine never waits for a batch to fill, and a busy one finds a fuller batch. Use as
+    So an idle engine never waits for a batch to fill, and a busy one finds a fuller batch. Only a
+    batch that is full already is given to a busy engine, behind the one that it computes. Use as
     an async context manager.
 
     Two threads: the event loop's owns `_jobs` (all images that hold tiles here); the worker's owns
-    the engine and `_waiting`. A queue leads in, `call_soon_threadsafe` leads out; no locks. A
-    cancelled job is dropped before the next batch, and counts until then.
+    the engine, `_waiting` and `_in_flight`. A queue leads in, `call_soon_threadsafe` leads out; no
+    locks. A cancelled job is dropped before the next batch, and counts until then.
+
+    Attributes:
+        encoded_tile_count: tiles that the engine has encoded so far.
+        padding_tile_count: tiles that it computed besides (see EncodingBatch).
     """
 
     def __init__(
@@ -82,6 +102,10 @@ class TileBatcher:
         self._jobs: set[_Job] = set()
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._waiting: deque[_Job] = deque()
+        self._in_flight: deque[_Batch] = deque()
+        self._engine_free_at = 0.0
+        self.encoded_tile_count = 0
+        self.padding_tile_count = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
 
     async def __aenter__(self) -> TileBatcher:
@@ -145,45 +169,69 @@ class TileBatcher:
 
     def _work(self) -> None:
         while self._receive():
-            if batch := self._next_batch():
-                self._encode_batch(batch)
+            if self._may_start():
+                self._start_batch()
+            else:
+                self._finish_batch(self._in_flight.popleft())
 
     def _receive(self) -> bool:
         """Takes in what has arrived; waits only while there is nothing to do. False: close."""
         while True:
             try:
-                job = self._inbox.get(block=not self._waiting)
+                job = self._inbox.get(block=not self._waiting and not self._in_flight)
             except queue.Empty:
                 return True
             if job is None:
                 return False
             self._waiting.append(job)
 
-    def _next_batch(self) -> list[tuple[_Job, torch.Tensor]]:
-        batch: list[tuple[_Job, torch.Tensor]] = []
+    def _may_start(self) -> bool:
+        """Whether the next batch is to start before the oldest in flight is finished."""
+        if not self._in_flight:
+            return True
+        if len(self._in_flight) == BATCHES_IN_FLIGHT or self._in_flight[0].encoding.is_ready():
+            return False
+        self._drop_cancelled()
+        waiting_count = sum(job.waiting_count for job in self._waiting)
+        return waiting_count >= self._max_batch_tile_count
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._waiting if job.done.cancelled()]:
+            self._waiting.remove(job)
+            self._post(job, None)
+
+    def _start_batch(self) -> None:
+        self._drop_cancelled()
+        jobs, parts = [], []
         room = self._max_batch_tile_count
         while room and self._waiting:
             job = self._waiting[0]
-            if job.done.cancelled():
-                self._post(self._waiting.popleft(), None)
-                continue
-            part = job.take(room)
-            batch.append((job, part))
-            room -= len(part)
-            if job.is_taken:
+            jobs.append(job)
+            parts.append(job.take(room))
+            room -= len(parts[-1])
+            if not job.waiting_count:
                 self._waiting.popleft()
-        return batch
+        if jobs:
+            started_at = time.perf_counter()
+            self._in_flight.append(_Batch(jobs, self._engine.submit(parts), started_at))
 
-    def _encode_batch(self, batch: list[tuple[_Job, torch.Tensor]]) -> None:
-        started_at = time.perf_counter()
-        embeddings = self._engine.encode(torch.cat([tiles for _, tiles in batch]))
-        seconds = time.perf_counter() - started_at
-        parts = torch.split(embeddings, [len(tiles) for _, tiles in batch])
-        for (job, _), part in zip(batch, parts, strict=True):
+    def _finish_batch(self, batch: _Batch) -> None:
+        parts = batch.encoding.wait()
+        now = time.perf_counter()
+        seconds = now - max(batch.started_at, self._engine_free_at)
+        self._engine_free_at = now
+        self._count(parts, batch.encoding.padding_tile_count)
+        for job, part in zip(batch.jobs, parts, strict=True):
             job.embeddings.append(part)
             job.forward_seconds += seconds
-            if job.is_taken:
+            if job.is_encoded:
                 self._post(job, job.result())
+
+    def _count(self, parts: list[torch.Tensor], padding_count: int) -> None:
+        tile_count = sum(map(len, parts))
+        self.encoded_tile_count += tile_count
+        self.padding_tile_count += padding_count
+        logger.debug("batch_encoded", images=len(parts), tiles=tile_count, padding=padding_count)
 
     def _on_worker_end(self, worker: Future[None]) -> None:
         self._loop.call_soon_threadsafe(self._fail_all)

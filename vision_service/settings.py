@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,14 +35,16 @@ class Settings(ServingSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs; auto: on CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Element type of the engine; auto: bfloat16 on CUDA, float32 on the CPU."""
+    """Element type of the engine; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one forward pass; default: PyTorch's choice."""
+    """CPU threads of one forward pass; default: half of the cores, for the LLM service beside it
+    wants some too, and threads that take turns on a core wait for each other."""
     max_tile_count: int | None = Field(default=None, ge=1, le=LARGEST_TILE_CAP)
     """Largest tile cap a request may set, without the thumbnail; default: max_dynamic_patch of
     the checkpoint."""
-    max_batch_tile_count: int = Field(default=32, ge=1)
-    """Most tiles of one forward pass; an image with more is split."""
+    max_batch_tile_count: int = Field(default=13, ge=1)
+    """Most tiles of one forward pass; an image with more is split. 13 is one image of the usual
+    cap: an H100 does twice as many no faster, and the first of two images waits for the second."""
     max_queued_tile_count: int = Field(default=512, ge=LARGEST_TILE_CAP + 1)
     """Most tiles that wait for the engine or are in it; more are refused. One is 0.6 MB."""
     preprocess_worker_count: int = Field(default=4, ge=1)
@@ -57,3 +60,8 @@ class Settings(ServingSettings):
     """Most calls at a time; each holds its image file. More are refused."""
     cache_byte_count: int = Field(default=256 * MIB, ge=0)
     """Memory for embeddings of images seen before, in bytes; 0 keeps none."""
+
+    @property
+    def thread_count(self) -> int:
+        """CPU threads of one forward pass, at least one."""
+        return self.threads or max(1, (os.cpu_count() or 1) // 2)

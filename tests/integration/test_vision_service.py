@@ -117,7 +117,7 @@ def held(engine: FakeEngine) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def torch_engine() -> VisionEngine:
-    settings = Settings(checkpoint=CHECKPOINT, device="cpu", threads=1)
+    settings = Settings(checkpoint=CHECKPOINT, device="cpu", dtype="float32", threads=1)
     return create_engine(settings, CONFIG)
 
 

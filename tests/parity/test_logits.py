@@ -98,7 +98,6 @@ async def test_greedy_tokens_equal_the_reference(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 async def test_greedy_tokens_on_cuda(
     checkpoint_dir: Path, conversations: list[Conversation]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,6 +15,26 @@ if TYPE_CHECKING:
 
 class EngineStartError(Exception):
     """The engine cannot run here: a sentence that names the setting."""
+
+
+class EncodingBatch(Protocol):
+    """A batch that an engine has taken."""
+
+    @property
+    def padding_tile_count(self) -> int:
+        """Tiles that were computed besides, because the engine has no batch of just that size."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether `wait` would return at once."""
+        ...
+
+    def wait(self) -> list[torch.Tensor]:
+        """Returns the embeddings, image by image: [n, tokens_per_tile, hidden].
+
+        They are on the CPU, and share memory neither with each other nor with the engine.
+        """
+        ...
 
 
 class VisionEngine(Protocol):
@@ -40,6 +61,14 @@ class VisionEngine(Protocol):
         """
         ...
 
+    def submit(self, images: Sequence[torch.Tensor]) -> EncodingBatch:
+        """Takes a batch of one or more images' tiles, each as for `encode`.
+
+        On a device that works by itself it returns before the embeddings are there, so that the
+        next batch can be submitted meanwhile; with two in flight it waits for the first.
+        """
+        ...
+
 
 def create_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
     """Loads the engine that the settings name and warms it with a real forward pass.
@@ -50,6 +79,6 @@ def create_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
     """
     match settings.engine:
         case "torch":
-            from vision_service.engines.torch_engine import TorchEngine
+            from vision_service.engines.torch_engine import start_engine
 
-            return TorchEngine.load(settings, config)
+            return start_engine(settings, config)

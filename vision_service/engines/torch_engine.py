@@ -1,14 +1,16 @@
-"""The torch engine: InternViT in PyTorch, on the CPU or on one CUDA device."""
+"""The torch engine: InternViT in PyTorch, here on the CPU; on CUDA it is `cuda_engine`'s."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from vision_service.checkpoint import CheckpointError, TensorDigest, VisionConfig, vision_tensors
-from vision_service.engines import EngineStartError
+from vision_service.engines import EngineStartError, VisionEngine
 from vision_service.engines.intern_vit import VisionModel
 
 if TYPE_CHECKING:
@@ -17,41 +19,57 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
+    """Loads the checkpoint and encodes black tiles: one, on CUDA batches of all sizes.
+
+    Raises:
+        CheckpointError: the tensors are not those that the config describes.
+        EngineStartError: there is no CUDA device, or its memory is too small.
+    """
+    torch.set_num_threads(settings.thread_count)
+    device = _device(settings.device)
+    dtype = _dtype(settings.dtype, device)
+    if device.type == "cuda":
+        return _start_cuda_engine(settings, config, device, dtype)
+    model, weights_sha256 = load_model(settings.checkpoint, config, device, dtype)
+    engine = TorchEngine(model, config, weights_sha256)
+    engine.encode(torch.zeros(1, 3, *[config.tile_size] * 2, dtype=torch.uint8))
+    return engine
+
+
+def _start_cuda_engine(
+    settings: Settings, config: VisionConfig, device: torch.device, dtype: torch.dtype
+) -> VisionEngine:
+    from vision_service.engines.cuda_engine import CudaEngine
+    from vision_service.engines.fused_vit import FusedVisionModel
+    from vision_service.engines.triton_programs import OPERATIONS
+
+    # Mapped from the file: what moves to the device is folded and cast there.
+    model, weights_sha256 = load_model(settings.checkpoint, config, torch.device("cpu"), None)
+    try:
+        fused = FusedVisionModel(model, config, OPERATIONS, device, dtype)
+        return CudaEngine(
+            fused,
+            config,
+            weights_sha256,
+            dtype=dtype,
+            max_batch_tile_count=settings.max_batch_tile_count,
+        )
+    except torch.OutOfMemoryError as error:
+        raise EngineStartError(
+            f"the model and a batch of {settings.max_batch_tile_count} tiles "
+            f"(max_batch_tile_count) do not fit into the memory of {device}"
+        ) from error
+
+
 class TorchEngine:
-    """Runs a VisionModel; normalising the tiles is its first step (see VisionEngine)."""
+    """Runs a VisionModel on the CPU; normalising the tiles is its first step (see VisionEngine)."""
 
     def __init__(self, model: VisionModel, config: VisionConfig, weights_sha256: bytes) -> None:
-        parameter = next(model.parameters())
         self._model = model.eval()
-        self._device = parameter.device
-        self._dtype = parameter.dtype
+        self._dtype = next(model.parameters()).dtype
         self._weights_sha256 = weights_sha256
         self._config = config
-
-    @classmethod
-    def load(cls, settings: Settings, config: VisionConfig) -> TorchEngine:
-        """Loads the checkpoint and runs a batch of black tiles: one, on CUDA the largest.
-
-        Raises:
-            CheckpointError: the tensors are not those that the config describes.
-            EngineStartError: there is no CUDA device, or its memory is too small.
-        """
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-        device = _device(settings.device)
-        dtype = _dtype(settings.dtype, device)
-        # The largest batch shows now, and not under load, whether the device's memory is enough.
-        tile_count = settings.max_batch_tile_count if device.type == "cuda" else 1
-        try:
-            model, weights_sha256 = load_model(settings.checkpoint, config, device, dtype)
-            engine = cls(model, config, weights_sha256)
-            engine.encode(torch.zeros(tile_count, 3, *[config.tile_size] * 2, dtype=torch.uint8))
-        except torch.OutOfMemoryError as error:
-            raise EngineStartError(
-                f"the model and a batch of {tile_count} tiles (max_batch_tile_count) do not fit "
-                f"into the memory of {device}"
-            ) from error
-        return engine
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,9 +84,31 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
         """Returns [n, tokens_per_tile, hidden] for [n, 3, tile_size, tile_size] uint8."""
-        values = normalise(tiles.to(self._device), self._config.mean, self._config.std)
+        values = normalise(tiles, self._config.mean, self._config.std)
         embeddings: torch.Tensor = self._model(values.to(self._dtype))
-        return embeddings.cpu()
+        return embeddings
+
+    def submit(self, images: Sequence[torch.Tensor]) -> FinishedBatch:
+        """See VisionEngine."""
+        embeddings = self.encode(torch.cat(list(images)))
+        parts = torch.split(embeddings, [len(tiles) for tiles in images])
+        return FinishedBatch([part.clone() for part in parts] if len(parts) > 1 else [embeddings])
+
+
+@dataclass(frozen=True)
+class FinishedBatch:
+    """The EncodingBatch of an engine that computes on the caller's thread."""
+
+    embeddings: list[torch.Tensor]
+    padding_tile_count: int = 0
+
+    def is_ready(self) -> bool:
+        """It is."""
+        return True
+
+    def wait(self) -> list[torch.Tensor]:
+        """Returns the embeddings."""
+        return self.embeddings
 
 
 def normalise(
@@ -92,9 +132,9 @@ def normalise(
 
 
 def load_model(
-    path: Path, config: VisionConfig, device: torch.device, dtype: torch.dtype
+    path: Path, config: VisionConfig, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[VisionModel, bytes]:
-    """Returns the model with the checkpoint's weights, and their digest.
+    """Returns the model with the checkpoint's weights, and their digest; no dtype: as stored.
 
     The model is built without memory and takes the tensors as they are read, so that there is
     never a second copy of the weights.
@@ -106,7 +146,7 @@ def load_model(
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in vision_tensors(path):
         digest.add(name, tensor)
-        weights[name] = tensor.to(device, dtype)
+        weights[name] = tensor.to(device, dtype or tensor.dtype)
     with torch.device("meta"):
         model = VisionModel(config)
     try:
@@ -126,4 +166,7 @@ def _device(name: str) -> torch.device:
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return DTYPES[name]
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    # With AMX a tile takes a third to a quarter of its time in float32. PyTorch 2.9, the oldest
+    # that is supported, has no public name for the question.
+    has_fast_bfloat16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_fast_bfloat16 else torch.float32

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import queue
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,11 @@ class FakeEngine:
     """Encodes a tile as its mean value, and can be held, watched and broken.
 
     Attributes:
-        batch_tile_counts: tiles of each call so far.
-        gate: a call waits until it is set.
-        entered: set once a call has begun.
-        error: raised by the next call.
+        batch_tile_counts: tiles of each batch so far.
+        gate: no batch is ready until it is set.
+        entered: set once a batch was submitted.
+        submissions: the tile counts of the batches again, for who waits for one.
+        error: raised by whoever waits for a batch.
     """
 
     dtype = torch.float32
@@ -33,16 +37,36 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+        self.submissions: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.error: Exception | None = None
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
-        self.batch_tile_counts.append(len(tiles))
-        self.entered.set()
-        self.gate.wait()
-        if self.error is not None:
-            raise self.error
         means = tiles.to(torch.float32).mean(dim=(1, 2, 3))
         return means[:, None, None].repeat(1, *self._row_shape)
+
+    def submit(self, images: Sequence[torch.Tensor]) -> FakeBatch:
+        self.batch_tile_counts.append(sum(map(len, images)))
+        self.submissions.put(self.batch_tile_counts[-1])
+        self.entered.set()
+        return FakeBatch(self, [self.encode(tiles) for tiles in images])
+
+
+@dataclass
+class FakeBatch:
+    """A batch of a FakeEngine, ready once the engine's gate is set; each has one padding tile."""
+
+    engine: FakeEngine
+    embeddings: list[torch.Tensor]
+    padding_tile_count: int = 1
+
+    def is_ready(self) -> bool:
+        return self.engine.gate.is_set()
+
+    def wait(self) -> list[torch.Tensor]:
+        self.engine.gate.wait()
+        if self.engine.error is not None:
+            raise self.engine.error
+        return self.embeddings
 
 
 def tiles_of(*values: int) -> torch.Tensor:

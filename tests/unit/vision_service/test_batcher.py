@@ -80,6 +80,49 @@ async def test_no_batch_exceeds_the_cap_and_an_image_may_be_split() -> None:
     assert engine.batch_tile_counts == [1, 4, 4, 3]
 
 
+async def test_a_busy_engine_has_one_full_batch_behind_it() -> None:
+    engine = FakeEngine()
+    async with running_batcher(engine, max_batch=4) as batcher:
+        engine.gate.clear()
+        image = await submitted(batcher, *range(13))
+        for _ in range(2):
+            assert await asyncio.to_thread(engine.submissions.get) == 4
+        engine.gate.set()
+        assert values_of(await image) == list(range(13))
+    assert engine.batch_tile_counts == [4, 4, 4, 1]
+
+
+async def test_a_busy_engine_gets_no_batch_that_may_still_grow() -> None:
+    engine = FakeEngine()
+    async with running_batcher(engine, max_batch=4, max_queued=64) as batcher:
+        engine.gate.clear()
+        first = await submitted(batcher, *range(7))
+        assert await asyncio.to_thread(engine.submissions.get) == 4
+        others = [await submitted(batcher, 20), await submitted(batcher, 21, 22)]
+        engine.gate.set()
+        await asyncio.gather(first, *others)
+    assert engine.batch_tile_counts == [4, 4, 2]
+
+
+async def test_a_cancelled_image_fills_no_batch() -> None:
+    engine = FakeEngine()
+    async with running_batcher(engine, max_batch=4) as batcher:
+        first = await occupied(batcher, engine)
+        cancelled, other = await submitted(batcher, 1, 2, 3), await submitted(batcher, 4, 5)
+        cancelled.cancel()
+        engine.gate.set()
+        await first
+        assert values_of(await other) == [4, 5]
+    assert engine.batch_tile_counts == [1, 2]
+
+
+async def test_encoded_and_padding_tiles_are_counted() -> None:
+    engine = FakeEngine()
+    async with running_batcher(engine, max_batch=4) as batcher:
+        await batcher.encode(tiles_of(*range(6)))
+        assert (batcher.encoded_tile_count, batcher.padding_tile_count) == (6, 2)
+
+
 async def test_a_result_does_not_keep_its_batch_in_memory() -> None:
     engine = FakeEngine()
     async with running_batcher(engine) as batcher:

@@ -23,6 +23,20 @@ def test_flags_and_environment_fill_the_same_fields(monkeypatch: pytest.MonkeyPa
     assert settings.checkpoint == Path.cwd() / "a" / "b"
 
 
+@pytest.mark.parametrize(
+    ("core_count", "threads", "thread_count"),
+    [(2, None, 1), (16, None, 8), (1, None, 1), (None, None, 1), (2, 2, 2)],
+)
+def test_the_default_of_threads_leaves_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    core_count: int | None,
+    threads: int | None,
+    thread_count: int,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: core_count)
+    assert Settings(checkpoint=Path("a"), threads=threads).thread_count == thread_count
+
+
 def test_settings_are_frozen() -> None:
     settings = Settings(checkpoint=Path("a"))
     with pytest.raises(ValidationError, match="frozen"):

@@ -23,7 +23,6 @@ def engine_of(path: Path, **options: str) -> VisionEngine:
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("auto", torch.float32),
         ("float32", torch.float32),
         ("bfloat16", torch.bfloat16),
         ("float16", torch.float16),
@@ -38,8 +37,16 @@ def test_embeddings_have_the_chosen_type(tmp_path: Path, name: str, dtype: torch
     assert (embeddings.float() - exact).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.parametrize(("has_amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_on_a_cpu_with_amx_auto_is_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_amx: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert engine_of(write_checkpoint(tmp_path)).dtype == dtype
+
+
 def test_a_tile_does_not_depend_on_its_batch(tmp_path: Path) -> None:
-    engine = engine_of(write_checkpoint(tmp_path))
+    engine = engine_of(write_checkpoint(tmp_path), dtype="float32")
     alone = torch.cat([engine.encode(TILES[:1]), engine.encode(TILES[1:])])
     torch.testing.assert_close(engine.encode(TILES), alone, rtol=1e-5, atol=1e-5)
 

@@ -1,0 +1,198 @@
+"""The CUDA engine: batches of tiles through streams, and through one CUDA graph for each size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from vision_service.checkpoint import VisionConfig
+
+SLOT_COUNT = 2
+logger = structlog.get_logger()
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CudaBatch:
+    """A batch on its way; see VisionEngine's EncodingBatch."""
+
+    embeddings: list[torch.Tensor]
+    padding_tile_count: int
+    _downloaded: torch.cuda.Event
+
+    def is_ready(self) -> bool:
+        """Whether `wait` would return at once."""
+        ready: bool = self._downloaded.query()  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return ready
+
+    def wait(self) -> list[torch.Tensor]:
+        """Returns the embeddings once they are in host memory."""
+        self._downloaded.synchronize()
+        return self.embeddings
+
+
+class CudaEngine:
+    """Runs a model under CUDA graphs (see VisionEngine), two batches at a time.
+
+    Three streams: while one batch computes, the tiles of the next come up and the embeddings of the
+    last go down, between page-locked host memory and one of two slots on the device. The host
+    waits for nothing but a slot, and for the embeddings in `CudaBatch.wait`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: VisionConfig,
+        weights_sha256: bytes,
+        *,
+        dtype: torch.dtype,
+        max_batch_tile_count: int,
+    ) -> None:
+        """Captures the graphs, which is the warm forward pass too.
+
+        Raises:
+            torch.OutOfMemoryError: the largest batch does not fit into the device's memory.
+        """
+        self._dtype = dtype
+        self._weights_sha256 = weights_sha256
+        self._upload, self._compute, self._download = _new_stream(), _new_stream(), _new_stream()
+        tile_shape = (3, config.tile_size, config.tile_size)
+        self._graphs = _Graphs(model, tile_shape, max_batch_tile_count, self._compute)
+        row_shape = (config.tokens_per_tile, config.output_size)
+        self._slots = itertools.cycle(
+            [
+                _Slot.empty(max_batch_tile_count, tile_shape, row_shape, dtype)
+                for _ in range(SLOT_COUNT)
+            ]
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the weights and the embeddings."""
+        return self._dtype
+
+    @property
+    def weights_sha256(self) -> bytes:
+        """Digest of the tensors as the checkpoint stores them."""
+        return self._weights_sha256
+
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        """See VisionEngine; batches that are larger than the largest graph are split."""
+        parts = torch.split(tiles, self._graphs.max_tile_count)
+        return torch.cat([self.submit([part]).wait()[0] for part in parts])
+
+    @torch.inference_mode()
+    def submit(self, images: Sequence[torch.Tensor]) -> CudaBatch:
+        """See VisionEngine; a batch has at most max_batch_tile_count tiles."""
+        slot = next(self._slots)
+        slot.free.synchronize()
+        counts = [len(tiles) for tiles in images]
+        tile_count = sum(counts)
+        torch.cat(list(images), out=slot.host_tiles[:tile_count])
+        with torch.cuda.stream(self._upload):
+            slot.tiles[:tile_count].copy_(slot.host_tiles[:tile_count], non_blocking=True)
+        self._compute.wait_stream(self._upload)
+        with torch.cuda.stream(self._compute):
+            padding = self._graphs.run(slot.tiles, tile_count, slot.rows)
+        self._download.wait_stream(self._compute)
+        with torch.cuda.stream(self._download):
+            parts = torch.split(slot.rows[:tile_count], counts)
+            embeddings = [_to_host(part) for part in parts]
+            slot.free.record()
+        return CudaBatch(embeddings, padding, slot.free)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The buffers of one batch in flight; `free` is reached when its embeddings are down."""
+
+    host_tiles: torch.Tensor  # [max tiles, 3, S, S] uint8, page-locked
+    tiles: torch.Tensor  # the same on the device
+    rows: torch.Tensor  # [max tiles, tokens_per_tile, hidden]
+    free: torch.cuda.Event
+
+    @classmethod
+    def empty(
+        cls,
+        tile_count: int,
+        tile_shape: tuple[int, ...],
+        row_shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> _Slot:
+        return cls(
+            torch.zeros(tile_count, *tile_shape, dtype=torch.uint8, pin_memory=True),
+            torch.zeros(tile_count, *tile_shape, dtype=torch.uint8, device="cuda"),
+            torch.empty(tile_count, *row_shape, dtype=dtype, device="cuda"),
+            torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call] # torch leaves it untyped
+        )
+
+
+def _to_host(rows: torch.Tensor) -> torch.Tensor:
+    """Starts a copy into page-locked memory; PyTorch keeps that memory for later copies."""
+    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+    return host.copy_(rows, non_blocking=True)
+
+
+def _new_stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+
+class _Graphs:
+    """The model, captured for each of some tile counts; their activations share one memory."""
+
+    def __init__(
+        self, model: Model, tile_shape: tuple[int, ...], max_count: int, stream: torch.cuda.Stream
+    ) -> None:
+        self.max_tile_count = max_count
+        self._tiles = torch.zeros(max_count, *tile_shape, dtype=torch.uint8, device="cuda")
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._rows: dict[int, torch.Tensor] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.synchronize()  # the weights are there, whichever stream brought them
+        # The largest first: what it needs is enough for the others.
+        for count in reversed(graph_tile_counts(max_count)):
+            self._capture(model, count, stream)
+
+    def run(self, tiles: torch.Tensor, tile_count: int, rows: torch.Tensor) -> int:
+        """Encodes the first tiles into the first rows, on the current stream.
+
+        Returns:
+            How many tiles were computed besides, to fill the graph.
+        """
+        count = min(count for count in self._graphs if count >= tile_count)
+        self._tiles[:tile_count].copy_(tiles[:tile_count])
+        self._graphs[count].replay()
+        rows[:tile_count].copy_(self._rows[count][:tile_count])
+        return count - tile_count
+
+    def _capture(self, model: Model, count: int, stream: torch.cuda.Stream) -> None:
+        logger.info("capturing_graph", tiles=count)
+        tiles = self._tiles[:count]
+        with torch.cuda.stream(stream):
+            model(tiles)  # compiles kernels and makes handles, which a capture must not do
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            self._rows[count] = model(tiles)
+        self._graphs[count] = graph
+
+
+def graph_tile_counts(max_count: int) -> list[int]:
+    """Returns the sizes of graphs, ascending: halves of the largest, and three quarters of these.
+
+    So at most a third of a graph's tiles is padding: for 26, they are 1, 2, 3, 4, 6, 7, 10, 13, 20
+    and 26.
+    """
+    return sorted(set(_halves(max_count)))
+
+
+def _halves(count: int) -> Iterator[int]:
+    while count > 1:
+        yield count
+        yield -(-3 * count // 4)
+        count = -(-count // 2)
+    yield 1
