@@ -12,5 +12,7 @@ RUN pip install --no-cache-dir -c constraints.txt ".[torch]"
 RUN useradd --system service
 USER service
 ENV INTERNVL_LLM_HOST=0.0.0.0
+# Threads that spin while they wait slow down whatever shares the cores.
+ENV OMP_WAIT_POLICY=PASSIVE
 EXPOSE 50052
 ENTRYPOINT ["internvl-llm"]

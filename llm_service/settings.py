@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -29,9 +30,10 @@ class Settings(ServingSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto: CUDA when there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and KV cache; auto: bfloat16 on CUDA, float32 on the CPU."""
+    """Type of weights and KV cache; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one matrix product; default: PyTorch's choice, one per core."""
+    """CPU threads of one matrix product; default: half of the cores, for the vision service beside
+    it wants some too, and threads that take turns on a core wait for each other."""
     kv_cache_byte_count: int | None = Field(default=None, ge=1)
     """Size of the KV cache; default: 1 GiB on the CPU, else kv_cache_fraction of free memory."""
     kv_cache_fraction: float = Field(default=0.9, gt=0, lt=1)
@@ -51,6 +53,11 @@ class Settings(ServingSettings):
     """Most images in one request."""
     max_table_byte_count: int = Field(default=2 * GIB, ge=1)
     """Memory for image embeddings that are kept for later turns."""
+
+    @property
+    def thread_count(self) -> int:
+        """CPU threads of one matrix product, at least one."""
+        return self.threads or max(1, (os.cpu_count() or 1) // 2)
 
     @property
     def model_name(self) -> str:

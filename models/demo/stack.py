@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -45,7 +46,11 @@ class ServiceProcess:
     def start(self) -> None:
         """Starts the process and returns at once."""
         command = [sys.executable, "-m", self.module, *self.arguments, "--port", str(self.port)]
-        self._process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        # Threads that spin while they wait slow the other services down, up to 18 times.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        self._process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment
+        )
         self._ports: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         threading.Thread(target=self._pump, args=[self._process], daemon=True).start()
 

@@ -13,8 +13,9 @@ from tests.random_checkpoint import write_random_checkpoint
 
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 GATEWAY_ARGUMENTS = ("--file-root", str(PICTURES), "--allowed-private-hosts", '["127.0.0.1"]')
-# Two cores run three processes and the tests.
-SERVICE_ARGUMENTS = ("--threads", "1")
+# Two cores run three processes and the tests; in float32 a token is the same whatever else is in
+# the batch.
+SERVICE_ARGUMENTS = ("--threads", "1", "--dtype", "float32")
 
 
 @pytest.fixture(scope="session")
