@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import zlib
 from dataclasses import dataclass
 
 import torch
+from isal import isal_zlib
 
 from protos.errors import ImageTooLargeError, InvalidArgumentError, InvalidImageError
 from protos.identity import content_digest, recipe_digest
@@ -77,7 +77,7 @@ class ImageEncoder:
         return ImageEmbedding(
             id=id_,
             rows=rows,
-            crc32=await asyncio.to_thread(zlib.crc32, tensor_bytes(rows)),
+            crc32=await asyncio.to_thread(isal_zlib.crc32, tensor_bytes(rows)),
             grid=tiled.grid,
             image_width=tiled.width,
             image_height=tiled.height,

@@ -14,7 +14,7 @@ from pydantic_settings import CliApp
 
 from llm_service.__main__ import make_service
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import EngineLoad, Prompt, TokenOutput
+from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
 from llm_service.model import ServedModel
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings
@@ -53,7 +53,9 @@ class ScriptedLLMEngine:
     async def generate(
         self, prompt: Prompt, params: SamplingParams, priority: int = 0
     ) -> AsyncGenerator[TokenOutput, None]:
-        """See LLMEngine."""
+        """See LLMEngine; it has no KV cache that could stand for an image."""
+        if not all(image.is_held for image in prompt.images):
+            raise RowsNeededError("the image is not held")
         yield TokenOutput([1], "length")
 
     def load(self) -> EngineLoad:
