@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +68,8 @@ class RequestImages:
         held = {identity: cache.get(identity) for identity in self._identities}
         self._tables = {key: table for key, table in held.items() if table is not None}
         self._uploads: dict[bytes, tuple[TableUpload, int]] = {}
-        self._row_counts = {key: table.shape[0] for key, table in self._tables.items()}
+        row_counts = {identity: cache.row_count(identity) for identity in self._identities}
+        self._row_counts = {key: count for key, count in row_counts.items() if count is not None}
         self._check_context()
 
     def __enter__(self) -> RequestImages:
@@ -77,6 +78,11 @@ class RequestImages:
     def __exit__(self, *exc_info: object) -> None:
         for _, byte_count in self._uploads.values():
             self._cache.release(byte_count)
+
+    @property
+    def may_be_replaced(self) -> bool:
+        """Whether the KV cache might replace the missing images: all row counts are known."""
+        return bool(self.wanted()) and self._row_counts.keys() >= set(self._identities)
 
     def wanted(self) -> list[int]:
         """Returns the indexes of the images that are missing, equal ones once."""
@@ -107,20 +113,36 @@ class RequestImages:
             raise DeadlineError(f"an embedding made no progress for {seconds} seconds") from error
 
     def prompt(self) -> Prompt:
-        """Returns the prompt that the engine takes, all rows in one table."""
-        tables = [self._tables[identity] for identity in self._identities]
-        row_counts = [table.shape[0] for table in tables]
-        dtype = tables[0].dtype if tables else torch.float32
-        empty = torch.empty(0, self._model.config.hidden_size, dtype=dtype)
+        """Returns the prompt that the engine takes, all rows in one table.
+
+        Every image's row count must be known; the rows of those that are missing are zeros.
+        """
+        images = tuple(map(self._image_rows, self._identities))
         return Prompt(
             token_ids=self._generation.layout.token_ids(
-                row_counts, self._model.config.vocabulary_size
+                [image.row_count for image in images], self._model.config.vocabulary_size
             ),
-            # The rows of a single image are shared with the cache: nobody writes to them.
-            prompt_table=tables[0] if len(tables) == 1 else torch.cat([empty, *tables]),
-            images=tuple(map(ImageRows, self._identities, row_counts)),
+            prompt_table=self._prompt_table(images),
+            images=images,
             cache_salt=self._generation.cache_salt,
         )
+
+    def _image_rows(self, identity: bytes) -> ImageRows:
+        table = self._tables.get(identity)
+        if table is None:
+            return ImageRows(identity, self._row_counts[identity], is_held=False)
+        return ImageRows(identity, table.shape[0])
+
+    def _prompt_table(self, images: Sequence[ImageRows]) -> torch.Tensor:
+        """Returns [rows, hidden]; where it can, it takes no memory of its own: nobody writes."""
+        dtype = next((table.dtype for table in self._tables.values()), torch.float32)
+        zeros = torch.zeros(1, self._model.config.hidden_size, dtype=dtype)
+        if not self._tables:
+            return zeros.expand(sum(image.row_count for image in images), -1)
+        tables = [
+            self._tables.get(image.identity, zeros.expand(image.row_count, -1)) for image in images
+        ]
+        return tables[0] if len(tables) == 1 else torch.cat(tables)
 
     def _take(self, message: TableMessage) -> None:
         match message:

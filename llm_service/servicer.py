@@ -13,7 +13,7 @@ import structlog
 
 from llm_service import wire
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines import LLMEngine, Prompt
+from llm_service.engines import LLMEngine, Prompt, RowsNeededError
 from llm_service.generation import (
     TextDelta,
     TextEnd,
@@ -55,27 +55,21 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         clock = _Clock()
         start = await _read_start(request_iterator)
         generation = await asyncio.to_thread(self._parse, start)
+        del start  # perhaps megabytes
         with RequestImages(self._model, self._tables, generation) as images:
+            async with aclosing(self._answer_from_cache(images, generation, clock)) as responses:
+                async for response in responses:
+                    yield response
+            if clock.has_ticked:
+                return
             yield _wanted(images.wanted())
             async with aclosing(wire.table_messages(request_iterator)) as messages:
                 await images.receive(messages)
             prompt = await asyncio.to_thread(images.prompt)
-        del start, images  # the tables are in the prompt
-        usage = llm_pb2.Usage(
-            prompt_token_count=len(prompt.token_ids),
-            image_token_count=prompt.prompt_table.shape[0],
-        )
-        async with aclosing(interleaved(self._choices(prompt, generation))) as events:
-            async for index, event in events:
-                clock.tick()
-                yield self._response(index, event)
-                if isinstance(event, TextEnd):
-                    usage.output_token_count += event.output_token_count
-                    if index == 0:
-                        usage.cached_token_count = event.cached_token_count
-        usage.first_token_seconds, usage.total_seconds = clock.first, clock.last
-        yield llm_pb2.GenerateResponse(usage=usage)
-        _log(usage)
+        del images  # the tables are in the prompt
+        async with aclosing(self._answer(prompt, generation, clock)) as responses:
+            async for response in responses:
+                yield response
 
     async def CountTokens(
         self, request: llm_pb2.CountTokensRequest, context: Context
@@ -124,6 +118,46 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
             total_kv_token_count=load.total_kv_tokens,
         )
 
+    async def _answer_from_cache(
+        self, images: RequestImages, generation: Generation, clock: _Clock
+    ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
+        """Yields an empty `wanted` and the answer, or nothing: the missing images are needed.
+
+        Whether the KV cache replaces them is known when the first output comes.
+        """
+        if not images.may_be_replaced:
+            return
+        prompt = await asyncio.to_thread(images.prompt)
+        async with aclosing(self._answer(prompt, generation, clock)) as responses:
+            try:
+                first = await anext(responses)
+            except RowsNeededError:
+                return
+            yield _wanted([])
+            yield first
+            async for response in responses:
+                yield response
+
+    async def _answer(
+        self, prompt: Prompt, generation: Generation, clock: _Clock
+    ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
+        """Yields all that follows `wanted`."""
+        usage = llm_pb2.Usage(
+            prompt_token_count=len(prompt.token_ids),
+            image_token_count=prompt.prompt_table.shape[0],
+        )
+        async with aclosing(interleaved(self._choices(prompt, generation))) as events:
+            async for index, event in events:
+                clock.tick()
+                yield self._response(index, event)
+                if isinstance(event, TextEnd):
+                    usage.output_token_count += event.output_token_count
+                    if index == 0:
+                        usage.cached_token_count = event.cached_token_count
+        usage.first_token_seconds, usage.total_seconds = clock.first, clock.last
+        yield llm_pb2.GenerateResponse(usage=usage)
+        _log(usage)
+
     def _choices(
         self, prompt: Prompt, generation: Generation
     ) -> list[AsyncGenerator[TextEvent, None]]:
@@ -162,18 +196,13 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         identities = wire.image_identities(start.images, self._model.max_image_count)
         params = wire.sampling_params(start, self._model.end_token_ids, config.vocabulary_size)
         stop_strings = wire.stop_strings(start.stop)
-        layout = self._layout(start)
+        choice_count = wire.choice_count(start)
+        cache_salt = wire.cache_salt(start)
+        layout = self._layout(start)  # last: a long text takes seconds
         _check_image_count(layout, len(identities), "images")
         skip = start.skip_special_tokens if start.HasField("skip_special_tokens") else True
         return Generation(
-            layout,
-            identities,
-            params,
-            stop_strings,
-            skip,
-            choice_count=wire.choice_count(start),
-            priority=start.priority,
-            cache_salt=wire.cache_salt(start),
+            layout, identities, params, stop_strings, skip, choice_count, start.priority, cache_salt
         )
 
     def _layout(self, message: PromptMessage) -> PromptLayout:
@@ -219,6 +248,11 @@ class _Clock:
     def tick(self) -> None:
         self.last = time.monotonic() - self._started
         self.first = self.first or self.last
+
+    @property
+    def has_ticked(self) -> bool:
+        """Whether there was a token."""
+        return self.last > 0
 
 
 async def _read_start(requests: AsyncIterator[llm_pb2.GenerateRequest]) -> llm_pb2.GenerateStart:

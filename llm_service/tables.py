@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+from isal import isal_zlib
 
 from protos.errors import DataLossError, InvalidTensorError, ModelMismatchError, OverloadedError
 from protos.serving import MAX_CHUNK_BYTE_COUNT
+
+REMEMBERED_TABLE_COUNT = 65_536
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class TableUpload:
             )
         self._buffer[self._received : end] = data
         self._received = end
-        self._crc32 = zlib.crc32(data, self._crc32)
+        self._crc32 = isal_zlib.crc32(data, self._crc32)
 
     def finish(self, crc32: int) -> torch.Tensor:
         """Returns the table [rows, hidden]; it shares the upload's memory.
@@ -149,6 +151,9 @@ class TableUpload:
 class TableCache:
     """The tables of recent images by embedding id: least recently used first out.
 
+    Of tables that have gone it still knows how many rows they had: that is all that a prompt's
+    layout needs of an image that the KV cache replaces.
+
     Attributes:
         max_byte_count: most bytes that are kept, and most that may be on their way at once.
     """
@@ -156,6 +161,7 @@ class TableCache:
     def __init__(self, max_byte_count: int) -> None:
         self.max_byte_count = max_byte_count
         self._tables: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._gone_row_counts: OrderedDict[bytes, int] = OrderedDict()
         self._held_byte_count = 0
         self._incoming_byte_count = 0
 
@@ -166,6 +172,14 @@ class TableCache:
             self._tables.move_to_end(identity)
         return table
 
+    def row_count(self, identity: bytes) -> int | None:
+        """Returns the rows of an image's table, held or gone; None when they are not known."""
+        if (table := self._tables.get(identity)) is not None:
+            return table.shape[0]
+        if identity in self._gone_row_counts:
+            self._gone_row_counts.move_to_end(identity)
+        return self._gone_row_counts.get(identity)
+
     def put(self, identity: bytes, table: torch.Tensor) -> None:
         """Keeps a table; the least recently used ones make room. The first one of an id stays."""
         if identity in self._tables:
@@ -173,8 +187,9 @@ class TableCache:
         self._tables[identity] = table
         self._held_byte_count += table.nbytes
         while self._held_byte_count > self.max_byte_count:
-            _, evicted = self._tables.popitem(last=False)
+            evicted_identity, evicted = self._tables.popitem(last=False)
             self._held_byte_count -= evicted.nbytes
+            self._remember(evicted_identity, evicted.shape[0])
 
     def reserve(self, byte_count: int) -> None:
         """Accounts for a table that is about to arrive; `release` ends it.
@@ -193,3 +208,9 @@ class TableCache:
     def release(self, byte_count: int) -> None:
         """Ends a reservation, whatever became of its table."""
         self._incoming_byte_count -= byte_count
+
+    def _remember(self, identity: bytes, row_count: int) -> None:
+        self._gone_row_counts[identity] = row_count
+        self._gone_row_counts.move_to_end(identity)
+        if len(self._gone_row_counts) > REMEMBERED_TABLE_COUNT:
+            self._gone_row_counts.popitem(last=False)

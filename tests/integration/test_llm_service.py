@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 import torch
 
-from llm_service.__main__ import SERVICE_NAME
-from llm_service.checkpoint import LLMConfig
 from llm_service.engines import EngineLoad, FinishReason, Prompt, TokenLogprob, TokenOutput
-from llm_service.model import ServedModel
 from llm_service.sampling import Guide, SamplingParams
-from llm_service.servicer import LLMServicer
-from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer
 from protos.errors import (
     ContextLengthError,
@@ -33,27 +26,21 @@ from protos.errors import (
     from_rpc_error,
 )
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
-from protos.serving import Service, running_server
-from tests.real_tokenizers import real_tokenizer
-
-HIDDEN_SIZE = 8
-CONTEXT = 4096
-TABLE_BYTES = 1 << 20
-CONFIG = LLMConfig(
-    architecture="Qwen2ForCausalLM",
-    hidden_size=HIDDEN_SIZE,
-    intermediate_size=16,
-    layer_count=1,
-    head_count=2,
-    kv_head_count=1,
-    head_dim=4,
-    vocabulary_size=151674,
-    max_position_embeddings=CONTEXT,
-    rope_theta=1e6,
-    rms_norm_eps=1e-6,
-    end_token_ids=frozenset({151645}),
+from tests.integration.llm_calls import (
+    CONTEXT,
+    END,
+    HIDDEN_SIZE,
+    chunk,
+    exchange,
+    header,
+    serving,
+    start,
+    table,
+    text_of,
+    trailer,
+    upload,
 )
-END = 151645
+from tests.real_tokenizers import real_tokenizer
 
 
 class ScriptedEngine:
@@ -123,89 +110,8 @@ def stub(channel: grpc.aio.Channel) -> llm_pb2_grpc.LLMServiceAsyncStub:
 
 @pytest.fixture
 async def channel(engine: ScriptedEngine) -> AsyncIterator[grpc.aio.Channel]:
-    async with serving(engine) as channel:
+    async with serving(engine, engine.tokenizer) as channel:
         yield channel
-
-
-@asynccontextmanager
-async def serving(engine: ScriptedEngine) -> AsyncIterator[grpc.aio.Channel]:
-    model = ServedModel("tiny", "torch", CONFIG, engine.tokenizer, CONTEXT, 4)
-    servicer = LLMServicer(model, engine, TableCache(TABLE_BYTES))
-    service = Service(
-        SERVICE_NAME,
-        lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
-        engine.is_healthy,
-    )
-    async with (
-        running_server(service, "127.0.0.1", 0, drain_seconds=1) as port,
-        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
-    ):
-        yield channel
-
-
-def embedding_id(name: str) -> tensor_pb2.EmbeddingId:
-    digest = name.encode().ljust(32, b".")
-    return tensor_pb2.EmbeddingId(content_sha256=digest, recipe_sha256=digest)
-
-
-def start(
-    text: str = "Hi", images: Iterable[str] = (), **fields: object
-) -> llm_pb2.GenerateRequest:
-    image_ids = [embedding_id(name) for name in images]
-    parts = [llm_pb2.ContentPart(text=text)]
-    parts += [llm_pb2.ContentPart(image=llm_pb2.ImagePart()) for _ in image_ids]
-    chat = llm_pb2.ChatPrompt(messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, parts=parts)])
-    return llm_pb2.GenerateRequest(
-        start=llm_pb2.GenerateStart(chat=chat, images=image_ids, **fields)  # type: ignore[arg-type]
-    )
-
-
-def header(index: int = 0, rows: int = 2, **spec: object) -> llm_pb2.GenerateRequest:
-    fields = {
-        "dtype": tensor_pb2.DATA_TYPE_FP32,
-        "shape": [rows, HIDDEN_SIZE],
-        "byte_count": rows * HIDDEN_SIZE * 4,
-    }
-    tensor_spec = tensor_pb2.TensorSpec(**(fields | spec))  # type: ignore[arg-type]
-    return llm_pb2.GenerateRequest(
-        embedding_header=llm_pb2.EmbeddingHeader(image_index=index, spec=tensor_spec)
-    )
-
-
-def chunk(data: bytes, offset: int = 0, index: int = 0) -> llm_pb2.GenerateRequest:
-    piece = tensor_pb2.TensorChunk(offset=offset, data=data)
-    return llm_pb2.GenerateRequest(
-        embedding_chunk=llm_pb2.EmbeddingChunk(image_index=index, chunk=piece)
-    )
-
-
-def trailer(data: bytes, index: int = 0) -> llm_pb2.GenerateRequest:
-    return llm_pb2.GenerateRequest(
-        embedding_trailer=llm_pb2.EmbeddingTrailer(image_index=index, crc32=zlib.crc32(data))
-    )
-
-
-def table(value: float, rows: int = 2) -> tuple[torch.Tensor, bytes]:
-    rows_tensor = torch.full((rows, HIDDEN_SIZE), value)
-    return rows_tensor, rows_tensor.numpy().tobytes()
-
-
-def upload(data: bytes, index: int = 0, rows: int = 2) -> list[llm_pb2.GenerateRequest]:
-    return [header(index, rows), chunk(data, index=index), trailer(data, index)]
-
-
-async def exchange(
-    stub: llm_pb2_grpc.LLMServiceAsyncStub, *requests: llm_pb2.GenerateRequest
-) -> list[llm_pb2.GenerateResponse]:
-    call = stub.Generate(iter(requests))
-    try:
-        return [response async for response in call]
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
-
-
-def text_of(responses: list[llm_pb2.GenerateResponse]) -> str:
-    return "".join(response.delta.text for response in responses)
 
 
 async def test_text_only_conversation(
@@ -431,7 +337,7 @@ async def test_only_a_guided_text_keeps_sentencepieces_first_space(regex: str, t
     engine = ScriptedEngine()
     engine.tokenizer, engine.text = real_tokenizer("internlm2_5"), " Hi"
     guided = llm_pb2.GuidedDecoding(regex=regex) if regex else None
-    async with serving(engine) as channel:
+    async with serving(engine, engine.tokenizer) as channel:
         stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
         assert text_of(await exchange(stub, start(guided=guided))) == text
 

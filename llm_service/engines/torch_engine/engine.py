@@ -252,7 +252,9 @@ def _put_all(messages: list[Message]) -> None:
 
 
 def _rows_needed() -> RowsNeededError:
-    return RowsNeededError("the KV cache has dropped an image that the request relies on")
+    return RowsNeededError(
+        "the KV cache has dropped an image that the request relies on", retry_after=0.0
+    )
 
 
 def _dead() -> EngineDeadError:

@@ -142,7 +142,7 @@ class GenerateStart(_message.Message):
     token where the model has one. Each "<image>" stands for the next image.
     """
     choice_count: _builtins.int
-    """Choices to generate from this prompt; default 1."""
+    """Choices to generate from this prompt, 1 to 16; default 1."""
     priority: _builtins.int
     """Higher runs first; default 0."""
     cache_salt: _builtins.str
@@ -391,7 +391,7 @@ class SamplingParams(_message.Message):
     """Subtracted once per occurrence in the output, -2 to 2; default 0."""
     @_builtins.property
     def logit_bias(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogitBias]:
-        """Added to the logits of single tokens, each -100 to 100. Default: none."""
+        """Added to the logits of single tokens; at most 1024 entries, each token once. Default: none."""
 
     def __init__(
         self,
@@ -561,7 +561,9 @@ class GuidedDecoding(_message.Message):
     regex: _builtins.str
     """A regular expression that the whole output matches."""
     grammar: _builtins.str
-    """A grammar in extended Backus-Naur form."""
+    """In llguidance's dialect of Lark, beginning at the rule `start`; special tokens cannot be
+    named.
+    """
     @_builtins.property
     def json_object(self) -> Global___JSONObjectGuide:
         """Any JSON object."""
@@ -695,7 +697,7 @@ class GenerateResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def wanted(self) -> Global___WantedImages:
-        """First message: the images to send; empty when none is missing."""
+        """First message, and only the first: the images to send; empty when none is needed."""
 
     @_builtins.property
     def delta(self) -> Global___TokenDelta:
@@ -729,7 +731,10 @@ Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
 
 @_typing.final
 class WantedImages(_message.Message):
-    """The images whose embeddings the service does not hold."""
+    """The images whose embeddings are needed. An image is not wanted when the service holds its
+    embedding, or when its KV cache replaces it; where the latter shows only once the engine has read
+    the prompt, this message comes with the first token.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -39,6 +39,28 @@ def test_table_larger_than_the_cache_is_not_kept() -> None:
     assert cache.get(b"a") is None
 
 
+def test_rows_of_a_table_are_known_when_it_has_gone() -> None:
+    cache = TableCache(10)
+    assert cache.row_count(b"a") is None
+    cache.put(b"a", table(1))
+    assert cache.row_count(b"a") == 10
+    cache.put(b"b", table(2)[:3])
+    assert cache.get(b"a") is None
+    assert (cache.row_count(b"a"), cache.row_count(b"b")) == (10, 3)
+
+
+def test_of_the_tables_that_have_gone_the_least_recently_asked_for_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("llm_service.tables.REMEMBERED_TABLE_COUNT", 2)
+    cache = TableCache(0)
+    cache.put(b"a", table(1))
+    cache.put(b"b", table(2))
+    assert cache.row_count(b"a") == 10  # now b is the older one
+    cache.put(b"c", table(3))
+    assert [cache.row_count(identity) for identity in (b"a", b"b", b"c")] == [10, None, 10]
+
+
 def test_reservations_are_bounded_and_given_back() -> None:
     cache = TableCache(20)
     cache.reserve(20)

@@ -62,7 +62,11 @@ def test_first_class_of_a_code_is_the_general_one() -> None:
 
 def test_reasons_are_unique_and_the_docstring_lists_them_all() -> None:
     documented = re.findall(r"(\w+Error)\s+([A-Z_]+)\s+([A-Z_]+)$", errors.__doc__ or "", re.M)
-    actual = [(cls.__name__, cls.code.name, cls.reason) for cls in errors._tree(ServiceError)]
+    actual = [
+        (cls.__name__, cls.code.name, cls.reason)
+        for cls in errors._tree(ServiceError)
+        if cls.__module__ == errors.__name__  # a service's own subclass crosses as its parent
+    ]
     assert documented == actual
     assert len({reason for *_, reason in actual}) == len(actual)
 

@@ -1,0 +1,338 @@
+"""Images whose tables are gone: not wanted while the KV cache replaces them, else wanted once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+
+from llm_service.__main__ import load, make_service
+from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
+from llm_service.sampling import SamplingParams
+from llm_service.settings import Settings
+from protos.errors import ContextLengthError, OverloadedError, ServiceError
+from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
+from tests.integration.llm_calls import (
+    END,
+    HIDDEN_SIZE,
+    channel_to,
+    chunk,
+    exchange,
+    header,
+    serving,
+    start,
+    table,
+    text_of,
+    trailer,
+    upload,
+)
+from tests.random_checkpoint import TEXT_WIDTH, write_random_checkpoint
+from tests.real_tokenizers import real_tokenizer
+
+ROWS_A, A = table(1.0)
+ROWS_B, B = table(2.0)
+QUESTION = start(images=["a", "b"])
+
+
+class ForgetfulEngine:
+    """Says "Hello" to each prompt whose images it is given, or has been given and not forgotten.
+
+    Attributes:
+        known: identities of the images that need no rows.
+        prompts: what it was asked, refused prompts included.
+        hold: unset, no prompt gets its first token.
+        failures: each call takes one, of those that are left, and raises it instead of its end.
+    """
+
+    def __init__(self) -> None:
+        self.tokenizer = real_tokenizer("qwen2_5")
+        self.known: set[bytes] = set()
+        self.prompts: list[Prompt] = []
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.failures: list[ServiceError] = []
+        self.asked = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+    ) -> AsyncGenerator[TokenOutput, None]:
+        self.prompts.append(prompt)
+        self.asked.set()
+        try:
+            await self.hold.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if {image.identity for image in prompt.images if not image.is_held} - self.known:
+            raise RowsNeededError("an image has been forgotten")
+        self.known |= {image.identity for image in prompt.images}
+        yield TokenOutput(self.tokenizer.encode("Hello"), None)
+        if self.failures:
+            raise self.failures.pop()
+        yield TokenOutput([END], "stop")
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(0, 0, 0, 0)
+
+    def is_healthy(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def engine() -> ForgetfulEngine:
+    return ForgetfulEngine()
+
+
+@pytest.fixture
+async def stub(engine: ForgetfulEngine) -> AsyncIterator[llm_pb2_grpc.LLMServiceAsyncStub]:
+    """A service that has answered QUESTION, and whose memory for tables has room for one."""
+    async with serving(engine, engine.tokenizer, table_byte_count=len(A)) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        first = await exchange(stub, QUESTION, *upload(A), *upload(B, 1))
+        assert wanted_of(first) == [[0, 1]]
+        engine.prompts.clear()
+        engine.asked.clear()
+        yield stub
+
+
+def wanted_of(responses: list[llm_pb2.GenerateResponse]) -> list[list[int]]:
+    """Returns the contents of every `wanted` of a call; the first message must be one."""
+    assert responses[0].HasField("wanted")
+    return [list(item.wanted.image_indexes) for item in responses if item.HasField("wanted")]
+
+
+def several(choice_count: int) -> llm_pb2.GenerateRequest:
+    """Returns QUESTION with another number of choices."""
+    request = llm_pb2.GenerateRequest()
+    request.CopyFrom(QUESTION)
+    request.start.choice_count = choice_count
+    return request
+
+
+@pytest.mark.parametrize("choice_count", [1, 3])
+async def test_an_image_that_the_cache_replaces_is_not_wanted(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ForgetfulEngine, choice_count: int
+) -> None:
+    responses = await exchange(stub, several(choice_count))
+    assert wanted_of(responses) == [[]]
+    assert text_of(responses) == "Hello" * choice_count
+    assert responses[-1].usage.image_token_count == 4
+    assert len(engine.prompts) == choice_count
+    prompt = engine.prompts[0]
+    assert [image.is_held for image in prompt.images] == [False, True]
+    assert torch.equal(prompt.prompt_table, torch.cat([torch.zeros(2, HIDDEN_SIZE), ROWS_B]))
+
+
+async def test_a_prompt_without_any_rows_takes_no_memory_for_them(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ForgetfulEngine
+) -> None:
+    responses = await exchange(stub, start(images=["a", "a"]))
+    assert wanted_of(responses) == [[]]
+    rows = engine.prompts[0].prompt_table
+    assert rows.shape == (4, HIDDEN_SIZE)
+    assert rows.untyped_storage().nbytes() == 4 * HIDDEN_SIZE
+
+
+@pytest.mark.parametrize("choice_count", [1, 3])
+async def test_an_image_that_the_cache_has_dropped_is_wanted_once(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ForgetfulEngine, choice_count: int
+) -> None:
+    engine.known.clear()
+
+    async def requests() -> AsyncIterator[llm_pb2.GenerateRequest]:
+        yield several(choice_count)
+        await asked.wait()
+        for request in upload(A):
+            yield request
+
+    asked = asyncio.Event()
+    responses = []
+    async for response in stub.Generate(requests()):
+        responses.append(response)
+        asked.set()
+    assert wanted_of(responses) == [[0]]
+    assert text_of(responses) == "Hello" * choice_count
+    assert torch.equal(engine.prompts[-1].prompt_table, torch.cat([ROWS_A, ROWS_B]))
+    assert all(image.is_held for image in engine.prompts[-1].images)
+
+
+@pytest.mark.parametrize(("is_known", "wanted"), [(True, []), (False, [0])])
+async def test_embeddings_that_come_unasked_are_not_lost(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+    engine: ForgetfulEngine,
+    is_known: bool,
+    wanted: list[int],
+) -> None:
+    """They are on their way while the engine finds out whether it needs them."""
+    if not is_known:
+        engine.known.clear()
+    engine.hold.clear()
+    call = stub.Generate()
+    for request in (QUESTION, *upload(A), *upload(B, 1)):
+        await call.write(request)
+    await call.done_writing()
+    await asyncio.wait_for(engine.asked.wait(), 5)
+    engine.hold.set()
+    responses = [response async for response in call]
+    assert wanted_of(responses) == [wanted]
+    assert text_of(responses) == "Hello"
+
+
+async def test_cancelling_before_wanted_closes_the_engines_generator(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ForgetfulEngine
+) -> None:
+    engine.hold.clear()
+    call = stub.Generate(iter([QUESTION]))
+    await asyncio.wait_for(engine.asked.wait(), 5)
+    call.cancel()
+    await asyncio.wait_for(engine.cancelled.wait(), 5)
+
+
+async def test_what_is_dropped_after_the_first_output_ends_the_call(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ForgetfulEngine
+) -> None:
+    engine.failures.append(RowsNeededError("dropped too late"))
+    kinds = []
+
+    async def read() -> None:
+        async for response in stub.Generate(iter([QUESTION])):
+            kinds.append(response.WhichOneof("message"))
+
+    with pytest.raises(grpc.aio.AioRpcError, match="dropped too late") as info:
+        await read()
+    assert kinds == ["wanted", "delta"]
+    assert info.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_other_errors_are_no_reason_to_want_an_image(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+    engine: ForgetfulEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def full(*_: object) -> AsyncGenerator[TokenOutput, None]:
+        raise OverloadedError("the queue is full")
+        yield
+
+    monkeypatch.setattr(engine, "generate", full)
+    call = stub.Generate(iter([QUESTION]))
+    with pytest.raises(grpc.aio.AioRpcError, match="the queue is full"):
+        await call.read()
+
+
+async def test_rows_of_an_image_that_has_gone_count_for_the_context(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ForgetfulEngine
+) -> None:
+    text = "a b " * 2030
+    with pytest.raises(ContextLengthError, match="or more"):
+        await exchange(stub, start(text, images=["a"] * 4))
+    assert engine.prompts == []
+
+
+async def test_an_image_of_unknown_size_is_wanted_at_once_and_with_it_all_others(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ForgetfulEngine
+) -> None:
+    request = start(images=["a", "new"])
+    responses = await exchange(stub, request, *upload(A), *upload(B, 1))
+    assert wanted_of(responses) == [[0, 1]]
+    assert len(engine.prompts) == 1
+
+
+IMAGE_ROWS = 20
+TABLE_BYTE_COUNT = IMAGE_ROWS * TEXT_WIDTH * 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reuse") / "random"
+    write_random_checkpoint(folder)
+    return folder
+
+
+@asynccontextmanager
+async def torch_service(
+    checkpoint: Path, table_byte_count: int
+) -> AsyncIterator[llm_pb2_grpc.LLMServiceAsyncStub]:
+    """Serves a tiny checkpoint; 1,024 tokens fit into its KV cache."""
+    settings = Settings(
+        checkpoint=checkpoint,
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        # 2 layers x key and value x 2 heads x 16 floats a token.
+        kv_cache_byte_count=1024 * 512,
+        max_table_byte_count=table_byte_count,
+    )
+    model, engine = await asyncio.to_thread(load, settings)
+    try:
+        async with channel_to(make_service(settings, model, engine)) as channel:
+            yield llm_pb2_grpc.LLMServiceStub(channel)
+    finally:
+        await engine.close()
+
+
+def conversation(*texts: str) -> llm_pb2.GenerateRequest:
+    """Returns a question about images a and b, the answer, the next question and so on."""
+    request = start(texts[0], images="ab")
+    request.start.stop.max_token_count = 24
+    request.start.stop.ignore_end_tokens = True
+    for index, text in enumerate(texts[1:]):
+        request.start.chat.messages.add(
+            role=llm_pb2.ROLE_USER if index % 2 else llm_pb2.ROLE_ASSISTANT,
+            parts=[llm_pb2.ContentPart(text=text)],
+        )
+    return request
+
+
+def embedding(index: int) -> list[llm_pb2.GenerateRequest]:
+    rows = torch.randn(IMAGE_ROWS, TEXT_WIDTH, generator=torch.Generator().manual_seed(index))
+    data = rows.numpy().tobytes()
+    announced = header(index, shape=[IMAGE_ROWS, TEXT_WIDTH], byte_count=len(data))
+    return [announced, chunk(data, index=index), trailer(data, index)]
+
+
+EMBEDDINGS = [*embedding(0), *embedding(1)]
+
+
+async def two_turns(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, between: llm_pb2.GenerateRequest | None = None
+) -> tuple[list[list[int]], str, llm_pb2.Usage]:
+    """Returns what the second turn wanted, its text and its usage."""
+    first = await exchange(stub, conversation("What is this?"), *EMBEDDINGS)
+    assert wanted_of(first) == [[0, 1]]
+    if between is not None:
+        await exchange(stub, between)
+    second = conversation("What is this?", text_of(first), "And that?")
+    responses = await exchange(stub, second, *EMBEDDINGS)
+    return wanted_of(responses), text_of(responses), responses[-1].usage
+
+
+async def test_the_torch_engine_answers_a_second_turn_without_the_tables(checkpoint: Path) -> None:
+    async with torch_service(checkpoint, 2 * TABLE_BYTE_COUNT) as stub:
+        held = await two_turns(stub)
+    async with torch_service(checkpoint, TABLE_BYTE_COUNT) as stub:
+        gone = await two_turns(stub)
+    assert held[:2] == gone[:2]
+    assert held[0] == [[]]
+    assert held[1]
+    assert held[2].cached_token_count == gone[2].cached_token_count > 2 * IMAGE_ROWS
+
+
+async def test_the_torch_engine_wants_an_image_again_when_others_have_taken_its_blocks(
+    checkpoint: Path,
+) -> None:
+    flush = start("x" * 800, cache_salt="another")
+    async with torch_service(checkpoint, TABLE_BYTE_COUNT) as stub:
+        _, expected, _ = await two_turns(stub)
+    async with torch_service(checkpoint, TABLE_BYTE_COUNT) as stub:
+        wanted, text, _ = await two_turns(stub, between=flush)
+    assert wanted == [[0]]
+    assert text == expected
