@@ -1,0 +1,74 @@
+"""The engine: trtllm-build's command line for a converted checkpoint, and its run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+from llm_service.build.config_file import config_document
+from llm_service.build.sizing import Limits
+from llm_service.build.target import BuildError, Target
+from llm_service.checkpoint import LLMConfig
+
+PROGRAM = "trtllm-build"
+
+
+def build_command(converted: Path, engine: Path, target: Target, limits: Limits) -> list[str]:
+    """Returns trtllm-build's arguments, its name first.
+
+    Args:
+        converted: folder of the TensorRT-LLM checkpoint.
+        engine: folder for the engine.
+        target: of the checkpoint.
+        limits: what the engine takes.
+    """
+    options: dict[str, str | int | Path] = {
+        "checkpoint_dir": converted,
+        "output_dir": engine,
+        "gemm_plugin": target.dtype,
+        "max_batch_size": limits.concurrency,
+        "max_input_len": limits.input_length,
+        "max_seq_len": limits.total_length,
+        # A prompt is read in one step, so a step must take the longest.
+        "max_num_tokens": limits.input_length,
+        "max_multimodal_len": limits.table_row_count,
+        "kv_cache_type": "paged",
+        # Without it the KV cache of an image cannot be used again by the next turn.
+        "use_paged_context_fmha": "enable",
+    }
+    return [PROGRAM, *(word for key, value in options.items() for word in (f"--{key}", str(value)))]
+
+
+def build(config: LLMConfig, converted: Path, engine: Path, target: Target, limits: Limits) -> None:
+    """Runs trtllm-build, whose output goes to this process's.
+
+    Raises:
+        BuildError: `converted` was not made by these options, `engine` exists, or trtllm-build is
+            not installed or fails.
+    """
+    _check_converted(converted, config_document(config, target))
+    if engine.exists():
+        raise BuildError(f"{engine} exists; remove it or choose another --engine")
+    if shutil.which(PROGRAM) is None:
+        raise BuildError(f"{PROGRAM} is not on the PATH; it comes with tensorrt_llm 1.2.1")
+    status = subprocess.run(build_command(converted, engine, target, limits), check=False)
+    if status.returncode != 0:
+        raise BuildError(
+            f"{PROGRAM} ended with status {status.returncode}; what is in {engine} is no engine"
+        )
+
+
+def _check_converted(converted: Path, expected: dict[str, object]) -> None:
+    path = converted / "config.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BuildError(f"there is no {path}; run convert first") from error
+    for key, value in expected.items():
+        if document.get(key) != value:
+            raise BuildError(
+                f"{path} has {key} {document.get(key)!r}, but these options make it {value!r}; "
+                "convert again with them"
+            )
