@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from protos.serving import MIB, ServingSettings
@@ -30,8 +30,11 @@ class Settings(ServingSettings):
     """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
     served_model_name: str = ""
     """Name that GetModelInfo reports; default: the checkpoint folder's name."""
-    engine: Literal["torch"] = "torch"
+    engine: Literal["torch", "tensorrt"] = "torch"
     """What runs the model."""
+    plan: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    """Folder that `python -m vision_service.build` wrote; for the engine tensorrt, which takes its
+    device and element type from there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs; auto: on CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -60,6 +63,12 @@ class Settings(ServingSettings):
     """Most calls at a time; each holds its image file. More are refused."""
     cache_byte_count: int = Field(default=256 * MIB, ge=0)
     """Memory for embeddings of images seen before, in bytes; 0 keeps none."""
+
+    @model_validator(mode="after")
+    def _has_a_plan(self) -> Settings:
+        if (self.engine == "tensorrt") != (self.plan is not None):
+            raise ValueError("engine tensorrt and plan need each other")
+        return self
 
     @property
     def thread_count(self) -> int:

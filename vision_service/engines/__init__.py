@@ -82,3 +82,8 @@ def create_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
             from vision_service.engines.torch_engine import start_engine
 
             return start_engine(settings, config)
+        case "tensorrt":
+            from vision_service.engines.tensorrt_engine import start_engine as start_plan
+
+            assert settings.plan is not None
+            return start_plan(settings.plan, settings.checkpoint, config, torch.device("cuda"))

@@ -37,6 +37,12 @@ def test_the_default_of_threads_leaves_half_of_the_cores(
     assert Settings(checkpoint=Path("a"), threads=threads).thread_count == thread_count
 
 
+@pytest.mark.parametrize("options", [{"engine": "tensorrt"}, {"plan": Path("p")}])
+def test_a_plan_and_its_engine_need_each_other(options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="engine tensorrt and plan need each other"):
+        Settings.model_validate({"checkpoint": Path("a"), **options})
+
+
 def test_settings_are_frozen() -> None:
     settings = Settings(checkpoint=Path("a"))
     with pytest.raises(ValidationError, match="frozen"):
