@@ -24,21 +24,29 @@ SEED = 500_000
 
 
 @pytest.fixture(scope="module", params=["qwen2", "internlm2"])
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("meaning")
     checkpoint = DEMO_CHECKPOINT
     if request.param == "internlm2":
         checkpoint = folder / "internlm2"
         write_internlm2(DEMO_CHECKPOINT, checkpoint)
-    with Stack(checkpoint, folder, service_arguments=SERVICE_ARGUMENTS) as stack:
-        yield f"{stack.url}/v1"
+    with Stack(checkpoint, folder, service_arguments=SERVICE_ARGUMENTS) as started:
+        yield started
 
 
 async def ask(
-    url: str, *, kind: Kind | None = None, control: Control = "none", samples: int, count: int = 3
+    stack: Stack,
+    *,
+    kind: Kind | None = None,
+    control: Control = "none",
+    samples: int,
+    count: int = 3,
 ) -> Scores:
     settings = Settings(
-        base_url=url,
+        base_url=f"{stack.url}/v1",
+        llm_address=f"127.0.0.1:{stack.llm.port}",
         split="layouts",
         kind=kind,
         count=count,
@@ -50,8 +58,8 @@ async def ask(
     return scores_of(await evaluate(settings))
 
 
-async def test_held_out_questions_of_every_task(url: str) -> None:
-    scores = await ask(url, samples=90, count=2)
+async def test_held_out_questions_of_every_task(stack: Stack) -> None:
+    scores = await ask(stack, samples=90, count=2)
     assert scores.asked() >= 60
     assert len(scores.tasks()) >= 15
     for language in ("en", "zh"):
@@ -60,25 +68,39 @@ async def test_held_out_questions_of_every_task(url: str) -> None:
         assert share >= 90, scores.table()
 
 
-async def test_large_pictures_need_all_their_tiles_in_order(url: str) -> None:
-    right = (await ask(url, kind="tiles", samples=6)).share()
-    shuffled = (await ask(url, kind="tiles", control="shuffled", samples=6)).share()
+async def test_large_pictures_need_all_their_tiles_in_order(stack: Stack) -> None:
+    right = (await ask(stack, kind="tiles", samples=6)).share()
+    shuffled = (await ask(stack, kind="tiles", control="shuffled", samples=6)).share()
     assert right is not None
     assert shuffled is not None
     assert right >= 80
     assert shuffled <= right - 20
 
 
-async def test_another_picture_gives_another_answer(url: str) -> None:
-    swapped = (await ask(url, kind="single", control="swapped", samples=8)).share()
+async def test_another_picture_gives_another_answer(stack: Stack) -> None:
+    swapped = (await ask(stack, kind="single", control="swapped", samples=8)).share()
     assert swapped is not None
     assert swapped <= 70
 
 
+async def test_rows_of_zeros_tell_nothing(stack: Stack) -> None:
+    zeroed = (await ask(stack, kind="single", control="zeroed", samples=8)).share()
+    assert zeroed is not None
+    assert zeroed <= 70
+
+
+async def test_a_follow_up_needs_the_turn_before(stack: Stack) -> None:
+    scores = await ask(stack, kind="single", control="forgotten", samples=80, count=12)
+    share = scores.share()
+    assert scores.asked() >= 20
+    assert share is not None
+    assert share <= 70, scores.table()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-async def test_a_thousand_held_out_questions(url: str) -> None:
-    scores = await ask(url, samples=1000, count=30)
+async def test_a_thousand_held_out_questions(stack: Stack) -> None:
+    scores = await ask(stack, samples=1000, count=30)
     assert scores.asked() >= 1000
     share = scores.share()
     assert share is not None

@@ -67,6 +67,11 @@ def _difference(answer: Words, word: Words) -> Fact:
     return Fact("difference", "difference", answer, word)
 
 
+NO_DIFFERENCE: Final = _difference(
+    Words("The two images are the same.", "两张图一样。"), Words("nothing", "没有不同")
+)
+
+
 def _without(scene: Scene, thing: Thing) -> list[Thing]:
     return [other for other in scene.things if other is not thing]
 
@@ -163,8 +168,7 @@ def _new_ground(rng: Random, scene: Scene, _: Split) -> tuple[Scene, Fact] | Non
 
 
 def _same(_rng: Random, scene: Scene, _: Split) -> tuple[Scene, Fact] | None:
-    answer = Words("The two images are the same.", "两张图一样。")
-    return scene, _difference(answer, Words("nothing", "没有不同"))
+    return scene, NO_DIFFERENCE
 
 
 EDITS: Final[tuple[_Edit, ...]] = (
@@ -186,6 +190,11 @@ def change(rng: Random, canvas: int, split: Split) -> Change:
         edited = edit(rng, before, split)
         if edited is not None and _is_allowed(edited[0], split):
             return Change(before, *edited)
+
+
+def unchanged(scene: Scene) -> Change:
+    """Returns the same picture twice."""
+    return Change(scene, scene, NO_DIFFERENCE)
 
 
 def _is_allowed(scene: Scene, split: Split) -> bool:

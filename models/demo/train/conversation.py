@@ -7,17 +7,21 @@ from random import Random
 from typing import Final
 
 from models.demo.train.grammar import Fact
-from models.demo.train.lexicon import CATEGORIES, Noun, Words
+from models.demo.train.lexicon import CATEGORIES, CONCEPTS, PLACES, Noun, Words
 from models.demo.train.questions import (
+    BACKGROUND,
     View,
     all_things,
     at,
     category_of,
     colour_of,
+    count_all,
     count_of,
     count_of_category,
     describe,
     facts,
+    ground_colour,
+    is_there,
     noun_of,
     place_of,
     read_text_at,
@@ -26,18 +30,28 @@ from models.demo.train.questions import (
 from models.demo.train.scenes import Sign, Thing
 from models.demo.train.small_talk import REFUSAL
 
+# Questions that say a place, or whose answers do.
+_WITH_PLACE: Final = (
+    "describe", "at", "at_and", "where", "where_it", "where_and", "read_at", "category_at",
+    "image_and",
+)  # fmt: skip
+
 
 def chain(rng: Random, views: tuple[View, ...], length: int) -> list[Fact]:
-    """Returns facts of one conversation, most of them asked in the light of the one before."""
+    """Returns facts of one conversation, most of them asked in the light of the one before.
+
+    Of the task "followup" are those that nobody can answer who has missed the earlier turns: what
+    is asked about "it", where the picture has more than one thing, and "And Image-2?". What names
+    its thing or place ("And on the left?") counts as what it asks for.
+    """
     view = views[0]
     found = facts(rng, view, 1)
     while found and len(found) < length:
-        options = _follow_ups(rng, view, found[-1])
         if len(views) == 2 and view is views[0] and (other := _elsewhere(views, found[-1])):
             view = views[1]
             found.append(other)
-        elif options and rng.random() < 0.8:
-            found.append(replace(rng.choice(options), task="followup"))
+        elif (options := _follow_ups(rng, view, found[-1])) and rng.random() < 0.9:
+            found.append(rng.choice(options))
         elif fresh := [fact for fact in facts(rng, view, 3) if fact not in found]:
             found.append(fresh[0])
         else:
@@ -48,22 +62,37 @@ def chain(rng: Random, views: tuple[View, ...], length: int) -> list[Fact]:
 def _elsewhere(views: tuple[View, ...], fact: Fact) -> Fact | None:
     """Returns "And Image-2?" after a question about Image-1."""
     view = views[1]
+    told = _asked_of(view, fact)
+    return told and replace(told, asked="image_and", task="followup", slots=view.slots)
+
+
+def _asked_of(view: View, fact: Fact) -> Fact | None:
+    """Returns what another picture answers to a question; None if it does not fit there."""
+    nouns = {noun.name: noun for noun in (*CONCEPTS, *map(noun_of, view.scene.bodies))}
+    name = fact.slots.get("noun")
+    noun = None if name is None else nouns.get(name)
     if fact.asked == "describe":
-        told = describe(Random(0), view)
-    elif fact.asked == "at" and view.placed:
-        (place,) = [p for p in range(9) if at(view, p, None).slots["place"] == fact.slots["place"]]
+        return describe(Random(0), view)
+    if fact.asked == "at" and view.placed:
+        place = PLACES.index(fact.slots["place"])
         there = [thing for thing in view.scene.things if place_of(thing) == place]
-        told = at(view, place, there[0] if there else None)
-    else:
-        return None
-    return told and replace(told, asked="image_and", task="followup")
+        return at(view, place, there[0] if there else None)
+    if fact.asked == "count_all":
+        return count_all(Random(0), view)
+    if fact.asked == "colour" and name == BACKGROUND:
+        return ground_colour(view)
+    if noun is not None and fact.asked in ("count", "exists"):
+        return count_of(view, noun) if fact.asked == "count" else is_there(view, noun)
+    return None
 
 
 def _follow_ups(rng: Random, view: View, fact: Fact) -> list[Fact]:
+    """Returns what can be asked next; as often about "it" as about other things."""
     options = _about_others(rng, view, fact)
     topics = [thing for thing in view.scene.things if thing.label == fact.topic]
-    if len(topics) == 1:
-        options += _about_it(view, fact, topics[0])
+    about_it = _about_it(view, fact, topics[0]) if len(topics) == 1 else []
+    if about_it and (not options or rng.random() < 0.7):
+        options = about_it
     return options
 
 
@@ -72,7 +101,7 @@ def _about_others(rng: Random, view: View, fact: Fact) -> list[Fact]:
     if not rest or not view.placed:
         return []
     other = rng.choice(rest)
-    if fact.asked in ("at", "at_and") and fact.task in ("at", "followup"):
+    if fact.asked in ("at", "at_and") and fact.task == "at":
         return [at(view, place_of(other), other, "at_and")] if _is_single(view, other) else []
     if fact.asked in ("where", "where_and") and other in view.single_bodies:
         return [where_is(view, other, "where_and")]
@@ -95,18 +124,17 @@ def _another_count(rng: Random, view: View, other: Thing) -> Fact:
 
 
 def _about_it(view: View, fact: Fact, thing: Thing) -> list[Fact]:
-    if isinstance(thing.look, Sign):
-        told = colour_of(view, thing, "colour_it") if fact.asked.startswith("read") else None
-        return [told] if told else []
-    options = []
-    if (
-        fact.asked in ("exists", "beside", "shape", "category", "colour")
-        and thing.place is not None
-    ):
+    """Returns questions about the thing just spoken of, where "it" might be another one."""
+    options: list[Fact | None] = []
+    is_sign = isinstance(thing.look, Sign)
+    if len(view.labels) > 1 and thing.place is not None and fact.asked not in _WITH_PLACE:
         options.append(where_is(view, thing, "where_it"))
-    if fact.asked in ("exists", "where", "at", "beside") and noun_of(thing).category:
+    if is_sign and len(view.scene.signs) > 1 and not fact.asked.startswith("colour"):
+        options.append(colour_of(view, thing, "colour_it"))
+    has_category = not is_sign and bool(noun_of(thing).category)
+    if has_category and len(view.scene.bodies) > 1 and not fact.asked.startswith("category"):
         options.append(category_of(view, thing, "category_it"))
-    return options
+    return [replace(option, task="followup") for option in options if option is not None]
 
 
 # What the model does not know.

@@ -7,30 +7,29 @@ questions see the endpoint's own earlier answers.
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
+import grpc
 import numpy as np
 from openai import AsyncOpenAI
-from PIL import Image
 from pydantic import Field
 from pydantic_settings import CliApp, SettingsConfigDict
 
+from models.demo.train.askers import Asker, BlindAsker, Conversation, HTTPAsker
 from models.demo.train.batches import CANVAS
 from models.demo.train.options import Options
-from models.demo.train.samples import Kind, Picture, Sample, Split, Turn, make_sample
+from models.demo.train.samples import KIND_SHARES, Kind, Picture, Split, Turn, make_sample
 from models.demo.train.scores import Scores
 
 FINAL_PUNCTUATION = ".。!！?？ "
-MAX_ANSWER_TOKENS = 96
 GREY = 128
 
-Control = Literal["none", "swapped", "blank", "shuffled", "forgotten"]
+Control = Literal["none", "swapped", "blank", "zeroed", "shuffled", "forgotten"]
 
 
 class Settings(Options):
@@ -46,29 +45,23 @@ class Settings(Options):
     split: Split = "layouts"
     """What is held out."""
     kind: Kind | None = None
-    """Kind of sample, e.g. "video"; default: all kinds as training mixes them."""
+    """Kind of sample, e.g. "video"; default: each kind in its turn."""
     count: int = Field(default=200, ge=1)
     """Questions of each task in each language, if enough samples have them."""
-    samples: int = Field(default=2000, ge=1)
+    samples: int = Field(default=10_000, ge=1)
     """Most samples to draw."""
     seed: int = Field(default=0, ge=0)
     """First seed."""
     control: Control = "none"
-    """What is done wrong on purpose: pictures swapped with another sample's or blank, quarters of
-    large pictures shuffled, or the first turn forgotten and only the second one asked."""
+    """What is done wrong on purpose: pictures swapped with another sample's or blank, the rows that
+    the LLM service sees of them zeroed, tiles of large pictures shuffled, or follow-up questions
+    asked with the turns before them forgotten."""
+    llm_address: str = "127.0.0.1:50052"
+    """The LLM service's own address, which the control "zeroed" needs."""
     concurrency: int = Field(default=4, ge=1)
     """Conversations at a time."""
     show_wrong: int = Field(default=0, ge=0)
     """How many wrong answers to print."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """What is asked in turn about some pictures."""
-
-    pictures: tuple[Picture, ...]
-    turns: tuple[Turn, ...]
-    system: str | None
 
 
 @dataclass(frozen=True)
@@ -85,16 +78,47 @@ class Answer:
 
 
 def conversations(settings: Settings) -> Iterator[Conversation]:
-    """Yields conversations until every row of the table has its questions."""
+    """Yields conversations, as the control wants them, until the rows have their questions."""
     asked: Counter[tuple[str, str]] = Counter()
     for seed in range(settings.seed, settings.seed + settings.samples):
-        sample = make_sample(seed, kind=settings.kind, split=settings.split)
-        for turns in sample.dialogues:
-            rows = [(turn.task, turn.language) for turn in turns]
-            if min(asked[row] for row in rows) < settings.count:
-                asked.update(rows)
-                conversation = Conversation(sample.pictures, turns, sample.system)
-                yield from _controlled(conversation, settings, seed)
+        sample = make_sample(seed, kind=_kind(settings, seed), split=settings.split)
+        for dialogue in sample.dialogues:
+            for turns in _asked(settings.control, dialogue, sample.pictures):
+                rows = [(turn.task, turn.language) for turn in turns]
+                if min(asked[row] for row in rows) < settings.count:
+                    asked.update(rows)
+                    pictures = _shown(settings, sample.pictures, seed)
+                    yield Conversation(pictures, turns, sample.system)
+
+
+def _kind(settings: Settings, seed: int) -> Kind:
+    kinds = list(KIND_SHARES)
+    return settings.kind or kinds[seed % len(kinds)]
+
+
+def _asked(
+    control: Control, turns: tuple[Turn, ...], pictures: tuple[Picture, ...]
+) -> Iterator[tuple[Turn, ...]]:
+    """Yields the turns that a control asks together; none where it has no say."""
+    is_large = any(max(picture.pixels.shape) > CANVAS for picture in pictures)
+    if control == "forgotten":
+        yield from ((turn,) for turn in turns[1:] if turn.task == "followup")
+    elif control == "none" or (pictures and (control != "shuffled" or is_large)):
+        yield turns
+
+
+def _shown(settings: Settings, pictures: tuple[Picture, ...], seed: int) -> tuple[Picture, ...]:
+    """Returns the pictures that a control shows in the place of the right ones."""
+    match settings.control:
+        case "swapped":
+            other = seed + settings.samples * len(KIND_SHARES)  # of the same kind
+            kind = _kind(settings, seed)
+            return make_sample(other, kind=kind, split=settings.split).pictures
+        case "blank":
+            return tuple(replace(p, pixels=np.full_like(p.pixels, GREY)) for p in pictures)
+        case "shuffled":
+            return tuple(_shuffled(picture, seed) for picture in pictures)
+    return pictures
 
 
 def normalised(answer: str) -> str:
@@ -105,16 +129,38 @@ def normalised(answer: str) -> str:
 async def evaluate(settings: Settings) -> list[Answer]:
     """Asks everything, `concurrency` conversations at a time."""
     answers: list[Answer] = []
-    source = conversations(settings)
-    async with AsyncOpenAI(base_url=settings.base_url, api_key="none") as client:
-        model = (await client.models.list()).data[0].id
+    source, drawing = conversations(settings), asyncio.Lock()
+
+    async def drawn() -> Conversation | None:
+        # Drawing takes long where rows are hard to fill; the answers and uploads go on meanwhile.
+        async with drawing:
+            return await asyncio.to_thread(next, source, None)
+
+    async with _asker(settings) as asker:
 
         async def work() -> None:
-            for conversation in source:
-                answers.extend(await _ask(client, model, conversation))
+            while (conversation := await drawn()) is not None:
+                answers.extend(await _answers(asker, conversation))
 
         await asyncio.gather(*[work() for _ in range(settings.concurrency)])
     return answers
+
+
+@asynccontextmanager
+async def _asker(settings: Settings) -> AsyncIterator[Asker]:
+    if settings.control == "zeroed":
+        async with grpc.aio.insecure_channel(settings.llm_address) as channel:
+            yield BlindAsker(channel)
+    else:
+        async with AsyncOpenAI(base_url=settings.base_url, api_key="none") as client:
+            yield HTTPAsker(client, (await client.models.list()).data[0].id)
+
+
+async def _answers(asker: Asker, conversation: Conversation) -> list[Answer]:
+    texts: list[str] = []
+    for _ in conversation.turns:
+        texts.append(await asker.ask(conversation, texts))
+    return [Answer(turn, text) for turn, text in zip(conversation.turns, texts, strict=True)]
 
 
 def scores_of(answers: Iterable[Answer]) -> Scores:
@@ -125,50 +171,13 @@ def scores_of(answers: Iterable[Answer]) -> Scores:
     return scores
 
 
-async def _ask(client: AsyncOpenAI, model: str, conversation: Conversation) -> list[Answer]:
-    system = conversation.system
-    messages: list[Any] = [] if system is None else [{"role": "system", "content": system}]
-    images = [_image_part(picture) for picture in conversation.pictures]
-    answers = []
-    for turn in conversation.turns:
-        question = {"type": "text", "text": turn.question}
-        messages.append({"role": "user", "content": [question, *images]})
-        images = []  # all pictures belong to the first question
-        completion = await client.chat.completions.create(
-            model=model, messages=messages, temperature=0, max_tokens=MAX_ANSWER_TOKENS
-        )
-        text = completion.choices[0].message.content or ""
-        messages.append({"role": "assistant", "content": text})
-        answers.append(Answer(turn, text))
-    return answers
-
-
-def _controlled(
-    conversation: Conversation, settings: Settings, seed: int
-) -> Iterator[Conversation]:
-    """Yields the conversation as the control wants it, or nothing where the control has no say."""
-    pictures, turns = conversation.pictures, conversation.turns
-    match settings.control:
-        case "none":
-            yield conversation
-        case "swapped" if pictures:
-            yield replace(conversation, pictures=_others(pictures, settings, seed))
-        case "blank" if pictures:
-            blank = tuple(_with_pixels(p, np.full_like(p.pixels, GREY)) for p in pictures)
-            yield replace(conversation, pictures=blank)
-        case "shuffled" if any(max(p.pixels.shape) > CANVAS for p in pictures):
-            yield replace(conversation, pictures=tuple(_shuffled(p, seed) for p in pictures))
-        case "forgotten" if pictures and len(turns) > 1:
-            yield replace(conversation, turns=turns[1:2])
-
-
-def _others(pictures: tuple[Picture, ...], settings: Settings, seed: int) -> tuple[Picture, ...]:
-    """Returns the pictures of the next sample that has as many."""
-    while True:
-        seed += settings.samples
-        other: Sample = make_sample(seed, kind=settings.kind, split=settings.split)
-        if len(other.pictures) == len(pictures):
-            return other.pictures
+def _short_rows(scores: Scores, count: int) -> list[str]:
+    return [
+        f"{task} {language}"
+        for task in scores.tasks()
+        for language in ("en", "zh")
+        if scores.asked(task, language) < count
+    ]
 
 
 def _shuffled(picture: Picture, seed: int) -> Picture:
@@ -184,18 +193,7 @@ def _shuffled(picture: Picture, seed: int) -> Picture:
         Random(seed).shuffle(order)
         seed += 1
     grid = tiles[order].reshape(rows, columns, tile_height, tile_width, 3).swapaxes(1, 2)
-    return _with_pixels(picture, grid.reshape(rows * tile_height, columns * tile_width, 3))
-
-
-def _with_pixels(picture: Picture, pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> Picture:
-    return replace(picture, pixels=pixels)
-
-
-def _image_part(picture: Picture) -> dict[str, Any]:
-    file = io.BytesIO()
-    Image.fromarray(picture.pixels).save(file, "PNG", compress_level=1)
-    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
+    return replace(picture, pixels=grid.reshape(rows * tile_height, columns * tile_width, 3))
 
 
 def main() -> None:
@@ -207,7 +205,10 @@ def main() -> None:
         turn = answer.turn
         print(f"{turn.task}: {turn.question!r} -> {answer.text!r}, not {turn.answer!r}")
     print(f"split {settings.split}, kind {settings.kind or 'all'}, control {settings.control}")
-    print(scores_of(answers).table())
+    scores = scores_of(answers)
+    print(scores.table())
+    if short := _short_rows(scores, settings.count):
+        print(f"fewer than {settings.count} questions: {', '.join(short)}")
 
 
 if __name__ == "__main__":

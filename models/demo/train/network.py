@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.torch_engine.models.decoder import RMSNorm, Rotation
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.intern_vit import VisionModel, pixel_shuffle
 
@@ -112,6 +111,43 @@ class DemoModel(VisionModel):
                 parameter.normal_(std=INITIAL_STD)
 
 
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, the division in float32 as the service does it."""
+
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.hidden_size))
+        self._eps = config.rms_norm_eps
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[..., hidden] -> the same shape, in the same dtype."""
+        exact = hidden.float()
+        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self._eps)
+        return self.weight * exact.to(hidden.dtype)
+
+
+class Rotation:
+    """The rotary embedding of all positions: angle of pair i = position x theta^(-2i/d).
+
+    The pairs are (i, i + d/2), the "half-rotation" or neox form; computed in float32.
+    """
+
+    def __init__(self, positions: torch.Tensor, head_dim: int, theta: float) -> None:
+        exponents = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
+        angles = positions[:, None].float() / theta**exponents  # [T, head_dim / 2]
+        self._cos = angles.cos()[:, None]  # [T, 1, head_dim / 2]
+        self._sin = angles.sin()[:, None]
+
+    def apply(self, heads: torch.Tensor) -> torch.Tensor:
+        """[T, heads, head_dim] -> the same shape, in the same dtype."""
+        first, second = heads.float().chunk(2, dim=-1)
+        rotated = (
+            first * self._cos - second * self._sin,
+            second * self._cos + first * self._sin,
+        )
+        return torch.cat(rotated, dim=-1).to(heads.dtype)
+
+
 class CausalLM(nn.Module):
     """The decoder and its untied output head."""
 
@@ -129,7 +165,7 @@ class Decoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocabulary_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layer_count))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config)
 
     def forward(self, hidden: torch.Tensor, rows: Rows) -> torch.Tensor:
         """[rows, length, hidden] -> the same shape, normalised."""
@@ -146,9 +182,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config)
         self.mlp = FeedForward(config)
 
     def forward(self, hidden: torch.Tensor, rotation: Rotation, mask: Mask) -> torch.Tensor:

@@ -280,6 +280,11 @@ def colour(rng: Random, view: View) -> Fact | None:
     signs = view.scene.signs if len(view.scene.signs) == 1 else []
     if (forms or signs) and rng.random() < 0.75:
         return colour_of(view, rng.choice(forms + signs))
+    return ground_colour(view)
+
+
+def ground_colour(view: View) -> Fact:
+    """The colour of the background."""
     return _coloured(view, BACKGROUND, view.scene.ground.colour, "colour", None)
 
 
@@ -444,19 +449,20 @@ def _said(thing: Thing) -> Words:
     return Words(f'The text says "{thing.label}".', f"文字是“{thing.label}”。")
 
 
-# How often each kind of question is tried. "Where" and "is there" learn last, so they are often.
+# How often each kind of question is tried. Often: what is learned last ("where", "is there",
+# descriptions), and what few scenes allow (sizes, sides, shapes).
 ASKERS: Final[dict[Asker, float]] = {
-    describe: 1.2,
+    describe: 2.0,
     at_place: 1.5,
-    where: 2.0,
-    count_all: 0.6,
-    count_kind: 1.0,
-    exists: 2.0,
+    where: 1.5,
+    count_all: 0.7,
+    count_kind: 1.2,
+    exists: 1.5,
     colour: 1.0,
-    shape: 0.6,
-    size: 0.6,
-    relation: 0.8,
-    beside: 0.7,
+    shape: 1.2,
+    size: 2.0,
+    relation: 1.5,
+    beside: 1.0,
     category: 0.8,
     read: 5.0,
 }

@@ -18,6 +18,7 @@ from models.demo.train.changes import (
     event,
     frame_name,
     same,
+    unchanged,
     which,
 )
 from models.demo.train.conversation import chain, foreign_facts, unknown_fact
@@ -154,7 +155,7 @@ class _Maker:
         view = self._view(scene)
         found = facts(self._rng, view, DIALOGUE_COUNT)
         if self._rng.random() < 0.1:
-            found[-1:] = [unknown_fact(self._rng, view)]
+            found[:1] = [unknown_fact(self._rng, view)]
         places = f"{PLACEHOLDER}\n"
         return (self._picture(scene),), self._dialogues(found, (view,), places)
 
@@ -180,21 +181,24 @@ class _Maker:
 
     def _pair(self) -> _Made:
         rng = self._rng
-        differs = None
-        if rng.random() < 0.6:
+        made, drawn = None, rng.random()
+        if drawn < 0.6:
             made = change(rng, self._canvas, self._split)
-            first, second, differs = made.before, made.after, made.fact
+        elif drawn < 0.7:
+            made = unchanged(self._any_scene())
+        if made is not None:
+            first, second = made.before, made.after
         else:
             first, second = (self._any_scene() for _ in range(2))
         views = self._pair_views(first, second)
         found = [which(rng, first, second, self._split)]
         found += [fact for fact in [which(rng, first, second, self._split)] if fact != found[0]]
-        if rng.random() < 0.4:
+        if made is not None or rng.random() < 0.2:
             found.append(same(first, second))
         for view in views:
             found += facts(rng, view, 2)
-        if differs is not None:
-            found[:0] = [differs]
+        if made is not None:
+            found[:0] = [made.fact]
         places = rng.choices(
             (f"Image-1: {PLACEHOLDER}\nImage-2: {PLACEHOLDER}\n", f"{PLACEHOLDER}\n" * 2), (4, 1)
         )[0]
@@ -221,7 +225,8 @@ class _Maker:
         rng = self._rng
         played = event(rng, self._canvas, self._split)
         mark = rng.choice(("Frame", "Frame-"))
-        found = list(played.facts)
+        # What happens once; what exactly twice, perhaps in the other language.
+        found = [*played.facts, *played.facts[1:]]
         for index in rng.sample(range(FRAME_COUNT), 3):
             found += facts(rng, self._frame_view(played.frames, index, mark), 1)
         places = "".join(f"{mark}{index + 1}: {PLACEHOLDER}\n" for index in range(FRAME_COUNT))

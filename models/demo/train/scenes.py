@@ -393,7 +393,8 @@ def _drawn_until_allowed(rng: Random, canvas: int, split: Split, copies: float) 
     return scene
 
 
-# Text.
+# Text. Alone, nobody can tell the letters O and I from 0 and 1: they stand in words only.
+CLEAR_LETTERS: Final = LETTERS.replace("O", "Q").replace("I", "J")
 
 
 def _text(rng: Random) -> str:
@@ -403,9 +404,9 @@ def _text(rng: Random) -> str:
     if kind < 0.4:
         return rng.choice(SIGNS_EN)
     if kind < 0.65:
-        return "".join(rng.choices(LETTERS, k=rng.randint(1, 6)))
+        return "".join(rng.choices(CLEAR_LETTERS, k=rng.randint(1, 6)))
     if kind < 0.7:
-        return "".join(rng.choices(DIGITS + LETTERS, k=rng.randint(2, 5)))
+        return "".join(rng.choices(DIGITS + CLEAR_LETTERS, k=rng.randint(2, 5)))
     if kind < 0.85:
         return rng.choice(SIGNS_ZH)
     return "".join(rng.choices(HAN, k=rng.randint(1, 4)))

@@ -37,9 +37,13 @@ class Scores:
         """Returns the tasks that were asked, sorted."""
         return sorted({label[0] for label in self._asked})
 
-    def asked(self, task: str = "") -> int:
-        """Returns how many questions of a task, or of all, were asked."""
-        return sum(count for label, count in self._asked.items() if task in ("", label[0]))
+    def asked(self, task: str = "", language: str = "") -> int:
+        """Returns how many questions were asked; an empty argument matches all."""
+        return sum(
+            count
+            for label, count in self._asked.items()
+            if task in ("", label[0]) and language in ("", label[1])
+        )
 
     def table(self) -> str:
         """Returns one line a task, and all: questions, then shares by language and by form."""

@@ -13,15 +13,16 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
+from models.demo.train.askers import Conversation
 from models.demo.train.evaluate import (
     Control,
-    Conversation,
     Settings,
     conversations,
     evaluate,
     normalised,
     scores_of,
 )
+from tests.fakes import HIDDEN_SIZE, ScriptedLLM, running_llm
 
 Message = dict[str, Any]
 Answering = Callable[[list[Message]], str]
@@ -137,7 +138,31 @@ def test_shuffled_tiles_are_the_same_tiles_elsewhere() -> None:
         assert np.array_equal(np.sort(before, axis=None), np.sort(after, axis=None))
 
 
-def test_forgotten_asks_the_second_question_alone() -> None:
-    plain = [item for item in conversations(settings(samples=10)) if len(item.turns) > 1]
-    wrong = list(conversations(settings(samples=10, control="forgotten")))
-    assert [item.turns for item in wrong] == [item.turns[1:2] for item in plain]
+def test_forgotten_asks_each_follow_up_alone() -> None:
+    plain = list(conversations(settings(samples=30)))
+    wrong = list(conversations(settings(samples=30, control="forgotten")))
+    assert wrong
+    assert [item.turns for item in wrong] == [
+        (turn,) for item in plain for turn in item.turns[1:] if turn.task == "followup"
+    ]
+
+
+def test_without_a_kind_each_kind_has_its_turn() -> None:
+    asked = list(conversations(settings(samples=6, kind=None)))
+    assert {len(item.pictures) for item in asked} == {0, 1, 2, 6}
+
+
+async def test_zeroed_sends_rows_of_zeros_for_every_picture() -> None:
+    llm = ScriptedLLM()
+    async with running_llm(llm) as address:
+        answers = await evaluate(
+            settings(samples=6, kind=None, control="zeroed", llm_address=address)
+        )
+    assert {answer.text for answer in answers} == {"Hello"}
+    assert {len(start.images) for start in llm.starts} == {1, 2, 6}
+    for start in llm.starts:
+        parts = [part for message in start.chat.messages for part in message.parts]
+        assert sum(part.HasField("image") for part in parts) == len(start.images)
+    row_counts = {len(table) // (4 * HIDDEN_SIZE) for table in llm.held.values()}
+    assert row_counts in ({256, 768}, {256, 1280})  # a tile; the tiles of the large picture
+    assert not any(any(table) for table in llm.held.values())

@@ -128,7 +128,8 @@ def start_engine(checkpoint: Path) -> LLMEngine:
     settings = Settings(
         checkpoint=checkpoint, device="cpu", dtype="float32", kv_cache_byte_count=2**25
     )
-    return create_engine(settings, LLMConfig.from_checkpoint(checkpoint))
+    config = LLMConfig.from_checkpoint(checkpoint)
+    return create_engine(settings, config, Tokenizer.from_checkpoint(checkpoint))
 
 
 async def served_answer(engine: LLMEngine, prompt: Prompt) -> list[int]:

@@ -2,13 +2,14 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from models.demo.train.changes import FRAME_COUNT, change, event, same, which
 from models.demo.train.conversation import chain, foreign_facts, unknown_fact
-from models.demo.train.grammar import QUESTIONS, Fact, ask, phrasings
+from models.demo.train.grammar import Fact, ask
 from models.demo.train.lexicon import (
     CATEGORIES,
     COLOURS,
@@ -21,6 +22,7 @@ from models.demo.train.lexicon import (
     Words,
 )
 from models.demo.train.questions import View, describe, facts
+from models.demo.train.samples import KIND_SHARES, make_sample
 from models.demo.train.scenes import (
     Emoji,
     Form,
@@ -33,6 +35,7 @@ from models.demo.train.scenes import (
     text_scene,
 )
 from models.demo.train.small_talk import REFUSAL, TOPICS, small_talk
+from models.demo.train.wordings import FRAMES, QUESTIONS, SENTENCE_FRAMES
 
 GROUND = Ground("blue", (50, 90, 220))
 PANDA, FOX, CIRCLE = CONCEPTS[0], CONCEPTS[1], SHAPES[0]
@@ -379,14 +382,21 @@ def test_a_moving_thing_meets_no_other() -> None:
 def test_follow_ups_are_true_of_the_scene() -> None:
     rng = Random(10)
     asked = Counter[str]()
-    for _ in range(400):
-        scene = single_scene(rng, 448, "train")
-        linked = chain(rng, (view_of(scene),), 5)
-        for fact in linked[1:]:
-            if fact.task != "followup":
+    for index in range(600):
+        draw = text_scene if index % 3 == 0 else single_scene
+        scene = draw(rng, 448, "train")
+        for fact in chain(rng, (view_of(scene),), 5)[1:]:
+            if not fact.asked.endswith(("_it", "_and", "_total")):
                 continue
             asked[fact.asked] += 1
-            if fact.asked in ("where_it", "where_and"):
+            if fact.asked == "where_it":
+                assert fact.word == PLACE_ANSWERS[place_of_topic(scene, fact)]
+            elif fact.asked == "colour_it":
+                (thing,) = [thing for thing in scene.signs if thing.label == fact.topic]
+                assert isinstance(thing.look, Sign)
+                assert fact.word is not None
+                assert fact.word.en == thing.look.colour
+            elif fact.asked == "where_and":
                 assert check_where(scene, fact)
             elif fact.asked == "at_and":
                 assert check_at(scene, fact)
@@ -396,8 +406,45 @@ def test_follow_ups_are_true_of_the_scene() -> None:
                 assert fact.asked == "category_it"
                 assert check_category(scene, fact)
     assert set(asked) == {
-        "where_it", "where_and", "at_and", "count_and", "count_total", "category_it"
+        "where_it", "where_and", "at_and", "count_and", "count_total", "category_it", "colour_it"
     }  # fmt: skip
+
+
+def place_of_topic(scene: Scene, fact: Fact) -> int:
+    (place,) = [thing.place for thing in scene.things if thing.label == fact.topic]
+    assert place is not None
+    return place
+
+
+def test_a_follow_up_cannot_be_answered_without_the_turn_before() -> None:
+    rng = Random(13)
+    count = 0
+    for _ in range(300):
+        scene = single_scene(rng, 448, "train")
+        linked = chain(rng, (view_of(scene),), 4)
+        for fact in linked:
+            assert (fact.task == "followup") == fact.asked.endswith("_it")
+            if fact.task == "followup":
+                assert len({thing.label for thing in scene.things}) > 1
+                count += 1
+    assert count > 50
+
+
+def test_and_the_other_image_asks_the_same_of_it() -> None:
+    rng = Random(14)
+    before = Counter[str]()
+    for _ in range(500):
+        scenes = [single_scene(rng, 448, "train") for _ in range(2)]
+        views = (view_of(scenes[0]), view_of(scenes[1]))
+        linked = chain(rng, views, 2)
+        if len(linked) < 2 or linked[1].asked != "image_and":
+            continue
+        first, second = linked
+        before[first.asked] += 1
+        slots = {name: words for name, words in first.slots.items() if name not in views[1].slots}
+        again = replace(second, asked=first.asked, slots={**second.slots, **slots})
+        assert CHECKS[first.asked](scenes[1], again)
+    assert set(before) == {"describe", "at", "count", "count_all", "exists", "colour"}
 
 
 def test_it_stands_for_the_thing_of_the_turn_before() -> None:
@@ -424,19 +471,71 @@ def test_unknown_things_and_pictures_are_refused() -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_held_out_phrasings_are_asked_only_when_wanted(language: Language) -> None:
-    held_out = {text for key in QUESTIONS for text in phrasings(key, language)[1]}
-    every = {text for key in QUESTIONS for text in QUESTIONS[key][language]}
-    assert 0.07 < len(held_out) / len(every) < 0.25
+def test_held_out_wordings_are_asked_only_when_wanted(language: Language) -> None:
     fact = Fact("describe", "describe", Words("a", "b"), None, view_of(FEW).slots)
-    known, kept = phrasings("describe", language)
-    assert not set(known) & set(kept)
-    for wanted, templates in ((False, known), (True, kept)):
-        texts = {
-            ask(Random(seed), fact, language, "sentence", held_out=wanted).question
-            for seed in range(40)
-        }
-        assert len(texts) == len(templates)
+    wordings = QUESTIONS["describe"][language]
+    asked = {
+        ask(Random(seed), fact, language, "sentence", held_out=True).question for seed in range(40)
+    }
+    assert len(asked) == len(wordings.held_out) == 1
+    for seed in range(300):
+        assert ask(Random(seed), fact, language, "sentence", held_out=False).question not in asked
+
+
+# What each slot may hold, narrowly enough that a wording is not taken for another.
+SLOTS: dict[Language, dict[str, str]] = {
+    "en": {
+        "picture": r"(?:th(?:e|is) (?:picture|image)|Image-\d|the \w+ image|[Ff]rame-?\s?\d)",
+        "place": "(?:{})".format("|".join(place.en for place in PLACES)),
+        "scope": r"(?: in [\w -]+)?",
+        "side": "(?:to the left of|to the right of|above|below)",
+    },
+    "zh": {
+        "picture": "(?:图片|这张图|这幅图|图|第.张图|第.帧)",
+        "place": "(?:{})".format("|".join(place.zh for place in PLACES)),
+        "scope": "(?:[图这第][^，。？]{0,3}[里中])?",
+        "side": "[左右上下][边面]",
+    },
+}
+
+
+def pattern_of(template: str, language: Language) -> str:
+    parts = re.split(r"\{(\w+)\}", template)
+    texts = [re.escape(text) for text in parts[::2]]
+    slots = [SLOTS[language].get(name, r"[\w ]+") for name in parts[1::2]]
+    return "".join(a + b for a, b in zip(texts, [*slots, ""], strict=True))
+
+
+def test_training_never_asks_in_a_held_out_wording() -> None:
+    patterns = {
+        language: re.compile(
+            "|".join(
+                pattern_of(text, language)
+                for wordings in QUESTIONS.values()
+                for text in wordings[language].held_out
+            ),
+            re.IGNORECASE,
+        )
+        for language in ("en", "zh")
+    }
+    counts = Counter[bool]()
+    for split in ("train", "phrasing"):
+        for kind in KIND_SHARES:
+            for seed in range(60):
+                for turns in make_sample(seed, kind=kind, split=split, canvas=224).dialogues:
+                    for turn in turns:
+                        question = turn.question.replace("<image>", "").splitlines()
+                        found = any(map(patterns[turn.language].fullmatch, question))
+                        assert not (found and split == "train"), turn.question
+                        counts[found] += 1
+    assert counts[True] > 500
+
+
+def test_no_wording_is_there_twice() -> None:
+    for language in ("en", "zh"):
+        for asked, wordings in QUESTIONS.items():
+            texts = [*wordings[language].known, *wordings[language].held_out]
+            assert len(set(texts)) == len(texts), (asked, language)
 
 
 def test_every_slot_of_every_question_is_known() -> None:
@@ -444,11 +543,15 @@ def test_every_slot_of_every_question_is_known() -> None:
         "picture", "scope", "place", "noun", "nouns", "measure", "one", "other", "side", "colour",
         "adjective",
     }  # fmt: skip
-    for templates in QUESTIONS.values():
+    for asked, wordings in QUESTIONS.items():
         for language in ("en", "zh"):
-            for text in templates[language]:
+            known, held_out = wordings[language].known, wordings[language].held_out
+            for text in (*known, *held_out):
                 assert set(re.findall(r"\{(\w+)\}", text)) <= slots
-        assert len(templates["en"]) >= 2 <= len(templates["zh"])
+            assert len(known) >= 3
+            assert bool(held_out) != asked.endswith(("_it", "_and", "_total"))
+    for frames in (FRAMES, SENTENCE_FRAMES):
+        assert all("{question}" in frame for language in frames for frame in frames[language])
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

@@ -20,6 +20,13 @@ def test_shares_are_per_cent_of_the_matching_questions() -> None:
     assert scores().share(form="sentence") == 100
 
 
+def test_questions_are_counted_by_task_and_language() -> None:
+    assert scores().asked() == 3
+    assert scores().asked("count") == 2
+    assert scores().asked("count", "zh") == 1
+    assert scores().asked("where", "zh") == 0
+
+
 def test_a_share_of_nothing_is_none() -> None:
     assert scores().share("where", language="zh") is None
     assert Scores().share() is None
