@@ -25,8 +25,18 @@ class Settings(ServingSettings):
     """Folder of an original InternVL2.5 checkpoint: config.json, safetensors, tokenizer files."""
     served_model_name: str = Field(default="", max_length=256)
     """Name under which the model is served; empty: the checkpoint folder's name."""
-    engine: Literal["torch"] = "torch"
+    engine: Literal["torch", "tensorrt_llm"] = "torch"
     """What runs the language model."""
+    engine_folder: Path | None = None
+    """Folder of the TensorRT-LLM engine, with config.json; engine tensorrt_llm needs it."""
+    max_tiles_per_request: int = Field(default=26, ge=1)
+    """Tiles of one request that the TensorRT-LLM engine must have room for; checked at start."""
+    kv_cache_reuse: bool = True
+    """Whether the TensorRT-LLM engine keeps the KV cache of prompts for others that begin alike."""
+    table_offloading: bool = False
+    """Whether TensorRT-LLM reads image embeddings from pinned host memory, not from the GPU's."""
+    mpi_mode: Literal["leader", "orchestrator"] = "leader"
+    """On several GPUs TensorRT-LLM is started by mpirun (leader), or starts its own workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto: CUDA when there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -163,3 +163,7 @@ def create_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) -
             from llm_service.engines.torch_engine.launch import start_engine
 
             return start_engine(settings, config, tokenizer)
+        case "tensorrt_llm":
+            from llm_service.engines import tensorrt_llm_engine
+
+            return tensorrt_llm_engine.start_engine(settings, config, tokenizer)

@@ -52,7 +52,8 @@ class ServiceProcess:
             command, stderr=subprocess.PIPE, text=True, env=environment
         )
         self._ports: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        threading.Thread(target=self._pump, args=[self._process], daemon=True).start()
+        pump = threading.Thread(target=self._pump, args=[self._process, self._ports], daemon=True)
+        pump.start()
 
     def wait_serving(self) -> None:
         """Waits until the service takes requests.
@@ -98,15 +99,15 @@ class ServiceProcess:
         """The exit status; None while it runs."""
         return self._process.poll() if self._process is not None else None
 
-    def _pump(self, process: subprocess.Popen[str]) -> None:
+    def _pump(self, process: subprocess.Popen[str], ports: queue.SimpleQueue[int | None]) -> None:
         assert process.stderr is not None
         with self.log.open("a") as log, process.stderr as lines:
             for line in lines:
                 log.write(line)
                 log.flush()
                 if '"serving"' in line:
-                    self._ports.put(json.loads(line)["port"])
-        self._ports.put(None)
+                    ports.put(json.loads(line)["port"])
+        ports.put(None)
 
 
 class Stack:

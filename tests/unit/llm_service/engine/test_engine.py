@@ -69,7 +69,10 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
 
     async def create(**options: int) -> LLMEngine:
         options = {"kv_cache_byte_count": 2**22, **options}
-        settings = Settings.model_validate({"checkpoint": checkpoint, "device": "cpu", **options})
+        settings = Settings.model_validate(
+            # In bfloat16, the default on some machines, batches of other sizes round otherwise.
+            {"checkpoint": checkpoint, "device": "cpu", "dtype": "float32", **options}
+        )
         config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
         engines.append(await asyncio.to_thread(create_engine, settings, config, tiny_tokenizer()))
         return engines[-1]

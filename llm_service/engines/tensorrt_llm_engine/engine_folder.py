@@ -1,0 +1,185 @@
+"""A built TensorRT-LLM engine on disk: what its config.json says, and whether it serves us."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.settings import Settings
+
+# A tile of 448 pixels: (448 / 14)^2 patches, of which the pixel shuffle joins 2 x 2.
+ROWS_PER_TILE = 256
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class EngineFolderError(ValueError):
+    """The engine folder is incomplete, or was built for something else."""
+
+
+@dataclass(frozen=True)
+class EngineFolder:
+    """What trtllm-build wrote down in config.json.
+
+    Attributes:
+        path: the folder.
+        version: of the TensorRT-LLM that built it; another one cannot load it.
+        dtype: of the activations, and so of prompt tables.
+        vocabulary_size: without padding; a virtual token's id starts here.
+        hidden_size: width of a prompt table.
+        layer_count: decoder layers.
+        world_size: processes, one for each GPU.
+        max_batch_size: most sequences at a time.
+        max_input_length: most tokens of a prompt.
+        max_sequence_length: most tokens of prompt and output together.
+        max_step_tokens: most tokens of one step of the engine.
+        max_table_rows: most rows of all sequences' prompt tables together; 0: it takes none.
+        has_paged_context: whether a prompt can be read from its middle on, which both KV reuse and
+            reading it in several steps need.
+    """
+
+    path: Path
+    version: str
+    dtype: torch.dtype
+    vocabulary_size: int
+    hidden_size: int
+    layer_count: int
+    world_size: int
+    max_batch_size: int
+    max_input_length: int
+    max_sequence_length: int
+    max_step_tokens: int
+    max_table_rows: int
+    has_paged_context: bool
+
+    @property
+    def max_request_rows(self) -> int:
+        """Most rows of one request's prompt table.
+
+        The executor gives every sequence of a full batch the same share
+        (cpp/tensorrt_llm/batch_manager/promptTuningBuffers.cpp, mMaxPromptVocabSize).
+        """
+        return self.max_table_rows // self.max_batch_size
+
+    @property
+    def max_prompt_length(self) -> int:
+        """Most tokens of a prompt; one that is read at once must also fit into a step."""
+        if self.has_paged_context:
+            return self.max_input_length
+        return min(self.max_input_length, self.max_step_tokens)
+
+    @classmethod
+    def read(cls, path: Path) -> EngineFolder:
+        """Reads config.json.
+
+        Raises:
+            EngineFolderError: a file or a key is missing or of a wrong type.
+        """
+        document = _read_json(path / "config.json")
+        try:
+            return _parse(path, document)
+        except (KeyError, TypeError) as error:
+            raise EngineFolderError(
+                f"{path / 'config.json'} is not that of a TensorRT-LLM engine: {error!r}"
+            ) from error
+
+    def check(self, settings: Settings, config: LLMConfig, version: str) -> None:
+        """Compares the engine with what it is to serve.
+
+        Args:
+            settings: of this process.
+            config: of the checkpoint that tokenizer and image embeddings belong to.
+            version: of the TensorRT-LLM that is installed.
+
+        Raises:
+            EngineFolderError: with what to build anew, or which setting to change.
+        """
+        if self.version != version:
+            raise EngineFolderError(
+                f"the engine was built by TensorRT-LLM {self.version}, installed is {version};"
+                " an engine runs under its own version alone: build it anew"
+            )
+        self._check_model(config)
+        self._check_tables(settings.max_tiles_per_request)
+        if settings.kv_cache_reuse and not self.has_paged_context:
+            raise EngineFolderError(
+                "kv_cache_reuse needs an engine built with --use_paged_context_fmha enable;"
+                " build it so, or set --no-kv-cache-reuse"
+            )
+        for rank in range(self.world_size):
+            if not (self.path / f"rank{rank}.engine").is_file():
+                raise EngineFolderError(
+                    f"the engine is for {self.world_size} GPUs, but {self.path} has no"
+                    f" rank{rank}.engine"
+                )
+
+    def _check_model(self, config: LLMConfig) -> None:
+        for name, built, expected in (
+            ("hidden_size", self.hidden_size, config.hidden_size),
+            ("vocab_size", self.vocabulary_size, config.vocabulary_size),
+            ("num_hidden_layers", self.layer_count, config.layer_count),
+        ):
+            if built != expected:
+                raise EngineFolderError(
+                    f"{name} is {built} in the engine and {expected} in the checkpoint:"
+                    " the engine was built from another one"
+                )
+
+    def _check_tables(self, tile_count: int) -> None:
+        needed = tile_count * ROWS_PER_TILE
+        if self.max_table_rows == 0:
+            raise EngineFolderError(
+                "the engine takes no images: build it with --max_multimodal_len"
+                f" {self.max_batch_size * needed}"
+            )
+        if self.max_request_rows < needed:
+            raise EngineFolderError(
+                f"max_tiles_per_request is {tile_count}, {needed} rows, but the engine takes"
+                f" {self.max_request_rows} rows a request (--max_multimodal_len"
+                f" {self.max_table_rows} for --max_batch_size {self.max_batch_size})"
+            )
+        if self.max_prompt_length <= needed:
+            raise EngineFolderError(
+                f"max_tiles_per_request is {tile_count}, {needed} tokens, but the engine reads"
+                f" prompts of {self.max_prompt_length} tokens at most: build it with a greater"
+                " --max_input_len and --max_num_tokens"
+            )
+
+
+def _parse(path: Path, document: dict[str, Any]) -> EngineFolder:
+    model, build = document["pretrained_config"], document["build_config"]
+    if model["dtype"] not in DTYPES:
+        raise EngineFolderError(
+            f"the engine's dtype is {model['dtype']!r}; known are {', '.join(DTYPES)}"
+        )
+    return EngineFolder(
+        path=path,
+        version=str(document["version"]),
+        dtype=DTYPES[model["dtype"]],
+        vocabulary_size=int(model["vocab_size"]),
+        hidden_size=int(model["hidden_size"]),
+        layer_count=int(model["num_hidden_layers"]),
+        world_size=int(model["mapping"]["world_size"]),
+        max_batch_size=int(build["max_batch_size"]),
+        max_input_length=int(build["max_input_len"]),
+        max_sequence_length=int(build["max_seq_len"]),
+        max_step_tokens=int(build["max_num_tokens"]),
+        max_table_rows=int(build["max_prompt_embedding_table_size"]),
+        has_paged_context=bool(build["plugin_config"]["use_paged_context_fmha"]),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise EngineFolderError(f"engine_folder has no file {path.name} ({path.parent})") from error
+    except ValueError as error:
+        raise EngineFolderError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise EngineFolderError(f"{path} does not hold a JSON object")
+    return document

@@ -1,0 +1,27 @@
+"""Which TensorRT-LLM this machine has, and whether it has what the engine needs."""
+
+from __future__ import annotations
+
+import importlib
+
+SUPPORTED = "1.2.1 is supported, 1.3.0rc20 is the last version that runs TensorRT engines"
+
+
+def check_installation() -> None:
+    """Refuses a machine without TensorRT-LLM, or with one that has no engine executor any more.
+
+    Raises:
+        ValueError: with what is installed and what is supported.
+    """
+    try:
+        package = importlib.import_module("tensorrt_llm")
+        bindings = importlib.import_module("tensorrt_llm.bindings.executor")
+    except ImportError as error:
+        raise ValueError(
+            f"engine is tensorrt_llm, but TensorRT-LLM cannot be imported ({error}); {SUPPORTED}"
+        ) from error
+    if not hasattr(bindings, "Executor"):
+        raise ValueError(
+            f"TensorRT-LLM {package.__version__} has no tensorrt_llm.bindings.executor.Executor;"
+            f" {SUPPORTED}"
+        )

@@ -1,0 +1,408 @@
+"""The executor of the double: the torch engine behind TensorRT-LLM's executor interface.
+
+An engine folder is that of trtllm-build, but its rank0.engine holds the path of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+from collections import deque
+from concurrent.futures import Future, wait
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines import TokenOutput
+from llm_service.engines.torch_engine.engine import TorchEngine
+from llm_service.engines.torch_engine.launch import start_engine
+from llm_service.settings import Settings
+from llm_service.tokenizer import BYTE_OF_CHARACTER, Tokenizer
+from protos.errors import ServiceError
+
+from .requests import Limits, Refused
+from .values import (
+    BatchingType,
+    CapacitySchedulerPolicy,
+    CommunicationMode,
+    CommunicationType,
+    ContextChunkingPolicy,
+    ExecutorConfig,
+    ExtendedRuntimePerfKnobConfig,
+    FinishReason,
+    GuidedDecodingConfig,
+    GuidedDecodingParams,
+    IterationStats,
+    KvCacheConfig,
+    KvCacheMetrics,
+    KvCacheStats,
+    ModelType,
+    OrchestratorConfig,
+    OutputConfig,
+    ParallelConfig,
+    PeftCacheConfig,
+    PromptTuningConfig,
+    Request,
+    RequestPerfMetrics,
+    RequestType,
+    Response,
+    Result,
+    SamplingConfig,
+    SchedulerConfig,
+)
+
+__all__ = [
+    "BatchingType",
+    "CapacitySchedulerPolicy",
+    "CommunicationMode",
+    "CommunicationType",
+    "ContextChunkingPolicy",
+    "Executor",
+    "ExecutorConfig",
+    "ExtendedRuntimePerfKnobConfig",
+    "FinishReason",
+    "GuidedDecodingConfig",
+    "GuidedDecodingParams",
+    "IterationStats",
+    "KvCacheConfig",
+    "KvCacheMetrics",
+    "KvCacheStats",
+    "ModelType",
+    "OrchestratorConfig",
+    "OutputConfig",
+    "ParallelConfig",
+    "PeftCacheConfig",
+    "PromptTuningConfig",
+    "Request",
+    "RequestPerfMetrics",
+    "RequestType",
+    "Response",
+    "Result",
+    "SamplingConfig",
+    "SchedulerConfig",
+]
+
+TOKENS_PER_BLOCK = 8
+DEFAULT_KV_TOKENS = 8192
+# How many tokens one response carries, in turn; an empty one is sent between two tokens.
+DELTA_SIZES = (1, 0, 2, 3)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class MpiWorld:
+    """What a test says of the processes: this one's rank, how many, whether the leader is gone."""
+
+    rank: int = 0
+    size: int = 1
+    leader_is_gone: threading.Event = field(default_factory=threading.Event)
+
+
+mpi = MpiWorld()
+
+
+class Executor:
+    """See the real one; `Executor(model_path, model_type, executor_config)` alone is here.
+
+    Attributes:
+        cancelled: ids given to cancel_request, for tests.
+        requests: those enqueued, for tests.
+        gate: a test closes it to hold all outputs back.
+        waits_at_gate: set when an output has come to the gate.
+    """
+
+    def __init__(
+        self, model_path: os.PathLike[str], model_type: ModelType, executor_config: ExecutorConfig
+    ) -> None:
+        given = (model_path, model_type, executor_config)
+        if not all(map(isinstance, given, (os.PathLike, ModelType, ExecutorConfig))):
+            raise TypeError("Executor(): incompatible constructor arguments")
+        folder = Path(model_path)
+        document = json.loads((folder / "config.json").read_text())
+        self._check_world(executor_config, document["pretrained_config"]["mapping"]["world_size"])
+        self._is_leader = mpi.rank == 0
+        self._is_down = False
+        self._responses: dict[int, list[Response]] = {}
+        self._changed = threading.Condition()
+        self._ids = count(1)
+        self._tasks: dict[int, Future[None]] = {}
+        self._reasons: dict[int, FinishReason] = {}
+        self._stats: deque[IterationStats] = deque(maxlen=executor_config.iter_stats_max_iterations)
+        self.cancelled: list[int] = []
+        self.requests: list[Request] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waits_at_gate = threading.Event()
+        self.config = executor_config
+        if self._is_leader:
+            self._start(folder, document)
+
+    def _check_world(self, config: ExecutorConfig, world_size: int) -> None:
+        parallel = config.parallel_config or ParallelConfig()
+        if parallel.communication_mode is CommunicationMode.ORCHESTRATOR:
+            orchestrator = parallel.orchestrator_config
+            if orchestrator is None or not orchestrator.worker_executable_path:
+                raise RuntimeError("OrchestratorConfig must be set to use orchestrator mode")
+        elif mpi.size != world_size:
+            raise RuntimeError(f"MPI world size {mpi.size} is not tp*pp*cp {world_size}")
+
+    def _start(self, folder: Path, document: dict[str, Any]) -> None:
+        model, build = document["pretrained_config"], document["build_config"]
+        checkpoint = Path((folder / "rank0.engine").read_text())
+        kv_cache = self.config.kv_cache_config
+        self.limits = Limits(
+            vocabulary_size=model["vocab_size"],
+            hidden_size=model["hidden_size"],
+            dtype=DTYPES[model["dtype"]],
+            max_batch_size=build["max_batch_size"],
+            max_input_length=build["max_input_len"],
+            max_table_rows=build["max_prompt_embedding_table_size"],
+            reuses_blocks=kv_cache.enable_block_reuse,
+            offloads_tables=self.config.mm_embedding_offloading,
+        )
+        config = LLMConfig.from_checkpoint(checkpoint)
+        kv_tokens = kv_cache.max_tokens or DEFAULT_KV_TOKENS
+        itemsize = self.limits.dtype.itemsize
+        settings = Settings(
+            checkpoint=checkpoint,
+            device="cpu",
+            dtype=model["dtype"],
+            block_size=TOKENS_PER_BLOCK,
+            kv_cache_byte_count=kv_tokens * config.kv_values_per_token * itemsize,
+            max_running_sequences=self.config.max_batch_size or build["max_batch_size"],
+            max_waiting_sequences=10_000,
+        )
+        tokenizer = cast(Tokenizer, GuideVocabulary(self.config.guided_decoding_config))
+        self._engine: TorchEngine = start_engine(settings, config, tokenizer)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def can_enqueue_requests(self) -> bool:
+        return self._is_leader and not self._is_down
+
+    def enqueue_request(self, request: Request) -> int:
+        self._check_usable()
+        if not isinstance(request, Request):
+            raise TypeError("enqueue_request(): incompatible function arguments")
+        request_id = next(self._ids)
+        self.requests.append(request)
+        serving = self._serve(request_id, request)
+        self._tasks[request_id] = asyncio.run_coroutine_threadsafe(serving, self._loop)
+        return request_id
+
+    def enqueue_requests(self, requests: list[Request]) -> list[int]:
+        return [self.enqueue_request(request) for request in requests]
+
+    def await_responses(
+        self,
+        id: int | None = None,  # noqa: A002
+        timeout: timedelta | None = None,
+    ) -> list[Response]:
+        self._check_usable()
+        if timeout is not None and not isinstance(timeout, timedelta):
+            raise TypeError("await_responses(): incompatible function arguments")
+        seconds = None if timeout is None else timeout.total_seconds()
+
+        def has_some() -> bool:
+            return self._is_down or bool(self._responses if id is None else id in self._responses)
+
+        with self._changed:
+            self._changed.wait_for(has_some, seconds)
+            self._check_usable()
+            ids = list(self._responses) if id is None else [id] if id in self._responses else []
+            return [response for one in ids for response in self._responses.pop(one)]
+
+    def get_num_responses_ready(self, id: int | None = None) -> int:  # noqa: A002
+        with self._changed:
+            ready = self._responses if id is None else {id: self._responses.get(id, [])}
+            return sum(map(len, ready.values()))
+
+    def cancel_request(self, id: int) -> None:  # noqa: A002
+        self._check_usable()
+        self.cancelled.append(id)
+        self._end_early(id, FinishReason.CANCELLED)
+
+    def get_latest_iteration_stats(self) -> list[IterationStats]:
+        stats = list(self._stats)
+        self._stats.clear()
+        return stats
+
+    def shutdown(self) -> None:
+        """Rank 0 generates first what it still has; another rank waits for rank 0."""
+        if not self._is_leader:
+            mpi.leader_is_gone.wait()
+        elif not self._is_down:
+            wait(list(self._tasks.values()))
+            asyncio.run_coroutine_threadsafe(self._engine.close(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._is_down = True
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.shutdown()
+
+    def break_down(self) -> None:
+        """For tests: from now on every call fails, as after a fault of the device."""
+        self._check_usable = _broken  # type: ignore[method-assign] # that is the fault
+        with self._changed:
+            self._changed.notify_all()
+
+    def _check_usable(self) -> None:
+        if self._is_down:
+            raise RuntimeError("Shutdown called")
+        if not self._is_leader:
+            raise RuntimeError("only the leader process may call this")
+
+    def _end_early(self, request_id: int, reason: FinishReason) -> None:
+        task = self._tasks.get(request_id)
+        if task is not None and not task.done():
+            self._reasons.setdefault(request_id, reason)
+            task.cancel()
+
+    async def _serve(self, request_id: int, request: Request) -> None:
+        answer = Answer(request_id, request)
+        if request.allotted_time_ms is not None:
+            seconds = request.allotted_time_ms.total_seconds()
+            self._loop.call_later(seconds, self._end_early, request_id, FinishReason.TIMED_OUT)
+        try:
+            prompt = self.limits.prompt(request, request_id)
+            params = self.limits.params(request)
+            priority = round(1000 * request.priority)
+            async with aclosing(self._engine.generate(prompt, params, priority)) as outputs:
+                async for output in outputs:
+                    self.waits_at_gate.set()
+                    await asyncio.to_thread(self.gate.wait)
+                    self._note_stats()
+                    self._respond(request_id, answer.after(output))
+        except asyncio.CancelledError:
+            self._respond(request_id, [answer.cut_short(self._reasons[request_id])])
+            raise
+        except (Refused, ServiceError) as error:
+            self._respond(request_id, [Response(request_id, str(error), request.client_id)])
+        finally:
+            self._note_stats()
+
+    def _respond(self, request_id: int, responses: list[Response]) -> None:
+        if responses:
+            with self._changed:
+                self._responses.setdefault(request_id, []).extend(responses)
+                self._changed.notify_all()
+
+    def _note_stats(self) -> None:
+        load = self._engine.load()
+        blocks = load.total_kv_tokens // TOKENS_PER_BLOCK
+        free = load.free_kv_tokens // TOKENS_PER_BLOCK
+        kv_cache = KvCacheStats(blocks, free, blocks - free, TOKENS_PER_BLOCK)
+        self._stats.append(
+            IterationStats(
+                num_active_requests=load.running,
+                num_queued_requests=load.waiting,
+                kv_cache_stats=kv_cache,
+            )
+        )
+
+
+def _broken() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+class Answer:
+    """One request's responses so far: deltas without the prompt, and their sizes."""
+
+    def __init__(self, request_id: int, request: Request) -> None:
+        if not request.streaming or request.return_all_generated_tokens:
+            raise NotImplementedError("the double streams deltas")
+        self._request_id = request_id
+        self._request = request
+        self._held: list[int] = []
+        self._log_probs: list[float] = []
+        self._cached_token_count = 0
+        self._count = 0
+
+    def after(self, output: TokenOutput) -> list[Response]:
+        """Returns what a new token makes the executor say: nothing, or up to two responses."""
+        self._held += output.token_ids
+        self._log_probs += [logprob.logprob for logprob in output.logprobs]
+        self._cached_token_count = output.cached_token_count
+        if output.finish_reason is not None:
+            return self._end(output)
+        size = DELTA_SIZES[self._count % len(DELTA_SIZES)]
+        if len(self._held) < size:
+            return []
+        self._count += 1
+        return [self._delta(0 if size == 0 else len(self._held), FinishReason.NOT_FINISHED)]
+
+    def cut_short(self, reason: FinishReason) -> Response:
+        """Returns the final response of a request that was ended from outside: it is empty."""
+        self._held.clear()
+        return self._delta(0, reason)
+
+    def _end(self, output: TokenOutput) -> list[Response]:
+        reason = FinishReason.LENGTH
+        if output.finish_reason == "stop":
+            is_end = self._held[-1] == self._request.end_id
+            reason = FinishReason.END_ID if is_end else FinishReason.STOP_WORDS
+            del self._held[len(self._held) - is_end :]  # an end_id is no output
+        if self._request_id % 2:
+            return [self._delta(len(self._held), reason)]
+        tokens = self._delta(len(self._held), FinishReason.NOT_FINISHED)
+        return [tokens, self._delta(0, reason)]
+
+    def _delta(self, token_count: int, reason: FinishReason) -> Response:
+        token_ids, self._held = self._held[:token_count], self._held[token_count:]
+        is_final = reason is not FinishReason.NOT_FINISHED
+        wants_log_probs = self._request.output_config.return_log_probs
+        sent = self._log_probs[: len(self._log_probs) - len(self._held)]
+        metrics = None
+        if self._request.output_config.return_perf_metrics:
+            reused = self._cached_token_count // TOKENS_PER_BLOCK
+            metrics = RequestPerfMetrics(KvCacheMetrics(num_reused_blocks=reused))
+        result = Result(
+            is_final=is_final,
+            output_token_ids=[token_ids],
+            log_probs=[sent] if wants_log_probs else None,
+            finish_reasons=[reason],
+            is_sequence_final=is_final,
+            request_perf_metrics=metrics,
+        )
+        return Response(self._request_id, result, self._request.client_id)
+
+
+class GuideVocabulary:
+    """The tokenizer that the torch engine's guides need, of the executor's configuration alone."""
+
+    def __init__(self, config: GuidedDecodingConfig | None) -> None:
+        if config is None or config.encoded_vocab is None or not config.stop_token_ids:
+            raise RuntimeError("Guided decoding needs encoded_vocab and stop_token_ids")
+        decoder = json.loads(config.tokenizer_str or "{}").get("decoder", {})
+        if decoder.get("type") != "ByteLevel":
+            raise RuntimeError(f"the vocabulary's decoder is {decoder}")
+        self._spellings = config.encoded_vocab
+        self._end = config.stop_token_ids[-1]
+
+    def special_id(self, content: str) -> int:
+        return self._end
+
+    def is_special(self, token_id: int) -> bool:
+        return not self._spellings[token_id]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes(BYTE_OF_CHARACTER[character] for character in self._spellings[token_id])
+
+    def encode(self, text: str) -> list[int]:
+        spellings = {spelling: i for i, spelling in enumerate(self._spellings)}
+        character_of_byte = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
+        return [spellings[character_of_byte[byte]] for byte in text.encode()]

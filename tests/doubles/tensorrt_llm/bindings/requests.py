@@ -1,0 +1,125 @@
+"""The double's reading of a request: what the real runtime checks, and what it means to us."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+from llm_service.engines import ImageRows, Prompt
+from llm_service.sampling import Guide, SamplingParams
+
+from .values import GuidedDecodingParams, PromptTuningConfig, Request
+
+GUIDE_KINDS = {
+    GuidedDecodingParams.GuideType.JSON: "json_object",
+    GuidedDecodingParams.GuideType.JSON_SCHEMA: "json_schema",
+    GuidedDecodingParams.GuideType.REGEX: "regex",
+}
+
+
+class Refused(Exception):  # noqa: N818 - becomes the response's error message
+    """The runtime would answer the request with this error."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine was built for, and how its executor is configured."""
+
+    vocabulary_size: int
+    hidden_size: int
+    dtype: torch.dtype
+    max_batch_size: int
+    max_input_length: int
+    max_table_rows: int
+    reuses_blocks: bool
+    offloads_tables: bool
+
+    def prompt(self, request: Request, request_id: int) -> Prompt:
+        """Returns the prompt with its images named by their extra ids.
+
+        Raises:
+            Refused: as llmRequest.cpp, validate, and promptTuningBuffers.cpp, validate, do.
+        """
+        ids, tuning = request.input_token_ids, request.prompt_tuning_config
+        if len(ids) > self.max_input_length:
+            raise Refused(
+                f"Prompt length ({len(ids)}) exceeds maximum input length"
+                f" ({self.max_input_length})."
+            )
+        salt = str(request.cache_salt_id or "") if self.reuses_blocks else f"alone-{request_id}"
+        rows = [token_id - self.vocabulary_size for token_id in ids]
+        rows = [row for row in rows if row >= 0]
+        if tuning is None:
+            if rows:
+                raise Refused("virtual tokens without a prompt table")
+            return Prompt(ids, torch.empty(0, self.hidden_size), cache_salt=salt)
+        self._check_table(tuning.embedding_table)
+        if rows != list(range(len(tuning.embedding_table))):
+            raise Refused(f"the virtual tokens are not the table's rows in order: {rows}")
+        images = self._images(ids, tuning)
+        return Prompt(ids, tuning.embedding_table.cpu(), images, salt)
+
+    def _check_table(self, table: torch.Tensor) -> None:
+        if table.dtype != self.dtype or table.ndim != 2 or table.shape[1] != self.hidden_size:
+            raise Refused(f"the table is {table.dtype} {list(table.shape)}")
+        if len(table) > self.max_table_rows // self.max_batch_size:
+            raise Refused(f"the table has {len(table)} rows, too many")
+        if self.offloads_tables and not table.is_pinned():
+            raise Refused("mm_embedding_offloading needs a pinned table")
+        if not self.offloads_tables and table.is_cuda != torch.cuda.is_available():
+            raise Refused("the table is not on the GPU")
+
+    def _images(self, ids: list[int], tuning: PromptTuningConfig) -> tuple[ImageRows, ...]:
+        extra_ids = tuning.input_token_extra_ids
+        if extra_ids is None:
+            if self.reuses_blocks:
+                raise Refused("Input token extra ids must be provided when enabling kv cache reuse")
+            return ()
+        if len(extra_ids) != len(ids):
+            raise Refused(
+                f"inputTokenExtraIds vector size ({len(extra_ids)}) must be the same as input"
+                f" token vector size ({len(ids)})."
+            )
+        pairs = list(zip(ids, extra_ids, strict=True))
+        for token_id, extra_id in pairs:
+            if (token_id >= self.vocabulary_size) != (extra_id != 0) or extra_id >= 2**64:
+                raise Refused(f"token {token_id} has the extra id {extra_id}")
+        of_rows = [extra_id for _, extra_id in pairs if extra_id]
+        return tuple(
+            ImageRows(extra_id.to_bytes(8, "big"), len(list(run)))
+            for extra_id, run in groupby(of_rows)
+        )
+
+    def params(self, request: Request) -> SamplingParams:
+        """Returns the sampling options, with the runtime's own defaults for what is not set."""
+        config, guided = request.sampling_config, request.guided_decoding_params
+        is_greedy = config.top_k == 1 or not (config.top_k or config.top_p)
+        stop = [word for (word,) in request.stop_words or []]
+        if request.end_id is not None:
+            stop.append(request.end_id)
+        return SamplingParams(
+            temperature=0.0 if is_greedy else config.temperature or 1.0,
+            top_k=config.top_k or None,
+            top_p=config.top_p or 1.0,
+            min_p=config.min_p or 0.0,
+            seed=config.seed or 0,
+            repetition_penalty=config.repetition_penalty or 1.0,
+            presence_penalty=config.presence_penalty or 0.0,
+            frequency_penalty=config.frequency_penalty or 0.0,
+            max_tokens=request.max_tokens,
+            stop_token_ids=frozenset(stop),
+            logit_bias=self._biases(request.embedding_bias),
+            logprob_count=0 if request.output_config.return_log_probs else None,
+            guide=None
+            if guided is None
+            else Guide(GUIDE_KINDS[guided.guide_type], guided.guide or ""),  # type: ignore[arg-type] # its keys are the kinds
+        )
+
+    def _biases(self, bias: torch.Tensor | None) -> tuple[tuple[int, float], ...]:
+        if bias is None:
+            return ()
+        if bias.dtype != torch.float32 or list(bias.shape) != [self.vocabulary_size]:
+            raise Refused(f"the embedding bias is {bias.dtype} {list(bias.shape)}")
+        return tuple((int(index), float(bias[index])) for index in bias.nonzero()[:, 0])

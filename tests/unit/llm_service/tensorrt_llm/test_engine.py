@@ -1,0 +1,494 @@
+"""The adapter's promises to its callers, over the double of the executor."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blockbuster import blockbuster_ctx
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines import (
+    ImageRows,
+    LLMEngine,
+    Prompt,
+    RowsNeededError,
+    TokenOutput,
+    create_engine,
+)
+from llm_service.sampling import Guide, SamplingParams
+from llm_service.settings import Settings
+from protos.errors import (
+    ContextLengthError,
+    DeadlineError,
+    EngineDeadError,
+    InvalidArgumentError,
+    InvalidTensorError,
+    OverloadedError,
+    ServiceError,
+    UnsupportedFieldError,
+)
+from tests.unit.llm_service.engine.tiny import (
+    QWEN2,
+    random_tensors,
+    tiny_tokenizer,
+    write_checkpoint,
+)
+from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
+
+HIDDEN_SIZE, CONTEXT = 32, 512
+NO_ROWS = torch.empty(0, HIDDEN_SIZE)
+PROMPT = Prompt([3, 1, 4, 1, 5], NO_ROWS)
+LONG = SamplingParams(max_tokens=500)
+ENDS = frozenset({54, 60})
+TABLE = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
+PICTURE = Prompt([3, 61, 62, 63, 64, 5, 6, 7, 8, 9], TABLE, (ImageRows(b"cat", 4),))
+
+Start = Callable[..., Awaitable[LLMEngine]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), QWEN2, random_tensors(QWEN2))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_loop() -> Iterator[None]:
+    with blockbuster_ctx():
+        yield
+
+
+@pytest.fixture
+def executors(bindings: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The double's executors, as they are made."""
+    made: list[Any] = []
+
+    def recorded(*args: Any) -> Any:
+        made.append(executor(*args))
+        return made[-1]
+
+    executor = bindings.Executor
+    monkeypatch.setattr(bindings, "Executor", recorded)
+    return made
+
+
+@pytest.fixture
+async def start(
+    checkpoint: Path, tmp_path: Path, executors: list[Any]
+) -> AsyncGenerator[Start, None]:
+    """Starts adapters on an engine of the tiny checkpoint; closes them after the test."""
+    engines: list[LLMEngine] = []
+
+    def create(build: dict[str, int], options: dict[str, Any]) -> LLMEngine:
+        config = LLMConfig.from_checkpoint(checkpoint)
+        folder = write_engine_folder(
+            tmp_path / "engine", engine_document(config, build=build), checkpoint
+        )
+        settings = Settings.model_validate(
+            {
+                "checkpoint": checkpoint,
+                "engine": "tensorrt_llm",
+                "engine_folder": folder,
+                "max_tiles_per_request": 1,
+                **options,
+            }
+        )
+        return create_engine(settings, config, tiny_tokenizer())
+
+    async def started(build: dict[str, int] | None = None, **options: Any) -> LLMEngine:
+        engines.append(await asyncio.to_thread(create, build or {}, options))
+        return engines[-1]
+
+    yield started
+    for executor in executors:
+        executor.gate.set()
+    for engine in engines:
+        await engine.close()
+
+
+async def _outputs(
+    engine: LLMEngine, prompt: Prompt = PROMPT, params: SamplingParams | None = None
+) -> list[TokenOutput]:
+    params = params or SamplingParams(max_tokens=8)
+    async with aclosing(engine.generate(prompt, params)) as outputs:
+        return [output async for output in outputs]
+
+
+async def _tokens(engine: LLMEngine, params: SamplingParams, prompt: Prompt = PROMPT) -> list[int]:
+    outputs = await _outputs(engine, prompt, params)
+    assert [output.finish_reason is None for output in outputs[:-1]] == [True] * (len(outputs) - 1)
+    assert outputs[-1].finish_reason is not None
+    return [token_id for output in outputs for token_id in output.token_ids]
+
+
+@pytest.fixture
+async def torch_engine(checkpoint: Path) -> AsyncGenerator[LLMEngine, None]:
+    settings = Settings(
+        checkpoint=checkpoint, device="cpu", dtype="float32", kv_cache_byte_count=2**22
+    )
+    config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
+    engine = await asyncio.to_thread(create_engine, settings, config, tiny_tokenizer())
+    yield engine
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(max_tokens=9),
+        SamplingParams(max_tokens=40, stop_token_ids=frozenset({1, 7, 20, 33, 48})),
+        SamplingParams(max_tokens=9, logit_bias=((7, 100.0),)),
+        SamplingParams(max_tokens=20, temperature=1.5, seed=11),
+        SamplingParams(max_tokens=20, temperature=1.0, seed=11, top_k=5, top_p=0.9, min_p=0.05),
+        SamplingParams(
+            max_tokens=20, repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.25
+        ),
+    ],
+)
+@pytest.mark.parametrize("prompt", [PROMPT, PICTURE])
+async def test_tokens_are_those_of_the_torch_engine(
+    start: Start, torch_engine: LLMEngine, prompt: Prompt, params: SamplingParams
+) -> None:
+    engine = await start()
+    expected = await _tokens(torch_engine, params, prompt)
+    # Twice, as odd and even requests end in one response or in two.
+    assert await _tokens(engine, params, prompt) == expected
+    assert await _tokens(engine, params, prompt) == expected
+
+
+async def test_streams_what_responses_carry_and_drops_the_empty_ones(start: Start) -> None:
+    engine = await start()
+    outputs = await _outputs(engine, params=SamplingParams(max_tokens=8))
+    assert [len(output.token_ids) for output in outputs] == [1, 2, 3, 1, 1, 0]
+    assert outputs[-1].finish_reason == "length"
+
+
+async def test_the_ending_token_is_in_the_output(start: Start) -> None:
+    engine = await start()
+    plain = await _tokens(engine, SamplingParams(max_tokens=20))
+    stop = frozenset({plain[4], plain[9]})
+    outputs = await _outputs(engine, params=SamplingParams(max_tokens=20, stop_token_ids=stop))
+    tokens = [token_id for output in outputs for token_id in output.token_ids]
+    assert tokens == plain[: min(map(plain.index, stop)) + 1]
+    assert outputs[-1].finish_reason == "stop"
+
+
+async def test_two_requests_without_a_seed_differ(start: Start) -> None:
+    engine = await start()
+    params = SamplingParams(max_tokens=20, temperature=2.0)
+    assert await _tokens(engine, params) != await _tokens(engine, params)
+
+
+async def test_each_token_has_its_log_probability(start: Start, torch_engine: LLMEngine) -> None:
+    engine = await start()
+    params = SamplingParams(max_tokens=9, logprob_count=0)
+    expected = [
+        one for output in await _outputs(torch_engine, params=params) for one in output.logprobs
+    ]
+    outputs = await _outputs(engine, params=params)
+    logprobs = [one for output in outputs for one in output.logprobs]
+    assert [one.token_id for one in logprobs] == [one.token_id for one in expected]
+    assert [one.logprob for one in logprobs] == pytest.approx([one.logprob for one in expected])
+    assert [len(output.logprobs) for output in outputs] == [
+        len(output.token_ids) for output in outputs
+    ]
+    assert {output.logprobs for output in await _outputs(engine)} == {()}
+
+
+async def test_log_probabilities_are_not_relative_to_top_k(
+    start: Start, executors: list[Any]
+) -> None:
+    await start()
+    assert executors[0].config.normalize_log_probs is False
+
+
+async def test_a_guide_holds(start: Start) -> None:
+    engine = await start()
+    guide = Guide("regex", "(cat|dog)(and(cat|dog))*")
+    params = SamplingParams(
+        temperature=1.0, seed=3, max_tokens=300, guide=guide, stop_token_ids=ENDS
+    )
+    tokens = await _tokens(engine, params)
+    assert tokens[-1] in ENDS
+    assert re.fullmatch(guide.source, "".join(chr(97 + token_id) for token_id in tokens[:-1]))
+
+
+async def test_an_image_is_recognised_by_its_identity(start: Start) -> None:
+    engine = await start()
+    params = SamplingParams(max_tokens=4)
+    assert (await _outputs(engine, PICTURE, params))[-1].cached_token_count == 0
+    assert (await _outputs(engine, PICTURE, params))[-1].cached_token_count == 8
+    other = replace(PICTURE, images=(ImageRows(b"dog", 4),))
+    assert (await _outputs(engine, other, params))[-1].cached_token_count == 0
+    salted = replace(PICTURE, cache_salt="mine")
+    assert (await _outputs(engine, salted, params))[-1].cached_token_count == 0
+    unnamed = replace(PICTURE, images=())
+    for _ in range(2):
+        assert (await _outputs(engine, unnamed, params))[-1].cached_token_count == 0
+
+
+async def test_reuse_can_be_turned_off(start: Start) -> None:
+    engine = await start(kv_cache_reuse=False)
+    for _ in range(2):
+        assert (await _outputs(engine, PICTURE))[-1].cached_token_count == 0
+
+
+async def test_rows_that_nobody_holds_are_asked_for(start: Start) -> None:
+    engine = await start()
+    unheld = replace(PICTURE, images=(ImageRows(b"cat", 4, is_held=False),))
+    with pytest.raises(RowsNeededError, match="needs the rows of every image"):
+        await _outputs(engine, unheld)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "error", "message"),
+    [
+        (Prompt([], NO_ROWS), SamplingParams(), InvalidArgumentError, "at least 1 token"),
+        (Prompt([61], NO_ROWS), SamplingParams(), InvalidArgumentError, "from 0 to 60.*61"),
+        (Prompt([1], torch.empty(2, 31)), SamplingParams(), InvalidTensorError, r"\[2, 31\]"),
+        (
+            Prompt([1] * 500, NO_ROWS),
+            SamplingParams(max_tokens=13),
+            ContextLengthError,
+            "500.*13.*512",
+        ),
+        (
+            Prompt([1] * 301, NO_ROWS),
+            SamplingParams(),
+            ContextLengthError,
+            "has 301 tokens, but the engine reads 300",
+        ),
+        (
+            Prompt([1], torch.empty(257, HIDDEN_SIZE)),
+            SamplingParams(),
+            ContextLengthError,
+            "have 257 rows, but the engine takes 256",
+        ),
+        (
+            PROMPT,
+            SamplingParams(logprob_count=1),
+            UnsupportedFieldError,
+            "logprobs.top_count is not supported",
+        ),
+        (
+            PROMPT,
+            SamplingParams(min_tokens=2, stop_token_ids=frozenset({3})),
+            UnsupportedFieldError,
+            "stop.min_token_count is not supported",
+        ),
+        (
+            PROMPT,
+            SamplingParams(guide=Guide("grammar", "start: /a/"), stop_token_ids=ENDS),
+            UnsupportedFieldError,
+            "guided.grammar is not supported: .* takes json_object, json_schema, regex",
+        ),
+        (
+            PROMPT,
+            SamplingParams(guide=Guide("json_object"), stop_token_ids=frozenset({3, 54})),
+            UnsupportedFieldError,
+            "guided.json_object is not supported: .* without the model's end tokens",
+        ),
+        (
+            PROMPT,
+            SamplingParams(guide=Guide("regex", "("), stop_token_ids=ENDS),
+            InvalidArgumentError,
+            "guided.regex cannot be followed",
+        ),
+    ],
+)
+async def test_refuses_at_the_door(
+    start: Start,
+    executors: list[Any],
+    prompt: Prompt,
+    params: SamplingParams,
+    error: type[ServiceError],
+    message: str,
+) -> None:
+    limits = {"max_prompt_embedding_table_size": 4 * 256}
+    limits["max_input_len"] = 300 if len(prompt.token_ids) != 500 else 4096
+    engine = await start(limits)
+    with pytest.raises(error, match=message):
+        await _outputs(engine, prompt, params)
+    assert len(executors[0].requests) == 1  # the first one, of the start
+    assert engine.load().waiting == 0
+
+
+async def test_refuses_when_too_many_wait(start: Start, executors: list[Any]) -> None:
+    engine = await start(max_running_sequences=1, max_waiting_sequences=2)
+    executors[0].gate.clear()
+    requests = [asyncio.ensure_future(_outputs(engine)) for _ in range(2)]
+    await asyncio.sleep(0)  # lets the tasks post their requests
+    assert engine.load().running + engine.load().waiting == 2
+    with pytest.raises(
+        OverloadedError, match="2 sequences wait already; max_waiting_seq"
+    ) as caught:
+        await _outputs(engine)
+    assert caught.value.retry_after == 1.0
+    executors[0].gate.set()
+    for outputs in await asyncio.gather(*requests):
+        assert outputs[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(("option", "expected"), [(3, 3), (64, 4)])
+async def test_runs_as_many_as_engine_and_settings_allow(
+    start: Start, executors: list[Any], option: int, expected: int
+) -> None:
+    await start({"max_batch_size": 4}, max_running_sequences=option)
+    assert executors[0].config.max_batch_size == expected
+
+
+async def test_context_is_what_the_engine_was_built_for(start: Start) -> None:
+    engine = await start({"max_seq_len": 20})
+    assert len(await _tokens(engine, SamplingParams())) == 15
+    with pytest.raises(ContextLengthError, match="context holds 20"):
+        await _outputs(engine, params=SamplingParams(max_tokens=16))
+
+
+async def test_load_is_the_executors(start: Start) -> None:
+    engine = await start(kv_cache_byte_count=1024 * 256)
+    assert engine.load().total_kv_tokens == engine.load().free_kv_tokens == 1024
+    async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
+        async for _ in outputs:
+            if engine.load().running:
+                break
+        assert engine.load().waiting == 0
+        assert engine.load().free_kv_tokens < 1024
+    load = engine.load()
+    assert (load.running, load.waiting, load.free_kv_tokens) == (0, 0, 1024)
+
+
+async def test_closing_the_generator_cancels_the_request(
+    start: Start, executors: list[Any]
+) -> None:
+    engine = await start()
+    async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
+        await outputs.__anext__()
+    # Submitted after the cancelling, so that it has happened once these are here.
+    assert await _tokens(engine, SamplingParams(max_tokens=8))
+    assert executors[0].cancelled == [2]
+
+
+async def test_a_finished_request_is_not_cancelled(start: Start, executors: list[Any]) -> None:
+    engine = await start()
+    for _ in range(2):
+        await _outputs(engine)
+    assert executors[0].cancelled == []
+
+
+async def test_a_waiting_request_can_be_cancelled(start: Start, executors: list[Any]) -> None:
+    engine = await start(max_running_sequences=1)
+    executors[0].gate.clear()
+    running = asyncio.ensure_future(_outputs(engine))
+    waiting = asyncio.ensure_future(_outputs(engine, params=LONG))
+    await asyncio.sleep(0)  # lets the tasks post their requests
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    executors[0].gate.set()
+    assert sum(len(output.token_ids) for output in await running) == 8
+    assert engine.load().waiting == 0
+
+
+async def test_an_error_response_fails_its_request_alone(
+    start: Start, executors: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    monkeypatch.setattr(executors[0], "limits", replace(executors[0].limits, max_input_length=4))
+    with pytest.raises(ServiceError, match=r"Prompt length \(5\) exceeds") as caught:
+        await _outputs(engine)
+    assert type(caught.value) is ServiceError
+    monkeypatch.undo()
+    assert engine.is_healthy()
+    assert await _tokens(engine, SamplingParams(max_tokens=3), Prompt([3, 1], NO_ROWS))
+
+
+async def test_a_gpu_without_room_for_a_table_is_overloaded(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(
+        "llm_service.engines.tensorrt_llm_engine.requests.RequestFactory.request", no_room
+    )
+    with pytest.raises(OverloadedError, match="no memory left for 4 rows of images") as caught:
+        await _outputs(engine, PICTURE)
+    assert caught.value.retry_after == 1.0
+    assert engine.is_healthy()
+    assert engine.load().waiting == 0
+
+
+async def test_time_over_is_the_requests_error(
+    start: Start, executors: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    executors[0].gate.clear()
+    enqueue = executors[0].enqueue_request
+
+    def hurried(request: Any) -> Any:
+        return enqueue(replace(request, allotted_time_ms=timedelta(milliseconds=1)))
+
+    monkeypatch.setattr(executors[0], "enqueue_request", hurried)
+    with pytest.raises(DeadlineError, match="time was over"):
+        await _outputs(engine)
+
+
+async def test_a_fault_of_the_executor_fails_every_request_at_once(
+    start: Start, executors: list[Any]
+) -> None:
+    engine = await start(max_running_sequences=1)
+    executors[0].gate.clear()
+    requests = [asyncio.ensure_future(_outputs(engine)) for _ in range(3)]
+    await asyncio.sleep(0)  # lets the tasks post their requests
+    assert engine.is_healthy()
+    executors[0].break_down()
+    failures = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(failure) for failure in failures] == [EngineDeadError] * 3
+    assert not engine.is_healthy()
+    with pytest.raises(EngineDeadError):
+        await _outputs(engine)
+
+
+async def test_an_executor_that_takes_no_request_is_dead(
+    start: Start, executors: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+
+    def refuse(_: Any) -> int:
+        raise RuntimeError("Shutdown called, cannot enqueue requests")
+
+    monkeypatch.setattr(executors[0], "enqueue_request", refuse)
+    with pytest.raises(EngineDeadError):
+        await _outputs(engine)
+    (thread,) = (item for item in threading.enumerate() if item.name == "tensorrt-llm-responses")
+    await asyncio.to_thread(thread.join, 30)
+    assert not engine.is_healthy()
+
+
+async def test_close_cancels_what_runs_and_refuses_what_comes(
+    start: Start, executors: list[Any]
+) -> None:
+    engine = await start()
+    executors[0].gate.clear()
+    executors[0].waits_at_gate.clear()
+    running = asyncio.ensure_future(_outputs(engine, params=LONG))
+    await asyncio.to_thread(executors[0].waits_at_gate.wait, 30)
+    await engine.close()
+    with pytest.raises(EngineDeadError):
+        await running
+    assert executors[0].cancelled == [2]
+    assert not engine.is_healthy()
+    assert not executors[0].can_enqueue_requests()
+    with pytest.raises(EngineDeadError):
+        await _outputs(engine)

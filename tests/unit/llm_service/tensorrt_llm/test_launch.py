@@ -1,0 +1,139 @@
+"""From settings to a running executor: installation, MPI, the first request."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines import LLMEngine, create_engine
+from llm_service.settings import Settings
+from tests.unit.llm_service.engine.tiny import (
+    QWEN2,
+    random_tensors,
+    tiny_tokenizer,
+    write_checkpoint,
+)
+from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
+
+Create = Callable[..., LLMEngine]
+
+
+@pytest.fixture
+def create(tmp_path: Path) -> Create:
+    """Calls create_engine on an engine of the tiny checkpoint."""
+    checkpoint = write_checkpoint(tmp_path / "tiny", QWEN2, random_tensors(QWEN2))
+    config = LLMConfig.from_checkpoint(checkpoint)
+
+    def created(world_size: int = 1, **options: Any) -> LLMEngine:
+        document = engine_document(config)
+        document["pretrained_config"]["mapping"]["world_size"] = world_size
+        folder = write_engine_folder(tmp_path / "engine", document, checkpoint)
+        given = {"engine_folder": folder, "max_tiles_per_request": 1} | options
+        settings = Settings.model_validate(
+            {"checkpoint": checkpoint, "engine": "tensorrt_llm", **given}
+        )
+        return create_engine(settings, config, tiny_tokenizer())
+
+    return created
+
+
+def test_refuses_a_machine_without_tensorrt_llm(
+    create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_llm", None)
+    with pytest.raises(ValueError, match=r"cannot be imported .*1\.2\.1 is supported"):
+        create()
+
+
+def test_refuses_a_version_without_the_executor(
+    create: Create, bindings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(bindings, "Executor")
+    monkeypatch.setattr(importlib.import_module("tensorrt_llm"), "__version__", "1.3.0rc21")
+    with pytest.raises(ValueError, match=r"1\.3\.0rc21 has no .*Executor; 1\.2\.1 is supported"):
+        create()
+
+
+def test_refuses_without_a_folder(create: Create) -> None:
+    with pytest.raises(ValueError, match="needs engine_folder"):
+        create(engine_folder=None)
+
+
+def test_refuses_what_the_executor_cannot_load(create: Create) -> None:
+    with pytest.raises(ValueError, match=r"cannot load .*engine: MPI world size 1 is not tp"):
+        create(world_size=2)
+
+
+def test_refuses_an_engine_that_fails_its_first_request(
+    create: Create, bindings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut_down: list[Any] = []
+    shutdown = bindings.Executor.shutdown
+
+    def recorded(executor: Any) -> None:
+        shut_down.append(executor)
+        shutdown(executor)
+
+    monkeypatch.setattr(bindings.Executor, "shutdown", recorded)
+    requests = importlib.import_module("tensorrt_llm.bindings.requests")
+    monkeypatch.setattr(
+        requests.Limits, "params", lambda *_: (_ for _ in ()).throw(requests.Refused("no plan"))
+    )
+    with pytest.raises(ValueError, match="failed its first request: .*no plan"):
+        create()
+    assert len(shut_down) == 1
+
+
+def test_another_rank_works_until_the_leader_is_gone(
+    create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    monkeypatch.setattr(double.mpi, "rank", 1)
+    monkeypatch.setattr(double.mpi, "size", 2)
+    ended: list[object] = []
+
+    def follow() -> None:
+        with pytest.raises(SystemExit) as caught:
+            create(world_size=2)
+        ended.append(caught.value.code)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    follower.join(0.2)
+    assert follower.is_alive()
+    double.mpi.leader_is_gone.set()
+    follower.join(30)
+    assert ended == [0]
+
+
+async def test_the_leader_serves(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    monkeypatch.setattr(double.mpi, "size", 2)
+    engine = create(world_size=2)
+    assert engine.is_healthy()
+    await engine.close()
+
+
+async def test_an_orchestrator_spawns_the_workers(
+    create: Create, bindings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[Any] = []
+    check = bindings.Executor._check_world
+
+    def recorded(executor: Any, config: Any, world_size: int) -> None:
+        configs.append(config.parallel_config)
+        check(executor, config, world_size)
+
+    monkeypatch.setattr(bindings.Executor, "_check_world", recorded)
+    engine = create(world_size=2, mpi_mode="orchestrator")
+    await engine.close()
+    assert configs[0].communication_mode is bindings.CommunicationMode.ORCHESTRATOR
+    worker = Path(configs[0].orchestrator_config.worker_executable_path)
+    assert worker.parts[-3:] == ("tensorrt_llm", "bin", "executorWorker")

@@ -1,0 +1,138 @@
+"""How a prompt and its options become the executor's request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines import ImageRows, Prompt
+from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
+from llm_service.sampling import SamplingParams
+from tests.unit.llm_service.engine.tiny import QWEN2, write_config
+from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
+
+Make = Callable[..., Any]
+PROMPT = Prompt(
+    [3, 61, 62, 4, 63, 64, 65, 5],
+    torch.zeros(5, 32),
+    (ImageRows(b"cat", 2), ImageRows(b"dog", 3)),
+)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes requests for a bfloat16 engine."""
+    from llm_service.engines.tensorrt_llm_engine.requests import Generation, RequestFactory
+
+    checkpoint = write_config(tmp_path / "checkpoint", QWEN2)
+    document = engine_document(LLMConfig.from_checkpoint(checkpoint), dtype="bfloat16")
+    folder = EngineFolder.read(write_engine_folder(tmp_path / "engine", document, checkpoint))
+    factories = {
+        offloads: RequestFactory(folder, torch.device("cpu"), offloads_tables=offloads)
+        for offloads in (False, True)
+    }
+
+    def request(
+        prompt: Prompt = PROMPT,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        offloads: bool = False,
+    ) -> Any:
+        params = params or SamplingParams()
+        return factories[offloads].request(Generation(7, prompt, params, 9, priority))
+
+    return request
+
+
+def test_ids_and_table_go_as_they_are(make: Make) -> None:
+    request = make()
+    assert request.input_token_ids == PROMPT.token_ids
+    assert request.prompt_tuning_config.embedding_table.dtype is torch.bfloat16
+    assert list(request.prompt_tuning_config.embedding_table.shape) == [5, 32]
+    assert (request.client_id, request.max_tokens, request.streaming) == (7, 9, True)
+    assert make(Prompt([3], torch.empty(0, 32))).prompt_tuning_config is None
+
+
+def test_each_image_has_its_own_number_and_text_has_none(make: Make) -> None:
+    extra_ids = make().prompt_tuning_config.input_token_extra_ids
+    cat, dog = extra_ids[1], extra_ids[4]
+    assert extra_ids == [0, cat, cat, 0, dog, dog, dog, 0]
+    assert len({0, cat, dog}) == 3
+    assert 0 < cat < 2**64
+    assert make().prompt_tuning_config.input_token_extra_ids == extra_ids
+
+
+def test_numbers_of_images_cannot_be_computed_elsewhere(make: Make, tmp_path: Path) -> None:
+    from llm_service.engines.tensorrt_llm_engine.requests import Generation, RequestFactory
+
+    folder = EngineFolder.read(tmp_path / "engine")
+    other = RequestFactory(folder, torch.device("cpu"), offloads_tables=False)
+    request = other.request(Generation(7, PROMPT, SamplingParams(), 9))
+    theirs, ours = request.prompt_tuning_config, make().prompt_tuning_config
+    assert theirs.input_token_extra_ids[1] != ours.input_token_extra_ids[1]
+
+
+def test_rows_without_an_image_are_never_the_same(make: Make) -> None:
+    unnamed = Prompt(PROMPT.token_ids, PROMPT.prompt_table, (ImageRows(b"cat", 2),))
+    numbers = [make(unnamed).prompt_tuning_config.input_token_extra_ids for _ in range(2)]
+    assert numbers[0][:4] == numbers[1][:4]
+    assert numbers[0][4] == numbers[0][6] != 0
+    assert numbers[0][4] != numbers[1][4]
+
+
+def test_an_offloaded_table_is_pinned(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = torch.ones(5, 32, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda _: pinned)
+    assert make(offloads=True).prompt_tuning_config.embedding_table is pinned
+    assert make().prompt_tuning_config.embedding_table is not pinned
+
+
+def test_greedy_is_top_k_of_one_without_a_temperature(make: Make) -> None:
+    config = make().sampling_config
+    assert (config.top_k, config.top_p, config.temperature, config.seed) == (1, None, None, None)
+    penalties = (config.repetition_penalty, config.presence_penalty, config.frequency_penalty)
+    assert penalties == (None, None, None)
+
+
+def test_sampling_says_top_k_top_p_and_a_seed(make: Make) -> None:
+    config = make(params=SamplingParams(temperature=0.7)).sampling_config
+    assert (config.top_k, config.top_p, config.temperature) == (0, 1.0, 0.7)
+    assert config.seed is not None
+    params = SamplingParams(temperature=0.7, top_k=3, top_p=0.5, min_p=0.1, seed=5)
+    config = make(params=params).sampling_config
+    assert (config.top_k, config.top_p, config.min_p, config.seed) == (3, 0.5, 0.1, 5)
+
+
+def test_stop_tokens_are_stop_words_and_there_is_no_end_id(make: Make) -> None:
+    request = make(params=SamplingParams(stop_token_ids=frozenset({9, 4})))
+    assert request.stop_words == [[4], [9]]
+    assert request.end_id is None
+    assert make().stop_words is None
+
+
+def test_a_bias_is_one_number_a_token(make: Make) -> None:
+    bias = make(params=SamplingParams(logit_bias=((3, -1.0), (60, 2.5)))).embedding_bias
+    assert (bias.dtype, list(bias.shape)) == (torch.float32, [61])
+    assert {int(i): float(bias[i]) for i in bias.nonzero()[:, 0]} == {3: -1.0, 60: 2.5}
+
+
+def test_priorities_keep_their_order_within_0_and_1(make: Make) -> None:
+    priorities = [make(priority=value).priority for value in (-(2**31), -3, 0, 1, 2, 2**31 - 1)]
+    assert priorities == sorted(set(priorities))
+    assert priorities[2] == 0.5
+    assert 0 <= priorities[0] < priorities[-1] <= 1
+
+
+def test_a_cache_salt_is_a_number(make: Make) -> None:
+    salts = {
+        salt: make(Prompt([3], torch.empty(0, 32), cache_salt=salt)).cache_salt_id
+        for salt in ("", "a", "b")
+    }
+    assert salts[""] is None
+    assert len({salts["a"], salts["b"], None}) == 3
