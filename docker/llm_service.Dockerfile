@@ -1,18 +1,47 @@
-# The LLM service on its torch engine (CPU or CUDA). Build from the repository's root:
-#   docker build -f docker/llm_service.Dockerfile -t internvl-llm .
-FROM python:3.12-slim
+# The LLM service. Build from the repository's root:
+#   docker build -f docker/llm_service.Dockerfile --target cpu -t internvl-llm .
+#   docker build -f docker/llm_service.Dockerfile --target tensorrt_llm -t internvl-llm-tensorrt_llm .
+FROM scratch AS source
+COPY pyproject.toml constraints.txt README.md LICENSE /
+COPY protos /protos
+COPY vision_service /vision_service
+COPY llm_service /llm_service
+COPY gateway /gateway
+
+# The TensorRT-LLM engine, and its builder: python -m llm_service.build. This is the last
+# stable release that runs TensorRT engines.
+FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1 AS tensorrt_llm
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN useradd --uid 10001 service
 WORKDIR /app
-COPY pyproject.toml README.md LICENSE ./
-COPY protos protos
-COPY vision_service vision_service
-COPY llm_service llm_service
-COPY gateway gateway
-COPY constraints.txt .
-RUN pip install --no-cache-dir -c constraints.txt ".[torch]"
-RUN useradd --system service
-USER service
-ENV INTERNVL_LLM_HOST=0.0.0.0
-# Threads that spin while they wait slow down whatever shares the cores.
-ENV OMP_WAIT_POLICY=PASSIVE
+COPY --from=source / ./
+# What TensorRT-LLM was compiled for stays as it is, or pip fails. The image's own PIP_CONSTRAINT
+# holds much more, which our dependencies may have to replace.
+RUN pip list --format=freeze | grep -iE '^(numpy|tensorrt.*|torch|triton)==' > /app/held.txt \
+    && PIP_CONSTRAINT='' pip install --no-cache-dir -c /app/held.txt ".[torch]"
+USER 10001
+# As in the other target, see below.
+ENV HOME=/tmp USER=service OMP_WAIT_POLICY=PASSIVE
+ENV INTERNVL_LLM_HOST=0.0.0.0 INTERNVL_LLM_ENGINE=tensorrt_llm
 EXPOSE 50052
+HEALTHCHECK --start-period=15m --interval=10s --timeout=6s \
+    CMD ["python", "-c", "import grpc, sys; from grpc_health.v1 import health_pb2, health_pb2_grpc; answer = health_pb2_grpc.HealthStub(grpc.insecure_channel('127.0.0.1:50052')).Check(health_pb2.HealthCheckRequest(), timeout=5); sys.exit(answer.status != answer.SERVING)"]
+ENTRYPOINT ["internvl-llm"]
+
+# The torch engine. PyPI's torch has CUDA in it, so a GPU that this container is given is used, too;
+# --build-arg PIP_EXTRA_INDEX_URL=(PyTorch's index of CPU wheels) saves its gigabytes.
+FROM python:3.12-slim AS cpu
+ARG PIP_EXTRA_INDEX_URL
+RUN useradd --uid 10001 service
+WORKDIR /app
+COPY --from=source / ./
+RUN pip install --no-cache-dir -c constraints.txt ".[torch]"
+USER 10001
+# Caches go to /tmp, the one place that a read-only container can write to.
+# Threads that spin while they wait slow down whatever shares the cores.
+ENV HOME=/tmp USER=service OMP_WAIT_POLICY=PASSIVE
+ENV INTERNVL_LLM_HOST=0.0.0.0
+EXPOSE 50052
+HEALTHCHECK --start-period=15m --interval=10s --timeout=6s \
+    CMD ["python", "-c", "import grpc, sys; from grpc_health.v1 import health_pb2, health_pb2_grpc; answer = health_pb2_grpc.HealthStub(grpc.insecure_channel('127.0.0.1:50052')).Check(health_pb2.HealthCheckRequest(), timeout=5); sys.exit(answer.status != answer.SERVING)"]
 ENTRYPOINT ["internvl-llm"]

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import sys
 import time
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,6 +29,7 @@ from llm_service.sampling import MAX_LOGPROB_COUNT, SamplingParams
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer, TokenizerError
 from protos import logs
+from protos.errors import ServiceError
 from protos.serving import read_settings
 
 QUESTIONS = (
@@ -81,7 +84,7 @@ def main() -> None:
     logs.configure("warning", settings.log_format)
     try:
         agreement = asyncio.run(compare(settings))
-    except (CheckpointError, TokenizerError, ValueError, OSError) as error:
+    except (CheckpointError, TokenizerError, ServiceError, ValueError, OSError) as error:
         sys.exit(str(error))
     if agreement < settings.least_agreement:
         sys.exit(f"FAILED: {agreement:.1%} is less than --least-agreement")
@@ -93,37 +96,98 @@ async def compare(settings: SelftestSettings) -> float:
 
     Raises:
         CheckpointError, TokenizerError: the checkpoint is not one that we serve.
+        ServiceError: an engine failed, or takes no such prompt.
         ValueError: this machine does not allow a setting.
     """
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     prompts = [make_prompt(question, config, tokenizer) for question in QUESTIONS]
     greedy = SamplingParams(max_tokens=settings.answer_token_count)
-    engine = create_engine(settings.reference, config, tokenizer)
-    scored = replace(greedy, logprob_count=MAX_LOGPROB_COUNT)
-    expected = [await answer(engine, prompt, scored) for prompt in prompts]
-    await engine.close()
+    async with running_engine(settings.reference, config, tokenizer) as engine:
+        scored = replace(greedy, logprob_count=MAX_LOGPROB_COUNT)
+        expected = [await answer(engine, prompt, scored) for prompt in prompts]
     # The other engine does not take its memory from PyTorch.
     del engine
     gc.collect()
     torch.cuda.empty_cache()
-    engine = create_engine(settings, config, tokenizer)
-    _report(settings.engine, [await answer(engine, prompt, greedy) for prompt in prompts])
-    agreed = [
-        token
-        for prompt, reference in zip(prompts, expected, strict=True)
-        for token in await agreements(engine, prompt, reference, settings.tolerance)
-    ]
-    await engine.close()
+    async with running_engine(settings, config, tokenizer) as engine:
+        _report(settings.engine, [await answer(engine, prompt, greedy) for prompt in prompts])
+        agreed = [
+            agrees
+            for prompt, reference in zip(prompts, expected, strict=True)
+            for agrees in await agreements(engine, prompt, reference, settings.tolerance)
+        ]
     sys.stdout.write(f"{sum(agreed)} of {len(agreed)} tokens agree with the torch engine's\n")
     return sum(agreed) / len(agreed)
 
 
+@asynccontextmanager
+async def running_engine(
+    settings: Settings, config: LLMConfig, tokenizer: Tokenizer
+) -> AsyncIterator[LLMEngine]:
+    """Yields the engine that the settings name, and closes it; errors as create_engine."""
+    engine = await asyncio.to_thread(create_engine, settings, config, tokenizer)
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
 def make_prompt(question: Message, config: LLMConfig, tokenizer: Tokenizer) -> Prompt:
-    """Returns a question as a prompt; its images are one tile each, of noise that is always the same."""
+    """Returns a question as a prompt; an image is one tile of noise, the same in every prompt."""
     row_counts = [ROWS_PER_TILE] * question.image_count
     token_ids = chat_layout(tokenizer, [question]).token_ids(row_counts, config.vocabulary_size)
-    noise = torch.Generator().manual_seed(question.image_count)
-    table = torch.randn(sum(row_counts), config.hidden_size, generator=noise)
-    images = [ImageRows(b"%d" % index, ROWS_PER_TILE) for index in range(question.image_count)]
+    table = torch.empty(sum(row_counts), config.hidden_size)
+    for index, rows in enumerate(table.view(-1, ROWS_PER_TILE, config.hidden_size)):
+        rows.normal_(generator=torch.Generator().manual_seed(index))
+    images = [ImageRows(b"noise %d" % index, count) for index, count in enumerate(row_counts)]
     return Prompt(token_ids, table, tuple(images))
+
+
+async def answer(engine: LLMEngine, prompt: Prompt, params: SamplingParams) -> Answer:
+    """Returns what an engine writes after a prompt, and how long that took."""
+    started = time.perf_counter()
+    times: list[float] = []
+    token_ids: list[int] = []
+    logprobs: list[TokenLogprob] = []
+    async with aclosing(engine.generate(prompt, params)) as outputs:
+        async for output in outputs:
+            token_ids += output.token_ids
+            logprobs += output.logprobs
+            times += [time.perf_counter() - started] * len(output.token_ids)
+    return Answer(token_ids, logprobs, times[0], times[-1])
+
+
+async def agreements(
+    engine: LLMEngine, prompt: Prompt, reference: Answer, tolerance: float
+) -> list[bool]:
+    """Returns for each token of an answer whether an engine agrees with it.
+
+    Args:
+        engine: which is asked for each token alone, after the same tokens before it.
+        prompt: what the answer follows.
+        reference: the answer, with log probabilities.
+        tolerance: how much less than the best one's the log probability of its token may be.
+    """
+    params = SamplingParams(max_tokens=1)
+    agreed = []
+    for index, expected in enumerate(reference.logprobs):
+        before = replace(prompt, token_ids=prompt.token_ids + reference.token_ids[:index])
+        (token_id,) = (await answer(engine, before, params)).token_ids
+        agreed.append(dict(expected.top).get(token_id, -math.inf) >= expected.logprob - tolerance)
+    return agreed
+
+
+def _report(name: str, answers: list[Answer]) -> None:
+    for question, given in zip(QUESTIONS, answers, strict=True):
+        later = len(given.token_ids) - 1
+        seconds = given.total_seconds - given.first_token_seconds
+        speed = f"{later / seconds:.1f} tokens/s" if seconds > 0 else "one token"
+        sys.stdout.write(
+            f"{name}: {question.image_count} image(s), first token after "
+            f"{1000 * given.first_token_seconds:.1f} ms, then {speed}\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""docs/serve-internvl2.5.md: its commands, run with the toy model in the 8B's place."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic_settings import BaseSettings, CliApp
+
+from gateway.settings import Settings as GatewaySettings
+from llm_service.selftest import SelftestSettings
+from llm_service.settings import Settings as LLMSettings
+from models.demo.stack import DEMO_CHECKPOINT
+from vision_service.checkpoint import VisionConfig
+from vision_service.engines.intern_vit import VisionModel
+from vision_service.settings import Settings as VisionSettings
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serve-internvl2.5.md").read_text(encoding="utf-8")
+DATA = ROOT / "tests" / "data"
+PROGRAMS: dict[str, type[BaseSettings]] = {
+    "internvl-vision": VisionSettings,
+    "internvl-llm": LLMSettings,
+    "internvl-gateway": GatewaySettings,
+    "llm_service.selftest": SelftestSettings,
+}
+PORTS = ("50051", "50052", "8000")
+PICTURE_URL = "https://example.com"
+BETWEEN = "--- next block ---"
+
+
+def blocks(section: int, language: str = "sh") -> list[str]:
+    """Returns the code blocks of a numbered section."""
+    text = re.split(r"^## ", PAGE, flags=re.M)[section]
+    assert text.startswith(f"{section}. ")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment of a user who has installed us: our programs come first, and no GPU."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""} | variables
+
+
+def run(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs a script; whatever it has left in the background ends with it."""
+    process = subprocess.Popen(
+        ["bash", "-e", "-c", script],
+        cwd=ROOT,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=150)
+    finally:
+        with suppress(ProcessLookupError):  # everything has ended
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(script, process.returncode, out, err)
+
+
+def free_ports(count: int) -> list[str]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for bound in sockets:
+            bound.bind(("127.0.0.1", 0))
+        return [str(bound.getsockname()[1]) for bound in sockets]
+
+
+@pytest.fixture
+def picture_url() -> Iterator[str]:
+    """A web server with the toy model's pictures."""
+    handler = partial(SimpleHTTPRequestHandler, directory=ROOT / "models" / "demo" / "pictures")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder in the place of /models, with the toy model in the 8B's."""
+    shutil.copytree(DEMO_CHECKPOINT, tmp_path / "models" / "InternVL2_5-8B")
+    return tmp_path / "models"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the page asks with curl")
+def test_serve_ask_and_stop(models: Path, picture_url: str) -> None:
+    python = [f"python - <<'PYTHON'\n{block}PYTHON\n" for block in blocks(6, "python")]
+    steps = [*blocks(3), *blocks(6), *python, *blocks(7)]
+    script = f"\necho; echo '{BETWEEN}'\n".join(steps)
+    for port, free in zip(PORTS, free_ports(len(PORTS)), strict=True):
+        script = re.sub(rf"\b{port}\b", free, script)
+    script = script.replace(" /models/", f" {models}/").replace(PICTURE_URL, picture_url)
+    completed = run(
+        script,
+        INTERNVL_GATEWAY_ALLOWED_PRIVATE_HOSTS='["127.0.0.1"]',
+        INTERNVL_VISION_THREADS="1",
+        INTERNVL_LLM_THREADS="1",
+    )
+    assert completed.returncode == 0, completed.stderr
+    _, web, two, video, stopped = completed.stdout.split(BETWEEN)
+    assert _prompt_tokens(web) > 256
+    assert _prompt_tokens(two) > 2 * 256
+    assert len(video.split()) > 1
+    assert stopped.strip() == ""
+    for event in ("serving", "draining"):
+        assert completed.stderr.count(f'"event": "{event}"') == len(PORTS)
+
+
+def _prompt_tokens(answer: str) -> int:
+    completion = json.loads(answer)
+    assert completion["model"] == "InternVL2_5-8B"
+    assert completion["choices"][0]["message"]["content"]
+    return int(completion["usage"]["prompt_tokens"])
+
+
+def test_convert(models: Path) -> None:
+    _, convert, _ = blocks(4)
+    completed = run(convert.replace("/models/", f"{models}/"))
+    assert completed.returncode == 0, completed.stderr
+    written = {file.name for file in (models / "converted" / "8B").iterdir()}
+    assert written == {"config.json", "rank0.safetensors"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
+def test_onnx_graph(models: Path) -> None:
+    plan, _, _ = blocks(4)
+    completed = run(plan.replace("/models/", f"{models}/").rstrip() + " --onnx-only")
+    assert completed.returncode == 0, completed.stderr
+    assert (models / "engines" / "8B" / "vision" / "vision.onnx").is_file()
+
+
+def test_dry_run_prints_what_the_page_shows(tmp_path: Path) -> None:
+    shutil.copytree(DATA / "configs" / "InternVL2_5-8B", tmp_path / "InternVL2_5-8B")
+    _, _, dry_run = blocks(4)
+    completed = run(dry_run.replace("/models/", f"{tmp_path}/"))
+    assert completed.returncode == 0, completed.stderr
+    (shown,) = blocks(4, "text")
+    assert completed.stdout.replace(f"{tmp_path}/", "/models/") == shown
+
+
+def test_selftest_of_the_torch_engine(models: Path) -> None:
+    (command,) = [block for block in blocks(5) if "selftest" in block]
+    torch_options = command.partition(" --engine ")[0].replace("/models/", f"{models}/")
+    completed = run(f"{torch_options} --threads 1 --answer-token-count 4")
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.endswith("\npassed\n")
+
+
+def serving_commands() -> list[list[str]]:
+    """Returns the words of every command on the page that loads a model or starts a process."""
+    lines = [line for section in (3, 5) for block in blocks(section) for line in block.splitlines()]
+    commands = [shlex.split(line.removesuffix("&")) for line in lines]
+    return [
+        words[position:]
+        for words in commands
+        for position, word in enumerate(words)
+        if word in PROGRAMS
+    ]
+
+
+@pytest.mark.parametrize("words", serving_commands(), ids=" ".join)
+def test_options_are_those_of_the_program(words: list[str]) -> None:
+    program, *options = words
+    settings = CliApp.run(PROGRAMS[program], cli_args=options)
+    given = {name.removeprefix("--").replace("-", "_") for name in options[::2]}
+    assert given <= settings.model_fields_set
+
+
+def test_no_command_is_overlooked() -> None:
+    assert len(serving_commands()) == 8
+
+
+def test_download_command_is_one_that_hf_knows(tmp_path: Path) -> None:
+    install, download = blocks(2)[0].splitlines()
+    assert install == "pip install huggingface_hub"
+    command = f"{download.replace('/models/', f'{tmp_path}/')} || echo status $?"
+    # Offline it cannot succeed: 1. An unknown option would be 2.
+    assert run(command, HF_HUB_OFFLINE="1").stdout.splitlines()[-1] == "status 1"
+
+
+def test_table_is_the_dry_runs() -> None:
+    rows = re.findall(r"^\| (\d+B) \| (.*) \|$", PAGE, re.M)
+    assert [size for size, _ in rows] == ["1B", "2B", "4B", "8B", "26B", "38B", "78B"]
+    for size, row in rows:
+        report = (DATA / "trtllm" / f"engine-{size}.txt").read_text()
+        found = re.search(
+            r"on (\d) GPU.* tp \1 x pp 1\n(?s:.*)\nKV cache .* = (.*)\nweights +(.*)\n"
+            r"(?s:.*)\neach GPU +about (.*);",
+            report,
+        )
+        assert found is not None
+        gpus, cache, weights, total = found.groups()
+        shown = f"{gpus} | {weights} | {cache} | {total} | {_vision_gib(size):.2f} GiB"
+        assert row == shown
+
+
+def _vision_gib(size: str) -> float:
+    config = VisionConfig.from_checkpoint(DATA / "configs" / f"InternVL2_5-{size}")
+    with torch.device("meta"):
+        model = VisionModel(config)
+    return 2 * sum(parameter.numel() for parameter in model.parameters()) / 2**30
+
+
+def test_images_on_the_page_are_those_of_the_folder() -> None:
+    images = re.findall(r"^docker build -f (\S+) --target (\S+) ", PAGE, re.M)
+    assert images
+    for file, target in images:
+        assert f" AS {target}\n" in (ROOT / file).read_text()

