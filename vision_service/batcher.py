@@ -173,6 +173,8 @@ class TileBatcher:
                 self._start_batch()
             else:
                 self._finish_batch(self._in_flight.popleft())
+        while self._in_flight:
+            self._finish_batch(self._in_flight.popleft())
 
     def _receive(self) -> bool:
         """Takes in what has arrived; waits only while there is nothing to do. False: close."""
