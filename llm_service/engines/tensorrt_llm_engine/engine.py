@@ -16,20 +16,25 @@ from tensorrt_llm.bindings import executor
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
+from llm_service.engines.admission import (
+    RETRY_AFTER_SECONDS,
+    check_queue,
+    check_tokens,
+    engine_dead,
+    output_room,
+)
+from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm_engine.requests import Generation, RequestFactory
 from llm_service.engines.tensorrt_llm_engine.responses import Delta, read_response
 from llm_service.engines.tensorrt_llm_engine.sampling import check_supported
-from llm_service.engines.torch_engine.admission import check_tokens, output_room
-from llm_service.engines.torch_engine.guides import GuideCompiler
 from llm_service.sampling import SamplingParams
-from protos.errors import ContextLengthError, EngineDeadError, OverloadedError, ServiceError
+from protos.errors import ContextLengthError, OverloadedError
 
 logger = structlog.get_logger()
 
 # How long the response thread may sleep before it sees that it is to end.
 POLL = timedelta(milliseconds=50)
-RETRY_AFTER_SECONDS = 1.0
 
 
 class TensorRTLLMEngine:
@@ -96,7 +101,7 @@ class TensorRTLLMEngine:
         if params.guide is not None:
             # The executor's own compiler has no limits; what this one lets through is small.
             await asyncio.to_thread(self._guides.matcher, params.guide, params.stop_token_ids)
-        self._check_queue()
+        check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
         generation = Generation(next(self._client_ids), prompt, params, max_tokens, priority)
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -159,16 +164,6 @@ class TensorRTLLMEngine:
             raise RowsNeededError("the tensorrt_llm engine needs the rows of every image")
         return max_tokens
 
-    def _check_queue(self) -> None:
-        if self._ended:
-            raise _dead()
-        waiting = self.load().waiting
-        if waiting >= self._max_waiting:
-            raise OverloadedError(
-                f"{waiting} sequences wait already; max_waiting_sequences is {self._max_waiting}",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-
     def _submit(self, generation: Generation) -> None:
         try:
             request = self._requests.request(generation)
@@ -183,7 +178,7 @@ class TensorRTLLMEngine:
         except RuntimeError as error:
             logger.error("enqueue_failed", exc_info=error)
             self._stopping.set()
-            raise _dead() from error
+            raise engine_dead() from error
         self._submitted[generation.client_id] = (request_id, request)
 
     def _release(self, client_id: int, *, is_over: bool) -> None:
@@ -261,12 +256,9 @@ class TensorRTLLMEngine:
     def _deliver(self, deltas: list[Delta] | None) -> None:
         if deltas is None:
             deltas = [
-                Delta(client_id, TokenOutput([], None), _dead()) for client_id in self._outputs
+                Delta(client_id, TokenOutput([], None), engine_dead())
+                for client_id in self._outputs
             ]
         for delta in deltas:
             if (queue := self._outputs.get(delta.client_id)) is not None:
                 queue.put_nowait(delta)
-
-
-def _dead() -> ServiceError:
-    return EngineDeadError("the language model engine has stopped working")

@@ -12,10 +12,10 @@ import torch
 from tensorrt_llm.bindings import executor
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm_engine.engine import TensorRTLLMEngine
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm_engine.requests import RequestFactory
-from llm_service.engines.torch_engine.guides import GuideCompiler
 from llm_service.settings import Settings
 from llm_service.tokenizer import BYTE_OF_CHARACTER, MESSAGE_END, Tokenizer
 

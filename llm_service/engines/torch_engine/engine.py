@@ -16,18 +16,16 @@ import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
-from llm_service.engines.torch_engine.admission import check_tokens, output_room
-from llm_service.engines.torch_engine.guides import GuideCompiler
+from llm_service.engines.admission import check_queue, check_tokens, engine_dead, output_room
+from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.scheduler import Scheduler
 from llm_service.engines.torch_engine.sequence import Sequence, Status
 from llm_service.engines.torch_engine.step_outputs import SampledToken, StepOutputs
 from llm_service.sampling import SamplingParams
-from protos.errors import EngineDeadError, OverloadedError, ServiceError
+from protos.errors import ServiceError
 
 logger = structlog.get_logger()
-
-RETRY_AFTER_SECONDS = 1.0
 
 Outputs = asyncio.Queue[TokenOutput | ServiceError]
 Message = tuple[Outputs, TokenOutput | ServiceError]
@@ -78,14 +76,14 @@ class TorchEngine:
         """See LLMEngine."""
         check_tokens(prompt, params, self._config)
         max_tokens = output_room(len(prompt.token_ids), params.max_tokens, self._context)
-        self._check_queue()
+        check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
         sequence = await self._sequence(prompt, params, max_tokens, priority)
         outputs: Outputs = asyncio.Queue()
         self._request_count += 1
         self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
         try:
             if self._ended:
-                raise _dead()
+                raise engine_dead()
             finished = False
             while not finished:
                 output = await outputs.get()
@@ -115,16 +113,6 @@ class TorchEngine:
         """See LLMEngine."""
         self._inbox.put(self._stop)
         await asyncio.to_thread(self._thread.join)
-
-    def _check_queue(self) -> None:
-        if self._ended:
-            raise _dead()
-        waiting = self.load().waiting
-        if waiting >= self._max_waiting:
-            raise OverloadedError(
-                f"{waiting} sequences wait already; max_waiting_sequences is {self._max_waiting}",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
 
     async def _sequence(
         self, prompt: Prompt, params: SamplingParams, max_tokens: int, priority: int
@@ -233,7 +221,7 @@ class TorchEngine:
         self._ended = True
         while not self._inbox.empty():
             self._inbox.get()()
-        self._tell({sequence: _dead() for sequence in self._callers})
+        self._tell({sequence: engine_dead() for sequence in self._callers})
         self._runner.close()
 
 
@@ -255,7 +243,3 @@ def _rows_needed() -> RowsNeededError:
     return RowsNeededError(
         "the KV cache has dropped an image that the request relies on", retry_after=0.0
     )
-
-
-def _dead() -> EngineDeadError:
-    return EngineDeadError("the language model engine has stopped working")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.torch_engine.block_manager import BlockManager
 from llm_service.engines.torch_engine.engine import TorchEngine
-from llm_service.engines.torch_engine.guides import GuideCompiler
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.models.decoder import Decoder
 from llm_service.engines.torch_engine.scheduler import Scheduler

@@ -13,7 +13,7 @@ from llm_service.sampling import SamplingParams
 from protos.errors import ServiceError
 
 if TYPE_CHECKING:
-    from llm_service.engines.torch_engine.guides import TokenMatcher
+    from llm_service.engines.guides import TokenMatcher
     from llm_service.engines.torch_engine.sampler import TokenHistory
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.engines.torch_engine.guides import (
+from llm_service.engines.guides import (
     MAX_SOURCE_BYTE_COUNT,
     GuideCompiler,
     TokenMatcher,

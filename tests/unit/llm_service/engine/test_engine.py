@@ -23,7 +23,7 @@ from llm_service.engines import (
     TokenOutput,
     create_engine,
 )
-from llm_service.engines.torch_engine.engine import TorchEngine
+from llm_service.engines.torch_engine import engine as engine_module
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.sequence import Sequence
 from llm_service.engines.torch_engine.step_outputs import StepOutputs
@@ -409,7 +409,7 @@ async def test_a_request_posted_as_the_thread_ends_does_not_hang(
     engine = await start()
     await engine.close()
     # As if the thread had ended just after the door was passed.
-    monkeypatch.setattr(TorchEngine, "_check_queue", lambda _: None)
+    monkeypatch.setattr(engine_module, "check_queue", lambda *_, **__: None)
     with pytest.raises(EngineDeadError):
         await asyncio.wait_for(_outputs(engine), 30)
     assert engine.load().waiting == 0

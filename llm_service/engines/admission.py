@@ -1,4 +1,4 @@
-"""What the torch engine refuses at its door, so that no request can break the engine's thread."""
+"""What an engine refuses at its door, so that no request can break its threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from collections.abc import Collection
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import Prompt
 from llm_service.sampling import SamplingParams
-from protos.errors import ContextLengthError, InvalidArgumentError, InvalidTensorError
+from protos.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    InvalidArgumentError,
+    InvalidTensorError,
+    OverloadedError,
+)
+
+RETRY_AFTER_SECONDS = 1.0
 
 
 def check_tokens(prompt: Prompt, params: SamplingParams, config: LLMConfig) -> None:
@@ -50,3 +58,24 @@ def output_room(prompt_length: int, max_tokens: int | None, context: int) -> int
             field="stop.max_token_count" if max_tokens else "messages",
         )
     return max_tokens or context - prompt_length
+
+
+def check_queue(waiting: int, max_waiting: int, *, has_ended: bool) -> None:
+    """Refuses a sequence that nothing would run, or one more than may wait.
+
+    Raises:
+        EngineDeadError: the engine has ended.
+        OverloadedError: with what the setting allows.
+    """
+    if has_ended:
+        raise engine_dead()
+    if waiting >= max_waiting:
+        raise OverloadedError(
+            f"{waiting} sequences wait already; max_waiting_sequences is {max_waiting}",
+            retry_after=RETRY_AFTER_SECONDS,
+        )
+
+
+def engine_dead() -> EngineDeadError:
+    """Returns what every caller of an ended engine gets."""
+    return EngineDeadError("the language model engine has stopped working")

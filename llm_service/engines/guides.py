@@ -22,7 +22,7 @@ import structlog
 import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from llm_service.engines.torch_engine import guide_trial
+from llm_service.engines import guide_trial
 from llm_service.sampling import Guide
 from llm_service.tokenizer import MESSAGE_END, Tokenizer
 from protos.errors import InvalidArgumentError
