@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.json_object import read_json_object
 from llm_service.settings import Settings
 
 # A tile of 448 pixels: (448 / 14)^2 patches, of which the pixel shuffle joins 2 x 2.
@@ -79,7 +79,7 @@ class EngineFolder:
         Raises:
             EngineFolderError: a file or a key is missing or of a wrong type.
         """
-        document = _read_json(path / "config.json")
+        document = read_json_object(path / "config.json", "engine_folder", EngineFolderError)
         try:
             return _parse(path, document)
         except (KeyError, TypeError) as error:
@@ -171,15 +171,3 @@ def _parse(path: Path, document: dict[str, Any]) -> EngineFolder:
         max_table_rows=int(build["max_prompt_embedding_table_size"]),
         has_paged_context=bool(build["plugin_config"]["use_paged_context_fmha"]),
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise EngineFolderError(f"engine_folder has no file {path.name} ({path.parent})") from error
-    except ValueError as error:
-        raise EngineFolderError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise EngineFolderError(f"{path} does not hold a JSON object")
-    return document

@@ -46,24 +46,26 @@ class BlockManager:
         """Returns how many leading tokens of a sequence that holds no block are in the cache."""
         return len(self._cached_blocks(sequence)) * self.block_size
 
-    def can_admit(self, sequence: Sequence) -> bool:
-        """Returns whether there are blocks enough for a sequence that holds none."""
+    def admit(self, sequence: Sequence) -> bool:
+        """Gives a sequence that holds no block all that its tokens need, if there are so many.
+
+        Those of a known prefix count as computed. At least one token is left to compute, whose
+        logits give the next one.
+
+        Returns:
+            False when there are too few; nothing has changed then.
+        """
         cached = self._cached_blocks(sequence)
         free_cached = sum(self._holder_counts[block] == 0 for block in cached)
-        return self._missing_count(sequence) - len(cached) <= self.free_count - free_cached
-
-    def admit(self, sequence: Sequence) -> None:
-        """Gives a sequence all its blocks; those of a known prefix count as computed.
-
-        At least one token is left to compute, whose logits give the next one. `can_admit` is asked
-        first.
-        """
-        for block in self._cached_blocks(sequence):
+        if self._missing_count(sequence) - len(cached) > self.free_count - free_cached:
+            return False
+        for block in cached:
             self._free.pop(block, None)
             self._holder_counts[block] += 1
             sequence.block_table.append(block)
-        sequence.computed_count = len(sequence.block_table) * self.block_size
+        sequence.computed_count = len(cached) * self.block_size
         self.allocate(sequence)
+        return True
 
     def register(self, sequence: Sequence) -> None:
         """Makes the blocks that the present step fills known to sequences with the same prefix.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -170,6 +171,7 @@ class ModelRunner:
         block_tables: torch.Tensor,
         tiles: torch.Tensor,
         sampled_rows: torch.Tensor,
+        tile_size: int,
     ) -> torch.Tensor:
         """Returns the logits [S, vocabulary_size] of tokens that are all in tiles."""
         _, places, slots = rows
@@ -179,7 +181,7 @@ class ModelRunner:
             context_lengths=(places + 1).int(),
             block_tables=block_tables,
             tiles=tiles,
-            tile_size=self._decoder.kernels.tile_size or 1,
+            tile_size=tile_size,
         )
         hidden = self._decoder(embeddings, self._kv_cache, layout)
         return self._decoder.logits(hidden[sampled_rows])
@@ -195,4 +197,5 @@ class ModelRunner:
         )
         embedding = self._decoder.embedding.weight[:1]
         decode = DecodeGraphs(self._decode, limits)
-        return StepGraphs(decode, MixedGraphs(self._mixed, limits, embedding), tile_size)
+        mixed = MixedGraphs(partial(self._mixed, tile_size=tile_size), limits, embedding)
+        return StepGraphs(decode, mixed, tile_size)

@@ -50,10 +50,9 @@ class Scheduler:
             scheduled.append(sequence)
             budget -= self._schedule_tokens(sequence, budget)
         self._refuse_unreadable()
-        while budget > 0 and self._can_admit():
-            sequence = self._admit()
-            scheduled.append(sequence)
-            budget -= self._schedule_tokens(sequence, budget)
+        while budget > 0 and (admitted := self._admit()) is not None:
+            scheduled.append(admitted)
+            budget -= self._schedule_tokens(admitted, budget)
         return scheduled
 
     def take_unreadable(self) -> list[Sequence]:
@@ -106,17 +105,14 @@ class Scheduler:
                 self.finish(sequence)
                 self._unreadable.append(sequence)
 
-    def _can_admit(self) -> bool:
-        return bool(
-            self.waiting
-            and self._free_slots
-            and self.waiting[0].is_ready
-            and self.blocks.can_admit(self.waiting[0])
-        )
-
-    def _admit(self) -> Sequence:
-        sequence = self.waiting.pop(0)
-        self.blocks.admit(sequence)
+    def _admit(self) -> Sequence | None:
+        """Lets the first waiting sequence run; None where it cannot yet."""
+        if not self.waiting or not self._free_slots:
+            return None
+        sequence = self.waiting[0]
+        if not sequence.is_ready or not self.blocks.admit(sequence):
+            return None
+        del self.waiting[0]
         if sequence.cached_count is None:
             sequence.cached_count = sequence.computed_count
         sequence.slot = self._free_slots.pop()

@@ -38,8 +38,11 @@ class StepInputs:
     @classmethod
     def of(cls, scheduled: list[Sequence], block_size: int, vocabulary_size: int) -> StepInputs:
         """Writes down the sequences' scheduled tokens."""
-        decodes = [item for item in scheduled if _is_decode(item, vocabulary_size)]
-        others = [item for item in scheduled if not _is_decode(item, vocabulary_size)]
+        decodes: list[Sequence] = []
+        others: list[Sequence] = []
+        for sequence in scheduled:
+            kind = decodes if _is_decode(sequence, vocabulary_size) else others
+            kind.append(sequence)
         sequences = decodes + others
         ends = np.cumsum([sequence.scheduled_count for sequence in sequences])
         rows = np.empty((3, ends[-1]), np.int64)
