@@ -57,9 +57,13 @@ def load(settings: Settings) -> tuple[ServedModel, LLMEngine]:
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     _check_vocabulary(config, tokenizer)
     engine = create_engine(settings, config, tokenizer)
-    context = min(config.max_position_embeddings, engine.load().total_kv_tokens)
     model = ServedModel(
-        settings.model_name, settings.engine, config, tokenizer, context, settings.max_image_count
+        name=settings.model_name,
+        engine_name=settings.engine,
+        config=config,
+        tokenizer=tokenizer,
+        max_context_token_count=engine.context_length,
+        max_image_count=settings.max_image_count,
     )
     return model, engine
 

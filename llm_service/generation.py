@@ -110,6 +110,7 @@ async def generate_text(
     detokenizer: Detokenizer,
     stop_strings: StopStrings,
     priority: int = 0,
+    deadline: float | None = None,
 ) -> AsyncGenerator[TextEvent, None]:
     """Yields one choice: deltas while the engine generates, and one end.
 
@@ -120,7 +121,7 @@ async def generate_text(
         ServiceError: whatever the engine raises.
     """
     output_token_count = 0
-    async with aclosing(engine.generate(prompt, params, priority)) as outputs:
+    async with aclosing(engine.generate(prompt, params, priority, deadline)) as outputs:
         async for output in outputs:
             output_token_count += len(output.token_ids)
             text = detokenizer.push(_visible(output.token_ids, params, output.finish_reason))

@@ -42,6 +42,7 @@ class Generation:
         choice_count: answers to generate, >= 1.
         priority: sequences with a higher one run first.
         cache_salt: what separates the prompt's KV cache from others'.
+        deadline: when the call must be over, on the clock of `time.monotonic`; None: whenever.
     """
 
     layout: PromptLayout
@@ -52,6 +53,7 @@ class Generation:
     choice_count: int
     priority: int
     cache_salt: str
+    deadline: float | None
 
 
 class RequestImages:

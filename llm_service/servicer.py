@@ -53,8 +53,9 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
         """Generates from one prompt; see llm.proto."""
         clock = _Clock()
+        deadline = _deadline(context)
         start = await _read_start(request_iterator)
-        generation = await asyncio.to_thread(self._parse, start)
+        generation = await asyncio.to_thread(self._parse, start, deadline)
         del start  # perhaps megabytes
         with RequestImages(self._model, self._tables, generation) as images:
             async with aclosing(self._answer_from_cache(images, generation, clock)) as responses:
@@ -173,6 +174,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
                 ),
                 StopStrings(generation.stop_strings),
                 generation.priority,
+                generation.deadline,
             )
             for index in range(generation.choice_count)
         ]
@@ -191,7 +193,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         )
         return llm_pb2.GenerateResponse(finished=finished)
 
-    def _parse(self, start: llm_pb2.GenerateStart) -> Generation:
+    def _parse(self, start: llm_pb2.GenerateStart, deadline: float | None) -> Generation:
         config = self._model.config
         identities = wire.image_identities(start.images, self._model.max_image_count)
         params = wire.sampling_params(start, self._model.end_token_ids, config.vocabulary_size)
@@ -202,7 +204,15 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         _check_image_count(layout, len(identities), "images")
         skip = start.skip_special_tokens if start.HasField("skip_special_tokens") else True
         return Generation(
-            layout, identities, params, stop_strings, skip, choice_count, start.priority, cache_salt
+            layout=layout,
+            identities=identities,
+            params=params,
+            stop_strings=stop_strings,
+            skip_special_tokens=skip,
+            choice_count=choice_count,
+            priority=start.priority,
+            cache_salt=cache_salt,
+            deadline=deadline,
         )
 
     def _layout(self, message: PromptMessage) -> PromptLayout:
@@ -253,6 +263,13 @@ class _Clock:
     def has_ticked(self) -> bool:
         """Whether there was a token."""
         return self.last > 0
+
+
+def _deadline(context: Context) -> float | None:
+    seconds = context.time_remaining()
+    if seconds is None:
+        return None
+    return time.monotonic() + seconds
 
 
 async def _read_start(requests: AsyncIterator[llm_pb2.GenerateRequest]) -> llm_pb2.GenerateStart:

@@ -110,8 +110,17 @@ class EngineLoad:
 class LLMEngine(Protocol):
     """A warm language model. Its methods are called from one event loop."""
 
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its output together."""
+        ...
+
     def generate(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """Yields the tokens that follow the prompt, as they are made.
 
@@ -121,16 +130,18 @@ class LLMEngine(Protocol):
             prompt: what the tokens follow.
             params: how they are chosen, and when to stop.
             priority: of waiting sequences the one with the highest comes first, then the oldest.
+            deadline: when the output must be complete, on the clock of `time.monotonic`; None
+                leaves the time free.
 
         Raises:
             InvalidArgumentError: a token id or a stop token id does not exist, there is none, or
                 the guide is no valid schema, expression or grammar.
             InvalidTensorError: the prompt table is not [rows, hidden_size].
-            ContextLengthError: prompt and max_tokens, or the prompt alone, exceed the context: the
-                smaller of max_position_embeddings and what the KV cache holds.
+            ContextLengthError: prompt and max_tokens, or the prompt alone, exceed context_length.
             OverloadedError: too many sequences wait already.
             RowsNeededError: an image's rows are not held, and the KV cache does not replace them;
                 before the first output, unless the cache has dropped them since.
+            DeadlineError: the deadline has passed.
             EngineDeadError: the engine has failed or is closed.
         """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 
 from llm_service.checkpoint import LLMConfig
@@ -9,6 +10,7 @@ from llm_service.engines import Prompt
 from llm_service.sampling import SamplingParams
 from protos.errors import (
     ContextLengthError,
+    DeadlineError,
     EngineDeadError,
     InvalidArgumentError,
     InvalidTensorError,
@@ -74,6 +76,24 @@ def check_queue(waiting: int, max_waiting: int, *, has_ended: bool) -> None:
             f"{waiting} sequences wait already; max_waiting_sequences is {max_waiting}",
             retry_after=RETRY_AFTER_SECONDS,
         )
+
+
+def seconds_left(deadline: float | None) -> float | None:
+    """Returns the time until a deadline of `time.monotonic`; None if there is none.
+
+    Raises:
+        DeadlineError: it has passed.
+    """
+    if deadline is None:
+        return None
+    if (seconds := deadline - time.monotonic()) <= 0:
+        raise time_over()
+    return seconds
+
+
+def time_over() -> DeadlineError:
+    """Returns what the caller of a request gets that takes longer than it may."""
+    return DeadlineError("the request's time was over before its output was complete")
 
 
 def engine_dead() -> EngineDeadError:

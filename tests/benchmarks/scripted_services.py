@@ -14,12 +14,13 @@ from pydantic_settings import CliApp
 
 from llm_service.__main__ import make_service
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
+from llm_service.engines import Prompt, RowsNeededError, TokenOutput
 from llm_service.model import ServedModel
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings
 from protos import logs
 from protos.serving import serve
+from tests.idle_engine import IdleEngine
 from tests.real_tokenizers import real_tokenizer
 from vision_service.__main__ import open_service
 from vision_service.checkpoint import VisionConfig
@@ -47,27 +48,22 @@ class ScriptedVisionEngine:
         return FinishedBatch([self.encode(tiles) for tiles in images])
 
 
-class ScriptedLLMEngine:
+class ScriptedLLMEngine(IdleEngine):
     """An LLMEngine that answers any prompt with one token at once."""
 
+    context_length = 1 << 20
+
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """See LLMEngine; it has no KV cache that could stand for an image."""
         if not all(image.is_held for image in prompt.images):
             raise RowsNeededError("the image is not held")
         yield TokenOutput([1], "length")
-
-    def load(self) -> EngineLoad:
-        """See LLMEngine."""
-        return EngineLoad(running=0, waiting=0, free_kv_tokens=0, total_kv_tokens=0)
-
-    def is_healthy(self) -> bool:
-        """See LLMEngine."""
-        return True
-
-    async def close(self) -> None:
-        """See LLMEngine."""
 
 
 async def serve_vision(settings: VisionSettings) -> None:

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from llm_service.__main__ import load, make_service
-from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
+from llm_service.engines import Prompt, RowsNeededError, TokenOutput
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
 from protos.errors import ContextLengthError, OverloadedError, ServiceError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
+from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import (
     END,
     HIDDEN_SIZE,
@@ -39,7 +40,7 @@ ROWS_B, B = table(2.0)
 QUESTION = start(images=["a", "b"])
 
 
-class ForgetfulEngine:
+class ForgetfulEngine(IdleEngine):
     """Says "Hello" to each prompt whose images it is given, or has been given and not forgotten.
 
     Attributes:
@@ -60,7 +61,11 @@ class ForgetfulEngine:
         self.cancelled = asyncio.Event()
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         self.prompts.append(prompt)
         self.asked.set()
@@ -76,15 +81,6 @@ class ForgetfulEngine:
         if self.failures:
             raise self.failures.pop()
         yield TokenOutput([END], "stop")
-
-    def load(self) -> EngineLoad:
-        return EngineLoad(0, 0, 0, 0)
-
-    def is_healthy(self) -> bool:
-        return True
-
-    async def close(self) -> None:
-        pass
 
 
 @pytest.fixture

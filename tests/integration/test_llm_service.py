@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from protos.errors import (
     from_rpc_error,
 )
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
+from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import (
     CONTEXT,
     END,
@@ -43,7 +45,7 @@ from tests.integration.llm_calls import (
 from tests.real_tokenizers import real_tokenizer
 
 
-class ScriptedEngine:
+class ScriptedEngine(IdleEngine):
     """Gives out fixed tokens; remembers what it was asked and whether it was closed early."""
 
     def __init__(self) -> None:
@@ -55,15 +57,21 @@ class ScriptedEngine:
         self.prompts: list[Prompt] = []
         self.params: list[SamplingParams] = []
         self.priorities: list[int] = []
+        self.deadlines: list[float | None] = []
         self.cancelled = asyncio.Event()
         self.closings = asyncio.Semaphore(0)
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         self.prompts.append(prompt)
         self.params.append(params)
         self.priorities.append(priority)
+        self.deadlines.append(deadline)
         if self.error is not None:
             raise self.error
         ids = self.tokenizer.encode(self.text)
@@ -83,12 +91,6 @@ class ScriptedEngine:
 
     def load(self) -> EngineLoad:
         return EngineLoad(running=1, waiting=2, free_kv_tokens=3, total_kv_tokens=4)
-
-    def is_healthy(self) -> bool:
-        return True
-
-    async def close(self) -> None:
-        pass
 
 
 def logprobs_of(token_id: int, params: SamplingParams) -> tuple[TokenLogprob, ...]:
@@ -254,6 +256,19 @@ async def test_bias_and_guide_and_priority_and_salt_reach_the_engine(
     assert engine.params[0].guide == Guide("regex", "Hel+o.*")
     assert engine.priorities == [-2]
     assert engine.prompts[0].cache_salt == "tenant"
+
+
+async def test_the_calls_deadline_reaches_the_engine(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    before = time.monotonic()
+    async for _ in stub.Generate(iter([start()]), timeout=1000):
+        pass
+    await exchange(stub, start())
+    given, none = engine.deadlines
+    assert given is not None
+    assert before < given < time.monotonic() + 1100  # gRPC rounds up on the wire
+    assert none is None
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ class TensorRTLLMEngine:
         kv_cache = self._warm_up()
         self._tokens_per_block = kv_cache.tokens_per_block
         self._total_kv_tokens = kv_cache.max_num_blocks * self._tokens_per_block
-        self._context = min(
+        self.context_length = min(
             config.max_position_embeddings, folder.max_sequence_length, self._total_kv_tokens
         )
         # The response thread's, read by the loop:
@@ -94,7 +94,11 @@ class TensorRTLLMEngine:
         self._thread.start()
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """See LLMEngine."""
         max_tokens = self._admit(prompt, params)
@@ -102,7 +106,9 @@ class TensorRTLLMEngine:
             # The executor's own compiler has no limits; what this one lets through is small.
             await asyncio.to_thread(self._guides.matcher, params.guide, params.stop_token_ids)
         check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
-        generation = Generation(next(self._client_ids), prompt, params, max_tokens, priority)
+        generation = Generation(
+            next(self._client_ids), prompt, params, max_tokens, priority, deadline
+        )
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._outputs[generation.client_id] = deltas
@@ -159,7 +165,7 @@ class TensorRTLLMEngine:
                 f"the images have {row_count} rows, but the engine takes {limit} at most",
                 field="images",
             )
-        max_tokens = output_room(length, params.max_tokens, self._context)
+        max_tokens = output_room(length, params.max_tokens, self.context_length)
         if not all(image.is_held for image in prompt.images):
             raise RowsNeededError("the tensorrt_llm engine needs the rows of every image")
         return max_tokens

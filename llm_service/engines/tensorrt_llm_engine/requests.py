@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain, repeat
 
 import torch
 from tensorrt_llm.bindings import executor
 
 from llm_service.engines import Prompt
+from llm_service.engines.admission import seconds_left
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm_engine.sampling import (
     guided_decoding_params,
@@ -31,6 +34,7 @@ class Generation:
         params: with nothing that the executor does not support.
         max_tokens: most tokens to generate.
         priority: of waiting requests the one with the highest comes first.
+        deadline: see LLMEngine.
     """
 
     client_id: int
@@ -38,6 +42,7 @@ class Generation:
     params: SamplingParams
     max_tokens: int
     priority: int = 0
+    deadline: float | None = None
 
 
 class RequestFactory:
@@ -58,6 +63,9 @@ class RequestFactory:
         """Returns the executor's request.
 
         Every stop token is a stop word: an end_id would end the output too, but be missing in it.
+
+        Raises:
+            DeadlineError: its time is over already.
         """
         prompt, params = generation.prompt, generation.params
         stop_words = [[token_id] for token_id in sorted(params.stop_token_ids)]
@@ -77,6 +85,7 @@ class RequestFactory:
             client_id=generation.client_id,
             priority=_priority(generation.priority),
             guided_decoding_params=guided_decoding_params(params.guide),
+            allotted_time_ms=_allotted_time(generation.deadline),
             cache_salt_id=self._digest(prompt.cache_salt.encode()) if prompt.cache_salt else None,
         )
 
@@ -117,6 +126,16 @@ class RequestFactory:
         for token_id, value in params.logit_bias:
             bias[token_id] = value
         return bias
+
+
+def _allotted_time(deadline: float | None) -> timedelta | None:
+    """Returns what is left of a request's time; the executor counts from here on.
+
+    Raises:
+        DeadlineError: nothing.
+    """
+    seconds = seconds_left(deadline)
+    return None if seconds is None else timedelta(milliseconds=math.ceil(1000 * seconds))
 
 
 def _priority(priority: int) -> float:

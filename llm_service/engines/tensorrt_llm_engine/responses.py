@@ -8,7 +8,8 @@ import structlog
 from tensorrt_llm.bindings import executor
 
 from llm_service.engines import FinishReason, TokenLogprob, TokenOutput
-from protos.errors import DeadlineError, EngineDeadError, ServiceError
+from llm_service.engines.admission import time_over
+from protos.errors import EngineDeadError, ServiceError
 
 logger = structlog.get_logger()
 
@@ -79,5 +80,5 @@ def _fault(message: str) -> ServiceError:
 
 def _failure(reason: executor.FinishReason) -> ServiceError:
     if reason == executor.FinishReason.TIMED_OUT:
-        return DeadlineError("the request's time was over before its output was complete")
+        return time_over()
     return EngineDeadError(f"the executor has given the request up ({reason.name})")

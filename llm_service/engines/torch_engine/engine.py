@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
@@ -16,7 +16,14 @@ import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
-from llm_service.engines.admission import check_queue, check_tokens, engine_dead, output_room
+from llm_service.engines.admission import (
+    check_queue,
+    check_tokens,
+    engine_dead,
+    output_room,
+    seconds_left,
+    time_over,
+)
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.scheduler import Scheduler
@@ -56,7 +63,7 @@ class TorchEngine:
         self._guides = guides
         self._max_waiting = max_waiting
         self._total_kv_tokens = blocks.block_count * blocks.block_size
-        self._context = min(config.max_position_embeddings, self._total_kv_tokens)
+        self.context_length = min(config.max_position_embeddings, self._total_kv_tokens)
         self._request_count = 0  # the event loop's
         self._arrivals = count()  # the event loop's
         # The thread's:
@@ -71,29 +78,34 @@ class TorchEngine:
         self._thread.start()
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """See LLMEngine."""
         check_tokens(prompt, params, self._config)
-        max_tokens = output_room(len(prompt.token_ids), params.max_tokens, self._context)
+        max_tokens = output_room(len(prompt.token_ids), params.max_tokens, self.context_length)
         check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
         sequence = await self._sequence(prompt, params, max_tokens, priority)
         outputs: Outputs = asyncio.Queue()
-        self._request_count += 1
-        self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
-        try:
-            if self._ended:
-                raise engine_dead()
-            finished = False
-            while not finished:
-                output = await outputs.get()
-                if isinstance(output, ServiceError):
-                    raise output
-                yield output
-                finished = output.finish_reason is not None
-        finally:
-            self._request_count -= 1
-            self._inbox.put(partial(self._abort, sequence))
+        with _alarm(outputs, deadline):
+            self._request_count += 1
+            self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
+            try:
+                if self._ended:
+                    raise engine_dead()
+                finished = False
+                while not finished:
+                    output = await outputs.get()
+                    if isinstance(output, ServiceError):
+                        raise output
+                    yield output
+                    finished = output.finish_reason is not None
+            finally:
+                self._request_count -= 1
+                self._inbox.put(partial(self._abort, sequence))
 
     def load(self) -> EngineLoad:
         """See LLMEngine; a request that the thread has not seen yet counts as waiting."""
@@ -232,6 +244,23 @@ def _output(token: SampledToken) -> TokenOutput | ServiceError:
         cached_token_count=token.sequence.cached_count or 0,
         logprobs=() if token.logprob is None else (token.logprob,),
     )
+
+
+@contextlib.contextmanager
+def _alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
+    """Puts the end of a request's time into its queue when it comes, unless it is left before.
+
+    Raises:
+        DeadlineError: it is over already.
+    """
+    if (seconds := seconds_left(deadline)) is None:
+        yield
+        return
+    alarm = asyncio.get_running_loop().call_later(seconds, outputs.put_nowait, time_over())
+    try:
+        yield
+    finally:
+        alarm.cancel()
 
 
 def _put_all(messages: list[Message]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines import EngineLoad, FinishReason, Prompt, TokenLogprob, TokenOutput
+from llm_service.engines import FinishReason, Prompt, TokenLogprob, TokenOutput
 from llm_service.generation import (
     TextDelta,
     TextEnd,
@@ -19,13 +19,14 @@ from llm_service.generation import (
 )
 from llm_service.sampling import MAX_SEED, SamplingParams
 from protos.errors import EngineDeadError
+from tests.idle_engine import IdleEngine
 from tests.real_tokenizers import real_tokenizer
 
 TOKENIZER = "internlm2_5"
 PROMPT = Prompt([1], torch.empty(0, 8))
 
 
-class Engine:
+class Engine(IdleEngine):
     """Gives out one token after the other."""
 
     def __init__(self, token_ids: Sequence[int], reason: FinishReason) -> None:
@@ -33,22 +34,17 @@ class Engine:
         self._reason = reason
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, priority: int = 0
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         *first, last = self._token_ids
         for token_id in first:
             yield TokenOutput([token_id], None, logprobs=_logprobs(token_id, params))
         logprobs = _logprobs(last, params)
         yield TokenOutput([last], self._reason, cached_token_count=7, logprobs=logprobs)
-
-    def load(self) -> EngineLoad:
-        return EngineLoad(0, 0, 0, 0)
-
-    def is_healthy(self) -> bool:
-        return True
-
-    async def close(self) -> None:
-        pass
 
 
 def _logprobs(token_id: int, params: SamplingParams) -> tuple[TokenLogprob, ...]:

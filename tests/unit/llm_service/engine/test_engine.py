@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -15,14 +16,7 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import (
-    ImageRows,
-    LLMEngine,
-    Prompt,
-    RowsNeededError,
-    TokenOutput,
-    create_engine,
-)
+from llm_service.engines import ImageRows, LLMEngine, Prompt, RowsNeededError, create_engine
 from llm_service.engines.torch_engine import engine as engine_module
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.sequence import Sequence
@@ -31,10 +25,20 @@ from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings
 from protos.errors import (
     ContextLengthError,
+    DeadlineError,
     EngineDeadError,
     InvalidArgumentError,
     InvalidTensorError,
     OverloadedError,
+)
+from tests.unit.llm_service.engine.answers import (
+    CONTEXT,
+    HIDDEN_SIZE,
+    LONG,
+    NO_ROWS,
+    PROMPT,
+    outputs_of,
+    tokens_of,
 )
 from tests.unit.llm_service.engine.tiny import (
     QWEN2,
@@ -42,11 +46,6 @@ from tests.unit.llm_service.engine.tiny import (
     tiny_tokenizer,
     write_checkpoint,
 )
-
-VOCABULARY_SIZE, HIDDEN_SIZE, CONTEXT = 61, 32, 512
-NO_ROWS = torch.empty(0, HIDDEN_SIZE)
-PROMPT = Prompt([3, 1, 4, 1, 5], NO_ROWS)
-LONG = SamplingParams(max_tokens=500)
 
 Start = Callable[..., Awaitable[LLMEngine]]
 
@@ -82,20 +81,6 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
         await engine.close()
 
 
-async def _outputs(
-    engine: LLMEngine, prompt: Prompt = PROMPT, params: SamplingParams | None = None
-) -> list[TokenOutput]:
-    params = params or SamplingParams(max_tokens=8)
-    async with aclosing(engine.generate(prompt, params)) as outputs:
-        return [output async for output in outputs]
-
-
-async def _tokens(engine: LLMEngine, params: SamplingParams, prompt: Prompt = PROMPT) -> list[int]:
-    outputs = await _outputs(engine, prompt, params)
-    assert [output.finish_reason is None for output in outputs[:-1]] == [True] * (len(outputs) - 1)
-    return [token_id for output in outputs for token_id in output.token_ids]
-
-
 class Gate:
     """Lets the engine's forward passes through as permitted, and records their batches."""
 
@@ -122,43 +107,43 @@ class Gate:
 
 async def test_streams_token_by_token_and_ends_by_length(start: Start) -> None:
     engine = await start()
-    outputs = await _outputs(engine, params=SamplingParams(max_tokens=3))
+    outputs = await outputs_of(engine, params=SamplingParams(max_tokens=3))
     assert [len(output.token_ids) for output in outputs] == [1, 1, 1]
     assert [output.finish_reason for output in outputs] == [None, None, "length"]
 
 
 async def test_without_max_tokens_the_context_is_the_limit(start: Start) -> None:
     engine = await start()
-    outputs = await _outputs(engine, Prompt([1] * 500, NO_ROWS), SamplingParams())
+    outputs = await outputs_of(engine, Prompt([1] * 500, NO_ROWS), SamplingParams())
     assert len(outputs) == CONTEXT - 500
     assert outputs[-1].finish_reason == "length"
 
 
 async def test_stop_token_ends_and_is_in_the_output(start: Start) -> None:
     engine = await start()
-    plain = await _tokens(engine, SamplingParams(max_tokens=20))
+    plain = await tokens_of(engine, SamplingParams(max_tokens=20))
     stop = plain[4]
     params = SamplingParams(max_tokens=20, stop_token_ids=frozenset({stop}))
-    outputs = await _outputs(engine, params=params)
+    outputs = await outputs_of(engine, params=params)
     until_stop = plain[: plain.index(stop) + 1]
     assert [output.token_ids for output in outputs] == [[token_id] for token_id in until_stop]
     assert outputs[-1].finish_reason == "stop"
 
 
-async def test_no_stop_token_before_min_tokens(start: Start) -> None:
+async def test_no_stop_token_before_mintokens_of(start: Start) -> None:
     engine = await start()
-    plain = await _tokens(engine, SamplingParams(max_tokens=20))
+    plain = await tokens_of(engine, SamplingParams(max_tokens=20))
     params = SamplingParams(max_tokens=20, stop_token_ids=frozenset(plain), min_tokens=6)
-    tokens = await _tokens(engine, params)
+    tokens = await tokens_of(engine, params)
     assert not set(tokens[:6]) & set(plain)
 
 
 async def test_seed_gives_the_same_tokens_whatever_else_runs(start: Start) -> None:
     engine = await start()
     params = SamplingParams(temperature=1.5, seed=11, max_tokens=30)
-    alone = await _tokens(engine, params)
+    alone = await tokens_of(engine, params)
     others = [replace(params, seed=seed, max_tokens=5 + seed) for seed in range(6)]
-    together = await asyncio.gather(*(_tokens(engine, p) for p in [*others, params]))
+    together = await asyncio.gather(*(tokens_of(engine, p) for p in [*others, params]))
     assert together[-1] == alone
     assert len({tuple(tokens[:5]) for tokens in together}) > 1
 
@@ -166,28 +151,28 @@ async def test_seed_gives_the_same_tokens_whatever_else_runs(start: Start) -> No
 async def test_log_probabilities_of_the_tokens_and_the_best(start: Start) -> None:
     engine = await start()
     greedy = SamplingParams(max_tokens=6, logprob_count=3)
-    outputs = await _outputs(engine, params=greedy)
+    outputs = await outputs_of(engine, params=greedy)
     for output in outputs:
         (logprob,) = output.logprobs
         assert logprob.token_id == output.token_ids[0] == logprob.top[0][0]
         assert logprob.logprob == logprob.top[0][1]
         assert len(logprob.top) == 3
         assert 0 > logprob.top[0][1] > logprob.top[1][1] > logprob.top[2][1]
-    bare = await _outputs(engine, params=replace(greedy, logprob_count=0))
+    bare = await outputs_of(engine, params=replace(greedy, logprob_count=0))
     assert [output.logprobs[0].top for output in bare] == [()] * 6
     assert [output.logprobs[0].logprob for output in bare] == [
         output.logprobs[0].logprob for output in outputs
     ]
-    assert {output.logprobs for output in await _outputs(engine)} == {()}
+    assert {output.logprobs for output in await outputs_of(engine)} == {()}
 
 
 async def test_a_bias_forbids_or_forces_a_token(start: Start) -> None:
     engine = await start()
-    plain = await _tokens(engine, SamplingParams(max_tokens=12))
+    plain = await tokens_of(engine, SamplingParams(max_tokens=12))
     forbidden = SamplingParams(max_tokens=12, logit_bias=((plain[0], -100.0),))
-    assert plain[0] not in await _tokens(engine, forbidden)
+    assert plain[0] not in await tokens_of(engine, forbidden)
     forced = SamplingParams(max_tokens=12, logit_bias=((7, 100.0),))
-    assert await _tokens(engine, forced) == [7] * 12
+    assert await tokens_of(engine, forced) == [7] * 12
 
 
 async def test_a_guide_holds_beside_free_sequences(start: Start) -> None:
@@ -197,8 +182,8 @@ async def test_a_guide_holds_beside_free_sequences(start: Start) -> None:
     guided = SamplingParams(
         temperature=1.0, seed=3, max_tokens=300, guide=guide, stop_token_ids=frozenset({54})
     )
-    expected = await _tokens(engine, free)
-    beside, tokens = await asyncio.gather(_tokens(engine, free), _tokens(engine, guided))
+    expected = await tokens_of(engine, free)
+    beside, tokens = await asyncio.gather(tokens_of(engine, free), tokens_of(engine, guided))
     assert beside == expected
     assert tokens[-1] == 54
     text = "".join(chr(97 + token_id) for token_id in tokens[:-1])
@@ -209,8 +194,8 @@ async def test_refuses_a_bad_guide(start: Start) -> None:
     engine = await start()
     params = SamplingParams(guide=Guide("regex", "("), stop_token_ids=frozenset({54}))
     with pytest.raises(InvalidArgumentError, match=r"guided\.regex"):
-        await _outputs(engine, params=params)
-    assert len(await _outputs(engine)) == 8
+        await outputs_of(engine, params=params)
+    assert len(await outputs_of(engine)) == 8
 
 
 async def test_rows_of_the_table_decide_and_its_dtype_is_converted(start: Start) -> None:
@@ -218,12 +203,12 @@ async def test_rows_of_the_table_decide_and_its_dtype_is_converted(start: Start)
     table = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
     ids = [3, 61, 62, 63, 64, 5]
     params = SamplingParams(max_tokens=12)
-    tokens = await _tokens(engine, params, Prompt(ids, table))
+    tokens = await tokens_of(engine, params, Prompt(ids, table))
     rounded = table.bfloat16()
-    assert await _tokens(engine, params, Prompt(ids, rounded)) == await _tokens(
+    assert await tokens_of(engine, params, Prompt(ids, rounded)) == await tokens_of(
         engine, params, Prompt(ids, rounded.float())
     )
-    assert await _tokens(engine, params, Prompt(ids, table.flip(0))) != tokens
+    assert await tokens_of(engine, params, Prompt(ids, table.flip(0))) != tokens
 
 
 async def test_rows_that_nobody_holds_are_asked_for_and_later_not_needed(start: Start) -> None:
@@ -233,10 +218,10 @@ async def test_rows_that_nobody_holds_are_asked_for_and_later_not_needed(start: 
     params = SamplingParams(max_tokens=12)
     unheld = Prompt(ids, torch.zeros_like(table), (ImageRows(b"cat", 4, is_held=False),))
     with pytest.raises(RowsNeededError, match="dropped an image"):
-        await _outputs(engine, unheld, params)
+        await outputs_of(engine, unheld, params)
     held = Prompt(ids, table, (ImageRows(b"cat", 4),))
-    expected = await _tokens(engine, params, held)
-    assert await _tokens(engine, params, unheld) == expected
+    expected = await tokens_of(engine, params, held)
+    assert await tokens_of(engine, params, unheld) == expected
     assert engine.load().running == engine.load().waiting == 0
 
 
@@ -249,7 +234,9 @@ async def test_refuses_what_exceeds_the_context(
 ) -> None:
     engine = await start()
     with pytest.raises(ContextLengthError) as caught:
-        await _outputs(engine, Prompt([1] * length, NO_ROWS), SamplingParams(max_tokens=max_tokens))
+        await outputs_of(
+            engine, Prompt([1] * length, NO_ROWS), SamplingParams(max_tokens=max_tokens)
+        )
     for number in numbers:
         assert number in caught.value.message
 
@@ -257,10 +244,10 @@ async def test_refuses_what_exceeds_the_context(
 async def test_context_is_what_the_cache_holds_when_that_is_less(start: Start) -> None:
     # 2 layers x key and value x 2 heads x 8 floats: 256 bytes a token; 4 blocks of 16 tokens.
     engine = await start(kv_cache_byte_count=4 * 16 * 256, block_size=16)
-    assert engine.load().total_kv_tokens == 64
-    assert len(await _outputs(engine, Prompt([1] * 60, NO_ROWS), SamplingParams())) == 4
+    assert engine.context_length == engine.load().total_kv_tokens == 64
+    assert len(await outputs_of(engine, Prompt([1] * 60, NO_ROWS), SamplingParams())) == 4
     with pytest.raises(ContextLengthError, match="64"):
-        await _outputs(engine, Prompt([1] * 60, NO_ROWS), SamplingParams(max_tokens=5))
+        await outputs_of(engine, Prompt([1] * 60, NO_ROWS), SamplingParams(max_tokens=5))
 
 
 @pytest.mark.parametrize(
@@ -298,26 +285,26 @@ async def test_refuses_what_it_cannot_look_up(
 ) -> None:
     engine = await start()
     with pytest.raises(error, match=message):
-        await _outputs(engine, prompt, params)
-    assert len(await _outputs(engine)) == 8
+        await outputs_of(engine, prompt, params)
+    assert len(await outputs_of(engine)) == 8
 
 
 async def test_refuses_when_too_many_wait(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = await start(max_running_sequences=1, max_waiting_sequences=1)
     gate = Gate(monkeypatch)
-    running = asyncio.ensure_future(_outputs(engine))
+    running = asyncio.ensure_future(outputs_of(engine))
     await asyncio.to_thread(gate.entered.wait)
-    waiting = asyncio.ensure_future(_outputs(engine))
+    waiting = asyncio.ensure_future(outputs_of(engine))
     await asyncio.sleep(0)  # lets the task post its sequence
     assert (engine.load().running, engine.load().waiting) == (1, 1)
     with pytest.raises(
         OverloadedError, match="1 sequences wait already; max_waiting_sequences is 1"
     ) as caught:
-        await _outputs(engine)
+        await outputs_of(engine)
     assert caught.value.retry_after == 1.0
     gate.open()
     assert [len(outputs) for outputs in await asyncio.gather(running, waiting)] == [8, 8]
-    assert len(await _outputs(engine)) == 8
+    assert len(await outputs_of(engine)) == 8
 
 
 async def test_closing_the_generator_frees_the_sequence_within_one_step(
@@ -332,7 +319,7 @@ async def test_closing_the_generator_frees_the_sequence_within_one_step(
         assert engine.load().free_kv_tokens < engine.load().total_kv_tokens
     gate.open()
     # The abort was posted before this sequence, so it takes effect before it.
-    assert len(await _outputs(engine)) == 8
+    assert len(await outputs_of(engine)) == 8
     cancelled = gate.batches[0][0]
     # The first step, and the one that may have begun before the closing.
     assert sum(cancelled in batch for batch in gate.batches) <= 2
@@ -346,9 +333,9 @@ async def test_a_waiting_sequence_can_be_cancelled(
 ) -> None:
     engine = await start(max_running_sequences=1)
     gate = Gate(monkeypatch)
-    running = asyncio.ensure_future(_outputs(engine))
+    running = asyncio.ensure_future(outputs_of(engine))
     await asyncio.to_thread(gate.entered.wait)
-    waiting = asyncio.ensure_future(_outputs(engine, params=LONG))
+    waiting = asyncio.ensure_future(outputs_of(engine, params=LONG))
     await asyncio.sleep(0)  # lets the task post its sequence
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -356,6 +343,19 @@ async def test_a_waiting_sequence_can_be_cancelled(
     gate.open()
     assert len(await running) == 8
     assert {sequence for batch in gate.batches for sequence in batch} == {gate.batches[0][0]}
+    assert engine.load().free_kv_tokens == engine.load().total_kv_tokens
+
+
+@pytest.mark.parametrize("seconds", [0.05, -1])
+async def test_time_over_ends_a_sequence(
+    start: Start, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    engine = await start()
+    gate = Gate(monkeypatch)
+    with pytest.raises(DeadlineError, match="time was over"):
+        await outputs_of(engine, deadline=time.monotonic() + seconds)
+    gate.open()
+    assert len(await outputs_of(engine, deadline=time.monotonic() + 60)) == 8
     assert engine.load().free_kv_tokens == engine.load().total_kv_tokens
 
 
@@ -371,9 +371,9 @@ async def test_death_of_the_thread_fails_every_request_at_once(
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(ModelRunner, "run", run)
-    requests = [asyncio.ensure_future(_outputs(engine))]
+    requests = [asyncio.ensure_future(outputs_of(engine))]
     await asyncio.to_thread(entered.wait)
-    requests += [asyncio.ensure_future(_outputs(engine)) for _ in range(3)]
+    requests += [asyncio.ensure_future(outputs_of(engine)) for _ in range(3)]
     await asyncio.sleep(0)  # lets the tasks post their sequences
     assert engine.is_healthy()
     broken.set()
@@ -381,7 +381,7 @@ async def test_death_of_the_thread_fails_every_request_at_once(
     assert [type(failure) for failure in failures] == [EngineDeadError] * 4
     assert not engine.is_healthy()
     with pytest.raises(EngineDeadError):
-        await _outputs(engine)
+        await outputs_of(engine)
 
 
 async def test_close_fails_what_is_running_and_what_comes_later(
@@ -389,7 +389,7 @@ async def test_close_fails_what_is_running_and_what_comes_later(
 ) -> None:
     engine = await start()
     gate = Gate(monkeypatch)
-    running = asyncio.ensure_future(_outputs(engine, params=LONG))
+    running = asyncio.ensure_future(outputs_of(engine, params=LONG))
     await asyncio.to_thread(gate.entered.wait)
     closing = asyncio.ensure_future(engine.close())
     await asyncio.sleep(0)  # lets the task post its call
@@ -400,7 +400,7 @@ async def test_close_fails_what_is_running_and_what_comes_later(
     assert len(gate.batches) == 1
     assert not engine.is_healthy()
     with pytest.raises(EngineDeadError):
-        await _outputs(engine)
+        await outputs_of(engine)
 
 
 async def test_a_request_posted_as_the_thread_ends_does_not_hang(
@@ -411,7 +411,7 @@ async def test_a_request_posted_as_the_thread_ends_does_not_hang(
     # As if the thread had ended just after the door was passed.
     monkeypatch.setattr(engine_module, "check_queue", lambda *_, **__: None)
     with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(_outputs(engine), 30)
+        await asyncio.wait_for(outputs_of(engine), 30)
     assert engine.load().waiting == 0
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,7 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import (
-    ImageRows,
-    LLMEngine,
-    Prompt,
-    RowsNeededError,
-    TokenOutput,
-    create_engine,
-)
+from llm_service.engines import ImageRows, LLMEngine, Prompt, RowsNeededError, create_engine
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings
 from protos.errors import (
@@ -37,6 +30,14 @@ from protos.errors import (
     ServiceError,
     UnsupportedFieldError,
 )
+from tests.unit.llm_service.engine.answers import (
+    HIDDEN_SIZE,
+    LONG,
+    NO_ROWS,
+    PROMPT,
+    outputs_of,
+    tokens_of,
+)
 from tests.unit.llm_service.engine.tiny import (
     QWEN2,
     random_tensors,
@@ -45,10 +46,6 @@ from tests.unit.llm_service.engine.tiny import (
 )
 from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
 
-HIDDEN_SIZE, CONTEXT = 32, 512
-NO_ROWS = torch.empty(0, HIDDEN_SIZE)
-PROMPT = Prompt([3, 1, 4, 1, 5], NO_ROWS)
-LONG = SamplingParams(max_tokens=500)
 ENDS = frozenset({54, 60})
 TABLE = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
 PICTURE = Prompt([3, 61, 62, 63, 64, 5, 6, 7, 8, 9], TABLE, (ImageRows(b"cat", 4),))
@@ -115,21 +112,6 @@ async def start(
         await engine.close()
 
 
-async def _outputs(
-    engine: LLMEngine, prompt: Prompt = PROMPT, params: SamplingParams | None = None
-) -> list[TokenOutput]:
-    params = params or SamplingParams(max_tokens=8)
-    async with aclosing(engine.generate(prompt, params)) as outputs:
-        return [output async for output in outputs]
-
-
-async def _tokens(engine: LLMEngine, params: SamplingParams, prompt: Prompt = PROMPT) -> list[int]:
-    outputs = await _outputs(engine, prompt, params)
-    assert [output.finish_reason is None for output in outputs[:-1]] == [True] * (len(outputs) - 1)
-    assert outputs[-1].finish_reason is not None
-    return [token_id for output in outputs for token_id in output.token_ids]
-
-
 @pytest.fixture
 async def torch_engine(checkpoint: Path) -> AsyncGenerator[LLMEngine, None]:
     settings = Settings(
@@ -159,24 +141,24 @@ async def test_tokens_are_those_of_the_torch_engine(
     start: Start, torch_engine: LLMEngine, prompt: Prompt, params: SamplingParams
 ) -> None:
     engine = await start()
-    expected = await _tokens(torch_engine, params, prompt)
+    expected = await tokens_of(torch_engine, params, prompt)
     # Twice, as odd and even requests end in one response or in two.
-    assert await _tokens(engine, params, prompt) == expected
-    assert await _tokens(engine, params, prompt) == expected
+    assert await tokens_of(engine, params, prompt) == expected
+    assert await tokens_of(engine, params, prompt) == expected
 
 
 async def test_streams_what_responses_carry_and_drops_the_empty_ones(start: Start) -> None:
     engine = await start()
-    outputs = await _outputs(engine, params=SamplingParams(max_tokens=8))
+    outputs = await outputs_of(engine, params=SamplingParams(max_tokens=8))
     assert [len(output.token_ids) for output in outputs] == [1, 2, 3, 1, 1, 0]
     assert outputs[-1].finish_reason == "length"
 
 
 async def test_the_ending_token_is_in_the_output(start: Start) -> None:
     engine = await start()
-    plain = await _tokens(engine, SamplingParams(max_tokens=20))
+    plain = await tokens_of(engine, SamplingParams(max_tokens=20))
     stop = frozenset({plain[4], plain[9]})
-    outputs = await _outputs(engine, params=SamplingParams(max_tokens=20, stop_token_ids=stop))
+    outputs = await outputs_of(engine, params=SamplingParams(max_tokens=20, stop_token_ids=stop))
     tokens = [token_id for output in outputs for token_id in output.token_ids]
     assert tokens == plain[: min(map(plain.index, stop)) + 1]
     assert outputs[-1].finish_reason == "stop"
@@ -185,23 +167,23 @@ async def test_the_ending_token_is_in_the_output(start: Start) -> None:
 async def test_two_requests_without_a_seed_differ(start: Start) -> None:
     engine = await start()
     params = SamplingParams(max_tokens=20, temperature=2.0)
-    assert await _tokens(engine, params) != await _tokens(engine, params)
+    assert await tokens_of(engine, params) != await tokens_of(engine, params)
 
 
 async def test_each_token_has_its_log_probability(start: Start, torch_engine: LLMEngine) -> None:
     engine = await start()
     params = SamplingParams(max_tokens=9, logprob_count=0)
     expected = [
-        one for output in await _outputs(torch_engine, params=params) for one in output.logprobs
+        one for output in await outputs_of(torch_engine, params=params) for one in output.logprobs
     ]
-    outputs = await _outputs(engine, params=params)
+    outputs = await outputs_of(engine, params=params)
     logprobs = [one for output in outputs for one in output.logprobs]
     assert [one.token_id for one in logprobs] == [one.token_id for one in expected]
     assert [one.logprob for one in logprobs] == pytest.approx([one.logprob for one in expected])
     assert [len(output.logprobs) for output in outputs] == [
         len(output.token_ids) for output in outputs
     ]
-    assert {output.logprobs for output in await _outputs(engine)} == {()}
+    assert {output.logprobs for output in await outputs_of(engine)} == {()}
 
 
 async def test_log_probabilities_are_not_relative_to_top_k(
@@ -217,7 +199,7 @@ async def test_a_guide_holds(start: Start) -> None:
     params = SamplingParams(
         temperature=1.0, seed=3, max_tokens=300, guide=guide, stop_token_ids=ENDS
     )
-    tokens = await _tokens(engine, params)
+    tokens = await tokens_of(engine, params)
     assert tokens[-1] in ENDS
     assert re.fullmatch(guide.source, "".join(chr(97 + token_id) for token_id in tokens[:-1]))
 
@@ -225,28 +207,28 @@ async def test_a_guide_holds(start: Start) -> None:
 async def test_an_image_is_recognised_by_its_identity(start: Start) -> None:
     engine = await start()
     params = SamplingParams(max_tokens=4)
-    assert (await _outputs(engine, PICTURE, params))[-1].cached_token_count == 0
-    assert (await _outputs(engine, PICTURE, params))[-1].cached_token_count == 8
+    assert (await outputs_of(engine, PICTURE, params))[-1].cached_token_count == 0
+    assert (await outputs_of(engine, PICTURE, params))[-1].cached_token_count == 8
     other = replace(PICTURE, images=(ImageRows(b"dog", 4),))
-    assert (await _outputs(engine, other, params))[-1].cached_token_count == 0
+    assert (await outputs_of(engine, other, params))[-1].cached_token_count == 0
     salted = replace(PICTURE, cache_salt="mine")
-    assert (await _outputs(engine, salted, params))[-1].cached_token_count == 0
+    assert (await outputs_of(engine, salted, params))[-1].cached_token_count == 0
     unnamed = replace(PICTURE, images=())
     for _ in range(2):
-        assert (await _outputs(engine, unnamed, params))[-1].cached_token_count == 0
+        assert (await outputs_of(engine, unnamed, params))[-1].cached_token_count == 0
 
 
 async def test_reuse_can_be_turned_off(start: Start) -> None:
     engine = await start(kv_cache_reuse=False)
     for _ in range(2):
-        assert (await _outputs(engine, PICTURE))[-1].cached_token_count == 0
+        assert (await outputs_of(engine, PICTURE))[-1].cached_token_count == 0
 
 
 async def test_rows_that_nobody_holds_are_asked_for(start: Start) -> None:
     engine = await start()
     unheld = replace(PICTURE, images=(ImageRows(b"cat", 4, is_held=False),))
     with pytest.raises(RowsNeededError, match="needs the rows of every image"):
-        await _outputs(engine, unheld)
+        await outputs_of(engine, unheld)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +299,7 @@ async def test_refuses_at_the_door(
     limits["max_input_len"] = 300 if len(prompt.token_ids) != 500 else 4096
     engine = await start(limits)
     with pytest.raises(error, match=message):
-        await _outputs(engine, prompt, params)
+        await outputs_of(engine, prompt, params)
     assert len(executors[0].requests) == 1  # the first one, of the start
     assert engine.load().waiting == 0
 
@@ -325,13 +307,13 @@ async def test_refuses_at_the_door(
 async def test_refuses_when_too_many_wait(start: Start, executors: list[Any]) -> None:
     engine = await start(max_running_sequences=1, max_waiting_sequences=2)
     executors[0].gate.clear()
-    requests = [asyncio.ensure_future(_outputs(engine)) for _ in range(2)]
+    requests = [asyncio.ensure_future(outputs_of(engine)) for _ in range(2)]
     await asyncio.sleep(0)  # lets the tasks post their requests
     assert engine.load().running + engine.load().waiting == 2
     with pytest.raises(
         OverloadedError, match="2 sequences wait already; max_waiting_seq"
     ) as caught:
-        await _outputs(engine)
+        await outputs_of(engine)
     assert caught.value.retry_after == 1.0
     executors[0].gate.set()
     for outputs in await asyncio.gather(*requests):
@@ -348,9 +330,10 @@ async def test_runs_as_many_as_engine_and_settings_allow(
 
 async def test_context_is_what_the_engine_was_built_for(start: Start) -> None:
     engine = await start({"max_seq_len": 20})
-    assert len(await _tokens(engine, SamplingParams())) == 15
+    assert engine.context_length == 20
+    assert len(await tokens_of(engine, SamplingParams())) == 15
     with pytest.raises(ContextLengthError, match="context holds 20"):
-        await _outputs(engine, params=SamplingParams(max_tokens=16))
+        await outputs_of(engine, params=SamplingParams(max_tokens=16))
 
 
 async def test_load_is_the_executors(start: Start) -> None:
@@ -373,22 +356,22 @@ async def test_closing_the_generator_cancels_the_request(
     async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
         await outputs.__anext__()
     # Submitted after the cancelling, so that it has happened once these are here.
-    assert await _tokens(engine, SamplingParams(max_tokens=8))
+    assert await tokens_of(engine, SamplingParams(max_tokens=8))
     assert executors[0].cancelled == [2]
 
 
 async def test_a_finished_request_is_not_cancelled(start: Start, executors: list[Any]) -> None:
     engine = await start()
     for _ in range(2):
-        await _outputs(engine)
+        await outputs_of(engine)
     assert executors[0].cancelled == []
 
 
 async def test_a_waiting_request_can_be_cancelled(start: Start, executors: list[Any]) -> None:
     engine = await start(max_running_sequences=1)
     executors[0].gate.clear()
-    running = asyncio.ensure_future(_outputs(engine))
-    waiting = asyncio.ensure_future(_outputs(engine, params=LONG))
+    running = asyncio.ensure_future(outputs_of(engine))
+    waiting = asyncio.ensure_future(outputs_of(engine, params=LONG))
     await asyncio.sleep(0)  # lets the tasks post their requests
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -404,11 +387,11 @@ async def test_an_error_response_fails_its_request_alone(
     engine = await start()
     monkeypatch.setattr(executors[0], "limits", replace(executors[0].limits, max_input_length=4))
     with pytest.raises(ServiceError, match=r"Prompt length \(5\) exceeds") as caught:
-        await _outputs(engine)
+        await outputs_of(engine)
     assert type(caught.value) is ServiceError
     monkeypatch.undo()
     assert engine.is_healthy()
-    assert await _tokens(engine, SamplingParams(max_tokens=3), Prompt([3, 1], NO_ROWS))
+    assert await tokens_of(engine, SamplingParams(max_tokens=3), Prompt([3, 1], NO_ROWS))
 
 
 async def test_a_gpu_without_room_for_a_table_is_overloaded(
@@ -423,25 +406,24 @@ async def test_a_gpu_without_room_for_a_table_is_overloaded(
         "llm_service.engines.tensorrt_llm_engine.requests.RequestFactory.request", no_room
     )
     with pytest.raises(OverloadedError, match="no memory left for 4 rows of images") as caught:
-        await _outputs(engine, PICTURE)
+        await outputs_of(engine, PICTURE)
     assert caught.value.retry_after == 1.0
     assert engine.is_healthy()
     assert engine.load().waiting == 0
 
 
+@pytest.mark.parametrize("seconds", [0.05, -1])
 async def test_time_over_is_the_requests_error(
-    start: Start, executors: list[Any], monkeypatch: pytest.MonkeyPatch
+    start: Start, executors: list[Any], seconds: float
 ) -> None:
     engine = await start()
     executors[0].gate.clear()
-    enqueue = executors[0].enqueue_request
-
-    def hurried(request: Any) -> Any:
-        return enqueue(replace(request, allotted_time_ms=timedelta(milliseconds=1)))
-
-    monkeypatch.setattr(executors[0], "enqueue_request", hurried)
     with pytest.raises(DeadlineError, match="time was over"):
-        await _outputs(engine)
+        await outputs_of(engine, deadline=time.monotonic() + seconds)
+    executors[0].gate.set()
+    assert engine.load().waiting == 0
+    outputs = await outputs_of(engine, deadline=time.monotonic() + 60)
+    assert sum(len(output.token_ids) for output in outputs) == 8
 
 
 async def test_a_fault_of_the_executor_fails_every_request_at_once(
@@ -449,7 +431,7 @@ async def test_a_fault_of_the_executor_fails_every_request_at_once(
 ) -> None:
     engine = await start(max_running_sequences=1)
     executors[0].gate.clear()
-    requests = [asyncio.ensure_future(_outputs(engine)) for _ in range(3)]
+    requests = [asyncio.ensure_future(outputs_of(engine)) for _ in range(3)]
     await asyncio.sleep(0)  # lets the tasks post their requests
     assert engine.is_healthy()
     executors[0].break_down()
@@ -457,7 +439,7 @@ async def test_a_fault_of_the_executor_fails_every_request_at_once(
     assert [type(failure) for failure in failures] == [EngineDeadError] * 3
     assert not engine.is_healthy()
     with pytest.raises(EngineDeadError):
-        await _outputs(engine)
+        await outputs_of(engine)
 
 
 async def test_an_executor_that_takes_no_request_is_dead(
@@ -470,7 +452,7 @@ async def test_an_executor_that_takes_no_request_is_dead(
 
     monkeypatch.setattr(executors[0], "enqueue_request", refuse)
     with pytest.raises(EngineDeadError):
-        await _outputs(engine)
+        await outputs_of(engine)
     (thread,) = (item for item in threading.enumerate() if item.name == "tensorrt-llm-responses")
     await asyncio.to_thread(thread.join, 30)
     assert not engine.is_healthy()
@@ -482,7 +464,7 @@ async def test_close_cancels_what_runs_and_refuses_what_comes(
     engine = await start()
     executors[0].gate.clear()
     executors[0].waits_at_gate.clear()
-    running = asyncio.ensure_future(_outputs(engine, params=LONG))
+    running = asyncio.ensure_future(outputs_of(engine, params=LONG))
     await asyncio.to_thread(executors[0].waits_at_gate.wait, 30)
     await engine.close()
     with pytest.raises(EngineDeadError):
@@ -491,4 +473,4 @@ async def test_close_cancels_what_runs_and_refuses_what_comes(
     assert not engine.is_healthy()
     assert not executors[0].can_enqueue_requests()
     with pytest.raises(EngineDeadError):
-        await _outputs(engine)
+        await outputs_of(engine)

@@ -1,0 +1,22 @@
+"""What scripted LLM engines have in common: all of an LLMEngine but `generate`."""
+
+from __future__ import annotations
+
+from llm_service.engines import EngineLoad
+
+
+class IdleEngine:
+    """Healthy and free for ever, with nothing to close."""
+
+    context_length = 4096
+
+    def load(self) -> EngineLoad:
+        """See LLMEngine."""
+        return EngineLoad(running=0, waiting=0, free_kv_tokens=0, total_kv_tokens=0)
+
+    def is_healthy(self) -> bool:
+        """See LLMEngine."""
+        return True
+
+    async def close(self) -> None:
+        """See LLMEngine."""
