@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args
 
 import grpc
 import structlog
@@ -18,7 +18,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSubCommand,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from protos.errors import InvalidArgumentError, ServiceError, to_status
 from protos.logs import LogFormat, LogLevel, bind_request_id, request_id_of
@@ -28,6 +34,8 @@ logger = structlog.get_logger()
 Context = grpc.aio.ServicerContext[Any, Any]
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 Behavior = Callable[[Any, Context], Any]
+# How pydantic-settings marks a field that is a subcommand; it has no public name.
+_, SUBCOMMAND = get_args(CliSubCommand)
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -90,9 +98,16 @@ def read_settings(cls: type[SettingsType]) -> SettingsType:
         sys.stderr.write(f"{error}\n")
     except ValidationError as error:
         for details in error.errors():
-            option = ".".join(map(str, details["loc"])).replace("_", "-")
-            sys.stderr.write(f"--{option}: {details['msg']}\n")
+            sys.stderr.write(f"{_option(cls, details['loc'])}{details['msg']}\n")
     sys.exit(2)
+
+
+def _option(cls: type[BaseSettings], location: tuple[int | str, ...]) -> str:
+    """Returns "--option: " as the user types it; empty for what is wrong with several together."""
+    subcommands = [name for name, field in cls.model_fields.items() if SUBCOMMAND in field.metadata]
+    if location and location[0] in subcommands:
+        location = location[1:]  # a word before the options, not a part of their names
+    return f"--{'.'.join(map(str, location)).replace('_', '-')}: " if location else ""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict
 from structlog.testing import capture_logs
 
 from protos.errors import EngineDeadError, OverloadedError, ServiceError, from_rpc_error
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.logs import REQUEST_ID_KEY
-from protos.serving import Service, ServingSettings, running_server, serve
+from protos.serving import Service, ServingSettings, read_settings, running_server, serve
 
 NAME = "internvl.v1.VisionService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -187,3 +189,31 @@ def test_settings_explain_themselves() -> None:
     schema = ServingSettings.model_json_schema()
     assert all(option["description"] for option in schema["properties"].values())
     assert json.dumps(schema)
+
+
+class Step(BaseModel):
+    """The options of a subcommand."""
+
+    item_count: int
+
+
+class Program(BaseSettings):
+    """The options of a program that has one."""
+
+    model_config = SettingsConfigDict(cli_kebab_case=True)
+
+    tile_sizes: list[int]
+    step: CliSubCommand[Step]
+
+
+def test_wrong_options_are_named_as_they_are_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tile-sizes", "1,x", "step", "--item-count", "y"]
+    monkeypatch.setattr("sys.argv", ["program", *words])
+    with pytest.raises(SystemExit) as caught:
+        read_settings(Program)
+    assert caught.value.code == 2
+    of_the_list, of_the_step = capsys.readouterr().err.splitlines()
+    assert of_the_list.startswith("--tile-sizes.1: Input should be a valid integer")
+    assert of_the_step.startswith("--item-count: Input should be a valid integer")

@@ -56,6 +56,7 @@ def test_settings_are_frozen() -> None:
         (["--max-tile-count", "0"], "--max-tile-count: Input should be greater"),
         (["--dtype", "int8"], "--dtype: Input should be 'auto'"),
         (["--max-queued-tile-count", "64"], "--max-queued-tile-count: Input should be"),
+        (["--engine", "tensorrt"], "Value error, engine tensorrt and plan need each other"),
     ],
 )
 def test_a_wrong_option_is_named_without_a_traceback(

@@ -182,6 +182,16 @@ def test_a_folder_without_a_config_is_a_sentence(
         _run(monkeypatch, "convert", "--checkpoint", tmp_path, "--converted", tmp_path / "new")
 
 
+def test_wrong_options_of_a_step_are_named_as_they_are_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        _run(monkeypatch, "engine", "--checkpoint", "original", "--tp", "0", "--max-input-len", "x")
+    assert caught.value.code == 2
+    named = [line.partition(": ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert named == ["--converted", "--tp", "--engine", "--max-input-len"]
+
+
 class _Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
