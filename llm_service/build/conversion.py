@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +13,7 @@ import torch
 
 from llm_service.build.config_file import config_document
 from llm_service.build.layout import TargetTensor, rank_tensors, source_shapes
+from llm_service.build.output_folder import output_folder
 from llm_service.build.progress import Progress
 from llm_service.build.quantities import in_bytes
 from llm_service.build.source import SourceTensors
@@ -46,7 +45,8 @@ def convert(checkpoint: Path, converted: Path, target: Target, stream: TextIO) -
     layouts = [rank_tensors(config, target, rank) for rank in target.ranks]
     byte_count = sum(prod(tensor.shape) for tensors in layouts for tensor in tensors)
     byte_count *= ITEM_BYTE_COUNT
-    with _complete_folder(converted, byte_count) as folder:
+    with output_folder(converted, "--converted", "conversion") as folder:
+        _check_disk(converted.parent, byte_count)
         progress = Progress(f"converting to {converted}", byte_count, stream)
         for index, tensors in enumerate(layouts):
             shapes = {tensor.name: tensor.shape for tensor in tensors}
@@ -56,31 +56,12 @@ def convert(checkpoint: Path, converted: Path, target: Target, stream: TextIO) -
         (folder / "config.json").write_text(document + "\n", encoding="utf-8")
 
 
-@contextmanager
-def _complete_folder(folder: Path, byte_count: int) -> Iterator[Path]:
-    """Yields a folder beside `folder` that takes its name when the block ends well.
-
-    When it does not, the folder is removed; where the process was killed it stays, and is named to
-    whoever tries again.
-    """
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if folder.exists():
-        raise BuildError(f"{folder} exists; remove it or choose another --converted")
-    if unfinished.exists():
-        raise BuildError(f"{unfinished} is of a conversion that still runs or was cut off")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder.parent).free
+def _check_disk(folder: Path, byte_count: int) -> None:
+    free = shutil.disk_usage(folder).free
     if free < byte_count:
         raise BuildError(
-            f"{folder.parent} has {in_bytes(free)} free; "
-            f"the checkpoint takes {in_bytes(byte_count)}"
+            f"{folder} has {in_bytes(free)} free; the checkpoint takes {in_bytes(byte_count)}"
         )
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        os.rename(unfinished, folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _parts(

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from llm_service.build.config_file import config_document
+from llm_service.build.output_folder import output_folder
 from llm_service.build.sizing import Limits
 from llm_service.build.target import BuildError, Target
 from llm_service.checkpoint import LLMConfig
@@ -44,20 +45,21 @@ def build_command(converted: Path, engine: Path, target: Target, limits: Limits)
 def build(config: LLMConfig, converted: Path, engine: Path, target: Target, limits: Limits) -> None:
     """Runs trtllm-build, whose output goes to this process's.
 
+    It builds into a folder beside `engine`, which takes that name when trtllm-build has succeeded.
+
     Raises:
-        BuildError: `converted` was not made by these options, `engine` exists, or trtllm-build is
-            not installed or fails.
+        BuildError: `converted` was not made by these options, `engine` exists, a build of it runs
+            or was cut off, or trtllm-build is not installed or fails.
     """
     _check_converted(converted, config_document(config, target))
-    if engine.exists():
-        raise BuildError(f"{engine} exists; remove it or choose another --engine")
     if shutil.which(PROGRAM) is None:
         raise BuildError(f"{PROGRAM} is not on the PATH; it comes with tensorrt_llm 1.2.1")
-    status = subprocess.run(build_command(converted, engine, target, limits), check=False)
-    if status.returncode != 0:
-        raise BuildError(
-            f"{PROGRAM} ended with status {status.returncode}; what is in {engine} is no engine"
-        )
+    with output_folder(engine, "--engine", "build") as folder:
+        status = subprocess.run(build_command(converted, folder, target, limits), check=False)
+        if status.returncode != 0:
+            raise BuildError(
+                f"{PROGRAM} ended with status {status.returncode}; {engine} was not made"
+            )
 
 
 def _check_converted(converted: Path, expected: dict[str, object]) -> None:

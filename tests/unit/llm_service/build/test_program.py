@@ -112,14 +112,28 @@ def test_convert_then_engine(
     assert built == {"checkpoint": str(converted), "batch": 3}
 
 
-def test_a_command_that_fails_is_no_success(
+def test_a_command_that_fails_is_no_success_and_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     folders: tuple[str | Path, ...],
 ) -> None:
     _run(monkeypatch, "convert", *folders)
-    with pytest.raises(SystemExit, match="trtllm-build ended with status 3; what is in"):
-        _run(monkeypatch, "engine", *folders, "--engine", tmp_path / "e", "--max-concurrency", "13")
+    engine = tmp_path / "engines" / "e"
+    with pytest.raises(SystemExit, match="trtllm-build ended with status 3; .*/e was not made"):
+        _run(monkeypatch, "engine", *folders, "--engine", engine, "--max-concurrency", "13")
+    assert list(engine.parent.iterdir()) == []
+
+
+def test_what_a_killed_build_left_is_named_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[str | Path, ...]
+) -> None:
+    _run(monkeypatch, "convert", *folders)
+    left = tmp_path / ".e.unfinished" / "rank0.engine"
+    left.parent.mkdir()
+    left.touch()
+    with pytest.raises(SystemExit, match="unfinished is of a build that still runs or was cut off"):
+        _run(monkeypatch, "engine", *folders, "--engine", tmp_path / "e")
+    assert left.exists()
 
 
 def test_an_engine_needs_a_converted_checkpoint(
