@@ -6,10 +6,11 @@ never the Python code that a checkpoint may carry.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llm_service.json_object import read_json_object
 
 TEMPLATE = "internvl2_5"
 ARCHITECTURES = ("InternLM2ForCausalLM", "Qwen2ForCausalLM")
@@ -176,12 +177,4 @@ def _required(document: dict[str, Any], key: str, owner: str) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"the checkpoint has no file {path.name} ({path.parent})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return document
+    return read_json_object(path, "the checkpoint", CheckpointError)

@@ -24,6 +24,8 @@ from typing import Any
 import tokenizers
 from sentencepiece import SentencePieceProcessor
 
+from llm_service.json_object import read_json_object
+
 IMAGE_START = "<img>"
 IMAGE_END = "</img>"
 IMAGE_CONTEXT = "<IMG_CONTEXT>"
@@ -159,13 +161,7 @@ BYTE_OF_CHARACTER = _byte_alphabet()
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise TokenizerError(f"{path} does not hold a JSON object")
-    return document
+    return read_json_object(path, "the checkpoint", TokenizerError)
 
 
 def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, AddedToken]:

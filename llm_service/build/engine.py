@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ from llm_service.build.output_folder import output_folder
 from llm_service.build.sizing import Limits
 from llm_service.build.target import BuildError, Target
 from llm_service.checkpoint import LLMConfig
+from llm_service.json_object import read_json_object
 
 PROGRAM = "trtllm-build"
 
@@ -64,10 +64,9 @@ def build(config: LLMConfig, converted: Path, engine: Path, target: Target, limi
 
 def _check_converted(converted: Path, expected: dict[str, object]) -> None:
     path = converted / "config.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BuildError(f"there is no {path}; run convert first") from error
+    if not path.is_file():
+        raise BuildError(f"there is no {path}; run convert first")
+    document = read_json_object(path, "the TensorRT-LLM checkpoint", BuildError)
     for key, value in expected.items():
         if document.get(key) != value:
             raise BuildError(

@@ -143,6 +143,15 @@ def test_an_engine_needs_a_converted_checkpoint(
         _run(monkeypatch, "engine", *folders, "--engine", tmp_path / "e")
 
 
+def test_a_damaged_converted_checkpoint_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[str | Path, ...]
+) -> None:
+    _run(monkeypatch, "convert", *folders)
+    (tmp_path / "new" / "converted" / "config.json").write_text("{")
+    with pytest.raises(SystemExit, match="config.json is not valid JSON: Expecting property name"):
+        _run(monkeypatch, "engine", *folders, "--engine", tmp_path / "e")
+
+
 def test_an_engine_of_other_options_than_the_checkpoints_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[str | Path, ...]
 ) -> None:
