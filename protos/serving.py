@@ -64,8 +64,11 @@ SERVER_PING_OPTIONS: tuple[tuple[str, int], ...] = (
 )
 
 
-class ServingSettings(BaseSettings):
-    """The options that all three processes share; each one's Settings adds its own."""
+class Options(BaseSettings):
+    """A program's options: each field is a flag, an environment variable and a line of help.
+
+    A program's own class adds `env_prefix` and `cli_prog_name`.
+    """
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -74,6 +77,10 @@ class ServingSettings(BaseSettings):
         use_attribute_docstrings=True,
         extra="forbid",
     )
+
+
+class ServingSettings(Options):
+    """The options that all three processes share; each one's Settings adds its own."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all of the machine's."""

@@ -10,7 +10,7 @@ from pydantic_settings import get_subcommand
 
 from llm_service.build.conversion import convert
 from llm_service.build.engine import build, build_command
-from llm_service.build.options import ConvertOptions, EngineOptions, Options
+from llm_service.build.options import BuildOptions, ConvertOptions, EngineOptions
 from llm_service.build.sizing import Card, report
 from llm_service.build.target import BuildError
 from llm_service.checkpoint import CheckpointError, LLMConfig
@@ -20,7 +20,7 @@ from protos.serving import read_settings
 def main() -> None:
     """Runs `convert` or `engine`; exit status 1 and a sentence on stderr when it cannot."""
     try:
-        match get_subcommand(read_settings(Options)):
+        match get_subcommand(read_settings(BuildOptions)):
             case ConvertOptions() as options:
                 convert(options.checkpoint, options.converted, options.target, sys.stderr)
             case EngineOptions() as options:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict
+from pydantic_settings import CliSubCommand, SettingsConfigDict
 
 from llm_service.build.sizing import Limits
 from llm_service.build.target import Dtype, Quantization, Target
+from protos.serving import Options
 
 
 class ModelOptions(BaseModel):
@@ -66,17 +67,12 @@ class EngineOptions(ModelOptions):
         )
 
 
-class Options(BaseSettings):
+class BuildOptions(Options):
     """Builds a TensorRT-LLM engine of an InternVL2.5 language model in two steps."""
 
     model_config = SettingsConfigDict(
         env_prefix="INTERNVL_LLM_BUILD_",
         cli_prog_name="python -m llm_service.build",
-        frozen=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        use_attribute_docstrings=True,
-        extra="forbid",
     )
 
     convert: CliSubCommand[ConvertOptions]

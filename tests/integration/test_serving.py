@@ -14,13 +14,20 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from pydantic import BaseModel
-from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict
+from pydantic_settings import CliSubCommand
 from structlog.testing import capture_logs
 
 from protos.errors import EngineDeadError, OverloadedError, ServiceError, from_rpc_error
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.logs import REQUEST_ID_KEY
-from protos.serving import Service, ServingSettings, read_settings, running_server, serve
+from protos.serving import (
+    Options,
+    Service,
+    ServingSettings,
+    read_settings,
+    running_server,
+    serve,
+)
 
 NAME = "internvl.v1.VisionService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -197,10 +204,8 @@ class Step(BaseModel):
     item_count: int
 
 
-class Program(BaseSettings):
+class Program(Options):
     """The options of a program that has one."""
-
-    model_config = SettingsConfigDict(cli_kebab_case=True)
 
     tile_sizes: list[int]
     step: CliSubCommand[Step]

@@ -6,23 +6,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from protos.logs import LogFormat
+from protos.serving import Options
 from vision_service.build.record import TileCounts
 
 
-class BuildSettings(BaseSettings):
+class BuildSettings(Options):
     """Options of the builder."""
 
     model_config = SettingsConfigDict(
         env_prefix="INTERNVL_VISION_BUILD_",
         cli_prog_name="python -m vision_service.build",
-        frozen=True,
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        use_attribute_docstrings=True,
-        extra="forbid",
     )
 
     checkpoint: Annotated[Path, AfterValidator(Path.absolute)]

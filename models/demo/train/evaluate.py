@@ -22,9 +22,9 @@ from pydantic_settings import CliApp, SettingsConfigDict
 
 from models.demo.train.askers import Asker, BlindAsker, Conversation, HTTPAsker
 from models.demo.train.batches import CANVAS
-from models.demo.train.options import Options
 from models.demo.train.samples import KIND_SHARES, Kind, Picture, Split, Turn, make_sample
 from models.demo.train.scores import Scores
+from protos.serving import Options
 
 FINAL_PUNCTUATION = ".。!！?？ "
 GREY = 128
