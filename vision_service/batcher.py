@@ -8,7 +8,6 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import TracebackType
 
 import structlog
 import torch
@@ -114,12 +113,7 @@ class TileBatcher:
         self._worker.add_done_callback(self._on_worker_end)
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._inbox.put(None)
         await asyncio.to_thread(self._thread.shutdown)
 

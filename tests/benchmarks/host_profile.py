@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -42,12 +42,7 @@ class StackSampler:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         sys.setswitchinterval(self._switch_seconds)
@@ -86,12 +81,7 @@ class DeviceTrace:
         self._profile.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._profile.stop()
 
     def totals(self) -> dict[str, float]:

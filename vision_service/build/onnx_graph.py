@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import onnx
@@ -39,12 +38,7 @@ class OnnxGraph:
         self._data = self._file.with_name(self._file.name + DATA_SUFFIX).open("wb")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._data.close()
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:

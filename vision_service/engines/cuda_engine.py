@@ -42,6 +42,10 @@ class CudaEngine:
     Three streams: while one batch computes, the tiles of the next come up and the embeddings of the
     last go down, between page-locked host memory and one of two slots on the device. The host
     waits for nothing but a slot, and for the embeddings in `CudaBatch.wait`.
+
+    Attributes:
+        dtype: element type of the weights and the embeddings.
+        weights_sha256: digest of the tensors as the checkpoint stores them.
     """
 
     def __init__(
@@ -58,8 +62,8 @@ class CudaEngine:
         Raises:
             torch.OutOfMemoryError: the largest batch does not fit into the device's memory.
         """
-        self._dtype = dtype
-        self._weights_sha256 = weights_sha256
+        self.dtype = dtype
+        self.weights_sha256 = weights_sha256
         self._upload, self._compute, self._download = _new_stream(), _new_stream(), _new_stream()
         tile_shape = (3, config.tile_size, config.tile_size)
         self._graphs = _Graphs(model, tile_shape, max_batch_tile_count, self._compute)
@@ -70,16 +74,6 @@ class CudaEngine:
                 for _ in range(SLOT_COUNT)
             ]
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of the weights and the embeddings."""
-        return self._dtype
-
-    @property
-    def weights_sha256(self) -> bytes:
-        """Digest of the tensors as the checkpoint stores them."""
-        return self._weights_sha256
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
         """See VisionEngine; batches that are larger than the largest graph are split."""

@@ -60,23 +60,18 @@ class TensorrtEngine:
     The upload, the runs and the download of a batch stand behind each other on one stream, and the
     host waits for nothing but the embeddings, in `TensorrtBatch.wait`: a batch that is submitted
     meanwhile follows at once.
+
+    Attributes:
+        dtype: element type of the plan's embeddings.
+        weights_sha256: digest of the tensors as the checkpoint stores them.
     """
 
     def __init__(self, plan: Plan, weights_sha256: bytes, device: torch.device) -> None:
+        self.dtype = plan.dtype
+        self.weights_sha256 = weights_sha256
         self._plan = plan
-        self._weights_sha256 = weights_sha256
         self._device = device
         self._stream = _Stream(device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of the plan's embeddings."""
-        return self._plan.dtype
-
-    @property
-    def weights_sha256(self) -> bytes:
-        """Digest of the tensors as the checkpoint stores them."""
-        return self._weights_sha256
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
         """See VisionEngine."""

@@ -63,29 +63,24 @@ def _start_cuda_engine(
 
 
 class TorchEngine:
-    """Runs a VisionModel on the CPU; normalising the tiles is its first step (see VisionEngine)."""
+    """Runs a VisionModel on the CPU; normalising the tiles is its first step (see VisionEngine).
+
+    Attributes:
+        dtype: element type of the weights and the embeddings.
+        weights_sha256: digest of the tensors as the checkpoint stores them.
+    """
 
     def __init__(self, model: VisionModel, config: VisionConfig, weights_sha256: bytes) -> None:
         self._model = model.eval()
-        self._dtype = next(model.parameters()).dtype
-        self._weights_sha256 = weights_sha256
+        self.dtype = next(model.parameters()).dtype
+        self.weights_sha256 = weights_sha256
         self._config = config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Element type of the weights and the embeddings."""
-        return self._dtype
-
-    @property
-    def weights_sha256(self) -> bytes:
-        """Digest of the tensors as the checkpoint stores them."""
-        return self._weights_sha256
 
     @torch.inference_mode()
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
         """Returns [n, tokens_per_tile, hidden] for [n, 3, tile_size, tile_size] uint8."""
         values = normalise(tiles, self._config.mean, self._config.std)
-        embeddings: torch.Tensor = self._model(values.to(self._dtype))
+        embeddings: torch.Tensor = self._model(values.to(self.dtype))
         return embeddings
 
     def submit(self, images: Sequence[torch.Tensor]) -> FinishedBatch:
