@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from tests.doubles import tensorrt
 from tests.unit.vision_service.checkpoints import SMALL_6B, changed, write_checkpoint
+from tests.unit.vision_service.plans import torch_engine, write_plan
 from vision_service.build.record import PLAN_FILE, RECORD_FILE, Gpu, PlanRecord, TileCounts
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines import EngineStartError
 from vision_service.engines.tensorrt_engine import TensorrtEngine, start_engine
-from vision_service.engines.torch_engine import DTYPES, TorchEngine, load_model
-from vision_service.recipe import recipe_sha256
+from vision_service.engines.torch_engine import DTYPES
 
-COUNTS = TileCounts(1, 3, 5)
 H100 = Gpu("NVIDIA H100", "9.0")
 
 
@@ -32,40 +30,6 @@ def double(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "checkpoint")
-
-
-def torch_engine(checkpoint: Path, dtype: str = "float32") -> TorchEngine:
-    config = VisionConfig.from_checkpoint(checkpoint)
-    model, digest = load_model(checkpoint, config, torch.device("cpu"), DTYPES[dtype])
-    return TorchEngine(model, config, digest)
-
-
-def write_plan(
-    checkpoint: Path,
-    dtype: str = "float32",
-    tile_counts: TileCounts = COUNTS,
-    device: str = "cpu",
-    **changes: Any,
-) -> Path:
-    """Writes, beside the checkpoint, what the builder would have with the double."""
-    folder = checkpoint.with_name("plan")
-    folder.mkdir()
-    config = VisionConfig.from_checkpoint(checkpoint)
-    weights_sha256 = torch_engine(checkpoint).weights_sha256
-    plan = tensorrt.plan_of(checkpoint, dtype, tile_counts, device)
-    (folder / PLAN_FILE).write_bytes(plan)
-    values = {
-        "plan_sha256": hashlib.sha256(plan).hexdigest(),
-        "weights_sha256": weights_sha256.hex(),
-        "recipe_sha256": recipe_sha256(config, weights_sha256, DTYPES[dtype]).hex(),
-        "dtype": dtype,
-        "tile_counts": tile_counts,
-        "library": "tensorrt",
-        "library_version": tensorrt.__version__,
-        "gpu": None,
-    }
-    PlanRecord.model_validate({**values, **changes}).write(folder)
-    return folder
 
 
 def start(folder: Path, device: str = "cpu") -> TensorrtEngine:
