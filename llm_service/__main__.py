@@ -27,15 +27,15 @@ def main() -> None:
     """Serves a language model over gRPC until SIGTERM; exit status 1 when the engine dies."""
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
-    sys.exit(asyncio.run(_run(settings)))
-
-
-async def _run(settings: Settings) -> int:
     try:
-        model, engine = await asyncio.to_thread(load, settings)
+        model, engine = load(settings)
     except (CheckpointError, TokenizerError, ValueError, OSError) as error:
         logger.error("start_failed", error=str(error))
-        return 1
+        sys.exit(1)
+    sys.exit(asyncio.run(_run(settings, model, engine)))
+
+
+async def _run(settings: Settings, model: ServedModel, engine: LLMEngine) -> int:
     try:
         healthy = await serve(make_service(settings, model, engine), settings)
     except OSError as error:

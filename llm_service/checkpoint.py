@@ -54,10 +54,13 @@ class LLMConfig:
     rms_norm_eps: float
     end_token_ids: frozenset[int]
 
-    @property
-    def kv_values_per_token(self) -> int:
-        """Numbers that the KV cache holds for one token: keys and values of all layers."""
-        return self.layer_count * 2 * self.kv_head_count * self.head_dim
+    def kv_values_per_token(self, tp: int = 1, pp: int = 1) -> int:
+        """Returns how many numbers the KV cache holds for a token: keys and values of all layers.
+
+        On each of tp x pp GPUs: tp of them divide the heads between them, of which each has one at
+        least, and pp groups the layers, which pp divides.
+        """
+        return self.layer_count // pp * 2 * max(1, self.kv_head_count // tp) * self.head_dim
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Path) -> LLMConfig:

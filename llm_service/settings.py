@@ -45,7 +45,8 @@ class Settings(ServingSettings):
     """CPU threads of one matrix product; default: half of the cores, for the vision service beside
     it wants some too, and threads that take turns on a core wait for each other."""
     kv_cache_byte_count: int | None = Field(default=None, ge=1)
-    """Size of the KV cache; default: 1 GiB on the CPU, else kv_cache_fraction of free memory."""
+    """Size of the KV cache, on each GPU if there are several; default: 1 GiB on the CPU, else
+    kv_cache_fraction of the memory that is free."""
     kv_cache_fraction: float = Field(default=0.9, gt=0, lt=1)
     """Share of the CUDA memory left free by the weights that the KV cache takes."""
     block_size: int = Field(default=16, ge=1)

@@ -236,5 +236,5 @@ def _settings(
         dtype="float32",
         block_size=BLOCK_SIZE,
         max_batch_tokens=max_batch_tokens,
-        kv_cache_byte_count=kv_tokens * config.kv_values_per_token * 4,
+        kv_cache_byte_count=kv_tokens * config.kv_values_per_token() * 4,
     )

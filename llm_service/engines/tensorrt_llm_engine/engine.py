@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 
@@ -17,7 +18,6 @@ from tensorrt_llm.bindings import executor
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
 from llm_service.engines.admission import (
-    RETRY_AFTER_SECONDS,
     check_queue,
     check_tokens,
     engine_dead,
@@ -25,11 +25,13 @@ from llm_service.engines.admission import (
 )
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
+from llm_service.engines.tensorrt_llm_engine.probe import CLIENT_ID as PROBE_CLIENT_ID
+from llm_service.engines.tensorrt_llm_engine.probe import Probe
 from llm_service.engines.tensorrt_llm_engine.requests import Generation, RequestFactory
 from llm_service.engines.tensorrt_llm_engine.responses import Delta, read_response
 from llm_service.engines.tensorrt_llm_engine.sampling import check_supported
 from llm_service.sampling import SamplingParams
-from protos.errors import ContextLengthError, OverloadedError
+from protos.errors import ContextLengthError, ServiceError, UnsupportedFieldError
 
 logger = structlog.get_logger()
 
@@ -86,6 +88,7 @@ class TensorRTLLMEngine:
         self._free_kv_tokens = self._total_kv_tokens
         self._active_count = 0
         self._ended = False
+        self._probe = Probe()
         self._stopping = threading.Event()
         self._calls = ThreadPoolExecutor(1, "tensorrt-llm-calls")
         self._thread = threading.Thread(
@@ -122,7 +125,7 @@ class TensorRTLLMEngine:
                 if delta.error is not None:
                     raise delta.error
                 if delta.output.token_ids or finished:
-                    yield delta.output
+                    yield _counted(delta.output, len(prompt.token_ids))
         finally:
             del self._outputs[generation.client_id]
             if not self._ended:
@@ -165,20 +168,19 @@ class TensorRTLLMEngine:
                 f"the images have {row_count} rows, but the engine takes {limit} at most",
                 field="images",
             )
+        if params.logit_bias and not self._folder.takes_logit_bias:
+            raise UnsupportedFieldError(
+                f"sampling.logit_bias is not supported: {self._folder.world_size} GPUs do not"
+                f" divide the vocabulary of {self._folder.vocabulary_size}",
+                field="sampling.logit_bias",
+            )
         max_tokens = output_room(length, params.max_tokens, self.context_length)
         if not all(image.is_held for image in prompt.images):
             raise RowsNeededError("the tensorrt_llm engine needs the rows of every image")
         return max_tokens
 
     def _submit(self, generation: Generation) -> None:
-        try:
-            request = self._requests.request(generation)
-        except torch.OutOfMemoryError as error:
-            rows = len(generation.prompt.prompt_table)
-            raise OverloadedError(
-                f"the GPU has no memory left for {rows} rows of images",
-                retry_after=RETRY_AFTER_SECONDS,
-            ) from error
+        request = self._requests.request(generation)
         try:
             request_id = self._executor.enqueue_request(request)
         except RuntimeError as error:
@@ -205,25 +207,31 @@ class TensorRTLLMEngine:
         self._executor.shutdown()
 
     def _warm_up(self) -> executor.KvCacheStats:
-        """Generates two tokens after a token and a virtual token; returns the cache's size.
+        """Has a probe run, and returns the cache's size.
 
         Raises:
             ValueError: the executor cannot do it.
         """
-        table = torch.zeros(1, self._config.hidden_size)
-        prompt = Prompt([0, self._folder.vocabulary_size], table)
-        request = self._requests.request(Generation(0, prompt, SamplingParams(), 2))
-        request_id = self._executor.enqueue_request(request)
-        delta = None
-        while delta is None or not delta.is_final:
-            for response in self._executor.await_responses(request_id, timeout=POLL):
-                delta = read_response(response, tokens_per_block=0)
-                if delta.error is not None:
-                    raise ValueError(f"the engine failed its first request: {delta.error.message}")
+        try:
+            request_id = self._executor.enqueue_request(self._requests.request(self._probing()))
+            delta = None
+            while delta is None or not delta.is_final:
+                for response in self._executor.await_responses(request_id, timeout=POLL):
+                    delta = read_response(response, tokens_per_block=0)
+                    if delta.error is not None:
+                        raise delta.error
+        except (ServiceError, RuntimeError) as error:
+            raise ValueError(f"the engine failed its first request: {error}") from error
         for stats in reversed(self._executor.get_latest_iteration_stats()):
             if stats.kv_cache_stats is not None:
                 return stats.kv_cache_stats
         raise ValueError("the engine has no KV cache: build it with --kv_cache_type paged")
+
+    def _probing(self) -> Generation:
+        """Returns what a probe asks for: two tokens after a token and a virtual token."""
+        table = torch.zeros(1, self._config.hidden_size)
+        prompt = Prompt([0, self._folder.vocabulary_size], table)
+        return Generation(PROBE_CLIENT_ID, prompt, SamplingParams(), 2)
 
     def _run(self) -> None:
         try:
@@ -238,7 +246,10 @@ class TensorRTLLMEngine:
 
     def _hand_over(self, responses: list[executor.Response]) -> None:
         if responses:
-            self._tell([read_response(response, self._tokens_per_block) for response in responses])
+            deltas = [read_response(response, self._tokens_per_block) for response in responses]
+            self._tell(deltas)
+            if self._probe.is_due(deltas):
+                self._calls.submit(self._submit, self._probing())
 
     def _publish_load(self) -> None:
         for stats in self._executor.get_latest_iteration_stats()[-1:]:
@@ -268,3 +279,9 @@ class TensorRTLLMEngine:
         for delta in deltas:
             if (queue := self._outputs.get(delta.client_id)) is not None:
                 queue.put_nowait(delta)
+
+
+def _counted(output: TokenOutput, prompt_length: int) -> TokenOutput:
+    """Returns it with no more cached tokens than can be: a block that was reused in part counts."""
+    count = min(output.cached_token_count, prompt_length - 1)
+    return replace(output, cached_token_count=count)

@@ -32,7 +32,8 @@ class EngineFolder:
         vocabulary_size: without padding; a virtual token's id starts here.
         hidden_size: width of a prompt table.
         layer_count: decoder layers.
-        world_size: processes, one for each GPU.
+        tensor_parallelism: GPUs that share each layer.
+        pipeline_parallelism: groups of them, each with some of the layers.
         max_batch_size: most sequences at a time.
         max_input_length: most tokens of a prompt.
         max_sequence_length: most tokens of prompt and output together.
@@ -48,13 +49,28 @@ class EngineFolder:
     vocabulary_size: int
     hidden_size: int
     layer_count: int
-    world_size: int
+    tensor_parallelism: int
+    pipeline_parallelism: int
     max_batch_size: int
     max_input_length: int
     max_sequence_length: int
     max_step_tokens: int
     max_table_rows: int
     has_paged_context: bool
+
+    @property
+    def world_size(self) -> int:
+        """Processes, one for each GPU."""
+        return self.tensor_parallelism * self.pipeline_parallelism
+
+    @property
+    def takes_logit_bias(self) -> bool:
+        """Whether the vocabulary needs no padding to be divided.
+
+        The executor wants a bias of the vocabulary's own size, and copies it to where the padded
+        size is expected, which fails the step of all requests (createNewDecoderRequests.cpp).
+        """
+        return self.vocabulary_size % self.world_size == 0
 
     @property
     def max_request_rows(self) -> int:
@@ -152,6 +168,7 @@ class EngineFolder:
 
 def _parse(path: Path, document: dict[str, Any]) -> EngineFolder:
     model, build = document["pretrained_config"], document["build_config"]
+    mapping = model["mapping"]
     if model["dtype"] not in DTYPES:
         raise EngineFolderError(
             f"the engine's dtype is {model['dtype']!r}; known are {', '.join(DTYPES)}"
@@ -160,14 +177,22 @@ def _parse(path: Path, document: dict[str, Any]) -> EngineFolder:
         path=path,
         version=str(document["version"]),
         dtype=DTYPES[model["dtype"]],
-        vocabulary_size=int(model["vocab_size"]),
-        hidden_size=int(model["hidden_size"]),
-        layer_count=int(model["num_hidden_layers"]),
-        world_size=int(model["mapping"]["world_size"]),
-        max_batch_size=int(build["max_batch_size"]),
-        max_input_length=int(build["max_input_len"]),
-        max_sequence_length=int(build["max_seq_len"]),
-        max_step_tokens=int(build["max_num_tokens"]),
-        max_table_rows=int(build["max_prompt_embedding_table_size"]),
+        vocabulary_size=_count(model, "vocab_size"),
+        hidden_size=_count(model, "hidden_size"),
+        layer_count=_count(model, "num_hidden_layers"),
+        tensor_parallelism=_count(mapping, "tp_size"),
+        pipeline_parallelism=_count(mapping, "pp_size"),
+        max_batch_size=_count(build, "max_batch_size"),
+        max_input_length=_count(build, "max_input_len"),
+        max_sequence_length=_count(build, "max_seq_len"),
+        max_step_tokens=_count(build, "max_num_tokens"),
+        max_table_rows=_count(build, "max_prompt_embedding_table_size", least=0),
         has_paged_context=bool(build["plugin_config"]["use_paged_context_fmha"]),
     )
+
+
+def _count(section: dict[str, Any], key: str, least: int = 1) -> int:
+    count = int(section[key])
+    if count < least:
+        raise EngineFolderError(f"the engine's {key} is {count}, and must be at least {least}")
+    return count

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import structlog
 import tensorrt_llm
-import torch
 from tensorrt_llm.bindings import executor
 
 from llm_service.checkpoint import LLMConfig
@@ -31,18 +32,17 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     runtime = _executor(settings, config, folder, tokenizer)
     if not runtime.can_enqueue_requests():
         _work_for_leader(runtime)
-    requests = RequestFactory(folder, _device(), offloads_tables=settings.table_offloading)
     try:
         return TensorRTLLMEngine(
             config,
             folder,
             runtime,
-            requests,
+            RequestFactory(folder),
             GuideCompiler(tokenizer, config.vocabulary_size),
             _end_token_ids(config, tokenizer),
             settings.max_waiting_sequences,
         )
-    except ValueError:
+    except Exception:
         runtime.shutdown()
         raise
 
@@ -70,14 +70,17 @@ def _executor(
 
 
 def _work_for_leader(runtime: executor.Executor) -> None:
-    """Takes part in rank 0's work until it shuts down, and ends this process."""
+    """Takes part in rank 0's work until it shuts down, and ends this process.
+
+    mpirun passes its signals on to all ranks; rank 0 still needs this one while it drains. Signals
+    can be set in the main thread alone, which is where a service loads its engine.
+    """
     logger.info("waiting_for_leader")
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
     runtime.shutdown()
     sys.exit(0)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _kv_cache_config(
@@ -85,7 +88,8 @@ def _kv_cache_config(
 ) -> executor.KvCacheConfig:
     max_tokens = None
     if settings.kv_cache_byte_count is not None:
-        token_bytes = config.kv_values_per_token * folder.dtype.itemsize
+        values = config.kv_values_per_token(folder.tensor_parallelism, folder.pipeline_parallelism)
+        token_bytes = values * folder.dtype.itemsize
         max_tokens = settings.kv_cache_byte_count // token_bytes
     return executor.KvCacheConfig(
         enable_block_reuse=settings.kv_cache_reuse,

@@ -13,13 +13,14 @@ import torch
 from tensorrt_llm.bindings import executor
 
 from llm_service.engines import Prompt
-from llm_service.engines.admission import seconds_left
+from llm_service.engines.admission import RETRY_AFTER_SECONDS, seconds_left
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm_engine.sampling import (
     guided_decoding_params,
     sampling_config,
 )
 from llm_service.sampling import SamplingParams
+from protos.errors import OverloadedError
 
 IDENTITY_BYTE_COUNT = 8
 
@@ -48,14 +49,9 @@ class Generation:
 class RequestFactory:
     """Makes requests. Copies megabytes and walks over all tokens: not for the event loop."""
 
-    def __init__(
-        self, folder: EngineFolder, device: torch.device, *, offloads_tables: bool
-    ) -> None:
-        """Takes the device of the tables, and whether they stay in pinned host memory instead."""
+    def __init__(self, folder: EngineFolder) -> None:
         self._vocabulary_size = folder.vocabulary_size
         self._dtype = folder.dtype
-        self._device = device
-        self._offloads_tables = offloads_tables
         # Whoever knows it could make an image that is taken for another one.
         self._identity_key = secrets.token_bytes(32)
 
@@ -66,6 +62,7 @@ class RequestFactory:
 
         Raises:
             DeadlineError: its time is over already.
+            OverloadedError: there is no memory left for its table.
         """
         prompt, params = generation.prompt, generation.params
         stop_words = [[token_id] for token_id in sorted(params.stop_token_ids)]
@@ -93,8 +90,9 @@ class RequestFactory:
         if not len(prompt.prompt_table):
             return None
         table = prompt.prompt_table.to(self._dtype)
-        placed = table.pin_memory() if self._offloads_tables else table.to(self._device)
-        return executor.PromptTuningConfig(placed, self._extra_ids(prompt))
+        if torch.cuda.is_available():
+            table = _pinned(table)
+        return executor.PromptTuningConfig(table, self._extra_ids(prompt))
 
     def _extra_ids(self, prompt: Prompt) -> list[int]:
         """Returns for each token what it is besides its id: 0 for text, for a row its image.
@@ -126,6 +124,21 @@ class RequestFactory:
         for token_id, value in params.logit_bias:
             bias[token_id] = value
         return bias
+
+
+def _pinned(table: torch.Tensor) -> torch.Tensor:
+    """Returns a table in page-locked host memory.
+
+    From there the executor copies it when the request's turn comes (promptTuningBuffers.cpp, fill):
+    requests that wait take no memory of the GPU's, which is the executor's alone.
+    """
+    try:
+        return table.pin_memory()
+    except RuntimeError as error:
+        raise OverloadedError(
+            f"the host has no memory left for {len(table)} rows of images",
+            retry_after=RETRY_AFTER_SECONDS,
+        ) from error
 
 
 def _allotted_time(deadline: float | None) -> timedelta | None:

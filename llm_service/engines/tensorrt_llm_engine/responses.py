@@ -13,6 +13,8 @@ from protos.errors import EngineDeadError, ServiceError
 
 logger = structlog.get_logger()
 
+# executorImpl.cpp, forwardAsync and forwardSync.
+STEP_FAILURE = "Encountered an error in forward"
 FINISH_REASONS: dict[executor.FinishReason, FinishReason] = {
     executor.FinishReason.END_ID: "stop",
     executor.FinishReason.STOP_WORDS: "stop",
@@ -28,11 +30,13 @@ class Delta:
         client_id: the request's.
         output: the new tokens, perhaps none or several.
         error: why the request has ended without a result.
+        is_step_failure: whether all that was active at the time has ended so.
     """
 
     client_id: int
     output: TokenOutput
     error: ServiceError | None = None
+    is_step_failure: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -43,7 +47,7 @@ class Delta:
 def read_response(response: executor.Response, tokens_per_block: int) -> Delta:
     """Returns a streaming response's delta; its request has one beam."""
     if response.has_error():
-        return Delta(response.client_id, TokenOutput([], None), _fault(response.error_msg))
+        return _fault(response)
     result = response.result
     (token_ids,) = result.output_token_ids
     (reason,) = result.finish_reasons
@@ -72,10 +76,14 @@ def _cached_token_count(result: executor.Result, tokens_per_block: int) -> int:
     return 0 if metrics is None else metrics.kv_cache_metrics.num_reused_blocks * tokens_per_block
 
 
-def _fault(message: str) -> ServiceError:
+def _fault(response: executor.Response) -> Delta:
+    message = response.error_msg
     # A backtrace may follow the first line, for the log alone.
     logger.error("request_failed", error=message)
-    return ServiceError(f"TensorRT-LLM has failed the request: {message.partition(chr(10))[0]}")
+    line = message.partition("\n")[0]
+    error = ServiceError(f"TensorRT-LLM has failed the request: {line}")
+    is_step_failure = message.startswith(STEP_FAILURE)
+    return Delta(response.client_id, TokenOutput([], None), error, is_step_failure)
 
 
 def _failure(reason: executor.FinishReason) -> ServiceError:

@@ -76,7 +76,7 @@ def _max_batch_tokens(settings: Settings, config: LLMConfig, device: torch.devic
 def _block_count(settings: Settings, decoder: Decoder) -> int:
     """Returns how many blocks the KV cache has: by its size, or by the memory that is left."""
     config, weight = decoder.config, decoder.embedding.weight
-    block_bytes = settings.block_size * config.kv_values_per_token * weight.itemsize
+    block_bytes = settings.block_size * config.kv_values_per_token() * weight.itemsize
     if settings.kv_cache_byte_count is not None:
         cache_bytes = settings.kv_cache_byte_count
     elif weight.is_cuda:

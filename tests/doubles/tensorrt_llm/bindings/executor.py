@@ -28,7 +28,7 @@ from llm_service.settings import Settings
 from llm_service.tokenizer import BYTE_OF_CHARACTER, Tokenizer
 from protos.errors import ServiceError
 
-from .requests import Limits, Refused
+from .requests import Limits, Refused, StepFailed
 from .values import (
     BatchingType,
     CapacitySchedulerPolicy,
@@ -90,6 +90,7 @@ __all__ = [
     "SchedulerConfig",
 ]
 
+FAULT = "CUDA error: an illegal memory access was encountered"
 TOKENS_PER_BLOCK = 8
 DEFAULT_KV_TOKENS = 8192
 # How many tokens one response carries, in turn; an empty one is sent between two tokens.
@@ -134,7 +135,8 @@ class Executor:
         self._changed = threading.Condition()
         self._ids = count(1)
         self._tasks: dict[int, Future[None]] = {}
-        self._reasons: dict[int, FinishReason] = {}
+        self._reasons: dict[int, FinishReason | str] = {}
+        self._failing_step_count = 0
         self._stats: deque[IterationStats] = deque(maxlen=executor_config.iter_stats_max_iterations)
         self.cancelled: list[int] = []
         self.requests: list[Request] = []
@@ -165,6 +167,7 @@ class Executor:
             max_batch_size=build["max_batch_size"],
             max_input_length=build["max_input_len"],
             max_table_rows=build["max_prompt_embedding_table_size"],
+            world_size=model["mapping"]["world_size"],
             reuses_blocks=kv_cache.enable_block_reuse,
             offloads_tables=self.config.mm_embedding_offloading,
         )
@@ -176,7 +179,7 @@ class Executor:
             device="cpu",
             dtype=model["dtype"],
             block_size=TOKENS_PER_BLOCK,
-            kv_cache_byte_count=kv_tokens * config.kv_values_per_token * itemsize,
+            kv_cache_byte_count=kv_tokens * config.kv_values_per_token() * itemsize,
             max_running_sequences=self.config.max_batch_size or build["max_batch_size"],
             max_waiting_sequences=10_000,
         )
@@ -254,11 +257,17 @@ class Executor:
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
 
-    def break_down(self) -> None:
-        """For tests: from now on every call fails, as after a fault of the device."""
-        self._check_usable = _broken  # type: ignore[method-assign] # that is the fault
-        with self._changed:
-            self._changed.notify_all()
+    def fail_steps(self, count: int) -> None:
+        """For tests: the present step fails, and so do the first steps of requests to come."""
+        self._failing_step_count = count - 1
+        self._loop.call_soon_threadsafe(self._fail_step, FAULT)
+
+    def _fail_step(self, reason: str) -> str:
+        """Ends all active requests, as executorImpl.cpp, forwardAsync, does, and goes on."""
+        message = f"Encountered an error in forwardAsync function: {reason}"
+        for request_id in list(self._tasks):
+            self._end_early(request_id, message)
+        return message
 
     def _check_usable(self) -> None:
         if self._is_down:
@@ -266,7 +275,8 @@ class Executor:
         if not self._is_leader:
             raise RuntimeError("only the leader process may call this")
 
-    def _end_early(self, request_id: int, reason: FinishReason) -> None:
+    def _end_early(self, request_id: int, reason: FinishReason | str) -> None:
+        """Ends a request with a reason, or with an error's message."""
         task = self._tasks.get(request_id)
         if task is not None and not task.done():
             self._reasons.setdefault(request_id, reason)
@@ -278,6 +288,10 @@ class Executor:
             seconds = request.allotted_time_ms.total_seconds()
             self._loop.call_later(seconds, self._end_early, request_id, FinishReason.TIMED_OUT)
         try:
+            self.limits.check_length(request)
+            if self._failing_step_count:
+                self._failing_step_count -= 1
+                raise StepFailed(FAULT)
             prompt = self.limits.prompt(request, request_id)
             params = self.limits.params(request)
             priority = round(1000 * request.priority)
@@ -288,8 +302,15 @@ class Executor:
                     self._note_stats()
                     self._respond(request_id, answer.after(output))
         except asyncio.CancelledError:
-            self._respond(request_id, [answer.cut_short(self._reasons[request_id])])
+            reason = self._reasons[request_id]
+            if isinstance(reason, FinishReason):
+                self._respond(request_id, [answer.cut_short(reason)])
+            else:
+                self._respond(request_id, [Response(request_id, reason, request.client_id)])
             raise
+        except StepFailed as error:
+            message = self._fail_step(str(error))
+            self._respond(request_id, [Response(request_id, message, request.client_id)])
         except (Refused, ServiceError) as error:
             self._respond(request_id, [Response(request_id, str(error), request.client_id)])
         finally:
@@ -313,10 +334,6 @@ class Executor:
                 kv_cache_stats=kv_cache,
             )
         )
-
-
-def _broken() -> None:
-    raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
 class Answer:

@@ -23,6 +23,10 @@ class Refused(Exception):  # noqa: N818 - becomes the response's error message
     """The runtime would answer the request with this error."""
 
 
+class StepFailed(Exception):  # noqa: N818 - becomes the error of all active requests
+    """A step of the runtime would fail here."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the engine was built for, and how its executor is configured."""
@@ -33,59 +37,63 @@ class Limits:
     max_batch_size: int
     max_input_length: int
     max_table_rows: int
+    world_size: int
     reuses_blocks: bool
     offloads_tables: bool
+
+    def check_length(self, request: Request) -> None:
+        """Raises Refused for too long a prompt, as llmRequest.cpp, validate, does."""
+        length = len(request.input_token_ids)
+        if length > self.max_input_length:
+            raise Refused(
+                f"Prompt length ({length}) exceeds maximum input length ({self.max_input_length})."
+            )
 
     def prompt(self, request: Request, request_id: int) -> Prompt:
         """Returns the prompt with its images named by their extra ids.
 
         Raises:
-            Refused: as llmRequest.cpp, validate, and promptTuningBuffers.cpp, validate, do.
+            StepFailed: as promptTuningBuffers.cpp, validate, does.
         """
         ids, tuning = request.input_token_ids, request.prompt_tuning_config
-        if len(ids) > self.max_input_length:
-            raise Refused(
-                f"Prompt length ({len(ids)}) exceeds maximum input length"
-                f" ({self.max_input_length})."
-            )
         salt = str(request.cache_salt_id or "") if self.reuses_blocks else f"alone-{request_id}"
         rows = [token_id - self.vocabulary_size for token_id in ids]
         rows = [row for row in rows if row >= 0]
         if tuning is None:
             if rows:
-                raise Refused("virtual tokens without a prompt table")
+                raise StepFailed("virtual tokens without a prompt table")
             return Prompt(ids, torch.empty(0, self.hidden_size), cache_salt=salt)
         self._check_table(tuning.embedding_table)
         if rows != list(range(len(tuning.embedding_table))):
-            raise Refused(f"the virtual tokens are not the table's rows in order: {rows}")
+            raise StepFailed(f"the virtual tokens are not the table's rows in order: {rows}")
         images = self._images(ids, tuning)
         return Prompt(ids, tuning.embedding_table.cpu(), images, salt)
 
     def _check_table(self, table: torch.Tensor) -> None:
         if table.dtype != self.dtype or table.ndim != 2 or table.shape[1] != self.hidden_size:
-            raise Refused(f"the table is {table.dtype} {list(table.shape)}")
+            raise StepFailed(f"the table is {table.dtype} {list(table.shape)}")
         if len(table) > self.max_table_rows // self.max_batch_size:
-            raise Refused(f"the table has {len(table)} rows, too many")
-        if self.offloads_tables and not table.is_pinned():
-            raise Refused("mm_embedding_offloading needs a pinned table")
-        if not self.offloads_tables and table.is_cuda != torch.cuda.is_available():
-            raise Refused("the table is not on the GPU")
+            raise StepFailed(f"the table has {len(table)} rows, too many")
+        if self.offloads_tables and torch.cuda.is_available() and not table.is_pinned():
+            raise StepFailed("mm_embedding_offloading needs a pinned table")
 
     def _images(self, ids: list[int], tuning: PromptTuningConfig) -> tuple[ImageRows, ...]:
         extra_ids = tuning.input_token_extra_ids
         if extra_ids is None:
             if self.reuses_blocks:
-                raise Refused("Input token extra ids must be provided when enabling kv cache reuse")
+                raise StepFailed(
+                    "Input token extra ids must be provided when enabling kv cache reuse"
+                )
             return ()
         if len(extra_ids) != len(ids):
-            raise Refused(
+            raise StepFailed(
                 f"inputTokenExtraIds vector size ({len(extra_ids)}) must be the same as input"
                 f" token vector size ({len(ids)})."
             )
         pairs = list(zip(ids, extra_ids, strict=True))
         for token_id, extra_id in pairs:
             if (token_id >= self.vocabulary_size) != (extra_id != 0) or extra_id >= 2**64:
-                raise Refused(f"token {token_id} has the extra id {extra_id}")
+                raise StepFailed(f"token {token_id} has the extra id {extra_id}")
         of_rows = [extra_id for _, extra_id in pairs if extra_id]
         return tuple(
             ImageRows(extra_id.to_bytes(8, "big"), len(list(run)))
@@ -121,5 +129,7 @@ class Limits:
         if bias is None:
             return ()
         if bias.dtype != torch.float32 or list(bias.shape) != [self.vocabulary_size]:
-            raise Refused(f"the embedding bias is {bias.dtype} {list(bias.shape)}")
+            raise StepFailed(f"the embedding bias is {bias.dtype} {list(bias.shape)}")
+        if self.vocabulary_size % self.world_size:
+            raise StepFailed("Incompatible buffer sizes")
         return tuple((int(index), float(bias[index])) for index in bias.nonzero()[:, 0])

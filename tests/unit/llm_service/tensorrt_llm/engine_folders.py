@@ -12,7 +12,11 @@ Document = dict[str, Any]
 
 
 def engine_document(
-    config: LLMConfig, *, dtype: str = "float32", build: dict[str, int] | None = None
+    config: LLMConfig,
+    *,
+    dtype: str = "float32",
+    tp: int = 1,
+    build: dict[str, int] | None = None,
 ) -> Document:
     """Returns the config.json of an engine that fits a model; `build` changes its limits."""
     return {
@@ -23,7 +27,7 @@ def engine_document(
             "vocab_size": config.vocabulary_size,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.layer_count,
-            "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1},
+            "mapping": {"world_size": tp, "tp_size": tp, "pp_size": 1},
         },
         "build_config": {
             "max_batch_size": 4,

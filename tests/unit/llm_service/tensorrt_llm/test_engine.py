@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import re
 import threading
 import time
@@ -218,6 +219,16 @@ async def test_an_image_is_recognised_by_its_identity(start: Start) -> None:
         assert (await outputs_of(engine, unnamed, params))[-1].cached_token_count == 0
 
 
+async def test_no_more_tokens_are_cached_than_the_prompt_has(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    metrics = double.KvCacheMetrics(num_reused_blocks=2)  # the second one in part
+    monkeypatch.setattr(double, "KvCacheMetrics", lambda **_: metrics)
+    outputs = await outputs_of(await start(), PICTURE)
+    assert {output.cached_token_count for output in outputs} == {len(PICTURE.token_ids) - 1}
+
+
 async def test_reuse_can_be_turned_off(start: Start) -> None:
     engine = await start(kv_cache_reuse=False)
     for _ in range(2):
@@ -394,20 +405,19 @@ async def test_an_error_response_fails_its_request_alone(
     assert await tokens_of(engine, SamplingParams(max_tokens=3), Prompt([3, 1], NO_ROWS))
 
 
-async def test_a_gpu_without_room_for_a_table_is_overloaded(
+async def test_a_request_that_cannot_be_made_leaves_nothing_behind(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await start()
 
     def no_room(*_: object) -> None:
-        raise torch.OutOfMemoryError
+        raise OverloadedError("no memory left")
 
     monkeypatch.setattr(
         "llm_service.engines.tensorrt_llm_engine.requests.RequestFactory.request", no_room
     )
-    with pytest.raises(OverloadedError, match="no memory left for 4 rows of images") as caught:
+    with pytest.raises(OverloadedError, match="no memory left"):
         await outputs_of(engine, PICTURE)
-    assert caught.value.retry_after == 1.0
     assert engine.is_healthy()
     assert engine.load().waiting == 0
 
@@ -426,20 +436,63 @@ async def test_time_over_is_the_requests_error(
     assert sum(len(output.token_ids) for output in outputs) == 8
 
 
-async def test_a_fault_of_the_executor_fails_every_request_at_once(
+async def _running(engine: LLMEngine, executor: Any) -> list[asyncio.Future[Any]]:
+    """Returns requests that wait at the executor's gate."""
+    executor.gate.clear()
+    executor.waits_at_gate.clear()
+    requests: list[asyncio.Future[Any]] = []
+    requests += (asyncio.ensure_future(outputs_of(engine)) for _ in range(3))
+    await asyncio.to_thread(executor.waits_at_gate.wait, 30)
+    return requests
+
+
+async def test_a_step_that_fails_costs_the_active_requests_alone(
     start: Start, executors: list[Any]
 ) -> None:
-    engine = await start(max_running_sequences=1)
-    executors[0].gate.clear()
-    requests = [asyncio.ensure_future(outputs_of(engine)) for _ in range(3)]
-    await asyncio.sleep(0)  # lets the tasks post their requests
-    assert engine.is_healthy()
-    executors[0].break_down()
+    engine = await start()
+    requests = await _running(engine, executors[0])
+    executors[0].fail_steps(1)
     failures = await asyncio.gather(*requests, return_exceptions=True)
-    assert [type(failure) for failure in failures] == [EngineDeadError] * 3
+    assert [type(failure) for failure in failures] == [ServiceError] * 3
+    assert "an illegal memory access" in str(failures[0])
+    executors[0].gate.set()
+    assert sum(len(output.token_ids) for output in await outputs_of(engine)) == 8
+    assert engine.is_healthy()
+    assert [request.client_id for request in executors[0].requests].count(0) == 2  # with the first
+
+
+async def test_steps_that_fail_again_and_again_end_the_engine(
+    start: Start, executors: list[Any]
+) -> None:
+    engine = await start()
+    requests = await _running(engine, executors[0])
+    executors[0].fail_steps(100)
+    failures = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(failure) for failure in failures] == [ServiceError] * 3
+    await asyncio.to_thread(_responses_thread().join, 30)
     assert not engine.is_healthy()
     with pytest.raises(EngineDeadError):
         await outputs_of(engine)
+
+
+async def test_an_executor_that_is_gone_fails_every_request_at_once(
+    start: Start, executors: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    requests = await _running(engine, executors[0])
+
+    def gone(**_: Any) -> None:
+        raise RuntimeError("Shutdown called, cannot await responses")
+
+    monkeypatch.setattr(executors[0], "await_responses", gone)
+    failures = await asyncio.gather(*requests, return_exceptions=True)
+    assert [type(failure) for failure in failures] == [EngineDeadError] * 3
+    assert not engine.is_healthy()
+
+
+def _responses_thread() -> threading.Thread:
+    (thread,) = (item for item in threading.enumerate() if item.name == "tensorrt-llm-responses")
+    return thread
 
 
 async def test_an_executor_that_takes_no_request_is_dead(
@@ -453,8 +506,7 @@ async def test_an_executor_that_takes_no_request_is_dead(
     monkeypatch.setattr(executors[0], "enqueue_request", refuse)
     with pytest.raises(EngineDeadError):
         await outputs_of(engine)
-    (thread,) = (item for item in threading.enumerate() if item.name == "tensorrt-llm-responses")
-    await asyncio.to_thread(thread.join, 30)
+    await asyncio.to_thread(_responses_thread().join, 30)
     assert not engine.is_healthy()
 
 

@@ -79,6 +79,7 @@ def _model(**values: Any) -> Change:
             "kv_cache_reuse needs .*--use_paged_context_fmha enable.*--no-kv-cache-reuse",
         ),
         (lambda d: d.pop("build_config"), "KeyError.'build_config'"),
+        (_build(max_batch_size=0), "engine's max_batch_size is 0, and must be at least 1"),
         (_build(max_batch_size=None), "is not that of a TensorRT-LLM engine: TypeError"),
     ],
 )
@@ -95,7 +96,7 @@ def test_without_reuse_the_step_bounds_the_prompt(checkpoint: Path) -> None:
 
 
 def test_refuses_a_missing_rank(checkpoint: Path) -> None:
-    folder = _check(checkpoint, _model(mapping={"world_size": 2}))
+    folder = _check(checkpoint, _model(mapping={"world_size": 2, "tp_size": 2, "pp_size": 1}))
     (folder.path / "rank1.engine").unlink()
     config = LLMConfig.from_checkpoint(checkpoint)
     settings = Settings(checkpoint=checkpoint, max_tiles_per_request=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import LLMEngine, create_engine
+from llm_service.engines import LLMEngine, Prompt, create_engine
+from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
+from protos.errors import UnsupportedFieldError
 from tests.unit.llm_service.engine.tiny import (
     QWEN2,
     random_tensors,
@@ -32,8 +36,7 @@ def create(tmp_path: Path) -> Create:
     config = LLMConfig.from_checkpoint(checkpoint)
 
     def created(world_size: int = 1, **options: Any) -> LLMEngine:
-        document = engine_document(config)
-        document["pretrained_config"]["mapping"]["world_size"] = world_size
+        document = engine_document(config, tp=world_size)
         folder = write_engine_folder(tmp_path / "engine", document, checkpoint)
         given = {"engine_folder": folder, "max_tiles_per_request": 1} | options
         settings = Settings.model_validate(
@@ -113,11 +116,49 @@ def test_another_rank_works_until_the_leader_is_gone(
     assert ended == [0]
 
 
+def test_another_rank_ignores_the_signals_that_mpirun_passes_on(
+    create: Create, bindings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    monkeypatch.setattr(double.mpi, "rank", 1)
+    monkeypatch.setattr(double.mpi, "size", 2)
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    handlers: list[object] = []
+
+    def shutdown(_: object) -> None:
+        handlers.extend(map(signal.getsignal, before))
+
+    monkeypatch.setattr(bindings.Executor, "shutdown", shutdown)
+    try:
+        with pytest.raises(SystemExit):
+            create(world_size=2)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert handlers == [signal.SIG_IGN, signal.SIG_IGN]
+
+
 async def test_the_leader_serves(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
     double = importlib.import_module("tensorrt_llm.bindings.executor")
     monkeypatch.setattr(double.mpi, "size", 2)
     engine = create(world_size=2)
     assert engine.is_healthy()
+    biased = SamplingParams(logit_bias=((3, 1.0),))
+    prompt = Prompt([1], torch.empty(0, 32))
+    with pytest.raises(UnsupportedFieldError, match="2 GPUs do not divide the vocabulary of 61"):
+        await anext(engine.generate(prompt, biased))
+    await engine.close()
+
+
+@pytest.mark.parametrize(("gpu_count", "tokens"), [(1, 64), (2, 128)])
+async def test_the_cache_has_its_bytes_on_each_gpu(
+    create: Create, monkeypatch: pytest.MonkeyPatch, gpu_count: int, tokens: int
+) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    monkeypatch.setattr(double.mpi, "size", gpu_count)
+    # 2 layers x key and value x 2 heads x 8 floats: 256 bytes a token.
+    engine = create(world_size=gpu_count, kv_cache_byte_count=64 * 256)
+    assert engine.load().total_kv_tokens == tokens
     await engine.close()
 
 

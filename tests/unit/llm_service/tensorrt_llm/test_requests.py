@@ -13,6 +13,7 @@ from llm_service.checkpoint import LLMConfig
 from llm_service.engines import ImageRows, Prompt
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
 from llm_service.sampling import SamplingParams
+from protos.errors import OverloadedError
 from tests.unit.llm_service.engine.tiny import QWEN2, write_config
 from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
 
@@ -32,20 +33,16 @@ def make(tmp_path: Path) -> Make:
     checkpoint = write_config(tmp_path / "checkpoint", QWEN2)
     document = engine_document(LLMConfig.from_checkpoint(checkpoint), dtype="bfloat16")
     folder = EngineFolder.read(write_engine_folder(tmp_path / "engine", document, checkpoint))
-    factories = {
-        offloads: RequestFactory(folder, torch.device("cpu"), offloads_tables=offloads)
-        for offloads in (False, True)
-    }
+    factory = RequestFactory(folder)
 
     def request(
         prompt: Prompt = PROMPT,
         params: SamplingParams | None = None,
         *,
         priority: int = 0,
-        offloads: bool = False,
     ) -> Any:
         params = params or SamplingParams()
-        return factories[offloads].request(Generation(7, prompt, params, 9, priority))
+        return factory.request(Generation(7, prompt, params, 9, priority))
 
     return request
 
@@ -72,7 +69,7 @@ def test_numbers_of_images_cannot_be_computed_elsewhere(make: Make, tmp_path: Pa
     from llm_service.engines.tensorrt_llm_engine.requests import Generation, RequestFactory
 
     folder = EngineFolder.read(tmp_path / "engine")
-    other = RequestFactory(folder, torch.device("cpu"), offloads_tables=False)
+    other = RequestFactory(folder)
     request = other.request(Generation(7, PROMPT, SamplingParams(), 9))
     theirs, ours = request.prompt_tuning_config, make().prompt_tuning_config
     assert theirs.input_token_extra_ids[1] != ours.input_token_extra_ids[1]
@@ -86,11 +83,24 @@ def test_rows_without_an_image_are_never_the_same(make: Make) -> None:
     assert numbers[0][4] != numbers[1][4]
 
 
-def test_an_offloaded_table_is_pinned(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_page_locked(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pinned = torch.ones(5, 32, dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda _: pinned)
-    assert make(offloads=True).prompt_tuning_config.embedding_table is pinned
-    assert make().prompt_tuning_config.embedding_table is not pinned
+    assert make().prompt_tuning_config.embedding_table is pinned
+
+
+def test_a_host_without_room_for_a_table_is_overloaded(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_: torch.Tensor) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", no_room)
+    with pytest.raises(OverloadedError, match="no memory left for 5 rows of images") as caught:
+        make()
+    assert caught.value.retry_after == 1.0
 
 
 def test_greedy_is_top_k_of_one_without_a_temperature(make: Make) -> None:
