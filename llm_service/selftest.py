@@ -1,9 +1,10 @@
 """The self-test of an engine: whether its tokens follow from the checkpoint as the torch engine's.
 
-`python -m llm_service.selftest` takes the LLM service's options. The torch engine answers a few
-prompts; then the engine that the options name is asked for each token of these answers anew, after
-the same tokens before it, so that one difference does not make all that follow differ. Types round
-differently: a token that the torch engine held almost as probable as its own agrees, too.
+`python -m llm_service.selftest` takes the LLM service's options, and mpirun where the service does.
+The torch engine answers a few prompts; then the engine that the options name is asked for each
+token of these answers anew, after the same tokens before it, so that one difference does not make
+all that follow differ. Types round differently: a token that the torch engine held almost as
+probable as its own agrees, too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pydantic_settings import SettingsConfigDict
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
 from llm_service.engines import ImageRows, LLMEngine, Prompt, TokenLogprob, create_engine
+from llm_service.engines.tensorrt_llm_engine.installation import is_leader
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import MAX_LOGPROB_COUNT, SamplingParams
 from llm_service.settings import Settings
@@ -101,6 +103,8 @@ async def compare(settings: SelftestSettings) -> float:
     """
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
+    if settings.engine == "tensorrt_llm" and not is_leader():
+        await asyncio.to_thread(create_engine, settings, config, tokenizer)  # ends this process
     prompts = [make_prompt(question, config, tokenizer) for question in QUESTIONS]
     greedy = SamplingParams(max_tokens=settings.answer_token_count)
     async with running_engine(settings.reference, config, tokenizer) as engine:

@@ -25,3 +25,14 @@ def check_installation() -> None:
             f"TensorRT-LLM {package.__version__} has no tensorrt_llm.bindings.executor.Executor;"
             f" {SUPPORTED}"
         )
+
+
+def is_leader() -> bool:
+    """Returns whether this process is rank 0, which alone has an engine under mpirun.
+
+    Raises:
+        ValueError: as check_installation.
+    """
+    check_installation()
+    rank: int = importlib.import_module("tensorrt_llm").mpi_rank()
+    return rank == 0

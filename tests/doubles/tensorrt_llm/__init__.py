@@ -5,4 +5,10 @@ dtype or shape, a list of another length is an error, here at once. It generates
 engine. Tests put the folder above this package on sys.path.
 """
 
+from .bindings import executor
+
 __version__ = "1.2.1"
+
+
+def mpi_rank() -> int:
+    return executor.mpi.rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_the_engine_of_other_weights_fails(
     other = write_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(SystemExit, match=r"FAILED: [\d.]+% is less than --least-agreement"):
         run(monkeypatch, checkpoint, *engine_options(tmp_path, checkpoint, other))
+
+
+def test_another_rank_needs_no_reference(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    checkpoint: Path,
+) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    monkeypatch.setattr(double.mpi, "rank", 1)
+    double.mpi.leader_is_gone.set()
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, checkpoint, *engine_options(tmp_path, checkpoint, checkpoint))
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_a_checkpoint_that_is_none_is_a_sentence(
