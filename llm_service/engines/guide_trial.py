@@ -24,7 +24,7 @@ MEMORY_BYTE_COUNT = 1 << 30
 STACK_BYTE_COUNT = 4 << 20
 # The fuels keep one step of a matcher below some 50 ms; the default ones allow a second. Verbose
 # errors would repeat the guide.
-LIMITS = LLParserLimits(initial_lexer_fuel=100_000, verbose_errors=False)
+LIMITS = LLParserLimits(initial_lexer_fuel=100_000)
 
 
 class SingleBytes:
