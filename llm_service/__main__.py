@@ -9,6 +9,7 @@ import structlog
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
 from llm_service.engines import LLMEngine, create_engine
+from llm_service.metrics import Metrics, serving_metrics
 from llm_service.model import ServedModel
 from llm_service.servicer import LLMServicer
 from llm_service.settings import Settings
@@ -36,8 +37,11 @@ def main() -> None:
 
 
 async def _run(settings: Settings, model: ServedModel, engine: LLMEngine) -> int:
+    metrics = Metrics(engine)
+    service = make_service(settings, model, engine, metrics)
     try:
-        healthy = await serve(make_service(settings, model, engine), settings)
+        with serving_metrics(metrics, settings.host, settings.metrics_port):
+            healthy = await serve(service, settings)
     except OSError as error:
         logger.error("start_failed", error=str(error))
         return 1
@@ -77,9 +81,11 @@ def _check_vocabulary(config: LLMConfig, tokenizer: Tokenizer) -> None:
         )
 
 
-def make_service(settings: Settings, model: ServedModel, engine: LLMEngine) -> Service:
+def make_service(
+    settings: Settings, model: ServedModel, engine: LLMEngine, metrics: Metrics
+) -> Service:
     """Returns the gRPC service over an engine."""
-    servicer = LLMServicer(model, engine, TableCache(settings.max_table_byte_count))
+    servicer = LLMServicer(model, engine, TableCache(settings.max_table_byte_count), metrics)
     return Service(
         name=SERVICE_NAME,
         register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),

@@ -23,6 +23,7 @@ from llm_service.generation import (
     interleaved,
 )
 from llm_service.images import Generation, RequestImages
+from llm_service.metrics import Metrics
 from llm_service.model import ServedModel
 from llm_service.prompt import PromptLayout, chat_layout, text_layout, token_layout
 from llm_service.tables import TableCache
@@ -43,10 +44,13 @@ PromptMessage = llm_pb2.GenerateStart | llm_pb2.CountTokensRequest
 class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     """Joins the wire with prompt, tables and engine. Holds no state of a request."""
 
-    def __init__(self, model: ServedModel, engine: LLMEngine, tables: TableCache) -> None:
+    def __init__(
+        self, model: ServedModel, engine: LLMEngine, tables: TableCache, metrics: Metrics
+    ) -> None:
         self._model = model
         self._engine = engine
         self._tables = tables
+        self._metrics = metrics
 
     async def Generate(
         self, request_iterator: AsyncIterator[llm_pb2.GenerateRequest], context: Context
@@ -157,7 +161,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
                         usage.cached_token_count = event.cached_token_count
         usage.first_token_seconds, usage.total_seconds = clock.first, clock.last
         yield llm_pb2.GenerateResponse(usage=usage)
-        _log(usage)
+        self._record(usage)
 
     def _choices(
         self, prompt: Prompt, generation: Generation
@@ -192,6 +196,23 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
             stop_string=event.stop_string,
         )
         return llm_pb2.GenerateResponse(finished=finished)
+
+    def _record(self, usage: llm_pb2.Usage) -> None:
+        logger.info(
+            "generated",
+            prompt_tokens=usage.prompt_token_count,
+            output_tokens=usage.output_token_count,
+            image_tokens=usage.image_token_count,
+            first_token_seconds=round(usage.first_token_seconds, 4),
+            total_seconds=round(usage.total_seconds, 4),
+        )
+        tokens = {
+            "prompt": usage.prompt_token_count,
+            "image": usage.image_token_count,
+            "cached": usage.cached_token_count,
+            "output": usage.output_token_count,
+        }
+        self._metrics.count_answer(tokens, usage.first_token_seconds, usage.total_seconds)
 
     def _parse(self, start: llm_pb2.GenerateStart, deadline: float | None) -> Generation:
         config = self._model.config
@@ -294,17 +315,6 @@ def _check_image_count(layout: PromptLayout, image_count: int, field: str) -> No
             f"the prompt has places for {layout.image_count} images, but {field} has {image_count}",
             field=field,
         )
-
-
-def _log(usage: llm_pb2.Usage) -> None:
-    logger.info(
-        "generated",
-        prompt_tokens=usage.prompt_token_count,
-        output_tokens=usage.output_token_count,
-        image_tokens=usage.image_token_count,
-        first_token_seconds=round(usage.first_token_seconds, 4),
-        total_seconds=round(usage.total_seconds, 4),
-    )
 
 
 def _wanted(image_indexes: list[int]) -> llm_pb2.GenerateResponse:

@@ -58,6 +58,8 @@ class Settings(ServingSettings):
     """Most sequences that generate at the same time."""
     max_waiting_sequences: int = Field(default=256, ge=1)
     """Most sequences that wait for their turn; a further request is refused."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port on which Prometheus finds metrics, at /metrics; default: none are served."""
     max_call_count: int = Field(default=512, ge=1)
     """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)

@@ -91,6 +91,25 @@ class TokenOutput:
 
 
 @dataclass(frozen=True)
+class StepTotals:
+    """What an engine's steps have come to since it was started.
+
+    Attributes:
+        count: steps.
+        seconds: that they took.
+        tokens: of prompts and outputs that they computed.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def plus(self, count: int, seconds: float, tokens: int) -> StepTotals:
+        """Returns the totals after further steps."""
+        return StepTotals(self.count + count, self.seconds + seconds, self.tokens + tokens)
+
+
+@dataclass(frozen=True)
 class EngineLoad:
     """The engine's load at one moment.
 
@@ -99,16 +118,18 @@ class EngineLoad:
         waiting: sequences waiting for room.
         free_kv_tokens: tokens that fit into the free part of the KV cache.
         total_kv_tokens: tokens that fit into the whole KV cache.
+        steps: those so far.
     """
 
     running: int
     waiting: int
     free_kv_tokens: int
     total_kv_tokens: int
+    steps: StepTotals = StepTotals()
 
 
 class LLMEngine(Protocol):
-    """A warm language model. Its methods are called from one event loop."""
+    """A warm language model. Its methods are called from one event loop, `load` from any thread."""
 
     @property
     def context_length(self) -> int:

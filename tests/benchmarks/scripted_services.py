@@ -15,6 +15,7 @@ from pydantic_settings import CliApp
 from llm_service.__main__ import make_service
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import Prompt, RowsNeededError, TokenOutput
+from llm_service.metrics import Metrics
 from llm_service.model import ServedModel
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings
@@ -79,7 +80,8 @@ async def serve_llm(settings: LLMSettings) -> None:
     tokenizer = real_tokenizer("internlm2_5")
     context = config.max_position_embeddings
     model = ServedModel(MODEL, "scripted", config, tokenizer, context, settings.max_image_count)
-    await serve(make_service(settings, model, ScriptedLLMEngine()), settings)
+    engine = ScriptedLLMEngine()
+    await serve(make_service(settings, model, engine, Metrics(engine)), settings)
 
 
 def main() -> None:

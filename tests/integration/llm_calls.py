@@ -12,6 +12,7 @@ import torch
 from llm_service.__main__ import SERVICE_NAME
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import LLMEngine
+from llm_service.metrics import Metrics
 from llm_service.model import ServedModel
 from llm_service.servicer import LLMServicer
 from llm_service.tables import TableCache
@@ -42,11 +43,14 @@ END = 151645
 
 @asynccontextmanager
 async def serving(
-    engine: LLMEngine, tokenizer: Tokenizer, table_byte_count: int = TABLE_BYTES
+    engine: LLMEngine,
+    tokenizer: Tokenizer,
+    table_byte_count: int = TABLE_BYTES,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
     model = ServedModel("tiny", "torch", CONFIG, tokenizer, CONTEXT, 4)
-    servicer = LLMServicer(model, engine, TableCache(table_byte_count))
+    servicer = LLMServicer(model, engine, TableCache(table_byte_count), metrics or Metrics(engine))
     service = Service(
         SERVICE_NAME,
         lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),

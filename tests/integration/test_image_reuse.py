@@ -13,6 +13,7 @@ import torch
 
 from llm_service.__main__ import load, make_service
 from llm_service.engines import Prompt, RowsNeededError, TokenOutput
+from llm_service.metrics import Metrics
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
 from protos.errors import ContextLengthError, OverloadedError, ServiceError
@@ -269,7 +270,7 @@ async def torch_service(
     )
     model, engine = await asyncio.to_thread(load, settings)
     try:
-        async with channel_to(make_service(settings, model, engine)) as channel:
+        async with channel_to(make_service(settings, model, engine, Metrics(engine))) as channel:
             yield llm_pb2_grpc.LLMServiceStub(channel)
     finally:
         await engine.close()

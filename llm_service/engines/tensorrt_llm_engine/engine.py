@@ -16,7 +16,7 @@ import torch
 from tensorrt_llm.bindings import executor
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
+from llm_service.engines import EngineLoad, Prompt, RowsNeededError, StepTotals, TokenOutput
 from llm_service.engines.admission import (
     check_queue,
     check_tokens,
@@ -87,6 +87,7 @@ class TensorRTLLMEngine:
         # The response thread's, read by the loop:
         self._free_kv_tokens = self._total_kv_tokens
         self._active_count = 0
+        self._steps = StepTotals()
         self._ended = False
         self._probe = Probe()
         self._stopping = threading.Event()
@@ -140,6 +141,7 @@ class TensorRTLLMEngine:
             # The executor tells nothing while it has nothing to do.
             free_kv_tokens=self._free_kv_tokens if self._outputs else self._total_kv_tokens,
             total_kv_tokens=self._total_kv_tokens,
+            steps=self._steps,
         )
 
     def is_healthy(self) -> bool:
@@ -252,11 +254,14 @@ class TensorRTLLMEngine:
                 self._calls.submit(self._submit, self._probing())
 
     def _publish_load(self) -> None:
-        for stats in self._executor.get_latest_iteration_stats()[-1:]:
+        for stats in self._executor.get_latest_iteration_stats():
             self._active_count = stats.num_active_requests
             if stats.kv_cache_stats is not None:
                 free = stats.kv_cache_stats.free_num_blocks
                 self._free_kv_tokens = free * self._tokens_per_block
+            if (batch := stats.inflight_batching_stats) is not None:
+                token_count = batch.num_ctx_tokens + batch.num_gen_requests
+                self._steps = self._steps.plus(1, stats.iter_latency_ms / 1000, token_count)
 
     def _end(self) -> None:
         """Fails every request that the loop has posted before it could see the end."""

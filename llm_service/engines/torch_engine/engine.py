@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ import structlog
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import EngineLoad, Prompt, RowsNeededError, TokenOutput
+from llm_service.engines import EngineLoad, Prompt, RowsNeededError, StepTotals, TokenOutput
 from llm_service.engines.admission import (
     check_queue,
     check_tokens,
@@ -69,6 +70,7 @@ class TorchEngine:
         # The thread's:
         self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, Outputs]] = {}
         self._in_flight: deque[StepOutputs] = deque()
+        self._steps = StepTotals()
         self._stopping = False
         self._ended = False
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -115,6 +117,7 @@ class TorchEngine:
             waiting=max(0, self._request_count - running),
             free_kv_tokens=self._free_kv_tokens,
             total_kv_tokens=self._total_kv_tokens,
+            steps=self._steps,
         )
 
     def is_healthy(self) -> bool:
@@ -185,7 +188,9 @@ class TorchEngine:
         Where the runner overlaps, that is the step before: this one was prepared while the device
         worked on it, and one token of each sequence is in flight.
         """
+        started = time.perf_counter()
         scheduled = self._scheduler.schedule()
+        token_count = sum(sequence.scheduled_count for sequence in scheduled)
         self._publish_load()
         self._tell({sequence: _rows_needed() for sequence in self._scheduler.take_unreadable()})
         if scheduled:
@@ -195,6 +200,7 @@ class TorchEngine:
         awaited = len(self._in_flight) > self._runner.overlaps or not scheduled
         if self._in_flight and awaited:
             self._deliver(self._in_flight.popleft().read())
+        self._steps = self._steps.plus(1, time.perf_counter() - started, token_count)
 
     def _deliver(self, sampled: list[SampledToken]) -> None:
         """Appends the new tokens, frees what has finished, and only then tells the callers.

@@ -40,6 +40,7 @@ from .values import (
     FinishReason,
     GuidedDecodingConfig,
     GuidedDecodingParams,
+    InflightBatchingStats,
     IterationStats,
     KvCacheConfig,
     KvCacheMetrics,
@@ -92,6 +93,7 @@ __all__ = [
 
 FAULT = "CUDA error: an illegal memory access was encountered"
 TOKENS_PER_BLOCK = 8
+ITERATION_MS = 2.0
 DEFAULT_KV_TOKENS = 8192
 # How many tokens one response carries, in turn; an empty one is sent between two tokens.
 DELTA_SIZES = (1, 0, 2, 3)
@@ -332,6 +334,8 @@ class Executor:
                 num_active_requests=load.running,
                 num_queued_requests=load.waiting,
                 kv_cache_stats=kv_cache,
+                iter_latency_ms=ITERATION_MS,
+                inflight_batching_stats=InflightBatchingStats(num_gen_requests=load.running),
             )
         )
 

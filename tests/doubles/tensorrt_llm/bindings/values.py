@@ -380,6 +380,17 @@ class KvCacheStats:
     cache_hit_rate: float = 0.0
 
 
+@dataclass(frozen=True)
+class InflightBatchingStats:
+    num_scheduled_requests: int = 0
+    num_context_requests: int = 0
+    num_gen_requests: int = 0
+    num_paused_requests: int = 0
+    num_ctx_tokens: int = 0
+    micro_batch_id: int = 0
+    avg_num_decoded_tokens_per_iter: float = 0.0
+
+
 @dataclass
 class IterationStats:
     timestamp: str = ""
@@ -397,5 +408,5 @@ class IterationStats:
     kv_cache_stats: KvCacheStats | None = None
     cross_kv_cache_stats: KvCacheStats | None = None
     static_batching_stats: Any = None
-    inflight_batching_stats: Any = None
+    inflight_batching_stats: InflightBatchingStats | None = None
     specdec_stats: Any = None

@@ -1,0 +1,93 @@
+"""What Prometheus reads over HTTP, of a service that has answered over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from llm_service.engines import EngineLoad, Prompt, StepTotals, TokenOutput
+from llm_service.metrics import Metrics, serving_metrics
+from llm_service.sampling import SamplingParams
+from protos.internvl.v1 import llm_pb2_grpc
+from tests.idle_engine import IdleEngine
+from tests.integration.llm_calls import END, exchange, serving, start
+from tests.real_tokenizers import real_tokenizer
+
+
+class BusyEngine(IdleEngine):
+    """Answers two tokens, and says of itself what no other number here is."""
+
+    context_length = 4096
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[TokenOutput, None]:
+        yield TokenOutput([40], None)
+        yield TokenOutput([END], "stop", cached_token_count=16)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(3, 5, 700, 1000, StepTotals(11, 1.5, 13))
+
+
+def read(port: int) -> dict[str, float]:
+    """Returns the values of all metrics, by name and label."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+        text = response.read().decode()
+    return {
+        "/".join([sample.name.removeprefix("internvl_llm_"), *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def test_the_engines_load_and_the_answers_are_counted() -> None:
+    engine, port = BusyEngine(), free_port()
+    metrics = Metrics(engine)
+    async with serving(engine, real_tokenizer("qwen2_5"), metrics=metrics) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        with serving_metrics(metrics, "127.0.0.1", port):
+            before = await asyncio.to_thread(read, port)
+            usages = [(await exchange(stub, start()))[-1].usage for _ in range(2)]
+            after = await asyncio.to_thread(read, port)
+    assert (after["sequences/running"], after["sequences/waiting"]) == (3, 5)
+    assert (after["kv_cache_tokens/free"], after["kv_cache_tokens/used"]) == (700, 300)
+    assert (after["steps_total"], after["step_seconds_total"]) == (11, 1.5)
+    assert after["step_tokens_total"] == 13
+    assert "tokens_total/prompt" not in before
+    assert after["tokens_total/prompt"] == 2 * usages[0].prompt_token_count
+    assert (after["tokens_total/output"], after["tokens_total/cached"]) == (4, 32)
+    assert after["first_token_seconds_count"] == after["request_seconds_count"] == 2
+    expected = sum(usage.total_seconds for usage in usages)
+    assert after["request_seconds_sum"] == pytest.approx(expected)
+
+
+def test_without_a_port_none_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_service.metrics.start_http_server", pytest.fail)
+    with serving_metrics(Metrics(BusyEngine()), "127.0.0.1", None):
+        pass
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(OSError, match="in use"),
+            serving_metrics(Metrics(BusyEngine()), "127.0.0.1", port),
+        ):
+            pass
