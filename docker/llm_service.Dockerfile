@@ -15,18 +15,21 @@ SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN useradd --uid 10001 service
 WORKDIR /app
 COPY --from=source / ./
-# What TensorRT-LLM was compiled for stays as it is, or pip fails. The image's own PIP_CONSTRAINT
-# holds much more, which our dependencies may have to replace.
-RUN pip list --format=freeze | grep -iE '^(numpy|tensorrt.*|torch|triton)==' > /app/held.txt \
-    && PIP_CONSTRAINT='' pip install --no-cache-dir -c /app/held.txt ".[torch]"
+# What TensorRT-LLM needs as it is stays so, or pip fails. The image's own PIP_CONSTRAINT holds much
+# more, which our dependencies may have to replace. Into a Python of Ubuntu's pip must be let.
+RUN pip list --format=freeze \
+    | grep -iE '^(llguidance|numpy|tensorrt.*|torch|triton)==' > /app/held.txt \
+    && PIP_BREAK_SYSTEM_PACKAGES=1 PIP_CONSTRAINT='' \
+    pip install --no-cache-dir -c /app/held.txt ".[models]"
 USER 10001
 # As in the other target, see below.
 ENV HOME=/tmp USER=service OMP_WAIT_POLICY=PASSIVE
-ENV INTERNVL_LLM_HOST=0.0.0.0 INTERNVL_LLM_ENGINE=tensorrt_llm
 EXPOSE 50052
 HEALTHCHECK --start-period=15m --interval=10s --timeout=6s \
     CMD ["python", "-c", "import grpc, sys; from grpc_health.v1 import health_pb2, health_pb2_grpc; answer = health_pb2_grpc.HealthStub(grpc.insecure_channel('127.0.0.1:50052')).Check(health_pb2.HealthCheckRequest(), timeout=5); sys.exit(answer.status != answer.SERVING)"]
-ENTRYPOINT ["internvl-llm"]
+# The vendor's: it takes the image's CUDA libraries where the machine's driver is older than they are.
+ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]
+CMD ["internvl-llm", "--host", "0.0.0.0", "--engine", "tensorrt_llm"]
 
 # The torch engine. PyPI's torch has CUDA in it, so a GPU that this container is given is used, too;
 # --build-arg PIP_EXTRA_INDEX_URL=(PyTorch's index of CPU wheels) saves its gigabytes.

@@ -6,12 +6,18 @@ from dataclasses import dataclass
 from math import prod
 
 from llm_service.build.layout import TargetTensor, rank_tensors
-from llm_service.build.quantities import in_bytes
+from llm_service.build.quantities import GIB, in_bytes
 from llm_service.build.target import BuildError, Target
 from llm_service.build.tensor_file import ITEM_BYTE_COUNT
 from llm_service.checkpoint import LLMConfig
 
 ROWS_PER_TILE = 256
+# The KV cache is handed out by blocks of so many tokens: trtllm-build's default, tokens_per_block.
+TOKENS_PER_BLOCK = 32
+# Estimates, for a process on its GPU: CUDA's context with the kernels of all libraries, and the
+# buffers of NCCL where there are several GPUs.
+CUDA_BYTE_COUNT = GIB // 2
+NCCL_BYTE_COUNT = GIB // 2
 # Bits of a weight in the matrices that TensorRT-LLM quantises; the embedding and the head stay.
 WEIGHT_BITS = {"none": 16, "w8a16": 8, "w4a16": 4}
 QUANTIZED = ("qkv.weight", "dense.weight", "fc.weight", "gate.weight", "proj.weight")
@@ -61,6 +67,11 @@ class Limits:
         return self.input_length + self.output_length
 
     @property
+    def cached_length(self) -> int:
+        """Tokens that the KV cache has room for in each request: total_length, in whole blocks."""
+        return -(-self.total_length // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+
+    @property
     def table_row_count(self) -> int:
         """Rows of the prompt tables of all requests that generate at the same time."""
         return self.concurrency * self.tiles_per_request * ROWS_PER_TILE
@@ -76,6 +87,7 @@ class Memory:
         kv_cache: those of all requests at their full length.
         prompt_tables: of all requests.
         activations: of one step over the longest prompt.
+        libraries: CUDA and, with several GPUs, NCCL.
     """
 
     weights: int
@@ -83,19 +95,20 @@ class Memory:
     kv_cache: int
     prompt_tables: int
     activations: int
+    libraries: int
 
     @property
     def total(self) -> int:
         """What a GPU needs to serve all requests at their full length."""
-        return self.weights + self.kv_cache + self.prompt_tables + self.activations
+        tensors = self.weights + self.kv_cache + self.prompt_tables + self.activations
+        return tensors + self.libraries
 
 
 def memory(config: LLMConfig, target: Target, limits: Limits) -> Memory:
     """Returns what the fullest GPU needs."""
     ranks = [rank_tensors(config, target, rank) for rank in target.ranks]
     kv_heads = max(1, config.kv_head_count // target.tp)
-    layers = config.layer_count // target.pp
-    kv_per_token = layers * 2 * kv_heads * config.head_dim * ITEM_BYTE_COUNT
+    kv_per_token = config.kv_values_per_token(target.tp, target.pp) * ITEM_BYTE_COUNT
     # Of the widest point of a layer: residual, its norm and the attention's output; qkv; fc, gate.
     width = (
         3 * config.hidden_size
@@ -105,9 +118,10 @@ def memory(config: LLMConfig, target: Target, limits: Limits) -> Memory:
     return Memory(
         weights=max(sum(_byte_count(tensor, target) for tensor in tensors) for tensors in ranks),
         kv_per_token=kv_per_token,
-        kv_cache=kv_per_token * limits.concurrency * limits.total_length,
+        kv_cache=kv_per_token * limits.concurrency * limits.cached_length,
         prompt_tables=limits.table_row_count * config.hidden_size * ITEM_BYTE_COUNT,
         activations=limits.input_length * width * ITEM_BYTE_COUNT,
+        libraries=CUDA_BYTE_COUNT + (NCCL_BYTE_COUNT if len(ranks) > 1 else 0),
     )
 
 
@@ -120,6 +134,9 @@ def report(
     name: str, config: LLMConfig, target: Target, limits: Limits, card: Card | None
 ) -> list[str]:
     """Returns the arithmetic as lines of text, and how it compares with the card if there is one.
+
+    The last line is the option with which internvl-llm gives the KV cache just its room, whatever
+    else is on the GPU: without it the cache takes a share of the memory that is free at the start.
 
     Args:
         name: of the model.
@@ -138,10 +155,12 @@ def report(
         f"prompt tables  {limits.concurrency} requests x {limits.tiles_per_request} tiles "
         f"x {ROWS_PER_TILE} = {limits.table_row_count:,} rows, {in_bytes(needs.prompt_tables)}",
         f"KV cache       {needs.kv_per_token:,} bytes a token x {limits.concurrency} "
-        f"x {limits.total_length:,} = {in_bytes(needs.kv_cache)}",
+        f"x {limits.cached_length:,} = {in_bytes(needs.kv_cache)}",
         f"weights        {in_bytes(needs.weights)}",
         f"activations    about {in_bytes(needs.activations)}",
+        f"CUDA, NCCL     about {in_bytes(needs.libraries)}",
         f"each GPU       about {in_bytes(needs.total)}{_verdict(needs, card)}",
+        f"serve with     --kv-cache-byte-count {needs.kv_cache}",
     ]
 
 
@@ -160,4 +179,8 @@ def _verdict(needs: Memory, card: Card | None) -> str:
             f", MORE than the {in_bytes(card.byte_count)} of {card.name}: "
             "raise --tp or --pp, quantise, or lower the limits"
         )
-    return f" of the {in_bytes(card.byte_count)} of {card.name}"
+    left = in_bytes(card.byte_count - needs.total)
+    return (
+        f" of the {in_bytes(card.byte_count)} of {card.name}; "
+        f"{left} are left, for the vision service if it shares the GPU"
+    )

@@ -18,17 +18,21 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from string import Template
 
 import pytest
 import torch
 from pydantic_settings import BaseSettings, CliApp
 
 from gateway.settings import Settings as GatewaySettings
-from llm_service.selftest import SelftestSettings
+from llm_service.doctor import DoctorSettings as LLMDoctorSettings
+from llm_service.selftest import SelftestSettings as LLMSelftestSettings
 from llm_service.settings import Settings as LLMSettings
 from models.demo.stack import DEMO_CHECKPOINT
 from vision_service.checkpoint import VisionConfig
+from vision_service.doctor import DoctorSettings as VisionDoctorSettings
 from vision_service.engines.intern_vit import VisionModel
+from vision_service.selftest import SelftestSettings as VisionSelftestSettings
 from vision_service.settings import Settings as VisionSettings
 
 ROOT = Path(__file__).parents[2]
@@ -38,11 +42,16 @@ PROGRAMS: dict[str, type[BaseSettings]] = {
     "internvl-vision": VisionSettings,
     "internvl-llm": LLMSettings,
     "internvl-gateway": GatewaySettings,
-    "llm_service.selftest": SelftestSettings,
+    "vision_service.doctor": VisionDoctorSettings,
+    "llm_service.doctor": LLMDoctorSettings,
+    "vision_service.selftest": VisionSelftestSettings,
+    "llm_service.selftest": LLMSelftestSettings,
 }
 PORTS = ("50051", "50052", "8000")
 PICTURE_URL = "https://example.com"
 BETWEEN = "--- next block ---"
+# What the commands for several GPUs begin with, and what it says for another size.
+CHOICES = re.findall(r"size=(\d+B) tp=(\d) cache=(\d+)", PAGE)
 
 
 def blocks(section: int, language: str = "sh") -> list[str]:
@@ -117,7 +126,7 @@ def test_serve_ask_and_stop(models: Path, picture_url: str) -> None:
         INTERNVL_LLM_THREADS="1",
     )
     assert completed.returncode == 0, completed.stderr
-    _, web, two, video, stopped = completed.stdout.split(BETWEEN)
+    *_, web, two, video, stopped = completed.stdout.split(BETWEEN)
     assert _prompt_tokens(web) > 256
     assert _prompt_tokens(two) > 2 * 256
     assert len(video.split()) > 1
@@ -133,8 +142,22 @@ def _prompt_tokens(answer: str) -> int:
     return int(completion["usage"]["prompt_tokens"])
 
 
+def command(section: int, start: str, size: str = "8B", tp: str = "1", cache: str = "1") -> str:
+    """Returns the command that starts so: of one size, or of several with the one's values."""
+    lines = [line for block in blocks(section) for line in block.splitlines()]
+    (found,) = [line for line in lines if line.startswith(start)]
+    return Template(found).substitute(size=size, tp=tp, cache=cache)
+
+
+@pytest.mark.parametrize("library", ["vision_service", "llm_service"])
+def test_doctors_miss_the_gpu(library: str) -> None:
+    completed = run(command(4, f"python -m {library}.doctor"))
+    assert completed.returncode == 1, completed.stderr
+    assert "PyTorch finds no GPU" in completed.stdout
+
+
 def test_convert(models: Path) -> None:
-    _, convert, _ = blocks(4)
+    convert = command(4, "python -m llm_service.build convert")
     completed = run(convert.replace("/models/", f"{models}/"))
     assert completed.returncode == 0, completed.stderr
     written = {file.name for file in (models / "converted" / "8B").iterdir()}
@@ -143,33 +166,73 @@ def test_convert(models: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
 def test_onnx_graph(models: Path) -> None:
-    plan, _, _ = blocks(4)
-    completed = run(plan.replace("/models/", f"{models}/").rstrip() + " --onnx-only")
+    plan = command(4, "python -m vision_service.build")
+    completed = run(plan.replace("/models/", f"{models}/") + " --onnx-only")
     assert completed.returncode == 0, completed.stderr
     assert (models / "engines" / "8B" / "vision" / "vision.onnx").is_file()
 
 
 def test_dry_run_prints_what_the_page_shows(tmp_path: Path) -> None:
     shutil.copytree(DATA / "configs" / "InternVL2_5-8B", tmp_path / "InternVL2_5-8B")
-    _, _, dry_run = blocks(4)
+    dry_run = command(4, "python -m llm_service.build engine")
     completed = run(dry_run.replace("/models/", f"{tmp_path}/"))
     assert completed.returncode == 0, completed.stderr
     (shown,) = blocks(4, "text")
     assert completed.stdout.replace(f"{tmp_path}/", "/models/") == shown
 
 
-def test_selftest_of_the_torch_engine(models: Path) -> None:
-    (command,) = [block for block in blocks(5) if "selftest" in block]
-    torch_options = command.partition(" --engine ")[0].replace("/models/", f"{models}/")
-    completed = run(f"{torch_options} --threads 1 --answer-token-count 4")
+@pytest.mark.parametrize(
+    ("library", "options"),
+    [("vision_service", "--tile-counts 1,2"), ("llm_service", "--answer-token-count 4")],
+)
+def test_selftests_of_the_torch_engines(models: Path, library: str, options: str) -> None:
+    selftest = command(4, f"python -m {library}.selftest").partition(" --engine ")[0]
+    completed = run(f"{selftest.replace('/models/', f'{models}/')} --threads 1 {options}")
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout.endswith("\npassed\n")
 
 
+def test_sizes_on_several_gpus_are_the_tables() -> None:
+    rows = re.findall(r"^\| (\d+B) \| ([2-9]) \| .* \| (\d+) \| ", PAGE, re.M)
+    assert sorted(CHOICES) == rows
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
+def test_convert_for_several_gpus(models: Path, choice: tuple[str, str, str]) -> None:
+    size, tp, _ = choice
+    (models / "InternVL2_5-8B").rename(models / f"InternVL2_5-{size}")
+    convert = command(5, "python -m llm_service.build convert", *choice)
+    completed = run(convert.replace("/models/", f"{models}/"))
+    assert completed.returncode == 0, completed.stderr
+    assert len(list((models / "converted" / size).glob("rank*.safetensors"))) == int(tp)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
+def test_dry_run_for_several_gpus(tmp_path: Path, choice: tuple[str, str, str]) -> None:
+    size, tp, cache = choice
+    shutil.copytree(DATA / "configs" / f"InternVL2_5-{size}", tmp_path / f"InternVL2_5-{size}")
+    build = command(5, "python -m llm_service.build engine", *choice)
+    completed = run(build.replace("/models/", f"{tmp_path}/") + " --dry-run")
+    assert completed.returncode == 0, completed.stderr
+    assert f" on {tp} GPU(s), tp {tp} x pp 1\n" in completed.stdout
+    assert f"\nserve with     --kv-cache-byte-count {cache}\n" in completed.stdout
+
+
+def test_mpirun_starts_a_process_for_each_gpu_and_binds_none_to_a_core() -> None:
+    started = [line for block in blocks(5) for line in block.splitlines() if "mpirun" in line]
+    assert len(started) == 2
+    assert all(line.startswith("mpirun --bind-to none -n $tp ") for line in started)
+
+
 def serving_commands() -> list[list[str]]:
-    """Returns the words of every command on the page that loads a model or starts a process."""
-    lines = [line for section in (3, 5) for block in blocks(section) for line in block.splitlines()]
-    commands = [shlex.split(line.removesuffix("&")) for line in lines]
+    """Returns the words of every command on the page that runs one of PROGRAMS."""
+    sections = [block for section in (3, 4, 5) for block in blocks(section)]
+    size, tp, cache = CHOICES[0]
+    commands = [
+        shlex.split(Template(line).safe_substitute(size=size, tp=tp, cache=cache))
+        for block in sections
+        for line in block.splitlines()
+    ]
     return [
         words[position:]
         for words in commands
@@ -180,22 +243,43 @@ def serving_commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", serving_commands(), ids=" ".join)
 def test_options_are_those_of_the_program(words: list[str]) -> None:
-    program, *options = words
+    program, *options = [word for word in words if word != "&"]
     settings = CliApp.run(PROGRAMS[program], cli_args=options)
     given = {name.removeprefix("--").replace("-", "_") for name in options[::2]}
     assert given <= settings.model_fields_set
 
 
+@pytest.mark.parametrize("words", serving_commands(), ids=" ".join)
+def test_services_are_open_to_this_machine_alone_whatever_the_environment_says(
+    words: list[str],
+) -> None:
+    assert words[0].startswith("internvl-") == ("--host 127.0.0.1 " in " ".join(words))
+
+
 def test_no_command_is_overlooked() -> None:
-    assert len(serving_commands()) == 8
+    assert len(serving_commands()) == 15
+
+
+def test_the_kv_caches_size_is_the_dry_runs() -> None:
+    text = "".join([*blocks(4, "text"), *blocks(5)])
+    sizes = re.findall(r"kv.cache.byte.count[ =](\d+)", text, re.I)
+    assert len(sizes) == 3
+    assert len(set(sizes)) == 1
+
+
+def test_containers_are_told_by_variables_that_the_compose_file_has() -> None:
+    compose = (ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8")
+    names = [word.partition("=")[0] for word in command(5, "export ").split()[1:]]
+    assert names
+    for name in names:
+        assert re.search(rf"\$\{{{name}:-|^ +{name}:$", compose, re.M)
 
 
 def test_download_command_is_one_that_hf_knows(tmp_path: Path) -> None:
-    install, download = blocks(2)[0].splitlines()
-    assert install == "pip install huggingface_hub"
-    command = f"{download.replace('/models/', f'{tmp_path}/')} || echo status $?"
+    download = command(2, "hf download ")
+    script = f"{download.replace('/models/', f'{tmp_path}/')} || echo status $?"
     # Offline it cannot succeed: 1. An unknown option would be 2.
-    assert run(command, HF_HUB_OFFLINE="1").stdout.splitlines()[-1] == "status 1"
+    assert run(script, HF_HUB_OFFLINE="1").stdout.splitlines()[-1] == "status 1"
 
 
 def test_table_is_the_dry_runs() -> None:
@@ -205,12 +289,13 @@ def test_table_is_the_dry_runs() -> None:
         report = (DATA / "trtllm" / f"engine-{size}.txt").read_text()
         found = re.search(
             r"on (\d) GPU.* tp \1 x pp 1\n(?s:.*)\nKV cache .* = (.*)\nweights +(.*)\n"
-            r"(?s:.*)\neach GPU +about (.*);",
+            r"(?s:.*)\neach GPU +about (.*);.*\nserve with +--kv-cache-byte-count (\d+)\n",
             report,
         )
         assert found is not None
-        gpus, cache, weights, total = found.groups()
-        shown = f"{gpus} | {weights} | {cache} | {total} | {_vision_gib(size):.2f} GiB"
+        gpus, cache, weights, total, byte_count = found.groups()
+        vision = f"{_vision_gib(size):.2f} GiB"
+        shown = f"{gpus} | {weights} | {cache} | {byte_count} | {total} | {vision}"
         assert row == shown
 
 

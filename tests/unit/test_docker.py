@@ -19,6 +19,7 @@ import grpc
 import pytest
 import yaml  # type: ignore[import-untyped] # its stubs are a package of their own
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from pydantic_settings import CliApp
 
 from gateway.app import running_gateway
 from gateway.settings import Settings as GatewaySettings
@@ -29,6 +30,8 @@ COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PACKAGES = ("gateway", "vision_service", "llm_service")
 HEALTH = health_pb2.HealthCheckResponse
+# How NVIDIA's images start: it ends as the program that it is given.
+VENDOR_ENTRY_POINT = "/opt/nvidia/nvidia_entrypoint.sh"
 Instruction = tuple[str, str]
 
 
@@ -61,6 +64,13 @@ class Image(NamedTuple):
         """The variables that the image sets."""
         words = [word for rest in self.values("ENV") for word in shlex.split(rest)]
         return dict(word.split("=", 1) for word in words)
+
+    @property
+    def command(self) -> list[str]:
+        """What it runs when it is told nothing else: the program, and its options."""
+        values = [*self.values("ENTRYPOINT"), *self.values("CMD")]
+        words = [str(word) for value in values for word in json.loads(value)]
+        return words[1:] if words[0] == VENDOR_ENTRY_POINT else words
 
     @property
     def settings_class(self) -> type[ServingSettings]:
@@ -117,12 +127,24 @@ def test_the_default_target_is_the_one_that_needs_no_gpu() -> None:
 def test_the_program_runs_as_a_user_without_rights(image: Image) -> None:
     (user,) = image.values("USER")
     assert f"useradd --uid {int(user)} service" in image.values("RUN")
-    (entry_point,) = image.values("ENTRYPOINT")
-    assert json.loads(entry_point) == [image.settings_class.model_config["cli_prog_name"]]
+    assert image.command[0] == image.settings_class.model_config["cli_prog_name"]
+
+
+@pytest.mark.parametrize("image", [VISION_TENSORRT, LLM_TENSORRT], ids="-".join)
+def test_the_vendors_entry_point_starts_whatever_runs_on_its_image(image: Image) -> None:
+    assert image.values("ENTRYPOINT") == [json.dumps([VENDOR_ENTRY_POINT])]
+
+
+@pytest.mark.parametrize("image", [VISION_TENSORRT, LLM_TENSORRT], ids="-".join)
+def test_a_shell_in_an_image_that_builds_has_the_options_of_any_other(image: Image) -> None:
+    assert not [name for name in image.environment if name.startswith("INTERNVL_")]
 
 
 def settings_in(
-    image: Image, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    image: Image,
+    environment: dict[str, str],
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> ServingSettings:
     """Returns the settings of a container's process; each of its variables must be an option."""
     everything = image.environment | environment
@@ -131,7 +153,8 @@ def settings_in(
     assert options <= set(image.settings_class.model_fields)
     for name in names:
         monkeypatch.setenv(name, everything[name])
-    return image.settings_class()
+    program = str(image.settings_class.model_config["cli_prog_name"])
+    return CliApp.run(image.settings_class, cli_args=command[command.index(program) + 1 :])
 
 
 @EVERY_IMAGE
@@ -141,7 +164,7 @@ def test_the_exposed_port_is_the_one_listened_on(
     needed = {} if image == GATEWAY else {f"{image.prefix}CHECKPOINT": "/checkpoint"}
     if image == VISION_TENSORRT:
         needed |= {"INTERNVL_VISION_PLAN": "/engines/vision"}
-    settings = settings_in(image, needed, monkeypatch)
+    settings = settings_in(image, needed, image.command, monkeypatch)
     assert (settings.host, settings.port) == ("0.0.0.0", image.port)
 
 
@@ -184,14 +207,40 @@ def test_compose_runs_every_image() -> None:
     assert {image_of(service) for service in SERVICES} == set(IMAGES)
 
 
+def default(value: str) -> str:
+    """Returns what ${NAME:-default} is when the user has set nothing."""
+    return re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_compose_sets_options_that_the_program_has(
     service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variables = SERVICES[service]["environment"]
-    # ${NAME:-default}: as when the user has set nothing.
-    chosen = {name: re.sub(r"\$\{\w+:-(.*)\}", r"\1", value) for name, value in variables.items()}
-    settings_in(image_of(service), chosen, monkeypatch)
+    image = image_of(service)
+    # A variable without a value is the user's own, if there is one.
+    variables = {
+        name: "1" if value is None else default(value)
+        for name, value in SERVICES[service]["environment"].items()
+    }
+    command = [default(word) for word in SERVICES[service].get("command", image.command)]
+    settings = settings_in(image, variables, command, monkeypatch)
+    assert (settings.host, settings.port) == ("0.0.0.0", image.port)
+    engines = {GATEWAY: None, VISION_TENSORRT: "tensorrt", LLM_TENSORRT: "tensorrt_llm"}
+    assert getattr(settings, "engine", None) == engines.get(image, "torch")
+
+
+def test_compose_runs_the_llm_on_as_many_gpus_as_the_user_says() -> None:
+    container = SERVICES["llm-tensorrt"]
+    *mpirun, program = container["command"][: container["command"].index("internvl-llm") + 1]
+    assert shlex.join(map(default, [*mpirun, program])) == "mpirun --bind-to none -n 1 internvl-llm"
+    assert mpirun[-1] == "${LLM_GPU_COUNT:-1}"
+    # Open MPI's default list of signals that mpirun passes on has it, and cannot have SIGTERM.
+    assert container["stop_signal"] == "SIGUSR1"
+
+
+def test_compose_starts_the_llm_when_vision_has_its_memory() -> None:
+    condition = SERVICES["llm-tensorrt"]["depends_on"]["vision-tensorrt"]["condition"]
+    assert condition == "service_healthy"
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -264,8 +313,7 @@ def test_pip_steps_in_a_fresh_environment(image: Image, tmp_path: Path) -> None:
     variables = os.environ | {"PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     (step,) = (step for step in image.values("RUN") if step.startswith("pip "))
     subprocess.run(["bash", "-ec", step], cwd=sources, env=variables, check=True)
-    (entry_point,) = image.values("ENTRYPOINT")
-    program = environment / "bin" / json.loads(entry_point)[0]
+    program = environment / "bin" / image.command[0]
     shown = subprocess.run([program, "--help"], cwd=tmp_path, capture_output=True, check=True)
     assert b"--port" in shown.stdout
     installed = {folder.name for folder in environment.glob("lib/python*/site-packages/*")}

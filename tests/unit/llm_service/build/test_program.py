@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from llm_service.build import __main__ as program
 from llm_service.build.progress import Progress
 from llm_service.build.sizing import Card
+from llm_service.checkpoint import LLMConfig
 from tests.unit.llm_service.build import trtllm_build
 from tests.unit.llm_service.engine.tiny import INTERNLM2, random_tensors, write_checkpoint
 
@@ -75,16 +77,33 @@ def test_quantized_weights_and_the_gpus_share_of_the_cache_are_counted(
 @pytest.mark.parametrize(
     ("gib", "verdict"),
     [
-        (80, " of the 80.00 GiB of Test Card\n"),
-        (24, ", MORE than the 24.00 GiB of Test Card: raise --tp or --pp, quantise, or lower"),
+        (80, "about 26.91 GiB of the 80.00 GiB of Test Card; 53.09 GiB are left, for the vision"),
+        # The tensors alone, 26.41 GiB, would be less.
+        (26.5, ", MORE than the 26.50 GiB of Test Card: raise --tp or --pp, quantise, or lower"),
     ],
 )
 def test_the_estimate_is_compared_with_the_card(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gib: int, verdict: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gib: float, verdict: str
 ) -> None:
-    monkeypatch.setattr(program, "_card", lambda: Card("Test Card", gib * GIB))
+    monkeypatch.setattr(program, "_card", lambda: Card("Test Card", int(gib * GIB)))
     _dry_run(monkeypatch, "8B")
     assert verdict in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("size", "tp", "pp"), [("8B", 1, 1), ("78B", 4, 1), ("78B", 2, 2)])
+def test_the_option_to_serve_with_holds_all_requests_in_whole_blocks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: str, tp: int, pp: int
+) -> None:
+    lengths = ("--max-tiles-per-request", "2", "--max-input-len", "1000", "--max-output-len", "10")
+    _dry_run(
+        monkeypatch, size, "--tp", str(tp), "--pp", str(pp), "--max-concurrency", "3", *lengths
+    )
+    (option,) = re.findall(
+        r"^serve with +--kv-cache-byte-count (\d+)$", capsys.readouterr().out, re.M
+    )
+    config = LLMConfig.from_checkpoint(DATA / "configs" / f"InternVL2_5-{size}")
+    # As the engine counts: how many tokens do these bytes hold on each GPU? 1,010 are 32 blocks.
+    assert int(option) // (2 * config.kv_values_per_token(tp, pp)) == 3 * 32 * 32
 
 
 @pytest.fixture
