@@ -49,6 +49,9 @@ DEFAULT_MAX_CALL_COUNT = 512
 # Room for the other fields beside the largest one.
 MESSAGE_OVERHEAD_BYTE_COUNT = 64 * KIB
 HEALTH_POLL_SECONDS = 0.5
+# The last is for services under mpirun, which kills its processes a second after a SIGTERM of its
+# own, but passes a SIGUSR1 on and waits.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # For the last status to leave once every call of ours has ended.
 LAST_BYTES_SECONDS = 0.5
 
@@ -193,7 +196,7 @@ async def _drain(server: grpc.aio.Server, idle: asyncio.Event, seconds: float) -
 
 
 async def serve(service: Service, settings: ServingSettings) -> bool:
-    """Serves until SIGTERM or SIGINT, or until the engine dies.
+    """Serves until one of STOP_SIGNALS, or until the engine dies.
 
     Returns:
         True after a signal, False when the engine died: the process should then exit non-zero, so
@@ -201,7 +204,7 @@ async def serve(service: Service, settings: ServingSettings) -> bool:
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
     async with running_server(
         service, settings.host, settings.port, settings.drain_seconds

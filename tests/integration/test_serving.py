@@ -21,6 +21,7 @@ from protos.errors import EngineDeadError, OverloadedError, ServiceError, from_r
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.logs import REQUEST_ID_KEY
 from protos.serving import (
+    STOP_SIGNALS,
     Options,
     Service,
     ServingSettings,
@@ -168,7 +169,10 @@ async def test_address_in_use_is_an_os_error(servicer: Servicer) -> None:
                 pass
 
 
-async def test_sigterm_drains_the_call_in_flight(servicer: Servicer) -> None:
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+async def test_a_signal_drains_the_call_in_flight(
+    servicer: Servicer, signum: signal.Signals
+) -> None:
     with capture_logs() as events:
         serving = asyncio.create_task(serve(servicer.service(), ServingSettings()))
         # A log event cannot be awaited.
@@ -180,7 +184,7 @@ async def test_sigterm_drains_the_call_in_flight(servicer: Servicer) -> None:
             await servicer.called.wait()
             watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
             assert (await watch.read()).status == SERVING
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signum)
             assert (await watch.read()).status == NOT_SERVING
             servicer.release.set()
             assert len([response async for response in call]) == 2

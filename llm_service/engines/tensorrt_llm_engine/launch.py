@@ -19,6 +19,7 @@ from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm_engine.requests import RequestFactory
 from llm_service.settings import Settings
 from llm_service.tokenizer import BYTE_OF_CHARACTER, MESSAGE_END, Tokenizer
+from protos.serving import STOP_SIGNALS
 
 logger = structlog.get_logger()
 
@@ -77,7 +78,7 @@ def _work_for_leader(runtime: executor.Executor) -> None:
     """
     logger.info("waiting_for_leader")
     if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in STOP_SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
     runtime.shutdown()
     sys.exit(0)

@@ -18,6 +18,7 @@ from llm_service.engines import LLMEngine, Prompt, create_engine
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
 from protos.errors import UnsupportedFieldError
+from protos.serving import STOP_SIGNALS
 from tests.unit.llm_service.engine.tiny import (
     QWEN2,
     random_tensors,
@@ -122,7 +123,7 @@ def test_another_rank_ignores_the_signals_that_mpirun_passes_on(
     double = importlib.import_module("tensorrt_llm.bindings.executor")
     monkeypatch.setattr(double.mpi, "rank", 1)
     monkeypatch.setattr(double.mpi, "size", 2)
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
     handlers: list[object] = []
 
     def shutdown(_: object) -> None:
@@ -135,7 +136,7 @@ def test_another_rank_ignores_the_signals_that_mpirun_passes_on(
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    assert handlers == [signal.SIG_IGN, signal.SIG_IGN]
+    assert handlers == [signal.SIG_IGN] * len(STOP_SIGNALS)
 
 
 async def test_the_leader_serves(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
