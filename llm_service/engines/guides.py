@@ -207,6 +207,12 @@ def token_bits(token_ids: Iterable[int], vocabulary_size: int) -> torch.Tensor:
     return torch.frombuffer(bits, dtype=torch.int32)
 
 
+def unpacked(bits: torch.Tensor, vocabulary_size: int) -> torch.Tensor:
+    """Returns [..., vocabulary_size] bool of token_bits' [..., ceil(vocabulary_size / 32)]."""
+    flags = bits[..., None] >> torch.arange(32, dtype=torch.int32, device=bits.device)
+    return (flags & 1).bool().flatten(-2)[..., :vocabulary_size]
+
+
 def _text_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
     return b"" if tokenizer.is_special(token_id) else tokenizer.token_bytes(token_id)
 

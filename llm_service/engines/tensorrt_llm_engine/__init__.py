@@ -1,9 +1,9 @@
 """The TensorRT-LLM engine: our prompts and options in the terms of TensorRT-LLM's C++ executor.
 
 Where it differs from the torch engine, because the executor does:
-- guided.grammar, stop.min_token_count and logprobs.top_count above 0 are refused by name. The
-  executor's grammars are another dialect, its min_tokens knows one end token alone, and the logits
-  of which it could give more log probabilities would take gigabytes of pinned memory;
+- logprobs.top_count above 0 is refused by name. So are guides, logit_bias and stop.min_token_count
+  where the logits come to be in another process than ours: with mpi_mode orchestrator and with
+  pipeline parallelism;
 - an image's rows are always needed: RowsNeededError whenever they are not held;
 - presence and frequency penalties count the prompt's tokens too, and log probabilities are those
   after the temperature.

@@ -25,13 +25,14 @@ from llm_service.engines.admission import (
 )
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
+from llm_service.engines.tensorrt_llm_engine.logits import Constraint, LogitsProcessor
 from llm_service.engines.tensorrt_llm_engine.probe import CLIENT_ID as PROBE_CLIENT_ID
 from llm_service.engines.tensorrt_llm_engine.probe import Probe
 from llm_service.engines.tensorrt_llm_engine.requests import Generation, RequestFactory
 from llm_service.engines.tensorrt_llm_engine.responses import Delta, read_response
 from llm_service.engines.tensorrt_llm_engine.sampling import check_supported
 from llm_service.sampling import SamplingParams
-from protos.errors import ContextLengthError, ServiceError, UnsupportedFieldError
+from protos.errors import ContextLengthError, ServiceError
 
 logger = structlog.get_logger()
 
@@ -57,7 +58,7 @@ class TensorRTLLMEngine:
         runtime: executor.Executor,
         requests: RequestFactory,
         guides: GuideCompiler,
-        end_token_ids: frozenset[int],
+        processor: LogitsProcessor | None,
         max_waiting: int,
     ) -> None:
         """Runs a first request, and starts the threads.
@@ -70,7 +71,7 @@ class TensorRTLLMEngine:
         self._executor = runtime
         self._requests = requests
         self._guides = guides
-        self._end_token_ids = end_token_ids
+        self._processor = processor
         self._max_waiting = max_waiting
         # The event loop's:
         self._client_ids = count(1)
@@ -106,12 +107,10 @@ class TensorRTLLMEngine:
     ) -> AsyncGenerator[TokenOutput, None]:
         """See LLMEngine."""
         max_tokens = self._admit(prompt, params)
-        if params.guide is not None:
-            # The executor's own compiler has no limits; what this one lets through is small.
-            await asyncio.to_thread(self._guides.matcher, params.guide, params.stop_token_ids)
+        constraint = await self._constraint(prompt, params)
         check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
         generation = Generation(
-            next(self._client_ids), prompt, params, max_tokens, priority, deadline
+            next(self._client_ids), prompt, params, max_tokens, priority, deadline, constraint
         )
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
@@ -123,6 +122,8 @@ class TensorRTLLMEngine:
             while not finished:
                 delta = await deltas.get()
                 finished = delta.is_final
+                if finished and constraint is not None and constraint.failure is not None:
+                    raise constraint.failure
                 if delta.error is not None:
                     raise delta.error
                 if delta.output.token_ids or finished:
@@ -158,7 +159,7 @@ class TensorRTLLMEngine:
     def _admit(self, prompt: Prompt, params: SamplingParams) -> int:
         """Refuses what the executor could not run, and returns the request's max_tokens."""
         check_tokens(prompt, params, self._config)
-        check_supported(params, self._end_token_ids)
+        check_supported(params, processes_logits=self._processor is not None)
         length, row_count = len(prompt.token_ids), len(prompt.prompt_table)
         if length > (limit := self._folder.max_prompt_length):
             raise ContextLengthError(
@@ -170,19 +171,25 @@ class TensorRTLLMEngine:
                 f"the images have {row_count} rows, but the engine takes {limit} at most",
                 field="images",
             )
-        if params.logit_bias and not self._folder.takes_logit_bias:
-            raise UnsupportedFieldError(
-                f"sampling.logit_bias is not supported: {self._folder.world_size} GPUs do not"
-                f" divide the vocabulary of {self._folder.vocabulary_size}",
-                field="sampling.logit_bias",
-            )
         max_tokens = output_room(length, params.max_tokens, self.context_length)
         if not all(image.is_held for image in prompt.images):
             raise RowsNeededError("the tensorrt_llm engine needs the rows of every image")
         return max_tokens
 
+    async def _constraint(self, prompt: Prompt, params: SamplingParams) -> Constraint | None:
+        if not Constraint.is_needed(params):
+            return None
+        matcher = None
+        if params.guide is not None:
+            matcher = await asyncio.to_thread(
+                self._guides.matcher, params.guide, params.stop_token_ids
+            )
+        return Constraint(params, len(prompt.token_ids), matcher)
+
     def _submit(self, generation: Generation) -> None:
         request = self._requests.request(generation)
+        if self._processor is not None and generation.constraint is not None:
+            self._processor.add(generation.client_id, generation.constraint)
         try:
             request_id = self._executor.enqueue_request(request)
         except RuntimeError as error:
@@ -193,6 +200,8 @@ class TensorRTLLMEngine:
 
     def _release(self, client_id: int, *, is_over: bool) -> None:
         """Forgets a request; cancels it if its caller has gone before its end."""
+        if self._processor is not None:
+            self._processor.remove(client_id)
         submitted = self._submitted.pop(client_id, None)
         if submitted is not None and not is_over:
             self._cancel(submitted[0])

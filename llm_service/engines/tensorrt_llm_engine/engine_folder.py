@@ -64,15 +64,6 @@ class EngineFolder:
         return self.tensor_parallelism * self.pipeline_parallelism
 
     @property
-    def takes_logit_bias(self) -> bool:
-        """Whether the vocabulary needs no padding to be divided.
-
-        The executor wants a bias of the vocabulary's own size, and copies it to where the padded
-        size is expected, which fails the step of all requests (createNewDecoderRequests.cpp).
-        """
-        return self.vocabulary_size % self.world_size == 0
-
-    @property
     def max_request_rows(self) -> int:
         """Most rows of one request's prompt table.
 

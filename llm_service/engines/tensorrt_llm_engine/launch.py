@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -16,9 +15,10 @@ from llm_service.checkpoint import LLMConfig
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm_engine.engine import TensorRTLLMEngine
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
+from llm_service.engines.tensorrt_llm_engine.logits import LogitsProcessor
 from llm_service.engines.tensorrt_llm_engine.requests import RequestFactory
 from llm_service.settings import Settings
-from llm_service.tokenizer import BYTE_OF_CHARACTER, MESSAGE_END, Tokenizer
+from llm_service.tokenizer import Tokenizer
 from protos.serving import STOP_SIGNALS
 
 logger = structlog.get_logger()
@@ -30,7 +30,8 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
         raise ValueError("engine is tensorrt_llm, which needs engine_folder")
     folder = EngineFolder.read(settings.engine_folder)
     folder.check(settings, config, tensorrt_llm.__version__)
-    runtime = _executor(settings, config, folder, tokenizer)
+    processor = LogitsProcessor(folder.vocabulary_size) if _is_near(settings, folder) else None
+    runtime = _executor(settings, config, folder, processor)
     if not runtime.can_enqueue_requests():
         _work_for_leader(runtime)
     try:
@@ -40,7 +41,7 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
             runtime,
             RequestFactory(folder),
             GuideCompiler(tokenizer, config.vocabulary_size),
-            _end_token_ids(config, tokenizer),
+            processor,
             settings.max_waiting_sequences,
         )
     except Exception:
@@ -48,8 +49,13 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
         raise
 
 
+def _is_near(settings: Settings, folder: EngineFolder) -> bool:
+    """Whether the logits come to be in this process: in rank 0, not in a worker, not further on."""
+    return settings.mpi_mode == "leader" and folder.pipeline_parallelism == 1
+
+
 def _executor(
-    settings: Settings, config: LLMConfig, folder: EngineFolder, tokenizer: Tokenizer
+    settings: Settings, config: LLMConfig, folder: EngineFolder, processor: LogitsProcessor | None
 ) -> executor.Executor:
     executor_config = executor.ExecutorConfig(
         scheduler_config=executor.SchedulerConfig(
@@ -61,7 +67,7 @@ def _executor(
         normalize_log_probs=False,
         max_batch_size=min(settings.max_running_sequences, folder.max_batch_size),
         parallel_config=_parallel_config(settings),
-        guided_decoding_config=_guided_decoding_config(config, tokenizer),
+        logits_post_processor_config=_logits_post_processor_config(processor),
         mm_embedding_offloading=settings.table_offloading,
     )
     try:
@@ -99,6 +105,15 @@ def _kv_cache_config(
     )
 
 
+def _logits_post_processor_config(
+    processor: LogitsProcessor | None,
+) -> executor.LogitsPostProcessorConfig | None:
+    """Returns the configuration by which rank 0 alone has the processor, and shares its tokens."""
+    if processor is None:
+        return None
+    return executor.LogitsPostProcessorConfig(processor_batched=processor, replicate=False)
+
+
 def _parallel_config(settings: Settings) -> executor.ParallelConfig:
     if settings.mpi_mode == "leader":
         return executor.ParallelConfig(
@@ -110,31 +125,3 @@ def _parallel_config(settings: Settings) -> executor.ParallelConfig:
         executor.CommunicationMode.ORCHESTRATOR,
         orchestrator_config=executor.OrchestratorConfig(True, str(worker)),
     )
-
-
-def _guided_decoding_config(
-    config: LLMConfig, tokenizer: Tokenizer
-) -> executor.GuidedDecodingConfig:
-    """Returns the vocabulary for guides, every token spelled in GPT-2's byte alphabet.
-
-    The tokenizer document says that and nothing else, for either family. Special tokens have no
-    spelling, so that no language holds them.
-    """
-    character_of_byte = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
-    spellings = [
-        ""
-        if tokenizer.is_special(token_id)
-        else "".join(character_of_byte[byte] for byte in tokenizer.token_bytes(token_id))
-        for token_id in range(config.vocabulary_size)
-    ]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False}
-    return executor.GuidedDecodingConfig(
-        backend=executor.GuidedDecodingConfig.GuidedDecodingBackend.XGRAMMAR,
-        encoded_vocab=spellings,
-        tokenizer_str=json.dumps({"pre_tokenizer": byte_level, "decoder": byte_level}),
-        stop_token_ids=sorted(_end_token_ids(config, tokenizer)),
-    )
-
-
-def _end_token_ids(config: LLMConfig, tokenizer: Tokenizer) -> frozenset[int]:
-    return config.end_token_ids | {tokenizer.special_id(MESSAGE_END)}

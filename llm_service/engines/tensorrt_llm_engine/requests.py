@@ -15,10 +15,8 @@ from tensorrt_llm.bindings import executor
 from llm_service.engines import Prompt
 from llm_service.engines.admission import RETRY_AFTER_SECONDS, seconds_left
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
-from llm_service.engines.tensorrt_llm_engine.sampling import (
-    guided_decoding_params,
-    sampling_config,
-)
+from llm_service.engines.tensorrt_llm_engine.logits import Constraint
+from llm_service.engines.tensorrt_llm_engine.sampling import sampling_config
 from llm_service.sampling import SamplingParams
 from protos.errors import OverloadedError
 
@@ -36,6 +34,7 @@ class Generation:
         max_tokens: most tokens to generate.
         priority: of waiting requests the one with the highest comes first.
         deadline: see LLMEngine.
+        constraint: what the request does to its logits, if it does.
     """
 
     client_id: int
@@ -44,6 +43,7 @@ class Generation:
     max_tokens: int
     priority: int = 0
     deadline: float | None = None
+    constraint: Constraint | None = None
 
 
 class RequestFactory:
@@ -77,11 +77,12 @@ class RequestFactory:
                 return_perf_metrics=True,
             ),
             stop_words=stop_words or None,
-            embedding_bias=self._bias(params),
             prompt_tuning_config=self._table(prompt),
             client_id=generation.client_id,
             priority=_priority(generation.priority),
-            guided_decoding_params=guided_decoding_params(params.guide),
+            logits_post_processor_name=(
+                executor.Request.BATCHED_POST_PROCESSOR_NAME if generation.constraint else None
+            ),
             allotted_time_ms=_allotted_time(generation.deadline),
             cache_salt_id=self._digest(prompt.cache_salt.encode()) if prompt.cache_salt else None,
         )
@@ -115,15 +116,6 @@ class RequestFactory:
             content, digest_size=IDENTITY_BYTE_COUNT, key=self._identity_key
         ).digest()
         return int.from_bytes(digest, "big") or 1  # 0 is text's
-
-    def _bias(self, params: SamplingParams) -> torch.Tensor | None:
-        """Returns [vocabulary_size] float32, on the CPU; the executor adds it to the logits."""
-        if not params.logit_bias:
-            return None
-        bias = torch.zeros(self._vocabulary_size)
-        for token_id, value in params.logit_bias:
-            bias[token_id] = value
-        return bias
 
 
 def _pinned(table: torch.Tensor) -> torch.Tensor:

@@ -6,36 +6,35 @@ import random
 
 from tensorrt_llm.bindings import executor
 
-from llm_service.sampling import MAX_SEED, Guide, SamplingParams
+from llm_service.sampling import MAX_SEED, SamplingParams
 from protos.errors import UnsupportedFieldError
 
-GUIDE_TYPES = {
-    "json_object": executor.GuidedDecodingParams.GuideType.JSON,
-    "json_schema": executor.GuidedDecodingParams.GuideType.JSON_SCHEMA,
-    "regex": executor.GuidedDecodingParams.GuideType.REGEX,
-}
+# The smallest normal float32: what is less may become 0 in the executor, which refuses it.
+SMALLEST = 2.0**-126
 
 
-def check_supported(params: SamplingParams, end_token_ids: frozenset[int]) -> None:
+def check_supported(params: SamplingParams, *, processes_logits: bool) -> None:
     """Refuses options that the executor has no equal of.
 
     Args:
         params: of the request.
-        end_token_ids: the tokens that end the output of a guide, the same for all requests.
+        processes_logits: whether the executor lets us at its logits.
 
     Raises:
         UnsupportedFieldError: naming the field.
     """
-    if params.guide is not None:
-        field = f"guided.{params.guide.kind}"
-        if params.guide.kind not in GUIDE_TYPES:
-            raise _unsupported(field, f"takes {', '.join(GUIDE_TYPES)}")
-        if not end_token_ids <= params.stop_token_ids:
-            raise _unsupported(field, "cannot end a guide without the model's end tokens")
-    if params.min_tokens and params.stop_token_ids:
-        raise _unsupported("stop.min_token_count", "cannot hold back stop tokens")
     if params.logprob_count:
         raise _unsupported("logprobs.top_count", "gives the chosen token's log probability alone")
+    if not processes_logits and (field := _field_of_logits(params)):
+        raise _unsupported(field, "needs mpi_mode leader for it, and no pipeline parallelism")
+
+
+def _field_of_logits(params: SamplingParams) -> str | None:
+    if params.guide is not None:
+        return f"guided.{params.guide.kind}"
+    if params.logit_bias:
+        return "sampling.logit_bias"
+    return "stop.min_token_count" if params.min_tokens and params.stop_token_ids else None
 
 
 def sampling_config(params: SamplingParams) -> executor.SamplingConfig:
@@ -47,7 +46,7 @@ def sampling_config(params: SamplingParams) -> executor.SamplingConfig:
     penalties = {
         name: value if value != neutral else None
         for name, value, neutral in (
-            ("repetition_penalty", params.repetition_penalty, 1),
+            ("repetition_penalty", max(params.repetition_penalty, SMALLEST), 1),
             ("presence_penalty", params.presence_penalty, 0),
             ("frequency_penalty", params.frequency_penalty, 0),
         )
@@ -56,19 +55,12 @@ def sampling_config(params: SamplingParams) -> executor.SamplingConfig:
         return executor.SamplingConfig(top_k=1, **penalties)
     return executor.SamplingConfig(
         top_k=params.top_k or 0,
-        top_p=params.top_p,
+        top_p=max(params.top_p, SMALLEST),
         min_p=params.min_p or None,
         temperature=params.temperature,
         seed=random.randint(0, MAX_SEED) if params.seed is None else params.seed,
         **penalties,
     )
-
-
-def guided_decoding_params(guide: Guide | None) -> executor.GuidedDecodingParams | None:
-    """Returns what the output must be; None leaves it free."""
-    if guide is None:
-        return None
-    return executor.GuidedDecodingParams(GUIDE_TYPES[guide.kind], guide.source or None)
 
 
 def _unsupported(field: str, reason: str) -> UnsupportedFieldError:

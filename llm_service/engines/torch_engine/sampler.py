@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llm_service.engines.guides import unpacked
 from llm_service.engines.torch_engine.sequence import Sequence
 from llm_service.engines.torch_engine.transfer import upload, uploaded
 from llm_service.sampling import MAX_LOGPROB_COUNT
@@ -63,7 +64,7 @@ def sample(logits: torch.Tensor, sequences: List[Sequence], masks: torch.Tensor 
     for row, sequence in zip(logits, sequences, strict=True):
         _adjust(row, sequence)
     if masks is not None:
-        allowed = _unpacked(upload(masks, logits.device), logits.shape[1])
+        allowed = unpacked(upload(masks, logits.device), logits.shape[1])
         logits = logits.masked_fill(~allowed, -torch.inf)
     token_ids = logits.argmax(-1)
     drawn = [i for i, sequence in enumerate(sequences) if not sequence.params.is_greedy]
@@ -132,12 +133,6 @@ def _remember(token_ids: torch.Tensor, sequences: List[Sequence]) -> None:
 
 def _ids(token_ids: tuple[int, ...], logits: torch.Tensor) -> torch.Tensor:
     return uploaded(token_ids, torch.int64, logits.device)
-
-
-def _unpacked(masks: torch.Tensor, vocabulary_size: int) -> torch.Tensor:
-    """[S, words] int32 -> [S, vocabulary_size] bool, the lowest bit of a word first."""
-    bits = masks[:, :, None] >> torch.arange(32, dtype=torch.int32, device=masks.device)
-    return (bits & 1).bool().flatten(1)[:, :vocabulary_size]
 
 
 def _draw(logits: torch.Tensor, sequences: List[Sequence]) -> torch.Tensor:

@@ -10,6 +10,7 @@ import json
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -24,10 +25,14 @@ from llm_service.checkpoint import LLMConfig
 from llm_service.engines import TokenOutput
 from llm_service.engines.torch_engine.engine import TorchEngine
 from llm_service.engines.torch_engine.launch import start_engine
+from llm_service.engines.torch_engine.model_runner import ModelRunner
+from llm_service.engines.torch_engine.sequence import Sequence
+from llm_service.engines.torch_engine.step_inputs import StepInputs
 from llm_service.settings import Settings
-from llm_service.tokenizer import BYTE_OF_CHARACTER, Tokenizer
+from llm_service.tokenizer import Tokenizer
 from protos.errors import ServiceError
 
+from .overloads import Overloaded
 from .requests import Limits, Refused, StepFailed
 from .values import (
     BatchingType,
@@ -45,6 +50,7 @@ from .values import (
     KvCacheConfig,
     KvCacheMetrics,
     KvCacheStats,
+    LogitsPostProcessorConfig,
     ModelType,
     OrchestratorConfig,
     OutputConfig,
@@ -58,6 +64,7 @@ from .values import (
     Result,
     SamplingConfig,
     SchedulerConfig,
+    UInt64,
 )
 
 __all__ = [
@@ -76,6 +83,7 @@ __all__ = [
     "KvCacheConfig",
     "KvCacheMetrics",
     "KvCacheStats",
+    "LogitsPostProcessorConfig",
     "ModelType",
     "OrchestratorConfig",
     "OutputConfig",
@@ -93,6 +101,7 @@ __all__ = [
 
 FAULT = "CUDA error: an illegal memory access was encountered"
 TOKENS_PER_BLOCK = 8
+VOCABULARY_PADDING = 3
 ITERATION_MS = 2.0
 DEFAULT_KV_TOKENS = 8192
 # How many tokens one response carries, in turn; an empty one is sent between two tokens.
@@ -119,7 +128,7 @@ class Executor:
         cancelled: ids given to cancel_request, for tests.
         requests: those enqueued, for tests.
         gate: a test closes it to hold all outputs back.
-        waits_at_gate: set when an output has come to the gate.
+        at_gate: released by each output that comes to the gate.
     """
 
     def __init__(
@@ -139,12 +148,14 @@ class Executor:
         self._tasks: dict[int, Future[None]] = {}
         self._reasons: dict[int, FinishReason | str] = {}
         self._failing_step_count = 0
+        # By the identity of the prompt that the torch engine has of it.
+        self._active: dict[int, tuple[int, Request]] = {}
         self._stats: deque[IterationStats] = deque(maxlen=executor_config.iter_stats_max_iterations)
         self.cancelled: list[int] = []
         self.requests: list[Request] = []
         self.gate = threading.Event()
         self.gate.set()
-        self.waits_at_gate = threading.Event()
+        self.at_gate = threading.Semaphore(0)
         self.config = executor_config
         if self._is_leader:
             self._start(folder, document)
@@ -169,7 +180,6 @@ class Executor:
             max_batch_size=build["max_batch_size"],
             max_input_length=build["max_input_len"],
             max_table_rows=build["max_prompt_embedding_table_size"],
-            world_size=model["mapping"]["world_size"],
             reuses_blocks=kv_cache.enable_block_reuse,
             offloads_tables=self.config.mm_embedding_offloading,
         )
@@ -185,11 +195,46 @@ class Executor:
             max_running_sequences=self.config.max_batch_size or build["max_batch_size"],
             max_waiting_sequences=10_000,
         )
-        tokenizer = cast(Tokenizer, GuideVocabulary(self.config.guided_decoding_config))
-        self._engine: TorchEngine = start_engine(settings, config, tokenizer)
+        self._engine: TorchEngine = start_engine(settings, config, cast(Tokenizer, NoTokens()))
+        self._processing(self._engine._runner)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
+
+    def _processing(self, runner: ModelRunner) -> None:
+        """Has the logits of each step go through the processor before tokens are sampled."""
+        compute = runner.logits
+
+        def logits(inputs: StepInputs) -> torch.Tensor:
+            values = compute(inputs)
+            self._process(values, inputs.sampled)
+            return values
+
+        runner.logits = logits  # type: ignore[method-assign] # the double's way into the engine
+
+    def _process(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
+        chosen = [
+            (row, sequence, *self._active[id(sequence.prompt)])
+            for row, sequence in zip(logits, sequences, strict=True)
+            if self._active[id(sequence.prompt)][1].logits_post_processor_name
+        ]
+        config = self.config.logits_post_processor_config
+        if not chosen:
+            return
+        if config is None or config.processor_batched is None:
+            raise RuntimeError("Batched logits post processor is not defined")
+        rows, sequences, request_ids, requests = map(list, zip(*chosen, strict=True))
+        # Of a vocabulary that is padded, of one beam.
+        padded = [torch.cat([row, row.new_zeros(VOCABULARY_PADDING)])[None, None] for row in rows]
+        config.processor_batched(
+            request_ids,
+            padded,
+            [[list(sequence.token_ids)] for sequence in sequences],
+            0,
+            [request.client_id for request in requests],
+        )
+        for row, values in zip(rows, padded, strict=True):
+            row.copy_(values[0, 0, :-VOCABULARY_PADDING])
 
     def can_enqueue_requests(self) -> bool:
         return self._is_leader and not self._is_down
@@ -200,31 +245,44 @@ class Executor:
             raise TypeError("enqueue_request(): incompatible function arguments")
         request_id = next(self._ids)
         self.requests.append(request)
-        serving = self._serve(request_id, request)
+        begun = threading.Event()
+        serving = self._serve(request_id, request, begun)
         self._tasks[request_id] = asyncio.run_coroutine_threadsafe(serving, self._loop)
+        begun.wait()  # cancelled before that, it would answer nothing
         return request_id
 
     def enqueue_requests(self, requests: list[Request]) -> list[int]:
         return [self.enqueue_request(request) for request in requests]
 
-    def await_responses(
+    def _await_all(self, timeout: timedelta | None = None) -> list[Response]:
+        with self._changed:
+            self._wait_for(lambda: bool(self._responses), timeout)
+            return [response for one in list(self._responses) for response in self._taken(one)]
+
+    def _await_one(
         self,
-        id: int | None = None,  # noqa: A002
+        id: UInt64,  # noqa: A002
         timeout: timedelta | None = None,
     ) -> list[Response]:
-        self._check_usable()
-        if timeout is not None and not isinstance(timeout, timedelta):
-            raise TypeError("await_responses(): incompatible function arguments")
-        seconds = None if timeout is None else timeout.total_seconds()
-
-        def has_some() -> bool:
-            return self._is_down or bool(self._responses if id is None else id in self._responses)
-
         with self._changed:
-            self._changed.wait_for(has_some, seconds)
-            self._check_usable()
-            ids = list(self._responses) if id is None else [id] if id in self._responses else []
-            return [response for one in ids for response in self._responses.pop(one)]
+            self._wait_for(lambda: id in self._responses, timeout)
+            return self._taken(id)
+
+    def _await_several(
+        self, ids: list[UInt64], timeout: timedelta | None = None
+    ) -> list[list[Response]]:
+        return [self._await_one(one, timeout) for one in ids]
+
+    await_responses = Overloaded(_await_all, _await_one, _await_several)
+
+    def _wait_for(self, condition: Callable[[], bool], timeout: timedelta | None) -> None:
+        self._check_usable()
+        seconds = None if timeout is None else timeout.total_seconds()
+        self._changed.wait_for(lambda: self._is_down or condition(), seconds)
+        self._check_usable()
+
+    def _taken(self, request_id: int) -> list[Response]:
+        return self._responses.pop(request_id, [])
 
     def get_num_responses_ready(self, id: int | None = None) -> int:  # noqa: A002
         with self._changed:
@@ -240,6 +298,17 @@ class Executor:
         stats = list(self._stats)
         self._stats.clear()
         return stats
+
+    def get_latest_request_stats(self) -> list[Any]:
+        """Nothing, as with the default request_stats_max_iterations of 0."""
+        return []
+
+    def get_latest_debug_tensors(self) -> list[Any]:
+        """Nothing, as without a debug_config."""
+        return []
+
+    def get_kv_cache_event_manager(self) -> None:
+        """None, as with the default event_buffer_max_size of 0."""
 
     def shutdown(self) -> None:
         """Rank 0 generates first what it still has; another rank waits for rank 0."""
@@ -258,6 +327,11 @@ class Executor:
 
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
+
+    def close_gate(self) -> None:
+        """For tests: holds all outputs back, and counts those that come from now on."""
+        self.at_gate = threading.Semaphore(0)
+        self.gate.clear()
 
     def fail_steps(self, count: int) -> None:
         """For tests: the present step fails, and so do the first steps of requests to come."""
@@ -284,7 +358,8 @@ class Executor:
             self._reasons.setdefault(request_id, reason)
             task.cancel()
 
-    async def _serve(self, request_id: int, request: Request) -> None:
+    async def _serve(self, request_id: int, request: Request, begun: threading.Event) -> None:
+        begun.set()
         answer = Answer(request_id, request)
         if request.allotted_time_ms is not None:
             seconds = request.allotted_time_ms.total_seconds()
@@ -296,10 +371,11 @@ class Executor:
                 raise StepFailed(FAULT)
             prompt = self.limits.prompt(request, request_id)
             params = self.limits.params(request)
+            self._active[id(prompt)] = (request_id, request)
             priority = round(1000 * request.priority)
             async with aclosing(self._engine.generate(prompt, params, priority)) as outputs:
                 async for output in outputs:
-                    self.waits_at_gate.set()
+                    self.at_gate.release()
                     await asyncio.to_thread(self.gate.wait)
                     self._note_stats()
                     self._respond(request_id, answer.after(output))
@@ -402,28 +478,14 @@ class Answer:
         return Response(self._request_id, result, self._request.client_id)
 
 
-class GuideVocabulary:
-    """The tokenizer that the torch engine's guides need, of the executor's configuration alone."""
-
-    def __init__(self, config: GuidedDecodingConfig | None) -> None:
-        if config is None or config.encoded_vocab is None or not config.stop_token_ids:
-            raise RuntimeError("Guided decoding needs encoded_vocab and stop_token_ids")
-        decoder = json.loads(config.tokenizer_str or "{}").get("decoder", {})
-        if decoder.get("type") != "ByteLevel":
-            raise RuntimeError(f"the vocabulary's decoder is {decoder}")
-        self._spellings = config.encoded_vocab
-        self._end = config.stop_token_ids[-1]
+class NoTokens:
+    """The tokenizer of an engine that is given no guides: they act on the logits from outside."""
 
     def special_id(self, content: str) -> int:
-        return self._end
+        return 0
 
     def is_special(self, token_id: int) -> bool:
-        return not self._spellings[token_id]
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes(BYTE_OF_CHARACTER[character] for character in self._spellings[token_id])
+        return True
 
     def encode(self, text: str) -> list[int]:
-        spellings = {spelling: i for i, spelling in enumerate(self._spellings)}
-        character_of_byte = {byte: character for character, byte in BYTE_OF_CHARACTER.items()}
-        return [spellings[character_of_byte[byte]] for byte in text.encode()]
+        return []

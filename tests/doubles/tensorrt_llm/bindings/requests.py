@@ -8,15 +8,9 @@ from itertools import groupby
 import torch
 
 from llm_service.engines import ImageRows, Prompt
-from llm_service.sampling import Guide, SamplingParams
+from llm_service.sampling import SamplingParams
 
-from .values import GuidedDecodingParams, PromptTuningConfig, Request
-
-GUIDE_KINDS = {
-    GuidedDecodingParams.GuideType.JSON: "json_object",
-    GuidedDecodingParams.GuideType.JSON_SCHEMA: "json_schema",
-    GuidedDecodingParams.GuideType.REGEX: "regex",
-}
+from .values import PromptTuningConfig, Request
 
 
 class Refused(Exception):  # noqa: N818 - becomes the response's error message
@@ -37,7 +31,6 @@ class Limits:
     max_batch_size: int
     max_input_length: int
     max_table_rows: int
-    world_size: int
     reuses_blocks: bool
     offloads_tables: bool
 
@@ -92,7 +85,7 @@ class Limits:
             )
         pairs = list(zip(ids, extra_ids, strict=True))
         for token_id, extra_id in pairs:
-            if (token_id >= self.vocabulary_size) != (extra_id != 0) or extra_id >= 2**64:
+            if (token_id >= self.vocabulary_size) != (extra_id != 0):
                 raise StepFailed(f"token {token_id} has the extra id {extra_id}")
         of_rows = [extra_id for _, extra_id in pairs if extra_id]
         return tuple(
@@ -102,7 +95,9 @@ class Limits:
 
     def params(self, request: Request) -> SamplingParams:
         """Returns the sampling options, with the runtime's own defaults for what is not set."""
-        config, guided = request.sampling_config, request.guided_decoding_params
+        if request.guided_decoding_params is not None or request.embedding_bias is not None:
+            raise NotImplementedError("the double knows logits post-processors alone")
+        config = request.sampling_config
         is_greedy = config.top_k == 1 or not (config.top_k or config.top_p)
         stop = [word for (word,) in request.stop_words or []]
         if request.end_id is not None:
@@ -118,18 +113,5 @@ class Limits:
             frequency_penalty=config.frequency_penalty or 0.0,
             max_tokens=request.max_tokens,
             stop_token_ids=frozenset(stop),
-            logit_bias=self._biases(request.embedding_bias),
             logprob_count=0 if request.output_config.return_log_probs else None,
-            guide=None
-            if guided is None
-            else Guide(GUIDE_KINDS[guided.guide_type], guided.guide or ""),  # type: ignore[arg-type] # its keys are the kinds
         )
-
-    def _biases(self, bias: torch.Tensor | None) -> tuple[tuple[int, float], ...]:
-        if bias is None:
-            return ()
-        if bias.dtype != torch.float32 or list(bias.shape) != [self.vocabulary_size]:
-            raise StepFailed(f"the embedding bias is {bias.dtype} {list(bias.shape)}")
-        if self.vocabulary_size % self.world_size:
-            raise StepFailed("Incompatible buffer sizes")
-        return tuple((int(index), float(bias[index])) for index in bias.nonzero()[:, 0])

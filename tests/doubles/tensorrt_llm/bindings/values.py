@@ -1,38 +1,55 @@
-"""The value types of the bindings, with their constructors' exact signatures."""
+"""The value types of the bindings, with their constructors' exact signatures and checks."""
 
 from __future__ import annotations
 
 import dataclasses
+from ctypes import c_float
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from enum import Enum, auto
 from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import torch
+
+# As cpp/include/tensorrt_llm/executor/types.h has them: tokens and sizes, ids and seeds.
+Int32 = Annotated[int, range(-(2**31), 2**31)]
+UInt64 = Annotated[int, range(2**64)]
+
+# samplingConfig.cpp's checks, of numbers that are float32 by then.
+POSITIVE = {"beam_width", "top_p", "top_p_decay", "repetition_penalty", "num_return_sequences"}
+NOT_NEGATIVE = {
+    *("top_k", "top_p_min", "top_p_reset_ids", "temperature", "min_tokens", "min_p"),
+    *("beam_search_diversity_rate", "length_penalty", "early_stopping", "no_repeat_ngram_size"),
+}
+AT_MOST_ONE = {"top_p", "top_p_min", "top_p_decay", "min_p"}
 
 
 class Strict:
     """A dataclass that refuses a value of another type than its field's, as the bindings do."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), globals())
+        hints = get_type_hints(type(self), globals(), include_extras=True)
         for item in dataclasses.fields(self):  # type: ignore[arg-type] # subclasses are dataclasses
             value = getattr(self, item.name)
-            if not _conforms(value, hints[item.name]):
+            if not conforms(value, hints[item.name]):
                 raise TypeError(
                     f"{type(self).__name__}({item.name}) is {type(value)}: incompatible argument"
                 )
 
 
-def _conforms(value: object, hint: Any) -> bool:
+def conforms(value: object, hint: Any) -> bool:
+    """Returns whether the bindings take a value for an argument of this type."""
     if hint is Any:
         return True
+    if get_origin(hint) is Annotated:
+        (numbers,) = hint.__metadata__
+        return type(value) is int and value in numbers
     if get_origin(hint) in (Union, UnionType):
-        return any(_conforms(value, option) for option in get_args(hint))
+        return any(conforms(value, option) for option in get_args(hint))
     if get_origin(hint) is list:
         (item_hint,) = get_args(hint)
-        return isinstance(value, list) and all(_conforms(item, item_hint) for item in value)
+        return isinstance(value, list) and all(conforms(item, item_hint) for item in value)
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, int | float if hint is float else hint)
@@ -86,26 +103,42 @@ class RequestType(Enum):
 
 @dataclass
 class SamplingConfig(Strict):
-    beam_width: int = 1
+    beam_width: Int32 = 1
     _: KW_ONLY
-    top_k: int | None = None
+    top_k: Int32 | None = None
     top_p: float | None = None
     top_p_min: float | None = None
-    top_p_reset_ids: int | None = None
+    top_p_reset_ids: Int32 | None = None
     top_p_decay: float | None = None
-    seed: int | None = None
+    seed: UInt64 | None = None
     temperature: float | None = None
-    min_tokens: int | None = None
+    min_tokens: Int32 | None = None
     beam_search_diversity_rate: float | None = None
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     length_penalty: float | None = None
-    early_stopping: int | None = None
-    no_repeat_ngram_size: int | None = None
-    num_return_sequences: int | None = None
+    early_stopping: Int32 | None = None
+    no_repeat_ngram_size: Int32 | None = None
+    num_return_sequences: Int32 | None = None
     min_p: float | None = None
-    beam_width_array: list[int] | None = None
+    beam_width_array: list[Int32] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int | float) and not _is_allowed(item.name, c_float(value).value):
+                raise RuntimeError(f"Assertion failed: {item.name} is {value}")
+
+
+def _is_allowed(name: str, value: float) -> bool:
+    """Written so that NaN fails."""
+    return (
+        (name not in POSITIVE or value > 0)
+        and (name not in NOT_NEGATIVE or value >= 0)
+        and (name not in AT_MOST_ONE or value <= 1)
+    )
 
 
 @dataclass
@@ -122,7 +155,7 @@ class OutputConfig(Strict):
 @dataclass
 class PromptTuningConfig(Strict):
     embedding_table: torch.Tensor
-    input_token_extra_ids: list[int] | None = None
+    input_token_extra_ids: list[UInt64] | None = None
 
 
 @dataclass
@@ -152,7 +185,7 @@ class GuidedDecodingConfig(Strict):
     backend: Any
     encoded_vocab: list[str] | None = None
     tokenizer_str: str | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Int32] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -163,18 +196,19 @@ class GuidedDecodingConfig(Strict):
 @dataclass
 class Request(Strict):
     kDefaultPriority: ClassVar[float] = 0.5  # noqa: N815 - the bindings' own spelling
+    BATCHED_POST_PROCESSOR_NAME: ClassVar[str] = "batched"
 
-    input_token_ids: list[int]
-    max_tokens: int
+    input_token_ids: list[Int32]
+    max_tokens: Int32
     _: KW_ONLY
     streaming: bool = False
     sampling_config: SamplingConfig = field(default_factory=SamplingConfig)
     output_config: OutputConfig = field(default_factory=OutputConfig)
-    end_id: int | None = None
-    pad_id: int | None = None
-    position_ids: list[int] | None = None
-    bad_words: list[list[int]] | None = None
-    stop_words: list[list[int]] | None = None
+    end_id: Int32 | None = None
+    pad_id: Int32 | None = None
+    position_ids: list[Int32] | None = None
+    bad_words: list[list[Int32]] | None = None
+    stop_words: list[list[Int32]] | None = None
     embedding_bias: torch.Tensor | None = None
     external_draft_tokens_config: Any = None
     prompt_tuning_config: PromptTuningConfig | None = None
@@ -186,41 +220,43 @@ class Request(Strict):
     kv_cache_retention_config: Any = None
     logits_post_processor_name: str | None = None
     logits_post_processor: Any = None
-    encoder_input_token_ids: list[int] | None = None
-    client_id: int | None = None
+    encoder_input_token_ids: list[Int32] | None = None
+    client_id: UInt64 | None = None
     return_all_generated_tokens: bool = False
     priority: float = kDefaultPriority
     type: RequestType = RequestType.REQUEST_TYPE_CONTEXT_AND_GENERATION
     context_phase_params: Any = None
     encoder_input_features: torch.Tensor | None = None
-    encoder_output_length: int | None = None
+    encoder_output_length: Int32 | None = None
     cross_attention_mask: torch.Tensor | None = None
-    num_return_sequences: int = 1
+    num_return_sequences: Int32 = 1
     eagle_config: Any = None
     skip_cross_attn_blocks: torch.Tensor | None = None
     guided_decoding_params: GuidedDecodingParams | None = None
-    language_adapter_uid: int | None = None
+    language_adapter_uid: Int32 | None = None
     allotted_time_ms: timedelta | None = None
-    cache_salt_id: int | None = None
+    cache_salt_id: UInt64 | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.priority <= 1:
             raise RuntimeError(f"priority is {self.priority}, not in 0..1")
+        if not self.input_token_ids or self.max_tokens < 1:
+            raise RuntimeError("Assertion failed: !mInputTokenIds.empty(), mMaxNewTokens > 0")
 
 
 @dataclass
 class KvCacheConfig(Strict):
     enable_block_reuse: bool = True
-    max_tokens: int | None = None
-    max_attention_window: list[int] | None = None
-    sink_token_length: int | None = None
+    max_tokens: Int32 | None = None
+    max_attention_window: list[Int32] | None = None
+    sink_token_length: Int32 | None = None
     free_gpu_memory_fraction: float | None = None
-    host_cache_size: int | None = None
+    host_cache_size: UInt64 | None = None
     onboard_blocks: bool = True
     cross_kv_cache_fraction: float | None = None
-    secondary_offload_min_priority: int | None = None
-    event_buffer_max_size: int = 0
+    secondary_offload_min_priority: Int32 | None = None
+    event_buffer_max_size: UInt64 = 0
     _: KW_ONLY
     enable_partial_reuse: bool = True
     copy_on_partial_reuse: bool = True
@@ -247,10 +283,10 @@ class OrchestratorConfig(Strict):
 class ParallelConfig(Strict):
     communication_type: CommunicationType = CommunicationType.MPI
     communication_mode: CommunicationMode = CommunicationMode.LEADER
-    device_ids: list[int] | None = None
-    participant_ids: list[int] | None = None
+    device_ids: list[Int32] | None = None
+    participant_ids: list[Int32] | None = None
     orchestrator_config: OrchestratorConfig | None = None
-    num_nodes: int | None = None
+    num_nodes: Int32 | None = None
 
 
 @dataclass
@@ -264,30 +300,37 @@ class ExtendedRuntimePerfKnobConfig(Strict):
 
 
 @dataclass
+class LogitsPostProcessorConfig(Strict):
+    processor_map: Any = None
+    processor_batched: Any = None
+    replicate: bool = True
+
+
+@dataclass
 class ExecutorConfig(Strict):
-    max_beam_width: int = 1
+    max_beam_width: Int32 = 1
     scheduler_config: SchedulerConfig = field(default_factory=SchedulerConfig)
     kv_cache_config: KvCacheConfig = field(default_factory=KvCacheConfig)
     enable_chunked_context: bool = False
     normalize_log_probs: bool = True
-    iter_stats_max_iterations: int = 1000
-    request_stats_max_iterations: int = 0
+    iter_stats_max_iterations: Int32 = 1000
+    request_stats_max_iterations: Int32 = 0
     batching_type: BatchingType = BatchingType.INFLIGHT
-    max_batch_size: int | None = None
-    max_num_tokens: int | None = None
+    max_batch_size: Int32 | None = None
+    max_num_tokens: Int32 | None = None
     parallel_config: ParallelConfig | None = None
     peft_cache_config: PeftCacheConfig = field(default_factory=PeftCacheConfig)
-    logits_post_processor_config: Any = None
+    logits_post_processor_config: LogitsPostProcessorConfig | None = None
     decoding_config: Any = None
     use_gpu_direct_storage: bool = False
     gpu_weights_percent: float = 1.0
-    max_queue_size: int | None = None
+    max_queue_size: Int32 | None = None
     extended_runtime_perf_knob_config: ExtendedRuntimePerfKnobConfig = field(
         default_factory=ExtendedRuntimePerfKnobConfig
     )
     debug_config: Any = None
-    recv_poll_period_ms: int = 0
-    max_seq_idle_microseconds: int = 180_000_000
+    recv_poll_period_ms: Int32 = 0
+    max_seq_idle_microseconds: UInt64 = 180_000_000
     spec_dec_config: Any = None
     guided_decoding_config: GuidedDecodingConfig | None = None
     additional_model_outputs: list[Any] | None = None

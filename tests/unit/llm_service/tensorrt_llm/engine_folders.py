@@ -16,6 +16,7 @@ def engine_document(
     *,
     dtype: str = "float32",
     tp: int = 1,
+    pp: int = 1,
     build: dict[str, int] | None = None,
 ) -> Document:
     """Returns the config.json of an engine that fits a model; `build` changes its limits."""
@@ -27,7 +28,7 @@ def engine_document(
             "vocab_size": config.vocabulary_size,
             "hidden_size": config.hidden_size,
             "num_hidden_layers": config.layer_count,
-            "mapping": {"world_size": tp, "tp_size": tp, "pp_size": 1},
+            "mapping": {"world_size": tp * pp, "tp_size": tp, "pp_size": pp},
         },
         "build_config": {
             "max_batch_size": 4,

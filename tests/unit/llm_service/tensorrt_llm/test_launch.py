@@ -15,7 +15,7 @@ import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import LLMEngine, Prompt, create_engine
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings
 from protos.errors import UnsupportedFieldError
 from protos.serving import STOP_SIGNALS
@@ -28,6 +28,7 @@ from tests.unit.llm_service.engine.tiny import (
 from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
 
 Create = Callable[..., LLMEngine]
+ENDS = frozenset({54, 60})
 
 
 @pytest.fixture
@@ -36,8 +37,8 @@ def create(tmp_path: Path) -> Create:
     checkpoint = write_checkpoint(tmp_path / "tiny", QWEN2, random_tensors(QWEN2))
     config = LLMConfig.from_checkpoint(checkpoint)
 
-    def created(world_size: int = 1, **options: Any) -> LLMEngine:
-        document = engine_document(config, tp=world_size)
+    def created(world_size: int = 1, pp: int = 1, **options: Any) -> LLMEngine:
+        document = engine_document(config, tp=world_size, pp=pp)
         folder = write_engine_folder(tmp_path / "engine", document, checkpoint)
         given = {"engine_folder": folder, "max_tiles_per_request": 1} | options
         settings = Settings.model_validate(
@@ -46,6 +47,20 @@ def create(tmp_path: Path) -> Create:
         return create_engine(settings, config, tiny_tokenizer())
 
     return created
+
+
+@pytest.fixture
+def configs(bindings: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The configurations of the executors that are made."""
+    made: list[Any] = []
+    check = bindings.Executor._check_world
+
+    def recorded(executor: Any, config: Any, world_size: int) -> None:
+        made.append(config)
+        check(executor, config, world_size)
+
+    monkeypatch.setattr(bindings.Executor, "_check_world", recorded)
+    return made
 
 
 def test_refuses_a_machine_without_tensorrt_llm(
@@ -144,10 +159,41 @@ async def test_the_leader_serves(create: Create, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(double.mpi, "size", 2)
     engine = create(world_size=2)
     assert engine.is_healthy()
-    biased = SamplingParams(logit_bias=((3, 1.0),))
-    prompt = Prompt([1], torch.empty(0, 32))
-    with pytest.raises(UnsupportedFieldError, match="2 GPUs do not divide the vocabulary of 61"):
-        await anext(engine.generate(prompt, biased))
+    await engine.close()
+
+
+async def test_the_leader_alone_has_its_way_with_the_logits(
+    create: Create, configs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    monkeypatch.setattr(double.mpi, "size", 2)
+    await create(world_size=2).close()
+    assert callable(configs[0].logits_post_processor_config.processor_batched)
+    assert configs[0].logits_post_processor_config.replicate is False
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        (SamplingParams(logit_bias=((3, 1.0),)), "sampling.logit_bias"),
+        (SamplingParams(guide=Guide("regex", "a")), "guided.regex"),
+        (SamplingParams(min_tokens=2, stop_token_ids=ENDS), "stop.min_token_count"),
+    ],
+)
+@pytest.mark.parametrize("options", [{"mpi_mode": "orchestrator"}, {"pp": 2}])
+async def test_what_the_logits_are_out_of_reach_for_is_refused(
+    create: Create,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    params: SamplingParams,
+    field: str,
+) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    monkeypatch.setattr(double.mpi, "size", options.get("pp", 1))
+    engine = create(**options)
+    with pytest.raises(UnsupportedFieldError, match="mpi_mode leader .*no pipeline") as caught:
+        await anext(engine.generate(Prompt([1], torch.empty(0, 32)), params))
+    assert caught.value.field == field
     await engine.close()
 
 
@@ -164,18 +210,10 @@ async def test_the_cache_has_its_bytes_on_each_gpu(
 
 
 async def test_an_orchestrator_spawns_the_workers(
-    create: Create, bindings: Any, monkeypatch: pytest.MonkeyPatch
+    create: Create, bindings: Any, configs: list[Any]
 ) -> None:
-    configs: list[Any] = []
-    check = bindings.Executor._check_world
-
-    def recorded(executor: Any, config: Any, world_size: int) -> None:
-        configs.append(config.parallel_config)
-        check(executor, config, world_size)
-
-    monkeypatch.setattr(bindings.Executor, "_check_world", recorded)
-    engine = create(world_size=2, mpi_mode="orchestrator")
-    await engine.close()
-    assert configs[0].communication_mode is bindings.CommunicationMode.ORCHESTRATOR
-    worker = Path(configs[0].orchestrator_config.worker_executable_path)
+    await create(world_size=2, mpi_mode="orchestrator").close()
+    parallel = configs[0].parallel_config
+    assert parallel.communication_mode is bindings.CommunicationMode.ORCHESTRATOR
+    worker = Path(parallel.orchestrator_config.worker_executable_path)
     assert worker.parts[-3:] == ("tensorrt_llm", "bin", "executorWorker")

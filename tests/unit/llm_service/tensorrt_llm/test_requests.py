@@ -40,9 +40,12 @@ def make(tmp_path: Path) -> Make:
         params: SamplingParams | None = None,
         *,
         priority: int = 0,
+        constraint: Any = None,
     ) -> Any:
-        params = params or SamplingParams()
-        return factory.request(Generation(7, prompt, params, 9, priority))
+        generation = Generation(
+            7, prompt, params or SamplingParams(), 9, priority, constraint=constraint
+        )
+        return factory.request(generation)
 
     return request
 
@@ -119,6 +122,13 @@ def test_sampling_says_top_k_top_p_and_a_seed(make: Make) -> None:
     assert (config.top_k, config.top_p, config.min_p, config.seed) == (3, 0.5, 0.1, 5)
 
 
+def test_options_that_are_0_in_float32_stay_above_it(make: Make) -> None:
+    params = SamplingParams(temperature=0.7, top_p=1e-46, repetition_penalty=1e-46)
+    config = make(params=params).sampling_config
+    smallest = torch.finfo(torch.float32).tiny
+    assert (config.top_p, config.repetition_penalty) == (smallest, smallest)
+
+
 def test_stop_tokens_are_stop_words_and_there_is_no_end_id(make: Make) -> None:
     request = make(params=SamplingParams(stop_token_ids=frozenset({9, 4})))
     assert request.stop_words == [[4], [9]]
@@ -126,10 +136,13 @@ def test_stop_tokens_are_stop_words_and_there_is_no_end_id(make: Make) -> None:
     assert make().stop_words is None
 
 
-def test_a_bias_is_one_number_a_token(make: Make) -> None:
-    bias = make(params=SamplingParams(logit_bias=((3, -1.0), (60, 2.5)))).embedding_bias
-    assert (bias.dtype, list(bias.shape)) == (torch.float32, [61])
-    assert {int(i): float(bias[i]) for i in bias.nonzero()[:, 0]} == {3: -1.0, 60: 2.5}
+def test_a_request_with_a_constraint_names_the_processor(make: Make, bindings: Any) -> None:
+    from llm_service.engines.tensorrt_llm_engine.logits import Constraint
+
+    params = SamplingParams(logit_bias=((3, -1.0),))
+    request = make(params=params, constraint=Constraint(params, 8, None))
+    assert request.logits_post_processor_name == bindings.Request.BATCHED_POST_PROCESSOR_NAME
+    assert make().logits_post_processor_name is None
 
 
 def test_priorities_keep_their_order_within_0_and_1(make: Make) -> None:
