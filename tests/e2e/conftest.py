@@ -1,34 +1,109 @@
-"""Three real processes over a tiny random checkpoint, started once for all tests."""
+"""Three real processes over a tiny random checkpoint, started once for each language model engine.
+
+The tests of `stack` and `client` run over every engine; TensorRT-LLM is its double.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
-from models.demo.stack import Stack
+from llm_service.checkpoint import LLMConfig
+from models.demo.stack import ServiceProcess, Stack
 from tests.random_checkpoint import write_random_checkpoint
+from tests.unit.llm_service.tensorrt_llm import double
+from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
+
+Engine = Literal["torch", "tensorrt_llm"]
+# For tests that are long, and that the engine has less to do with than the services around it.
+TORCH_AND_SLOWLY_TENSORRT_LLM = ["torch", pytest.param("tensorrt_llm", marks=pytest.mark.slow)]
 
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 GATEWAY_ARGUMENTS = ("--file-root", str(PICTURES), "--allowed-private-hosts", '["127.0.0.1"]')
 # Two cores run three processes and the tests; in float32 a token is the same whatever else is in
 # the batch.
 SERVICE_ARGUMENTS = ("--threads", "1", "--dtype", "float32")
+# Of the TensorRT-LLM engines: 16 sequences at a time of up to 32,768 tokens, 26 tiles in each.
+BUILD = {
+    "max_batch_size": 16,
+    "max_input_len": 32768,
+    "max_seq_len": 32768,
+    "max_prompt_embedding_table_size": 16 * 26 * 256,
+}
+
+
+class TensorRTLLMService(ServiceProcess):
+    """The LLM service on a machine that has TensorRT-LLM, as the double has it."""
+
+    def start(self) -> None:
+        """See ServiceProcess."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", double.FOLDER)
+            super().start()
+
+
+def make_stack(
+    engine: Engine,
+    checkpoint: Path,
+    folder: Path,
+    *,
+    gateway_arguments: Sequence[str] = (),
+    llm_arguments: Sequence[str] = (),
+) -> Stack:
+    """Returns three services, yet to be started, of which the LLM service runs this engine."""
+    stack = Stack(
+        checkpoint,
+        folder,
+        gateway_arguments=gateway_arguments,
+        service_arguments=SERVICE_ARGUMENTS,
+        llm_arguments=llm_arguments,
+    )
+    if engine == "tensorrt_llm":
+        document = engine_document(LLMConfig.from_checkpoint(checkpoint), build=BUILD)
+        engine_folder = write_engine_folder(folder / "engine", document, checkpoint)
+        options = ["--engine", engine, "--engine-folder", str(engine_folder), *llm_arguments]
+        stack.llm = TensorRTLLMService(
+            "llm_service", ["--checkpoint", str(checkpoint), *options], stack.llm.log
+        )
+    return stack
+
+
+@contextmanager
+def torch_alone(engine: Engine, param: str) -> Iterator[None]:
+    """Runs what only the torch engine can do; the other one must refuse it by the option's name."""
+    if engine == "torch":
+        yield
+        return
+    with pytest.raises(BadRequestError, match=engine) as caught:
+        yield
+    assert (caught.value.code, caught.value.param) == ("unsupported_field", param)
+
+
+@pytest.fixture(scope="session", params=["torch", "tensorrt_llm"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """What runs the language model of `stack`."""
+    chosen: Engine = request.param
+    return chosen
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The three services; a test that ends one of them starts it again."""
-    folder = tmp_path_factory.mktemp("stack")
+    folder = tmp_path_factory.mktemp(engine)
     checkpoint = folder / "random-internvl"
     write_random_checkpoint(checkpoint)
-    with Stack(
+    with make_stack(
+        engine,
         checkpoint,
         folder,
         gateway_arguments=GATEWAY_ARGUMENTS,
-        service_arguments=SERVICE_ARGUMENTS,
+        # 2 layers of keys and values, 2 heads of 16 float32: 65,536 tokens.
+        llm_arguments=("--kv-cache-byte-count", str(65536 * 2 * 2 * 2 * 16 * 4)),
     ) as stack:
         yield stack
 

@@ -19,7 +19,7 @@ import pytest
 
 from models.demo.stack import DEMO_CHECKPOINT, Stack
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
-from tests.e2e.conftest import SERVICE_ARGUMENTS
+from tests.e2e.conftest import Engine, make_stack
 
 PICTURES = Path(__file__).parents[2] / "models" / "demo" / "pictures"
 REQUEST_COUNT = 200
@@ -32,13 +32,12 @@ QUESTIONS = ("What do you see in the picture?", "How many animals are there?", "
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("crowd")
-    with Stack(
+def stack(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with make_stack(
+        engine,
         DEMO_CHECKPOINT,
-        folder,
+        tmp_path_factory.mktemp("crowd"),
         gateway_arguments=["--file-root", str(PICTURES)],
-        service_arguments=SERVICE_ARGUMENTS,
         llm_arguments=["--kv-cache-byte-count", str(KV_CACHE_BYTES)],
     ) as stack:
         yield stack
@@ -84,10 +83,12 @@ class Request:
     pieces: int | None = None
 
 
-def draw_request(draw: random.Random) -> Request:
+def draw_request(draw: random.Random, engine: Engine) -> Request:
     picture = draw.choice([None, "scene.png", "pair-1.png", "pair-2.png", "sign.png"])
     question = Question(draw.choice(QUESTIONS), picture, draw.choice([1, 6, 24]))
-    plain: list[dict[str, Any]] = [{}, {"n": 2}, {"logprobs": True, "top_logprobs": 3}]
+    # The TensorRT-LLM engine has no top_logprobs.
+    logprobs = {"logprobs": True} | ({"top_logprobs": 3} if engine == "torch" else {})
+    plain: list[dict[str, Any]] = [{}, {"n": 2}, logprobs]
     plain += [{"priority": -1}, {"cache_salt": str(draw.randrange(3))}]
     shaping: list[dict[str, Any]] = [
         {"temperature": 1.0, "seed": draw.randrange(100)},
@@ -175,9 +176,11 @@ async def idle_load(stack: Stack) -> llm_pb2.GetLoadResponse:
 
 
 @pytest.mark.timeout(300)
-async def test_none_is_lost_and_no_block_leaks(stack: Stack, http: aiohttp.ClientSession) -> None:
+async def test_none_is_lost_and_no_block_leaks(
+    engine: Engine, stack: Stack, http: aiohttp.ClientSession
+) -> None:
     draw = random.Random(4)
-    requests = [draw_request(draw) for _ in range(REQUEST_COUNT)]
+    requests = [draw_request(draw, engine) for _ in range(REQUEST_COUNT)]
     expected = {}
     for request in requests:
         if request.plain and request.question not in expected:

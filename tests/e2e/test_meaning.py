@@ -2,7 +2,8 @@
 
 Questions and pictures are drawn from seeds that training held out. The same weights are asked in
 both layouts: as they ship (Qwen2), and rewritten for InternLM2, so that both decoders, tokenizers
-and all of the path between picture and answer are tested for meaning.
+and all of the path between picture and answer are tested for meaning; and as they ship once more
+through the TensorRT-LLM engine over its double.
 """
 
 from __future__ import annotations
@@ -17,22 +18,30 @@ from models.demo.train.evaluate import Control, Settings, evaluate, scores_of
 from models.demo.train.export import write_internlm2
 from models.demo.train.samples import Kind
 from models.demo.train.scores import Scores
-from tests.e2e.conftest import SERVICE_ARGUMENTS
+from tests.e2e.conftest import make_stack
 
 # Held-out seeds of their own: MODEL_CARD.md has the whole table.
 SEED = 500_000
 
 
-@pytest.fixture(scope="module", params=["qwen2", "internlm2"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("torch", "qwen2"), id="qwen2"),
+        pytest.param(("torch", "internlm2"), id="internlm2"),
+        pytest.param(("tensorrt_llm", "qwen2"), id="tensorrt_llm", marks=pytest.mark.slow),
+    ],
+)
 def stack(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stack]:
+    engine, family = request.param
     folder: Path = tmp_path_factory.mktemp("meaning")
     checkpoint = DEMO_CHECKPOINT
-    if request.param == "internlm2":
+    if family == "internlm2":
         checkpoint = folder / "internlm2"
         write_internlm2(DEMO_CHECKPOINT, checkpoint)
-    with Stack(checkpoint, folder, service_arguments=SERVICE_ARGUMENTS) as started:
+    with make_stack(engine, checkpoint, folder) as started:
         yield started
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from llm_service.tokenizer import Tokenizer
 from models.demo.stack import Stack
-from tests.e2e.conftest import picture_url
+from tests.e2e.conftest import Engine, picture_url, torch_alone
 
 PICTURE: list[Any] = [
     {
@@ -199,24 +199,34 @@ def test_streamed_choices_are_the_whole_ones(client: OpenAI, model: str) -> None
     assert reasons == [choice.finish_reason for choice in whole.choices]
 
 
-def test_logprobs_are_of_the_tokens_and_of_the_best_in_their_places(
-    client: OpenAI, model: str
-) -> None:
-    completion = ask(client, model, logprobs=True, top_logprobs=5, extra_body={"ignore_eos": True})
+def test_logprobs_are_of_the_tokens(client: OpenAI, model: str) -> None:
+    completion = ask(client, model, logprobs=True, extra_body={"ignore_eos": True})
     contents = completion.choices[0].logprobs.content
     assert len(contents) == completion.usage.completion_tokens == 8
     shown = b"".join(bytes(token.bytes) for token in contents).decode(errors="replace")
     assert shown == completion.choices[0].message.content
-    for token in contents:
-        tops = [top.logprob for top in token.top_logprobs]
-        assert len(tops) == 5
-        assert tops == sorted(tops, reverse=True)
-        assert token.logprob == tops[0]  # greedy
-        assert sum(map(math.exp, tops)) <= 1 + 1e-6
+    assert all(token.logprob < 0 for token in contents)
 
 
-def test_streamed_logprobs_are_the_whole_ones(client: OpenAI, model: str) -> None:
-    options: dict[str, Any] = {"logprobs": True, "top_logprobs": 2, "messages": PICTURE}
+def test_top_logprobs_are_of_the_best_in_the_tokens_places(
+    client: OpenAI, engine: Engine, model: str
+) -> None:
+    options: dict[str, Any] = {"logprobs": True, "extra_body": {"ignore_eos": True}}
+    bare = ask(client, model, **options).choices[0].logprobs.content
+    with torch_alone(engine, "top_logprobs"):
+        contents = ask(client, model, top_logprobs=5, **options).choices[0].logprobs.content
+        assert [token.logprob for token in contents] == [token.logprob for token in bare]
+        for token in contents:
+            tops = [top.logprob for top in token.top_logprobs]
+            assert len(tops) == 5
+            assert tops == sorted(tops, reverse=True)
+            assert token.logprob == tops[0]  # greedy
+            assert sum(map(math.exp, tops)) <= 1 + 1e-6
+
+
+def test_streamed_logprobs_are_the_whole_ones(client: OpenAI, engine: Engine, model: str) -> None:
+    top: dict[str, Any] = {"top_logprobs": 2} if engine == "torch" else {}
+    options: dict[str, Any] = {"logprobs": True, "messages": PICTURE, **top}
     whole = ask(client, model, **options).choices[0].logprobs.content
     streamed = [
         token

@@ -18,10 +18,11 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from models.demo.stack import Stack
-from tests.e2e.conftest import SERVICE_ARGUMENTS
+from tests.e2e.conftest import TORCH_AND_SLOWLY_TENSORRT_LLM, Engine, make_stack
 from tests.random_checkpoint import Family, write_random_checkpoint
 from tests.real_tokenizers import FOLDER
+
+pytestmark = pytest.mark.parametrize("engine", TORCH_AND_SLOWLY_TENSORRT_LLM, indirect=True)
 
 PROMPTS = Path(__file__).parents[1] / "data" / "golden" / "prompts.json"
 # Sizes that the default tiling cuts into so many tiles, thumbnail included.
@@ -43,12 +44,14 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 @pytest.fixture(scope="module")
-def client(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
+def client(
+    engine: Engine, family: Family, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenAI]:
     folder = tmp_path_factory.mktemp(family)
     checkpoint = folder / family
     write_random_checkpoint(checkpoint, family=family, tokenizer=FOLDER / FAMILIES[family])
     with (
-        Stack(checkpoint, folder, service_arguments=SERVICE_ARGUMENTS) as stack,
+        make_stack(engine, checkpoint, folder) as stack,
         OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as client,
     ):
         yield client

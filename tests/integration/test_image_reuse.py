@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, nullcontext
+from typing import NamedTuple
 
 import grpc
 import pytest
 import torch
 
 from llm_service.__main__ import load, make_service
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines import Prompt, RowsNeededError, TokenOutput
 from llm_service.metrics import Metrics
 from llm_service.sampling import SamplingParams
@@ -35,6 +36,8 @@ from tests.integration.llm_calls import (
 )
 from tests.random_checkpoint import TEXT_WIDTH, write_random_checkpoint
 from tests.real_tokenizers import real_tokenizer
+from tests.unit.llm_service.tensorrt_llm.double import installed_double
+from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
 
 ROWS_A, A = table(1.0)
 ROWS_B, B = table(2.0)
@@ -248,26 +251,39 @@ TABLE_BYTE_COUNT = IMAGE_ROWS * TEXT_WIDTH * 4
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reuse") / "random"
-    write_random_checkpoint(folder)
-    return folder
-
-
-@asynccontextmanager
-async def torch_service(
-    checkpoint: Path, table_byte_count: int
-) -> AsyncIterator[llm_pb2_grpc.LLMServiceAsyncStub]:
-    """Serves a tiny checkpoint; 1,024 tokens fit into its KV cache."""
-    settings = Settings(
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Of a torch engine with a tiny checkpoint, and with memory for the tables of two images."""
+    folder = tmp_path_factory.mktemp("reuse")
+    checkpoint = folder / "random"
+    write_random_checkpoint(checkpoint)
+    document = engine_document(LLMConfig.from_checkpoint(checkpoint))
+    return Settings(
         checkpoint=checkpoint,
+        engine_folder=write_engine_folder(folder / "engine", document, checkpoint),
+        max_tiles_per_request=1,
         device="cpu",
         dtype="float32",
         threads=1,
-        # 2 layers x key and value x 2 heads x 16 floats a token.
+        block_size=8,  # as TensorRT-LLM's double has it
+        # 1,024 tokens. 2 layers x key and value x 2 heads x 16 floats a token.
         kv_cache_byte_count=1024 * 512,
-        max_table_byte_count=table_byte_count,
+        max_table_byte_count=2 * TABLE_BYTE_COUNT,
     )
+
+
+@pytest.fixture(params=["torch", "tensorrt_llm"])
+def engine_name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An engine that can be imported; TensorRT-LLM is its double."""
+    with installed_double() if request.param == "tensorrt_llm" else nullcontext():
+        yield request.param
+
+
+@asynccontextmanager
+async def real_service(
+    settings: Settings, **changes: object
+) -> AsyncIterator[llm_pb2_grpc.LLMServiceAsyncStub]:
+    """Serves a checkpoint."""
+    settings = settings.model_copy(update=changes)
     model, engine = await asyncio.to_thread(load, settings)
     try:
         async with channel_to(make_service(settings, model, engine, Metrics(engine))) as channel:
@@ -299,37 +315,70 @@ def embedding(index: int) -> list[llm_pb2.GenerateRequest]:
 EMBEDDINGS = [*embedding(0), *embedding(1)]
 
 
+class Turn(NamedTuple):
+    """What a turn wanted, generated, and found in the KV cache."""
+
+    wanted: list[list[int]]
+    token_ids: list[int]
+    cached_token_count: int
+
+
 async def two_turns(
     stub: llm_pb2_grpc.LLMServiceAsyncStub, between: llm_pb2.GenerateRequest | None = None
-) -> tuple[list[list[int]], str, llm_pb2.Usage]:
-    """Returns what the second turn wanted, its text and its usage."""
+) -> Turn:
+    """Asks both, with another request between them, and returns the second one."""
     first = await exchange(stub, conversation("What is this?"), *EMBEDDINGS)
     assert wanted_of(first) == [[0, 1]]
     if between is not None:
         await exchange(stub, between)
     second = conversation("What is this?", text_of(first), "And that?")
     responses = await exchange(stub, second, *EMBEDDINGS)
-    return wanted_of(responses), text_of(responses), responses[-1].usage
+    token_ids = [token_id for item in responses for token_id in item.delta.token_ids]
+    return Turn(wanted_of(responses), token_ids, responses[-1].usage.cached_token_count)
 
 
-async def test_the_torch_engine_answers_a_second_turn_without_the_tables(checkpoint: Path) -> None:
-    async with torch_service(checkpoint, 2 * TABLE_BYTE_COUNT) as stub:
-        held = await two_turns(stub)
-    async with torch_service(checkpoint, TABLE_BYTE_COUNT) as stub:
-        gone = await two_turns(stub)
-    assert held[:2] == gone[:2]
-    assert held[0] == [[]]
-    assert held[1]
-    assert held[2].cached_token_count == gone[2].cached_token_count > 2 * IMAGE_ROWS
+@pytest.fixture(scope="module")
+def expected(settings: Settings) -> Turn:
+    """The second turn of a torch engine that holds every table."""
+
+    async def turns() -> Turn:
+        async with real_service(settings) as stub:
+            return await two_turns(stub)
+
+    turn = asyncio.run(turns())
+    assert turn.wanted == [[]]
+    assert len(turn.token_ids) == 24
+    assert turn.cached_token_count > 2 * IMAGE_ROWS
+    return turn
 
 
-async def test_the_torch_engine_wants_an_image_again_when_others_have_taken_its_blocks(
-    checkpoint: Path,
+async def test_a_second_turn_whose_tables_are_held_wants_none(
+    settings: Settings, engine_name: str, expected: Turn
+) -> None:
+    async with real_service(settings, engine=engine_name) as stub:
+        assert await two_turns(stub) == expected
+
+
+@pytest.mark.parametrize(
+    # TensorRT-LLM takes a prompt with its rows, whatever its KV cache holds.
+    ("engine_name", "wanted"),
+    [("torch", []), ("tensorrt_llm", [0])],
+    indirect=["engine_name"],
+)
+async def test_a_second_turn_without_a_table(
+    settings: Settings, engine_name: str, expected: Turn, wanted: list[int]
+) -> None:
+    room_for_one = {"engine": engine_name, "max_table_byte_count": TABLE_BYTE_COUNT}
+    async with real_service(settings, **room_for_one) as stub:
+        assert await two_turns(stub) == expected._replace(wanted=[wanted])
+
+
+async def test_an_image_is_wanted_again_when_others_have_taken_its_blocks(
+    settings: Settings, engine_name: str, expected: Turn
 ) -> None:
     flush = start("x" * 800, cache_salt="another")
-    async with torch_service(checkpoint, TABLE_BYTE_COUNT) as stub:
-        _, expected, _ = await two_turns(stub)
-    async with torch_service(checkpoint, TABLE_BYTE_COUNT) as stub:
-        wanted, text, _ = await two_turns(stub, between=flush)
-    assert wanted == [[0]]
-    assert text == expected
+    room_for_one = {"engine": engine_name, "max_table_byte_count": TABLE_BYTE_COUNT}
+    async with real_service(settings, **room_for_one) as stub:
+        turn = await two_turns(stub, between=flush)
+    assert turn.wanted == [[0]]
+    assert turn.token_ids == expected.token_ids

@@ -14,6 +14,7 @@ HIDDEN_SIZE, CONTEXT = QWEN2["hidden_size"], QWEN2["max_position_embeddings"]
 NO_ROWS = torch.empty(0, HIDDEN_SIZE)
 PROMPT = Prompt([3, 1, 4, 1, 5], NO_ROWS)
 LONG = SamplingParams(max_tokens=500)
+ENDS = frozenset({54, 60})  # of tiny.py's tokenizer and models
 
 
 async def outputs_of(
