@@ -380,3 +380,14 @@ async def test_close_fails_what_is_running_and_what_comes_later(start: Start, ga
     assert not engine.is_healthy()
     with pytest.raises(EngineDeadError):
         await outputs_of(engine)
+
+
+async def test_the_load_tells_of_the_steps(start: Start) -> None:
+    engine = await start()
+    before = engine.load().steps
+    await tokens_of(engine, EIGHT)
+    await engine.close()  # after which nothing changes any more
+    after = engine.load().steps
+    assert after.count > before.count
+    assert after.seconds > before.seconds
+    assert after.tokens > before.tokens
