@@ -16,7 +16,7 @@ RUN useradd --uid 10001 service
 WORKDIR /app
 COPY --from=source / ./
 # What TensorRT-LLM needs as it is stays so, or pip fails. The image's own PIP_CONSTRAINT holds much
-# more, which our dependencies may have to replace. Into a Python of Ubuntu's pip must be let.
+# more, which our dependencies may have to replace. Ubuntu's Python refuses pip unless it is told.
 RUN pip list --format=freeze \
     | grep -iE '^(llguidance|numpy|tensorrt.*|torch|triton)==' > /app/held.txt \
     && PIP_BREAK_SYSTEM_PACKAGES=1 PIP_CONSTRAINT='' \

@@ -25,7 +25,7 @@ SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
 
 
 def main() -> None:
-    """Serves a language model over gRPC until SIGTERM; exit status 1 when the engine dies."""
+    """Serves a language model over gRPC until it is told to stop; status 1 when the engine dies."""
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     try:

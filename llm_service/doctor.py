@@ -50,7 +50,7 @@ class DoctorSettings(Options):
 
 @dataclass(frozen=True)
 class Trial:
-    """A program's output, line by line, and the last line of its complaint: empty, it worked."""
+    """A program's output, line by line, and the last line of its complaint, empty if it worked."""
 
     lines: tuple[str, ...] = ()
     failure: str = ""
@@ -77,7 +77,7 @@ class Machine:
         driver: a line with the version for each GPU.
         torch: the output of try_torch.
         tensorrt_llm: how try_tensorrt_llm went.
-        programs: the path of each program on the PATH, None: it is not.
+        programs: the path of each program, None if it is not on the PATH.
     """
 
     driver: Trial
@@ -178,7 +178,8 @@ def torch_engine(machine: Machine) -> Answer:
 
 def tensorrt_llm_engine(machine: Machine) -> Answer:
     """Returns whether the tensorrt_llm engine runs here."""
-    gaps = [*_torch_gaps(machine), *([] if machine.gpus else [NO_GPU])]
+    # With [torch] pip would replace the llguidance that tensorrt_llm pins.
+    gaps = [*_torch_gaps(machine, "models"), *([] if machine.gpus else [NO_GPU])]
     if machine.tensorrt_llm.failure:
         gaps.append(f"{machine.tensorrt_llm.failure}: {INSTALL_TENSORRT_LLM}")
     where = "on one GPU, and on several by mpirun"
@@ -195,9 +196,9 @@ def engine_builder(machine: Machine) -> Answer:
     return Answer(f"by {BUILDER}, for this GPU", tuple(gaps))
 
 
-def _torch_gaps(machine: Machine) -> tuple[str, ...]:
+def _torch_gaps(machine: Machine, extra: str = "torch") -> tuple[str, ...]:
     failure = machine.torch.failure
-    return (f"{failure}: pip install 'internvl-serving[torch]'",) if failure else ()
+    return (f"{failure}: pip install 'internvl-serving[{extra}]'",) if failure else ()
 
 
 def _report(name: str, answer: Answer) -> None:

@@ -55,8 +55,8 @@ class Metrics:
         self.registry.register(EngineCollector(engine))
         self._tokens = Counter(
             "internvl_llm_tokens",
-            "Tokens of complete answers: of their prompts, of those from images or from the KV"
-            " cache, and generated.",
+            "Tokens of complete answers: in their prompts, of these from images and from the KV"
+            " cache, and in their outputs.",
             ["kind"],
             registry=self.registry,
         )
@@ -84,19 +84,22 @@ class Metrics:
 
 
 @contextmanager
-def serving_metrics(metrics: Metrics, host: str, port: int | None) -> Iterator[None]:
+def serving_metrics(metrics: Metrics, host: str, port: int | None) -> Iterator[int | None]:
     """Serves metrics over HTTP from a thread; without a port it serves none.
+
+    Yields:
+        The port that was bound.
 
     Raises:
         OSError: the address cannot be bound.
     """
     if port is None:
-        yield
+        yield None
         return
     server, thread = start_http_server(port, host, metrics.registry)
     logger.info("serving_metrics", host=host, port=server.server_port)
     try:
-        yield
+        yield server.server_port
     finally:
         server.shutdown()
         server.server_close()

@@ -56,9 +56,9 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         self, request_iterator: AsyncIterator[llm_pb2.GenerateRequest], context: Context
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
         """Generates from one prompt; see llm.proto."""
-        clock = _Clock()
         deadline = _deadline(context)
         start = await _read_start(request_iterator)
+        clock = _Clock()
         generation = await asyncio.to_thread(self._parse, start, deadline)
         del start  # perhaps megabytes
         with RequestImages(self._model, self._tables, generation) as images:

@@ -34,7 +34,7 @@ class Settings(ServingSettings):
     kv_cache_reuse: bool = True
     """Whether the TensorRT-LLM engine keeps the KV cache of prompts for others that begin alike."""
     table_offloading: bool = False
-    """Whether TensorRT-LLM reads image embeddings from pinned host memory, not from the GPU's."""
+    """Whether TensorRT-LLM leaves image embeddings in host memory but for the rows of a step."""
     mpi_mode: Literal["leader", "orchestrator"] = "leader"
     """On several GPUs TensorRT-LLM is started by mpirun (leader), or starts its own workers."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -59,7 +59,8 @@ class Settings(ServingSettings):
     max_waiting_sequences: int = Field(default=256, ge=1)
     """Most sequences that wait for their turn; a further request is refused."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port on which Prometheus finds metrics, at /metrics; default: none are served."""
+    """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
+    it; default: none are served."""
     max_call_count: int = Field(default=512, ge=1)
     """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)

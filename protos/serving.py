@@ -35,7 +35,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 Behavior = Callable[[Any, Context], Any]
 # How pydantic-settings marks a field that is a subcommand; it has no public name.
-_, SUBCOMMAND = get_args(CliSubCommand)
+SUBCOMMAND = get_args(CliSubCommand)[1]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -49,8 +49,8 @@ DEFAULT_MAX_CALL_COUNT = 512
 # Room for the other fields beside the largest one.
 MESSAGE_OVERHEAD_BYTE_COUNT = 64 * KIB
 HEALTH_POLL_SECONDS = 0.5
-# The last is for services under mpirun, which kills its processes a second after a SIGTERM of its
-# own, but passes a SIGUSR1 on and waits.
+# The last is for services under mpirun, which after a SIGTERM of its own kills its processes within
+# two seconds, but passes a SIGUSR1 on and waits.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # For the last status to leave once every call of ours has ended.
 LAST_BYTES_SECONDS = 0.5

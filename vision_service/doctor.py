@@ -1,7 +1,8 @@
 """The doctor of the vision service: what this machine has, which engines it can run, what to fix.
 
 `python -m vision_service.doctor` needs no checkpoint. Each library is imported by a process of its
-own, all at once, so that a broken one is a finding, whatever it does to its process.
+own, all at once, so that a broken one is a finding, whatever it does to its process. The LLM
+service has a doctor of its own: the two share the contract alone, and a doctor is no part of it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class DoctorSettings(Options):
 
 @dataclass(frozen=True)
 class Trial:
-    """A program's output, line by line, and the last line of its complaint: empty, it worked."""
+    """A program's output, line by line, and the last line of its complaint, empty if it worked."""
 
     lines: tuple[str, ...] = ()
     failure: str = ""

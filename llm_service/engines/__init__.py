@@ -63,7 +63,8 @@ class TokenLogprob:
 
     Attributes:
         token_id: the token.
-        logprob: before temperature and filters, after penalties, bias and guide.
+        logprob: after penalties, bias and guide, before filters; before the temperature, but for
+            the tensorrt_llm engine's.
         top: token ids and log probabilities of the most probable tokens, best first.
     """
 
@@ -104,9 +105,9 @@ class StepTotals:
     seconds: float = 0.0
     tokens: int = 0
 
-    def plus(self, count: int, seconds: float, tokens: int) -> StepTotals:
-        """Returns the totals after further steps."""
-        return StepTotals(self.count + count, self.seconds + seconds, self.tokens + tokens)
+    def after(self, seconds: float, tokens: int) -> StepTotals:
+        """Returns the totals after one more step."""
+        return StepTotals(self.count + 1, self.seconds + seconds, self.tokens + tokens)
 
 
 @dataclass(frozen=True)

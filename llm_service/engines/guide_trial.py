@@ -22,8 +22,7 @@ CPU_SECONDS = 2
 MEMORY_BYTE_COUNT = 1 << 30
 # Half of a thread's usual stack: what passes here has room to spare in the service.
 STACK_BYTE_COUNT = 4 << 20
-# The fuels keep one step of a matcher below some 50 ms; the default ones allow a second. Verbose
-# errors would repeat the guide.
+# The fuels keep one step of a matcher below some 50 ms; the default ones allow a second.
 LIMITS = LLParserLimits(initial_lexer_fuel=100_000)
 
 

@@ -5,6 +5,7 @@ llguidance does the matching. A "grammar" is in its dialect of Lark (llguidance,
 "json_schema" is one of Draft 2020-12 as far as llguidance enforces it, and refused where it does
 not. JSON has whitespace between its tokens as llama.cpp's grammars have it, at most a line feed and
 20 blanks: where any whitespace may follow, a weak model writes nothing else to its last token.
+(llguidance 0.7.29, which TensorRT-LLM 1.2.1 pins, ignores this limit.)
 """
 
 from __future__ import annotations

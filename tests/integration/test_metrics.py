@@ -49,19 +49,13 @@ def read(port: int) -> dict[str, float]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def test_the_engines_load_and_the_answers_are_counted() -> None:
-    engine, port = BusyEngine(), free_port()
+    engine = BusyEngine()
     metrics = Metrics(engine)
     async with serving(engine, real_tokenizer("qwen2_5"), metrics=metrics) as channel:
         stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
-        with serving_metrics(metrics, "127.0.0.1", port):
+        with serving_metrics(metrics, "127.0.0.1", 0) as port:
+            assert port is not None
             before = await asyncio.to_thread(read, port)
             usages = [(await exchange(stub, start()))[-1].usage for _ in range(2)]
             after = await asyncio.to_thread(read, port)

@@ -85,7 +85,7 @@ class TensorRTLLMEngine:
         self.context_length = min(
             config.max_position_embeddings, folder.max_sequence_length, self._total_kv_tokens
         )
-        # The response thread's, read by the loop:
+        # The response thread's, read by others:
         self._free_kv_tokens = self._total_kv_tokens
         self._active_count = 0
         self._steps = StepTotals()
@@ -108,12 +108,12 @@ class TensorRTLLMEngine:
         """See LLMEngine."""
         max_tokens = self._admit(prompt, params)
         constraint = await self._constraint(prompt, params)
+        self._loop = asyncio.get_running_loop()
         check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
         generation = Generation(
             next(self._client_ids), prompt, params, max_tokens, priority, deadline, constraint
         )
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
         self._outputs[generation.client_id] = deltas
         submission = self._calls.submit(self._submit, generation)
         finished = False
@@ -135,12 +135,13 @@ class TensorRTLLMEngine:
 
     def load(self) -> EngineLoad:
         """See LLMEngine; a request that the executor has not counted yet counts as waiting."""
-        running = min(self._active_count, len(self._outputs))
+        count = len(self._outputs)  # once: the loop changes it meanwhile
+        running = min(self._active_count, count)
         return EngineLoad(
             running=running,
-            waiting=len(self._outputs) - running,
+            waiting=count - running,
             # The executor tells nothing while it has nothing to do.
-            free_kv_tokens=self._free_kv_tokens if self._outputs else self._total_kv_tokens,
+            free_kv_tokens=self._free_kv_tokens if count else self._total_kv_tokens,
             total_kv_tokens=self._total_kv_tokens,
             steps=self._steps,
         )
@@ -175,6 +176,14 @@ class TensorRTLLMEngine:
         if not all(image.is_held for image in prompt.images):
             raise RowsNeededError("the tensorrt_llm engine needs the rows of every image")
         return max_tokens
+
+    def _send_probe(self) -> None:
+        """Enqueues a probe; one that cannot even be made has failed for good."""
+        try:
+            self._submit(self._probing())
+        except ServiceError as error:
+            logger.error("probe_failed", error=error.message)
+            self._stopping.set()
 
     async def _constraint(self, prompt: Prompt, params: SamplingParams) -> Constraint | None:
         if not Constraint.is_needed(params):
@@ -215,7 +224,10 @@ class TensorRTLLMEngine:
         for request_id, _ in self._submitted.values():
             self._cancel(request_id)
         self._submitted.clear()
-        self._executor.shutdown()
+        try:
+            self._executor.shutdown()
+        except RuntimeError as error:  # it was dead already
+            logger.warning("shutdown_failed", error=str(error))
 
     def _warm_up(self) -> executor.KvCacheStats:
         """Has a probe run, and returns the cache's size.
@@ -260,7 +272,7 @@ class TensorRTLLMEngine:
             deltas = [read_response(response, self._tokens_per_block) for response in responses]
             self._tell(deltas)
             if self._probe.is_due(deltas):
-                self._calls.submit(self._submit, self._probing())
+                self._calls.submit(self._send_probe)
 
     def _publish_load(self) -> None:
         for stats in self._executor.get_latest_iteration_stats():
@@ -270,7 +282,7 @@ class TensorRTLLMEngine:
                 self._free_kv_tokens = free * self._tokens_per_block
             if (batch := stats.inflight_batching_stats) is not None:
                 token_count = batch.num_ctx_tokens + batch.num_gen_requests
-                self._steps = self._steps.plus(1, stats.iter_latency_ms / 1000, token_count)
+                self._steps = self._steps.after(stats.iter_latency_ms / 1000, token_count)
 
     def _end(self) -> None:
         """Fails every request that the loop has posted before it could see the end."""

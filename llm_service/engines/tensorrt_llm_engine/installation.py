@@ -28,7 +28,7 @@ def check_installation() -> None:
 
 
 def is_leader() -> bool:
-    """Returns whether this process is rank 0, which alone has an engine under mpirun.
+    """Returns whether this process is rank 0, the only one under mpirun that serves an engine.
 
     Raises:
         ValueError: as check_installation.

@@ -44,7 +44,7 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
             processor,
             settings.max_waiting_sequences,
         )
-    except Exception:
+    except Exception:  # whatever it is, the executor's threads must not outlive it
         runtime.shutdown()
         raise
 
@@ -108,7 +108,7 @@ def _kv_cache_config(
 def _logits_post_processor_config(
     processor: LogitsProcessor | None,
 ) -> executor.LogitsPostProcessorConfig | None:
-    """Returns the configuration by which rank 0 alone has the processor, and shares its tokens."""
+    """Returns the configuration by which rank 0 calls the processor, and shares its tokens."""
     if processor is None:
         return None
     return executor.LogitsPostProcessorConfig(processor_batched=processor, replicate=False)

@@ -1,10 +1,10 @@
 """What requests do to their logits: bias, least length, guide.
 
 The executor calls the processor of this module between the logits of a step and its tokens, for the
-requests that ask for it ("logits post-processor"). So a guide is the same here as in the torch
-engine. The executor's own guides are xgrammar's, of version 0.1.32: that lets 1 pass where a schema
-says "minimum": 3, ignores most keywords, and compiles in the loop of all requests, which an
-exception there fails and an expression like (a?){1000} stops for minutes.
+requests that ask for it ("logits post-processor"). So guides are the same as in the torch engine.
+The executor's own are xgrammar's, of version 0.1.32: that lets 1 pass where a schema says
+"minimum": 3, ignores most keywords, and compiles in the loop of all requests, where an exception
+fails all of them and an expression like (a?){1000} stops them for minutes.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def check_supported(params: SamplingParams, *, processes_logits: bool) -> None:
     if params.logprob_count:
         raise _unsupported("logprobs.top_count", "gives the chosen token's log probability alone")
     if not processes_logits and (field := _field_of_logits(params)):
-        raise _unsupported(field, "needs mpi_mode leader for it, and no pipeline parallelism")
+        raise _unsupported(field, "needs mpi_mode leader and no pipeline parallelism for it")
 
 
 def _field_of_logits(params: SamplingParams) -> str | None:

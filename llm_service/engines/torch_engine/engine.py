@@ -44,7 +44,7 @@ class TorchEngine:
 
     The thread owns scheduler, runner and all sequences. The event loop posts calls to its inbox
     (add a sequence, abort one, stop) and gets outputs by `call_soon_threadsafe`; there are no
-    locks. Besides that the thread publishes plain values that the loop reads: its load, and whether
+    locks. Besides that the thread publishes plain values that others read: its load, and whether
     it has ended. It sets the latter before it empties its inbox for the last time, and `generate`
     reads it after posting, so no request can fall between the two.
     """
@@ -89,8 +89,8 @@ class TorchEngine:
         """See LLMEngine."""
         check_tokens(prompt, params, self._config)
         max_tokens = output_room(len(prompt.token_ids), params.max_tokens, self.context_length)
-        check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
         sequence = await self._sequence(prompt, params, max_tokens, priority)
+        check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
         outputs: Outputs = asyncio.Queue()
         with _alarm(outputs, deadline):
             self._request_count += 1
@@ -200,7 +200,7 @@ class TorchEngine:
         awaited = len(self._in_flight) > self._runner.overlaps or not scheduled
         if self._in_flight and awaited:
             self._deliver(self._in_flight.popleft().read())
-        self._steps = self._steps.plus(1, time.perf_counter() - started, token_count)
+        self._steps = self._steps.after(time.perf_counter() - started, token_count)
 
     def _deliver(self, sampled: list[SampledToken]) -> None:
         """Appends the new tokens, frees what has finished, and only then tells the callers.

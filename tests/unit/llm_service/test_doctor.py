@@ -168,8 +168,9 @@ def test_a_version_without_the_executor() -> None:
 
 def test_without_pytorch_nothing_runs() -> None:
     found = machine(H100, failure="No module named 'torch'")
-    for answer in (torch_engine(found), tensorrt_llm_engine(found)):
-        assert answer.gaps == ("No module named 'torch': pip install 'internvl-serving[torch]'",)
+    for answer, extra in ((torch_engine(found), "torch"), (tensorrt_llm_engine(found), "models")):
+        gap = f"No module named 'torch': pip install 'internvl-serving[{extra}]'"
+        assert answer.gaps == (gap,)
 
 
 def test_engines_need_the_builder() -> None:

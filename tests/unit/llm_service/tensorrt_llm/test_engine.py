@@ -364,6 +364,24 @@ async def test_a_step_that_fails_costs_the_active_requests_alone(
     assert [request.client_id for request in executors[0].requests].count(0) == 2  # with the first
 
 
+async def test_a_probe_that_cannot_be_made_ends_the_engine(
+    start: Start, executors: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    requests = await _running(engine, executors[0])
+
+    def no_room(*_: object) -> None:
+        raise OverloadedError("no memory left")
+
+    monkeypatch.setattr(
+        "llm_service.engines.tensorrt_llm_engine.requests.RequestFactory.request", no_room
+    )
+    executors[0].fail_steps(1)
+    await asyncio.gather(*requests, return_exceptions=True)
+    await asyncio.to_thread(_responses_thread().join, 30)
+    assert not engine.is_healthy()
+
+
 async def test_steps_that_fail_again_and_again_end_the_engine(
     start: Start, executors: list[Any]
 ) -> None:
