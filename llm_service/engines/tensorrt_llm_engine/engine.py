@@ -25,7 +25,11 @@ from llm_service.engines.admission import (
 )
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm_engine.engine_folder import EngineFolder
-from llm_service.engines.tensorrt_llm_engine.logits import Constraint, LogitsProcessor
+from llm_service.engines.tensorrt_llm_engine.logits import (
+    Constraint,
+    LogitsProcessor,
+    constraining_field,
+)
 from llm_service.engines.tensorrt_llm_engine.probe import CLIENT_ID as PROBE_CLIENT_ID
 from llm_service.engines.tensorrt_llm_engine.probe import Probe
 from llm_service.engines.tensorrt_llm_engine.requests import Generation, RequestFactory
@@ -186,7 +190,7 @@ class TensorRTLLMEngine:
             self._stopping.set()
 
     async def _constraint(self, prompt: Prompt, params: SamplingParams) -> Constraint | None:
-        if not Constraint.is_needed(params):
+        if constraining_field(params) is None:
             return None
         matcher = None
         if params.guide is not None:

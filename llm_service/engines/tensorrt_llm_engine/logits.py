@@ -19,6 +19,15 @@ from llm_service.sampling import SamplingParams
 from protos.errors import ServiceError
 
 
+def constraining_field(params: SamplingParams) -> str | None:
+    """Returns an option by which a request asks something of its logits; None if it has none."""
+    if params.guide is not None:
+        return f"guided.{params.guide.kind}"
+    if params.logit_bias:
+        return "sampling.logit_bias"
+    return "stop.min_token_count" if params.min_tokens and params.stop_token_ids else None
+
+
 class Constraint:
     """What one request asks of its logits; the executor's thread's once it is enqueued."""
 
@@ -33,13 +42,6 @@ class Constraint:
         biases = dict(params.logit_bias)
         self._bias_ids = torch.tensor(list(biases), dtype=torch.int64)
         self._biases = torch.tensor(list(biases.values()), dtype=torch.float32)
-
-    @staticmethod
-    def is_needed(params: SamplingParams) -> bool:
-        """Returns whether a request's options ask anything of its logits."""
-        return bool(
-            params.logit_bias or params.guide or (params.min_tokens and params.stop_token_ids)
-        )
 
     @property
     def failure(self) -> ServiceError | None:

@@ -6,6 +6,7 @@ import random
 
 from tensorrt_llm.bindings import executor
 
+from llm_service.engines.tensorrt_llm_engine.logits import constraining_field
 from llm_service.sampling import MAX_SEED, SamplingParams
 from protos.errors import UnsupportedFieldError
 
@@ -25,16 +26,8 @@ def check_supported(params: SamplingParams, *, processes_logits: bool) -> None:
     """
     if params.logprob_count:
         raise _unsupported("logprobs.top_count", "gives the chosen token's log probability alone")
-    if not processes_logits and (field := _field_of_logits(params)):
+    if not processes_logits and (field := constraining_field(params)):
         raise _unsupported(field, "needs mpi_mode leader and no pipeline parallelism for it")
-
-
-def _field_of_logits(params: SamplingParams) -> str | None:
-    if params.guide is not None:
-        return f"guided.{params.guide.kind}"
-    if params.logit_bias:
-        return "sampling.logit_bias"
-    return "stop.min_token_count" if params.min_tokens and params.stop_token_ids else None
 
 
 def sampling_config(params: SamplingParams) -> executor.SamplingConfig:

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from llm_service.engines.guides import GuideCompiler
-from llm_service.engines.tensorrt_llm_engine.logits import Constraint, LogitsProcessor
+from llm_service.engines.tensorrt_llm_engine.logits import (
+    Constraint,
+    LogitsProcessor,
+    constraining_field,
+)
 from llm_service.sampling import Guide, SamplingParams
 from tests.real_tokenizers import real_tokenizer
 
@@ -77,14 +81,14 @@ def test_requests_without_a_constraint_stay_as_they_are(client_id: int | None) -
 
 
 @pytest.mark.parametrize(
-    ("params", "is_needed"),
+    ("params", "field"),
     [
-        (SamplingParams(), False),
-        (SamplingParams(min_tokens=3), False),
-        (SamplingParams(min_tokens=3, stop_token_ids=frozenset({1})), True),
-        (SamplingParams(logit_bias=((1, 1.0),)), True),
-        (SamplingParams(guide=Guide("json_object")), True),
+        (SamplingParams(), None),
+        (SamplingParams(min_tokens=3), None),
+        (SamplingParams(min_tokens=3, stop_token_ids=frozenset({1})), "stop.min_token_count"),
+        (SamplingParams(logit_bias=((1, 1.0),)), "sampling.logit_bias"),
+        (SamplingParams(guide=Guide("json_object")), "guided.json_object"),
     ],
 )
-def test_most_requests_need_none(params: SamplingParams, is_needed: bool) -> None:
-    assert Constraint.is_needed(params) is is_needed
+def test_most_requests_need_none(params: SamplingParams, field: str | None) -> None:
+    assert constraining_field(params) == field
