@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import ImageRows, LLMEngine, Prompt, create_engine
+from llm_service.engines import LLMEngine, Prompt, create_engine
 from llm_service.engines.torch_engine.block_manager import BlockManager
 from llm_service.engines.torch_engine.model_runner import ModelRunner
 from llm_service.engines.torch_engine.scheduler import Scheduler
@@ -25,49 +24,18 @@ from llm_service.engines.torch_engine.sequence import Sequence
 from llm_service.engines.torch_engine.weights import load_decoder
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
-from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
+from llm_service.tokenizer import Tokenizer
 from tests.parity import golden
+from tests.parity.conversations import Conversation, golden_conversations, greedy_tokens
 
 BLOCK_SIZE = 8
 KV_TOKENS = 8192
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """One conversation of golden.json."""
-
-    name: str
-    prompt: Prompt
-    greedy_token_ids: list[int]
-
-
 @pytest.fixture(scope="module")
 def conversations(checkpoint_dir: Path) -> list[Conversation]:
     """The checkpoint's conversations, with context tokens replaced by virtual tokens."""
-    golden.need_weights(checkpoint_dir)
-    golden.need_tokenizer(checkpoint_dir)
-    documents = golden.read_json(checkpoint_dir / "golden.json")["conversations"]
-    tensors = golden.read_tensors(checkpoint_dir / "golden.safetensors")
-    config = LLMConfig.from_checkpoint(checkpoint_dir)
-    context_id = Tokenizer.from_checkpoint(checkpoint_dir).special_id(IMAGE_CONTEXT)
-    found = []
-    for document in documents:
-        if any(f"embeds.{name}" not in tensors for name in document["images"]):
-            continue
-        ids = golden.decode_run_lengths(document["input_ids_rle"])
-        virtual_ids = count(config.vocabulary_size)
-        token_ids = [next(virtual_ids) if item == context_id else item for item in ids]
-        rows = [tensors[f"embeds.{name}"].flatten(0, 1) for name in document["images"]]
-        table = torch.cat([torch.empty(0, config.hidden_size), *rows])
-        images = [
-            ImageRows(name.encode(), len(row))
-            for name, row in zip(document["images"], rows, strict=True)
-        ]
-        prompt = Prompt(token_ids, table, tuple(images))
-        found.append(Conversation(document["name"], prompt, document["greedy_16"]))
-    if not found:
-        pytest.skip("the golden data has no embeddings for any conversation")
-    return found
+    return golden_conversations(checkpoint_dir)
 
 
 @pytest.mark.parametrize("max_batch_tokens", [4096, 131])
@@ -92,7 +60,7 @@ async def test_greedy_tokens_equal_the_reference(
     engine = _engine(_settings(checkpoint_dir))
     try:
         for conversation in conversations:
-            assert await _greedy(engine, conversation) == conversation.greedy_token_ids
+            assert await greedy_tokens(engine, conversation) == conversation.greedy_token_ids
     finally:
         await engine.close()
 
@@ -123,7 +91,7 @@ async def test_greedy_tokens_from_a_prefix_hit(
     engine = _engine(_settings(checkpoint_dir))
     try:
         for conversation in [*conversations, *conversations]:
-            assert await _greedy(engine, conversation) == conversation.greedy_token_ids
+            assert await greedy_tokens(engine, conversation) == conversation.greedy_token_ids
         for conversation in conversations:
             blocks = (len(conversation.prompt.token_ids) - 1) // BLOCK_SIZE
             assert await _cached_count(engine, conversation.prompt) == blocks * BLOCK_SIZE
@@ -176,7 +144,7 @@ async def _greedy_together(
     """Returns the tokens of all conversations, generated at the same time by one engine."""
     engine = _engine(settings)
     try:
-        outputs = await asyncio.gather(*(_greedy(engine, item) for item in conversations))
+        outputs = await asyncio.gather(*(greedy_tokens(engine, item) for item in conversations))
         load = engine.load()
     finally:
         await engine.close()
@@ -211,15 +179,6 @@ def _last_logits(scheduler: Scheduler, runner: ModelRunner, prompt: Prompt) -> t
         if sequence.is_sampled:
             return logits[0]
         sequence.mark_launched()
-
-
-async def _greedy(engine: LLMEngine, conversation: Conversation) -> list[int]:
-    params = SamplingParams(max_tokens=len(conversation.greedy_token_ids))
-    token_ids: list[int] = []
-    async with aclosing(engine.generate(conversation.prompt, params)) as outputs:
-        async for output in outputs:
-            token_ids += output.token_ids
-    return token_ids
 
 
 def _block_count(prompt: Prompt) -> int:
