@@ -8,7 +8,7 @@ COPY vision_service /vision_service
 COPY llm_service /llm_service
 COPY gateway /gateway
 
-# The TensorRT-LLM engine, and its builder: python -m llm_service.build. This is the last
+# The TensorRT-LLM engine, and its builder: internvl-llm-build. This is the last
 # stable release that runs TensorRT engines.
 FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1 AS tensorrt_llm
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]

@@ -8,7 +8,7 @@ COPY vision_service /vision_service
 COPY llm_service /llm_service
 COPY gateway /gateway
 
-# The TensorRT engine, and its builder: python -m vision_service.build. The image of the LLM service's
+# The TensorRT engine, and its builder: internvl-vision-build. The image of the LLM service's
 # TensorRT-LLM has the TensorRT and the torch that fit each other, and is pulled once for both.
 FROM nvcr.io/nvidia/tensorrt-llm/release:1.2.1 AS tensorrt
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]

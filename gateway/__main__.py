@@ -10,8 +10,8 @@ import structlog
 
 from gateway.app import running_gateway
 from gateway.settings import Settings
-from protos import logs
-from protos.serving import read_settings
+from protos.process import logs
+from protos.process.settings import read_settings
 
 logger = structlog.get_logger()
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from gateway.clients import (
     ChatEvent,
     EmbeddingHeader,
-    EmbeddingId,
     EmbeddingPiece,
     EncodeRequest,
     Generation,
@@ -32,7 +31,7 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
-from protos.identity import content_digest, recipe_digest
+from protos.identity import EmbeddingId, content_digest, recipe_digest
 
 # Of one request at a time; more would fill the vision service's queue for everybody else.
 CONCURRENT_ENCODING_COUNT = 8

@@ -21,15 +21,16 @@ from protos.errors import (
     EngineDeadError,
     ServiceError,
     UnavailableError,
-    from_rpc_error,
 )
+from protos.identity import EmbeddingId
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2, vision_pb2, vision_pb2_grpc
-from protos.logs import request_metadata
-from protos.serving import (
+from protos.process.logs import request_metadata
+from protos.process.settings import MIB
+from protos.status import from_rpc_error
+from protos.transport import (
     DEFAULT_MAX_MESSAGE_BYTE_COUNT,
     KEEPALIVE_OPTIONS,
     MESSAGE_OVERHEAD_BYTE_COUNT,
-    MIB,
 )
 
 logger = structlog.get_logger()
@@ -101,14 +102,6 @@ class LLMInfo:
     model: str
     hidden_size: int
     max_context_token_count: int
-
-
-@dataclass(frozen=True)
-class EmbeddingId:
-    """Names an image embedding: digests of the file and of all else that decides its values."""
-
-    content_sha256: bytes
-    recipe_sha256: bytes
 
 
 @dataclass(frozen=True)

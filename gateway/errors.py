@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 
-import grpc
 from aiohttp import web
 
 from gateway.schema import ErrorBody, ErrorObject
-from protos.errors import NotFoundError, OverloadedError, ServiceError
+from protos.errors import Code, NotFoundError, OverloadedError, ServiceError
 
 DEFAULT_STATUS = 500
 HTTP_STATUS = {
-    grpc.StatusCode.INVALID_ARGUMENT: 400,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    Code.INVALID_ARGUMENT: 400,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNAUTHENTICATED: 401,
+    Code.PERMISSION_DENIED: 403,
+    Code.NOT_FOUND: 404,
+    Code.RESOURCE_EXHAUSTED: 429,
+    Code.UNAVAILABLE: 503,
+    Code.DEADLINE_EXCEEDED: 504,
 }
 # OpenAI's names; any other code is our reason in lower case.
 CODES = {

@@ -14,7 +14,7 @@ from gateway.chat import RequestRecord
 from gateway.errors import error_response, http_error_response
 from gateway.handlers import RECORD, REQUEST_ID
 from protos.errors import InvalidArgumentError, ServiceError
-from protos.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
+from protos.process.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
 
 logger = structlog.get_logger()
 

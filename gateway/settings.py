@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.addresses import AddressPolicy
-from protos.serving import MIB, ServingSettings
+from protos.process.settings import MIB, ServingSettings
 
 
 class Settings(ServingSettings):

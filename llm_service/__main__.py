@@ -8,16 +8,18 @@ import sys
 import structlog
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
-from llm_service.engines import LLMEngine, create_engine
+from llm_service.engines.base import LLMEngine
+from llm_service.engines.create import create_engine
 from llm_service.metrics import Metrics, serving_metrics
 from llm_service.model import ServedModel
 from llm_service.servicer import LLMServicer
 from llm_service.settings import Settings
 from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer, TokenizerError
-from protos import logs
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
-from protos.serving import Service, read_settings, serve
+from protos.process import logs
+from protos.process.server import Service, serve
+from protos.process.settings import read_settings
 
 logger = structlog.get_logger()
 

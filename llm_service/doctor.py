@@ -18,13 +18,13 @@ from typing import Literal
 
 from pydantic_settings import SettingsConfigDict
 
-from protos.serving import MIB, Options, read_settings
+from protos.process.settings import MIB, Options, read_settings
 
 TRIAL_SECONDS = 120.0
 GIB = 1024 * MIB
 DISTRIBUTIONS = ("llguidance", "tensorrt", "tensorrt_llm")
-TORCH_ENGINE = ("llm_service.__main__", "llm_service.engines.torch_engine.launch")
-CUDA_ENGINE = ("llm_service.engines.torch_engine.triton_programs",)
+TORCH_ENGINE = ("llm_service.__main__", "llm_service.engines.torch.launch")
+CUDA_ENGINE = ("llm_service.engines.torch.triton_programs",)
 DRIVER_QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 BUILDER, MPI = "trtllm-build", "mpirun"
 NO_GPU = (
@@ -154,7 +154,7 @@ def try_torch() -> None:
 
 def try_tensorrt_llm() -> None:
     """Ends the process with the sentence with which the tensorrt_llm engine would refuse."""
-    from llm_service.engines.tensorrt_llm_engine.installation import check_installation
+    from llm_service.engines.tensorrt_llm.installation import check_installation
 
     try:
         check_installation()
@@ -189,7 +189,7 @@ def tensorrt_llm_engine(machine: Machine) -> Answer:
 
 
 def engine_builder(machine: Machine) -> Answer:
-    """Returns whether `python -m llm_service.build engine` can build engines here."""
+    """Returns whether `internvl-llm-build engine` can build engines here."""
     gaps = [] if machine.gpus else [NO_GPU]
     if machine.programs[BUILDER] is None:
         gaps.append(f"{BUILDER} is not on the PATH; it comes with tensorrt_llm 1.2.1")

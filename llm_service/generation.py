@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines import FinishReason, LLMEngine, Prompt, TokenLogprob
+from llm_service.engines.base import FinishReason, LLMEngine, Prompt, TokenLogprob
 from llm_service.sampling import MAX_SEED, SamplingParams
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_service.engines import ImageRows, Prompt
+from llm_service.engines.base import ImageRows, Prompt
 from llm_service.model import ServedModel
 from llm_service.prompt import PromptLayout
 from llm_service.sampling import SamplingParams
@@ -20,11 +20,7 @@ from llm_service.tables import (
     TableTrailer,
     TableUpload,
 )
-from protos.errors import (
-    ContextLengthError,
-    DeadlineError,
-    InvalidTensorError,
-)
+from protos.errors import ContextLengthError, DeadlineError, InvalidTensorError
 
 UPLOAD_IDLE_SECONDS = 30.0
 

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llm_service.engines import LLMEngine
+from llm_service.engines.base import LLMEngine
 
 logger = structlog.get_logger()
 

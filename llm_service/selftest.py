@@ -24,15 +24,16 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
-from llm_service.engines import ImageRows, LLMEngine, Prompt, TokenLogprob, create_engine
-from llm_service.engines.tensorrt_llm_engine.installation import is_leader
+from llm_service.engines.base import ImageRows, LLMEngine, Prompt, TokenLogprob
+from llm_service.engines.create import create_engine
+from llm_service.engines.tensorrt_llm.installation import is_leader
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import MAX_LOGPROB_COUNT, SamplingParams
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer, TokenizerError
-from protos import logs
 from protos.errors import ServiceError
-from protos.serving import read_settings
+from protos.process import logs
+from protos.process.settings import read_settings
 
 QUESTIONS = (
     Message(Role.USER, "Write a short story about a lighthouse."),

@@ -13,7 +13,7 @@ import structlog
 
 from llm_service import wire
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines import LLMEngine, Prompt, RowsNeededError
+from llm_service.engines.base import LLMEngine, Prompt, RowsNeededError
 from llm_service.generation import (
     TextDelta,
     TextEnd,
@@ -29,7 +29,7 @@ from llm_service.prompt import PromptLayout, chat_layout, text_layout, token_lay
 from llm_service.tables import TableCache
 from protos.errors import ContextLengthError, InvalidArgumentError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
-from protos.logs import bind_request_id
+from protos.process.logs import bind_request_id
 
 logger = structlog.get_logger()
 

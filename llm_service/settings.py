@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from protos.serving import MIB, ServingSettings
+from protos.process.settings import MIB, ServingSettings
 
 GIB = 1024 * MIB
 

@@ -9,7 +9,7 @@ import torch
 from isal import isal_zlib
 
 from protos.errors import DataLossError, InvalidTensorError, ModelMismatchError, OverloadedError
-from protos.serving import MAX_CHUNK_BYTE_COUNT
+from protos.transport import MAX_CHUNK_BYTE_COUNT
 
 REMEMBERED_TABLE_COUNT = 65_536
 

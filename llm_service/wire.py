@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 
 import torch
 
-from llm_service.engines import TokenLogprob
+from llm_service.engines.base import TokenLogprob
 from llm_service.prompt import Message, Role
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.tables import TableChunk, TableHeader, TableMessage, TableSpec, TableTrailer

@@ -1,13 +1,14 @@
-"""The contract between the gateway and the two services, and nothing else.
+"""The contract, and what all three processes do alike; no tensor library.
 
-A module may enter here only if both ends of a call must agree on it:
+A module may enter here if both ends of a call must agree on it, or if all three processes do it:
 
 - `internvl/v1`: the messages. Generated code is checked in (`make protos`) so that a clone runs,
   type checks and builds images without protoc. It is made by grpcio-tools 1.75 (protobuf 6.31
   gencode): TensorRT-LLM 1.2.1 brings protobuf 6.33, and code made by 7.x refuses that runtime.
-- `errors.py`: which exception is which gRPC status, in both directions.
-- `identity.py`: how an embedding's id follows from the file, the recipe and the tile cap. The
-  gateway names the embedding before the vision service has seen the image: both derive it alike.
-- `serving.py`: limits, health, reflection, the error interceptor, request ids, drain.
-- `logs.py`: log set-up, and the request id as context variable and call metadata.
+- `identity.py`: what names an image embedding. The gateway names it before the vision service has
+  seen the image: both derive the name alike.
+- `errors.py`: the error vocabulary, free of gRPC; `status.py`: its gRPC status, both ways.
+- `transport.py`: sizes and options that both ends of a connection share.
+- `process/`: how a process runs: `settings.py` its options, `logs.py` its log and the request id,
+  `server.py` a gRPC server from health to drain, `doctor.py` what this machine can run.
 """

@@ -1,4 +1,4 @@
-"""The error vocabulary: one exception class for each reason, mapped to gRPC status both ways.
+"""The error vocabulary: one exception class for each reason, with its canonical code.
 
 ServiceError                        INTERNAL             INTERNAL
 ├── InvalidArgumentError            INVALID_ARGUMENT     INVALID_FIELD
@@ -19,25 +19,30 @@ ServiceError                        INTERNAL             INTERNAL
 │   └── EngineDeadError             UNAVAILABLE          ENGINE_DEAD
 └── DeadlineError                   DEADLINE_EXCEEDED    DEADLINE_EXCEEDED
 
-On the wire an error is a gRPC status whose details hold a google.rpc.ErrorInfo (the reason, in the
-domain "internvl"), a BadRequest with the field's path where one field is at fault, and a RetryInfo
-where trying again makes sense. A status without our ErrorInfo (a proxy's, grpc's own) becomes the
-class that stands first for its code.
+Nothing here knows gRPC, so tiling or sampling may raise an error at no cost; `status.py` maps each
+to its status and back.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import ClassVar
 
-import grpc
-from google.protobuf import duration_pb2
-from google.rpc import error_details_pb2, status_pb2
 
-DOMAIN = "internvl"
-# A status travels in metadata of at most 16 KiB, and the sentence up to three times.
-MAX_MESSAGE_LENGTH = 500
-# Where a gRPC status keeps its google.rpc.Status, on every platform.
-DETAILS_KEY = "grpc-status-details-bin"
+class Code(Enum):
+    """The codes of google.rpc.Code that our errors have, by their canonical names and numbers."""
+
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    OUT_OF_RANGE = 11
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
 
 
 class ServiceError(Exception):
@@ -49,7 +54,7 @@ class ServiceError(Exception):
         retry_after: seconds after which trying again makes sense; None when it does not.
     """
 
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    code: ClassVar[Code] = Code.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
 
     def __init__(self, message: str, *, field: str = "", retry_after: float | None = None) -> None:
@@ -62,7 +67,7 @@ class ServiceError(Exception):
 class InvalidArgumentError(ServiceError):
     """A field of the request is missing, malformed or out of its range."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = Code.INVALID_ARGUMENT
     reason = "INVALID_FIELD"
 
 
@@ -105,56 +110,56 @@ class InvalidTensorError(InvalidArgumentError):
 class ContextLengthError(ServiceError):
     """Prompt and output do not fit into the model's context."""
 
-    code = grpc.StatusCode.OUT_OF_RANGE
+    code = Code.OUT_OF_RANGE
     reason = "CONTEXT_LENGTH_EXCEEDED"
 
 
 class ModelMismatchError(ServiceError):
     """The two ends run different checkpoints."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
     reason = "MODEL_MISMATCH"
 
 
 class UnauthenticatedError(ServiceError):
     """The caller did not say who it is."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = Code.UNAUTHENTICATED
     reason = "UNAUTHENTICATED"
 
 
 class AccessDeniedError(ServiceError):
     """The caller may not have this: a private address, a file outside the configured root."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = Code.PERMISSION_DENIED
     reason = "ACCESS_DENIED"
 
 
 class NotFoundError(ServiceError):
     """There is no such model or path."""
 
-    code = grpc.StatusCode.NOT_FOUND
+    code = Code.NOT_FOUND
     reason = "NOT_FOUND"
 
 
 class OverloadedError(ServiceError):
     """A bounded queue is full."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = Code.RESOURCE_EXHAUSTED
     reason = "QUEUE_FULL"
 
 
 class DataLossError(ServiceError):
     """Bytes changed on their way."""
 
-    code = grpc.StatusCode.DATA_LOSS
+    code = Code.DATA_LOSS
     reason = "CHECKSUM_MISMATCH"
 
 
 class UnavailableError(ServiceError):
     """A service cannot be reached, or is stopping."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = Code.UNAVAILABLE
     reason = "SERVICE_UNAVAILABLE"
 
 
@@ -167,7 +172,7 @@ class EngineDeadError(UnavailableError):
 class DeadlineError(ServiceError):
     """The request's time is over."""
 
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    code = Code.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
 
 
@@ -178,54 +183,3 @@ def _tree(cls: type[ServiceError]) -> list[type[ServiceError]]:
 BY_REASON = {cls.reason: cls for cls in _tree(ServiceError)}
 # Reversed, so that the class that stands first for a code wins.
 BY_CODE = {cls.code: cls for cls in reversed(_tree(ServiceError))}
-
-
-def to_status(error: ServiceError) -> status_pb2.Status:
-    """Returns the google.rpc.Status of an error: code, message and details."""
-    message = error.message[:MAX_MESSAGE_LENGTH]
-    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)]
-    if error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=message
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after is not None:
-        delay = duration_pb2.Duration()
-        delay.FromNanoseconds(int(error.retry_after * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=error.code.value[0], message=message)
-    for detail in details:
-        status.details.add().Pack(detail)
-    return status
-
-
-def from_rpc_error(error: grpc.aio.AioRpcError) -> ServiceError:
-    """Returns the exception that a failed call stands for; the inverse of `to_status`."""
-    details = _Details()
-    for key, value in error.trailing_metadata():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            details = _unpack(status_pb2.Status.FromString(value))
-    cls = BY_REASON.get(details.reason) or BY_CODE.get(error.code(), ServiceError)
-    message = error.details() or error.code().name
-    return cls(message, field=details.field, retry_after=details.retry_after)
-
-
-class _Details:
-    reason = ""
-    field = ""
-    retry_after: float | None = None
-
-
-def _unpack(status: status_pb2.Status) -> _Details:
-    found = _Details()
-    info = error_details_pb2.ErrorInfo()
-    bad_request = error_details_pb2.BadRequest()
-    retry = error_details_pb2.RetryInfo()
-    for detail in status.details:
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            found.reason = info.reason
-        elif detail.Unpack(bad_request) and bad_request.field_violations:
-            found.field = bad_request.field_violations[0].field
-        elif detail.Unpack(retry):
-            found.retry_after = retry.retry_delay.ToNanoseconds() / 1e9
-    return found

@@ -1,9 +1,23 @@
-"""How an image embedding is named: by the file's digest and by all else that decides its values."""
+"""What names an image embedding: digests of the file and of all else that decides its values."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EmbeddingId:
+    """Names an embedding by all that decides its values; two SHA-256, 32 bytes each.
+
+    Attributes:
+        content_sha256: of the encoded image file (see content_digest).
+        recipe_sha256: of everything else (see recipe_digest).
+    """
+
+    content_sha256: bytes
+    recipe_sha256: bytes
 
 
 def content_digest(image: bytes) -> bytes:

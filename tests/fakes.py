@@ -21,7 +21,9 @@ from gateway.settings import Settings
 from protos.errors import ModelMismatchError, ServiceError
 from protos.identity import content_digest, recipe_digest
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2, vision_pb2, vision_pb2_grpc
-from protos.serving import CHUNK_BYTE_COUNT, MIB, Service, running_server
+from protos.process.server import Service, running_server
+from protos.process.settings import MIB
+from protos.transport import CHUNK_BYTE_COUNT
 
 MODEL = "scripted"
 HIDDEN_SIZE = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_service.engines import EngineLoad
+from llm_service.engines.base import EngineLoad
 
 
 class IdleEngine:

@@ -10,14 +10,17 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from protos import logs
 from protos.internvl.v1 import vision_pb2_grpc
-from protos.serving import MESSAGE_OVERHEAD_BYTE_COUNT, Service, read_settings, serve
+from protos.process import logs
+from protos.process.server import Service, serve
+from protos.process.settings import read_settings
+from protos.transport import MESSAGE_OVERHEAD_BYTE_COUNT
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
 from vision_service.checkpoint import CheckpointError, VisionConfig
 from vision_service.encoder import ImageEncoder, ModelInfo
-from vision_service.engines import EngineStartError, VisionEngine, create_engine
+from vision_service.engines.base import EngineStartError, VisionEngine
+from vision_service.engines.create import create_engine
 from vision_service.preprocessor import Preprocessor
 from vision_service.recipe import recipe_sha256
 from vision_service.servicer import SERVICE_NAME, VisionServicer

@@ -13,7 +13,7 @@ import structlog
 import torch
 
 from protos.errors import EngineDeadError, OverloadedError
-from vision_service.engines import EncodingBatch, VisionEngine
+from vision_service.engines.base import EncodingBatch, VisionEngine
 
 RETRY_AFTER_SECONDS = 1.0
 # One that the engine computes, and one behind it so that the engine need not wait for this thread.

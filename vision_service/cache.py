@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from vision_service.embedding import EmbeddingId, ImageEmbedding
+from protos.identity import EmbeddingId
+from vision_service.embedding import ImageEmbedding
 
 
 @dataclass

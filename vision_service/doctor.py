@@ -18,13 +18,13 @@ from typing import Literal
 
 from pydantic_settings import SettingsConfigDict
 
-from protos.serving import MIB, Options, read_settings
+from protos.process.settings import MIB, Options, read_settings
 
 TRIAL_SECONDS = 120.0
 GIB = 1024 * MIB
 LIBRARIES = ("tensorrt", "tensorrt_rtx", "onnx")
-TORCH_ENGINE = ("vision_service.__main__", "vision_service.engines.torch_engine")
-CUDA_ENGINE = ("vision_service.engines.triton_programs",)
+TORCH_ENGINE = ("vision_service.__main__", "vision_service.engines.torch.engine")
+CUDA_ENGINE = ("vision_service.engines.torch.triton_programs",)
 DRIVER_QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 # For which TensorRT-RTX makes plans as a rule: its documentation, Support Matrix of 1.0 to 1.5.
 RTX_CAPABILITIES = ("8.6", "8.9", "12.0")
@@ -178,7 +178,7 @@ def tensorrt_engine(machine: Machine) -> Answer:
 
 
 def plan_builder(machine: Machine) -> Answer:
-    """Returns whether `python -m vision_service.build` can build plans here."""
+    """Returns whether `internvl-vision-build` can build plans here."""
     gaps = [*_torch_gaps(machine)]
     if not machine.has("onnx"):
         gaps.append(_not_importable(machine, "onnx", "pip install 'internvl-serving[build]'"))

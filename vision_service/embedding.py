@@ -6,15 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from protos.identity import EmbeddingId
 from vision_service.tiling import Grid
-
-
-@dataclass(frozen=True)
-class EmbeddingId:
-    """Names an embedding by all that decides its values (see protos/identity.py)."""
-
-    content_sha256: bytes
-    recipe_sha256: bytes
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from isal import isal_zlib
 
 from protos.errors import ImageTooLargeError, InvalidArgumentError, InvalidImageError
-from protos.identity import content_digest, recipe_digest
+from protos.identity import EmbeddingId, content_digest, recipe_digest
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
-from vision_service.embedding import EmbeddingId, ImageEmbedding, Timings, tensor_bytes
+from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
 from vision_service.preprocessor import Preprocessor
 
 

@@ -21,11 +21,12 @@ from pydantic import Field, PositiveInt
 from pydantic_settings import SettingsConfigDict
 from torch.nn import functional
 
-from protos import logs
-from protos.serving import read_settings
-from vision_service.build.record import PlanError, PlanRecord
+from protos.process import logs
+from protos.process.settings import read_settings
 from vision_service.checkpoint import CheckpointError, VisionConfig
-from vision_service.engines import EngineStartError, VisionEngine, create_engine
+from vision_service.engines.base import EngineStartError, VisionEngine
+from vision_service.engines.create import create_engine
+from vision_service.engines.tensorrt.record import PlanError, PlanRecord
 from vision_service.settings import Settings
 
 COMMON_TILE_COUNTS = (1, 2, 13)  # an image of one tile, two of them, one of the usual cap

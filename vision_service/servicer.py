@@ -11,7 +11,7 @@ import torch
 
 from protos.errors import ModelMismatchError
 from protos.internvl.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
-from protos.serving import CHUNK_BYTE_COUNT
+from protos.transport import CHUNK_BYTE_COUNT
 from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
 from vision_service.encoder import ImageEncoder
 

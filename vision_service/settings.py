@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from protos.serving import MIB, ServingSettings
+from protos.process.settings import MIB, ServingSettings
 
 # More columns or rows than this serve no picture; it also keeps one image within the tile queue.
 LARGEST_TILE_CAP = 64
@@ -33,7 +33,7 @@ class Settings(ServingSettings):
     engine: Literal["torch", "tensorrt"] = "torch"
     """What runs the model."""
     plan: Annotated[Path, AfterValidator(Path.absolute)] | None = None
-    """Folder that `python -m vision_service.build` wrote; for the engine tensorrt, which takes its
+    """Folder that `internvl-vision-build` wrote; for the engine tensorrt, which takes its
     device and element type from there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs; auto: on CUDA when there is a device."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import Prompt
+from llm_service.engines.base import Prompt
 from llm_service.sampling import SamplingParams
 from protos.errors import (
     ContextLengthError,

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
-from llm_service.engines import LLMEngine, Prompt
+from llm_service.engines.base import LLMEngine, Prompt
 from tests.benchmarks.timeline import Timeline, follow
 
 

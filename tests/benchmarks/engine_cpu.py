@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from llm_service.__main__ import load
-from llm_service.engines import LLMEngine, Prompt
+from llm_service.engines.base import LLMEngine, Prompt
 from llm_service.settings import Settings
 from models.demo.stack import DEMO_CHECKPOINT
 from tests.benchmarks.measurement import median_ms, take_turns

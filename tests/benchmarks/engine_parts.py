@@ -11,7 +11,7 @@ from threading import Thread
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import LLMEngine
+from llm_service.engines.base import LLMEngine
 from tests.benchmarks.crowd import Crowd, crowd
 from tests.benchmarks.host_profile import DeviceTrace, StackSampler, warm_up_trace
 from tests.benchmarks.prompts import Prompts

@@ -18,7 +18,7 @@ import aiohttp
 import torch
 
 from llm_service.__main__ import load as load_llm
-from llm_service.engines import ImageRows, Prompt
+from llm_service.engines.base import ImageRows, Prompt
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import ImageRows, Prompt
+from llm_service.engines.base import ImageRows, Prompt
 
 # About what the chat template has before the first image, and a question after it.
 HEAD_TOKEN_COUNT, QUESTION_TOKEN_COUNT = 40, 15

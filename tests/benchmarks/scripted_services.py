@@ -14,18 +14,18 @@ from pydantic_settings import CliApp
 
 from llm_service.__main__ import make_service
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import Prompt, RowsNeededError, TokenOutput
+from llm_service.engines.base import Prompt, RowsNeededError, TokenOutput
 from llm_service.metrics import Metrics
 from llm_service.model import ServedModel
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings
-from protos import logs
-from protos.serving import serve
+from protos.process import logs
+from protos.process.server import serve
 from tests.idle_engine import IdleEngine
 from tests.real_tokenizers import real_tokenizer
 from vision_service.__main__ import open_service
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.torch_engine import FinishedBatch
+from vision_service.engines.torch.engine import FinishedBatch
 from vision_service.settings import Settings as VisionSettings
 
 MODEL = "scripted"

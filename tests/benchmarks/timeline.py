@@ -7,7 +7,7 @@ import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from llm_service.engines import LLMEngine, Prompt
+from llm_service.engines.base import LLMEngine, Prompt
 from llm_service.sampling import SamplingParams
 
 

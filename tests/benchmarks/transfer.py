@@ -14,7 +14,7 @@ import grpc
 
 from models.demo.stack import ServiceProcess
 from protos.internvl.v1 import vision_pb2_grpc
-from protos.serving import KEEPALIVE_OPTIONS
+from protos.transport import KEEPALIVE_OPTIONS
 from tests.benchmarks.hops import BYTE_COUNT, drop, open_relay, receive
 from tests.benchmarks.measurement import Seconds, cpu_seconds, median_ms
 from tests.benchmarks.photo import photo

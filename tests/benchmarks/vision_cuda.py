@@ -23,11 +23,11 @@ import torch
 from tests.benchmarks.report import Report, ReportBook
 from tests.benchmarks.shapes import CONFIGS
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.fused_vit import TORCH_OPERATIONS, FusedVisionModel
-from vision_service.engines.intern_vit import VisionModel
+from vision_service.engines.torch.fused_vit import TORCH_OPERATIONS, FusedVisionModel
+from vision_service.engines.torch.intern_vit import VisionModel
 
 if TYPE_CHECKING:
-    from vision_service.engines.cuda_engine import CudaEngine
+    from vision_service.engines.torch.cuda_engine import CudaEngine
 
 TITLE = "InternViT-300M and its projector on one GPU, random weights"
 COMPARED = """\
@@ -197,7 +197,7 @@ def _cast(bench: Bench, exact: VisionModel) -> VisionModel:
 def _our_model(bench: Bench, exact: VisionModel) -> FusedVisionModel:
     operations = TORCH_OPERATIONS
     if bench.is_cuda:
-        from vision_service.engines.triton_programs import OPERATIONS
+        from vision_service.engines.torch.triton_programs import OPERATIONS
 
         operations = OPERATIONS
     return FusedVisionModel(exact, bench.config, operations, bench.device, bench.dtype)
@@ -225,7 +225,7 @@ def _model_way(bench: Bench, name: str, model: Encode) -> Way:
 
 
 def _engine_ways(bench: Bench, model: Encode) -> Iterator[Way]:
-    from vision_service.engines.cuda_engine import CudaEngine
+    from vision_service.engines.torch.cuda_engine import CudaEngine
 
     largest = bench.tile_counts[-1]
     engine = CudaEngine(

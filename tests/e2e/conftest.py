@@ -16,8 +16,11 @@ from openai import BadRequestError, OpenAI
 from llm_service.checkpoint import LLMConfig
 from models.demo.stack import ServiceProcess, Stack
 from tests.random_checkpoint import write_random_checkpoint
-from tests.unit.llm_service.tensorrt_llm import double
-from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
+from tests.unit.llm_service.engines.tensorrt_llm import double
+from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
+    engine_document,
+    write_engine_folder,
+)
 
 Engine = Literal["torch", "tensorrt_llm"]
 # For tests that are long, and that the engine has less to do with than the services around it.

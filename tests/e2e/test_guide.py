@@ -31,7 +31,7 @@ from llm_service.settings import Settings as LLMSettings
 from models.demo.stack import DEMO_CHECKPOINT
 from vision_service.checkpoint import VisionConfig
 from vision_service.doctor import DoctorSettings as VisionDoctorSettings
-from vision_service.engines.intern_vit import VisionModel
+from vision_service.engines.torch.intern_vit import VisionModel
 from vision_service.selftest import SelftestSettings as VisionSelftestSettings
 from vision_service.settings import Settings as VisionSettings
 
@@ -157,7 +157,7 @@ def test_doctors_miss_the_gpu(library: str) -> None:
 
 
 def test_convert(models: Path) -> None:
-    convert = command(4, "python -m llm_service.build convert")
+    convert = command(4, "internvl-llm-build convert")
     completed = run(convert.replace("/models/", f"{models}/"))
     assert completed.returncode == 0, completed.stderr
     written = {file.name for file in (models / "converted" / "8B").iterdir()}
@@ -166,7 +166,7 @@ def test_convert(models: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
 def test_onnx_graph(models: Path) -> None:
-    plan = command(4, "python -m vision_service.build")
+    plan = command(4, "internvl-vision-build")
     completed = run(plan.replace("/models/", f"{models}/") + " --onnx-only")
     assert completed.returncode == 0, completed.stderr
     assert (models / "engines" / "8B" / "vision" / "vision.onnx").is_file()
@@ -174,7 +174,7 @@ def test_onnx_graph(models: Path) -> None:
 
 def test_dry_run_prints_what_the_page_shows(tmp_path: Path) -> None:
     shutil.copytree(DATA / "configs" / "InternVL2_5-8B", tmp_path / "InternVL2_5-8B")
-    dry_run = command(4, "python -m llm_service.build engine")
+    dry_run = command(4, "internvl-llm-build engine")
     completed = run(dry_run.replace("/models/", f"{tmp_path}/"))
     assert completed.returncode == 0, completed.stderr
     (shown,) = blocks(4, "text")
@@ -201,7 +201,7 @@ def test_sizes_on_several_gpus_are_the_tables() -> None:
 def test_convert_for_several_gpus(models: Path, choice: tuple[str, str, str]) -> None:
     size, tp, _ = choice
     (models / "InternVL2_5-8B").rename(models / f"InternVL2_5-{size}")
-    convert = command(5, "python -m llm_service.build convert", *choice)
+    convert = command(5, "internvl-llm-build convert", *choice)
     completed = run(convert.replace("/models/", f"{models}/"))
     assert completed.returncode == 0, completed.stderr
     assert len(list((models / "converted" / size).glob("rank*.safetensors"))) == int(tp)
@@ -211,7 +211,7 @@ def test_convert_for_several_gpus(models: Path, choice: tuple[str, str, str]) ->
 def test_dry_run_for_several_gpus(tmp_path: Path, choice: tuple[str, str, str]) -> None:
     size, tp, cache = choice
     shutil.copytree(DATA / "configs" / f"InternVL2_5-{size}", tmp_path / f"InternVL2_5-{size}")
-    build = command(5, "python -m llm_service.build engine", *choice)
+    build = command(5, "internvl-llm-build engine", *choice)
     completed = run(build.replace("/models/", f"{tmp_path}/") + " --dry-run")
     assert completed.returncode == 0, completed.stderr
     assert f" on {tp} GPU(s), tp {tp} x pp 1\n" in completed.stdout

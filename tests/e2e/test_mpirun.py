@@ -17,7 +17,10 @@ import tests.doubles
 from llm_service.checkpoint import LLMConfig
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from tests.random_checkpoint import write_random_checkpoint
-from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
+from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
+    engine_document,
+    write_engine_folder,
+)
 
 ROOT = Path(__file__).parents[2]
 MPIRUN = Path(sys.executable).with_name("mpirun")

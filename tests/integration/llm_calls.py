@@ -11,15 +11,15 @@ import torch
 
 from llm_service.__main__ import SERVICE_NAME
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import LLMEngine
+from llm_service.engines.base import LLMEngine
 from llm_service.metrics import Metrics
 from llm_service.model import ServedModel
 from llm_service.servicer import LLMServicer
 from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer
-from protos.errors import from_rpc_error
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
-from protos.serving import Service, running_server
+from protos.process.server import Service, running_server
+from protos.status import from_rpc_error
 
 HIDDEN_SIZE = 8
 CONTEXT = 4096

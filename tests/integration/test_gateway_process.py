@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from protos.serving import MIB
+from protos.process.settings import MIB
 from tests.fakes import ScriptedLLM, ScriptedVision, chat_body, running_llm, running_vision
 
 CHAT = "/v1/chat/completions"

@@ -13,7 +13,7 @@ import torch
 
 from llm_service.__main__ import load, make_service
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import Prompt, RowsNeededError, TokenOutput
+from llm_service.engines.base import Prompt, RowsNeededError, TokenOutput
 from llm_service.metrics import Metrics
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
@@ -36,8 +36,11 @@ from tests.integration.llm_calls import (
 )
 from tests.random_checkpoint import TEXT_WIDTH, write_random_checkpoint
 from tests.real_tokenizers import real_tokenizer
-from tests.unit.llm_service.tensorrt_llm.double import installed_double
-from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
+from tests.unit.llm_service.engines.tensorrt_llm.double import installed_double
+from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
+    engine_document,
+    write_engine_folder,
+)
 
 ROWS_A, A = table(1.0)
 ROWS_B, B = table(2.0)

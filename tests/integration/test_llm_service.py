@@ -11,7 +11,7 @@ import grpc
 import pytest
 import torch
 
-from llm_service.engines import EngineLoad, FinishReason, Prompt, TokenLogprob, TokenOutput
+from llm_service.engines.base import EngineLoad, FinishReason, Prompt, TokenLogprob, TokenOutput
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.tokenizer import Tokenizer
 from protos.errors import (
@@ -24,9 +24,9 @@ from protos.errors import (
     ModelMismatchError,
     OverloadedError,
     ServiceError,
-    from_rpc_error,
 )
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
+from protos.status import from_rpc_error
 from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import (
     CONTEXT,

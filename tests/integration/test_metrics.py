@@ -10,7 +10,7 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_service.engines import EngineLoad, Prompt, StepTotals, TokenOutput
+from llm_service.engines.base import EngineLoad, Prompt, StepTotals, TokenOutput
 from llm_service.metrics import Metrics, serving_metrics
 from llm_service.sampling import SamplingParams
 from protos.internvl.v1 import llm_pb2_grpc

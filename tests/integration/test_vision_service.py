@@ -29,16 +29,18 @@ from protos.errors import (
     ModelMismatchError,
     OverloadedError,
     ServiceError,
-    from_rpc_error,
 )
 from protos.identity import content_digest, recipe_digest
 from protos.internvl.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
-from protos.serving import CHUNK_BYTE_COUNT, MAX_CHUNK_BYTE_COUNT, running_server
+from protos.process.server import running_server
+from protos.status import from_rpc_error
+from protos.transport import CHUNK_BYTE_COUNT, MAX_CHUNK_BYTE_COUNT
 from tests.unit.vision_service.fakes import FakeEngine, encoded, picture
 from vision_service import __main__ as vision_main
 from vision_service.batcher import EncodedTiles, TileBatcher
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines import VisionEngine, create_engine
+from vision_service.engines.base import VisionEngine
+from vision_service.engines.create import create_engine
 from vision_service.settings import Settings
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

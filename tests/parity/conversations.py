@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import ImageRows, LLMEngine, Prompt
+from llm_service.engines.base import ImageRows, LLMEngine, Prompt
 from llm_service.sampling import SamplingParams
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
 from tests.parity import golden

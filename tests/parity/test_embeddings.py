@@ -13,9 +13,9 @@ import torch
 
 from tests.parity import golden
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines import create_engine
-from vision_service.engines.intern_vit import VisionModel, pixel_shuffle
-from vision_service.engines.torch_engine import load_model, normalise
+from vision_service.engines.create import create_engine
+from vision_service.engines.torch.engine import load_model, normalise
+from vision_service.engines.torch.intern_vit import VisionModel, pixel_shuffle
 from vision_service.settings import Settings
 from vision_service.tiling import tile_file
 

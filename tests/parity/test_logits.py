@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import LLMEngine, Prompt, create_engine
-from llm_service.engines.torch_engine.block_manager import BlockManager
-from llm_service.engines.torch_engine.model_runner import ModelRunner
-from llm_service.engines.torch_engine.scheduler import Scheduler
-from llm_service.engines.torch_engine.sequence import Sequence
-from llm_service.engines.torch_engine.weights import load_decoder
+from llm_service.engines.base import LLMEngine, Prompt
+from llm_service.engines.create import create_engine
+from llm_service.engines.torch.block_manager import BlockManager
+from llm_service.engines.torch.model_runner import ModelRunner
+from llm_service.engines.torch.scheduler import Scheduler
+from llm_service.engines.torch.sequence import Sequence
+from llm_service.engines.torch.weights import load_decoder
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer

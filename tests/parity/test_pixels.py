@@ -9,7 +9,7 @@ import torch
 
 from tests.parity import golden
 from vision_service.checkpoint import IMAGENET_MEAN, IMAGENET_STD
-from vision_service.engines.torch_engine import normalise
+from vision_service.engines.torch.engine import normalise
 from vision_service.tiling import tile_file
 
 TILE_SIZE = 448

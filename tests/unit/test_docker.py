@@ -23,7 +23,7 @@ from pydantic_settings import CliApp
 
 from gateway.app import running_gateway
 from gateway.settings import Settings as GatewaySettings
-from protos.serving import ServingSettings
+from protos.process.settings import ServingSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())

@@ -18,7 +18,7 @@ from models.demo.train.batches import CANVAS, TOKENS_PER_TILE
 from models.demo.train.export import MAX_TILE_COUNT
 from models.demo.train.samples import Picture, Turn
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
-from protos.logs import REQUEST_ID_KEY, new_request_id
+from protos.process.logs import REQUEST_ID_KEY, new_request_id
 from vision_service.tiling import choose_grid
 
 MAX_ANSWER_TOKENS = 96

@@ -24,7 +24,7 @@ from models.demo.train.askers import Asker, BlindAsker, Conversation, HTTPAsker
 from models.demo.train.batches import CANVAS
 from models.demo.train.samples import KIND_SHARES, Kind, Picture, Split, Turn, make_sample
 from models.demo.train.scores import Scores
-from protos.serving import Options
+from protos.process.settings import Options
 
 FINAL_PUNCTUATION = ".。!！?？ "
 GREY = 128

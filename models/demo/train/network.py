@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from llm_service.checkpoint import LLMConfig
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.intern_vit import VisionModel, pixel_shuffle
+from vision_service.engines.torch.intern_vit import VisionModel, pixel_shuffle
 
 INITIAL_STD = 0.02
 # Released towers start at 1.0; a smaller one makes the first steps of a deep tower tamer.

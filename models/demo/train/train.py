@@ -22,7 +22,7 @@ from models.demo.train.export import DEMO_SIZE, TINY_SIZE, write_description
 from models.demo.train.objectives import Losses
 from models.demo.train.samples import KIND_SHARES, Kind, Sample, Split, make_sample
 from models.demo.train.trainer import CHECKPOINT, Trainer
-from protos.serving import Options
+from protos.process.settings import Options
 
 TOKENIZER = Path(__file__).parent / "tokenizer"
 SIZES = {"demo": DEMO_SIZE, "tiny": TINY_SIZE}

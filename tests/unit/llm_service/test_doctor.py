@@ -16,8 +16,8 @@ import torch
 
 import tests.doubles
 from llm_service import doctor
-from llm_service.build import engine as engine_build
 from llm_service.doctor import Machine, Trial, engine_builder, tensorrt_llm_engine, torch_engine
+from llm_service.engines.tensorrt_llm.build import engine as engine_build
 from llm_service.settings import Settings
 from tests.fake_libraries import write_library, write_program
 

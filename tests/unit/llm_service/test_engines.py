@@ -19,7 +19,8 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import LLMEngine, Prompt, create_engine
+from llm_service.engines.base import LLMEngine, Prompt
+from llm_service.engines.create import create_engine
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings
 from protos.errors import (
@@ -31,7 +32,12 @@ from protos.errors import (
     OverloadedError,
     ServiceError,
 )
-from tests.unit.llm_service.engine.answers import (
+from tests.unit.llm_service.engines.tensorrt_llm.double import installed_double
+from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
+    engine_document,
+    write_engine_folder,
+)
+from tests.unit.llm_service.engines.torch.answers import (
     CONTEXT,
     ENDS,
     HIDDEN_SIZE,
@@ -41,15 +47,13 @@ from tests.unit.llm_service.engine.answers import (
     outputs_of,
     tokens_of,
 )
-from tests.unit.llm_service.engine.gate import PATIENCE_SECONDS, Gate
-from tests.unit.llm_service.engine.tiny import (
+from tests.unit.llm_service.engines.torch.gate import PATIENCE_SECONDS, Gate
+from tests.unit.llm_service.engines.torch.tiny import (
     QWEN2,
     random_tensors,
     tiny_tokenizer,
     write_checkpoint,
 )
-from tests.unit.llm_service.tensorrt_llm.double import installed_double
-from tests.unit.llm_service.tensorrt_llm.engine_folders import engine_document, write_engine_folder
 
 EIGHT = SamplingParams(max_tokens=8)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines import FinishReason, Prompt, TokenLogprob, TokenOutput
+from llm_service.engines.base import FinishReason, Prompt, TokenLogprob, TokenOutput
 from llm_service.generation import (
     TextDelta,
     TextEnd,

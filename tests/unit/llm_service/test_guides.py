@@ -21,7 +21,8 @@ from llm_service.engines.guides import (
 )
 from llm_service.sampling import Guide
 from llm_service.tokenizer import MESSAGE_END
-from protos.errors import MAX_MESSAGE_LENGTH, InvalidArgumentError
+from protos.errors import InvalidArgumentError
+from protos.status import MAX_MESSAGE_LENGTH
 from tests.real_tokenizers import FAMILIES, real_tokenizer
 
 # Sizes of the released models' embeddings, larger than the tokenizers' highest ids.

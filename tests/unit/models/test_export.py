@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.torch_engine.weights import load_decoder
+from llm_service.engines.torch.weights import load_decoder
 from models.demo.train.export import INDEX_FILE, read_weights, write_internlm2, write_weights
 from models.demo.train.network import DemoModel
 from tests.unit.models.tiny import write_tiny_checkpoint

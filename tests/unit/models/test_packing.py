@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import LLMEngine, Prompt, create_engine
+from llm_service.engines.base import LLMEngine, Prompt
+from llm_service.engines.create import create_engine
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings
@@ -24,7 +25,7 @@ from models.demo.train.network import DemoModel
 from models.demo.train.samples import Picture, Sample
 from tests.unit.models.tiny import samples, write_tiny_checkpoint
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.torch_engine import TorchEngine, load_model
+from vision_service.engines.torch.engine import TorchEngine, load_model
 from vision_service.tiling import tile_file
 
 SHAPE = BatchShape(tile_count=10, row_count=3, row_length=1400)

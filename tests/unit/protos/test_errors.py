@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import grpc
 import pytest
 from grpc_status import rpc_status
 
 from protos import errors
-from protos.errors import ServiceError, from_rpc_error, to_status
+from protos.errors import Code, ServiceError
+from protos.status import DOMAIN, MAX_MESSAGE_LENGTH, from_rpc_error, to_status
 
 ALL = list(errors.BY_REASON.values())
 
@@ -44,20 +47,30 @@ def test_every_bare_status_has_a_class(code: grpc.StatusCode) -> None:
     """A proxy's status has no details: its code alone decides."""
     bare = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
     received = from_rpc_error(bare)
-    expected = errors.BY_CODE.get(code, ServiceError)
+    expected = errors.BY_CODE[Code.__members__.get(code.name, Code.INTERNAL)]
     assert type(received) is expected
     assert received.message == code.name
 
 
+def test_our_codes_are_those_of_grpc() -> None:
+    numbers = {code.name: code.value[0] for code in grpc.StatusCode}
+    assert {code.name: code.value for code in Code}.items() <= numbers.items()
+
+
+def test_the_vocabulary_loads_no_grpc() -> None:
+    program = "import protos.errors, sys; sys.exit('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_long_sentence_is_cut_so_that_its_status_fits_into_metadata() -> None:
     status = to_status(errors.InvalidArgumentError("x" * 20_000, field="image"))
-    assert len(status.message) == errors.MAX_MESSAGE_LENGTH
+    assert len(status.message) == MAX_MESSAGE_LENGTH
     assert status.ByteSize() < 2_000
 
 
 def test_first_class_of_a_code_is_the_general_one() -> None:
-    assert errors.BY_CODE[grpc.StatusCode.INVALID_ARGUMENT] is errors.InvalidArgumentError
-    assert errors.BY_CODE[grpc.StatusCode.UNAVAILABLE] is errors.UnavailableError
+    assert errors.BY_CODE[Code.INVALID_ARGUMENT] is errors.InvalidArgumentError
+    assert errors.BY_CODE[Code.UNAVAILABLE] is errors.UnavailableError
 
 
 def test_reasons_are_unique_and_the_docstring_lists_them_all() -> None:
@@ -74,7 +87,7 @@ def test_reasons_are_unique_and_the_docstring_lists_them_all() -> None:
 def test_details_of_another_domain_are_not_ours() -> None:
     status = to_status(errors.OverloadedError("full"))
     info = status.details[0]
-    info.value = info.value.replace(errors.DOMAIN.encode(), b"somebody")
+    info.value = info.value.replace(DOMAIN.encode(), b"somebody")
     sent = rpc_status.to_status(status)
     error = grpc.aio.AioRpcError(
         sent.code, grpc.aio.Metadata(), grpc.aio.Metadata(*sent.trailing_metadata)

@@ -6,7 +6,7 @@ import logging
 import pytest
 import structlog
 
-from protos import logs
+from protos.process import logs
 
 
 def test_json_event_carries_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from protos.errors import OverloadedError
+from protos.identity import EmbeddingId
 from vision_service.cache import EmbeddingCache
-from vision_service.embedding import EmbeddingId, ImageEmbedding, Timings
+from vision_service.embedding import ImageEmbedding, Timings
 from vision_service.tiling import Grid
 
 ROW_BYTES = 16

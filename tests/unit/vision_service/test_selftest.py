@@ -16,11 +16,13 @@ import torch
 
 from tests.doubles import tensorrt
 from tests.unit.vision_service.checkpoints import SMALL_6B, random_tensors, write_checkpoint
-from tests.unit.vision_service.plans import COUNTS, write_plan
+from tests.unit.vision_service.engines.tensorrt.plans import COUNTS, write_plan
 from vision_service import selftest
-from vision_service.build.record import TileCounts
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines import VisionEngine, create_engine, tensorrt_engine
+from vision_service.engines.base import VisionEngine
+from vision_service.engines.create import create_engine
+from vision_service.engines.tensorrt import engine as tensorrt_engine
+from vision_service.engines.tensorrt.record import TileCounts
 from vision_service.settings import Settings
 
 LINE = (

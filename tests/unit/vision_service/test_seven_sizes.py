@@ -10,7 +10,7 @@ import torch
 
 from tests.unit.vision_service.checkpoints import original_shapes
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.intern_vit import VisionModel
+from vision_service.engines.torch.intern_vit import VisionModel
 
 CONFIGS = Path(__file__).parents[2] / "data" / "configs"
 # Published as 304 M and 5.54 B; to the unit they follow from the widths of the two towers.

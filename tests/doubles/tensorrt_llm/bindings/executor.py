@@ -22,12 +22,12 @@ from typing import Any, cast
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines import TokenOutput
-from llm_service.engines.torch_engine.engine import TorchEngine
-from llm_service.engines.torch_engine.launch import start_engine
-from llm_service.engines.torch_engine.model_runner import ModelRunner
-from llm_service.engines.torch_engine.sequence import Sequence
-from llm_service.engines.torch_engine.step_inputs import StepInputs
+from llm_service.engines.base import TokenOutput
+from llm_service.engines.torch.engine import TorchEngine
+from llm_service.engines.torch.launch import start_engine
+from llm_service.engines.torch.model_runner import ModelRunner
+from llm_service.engines.torch.sequence import Sequence
+from llm_service.engines.torch.step_inputs import StepInputs
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer
 from protos.errors import ServiceError

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import torch
 
-from llm_service.engines import ImageRows, Prompt
+from llm_service.engines.base import ImageRows, Prompt
 from llm_service.sampling import SamplingParams
 
 from .values import PromptTuningConfig, Request

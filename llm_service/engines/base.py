@@ -1,0 +1,178 @@
+"""The language model engines: token ids and a prompt table in, a stream of token ids out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from llm_service.sampling import SamplingParams
+from protos.errors import UnavailableError
+
+if TYPE_CHECKING:
+    import torch
+
+FinishReason = Literal["stop", "length"]
+
+
+class RowsNeededError(UnavailableError):
+    """The KV cache does not hold what rows became that the prompt table lacks."""
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """Consecutive rows of a prompt table that are one image's embedding.
+
+    Attributes:
+        identity: digest that names the rows' values: the image's content and the recipe.
+        row_count: how many rows.
+        is_held: whether the table has their values; without them the prompt can be read only as
+            long as the KV cache holds what they became.
+    """
+
+    identity: bytes
+    row_count: int
+    is_held: bool = True
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt whose images are already embedded.
+
+    Attributes:
+        token_ids: at least one. An id below the vocabulary size is a token; vocabulary_size + row
+            is a virtual token, which stands for that row of the prompt table. Rows are consecutive
+            over the whole prompt.
+        prompt_table: [rows, hidden_size], any float dtype, on the CPU.
+        images: the images in order; their row counts add up to the table's rows.
+        cache_salt: prompts share KV cache only with those of the same salt.
+    """
+
+    token_ids: list[int]
+    prompt_table: torch.Tensor
+    images: tuple[ImageRows, ...] = ()
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """The natural logarithm of one token's probability, and of its most probable alternatives'.
+
+    Attributes:
+        token_id: the token.
+        logprob: after penalties, bias and guide, before filters; before the temperature, but for
+            the tensorrt_llm engine's.
+        top: token ids and log probabilities of the most probable tokens, best first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """What one engine step added to a sequence.
+
+    Attributes:
+        token_ids: the new tokens, an ending token included.
+        finish_reason: set on the last output, None before: "stop" after one of the request's stop
+            tokens, "length" at max_tokens or at the end of the context.
+        cached_token_count: prompt tokens whose KV cache was reused.
+        logprobs: one for each new token if the request asks for them, else empty.
+    """
+
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    cached_token_count: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """What an engine's steps have come to since it was started.
+
+    Attributes:
+        count: steps.
+        seconds: that they took.
+        tokens: of prompts and outputs that they computed.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def after(self, seconds: float, tokens: int) -> StepTotals:
+        """Returns the totals after one more step."""
+        return StepTotals(self.count + 1, self.seconds + seconds, self.tokens + tokens)
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """The engine's load at one moment.
+
+    Attributes:
+        running: sequences being generated.
+        waiting: sequences waiting for room.
+        free_kv_tokens: tokens that fit into the free part of the KV cache.
+        total_kv_tokens: tokens that fit into the whole KV cache.
+        steps: those so far.
+    """
+
+    running: int
+    waiting: int
+    free_kv_tokens: int
+    total_kv_tokens: int
+    steps: StepTotals = StepTotals()
+
+
+class LLMEngine(Protocol):
+    """A warm language model. Its methods are called from one event loop, `load` from any thread."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its output together."""
+        ...
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[TokenOutput, None]:
+        """Yields the tokens that follow the prompt, as they are made.
+
+        Closing the generator cancels the sequence: its memory is free within one engine step.
+
+        Args:
+            prompt: what the tokens follow.
+            params: how they are chosen, and when to stop.
+            priority: of waiting sequences the one with the highest comes first, then the oldest.
+            deadline: when the output must be complete, on the clock of `time.monotonic`; None
+                leaves the time free.
+
+        Raises:
+            InvalidArgumentError: a token id or a stop token id does not exist, there is none, or
+                the guide is no valid schema, expression or grammar.
+            InvalidTensorError: the prompt table is not [rows, hidden_size].
+            ContextLengthError: prompt and max_tokens, or the prompt alone, exceed context_length.
+            OverloadedError: too many sequences wait already.
+            RowsNeededError: an image's rows are not held, and the KV cache does not replace them;
+                before the first output, unless the cache has dropped them since.
+            DeadlineError: the deadline has passed.
+            EngineDeadError: the engine has failed or is closed.
+        """
+        ...
+
+    def load(self) -> EngineLoad:
+        """Returns the engine's load at this moment."""
+        ...
+
+    def is_healthy(self) -> bool:
+        """Returns whether the engine still works."""
+        ...
+
+    async def close(self) -> None:
+        """Ends every sequence with EngineDeadError and frees the engine."""
+        ...

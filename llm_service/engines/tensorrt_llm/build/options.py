@@ -1,0 +1,81 @@
+"""The options of `convert` and `engine`: field = flag = help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import CliSubCommand, SettingsConfigDict
+
+from llm_service.engines.tensorrt_llm.build.sizing import Limits
+from llm_service.engines.tensorrt_llm.build.target import Dtype, Quantization, Target
+from protos.process.settings import Options
+
+
+class ModelOptions(BaseModel):
+    """What both steps must be told alike; engine checks that they were."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, extra="forbid")
+
+    checkpoint: Path
+    """Folder of an original InternVL2.5 checkpoint: config.json and safetensors."""
+    converted: Path
+    """Folder of the TensorRT-LLM checkpoint, which convert makes and engine reads."""
+    dtype: Dtype = "bfloat16"
+    """Type of weights, activations and KV cache."""
+    quantization: Quantization = "none"
+    """w8a16 and w4a16: int8 and int4 weights, quantised while the engine is built."""
+    tp: int = Field(default=1, ge=1)
+    """GPUs that share every layer."""
+    pp: int = Field(default=1, ge=1)
+    """Stages that the layers are divided into; tp x pp GPUs in all."""
+
+    @property
+    def target(self) -> Target:
+        """Types and split."""
+        return Target(self.dtype, self.quantization, self.tp, self.pp)
+
+
+class ConvertOptions(ModelOptions):
+    """Writes the language model as a TensorRT-LLM 1.2.1 checkpoint; runs on any machine."""
+
+
+class EngineOptions(ModelOptions):
+    """Builds the engine with trtllm-build; run it on the kind of GPU that will serve."""
+
+    engine: Path
+    """Folder for the engine."""
+    max_concurrency: int = Field(default=2, ge=1)
+    """Requests that generate at the same time; more wait."""
+    max_tiles_per_request: int = Field(default=26, ge=1)
+    """Image tiles in one request: 26 are two images of 12 tiles and a thumbnail."""
+    max_input_len: int = Field(default=32768, ge=1)
+    """Tokens of one prompt, 256 a tile included."""
+    max_output_len: int = Field(default=4192, ge=1)
+    """Tokens of one answer."""
+    dry_run: bool = False
+    """Show the arithmetic and the command, and end; reads the original config.json alone."""
+
+    @property
+    def limits(self) -> Limits:
+        """What the engine takes."""
+        return Limits(
+            self.max_concurrency,
+            self.max_tiles_per_request,
+            self.max_input_len,
+            self.max_output_len,
+        )
+
+
+class BuildOptions(Options):
+    """Builds a TensorRT-LLM engine of an InternVL2.5 language model in two steps."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INTERNVL_LLM_BUILD_",
+        cli_prog_name="internvl-llm-build",
+    )
+
+    convert: CliSubCommand[ConvertOptions]
+    """original checkpoint -> TensorRT-LLM checkpoint"""
+    engine: CliSubCommand[EngineOptions]
+    """TensorRT-LLM checkpoint -> engine"""

@@ -1,0 +1,77 @@
+"""The original checkpoint's tensors, checked as a whole, then read some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from llm_service.checkpoint import CheckpointError, weight_files
+from llm_service.engines.tensorrt_llm.build.layout import ROOT, Block
+
+# 8 MiB of bfloat16: more in one read was not faster.
+READ_VALUE_COUNT = 4 * 1024**2
+FLOAT_TYPES = ("BF16", "F16", "F32")
+
+Shape = tuple[int, ...]
+
+
+class SourceTensors:
+    """The tensors of the language model in a checkpoint's files."""
+
+    def __init__(self, checkpoint: Path, shapes: dict[str, Shape]) -> None:
+        """Reads the files' headers.
+
+        Raises:
+            CheckpointError: a tensor is missing, unknown, of another shape than `shapes` says or
+                not of a float type, or a file is missing or damaged.
+        """
+        self._file_of: dict[str, Path] = {}
+        for file in weight_files(checkpoint):
+            self._file_of |= dict.fromkeys(_checked_names(file, shapes), file)
+        missing = shapes.keys() - self._file_of.keys()
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint lacks {len(missing)} tensors, among them {min(missing)}"
+            )
+
+    def rows(self, block: Block) -> Iterator[torch.Tensor]:
+        """Yields a block's rows in order, at most READ_VALUE_COUNT numbers at a time.
+
+        The file is opened anew for each read: what is mapped of it does not add up.
+        """
+        step = max(1, READ_VALUE_COUNT // len(block.columns))
+        for first in range(block.rows.start, block.rows.stop, step):
+            last = min(first + step, block.rows.stop)
+            with _opened(self._file_of[block.source]) as file:
+                source = file.get_slice(block.source)
+                if len(source.get_shape()) == 1:
+                    yield source[first:last]
+                else:
+                    yield source[first:last, block.columns.start : block.columns.stop]
+
+
+def _checked_names(file: Path, shapes: dict[str, Shape]) -> list[str]:
+    """Returns the names of the file's tensors of the language model."""
+    with _opened(file) as tensors:
+        names = [name for name in tensors.keys() if name.startswith(ROOT)]  # noqa: SIM118
+        for name in names:
+            if name not in shapes:
+                raise CheckpointError(f"{file.name} has an unexpected tensor {name}")
+            tensor = tensors.get_slice(name)
+            dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+            if shape != shapes[name] or dtype not in FLOAT_TYPES:
+                raise CheckpointError(
+                    f"{name} is {dtype} {list(shape)}; "
+                    f"config.json asks for floats {list(shapes[name])}"
+                )
+    return names
+
+
+def _opened(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error

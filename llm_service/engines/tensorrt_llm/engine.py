@@ -1,0 +1,317 @@
+"""The async side of the executor: requests in, streams of token ids out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from itertools import count
+
+import structlog
+import torch
+from tensorrt_llm.bindings import executor
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines.admission import (
+    check_queue,
+    check_tokens,
+    engine_dead,
+    output_room,
+)
+from llm_service.engines.base import EngineLoad, Prompt, RowsNeededError, StepTotals, TokenOutput
+from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
+from llm_service.engines.tensorrt_llm.logits import (
+    Constraint,
+    LogitsProcessor,
+    constraining_field,
+)
+from llm_service.engines.tensorrt_llm.probe import CLIENT_ID as PROBE_CLIENT_ID
+from llm_service.engines.tensorrt_llm.probe import Probe
+from llm_service.engines.tensorrt_llm.requests import Generation, RequestFactory
+from llm_service.engines.tensorrt_llm.responses import Delta, read_response
+from llm_service.engines.tensorrt_llm.sampling import check_supported
+from llm_service.sampling import SamplingParams
+from protos.errors import ContextLengthError, ServiceError
+
+logger = structlog.get_logger()
+
+# How long the response thread may sleep before it sees that it is to end.
+POLL = timedelta(milliseconds=50)
+
+
+class TensorRTLLMEngine:
+    """See LLMEngine.
+
+    Two threads and the event loop, without locks. The calls' thread makes requests and cancels
+    them, in the order in which the loop asks for it, and owns the requests that the executor has.
+    The response thread waits for the executor and hands what comes to the loop, which owns the
+    queues of those that wait. Besides that the response thread publishes plain values: the
+    executor's load, and whether the engine has ended. It sets the latter before it fails whatever
+    waits, and the loop looks at it in the same step in which it posts a request.
+    """
+
+    def __init__(
+        self,
+        config: LLMConfig,
+        folder: EngineFolder,
+        runtime: executor.Executor,
+        requests: RequestFactory,
+        guides: GuideCompiler,
+        processor: LogitsProcessor | None,
+        max_waiting: int,
+    ) -> None:
+        """Runs a first request, and starts the threads.
+
+        Raises:
+            ValueError: the first request fails.
+        """
+        self._config = config
+        self._folder = folder
+        self._executor = runtime
+        self._requests = requests
+        self._guides = guides
+        self._processor = processor
+        self._max_waiting = max_waiting
+        # The event loop's:
+        self._client_ids = count(1)
+        self._outputs: dict[int, asyncio.Queue[Delta]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # The calls' thread's. A request is kept because the executor reads its table.
+        self._submitted: dict[int, tuple[int, executor.Request]] = {}
+        kv_cache = self._warm_up()
+        self._tokens_per_block = kv_cache.tokens_per_block
+        self._total_kv_tokens = kv_cache.max_num_blocks * self._tokens_per_block
+        self.context_length = min(
+            config.max_position_embeddings, folder.max_sequence_length, self._total_kv_tokens
+        )
+        # The response thread's, read by others:
+        self._free_kv_tokens = self._total_kv_tokens
+        self._active_count = 0
+        self._steps = StepTotals()
+        self._ended = False
+        self._probe = Probe()
+        self._stopping = threading.Event()
+        self._calls = ThreadPoolExecutor(1, "tensorrt-llm-calls")
+        self._thread = threading.Thread(
+            target=self._run, name="tensorrt-llm-responses", daemon=True
+        )
+        self._thread.start()
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[TokenOutput, None]:
+        """See LLMEngine."""
+        max_tokens = self._admit(prompt, params)
+        constraint = await self._constraint(prompt, params)
+        self._loop = asyncio.get_running_loop()
+        check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
+        generation = Generation(
+            next(self._client_ids), prompt, params, max_tokens, priority, deadline, constraint
+        )
+        deltas: asyncio.Queue[Delta] = asyncio.Queue()
+        self._outputs[generation.client_id] = deltas
+        submission = self._calls.submit(self._submit, generation)
+        finished = False
+        try:
+            await asyncio.wrap_future(submission)
+            while not finished:
+                delta = await deltas.get()
+                finished = delta.is_final
+                if finished and constraint is not None and constraint.failure is not None:
+                    raise constraint.failure
+                if delta.error is not None:
+                    raise delta.error
+                if delta.output.token_ids or finished:
+                    yield _counted(delta.output, len(prompt.token_ids))
+        finally:
+            del self._outputs[generation.client_id]
+            if not self._ended:
+                self._calls.submit(self._release, generation.client_id, is_over=finished)
+
+    def load(self) -> EngineLoad:
+        """See LLMEngine; a request that the executor has not counted yet counts as waiting."""
+        count = len(self._outputs)  # once: the loop changes it meanwhile
+        running = min(self._active_count, count)
+        return EngineLoad(
+            running=running,
+            waiting=count - running,
+            # The executor tells nothing while it has nothing to do.
+            free_kv_tokens=self._free_kv_tokens if count else self._total_kv_tokens,
+            total_kv_tokens=self._total_kv_tokens,
+            steps=self._steps,
+        )
+
+    def is_healthy(self) -> bool:
+        """See LLMEngine."""
+        return not self._ended
+
+    async def close(self) -> None:
+        """See LLMEngine."""
+        self._stopping.set()
+        await asyncio.to_thread(self._thread.join)
+        # Behind all calls that the loop has made; it makes no more.
+        await asyncio.wrap_future(self._calls.submit(self._shut_down))
+
+    def _admit(self, prompt: Prompt, params: SamplingParams) -> int:
+        """Refuses what the executor could not run, and returns the request's max_tokens."""
+        check_tokens(prompt, params, self._config)
+        check_supported(params, processes_logits=self._processor is not None)
+        length, row_count = len(prompt.token_ids), len(prompt.prompt_table)
+        if length > (limit := self._folder.max_prompt_length):
+            raise ContextLengthError(
+                f"the prompt has {length} tokens, but the engine reads {limit} at most",
+                field="messages",
+            )
+        if row_count > (limit := self._folder.max_request_rows):
+            raise ContextLengthError(
+                f"the images have {row_count} rows, but the engine takes {limit} at most",
+                field="images",
+            )
+        max_tokens = output_room(length, params.max_tokens, self.context_length)
+        if not all(image.is_held for image in prompt.images):
+            raise RowsNeededError("the tensorrt_llm engine needs the rows of every image")
+        return max_tokens
+
+    def _send_probe(self) -> None:
+        """Enqueues a probe; one that cannot even be made has failed for good."""
+        try:
+            self._submit(self._probing())
+        except ServiceError as error:
+            logger.error("probe_failed", error=error.message)
+            self._stopping.set()
+
+    async def _constraint(self, prompt: Prompt, params: SamplingParams) -> Constraint | None:
+        if constraining_field(params) is None:
+            return None
+        matcher = None
+        if params.guide is not None:
+            matcher = await asyncio.to_thread(
+                self._guides.matcher, params.guide, params.stop_token_ids
+            )
+        return Constraint(params, len(prompt.token_ids), matcher)
+
+    def _submit(self, generation: Generation) -> None:
+        request = self._requests.request(generation)
+        if self._processor is not None and generation.constraint is not None:
+            self._processor.add(generation.client_id, generation.constraint)
+        try:
+            request_id = self._executor.enqueue_request(request)
+        except RuntimeError as error:
+            logger.error("enqueue_failed", exc_info=error)
+            self._stopping.set()
+            raise engine_dead() from error
+        self._submitted[generation.client_id] = (request_id, request)
+
+    def _release(self, client_id: int, *, is_over: bool) -> None:
+        """Forgets a request; cancels it if its caller has gone before its end."""
+        if self._processor is not None:
+            self._processor.remove(client_id)
+        submitted = self._submitted.pop(client_id, None)
+        if submitted is not None and not is_over:
+            self._cancel(submitted[0])
+
+    def _cancel(self, request_id: int) -> None:
+        with contextlib.suppress(RuntimeError):  # a dead executor has nothing left to cancel
+            self._executor.cancel_request(request_id)
+
+    def _shut_down(self) -> None:
+        # The executor would first generate to the end what it still has.
+        for request_id, _ in self._submitted.values():
+            self._cancel(request_id)
+        self._submitted.clear()
+        try:
+            self._executor.shutdown()
+        except RuntimeError as error:  # it was dead already
+            logger.warning("shutdown_failed", error=str(error))
+
+    def _warm_up(self) -> executor.KvCacheStats:
+        """Has a probe run, and returns the cache's size.
+
+        Raises:
+            ValueError: the executor cannot do it.
+        """
+        try:
+            request_id = self._executor.enqueue_request(self._requests.request(self._probing()))
+            delta = None
+            while delta is None or not delta.is_final:
+                for response in self._executor.await_responses(request_id, timeout=POLL):
+                    delta = read_response(response, tokens_per_block=0)
+                    if delta.error is not None:
+                        raise delta.error
+        except (ServiceError, RuntimeError) as error:
+            raise ValueError(f"the engine failed its first request: {error}") from error
+        for stats in reversed(self._executor.get_latest_iteration_stats()):
+            if stats.kv_cache_stats is not None:
+                return stats.kv_cache_stats
+        raise ValueError("the engine has no KV cache: build it with --kv_cache_type paged")
+
+    def _probing(self) -> Generation:
+        """Returns what a probe asks for: two tokens after a token and a virtual token."""
+        table = torch.zeros(1, self._config.hidden_size)
+        prompt = Prompt([0, self._folder.vocabulary_size], table)
+        return Generation(PROBE_CLIENT_ID, prompt, SamplingParams(), 2)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self._hand_over(self._executor.await_responses(timeout=POLL))
+                self._publish_load()
+        except Exception as error:
+            # Whatever it is: in the log it has its traceback, and `_end` tells the callers.
+            logger.error("engine_died", exc_info=error)
+        finally:
+            self._end()
+
+    def _hand_over(self, responses: list[executor.Response]) -> None:
+        if responses:
+            deltas = [read_response(response, self._tokens_per_block) for response in responses]
+            self._tell(deltas)
+            if self._probe.is_due(deltas):
+                self._calls.submit(self._send_probe)
+
+    def _publish_load(self) -> None:
+        for stats in self._executor.get_latest_iteration_stats():
+            self._active_count = stats.num_active_requests
+            if stats.kv_cache_stats is not None:
+                free = stats.kv_cache_stats.free_num_blocks
+                self._free_kv_tokens = free * self._tokens_per_block
+            if (batch := stats.inflight_batching_stats) is not None:
+                token_count = batch.num_ctx_tokens + batch.num_gen_requests
+                self._steps = self._steps.after(stats.iter_latency_ms / 1000, token_count)
+
+    def _end(self) -> None:
+        """Fails every request that the loop has posted before it could see the end."""
+        self._ended = True
+        self._tell(None)
+
+    def _tell(self, deltas: list[Delta] | None) -> None:
+        """Hands deltas to the loop in one call; None is the end of all."""
+        # Without a loop, or with a closed one, there are no callers.
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._deliver, deltas)
+
+    def _deliver(self, deltas: list[Delta] | None) -> None:
+        if deltas is None:
+            deltas = [
+                Delta(client_id, TokenOutput([], None), engine_dead())
+                for client_id in self._outputs
+            ]
+        for delta in deltas:
+            if (queue := self._outputs.get(delta.client_id)) is not None:
+                queue.put_nowait(delta)
+
+
+def _counted(output: TokenOutput, prompt_length: int) -> TokenOutput:
+    """Returns it with no more cached tokens than can be: a block that was reused in part counts."""
+    count = min(output.cached_token_count, prompt_length - 1)
+    return replace(output, cached_token_count=count)

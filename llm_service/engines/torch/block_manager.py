@@ -1,0 +1,111 @@
+"""The KV cache's blocks: who holds which, and which full ones can be used again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from llm_service.engines.torch.sequence import Sequence
+
+
+class BlockManager:
+    """Hands out blocks of `block_size` tokens, and shares full ones between equal prefixes.
+
+    A block that no sequence holds is free but keeps what it holds until it is handed out anew: the
+    one that has been free for longest goes first, of one sequence its last block first.
+    """
+
+    def __init__(self, block_count: int, block_size: int) -> None:
+        self.block_count = block_count
+        self.block_size = block_size
+        self._holder_counts = [0] * block_count
+        self._free = OrderedDict.fromkeys(range(block_count))
+        self._digests: dict[int, bytes] = {}
+        self._blocks: dict[bytes, int] = {}
+
+    @property
+    def free_count(self) -> int:
+        """Blocks that no sequence holds."""
+        return len(self._free)
+
+    def can_hold(self, sequence: Sequence) -> bool:
+        """Returns whether there are blocks enough for all tokens of a sequence that holds some."""
+        return self._missing_count(sequence) <= self.free_count
+
+    def allocate(self, sequence: Sequence) -> None:
+        """Gives the sequence the blocks that its tokens need beyond those it holds.
+
+        `can_hold` is asked first.
+        """
+        for _ in range(self._missing_count(sequence)):
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self._holder_counts[block] = 1
+            sequence.block_table.append(block)
+
+    def cached_count(self, sequence: Sequence) -> int:
+        """Returns how many leading tokens of a sequence that holds no block are in the cache."""
+        return len(self._cached_blocks(sequence)) * self.block_size
+
+    def admit(self, sequence: Sequence) -> bool:
+        """Gives a sequence that holds no block all that its tokens need, if there are so many.
+
+        Those of a known prefix count as computed. At least one token is left to compute, whose
+        logits give the next one.
+
+        Returns:
+            False when there are too few; nothing has changed then.
+        """
+        cached = self._cached_blocks(sequence)
+        free_cached = sum(self._holder_counts[block] == 0 for block in cached)
+        if self._missing_count(sequence) - len(cached) > self.free_count - free_cached:
+            return False
+        for block in cached:
+            self._free.pop(block, None)
+            self._holder_counts[block] += 1
+            sequence.block_table.append(block)
+        sequence.computed_count = len(cached) * self.block_size
+        self.allocate(sequence)
+        return True
+
+    def register(self, sequence: Sequence) -> None:
+        """Makes the blocks that the present step fills known to sequences with the same prefix.
+
+        A step writes all its keys and values before it reads any, so that a sequence that is
+        admitted to the same step may use them already.
+        """
+        known = min(sequence.computed_count + sequence.scheduled_count, len(sequence.token_ids))
+        for index in range(sequence.registered_count, known // self.block_size):
+            digest = sequence.block_digest(index, self.block_size)
+            block = sequence.block_table[index]
+            if digest is not None and digest not in self._blocks:
+                self._blocks[digest] = block
+                self._digests[block] = digest
+        sequence.registered_count = known // self.block_size
+
+    def release(self, sequence: Sequence) -> None:
+        """Takes all blocks back."""
+        for block in reversed(sequence.block_table):
+            self._holder_counts[block] -= 1
+            if self._holder_counts[block] == 0:
+                # What nobody can find again is handed out before what may be asked for.
+                self._free[block] = None
+                self._free.move_to_end(block, last=block in self._digests)
+        del sequence.block_table[:]
+        sequence.registered_count = 0
+
+    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        blocks = []
+        for index in range((len(sequence.token_ids) - 1) // self.block_size):
+            digest = sequence.block_digest(index, self.block_size)
+            block = None if digest is None else self._blocks.get(digest)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def _forget(self, block: int) -> None:
+        if (digest := self._digests.pop(block, None)) is not None:
+            del self._blocks[digest]
+
+    def _missing_count(self, sequence: Sequence) -> int:
+        return -(-sequence.length // self.block_size) - len(sequence.block_table)

@@ -1,0 +1,280 @@
+"""The torch engine: one thread that schedules, runs and samples, and the async side of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from functools import partial
+from itertools import count
+from queue import SimpleQueue
+
+import structlog
+import torch
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines.admission import (
+    check_queue,
+    check_tokens,
+    engine_dead,
+    output_room,
+    seconds_left,
+    time_over,
+)
+from llm_service.engines.base import EngineLoad, Prompt, RowsNeededError, StepTotals, TokenOutput
+from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.torch.model_runner import ModelRunner
+from llm_service.engines.torch.scheduler import Scheduler
+from llm_service.engines.torch.sequence import Sequence, Status
+from llm_service.engines.torch.step_outputs import SampledToken, StepOutputs
+from llm_service.sampling import SamplingParams
+from protos.errors import ServiceError
+
+logger = structlog.get_logger()
+
+Outputs = asyncio.Queue[TokenOutput | ServiceError]
+Message = tuple[Outputs, TokenOutput | ServiceError]
+
+
+class TorchEngine:
+    """See LLMEngine.
+
+    The thread owns scheduler, runner and all sequences. The event loop posts calls to its inbox
+    (add a sequence, abort one, stop) and gets outputs by `call_soon_threadsafe`; there are no
+    locks. Besides that the thread publishes plain values that others read: its load, and whether
+    it has ended. It sets the latter before it empties its inbox for the last time, and `generate`
+    reads it after posting, so no request can fall between the two.
+    """
+
+    def __init__(
+        self,
+        config: LLMConfig,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        guides: GuideCompiler,
+        max_waiting: int,
+    ) -> None:
+        blocks = scheduler.blocks
+        self._config = config
+        self._scheduler = scheduler
+        self._runner = runner
+        self._guides = guides
+        self._max_waiting = max_waiting
+        self._total_kv_tokens = blocks.block_count * blocks.block_size
+        self.context_length = min(config.max_position_embeddings, self._total_kv_tokens)
+        self._request_count = 0  # the event loop's
+        self._arrivals = count()  # the event loop's
+        # The thread's:
+        self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, Outputs]] = {}
+        self._in_flight: deque[StepOutputs] = deque()
+        self._steps = StepTotals()
+        self._stopping = False
+        self._ended = False
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._warm_up()
+        self._publish_load()
+        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
+        self._thread.start()
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        priority: int = 0,
+        deadline: float | None = None,
+    ) -> AsyncGenerator[TokenOutput, None]:
+        """See LLMEngine."""
+        check_tokens(prompt, params, self._config)
+        max_tokens = output_room(len(prompt.token_ids), params.max_tokens, self.context_length)
+        sequence = await self._sequence(prompt, params, max_tokens, priority)
+        check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
+        outputs: Outputs = asyncio.Queue()
+        with _alarm(outputs, deadline):
+            self._request_count += 1
+            self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
+            try:
+                if self._ended:
+                    raise engine_dead()
+                finished = False
+                while not finished:
+                    output = await outputs.get()
+                    if isinstance(output, ServiceError):
+                        raise output
+                    yield output
+                    finished = output.finish_reason is not None
+            finally:
+                self._request_count -= 1
+                self._inbox.put(partial(self._abort, sequence))
+
+    def load(self) -> EngineLoad:
+        """See LLMEngine; a request that the thread has not seen yet counts as waiting."""
+        running = self._running_count
+        return EngineLoad(
+            running=running,
+            waiting=max(0, self._request_count - running),
+            free_kv_tokens=self._free_kv_tokens,
+            total_kv_tokens=self._total_kv_tokens,
+            steps=self._steps,
+        )
+
+    def is_healthy(self) -> bool:
+        """See LLMEngine."""
+        return not self._ended
+
+    async def close(self) -> None:
+        """See LLMEngine."""
+        self._inbox.put(self._stop)
+        await asyncio.to_thread(self._thread.join)
+
+    async def _sequence(
+        self, prompt: Prompt, params: SamplingParams, max_tokens: int, priority: int
+    ) -> Sequence:
+        matcher = None
+        if params.guide is not None:
+            matcher = await asyncio.to_thread(
+                self._guides.matcher, params.guide, params.stop_token_ids
+            )
+        order = (-priority, next(self._arrivals))
+        vocabulary_size = self._config.vocabulary_size
+        return Sequence(prompt, params, max_tokens, vocabulary_size, order=order, matcher=matcher)
+
+    def _add(self, sequence: Sequence, loop: asyncio.AbstractEventLoop, outputs: Outputs) -> None:
+        self._callers[sequence] = (loop, outputs)
+        self._scheduler.add(sequence)
+
+    def _abort(self, sequence: Sequence) -> None:
+        """Frees a sequence whose caller has gone; one that has finished is free already."""
+        if self._callers.pop(sequence, None) is not None and not self._ended:
+            self._scheduler.finish(sequence)
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _warm_up(self) -> None:
+        """Reads a prompt of two tokens and generates two: both kinds of step run once."""
+        no_rows = torch.empty(0, self._config.hidden_size)
+        prompt = Prompt([0, 0], no_rows)
+        self._scheduler.add(Sequence(prompt, SamplingParams(), 2, self._config.vocabulary_size))
+        while self._scheduler.has_work:
+            self._step()
+
+    def _run(self) -> None:
+        try:
+            while self._take_calls():
+                if self._scheduler.has_work:
+                    self._step()
+                else:
+                    self._publish_load()
+        except Exception as error:
+            # Whatever it is: in the log it has its traceback, and `_end` tells the callers.
+            logger.error("engine_died", exc_info=error)
+        finally:
+            self._end()
+
+    def _take_calls(self) -> bool:
+        """Makes the calls of the inbox, waiting for one while there is nothing to compute."""
+        if not self._scheduler.has_work:
+            self._inbox.get()()
+        while not self._inbox.empty():
+            self._inbox.get()()
+        return not self._stopping
+
+    def _step(self) -> None:
+        """Schedules, runs, and takes what has come out.
+
+        Where the runner overlaps, that is the step before: this one was prepared while the device
+        worked on it, and one token of each sequence is in flight.
+        """
+        started = time.perf_counter()
+        scheduled = self._scheduler.schedule()
+        token_count = sum(sequence.scheduled_count for sequence in scheduled)
+        self._publish_load()
+        self._tell({sequence: _rows_needed() for sequence in self._scheduler.take_unreadable()})
+        if scheduled:
+            self._in_flight.append(self._runner.run(scheduled))
+            for sequence in scheduled:
+                sequence.mark_launched()
+        awaited = len(self._in_flight) > self._runner.overlaps or not scheduled
+        if self._in_flight and awaited:
+            self._deliver(self._in_flight.popleft().read())
+        self._steps = self._steps.after(time.perf_counter() - started, token_count)
+
+    def _deliver(self, sampled: list[SampledToken]) -> None:
+        """Appends the new tokens, frees what has finished, and only then tells the callers.
+
+        A sequence that has ended since its step began gets no token any more.
+        """
+        sampled = [token for token in sampled if token.sequence.status is not Status.FINISHED]
+        for token in sampled:
+            token.sequence.append(token.token_id)
+            if token.sequence.has_ended:
+                self._scheduler.finish(token.sequence)
+        self._publish_load()
+        self._tell({token.sequence: _output(token) for token in sampled})
+
+    def _tell(self, outputs: Mapping[Sequence, TokenOutput | ServiceError]) -> None:
+        """Hands outputs to their callers: one wake-up of an event loop for all of them."""
+        messages: defaultdict[asyncio.AbstractEventLoop, list[Message]] = defaultdict(list)
+        for sequence, output in outputs.items():
+            if sequence in self._callers:
+                loop, queue = self._callers[sequence]
+                messages[loop].append((queue, output))
+            if isinstance(output, ServiceError) or output.finish_reason is not None:
+                self._callers.pop(sequence, None)
+        for loop, of_loop in messages.items():
+            # A closed loop has no callers left.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_put_all, of_loop)
+
+    def _publish_load(self) -> None:
+        blocks = self._scheduler.blocks
+        self._running_count = len(self._scheduler.running)
+        self._free_kv_tokens = blocks.free_count * blocks.block_size
+
+    def _end(self) -> None:
+        """Fails every request that is in the engine or was posted before it ended."""
+        self._ended = True
+        while not self._inbox.empty():
+            self._inbox.get()()
+        self._tell({sequence: engine_dead() for sequence in self._callers})
+        self._runner.close()
+
+
+def _output(token: SampledToken) -> TokenOutput | ServiceError:
+    return token.sequence.failure or TokenOutput(
+        token_ids=[token.token_id],
+        finish_reason=token.sequence.finish_reason,
+        cached_token_count=token.sequence.cached_count or 0,
+        logprobs=() if token.logprob is None else (token.logprob,),
+    )
+
+
+@contextlib.contextmanager
+def _alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
+    """Puts the end of a request's time into its queue when it comes, unless it is left before.
+
+    Raises:
+        DeadlineError: it is over already.
+    """
+    if (seconds := seconds_left(deadline)) is None:
+        yield
+        return
+    alarm = asyncio.get_running_loop().call_later(seconds, outputs.put_nowait, time_over())
+    try:
+        yield
+    finally:
+        alarm.cancel()
+
+
+def _put_all(messages: list[Message]) -> None:
+    for queue, output in messages:
+        queue.put_nowait(output)
+
+
+def _rows_needed() -> RowsNeededError:
+    return RowsNeededError(
+        "the KV cache has dropped an image that the request relies on", retry_after=0.0
+    )

@@ -1,0 +1,201 @@
+"""One step on the device: scheduled sequences in, their next tokens out."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+
+from llm_service.engines.torch.kernels import BatchLayout, rotary_table
+from llm_service.engines.torch.models.decoder import Decoder
+from llm_service.engines.torch.sampler import guide_masks, sample
+from llm_service.engines.torch.sequence import Sequence
+from llm_service.engines.torch.step_graphs import (
+    DecodeGraphs,
+    MixedGraphs,
+    StepGraphs,
+    StepLimits,
+)
+from llm_service.engines.torch.step_inputs import Array, StepInputs
+from llm_service.engines.torch.step_outputs import StepOutputs
+from llm_service.engines.torch.transfer import LargeUpload, upload, uploaded
+
+
+class ModelRunner:
+    """The decoder and its KV cache [layers, 2, blocks + 1, block_size, kv_heads, head_dim].
+
+    The last block belongs to nobody: a CUDA graph's padding writes there. On CUDA `run` returns
+    before the device has worked; a token that is in flight is read from where the device left it.
+    """
+
+    def __init__(
+        self, decoder: Decoder, block_count: int, block_size: int, max_running: int
+    ) -> None:
+        config, weight = decoder.config, decoder.embedding.weight
+        self.device = weight.device
+        self._decoder = decoder
+        self._block_size = block_size
+        self.vocabulary_size = config.vocabulary_size
+        self._kv_cache = torch.zeros(
+            config.layer_count,
+            2,
+            block_count + 1,
+            block_size,
+            config.kv_head_count,
+            config.head_dim,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        # Longer prompts than the cache holds are refused at the door.
+        length = min(config.max_position_embeddings, block_count * block_size)
+        self._rotation = rotary_table(config.head_dim, config.rope_theta, length, self.device)
+        self._last_tokens = torch.zeros(max_running, dtype=torch.int64, device=self.device)
+        self._mask_thread = ThreadPoolExecutor(1, "guide-masks")
+        self._table_upload = LargeUpload(self.device)
+        places = torch.arange(max_running, dtype=torch.int32, device=self.device)
+        self._decode_tiles = torch.stack([places, torch.ones_like(places), places], dim=1)
+        self._graphs: StepGraphs | None = None
+        if decoder.kernels.tile_size is not None:
+            self._graphs = self._record(decoder.kernels.tile_size, block_count)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether a step's outputs come later, so that the next step can be prepared meanwhile."""
+        return self.device.type == "cuda"
+
+    @torch.inference_mode()
+    def run(self, scheduled: list[Sequence]) -> StepOutputs:
+        """Computes the scheduled tokens of all sequences in one batch, and samples."""
+        inputs = self.inputs(scheduled)
+        masks = None
+        if any(sequence.matcher for sequence in inputs.sampled):
+            # Made while the device computes the logits.
+            masks = self._mask_thread.submit(guide_masks, inputs.sampled, self.vocabulary_size)
+        logits = self.logits(inputs)
+        choice = sample(logits, inputs.sampled, None if masks is None else masks.result())
+        slots = [sequence.slot for sequence in inputs.sampled]
+        self._last_tokens[uploaded(slots, torch.int64, self.device)] = choice.token_ids
+        return StepOutputs(inputs.sampled, choice)
+
+    def close(self) -> None:
+        """Ends the thread of the masks."""
+        self._mask_thread.shutdown()
+
+    def inputs(self, scheduled: list[Sequence]) -> StepInputs:
+        """Returns what the scheduled sequences mean to `logits`."""
+        return StepInputs.of(scheduled, self._block_size, self.vocabulary_size)
+
+    @torch.inference_mode()
+    def logits(self, inputs: StepInputs) -> torch.Tensor:
+        """Returns [S, vocabulary_size], the logits after the last token of each that is sampled."""
+        rows = self._uploaded(inputs.rows)
+        if self._graphs is None:
+            return self._launched(inputs, rows)
+        if inputs.decode_count == inputs.token_count == len(inputs.sampled):
+            block_tables = self._uploaded(inputs.block_tables(inputs.decode_count))
+            return self._graphs.decode.run(rows, block_tables)
+        if not self._graphs.mixed.fits(inputs.token_count):
+            return self._launched(inputs, rows)
+        return self._graphs.mixed.run(
+            self._embeddings(inputs, rows),
+            rows,
+            self._uploaded(inputs.block_tables(len(inputs.sequences))),
+            self._uploaded(inputs.tiles(self._graphs.tile_size)),
+            self._uploaded(np.array(inputs.sampled_rows, np.int64)),
+        )
+
+    def _uploaded(self, array: Array) -> torch.Tensor:
+        return upload(torch.from_numpy(array), self.device)
+
+    def _launched(self, inputs: StepInputs, rows: torch.Tensor) -> torch.Tensor:
+        """Returns the logits of a step that is launched kernel by kernel."""
+        _, places, slots = rows
+        layout = BatchLayout(
+            rotation=self._rotation[places],
+            slots=slots,
+            context_lengths=(places[: inputs.decode_count] + 1).int(),
+            block_tables=self._uploaded(inputs.block_tables(inputs.decode_count)),
+            tiles=self._decode_tiles[: inputs.decode_count],
+            spans=inputs.spans(self.device, self._block_size),
+        )
+        hidden = self._decoder(self._embeddings(inputs, rows), self._kv_cache, layout)
+        sampled_rows = uploaded(inputs.sampled_rows, torch.int64, self.device)
+        return self._decoder.logits(hidden[sampled_rows])
+
+    def _embeddings(self, inputs: StepInputs, rows: torch.Tensor) -> torch.Tensor:
+        embeddings = self._embed(rows[0])
+        self._insert_images(embeddings, inputs)
+        return embeddings
+
+    def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Returns [T, hidden_size]; what a virtual token gets is yet to be overwritten."""
+        in_flight = self._last_tokens[(-1 - token_ids).clamp(min=0)]
+        known = token_ids.clamp(max=self.vocabulary_size - 1)
+        embedded: torch.Tensor = self._decoder.embedding(
+            torch.where(token_ids < 0, in_flight, known)
+        )
+        return embedded
+
+    def _insert_images(self, embeddings: torch.Tensor, inputs: StepInputs) -> None:
+        """Writes the rows of the prompt tables to the places of the virtual tokens."""
+        begin = inputs.decode_count
+        for sequence in inputs.sequences[begin:]:
+            token_ids = inputs.rows[0, begin : begin + sequence.scheduled_count]
+            (places,) = (token_ids >= self.vocabulary_size).nonzero()
+            if len(places):
+                first, last = token_ids[places[[0, -1]]] - self.vocabulary_size
+                table = sequence.prompt.prompt_table[first : last + 1]
+                places_of_rows = upload(torch.from_numpy(begin + places), self.device)
+                embeddings[places_of_rows] = self._table_upload(table).to(embeddings.dtype)
+            begin += sequence.scheduled_count
+
+    def _decode(self, rows: torch.Tensor, block_tables: torch.Tensor) -> torch.Tensor:
+        """Returns the logits [D, vocabulary_size] of decodes alone."""
+        token_ids, places, slots = rows
+        layout = BatchLayout(
+            rotation=self._rotation[places],
+            slots=slots,
+            context_lengths=(places + 1).int(),
+            block_tables=block_tables,
+            tiles=self._decode_tiles[: len(places)],
+        )
+        hidden = self._decoder(self._embed(token_ids), self._kv_cache, layout)
+        return self._decoder.logits(hidden)
+
+    def _mixed(
+        self,
+        embeddings: torch.Tensor,
+        rows: torch.Tensor,
+        block_tables: torch.Tensor,
+        tiles: torch.Tensor,
+        sampled_rows: torch.Tensor,
+        tile_size: int,
+    ) -> torch.Tensor:
+        """Returns the logits [S, vocabulary_size] of tokens that are all in tiles."""
+        _, places, slots = rows
+        layout = BatchLayout(
+            rotation=self._rotation[places],
+            slots=slots,
+            context_lengths=(places + 1).int(),
+            block_tables=block_tables,
+            tiles=tiles,
+            tile_size=tile_size,
+        )
+        hidden = self._decoder(embeddings, self._kv_cache, layout)
+        return self._decoder.logits(hidden[sampled_rows])
+
+    @torch.inference_mode()
+    def _record(self, tile_size: int, padding_block: int) -> StepGraphs:
+        padding = [[0], [0], [padding_block * self._block_size]]
+        limits = StepLimits(
+            max_running=len(self._decode_tiles),
+            table_width=-(-len(self._rotation) // self._block_size),
+            tile_size=tile_size,
+            padding=torch.tensor(padding, device=self.device),
+        )
+        embedding = self._decoder.embedding.weight[:1]
+        decode = DecodeGraphs(self._decode, limits)
+        mixed = MixedGraphs(partial(self._mixed, tile_size=tile_size), limits, embedding)
+        return StepGraphs(decode, mixed, tile_size)

@@ -1,0 +1,192 @@
+"""From logits to tokens: all sequences in one pass, each by its own parameters.
+
+The order is that of vLLM and transformers: bias, penalties, guide, temperature, top_k, top_p,
+min_p; top_p and min_p look at the probabilities that top_k has left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+
+import torch
+
+from llm_service.engines.guides import unpacked
+from llm_service.engines.torch.sequence import Sequence
+from llm_service.engines.torch.transfer import upload, uploaded
+from llm_service.sampling import MAX_LOGPROB_COUNT
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tokens of S sequences, on the logits' device.
+
+    Attributes:
+        token_ids: [S] int64.
+        logprobs: [S, 1 + MAX_LOGPROB_COUNT] float32, of the token and of the most probable ones;
+            None if no sequence wants any.
+        top: [S, MAX_LOGPROB_COUNT] int64, the most probable ones.
+    """
+
+    token_ids: torch.Tensor
+    logprobs: torch.Tensor | None = None
+    top: torch.Tensor | None = None
+
+
+def guide_masks(sequences: List[Sequence], vocabulary_size: int) -> torch.Tensor:
+    """Returns which tokens the guides allow: [S, ceil(vocabulary_size / 32)] int32 of bits.
+
+    The row of a sequence without a guide allows all.
+    """
+    masks = torch.full((len(sequences), -(-vocabulary_size // 32)), -1, dtype=torch.int32)
+    for row, sequence in zip(masks, sequences, strict=True):
+        if sequence.matcher is not None:
+            may_end = sequence.output_length >= sequence.params.min_tokens
+            sequence.matcher.fill_mask(row, may_end=may_end)
+    return masks
+
+
+def sample(logits: torch.Tensor, sequences: List[Sequence], masks: torch.Tensor | None) -> Choice:
+    """Chooses the next token of each sequence.
+
+    Args:
+        logits: [S, vocabulary_size], any float dtype.
+        sequences: S sequences that have not ended.
+        masks: of `guide_masks`; None if no sequence has a guide.
+
+    Returns:
+        The choice. A row of NaN gives some token, never an error: a bad prompt table spoils its
+        own request alone.
+    """
+    if masks is None and all(sequence.params.is_plain for sequence in sequences):
+        return Choice(logits.argmax(-1))
+    logits = logits.float()
+    for row, sequence in zip(logits, sequences, strict=True):
+        _adjust(row, sequence)
+    if masks is not None:
+        allowed = unpacked(upload(masks, logits.device), logits.shape[1])
+        logits = logits.masked_fill(~allowed, -torch.inf)
+    token_ids = logits.argmax(-1)
+    drawn = [i for i, sequence in enumerate(sequences) if not sequence.params.is_greedy]
+    for filters in (True, False):
+        if indexes := [i for i in drawn if sequences[i].params.has_filters is filters]:
+            rows = uploaded(indexes, torch.int64, logits.device)
+            token_ids[rows] = _draw(logits[rows], [sequences[i] for i in indexes])
+    _remember(token_ids, sequences)
+    return _with_logprobs(token_ids, logits, sequences)
+
+
+class TokenHistory:
+    """What the penalties look at, of one sequence, on the device.
+
+    Attributes:
+        counts: [vocabulary_size] float32, occurrences in the output.
+        seen: [vocabulary_size] bool, whether in the prompt's text or the output.
+    """
+
+    def __init__(self, sequence: Sequence, vocabulary_size: int, device: torch.device) -> None:
+        token_ids = torch.tensor(sequence.token_ids)
+        is_token = token_ids < vocabulary_size  # virtual tokens have no logit
+        output = token_ids[sequence.prompt_length :]
+        self.seen = torch.zeros(vocabulary_size, dtype=torch.bool)
+        self.seen[token_ids[is_token]] = True
+        self.seen = self.seen.to(device)
+        self.counts = torch.bincount(output, minlength=vocabulary_size).float().to(device)
+
+    def add(self, token_id: torch.Tensor) -> None:
+        """Takes one more token, [1] int64."""
+        self.seen[token_id] = True
+        self.counts[token_id] += 1
+
+
+def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:
+    """Applies to one row [vocabulary_size], in place, what its request asks for."""
+    params = sequence.params
+    if params.logit_bias:
+        token_ids, biases = zip(*params.logit_bias, strict=True)
+        logits[_ids(token_ids, logits)] += uploaded(biases, torch.float32, logits.device)
+    if params.has_penalties:
+        _penalise(logits, sequence)
+    # A guide has its own say on the end.
+    bans_end = sequence.output_length < params.min_tokens and sequence.matcher is None
+    if bans_end and params.stop_token_ids:
+        logits[_ids(tuple(params.stop_token_ids), logits)] = -torch.inf
+
+
+def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
+    params = sequence.params
+    if sequence.history is None:
+        sequence.history = TokenHistory(sequence, len(logits), logits.device)
+    history, penalty = sequence.history, params.repetition_penalty
+    if penalty != 1:
+        penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+        torch.where(history.seen, penalised, logits, out=logits)
+    logits -= params.frequency_penalty * history.counts
+    logits -= params.presence_penalty * (history.counts > 0)
+
+
+def _remember(token_ids: torch.Tensor, sequences: List[Sequence]) -> None:
+    for index, sequence in enumerate(sequences):
+        if sequence.history is not None:
+            sequence.history.add(token_ids[index : index + 1])
+
+
+def _ids(token_ids: tuple[int, ...], logits: torch.Tensor) -> torch.Tensor:
+    return uploaded(token_ids, torch.int64, logits.device)
+
+
+def _draw(logits: torch.Tensor, sequences: List[Sequence]) -> torch.Tensor:
+    """Draws one token a row [R, vocabulary_size] -> [R]; either all rows filter, or none."""
+    if sequences[0].params.has_filters:
+        # Stable: a tie must not be decided by what else is in the batch.
+        logits, token_ids = logits.sort(descending=True, stable=True)
+        probabilities = _filtered_probabilities(logits, sequences)
+        return token_ids.gather(-1, _drawn_places(probabilities, sequences))[:, 0]
+    temperature = _column([sequence.params.temperature for sequence in sequences], logits)
+    logits = logits - logits.amax(-1, keepdim=True)
+    return _drawn_places((logits / temperature).softmax(-1), sequences)[:, 0]
+
+
+def _drawn_places(probabilities: torch.Tensor, sequences: List[Sequence]) -> torch.Tensor:
+    """Returns [R, 1]: where each sequence's random point falls into the probabilities [R, N]."""
+    # A point below the total mass falls on the token whose share of the mass covers it.
+    mass = probabilities.cumsum(-1)
+    points = _column([sequence.random.random() for sequence in sequences], probabilities)
+    places = torch.searchsorted(mass, points * mass[:, -1:], right=True)
+    # Rounding may put the point on the total itself, which lies behind the last token left.
+    last = probabilities.shape[-1] - 1 - (probabilities > 0).flip(-1).int().argmax(-1, keepdim=True)
+    return places.minimum(last)
+
+
+def _filtered_probabilities(logits: torch.Tensor, sequences: List[Sequence]) -> torch.Tensor:
+    """Returns probabilities [R, vocabulary_size], not normalised, 0 for what is filtered out.
+
+    Every filter keeps a head of a row, because `logits` are sorted from high to low.
+    """
+    params = [sequence.params for sequence in sequences]
+    temperature = _column([p.temperature for p in params], logits)
+    top_k = _column([p.top_k or logits.shape[-1] for p in params], logits)
+    top_p = _column([p.top_p for p in params], logits)
+    min_p = _column([p.min_p for p in params], logits)
+    ranks = torch.arange(logits.shape[-1], device=logits.device)
+    # The best logit becomes 0 first, so that no small temperature makes an infinity of it.
+    logits = (logits - logits[:, :1]) / temperature
+    probabilities = logits.masked_fill(ranks >= top_k, -torch.inf).softmax(-1)
+    mass_before = probabilities.cumsum(-1) - probabilities
+    kept = (mass_before < top_p) & (probabilities >= min_p * probabilities[:, :1])
+    return probabilities * kept
+
+
+def _column(values: list[float] | list[int], like: torch.Tensor) -> torch.Tensor:
+    return uploaded(values, torch.float32, like.device)[:, None]
+
+
+def _with_logprobs(
+    token_ids: torch.Tensor, logits: torch.Tensor, sequences: List[Sequence]
+) -> Choice:
+    if all(sequence.params.logprob_count is None for sequence in sequences):
+        return Choice(token_ids)
+    logprobs = logits.log_softmax(-1)
+    chosen = logprobs.gather(-1, token_ids[:, None])
+    best, top = logprobs.topk(min(MAX_LOGPROB_COUNT, logits.shape[-1]))
+    return Choice(token_ids, torch.cat([chosen, best], dim=-1), top)

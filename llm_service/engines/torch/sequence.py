@@ -1,0 +1,158 @@
+"""One request inside the engine: its tokens, its blocks of the KV cache, how far it has come."""
+
+from __future__ import annotations
+
+from array import array
+from enum import Enum, auto
+from random import Random
+from typing import TYPE_CHECKING
+
+from llm_service.engines.base import FinishReason, Prompt
+from llm_service.engines.torch.prefix import PrefixDigests
+from llm_service.sampling import SamplingParams
+from protos.errors import ServiceError
+
+if TYPE_CHECKING:
+    from llm_service.engines.guides import TokenMatcher
+    from llm_service.engines.torch.sampler import TokenHistory
+
+
+class Status(Enum):
+    """Where a sequence is in its life."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """A prompt and its output so far; owned by the engine's thread once it is added.
+
+    Attributes:
+        prompt: what it began with.
+        params: how its tokens are chosen.
+        matcher: which tokens may come next; None where all may.
+        order: sequences with a smaller one come first: by priority, then by arrival.
+        token_ids: prompt, then output; ids from the vocabulary size on are virtual tokens.
+        pending_count: tokens after those that a step in flight samples: 0 or 1.
+        prompt_length: how many of the tokens are the prompt.
+        random: this sequence's own random numbers, so that a seed gives the same tokens whatever
+            else is in the batch.
+        slot: its place among the running sequences; stays its own while it runs.
+        block_table: the KV cache blocks that it holds, in token order.
+        registered_count: leading blocks of those that other sequences may share.
+        computed_count: leading tokens whose keys and values are in the cache, or will be once the
+            steps in flight have run.
+        scheduled_count: tokens after those that the present step computes.
+        required_count: leading tokens that the cache must hold: rows among them are not held.
+        cached_count: prompt tokens that were in the cache when the sequence was first admitted;
+            None before.
+        history: what the sampler's penalties look at; None until they do.
+        finish_reason: why it ended; None while it goes on.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        max_tokens: int,
+        vocabulary_size: int,
+        *,
+        order: tuple[int, int] = (0, 0),
+        matcher: TokenMatcher | None = None,
+    ) -> None:
+        self.prompt = prompt
+        self.params = params
+        self.matcher = matcher
+        self.order = order
+        self.token_ids = list(prompt.token_ids)
+        self.pending_count = 0
+        self.prompt_length = len(prompt.token_ids)
+        self.random = Random(params.seed)
+        self.status = Status.WAITING
+        self.slot = -1
+        self.block_table = array("i")
+        self.registered_count = 0
+        self.computed_count = 0
+        self.scheduled_count = 0
+        self.required_count = _required_count(prompt, vocabulary_size)
+        self.cached_count: int | None = None
+        self.history: TokenHistory | None = None
+        self.finish_reason: FinishReason | None = None
+        self._max_length = self.prompt_length + max_tokens
+        self._digests = PrefixDigests(prompt, vocabulary_size)
+        self._block_digests: list[bytes | None] = []
+
+    @property
+    def length(self) -> int:
+        """Tokens, those in flight included."""
+        return len(self.token_ids) + self.pending_count
+
+    @property
+    def output_length(self) -> int:
+        """Tokens generated, those in flight included."""
+        return self.length - self.prompt_length
+
+    @property
+    def uncomputed_count(self) -> int:
+        """Tokens whose keys and values are not in the cache yet."""
+        return self.length - self.computed_count
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next step can compute tokens of it.
+
+        Not after its last token. A matcher, and a new admission, must know the token in flight.
+        """
+        must_know = self.matcher is not None or self.status is Status.WAITING
+        return self.length < self._max_length and not (must_know and self.pending_count)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the present step reaches the last token, whose logits give the next one."""
+        return self.scheduled_count == self.uncomputed_count
+
+    @property
+    def failure(self) -> ServiceError | None:
+        """Why it cannot go on; None while it can."""
+        return None if self.matcher is None else self.matcher.failure
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it gets no more tokens."""
+        return self.finish_reason is not None or self.failure is not None
+
+    def block_digest(self, index: int, block_size: int) -> bytes | None:
+        """Returns the digest of one full block of known tokens; None if it has none."""
+        while index >= len(self._block_digests):
+            start = len(self._block_digests) * block_size
+            digest = self._digests.next(self.token_ids[start : start + block_size])
+            self._block_digests.append(digest)
+        return self._block_digests[index]
+
+    def mark_launched(self) -> None:
+        """Counts the step's tokens as computed, and the one that it samples as in flight."""
+        self.pending_count += self.is_sampled
+        self.computed_count += self.scheduled_count
+        self.scheduled_count = 0
+
+    def append(self, token_id: int) -> None:
+        """Adds the token that was in flight and decides whether it is the last."""
+        self.pending_count -= 1
+        self.token_ids.append(token_id)
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+        if token_id in self.params.stop_token_ids:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self._max_length:
+            self.finish_reason = "length"
+
+
+def _required_count(prompt: Prompt, vocabulary_size: int) -> int:
+    """Returns how far into the prompt the last row reaches that is not held."""
+    end_row = required = 0
+    for image in prompt.images:
+        end_row += image.row_count
+        if not image.is_held:
+            required = prompt.token_ids.index(vocabulary_size + end_row - 1) + 1
+    return required

@@ -1,0 +1,121 @@
+"""A step's inputs on the host: what the scheduled sequences mean in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import compress
+from typing import Any
+
+import numpy as np
+import torch
+
+from llm_service.engines.torch.kernels import PrefillSpan
+from llm_service.engines.torch.sequence import Sequence
+from llm_service.engines.torch.transfer import uploaded
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """T tokens of all scheduled sequences; the first D are decodes, one of each of D sequences.
+
+    Attributes:
+        sequences: in the order of their tokens.
+        decode_count: D.
+        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A decode's
+            token that is still in flight has the id -1 - its sequence's slot.
+        sampled: the sequences whose last token is among the T.
+        sampled_rows: where those tokens stand.
+    """
+
+    sequences: list[Sequence]
+    decode_count: int
+    rows: Array
+    sampled: list[Sequence]
+    sampled_rows: list[int]
+
+    @classmethod
+    def of(cls, scheduled: list[Sequence], block_size: int, vocabulary_size: int) -> StepInputs:
+        """Writes down the sequences' scheduled tokens."""
+        decodes: list[Sequence] = []
+        others: list[Sequence] = []
+        for sequence in scheduled:
+            kind = decodes if _is_decode(sequence, vocabulary_size) else others
+            kind.append(sequence)
+        sequences = decodes + others
+        ends = np.cumsum([sequence.scheduled_count for sequence in sequences])
+        rows = np.empty((3, ends[-1]), np.int64)
+        for index, sequence in enumerate(decodes):
+            rows[:, index] = _decode_row(sequence, block_size)
+        for sequence, end in zip(others, ends[len(decodes) :], strict=True):
+            _write_span(rows[:, end - sequence.scheduled_count : end], sequence, block_size)
+        sampled = [item.is_sampled for item in sequences]
+        return cls(
+            sequences=sequences,
+            decode_count=len(decodes),
+            rows=rows,
+            sampled=list(compress(sequences, sampled)),
+            sampled_rows=list(compress((ends - 1).tolist(), sampled)),
+        )
+
+    @property
+    def token_count(self) -> int:
+        """T."""
+        return int(self.rows.shape[1])
+
+    def block_tables(self, count: int) -> Array:
+        """Returns [count, W] int32: the blocks of the first sequences, then zeros."""
+        tables = [sequence.block_table for sequence in self.sequences[:count]]
+        joined = np.zeros((count, max(map(len, tables), default=0)), np.int32)
+        for row, table in zip(joined, tables, strict=True):
+            row[: len(table)] = table
+        return joined
+
+    def tiles(self, size: int) -> Array:
+        """Returns [N, 3] int32, all T tokens in tiles as BatchLayout has them."""
+        begin = 0
+        tiles = []
+        for row, sequence in enumerate(self.sequences):
+            end = begin + sequence.scheduled_count
+            tiles += [(first, min(size, end - first), row) for first in range(begin, end, size)]
+            begin = end
+        return np.array(tiles, np.int32)
+
+    def spans(self, device: torch.device, block_size: int) -> tuple[PrefillSpan, ...]:
+        """Returns the sequences after the decodes as the kernels see them."""
+        return tuple(
+            _span(sequence, device, block_size) for sequence in self.sequences[self.decode_count :]
+        )
+
+
+def _is_decode(sequence: Sequence, vocabulary_size: int) -> bool:
+    """Whether one ordinary token is scheduled: no row of the prompt table."""
+    place = sequence.computed_count
+    return sequence.scheduled_count == 1 and (
+        place >= len(sequence.token_ids) or sequence.token_ids[place] < vocabulary_size
+    )
+
+
+def _decode_row(sequence: Sequence, block_size: int) -> tuple[int, int, int]:
+    place = sequence.computed_count
+    token_ids = sequence.token_ids
+    token_id = token_ids[place] if place < len(token_ids) else -1 - sequence.slot
+    block, offset = divmod(place, block_size)
+    return token_id, place, sequence.block_table[block] * block_size + offset
+
+
+def _write_span(rows: Array, sequence: Sequence, block_size: int) -> None:
+    begin = sequence.computed_count
+    end = begin + sequence.scheduled_count
+    places = np.arange(begin, end)
+    blocks = np.array(sequence.block_table, np.int64)
+    rows[0] = sequence.token_ids[begin:end]
+    rows[1] = places
+    rows[2] = blocks[places // block_size] * block_size + places % block_size
+
+
+def _span(sequence: Sequence, device: torch.device, block_size: int) -> PrefillSpan:
+    end = sequence.computed_count + sequence.scheduled_count
+    blocks = sequence.block_table[: -(-end // block_size)]
+    return PrefillSpan(sequence.scheduled_count, end, uploaded(blocks, torch.int64, device))

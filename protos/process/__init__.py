@@ -1,0 +1,1 @@
+"""What runs alike in all three processes: options, logs, server, doctor."""

@@ -1,0 +1,222 @@
+"""What every service of the contract does the same way, over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pydantic import BaseModel
+from pydantic_settings import CliSubCommand
+from structlog.testing import capture_logs
+
+from protos.errors import EngineDeadError, OverloadedError, ServiceError
+from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
+from protos.process.logs import REQUEST_ID_KEY
+from protos.process.server import STOP_SIGNALS, Service, running_server, serve
+from protos.process.settings import Options, ServingSettings, read_settings
+from protos.status import from_rpc_error
+
+NAME = "internvl.v1.VisionService"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Servicer(vision_pb2_grpc.VisionServiceServicer):
+    """Fails, or answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.healthy = True
+        self.called = asyncio.Event()
+        self.release = asyncio.Event()
+
+    async def EncodeImage(
+        self, request: vision_pb2.EncodeImageRequest, context: Context
+    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
+        yield vision_pb2.EncodeImageResponse()
+        self.called.set()
+        await self.release.wait()
+        if self.error is not None:
+            raise self.error
+        yield vision_pb2.EncodeImageResponse()
+
+    async def GetModelInfo(
+        self, request: vision_pb2.VisionServiceGetModelInfoRequest, context: Context
+    ) -> vision_pb2.VisionServiceGetModelInfoResponse:
+        if self.error is not None:
+            raise self.error
+        bound = structlog.contextvars.get_contextvars()["request_id"]
+        return vision_pb2.VisionServiceGetModelInfoResponse(model=bound)
+
+    def service(self) -> Service:
+        return Service(
+            NAME,
+            lambda server: vision_pb2_grpc.add_VisionServiceServicer_to_server(self, server),
+            lambda: self.healthy,
+            max_message_byte_count=1 << 20,
+        )
+
+
+@pytest.fixture
+def servicer() -> Servicer:
+    return Servicer()
+
+
+@pytest.fixture
+async def channel(servicer: Servicer) -> AsyncIterator[grpc.aio.Channel]:
+    async with (
+        running_server(servicer.service(), "127.0.0.1", 0, drain_seconds=5) as port,
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield channel
+
+
+async def model_info(channel: grpc.aio.Channel, request_id: str = "") -> str:
+    stub = vision_pb2_grpc.VisionServiceStub(channel)
+    metadata = ((REQUEST_ID_KEY, request_id),) if request_id else ()
+    request = vision_pb2.VisionServiceGetModelInfoRequest()
+    try:
+        response = await stub.GetModelInfo(request, metadata=metadata)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from error
+    return response.model
+
+
+async def check(channel: grpc.aio.Channel, name: str) -> int:
+    stub = health_pb2_grpc.HealthStub(channel)
+    response = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+    return int(response.status)
+
+
+async def test_health_of_the_server_and_of_the_service(channel: grpc.aio.Channel) -> None:
+    assert await check(channel, "") == SERVING
+    assert await check(channel, NAME) == SERVING
+
+
+async def test_reflection_lists_the_service(channel: grpc.aio.Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (response,) = [response async for response in stub.ServerReflectionInfo(iter([request]))]
+    assert NAME in [service.name for service in response.list_services_response.service]
+
+
+async def test_request_id_of_the_caller_is_bound(channel: grpc.aio.Channel) -> None:
+    assert await model_info(channel, "from-the-caller") == "from-the-caller"
+    assert len(await model_info(channel)) == 32
+
+
+async def test_service_error_crosses_as_it_is(
+    servicer: Servicer, channel: grpc.aio.Channel
+) -> None:
+    servicer.error = OverloadedError("9 of 9 places are taken", field="x", retry_after=2.0)
+    with pytest.raises(OverloadedError, match="9 of 9") as info:
+        await model_info(channel)
+    assert (info.value.field, info.value.retry_after) == ("x", 2.0)
+
+
+async def test_error_in_the_middle_of_a_stream(
+    servicer: Servicer, channel: grpc.aio.Channel
+) -> None:
+    servicer.error = EngineDeadError("the engine died")
+    servicer.release.set()
+    stub = vision_pb2_grpc.VisionServiceStub(channel)
+    call = stub.EncodeImage(vision_pb2.EncodeImageRequest())
+    assert isinstance(await call.read(), vision_pb2.EncodeImageResponse)
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        await call.read()
+    assert type(from_rpc_error(info.value)) is EngineDeadError
+
+
+async def test_bug_is_logged_with_traceback_and_answered_without(
+    servicer: Servicer, channel: grpc.aio.Channel
+) -> None:
+    servicer.error = ZeroDivisionError("secret detail")
+    with capture_logs() as events, pytest.raises(ServiceError) as info:
+        await model_info(channel)
+    assert type(info.value) is ServiceError
+    assert "secret" not in info.value.message
+    (event,) = [event for event in events if event["event"] == "bug"]
+    assert isinstance(event["exc_info"], ZeroDivisionError)
+
+
+async def test_message_over_the_limit_is_refused(channel: grpc.aio.Channel) -> None:
+    stub = vision_pb2_grpc.VisionServiceStub(channel)
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        await stub.EncodeImage(vision_pb2.EncodeImageRequest(image=bytes(2 << 20))).read()
+    assert info.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_address_in_use_is_an_os_error(servicer: Servicer) -> None:
+    service = servicer.service()
+    async with running_server(service, "127.0.0.1", 0, 1) as port:
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+            async with running_server(service, "127.0.0.1", port, 1):
+                pass
+
+
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+async def test_a_signal_drains_the_call_in_flight(
+    servicer: Servicer, signum: signal.Signals
+) -> None:
+    with capture_logs() as events:
+        serving = asyncio.create_task(serve(servicer.service(), ServingSettings()))
+        # A log event cannot be awaited.
+        while not (ports := [event["port"] for event in events if event["event"] == "serving"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
+            stub = vision_pb2_grpc.VisionServiceStub(channel)
+            call = stub.EncodeImage(vision_pb2.EncodeImageRequest())
+            await servicer.called.wait()
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
+            signal.raise_signal(signum)
+            assert (await watch.read()).status == NOT_SERVING
+            servicer.release.set()
+            assert len([response async for response in call]) == 2
+            assert await serving is True
+
+
+async def test_dead_engine_ends_serving(servicer: Servicer) -> None:
+    servicer.healthy = False
+    assert await serve(servicer.service(), ServingSettings()) is False
+
+
+def test_settings_explain_themselves() -> None:
+    schema = ServingSettings.model_json_schema()
+    assert all(option["description"] for option in schema["properties"].values())
+    assert json.dumps(schema)
+
+
+class Step(BaseModel):
+    """The options of a subcommand."""
+
+    item_count: int
+
+
+class Program(Options):
+    """The options of a program that has one."""
+
+    tile_sizes: list[int]
+    step: CliSubCommand[Step]
+
+
+def test_wrong_options_are_named_as_they_are_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--tile-sizes", "1,x", "step", "--item-count", "y"]
+    monkeypatch.setattr("sys.argv", ["program", *words])
+    with pytest.raises(SystemExit) as caught:
+        read_settings(Program)
+    assert caught.value.code == 2
+    of_the_list, of_the_step = capsys.readouterr().err.splitlines()
+    assert of_the_list.startswith("--tile-sizes.1: Input should be a valid integer")
+    assert of_the_step.startswith("--item-count: Input should be a valid integer")

@@ -1,0 +1,63 @@
+"""What stands for CUDA graphs and tiled kernels on a machine that has neither."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from llm_service.engines.torch import step_graphs
+from llm_service.engines.torch.kernels import BatchLayout, TorchKernels
+
+
+class TiledKernels(TorchKernels):
+    """Attention by tiles, one token after the other."""
+
+    tile_size = 3
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        if layout.spans:
+            return super().attend(query, cache, layout)
+        output = torch.full_like(query, torch.nan)
+        for first, count, row in layout.tiles.tolist():
+            assert count <= layout.tile_size
+            context = cache[:, layout.block_tables[row]].flatten(1, 2)
+            for token in range(first, first + count):
+                keys, values = context[:, : layout.context_lengths[token]].transpose(1, 2)
+                output[token] = scaled_dot_product_attention(
+                    query[None, token, :, None], keys[None], values[None], enable_gqa=True
+                )[0, :, 0]
+        return output
+
+
+@dataclass
+class Replay:
+    """Runs the recorded step again on the very tensors that it was recorded with."""
+
+    step: Callable[..., torch.Tensor]
+    arguments: tuple[torch.Tensor, ...]
+    logits: torch.Tensor
+    count: int = 0
+
+    def replay(self) -> None:
+        self.count += 1
+        self.logits.copy_(self.step(*self.arguments))
+
+
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replay]:
+    """Lets step graphs be recorded as replays; returns those that will be."""
+    recorded: list[Replay] = []
+
+    def record(
+        step: Callable[..., torch.Tensor], arguments: tuple[torch.Tensor, ...], _: Any
+    ) -> tuple[Replay, torch.Tensor]:
+        replay = Replay(step, arguments, step(*arguments).clone())
+        recorded.append(replay)
+        return replay, replay.logits
+
+    monkeypatch.setattr(step_graphs, "_record", record)
+    return recorded

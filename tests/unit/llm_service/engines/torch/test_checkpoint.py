@@ -1,0 +1,123 @@
+"""The config of a checkpoint folder, its weight files, and the refusals of both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_service.checkpoint import CheckpointError, LLMConfig, weight_files
+from tests.unit.llm_service.engines.torch.tiny import INTERNLM2, QWEN2, write_config
+
+
+def test_reads_what_config_json_says(tmp_path: Path) -> None:
+    assert LLMConfig.from_checkpoint(write_config(tmp_path, INTERNLM2)) == LLMConfig(
+        architecture="InternLM2ForCausalLM",
+        hidden_size=32,
+        intermediate_size=48,
+        layer_count=2,
+        head_count=8,
+        kv_head_count=2,
+        head_dim=4,
+        vocabulary_size=61,
+        max_position_embeddings=512,
+        rope_theta=10000.0,
+        rms_norm_eps=1e-5,
+        end_token_ids=frozenset({2}),
+    )
+
+
+@pytest.mark.parametrize(("listed", "expected"), [([7, 8], {60, 7, 8}), (7, {60, 7}), (None, {60})])
+def test_joins_the_end_tokens_of_both_files(
+    tmp_path: Path, listed: list[int] | int | None, expected: set[int]
+) -> None:
+    write_config(tmp_path, QWEN2)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    assert LLMConfig.from_checkpoint(tmp_path).end_token_ids == expected
+
+
+def test_end_token_zero_counts(tmp_path: Path) -> None:
+    write_config(tmp_path, {**QWEN2, "eos_token_id": 0})
+    assert LLMConfig.from_checkpoint(tmp_path).end_token_ids == {0}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "architectures",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "rope_theta",
+        "vocab_size",
+    ],
+)
+def test_names_a_missing_key(tmp_path: Path, key: str) -> None:
+    llm = {name: value for name, value in QWEN2.items() if name != key}
+    with pytest.raises(CheckpointError, match=f"llm_config has no key '{key}'"):
+        LLMConfig.from_checkpoint(write_config(tmp_path, llm))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM; only InternLM2ForCausalLM"),
+        ({"tie_word_embeddings": True}, "llm_config.tie_word_embeddings is True"),
+        ({"bias": True}, "llm_config.bias is True"),
+        ({"hidden_act": "gelu"}, "llm_config.hidden_act is 'gelu'; only 'silu'"),
+        ({"use_sliding_window": True}, "llm_config.use_sliding_window is True"),
+        ({"hidden_size": "32"}, "llm_config.hidden_size is '32'"),
+        ({"num_hidden_layers": 0}, "llm_config.num_hidden_layers is 0"),
+        ({"num_attention_heads": 3}, "3 attention heads"),
+        ({"num_key_value_heads": 3}, "3 key/value heads"),
+        ({"num_attention_heads": 32}, "32 attention heads"),
+    ],
+)
+def test_refuses_what_it_does_not_serve(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        LLMConfig.from_checkpoint(write_config(tmp_path, {**QWEN2, **change}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no file config.json"),
+        ("{", "not valid JSON"),
+        ("[]", "does not hold a JSON object"),
+        ("{}", "config.json has no key 'llm_config'"),
+    ],
+)
+def test_refuses_a_damaged_config(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        LLMConfig.from_checkpoint(tmp_path)
+
+
+def test_finds_the_single_file_and_the_shards(tmp_path: Path) -> None:
+    single = tmp_path / "model.safetensors"
+    single.touch()
+    assert weight_files(tmp_path) == [single]
+    weight_map = {"a": "two.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    for name in set(weight_map.values()):
+        (tmp_path / name).touch()
+    assert weight_files(tmp_path) == [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+
+
+def test_names_a_missing_weight_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no file model\.safetensors "):
+        weight_files(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "lost.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"no file lost\.safetensors "):
+        weight_files(tmp_path)

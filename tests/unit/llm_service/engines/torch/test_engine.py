@@ -1,0 +1,190 @@
+"""What the torch engine promises besides what every engine does; see ../test_engines.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from blockbuster import blockbuster_ctx
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines.base import ImageRows, LLMEngine, Prompt, RowsNeededError
+from llm_service.engines.create import create_engine
+from llm_service.engines.torch import engine as engine_module
+from llm_service.sampling import SamplingParams
+from llm_service.settings import Settings
+from protos.errors import EngineDeadError
+from tests.unit.llm_service.engines.torch.answers import (
+    HIDDEN_SIZE,
+    LONG,
+    PROMPT,
+    outputs_of,
+    tokens_of,
+)
+from tests.unit.llm_service.engines.torch.gate import PATIENCE_SECONDS, Gate
+from tests.unit.llm_service.engines.torch.tiny import (
+    QWEN2,
+    random_tensors,
+    tiny_tokenizer,
+    write_checkpoint,
+)
+
+Start = Callable[..., Awaitable[LLMEngine]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny"), QWEN2, random_tensors(QWEN2))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_blocks_the_loop() -> Iterator[None]:
+    with blockbuster_ctx():
+        yield
+
+
+@pytest.fixture
+async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
+    """Starts engines on the tiny checkpoint; closes them after the test."""
+    engines: list[LLMEngine] = []
+
+    async def create(**options: int) -> LLMEngine:
+        options = {"kv_cache_byte_count": 2**22, **options}
+        settings = Settings.model_validate(
+            # In bfloat16, the default on some machines, batches of other sizes round otherwise.
+            {"checkpoint": checkpoint, "device": "cpu", "dtype": "float32", **options}
+        )
+        config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
+        engines.append(await asyncio.to_thread(create_engine, settings, config, tiny_tokenizer()))
+        return engines[-1]
+
+    yield create
+    for engine in engines:
+        await engine.close()
+
+
+async def test_streams_token_by_token(start: Start) -> None:
+    engine = await start()
+    outputs = await outputs_of(engine, params=SamplingParams(max_tokens=20))
+    assert [len(output.token_ids) for output in outputs] == [1] * 20
+    assert [output.finish_reason for output in outputs] == [None] * 19 + ["length"]
+    tokens = [token_id for output in outputs for token_id in output.token_ids]
+    stop = tokens[4]
+    params = SamplingParams(max_tokens=20, stop_token_ids=frozenset({stop}))
+    outputs = await outputs_of(engine, params=params)
+    until_stop = tokens[: tokens.index(stop) + 1]
+    assert [output.token_ids for output in outputs] == [[token_id] for token_id in until_stop]
+    assert outputs[-1].finish_reason == "stop"
+
+
+async def test_log_probabilities_of_the_tokens_and_the_best(start: Start) -> None:
+    engine = await start()
+    greedy = SamplingParams(max_tokens=6, logprob_count=3)
+    outputs = await outputs_of(engine, params=greedy)
+    for output in outputs:
+        (logprob,) = output.logprobs
+        assert logprob.token_id == output.token_ids[0] == logprob.top[0][0]
+        assert logprob.logprob == logprob.top[0][1]
+        assert len(logprob.top) == 3
+        assert 0 > logprob.top[0][1] > logprob.top[1][1] > logprob.top[2][1]
+    bare = await outputs_of(engine, params=replace(greedy, logprob_count=0))
+    assert [output.logprobs[0].top for output in bare] == [()] * 6
+    assert [output.logprobs[0].logprob for output in bare] == [
+        output.logprobs[0].logprob for output in outputs
+    ]
+    assert {output.logprobs for output in await outputs_of(engine)} == {()}
+
+
+async def test_rows_that_nobody_holds_are_asked_for_and_later_not_needed(start: Start) -> None:
+    engine = await start(block_size=4)
+    table = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
+    ids = [3, 61, 62, 63, 64, 5, 6, 7, 8, 9]
+    params = SamplingParams(max_tokens=12)
+    unheld = Prompt(ids, torch.zeros_like(table), (ImageRows(b"cat", 4, is_held=False),))
+    with pytest.raises(RowsNeededError, match="dropped an image"):
+        await outputs_of(engine, unheld, params)
+    held = Prompt(ids, table, (ImageRows(b"cat", 4),))
+    expected = await tokens_of(engine, params, held)
+    assert await tokens_of(engine, params, unheld) == expected
+    assert engine.load().running == engine.load().waiting == 0
+
+
+async def test_closing_the_generator_frees_the_sequence_within_one_step(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    gate = Gate(monkeypatch)
+    gate.close()
+    gate.permit(1)
+    async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
+        await outputs.__anext__()
+        assert engine.load().running == 1
+        assert engine.load().free_kv_tokens < engine.load().total_kv_tokens
+    gate.open()
+    # The abort was posted before this sequence, so it takes effect before it.
+    assert len(await outputs_of(engine)) == 8
+    cancelled = gate.batches[0][0]
+    # The first step, and the one that may have begun before the closing.
+    assert sum(cancelled in batch for batch in gate.batches) <= 2
+    load = engine.load()
+    assert (load.running, load.waiting) == (0, 0)
+    assert load.free_kv_tokens == load.total_kv_tokens
+
+
+async def test_a_waiting_sequence_can_be_cancelled(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start(max_running_sequences=1)
+    gate = Gate(monkeypatch)
+    gate.close()
+    running = asyncio.ensure_future(outputs_of(engine))
+    await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
+    waiting = asyncio.ensure_future(outputs_of(engine, params=LONG))
+    await asyncio.sleep(0)  # lets the task post its sequence
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    gate.open()
+    assert len(await running) == 8
+    assert {sequence for batch in gate.batches for sequence in batch} == {gate.batches[0][0]}
+    assert engine.load().free_kv_tokens == engine.load().total_kv_tokens
+
+
+async def test_a_request_posted_as_the_thread_ends_does_not_hang(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    await engine.close()
+    # As if the thread had ended just after the door was passed.
+    monkeypatch.setattr(engine_module, "check_queue", lambda *_, **__: None)
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(outputs_of(engine), 30)
+    assert engine.load().waiting == 0
+
+
+async def test_is_warm_at_the_start(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    await start()
+    assert [len(batch) for batch in gate.batches] == [1, 1]
+
+
+async def test_refuses_a_cache_without_room(start: Start) -> None:
+    with pytest.raises(ValueError, match="the KV cache has 100 bytes, and one block needs 4096"):
+        await start(kv_cache_byte_count=100)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_refuses_cuda_where_there_is_none(checkpoint: Path) -> None:
+    settings = Settings(checkpoint=checkpoint, device="cuda")
+    with pytest.raises(ValueError, match="no CUDA device"):
+        create_engine(settings, LLMConfig.from_checkpoint(checkpoint), tiny_tokenizer())
+
+
+def test_model_is_named_after_its_folder_unless_told(checkpoint: Path) -> None:
+    assert Settings(checkpoint=checkpoint).model_name == checkpoint.name
+    assert Settings(checkpoint=checkpoint, served_model_name="pilot").model_name == "pilot"

@@ -1,0 +1,105 @@
+"""Loading: every tensor lands at one place of its own; anything odd is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.engines.torch.kernels import TorchKernels
+from llm_service.engines.torch.models.decoder import Decoder
+from llm_service.engines.torch.weights import empty_decoder, load_decoder
+from tests.unit.llm_service.engines.torch.tiny import (
+    INTERNLM2,
+    QWEN2,
+    Config,
+    random_tensors,
+    write_checkpoint,
+)
+
+BOTH = pytest.mark.parametrize("llm", [INTERNLM2, QWEN2], ids=["internlm2", "qwen2"])
+HEAD = "language_model.lm_head.weight"
+
+
+@BOTH
+def test_destinations_cover_every_parameter_once(tmp_path: Path, llm: Config) -> None:
+    write_checkpoint(tmp_path, llm, {"none": torch.zeros(1)})
+    config = LLMConfig.from_checkpoint(tmp_path)
+    decoder = empty_decoder(config, TorchKernels()).to_empty(device="cpu")
+    for parameter in decoder.parameters():
+        parameter.zero_()
+    for destination in decoder.destinations().values():
+        destination.view.add_(1)
+    for parameter in decoder.parameters():
+        # The head has a few rows more, which nothing reads.
+        used = (
+            parameter[: config.vocabulary_size] if parameter is decoder.head.weight else parameter
+        )
+        assert (used == 1).all()
+
+
+@BOTH
+def test_loads_in_the_asked_dtype_and_ignores_other_towers(tmp_path: Path, llm: Config) -> None:
+    tensors = {**random_tensors(llm), "vision_model.x": torch.zeros(1), "mlp1.y": torch.zeros(1)}
+    decoder = _load(tmp_path, llm, tensors, torch.bfloat16)
+    assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
+    name = decoder.head_name
+    assert torch.equal(decoder.head.weight[: llm["vocab_size"]], tensors[name].bfloat16())
+
+
+def test_refuses_a_missing_tensor(tmp_path: Path) -> None:
+    tensors = random_tensors(QWEN2)
+    del tensors[HEAD]
+    with pytest.raises(CheckpointError, match=f"lacks 1 tensors, among them {HEAD}"):
+        _load(tmp_path, QWEN2, tensors)
+
+
+def test_refuses_an_unexpected_tensor(tmp_path: Path) -> None:
+    tensors = {**random_tensors(QWEN2), "language_model.model.extra": torch.zeros(1)}
+    with pytest.raises(CheckpointError, match=r"unexpected tensor language_model\.model\.extra"):
+        _load(tmp_path, QWEN2, tensors)
+
+
+def test_refuses_another_shape(tmp_path: Path) -> None:
+    tensors = {**random_tensors(QWEN2), HEAD: torch.zeros(32, 61)}
+    with pytest.raises(CheckpointError, match=rf"{HEAD} is torch.float32 \[32, 61\].*\[61, 32\]"):
+        _load(tmp_path, QWEN2, tensors)
+
+
+def test_refuses_integers(tmp_path: Path) -> None:
+    tensors = {**random_tensors(QWEN2), HEAD: torch.zeros(61, 32, dtype=torch.int8)}
+    with pytest.raises(CheckpointError, match=f"{HEAD} is torch.int8"):
+        _load(tmp_path, QWEN2, tensors)
+
+
+def test_refuses_a_damaged_file(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, QWEN2, random_tensors(QWEN2))
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    config = LLMConfig.from_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        load_decoder(tmp_path, config, torch.device("cpu"), torch.float32)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
+    tensors = random_tensors(QWEN2)
+    write_checkpoint(tmp_path, QWEN2, tensors)
+    save_file({HEAD: tensors[HEAD]}, tmp_path / "zz.safetensors")
+    index = '{"weight_map": {"a": "model.safetensors", "b": "zz.safetensors"}}'
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    config = LLMConfig.from_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"\.safetensors has an unexpected tensor {HEAD}"):
+        load_decoder(tmp_path, config, torch.device("cpu"), torch.float32)
+
+
+def _load(
+    folder: Path,
+    llm: Config,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> Decoder:
+    write_checkpoint(folder, llm, tensors)
+    return load_decoder(folder, LLMConfig.from_checkpoint(folder), torch.device("cpu"), dtype)

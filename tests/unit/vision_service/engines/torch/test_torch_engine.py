@@ -1,0 +1,92 @@
+"""The torch engine: types, threads, and weights that do not fit their config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.unit.vision_service.checkpoints import SMALL_6B, random_tensors, write_checkpoint
+from vision_service.checkpoint import CheckpointError, VisionConfig
+from vision_service.engines.base import EngineStartError, VisionEngine
+from vision_service.engines.create import create_engine
+from vision_service.settings import Settings
+
+TILES = torch.arange(2 * 3 * 28 * 28).remainder(251).to(torch.uint8).view(2, 3, 28, 28)
+
+
+def engine_of(path: Path, **options: str) -> VisionEngine:
+    settings = Settings.model_validate({"checkpoint": path, "device": "cpu", **options})
+    return create_engine(settings, VisionConfig.from_checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("float32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+    ],
+)
+def test_embeddings_have_the_chosen_type(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    engine = engine_of(write_checkpoint(tmp_path), dtype=name)
+    embeddings = engine.encode(TILES)
+    assert (embeddings.dtype, engine.dtype) == (dtype, dtype)
+    assert (embeddings.shape, embeddings.device.type) == ((2, 4, 24), "cpu")
+    exact = engine_of(tmp_path, dtype="float32").encode(TILES)
+    assert (embeddings.float() - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize(("has_amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_on_a_cpu_with_amx_auto_is_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_amx: bool, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert engine_of(write_checkpoint(tmp_path)).dtype == dtype
+
+
+def test_a_tile_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    engine = engine_of(write_checkpoint(tmp_path), dtype="float32")
+    alone = torch.cat([engine.encode(TILES[:1]), engine.encode(TILES[1:])])
+    torch.testing.assert_close(engine.encode(TILES), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_tiles_stay_as_they_are(tmp_path: Path) -> None:
+    tiles = TILES.clone()
+    engine_of(write_checkpoint(tmp_path)).encode(tiles)
+    assert torch.equal(tiles, TILES)
+
+
+def test_the_weights_digest_is_that_of_the_stored_tensors(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    digests = {engine_of(tmp_path, dtype=name).weights_sha256 for name in ("float32", "bfloat16")}
+    assert [len(digest) for digest in digests] == [32]
+
+
+def test_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    tensors = random_tensors(SMALL_6B)
+    del tensors["vision_model.encoder.layers.1.ls2"]
+    write_checkpoint(tmp_path, tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"Missing key.*layers\.1\.ls2"):
+        engine_of(tmp_path)
+
+
+def test_an_unexpected_tensor_is_refused(tmp_path: Path) -> None:
+    tensors = {**random_tensors(SMALL_6B), "mlp1.4.weight": torch.zeros(1)}
+    write_checkpoint(tmp_path, tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"Unexpected key.*mlp1\.4\.weight"):
+        engine_of(tmp_path)
+
+
+def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
+    tensors = {**random_tensors(SMALL_6B), "mlp1.3.bias": torch.zeros(23)}
+    write_checkpoint(tmp_path, tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"size mismatch for mlp1\.3\.bias"):
+        engine_of(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineStartError, match="device is cuda, but PyTorch finds no CUDA device"):
+        engine_of(write_checkpoint(tmp_path), device="cuda")

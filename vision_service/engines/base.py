@@ -1,0 +1,68 @@
+"""The engines: uint8 tiles in, image embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    pass
+
+
+class EngineStartError(Exception):
+    """The engine cannot run here: a sentence that names the setting."""
+
+
+class EncodingBatch(Protocol):
+    """A batch that an engine has taken."""
+
+    @property
+    def padding_tile_count(self) -> int:
+        """Tiles that were computed besides, because the engine has no batch of just that size."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether `wait` would return at once."""
+        ...
+
+    def wait(self) -> list[torch.Tensor]:
+        """Returns the embeddings, image by image: [n, tokens_per_tile, hidden].
+
+        They are on the CPU, and share memory neither with each other nor with the engine.
+        """
+        ...
+
+
+class VisionEngine(Protocol):
+    """What turns tiles into embeddings; used by one thread at a time."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the embeddings."""
+        ...
+
+    @property
+    def weights_sha256(self) -> bytes:
+        """Digest of the checkpoint's vision tensors as stored (checkpoint.TensorDigest)."""
+        ...
+
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Returns the embeddings of tiles.
+
+        Args:
+            tiles: [n, 3, tile_size, tile_size] uint8 RGB on the CPU, not yet normalised.
+
+        Returns:
+            [n, tokens_per_tile, hidden] of `dtype`, on the CPU.
+        """
+        ...
+
+    def submit(self, images: Sequence[torch.Tensor]) -> EncodingBatch:
+        """Takes a batch of one or more images' tiles, each as for `encode`.
+
+        On a device that works by itself it returns before the embeddings are there, so that the
+        next batch can be submitted meanwhile; with two in flight it waits for the first.
+        """
+        ...

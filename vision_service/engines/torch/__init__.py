@@ -1,0 +1,1 @@
+"""The torch engine: InternViT in PyTorch, on the CPU and on CUDA."""

@@ -1,0 +1,167 @@
+"""The torch engine: InternViT in PyTorch, here on the CPU; on CUDA it is `cuda_engine`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vision_service.checkpoint import CheckpointError, TensorDigest, VisionConfig, vision_tensors
+from vision_service.engines.base import EngineStartError, VisionEngine
+from vision_service.engines.torch.intern_vit import VisionModel
+
+if TYPE_CHECKING:
+    from vision_service.settings import Settings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
+    """Loads the checkpoint and encodes black tiles: one, on CUDA batches of all sizes.
+
+    Raises:
+        CheckpointError: the tensors are not those that the config describes.
+        EngineStartError: there is no CUDA device, or its memory is too small.
+    """
+    torch.set_num_threads(settings.thread_count)
+    device = _device(settings.device)
+    dtype = _dtype(settings.dtype, device)
+    if device.type == "cuda":
+        return _start_cuda_engine(settings, config, device, dtype)
+    model, weights_sha256 = load_model(settings.checkpoint, config, device, dtype)
+    engine = TorchEngine(model, config, weights_sha256)
+    engine.encode(torch.zeros(1, 3, *[config.tile_size] * 2, dtype=torch.uint8))
+    return engine
+
+
+def _start_cuda_engine(
+    settings: Settings, config: VisionConfig, device: torch.device, dtype: torch.dtype
+) -> VisionEngine:
+    from vision_service.engines.torch.cuda_engine import CudaEngine
+    from vision_service.engines.torch.fused_vit import FusedVisionModel
+    from vision_service.engines.torch.triton_programs import OPERATIONS
+
+    # Mapped from the file: what moves to the device is folded and cast there.
+    model, weights_sha256 = load_model(settings.checkpoint, config, torch.device("cpu"), None)
+    try:
+        fused = FusedVisionModel(model, config, OPERATIONS, device, dtype)
+        return CudaEngine(
+            fused,
+            config,
+            weights_sha256,
+            dtype=dtype,
+            max_batch_tile_count=settings.max_batch_tile_count,
+        )
+    except torch.OutOfMemoryError as error:
+        raise EngineStartError(
+            f"the model and a batch of {settings.max_batch_tile_count} tiles "
+            f"(max_batch_tile_count) do not fit into the memory of {device}"
+        ) from error
+
+
+class TorchEngine:
+    """Runs a VisionModel on the CPU; normalising the tiles is its first step (see VisionEngine).
+
+    Attributes:
+        dtype: element type of the weights and the embeddings.
+        weights_sha256: digest of the tensors as the checkpoint stores them.
+    """
+
+    def __init__(self, model: VisionModel, config: VisionConfig, weights_sha256: bytes) -> None:
+        self._model = model.eval()
+        self.dtype = next(model.parameters()).dtype
+        self.weights_sha256 = weights_sha256
+        self._config = config
+
+    @torch.inference_mode()
+    def encode(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Returns [n, tokens_per_tile, hidden] for [n, 3, tile_size, tile_size] uint8."""
+        values = normalise(tiles, self._config.mean, self._config.std)
+        embeddings: torch.Tensor = self._model(values.to(self.dtype))
+        return embeddings
+
+    def submit(self, images: Sequence[torch.Tensor]) -> FinishedBatch:
+        """See VisionEngine."""
+        embeddings = self.encode(torch.cat(list(images)))
+        parts = torch.split(embeddings, [len(tiles) for tiles in images])
+        return FinishedBatch([part.clone() for part in parts] if len(parts) > 1 else [embeddings])
+
+
+@dataclass(frozen=True)
+class FinishedBatch:
+    """The EncodingBatch of an engine that computes on the caller's thread."""
+
+    embeddings: list[torch.Tensor]
+    padding_tile_count: int = 0
+
+    def is_ready(self) -> bool:
+        """It is."""
+        return True
+
+    def wait(self) -> list[torch.Tensor]:
+        """Returns the embeddings."""
+        return self.embeddings
+
+
+def normalise(
+    tiles: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """Returns float32 pixel values: (tiles / 255 - mean) / std, by channel.
+
+    In float32 and in this order they have the bits of the reference's ToTensor and Normalize.
+
+    Args:
+        tiles: [n, 3, tile_size, tile_size] uint8 RGB.
+        mean: of red, green and blue, for values from 0 to 1.
+        std: likewise.
+    """
+    mean_, std_ = (torch.tensor(v, device=tiles.device).view(3, 1, 1) for v in (mean, std))
+    values = torch.empty(tiles.shape, device=tiles.device)
+    # Tile by tile: one stays in the CPU's cache through all four steps.
+    for tile, value in zip(tiles, values, strict=True):
+        value.copy_(tile).div_(255).sub_(mean_).div_(std_)
+    return values
+
+
+def load_model(
+    path: Path, config: VisionConfig, device: torch.device, dtype: torch.dtype | None
+) -> tuple[VisionModel, bytes]:
+    """Returns the model with the checkpoint's weights, and their digest; no dtype: as stored.
+
+    The model is built without memory and takes the tensors as they are read, so that there is
+    never a second copy of the weights.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected, or of another shape.
+    """
+    digest = TensorDigest()
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in vision_tensors(path):
+        digest.add(name, tensor)
+        weights[name] = tensor.to(device, dtype or tensor.dtype)
+    with torch.device("meta"):
+        model = VisionModel(config)
+    try:
+        model.load_state_dict(weights, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
+    return model, digest.digest()
+
+
+def _device(name: str) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise EngineStartError("device is cuda, but PyTorch finds no CUDA device")
+    return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return DTYPES[name]
+    # With AMX a tile takes a third to a quarter of its time in float32. PyTorch 2.9, the oldest
+    # that is supported, has no public name for the question.
+    has_fast_bfloat16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_fast_bfloat16 else torch.float32
