@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TypeVar, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliApp,
@@ -53,6 +53,39 @@ class ServingSettings(Options):
     """Least severe event that is logged."""
     log_format: LogFormat = "json"
     """How events are written: json for machines, console for people."""
+
+
+class EngineOptions(BaseModel):
+    """The options of one engine: a group of flags `--ENGINE.OPTION` of an EngineSettings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class EngineSettings(ServingSettings):
+    """Options of a service that has several engines, each with a group of options of its own.
+
+    A subclass lists its engines' names as a Literal, and has a field of EngineOptions for each
+    that has options, by the engine's name.
+    """
+
+    # INTERNVL_LLM_TORCH_DEVICE is --torch.device: the group's name, and the rest as it is.
+    model_config = SettingsConfigDict(
+        env_nested_delimiter="_", env_nested_max_split=1, cli_avoid_json=True
+    )
+
+    engine: str
+    """What runs the model."""
+
+    @model_validator(mode="after")
+    def _refuse_foreign_options(self) -> EngineSettings:
+        for name in type(self).model_fields:
+            group = getattr(self, name)
+            if name != self.engine and isinstance(group, EngineOptions) and group.model_fields_set:
+                option = _option(type(self), (name, min(group.model_fields_set)))
+                raise ValueError(
+                    f"{option}an option of the engine {name}, but the engine is {self.engine}"
+                )
+        return self
 
 
 def read_settings(cls: type[SettingsType]) -> SettingsType:
