@@ -227,7 +227,12 @@ class TileBatcher:
         tile_count = sum(map(len, parts))
         self.encoded_tile_count += tile_count
         self.padding_tile_count += padding_count
-        logger.debug("batch_encoded", images=len(parts), tiles=tile_count, padding=padding_count)
+        logger.debug(
+            "batch_encoded",
+            image_count=len(parts),
+            tile_count=tile_count,
+            padding_tile_count=padding_count,
+        )
 
     def _on_worker_end(self, worker: Future[None]) -> None:
         self._loop.call_soon_threadsafe(self._fail_all)

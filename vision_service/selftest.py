@@ -25,9 +25,8 @@ from protos.process import logs
 from protos.process.settings import read_settings
 from vision_service.checkpoint import CheckpointError, VisionConfig
 from vision_service.engines.base import EngineStartError, VisionEngine
-from vision_service.engines.create import create_engine
-from vision_service.engines.tensorrt.record import PlanError, PlanRecord
-from vision_service.settings import Settings
+from vision_service.engines.create import create_engine, run_tile_counts
+from vision_service.settings import Settings, TensorrtOptions
 
 COMMON_TILE_COUNTS = (1, 2, 13)  # an image of one tile, two of them, one of the usual cap
 RUN_COUNT = 3
@@ -59,8 +58,15 @@ class SelftestSettings(Settings):
     @property
     def reference(self) -> Settings:
         """The options of the torch engine."""
-        options = {"device": self.reference_device, "dtype": "float32", "max_batch_tile_count": 1}
-        return self.model_copy(update={"engine": "torch", "plan": None, **options})
+        torch = self.torch.model_copy(update={"device": self.reference_device, "dtype": "float32"})
+        return self.model_copy(
+            update={
+                "engine": "torch",
+                "torch": torch,
+                "tensorrt": TensorrtOptions(),
+                "max_batch_tile_count": 1,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def main() -> None:
     try:
         comparisons = compare(settings)
     # TensorRT refuses a run, or a device is full or lost, with a RuntimeError.
-    except (CheckpointError, PlanError, EngineStartError, OSError, RuntimeError) as error:
+    except (CheckpointError, EngineStartError, OSError, RuntimeError) as error:
         sys.exit(str(error))
     if missed := [text for found in comparisons for text in found.shortfalls(settings)]:
         sys.exit("\n".join(f"FAILED: {text}" for text in missed))
@@ -112,8 +118,7 @@ def compare(settings: SelftestSettings) -> list[Comparison]:
 
     Raises:
         CheckpointError: the checkpoint is not one that we serve.
-        PlanError: there is no plan.
-        EngineStartError: an engine cannot run here.
+        EngineStartError: an engine cannot start here.
         RuntimeError: an engine failed.
     """
     config = VisionConfig.from_checkpoint(settings.checkpoint)
@@ -135,13 +140,11 @@ def batch_sizes(settings: SelftestSettings) -> list[int]:
     """Returns the tile counts to compare, ascending.
 
     Raises:
-        PlanError: they depend on a plan, and there is none.
+        EngineStartError: they are those of a plan, and there is none.
     """
     if settings.tile_counts:
         return sorted(set(settings.tile_counts))
-    own: tuple[int, ...] = (settings.max_batch_tile_count,)
-    if settings.plan is not None:
-        own = PlanRecord.read(settings.plan).tile_counts
+    own = run_tile_counts(settings)
     return sorted({*COMMON_TILE_COUNTS, *own, max(own) + 1})
 
 

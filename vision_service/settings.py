@@ -9,15 +9,41 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from protos.process.settings import MIB, ServingSettings
+from protos.process.settings import MIB, EngineOptions, EngineSettings
 
 # More columns or rows than this serve no picture; it also keeps one image within the tile queue.
 LARGEST_TILE_CAP = 64
 # Pillow itself refuses images above twice its MAX_IMAGE_PIXELS (2 x 89,478,485).
 LARGEST_PIXEL_LIMIT = 178_956_970
 
+EngineName = Literal["torch", "tensorrt"]
 
-class Settings(ServingSettings):
+
+def half_of_the_cores() -> int:
+    """Returns half of the machine's cores, at least one."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+class TorchOptions(EngineOptions):
+    """Options of the torch engine."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the engine runs; auto: on CUDA when there is a device."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Element type of the engine; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
+    thread_count: int = Field(default_factory=half_of_the_cores, ge=1)
+    """CPU threads of one forward pass. The LLM service beside it wants some of the cores too, and
+    threads that take turns on a core wait for each other."""
+
+
+class TensorrtOptions(EngineOptions):
+    """Options of the tensorrt engine."""
+
+    plan: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    """Folder that `internvl-vision-build` wrote; it decides the device and the element type."""
+
+
+class Settings(EngineSettings):
     """Options of the vision service."""
 
     model_config = SettingsConfigDict(
@@ -30,18 +56,12 @@ class Settings(ServingSettings):
     """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
     served_model_name: str = ""
     """Name that GetModelInfo reports; default: the checkpoint folder's name."""
-    engine: Literal["torch", "tensorrt"] = "torch"
+    engine: EngineName = "torch"
     """What runs the model."""
-    plan: Annotated[Path, AfterValidator(Path.absolute)] | None = None
-    """Folder that `internvl-vision-build` wrote; for the engine tensorrt, which takes its
-    device and element type from there."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the engine runs; auto: on CUDA when there is a device."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Element type of the engine; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one forward pass; default: half of the cores, for the LLM service beside it
-    wants some too, and threads that take turns on a core wait for each other."""
+    torch: TorchOptions = TorchOptions()
+    """Options of the torch engine."""
+    tensorrt: TensorrtOptions = TensorrtOptions()
+    """Options of the tensorrt engine."""
     max_tile_count: int | None = Field(default=None, ge=1, le=LARGEST_TILE_CAP)
     """Largest tile cap a request may set, without the thumbnail; default: max_dynamic_patch of
     the checkpoint."""
@@ -65,12 +85,7 @@ class Settings(ServingSettings):
     """Memory for embeddings of images seen before, in bytes; 0 keeps none."""
 
     @model_validator(mode="after")
-    def _has_a_plan(self) -> Settings:
-        if (self.engine == "tensorrt") != (self.plan is not None):
-            raise ValueError("engine tensorrt and plan need each other")
+    def _require_a_plan(self) -> Settings:
+        if self.engine == "tensorrt" and self.tensorrt.plan is None:
+            raise ValueError("--tensorrt.plan: the engine tensorrt needs one")
         return self
-
-    @property
-    def thread_count(self) -> int:
-        """CPU threads of one forward pass, at least one."""
-        return self.threads or max(1, (os.cpu_count() or 1) // 2)

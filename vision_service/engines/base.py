@@ -1,18 +1,18 @@
-"""The engines: uint8 tiles in, image embeddings out."""
+"""What every vision engine promises: uint8 tiles in, image embeddings out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    pass
+# An engine's element types, by their names in options and in the record of a plan.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class EngineStartError(Exception):
-    """The engine cannot run here: a sentence that names the setting."""
+    """The engine cannot start: a sentence that names the setting or the file at fault."""
 
 
 class EncodingBatch(Protocol):

@@ -14,16 +14,8 @@ from typing import Any
 import torch
 
 from vision_service.checkpoint import TensorDigest, VisionConfig, vision_tensors
-from vision_service.engines.base import EngineStartError
-from vision_service.engines.tensorrt.record import (
-    INPUT,
-    OUTPUT,
-    PLAN_FILE,
-    Gpu,
-    PlanError,
-    PlanRecord,
-)
-from vision_service.engines.torch.engine import DTYPES
+from vision_service.engines.base import DTYPES, EngineStartError
+from vision_service.engines.tensorrt.record import INPUT, OUTPUT, PLAN_FILE, Gpu, PlanRecord
 from vision_service.recipe import recipe_sha256
 
 
@@ -45,10 +37,7 @@ def start_engine(
     """
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EngineStartError("engine is tensorrt, but PyTorch finds no CUDA device")
-    try:
-        record = PlanRecord.read(folder)
-    except PlanError as error:
-        raise EngineStartError(f"plan: {error}") from error
+    record = PlanRecord.read(folder)
     trt = _import_library(record)
     _check_gpu(record)
     weights_sha256 = _digest(checkpoint)
@@ -62,7 +51,7 @@ def start_engine(
 
 
 class TensorrtEngine:
-    """Runs a plan (see VisionEngine).
+    """A VisionEngine that runs a plan.
 
     The upload, the runs and the download of a batch stand behind each other on one stream, and the
     host waits for nothing but the embeddings, in `TensorrtBatch.wait`: a batch that is submitted
@@ -81,12 +70,11 @@ class TensorrtEngine:
         self._stream = _Stream(device)
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
-        """See VisionEngine."""
         return self.submit([tiles]).wait()[0]
 
     @torch.inference_mode()
     def submit(self, images: Sequence[torch.Tensor]) -> TensorrtBatch:
-        """See VisionEngine; a batch with more tiles than the profile has is split."""
+        """Splits a batch with more tiles than the profile has."""
         counts = [len(tiles) for tiles in images]
         host_tiles = self._stream.host_memory(sum(counts), *images[0].shape[1:], dtype=torch.uint8)
         torch.cat(list(images), out=host_tiles)
@@ -113,19 +101,17 @@ class TensorrtEngine:
 
 @dataclass(frozen=True)
 class TensorrtBatch:
-    """A batch on its way; see VisionEngine's EncodingBatch."""
+    """An EncodingBatch that the device computes."""
 
     embeddings: list[torch.Tensor]
     padding_tile_count: int
     _downloaded: Any  # an event of the device
 
     def is_ready(self) -> bool:
-        """Whether `wait` would return at once."""
         ready: bool = self._downloaded.query()
         return ready
 
     def wait(self) -> list[torch.Tensor]:
-        """Returns the embeddings once they are in host memory."""
         self._downloaded.synchronize()
         return self.embeddings
 
@@ -197,7 +183,7 @@ def _import_library(record: PlanRecord) -> ModuleType:
         trt = importlib.import_module(record.library)
     except ModuleNotFoundError as error:
         raise EngineStartError(
-            f"plan: it was built with {record.library}, which is not installed"
+            f"the plan was built with {record.library}, which is not installed"
         ) from error
     _require("version of " + record.library, record.library_version, trt.__version__)
     return trt
@@ -231,7 +217,7 @@ def _load_plan(trt: ModuleType, record: PlanRecord, config: VisionConfig, file: 
     context = engine and engine.create_execution_context()
     if context is None:
         raise EngineStartError(
-            f"plan: {file}: TensorRT cannot load it, and its messages say why: the memory of the "
+            f"{file}: TensorRT cannot load it, and its messages say why: the memory of the "
             "device may be too small"
         )
     tile_shape = (3, config.tile_size, config.tile_size)
@@ -245,12 +231,12 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise EngineStartError(f"plan: {file}: cannot be read: {error}") from error
+        raise EngineStartError(f"{file}: cannot be read: {error}") from error
 
 
 def _require(what: str, recorded: object, found: object) -> None:
     if recorded != found:
         raise EngineStartError(
-            f"plan: it was built for the {what} {recorded}, but here it is {found}; "
+            f"the plan was built for the {what} {recorded}, but here it is {found}; "
             "build it again with internvl-vision-build"
         )

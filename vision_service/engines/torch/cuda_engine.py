@@ -19,25 +19,23 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class CudaBatch:
-    """A batch on its way; see VisionEngine's EncodingBatch."""
+    """An EncodingBatch that the device computes."""
 
     embeddings: list[torch.Tensor]
     padding_tile_count: int
     _downloaded: torch.cuda.Event
 
     def is_ready(self) -> bool:
-        """Whether `wait` would return at once."""
         ready: bool = self._downloaded.query()  # type: ignore[no-untyped-call] # torch leaves it untyped
         return ready
 
     def wait(self) -> list[torch.Tensor]:
-        """Returns the embeddings once they are in host memory."""
         self._downloaded.synchronize()
         return self.embeddings
 
 
 class CudaEngine:
-    """Runs a model under CUDA graphs (see VisionEngine), two batches at a time.
+    """A VisionEngine that runs a model under CUDA graphs, two batches at a time.
 
     Three streams: while one batch computes, the tiles of the next come up and the embeddings of the
     last go down, between page-locked host memory and one of two slots on the device. The host
@@ -76,13 +74,13 @@ class CudaEngine:
         )
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
-        """See VisionEngine; batches that are larger than the largest graph are split."""
+        """Splits batches that are larger than the largest graph."""
         parts = torch.split(tiles, self._graphs.max_tile_count)
         return torch.cat([self.submit([part]).wait()[0] for part in parts])
 
     @torch.inference_mode()
     def submit(self, images: Sequence[torch.Tensor]) -> CudaBatch:
-        """See VisionEngine; a batch has at most max_batch_tile_count tiles."""
+        """Takes a batch of at most max_batch_tile_count tiles."""
         slot = next(self._slots)
         slot.free.synchronize()
         counts = [len(tiles) for tiles in images]
@@ -165,7 +163,7 @@ class _Graphs:
         return count - tile_count
 
     def _capture(self, model: Model, count: int, stream: torch.cuda.Stream) -> None:
-        logger.info("capturing_graph", tiles=count)
+        logger.info("capturing_graph", tile_count=count)
         tiles = self._tiles[:count]
         with torch.cuda.stream(stream):
             model(tiles)  # compiles kernels and makes handles, which a capture must not do

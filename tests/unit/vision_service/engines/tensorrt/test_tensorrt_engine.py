@@ -13,7 +13,7 @@ from tests.doubles import tensorrt
 from tests.unit.vision_service.checkpoints import SMALL_6B, changed, write_checkpoint
 from tests.unit.vision_service.engines.tensorrt.plans import torch_engine, write_plan
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.base import EngineStartError
+from vision_service.engines.base import DTYPES, EngineStartError
 from vision_service.engines.tensorrt.engine import TensorrtEngine, start_engine
 from vision_service.engines.tensorrt.record import (
     PLAN_FILE,
@@ -22,7 +22,6 @@ from vision_service.engines.tensorrt.record import (
     PlanRecord,
     TileCounts,
 )
-from vision_service.engines.torch.engine import DTYPES
 
 H100 = Gpu("NVIDIA H100", "9.0")
 
