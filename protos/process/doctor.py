@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import NoReturn
 
-from protos.process.settings import GIB
-
 TRIAL_SECONDS = 120.0
 DRIVER_QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 NO_GPU = (
@@ -167,7 +165,7 @@ def try_torch(modules: Sequence[str], cuda_modules: Sequence[str]) -> None:
     sys.stdout.write(f"CUDA {torch.version.cuda or 'none'}\n")
     for index in range(gpu_count):
         gpu = torch.cuda.get_device_properties(index)
-        capability, memory = f"{gpu.major}.{gpu.minor}", f"{gpu.total_memory / GIB:.1f} GiB"
+        capability, memory = f"{gpu.major}.{gpu.minor}", f"{gpu.total_memory / 2**30:.1f} GiB"
         sys.stdout.write(f"{gpu.name}, compute capability {capability}, {memory}\n")
     sys.stdout.flush()
     for module in (*modules, *(cuda_modules if gpu_count else ())):
