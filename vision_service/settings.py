@@ -15,6 +15,7 @@ from protos.process.settings import MIB, EngineOptions, EngineSettings
 LARGEST_TILE_CAP = 64
 # Pillow itself refuses images above twice its MAX_IMAGE_PIXELS (2 x 89,478,485).
 LARGEST_PIXEL_LIMIT = 178_956_970
+LARGEST_THREAD_COUNT = 1024
 
 EngineName = Literal["torch", "tensorrt"]
 
@@ -31,7 +32,7 @@ class TorchOptions(EngineOptions):
     """Where the engine runs; auto: on CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Element type of the engine; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
-    thread_count: int = Field(default_factory=half_of_the_cores, ge=1)
+    thread_count: int = Field(default_factory=half_of_the_cores, ge=1, le=LARGEST_THREAD_COUNT)
     """CPU threads of one forward pass. The LLM service beside it wants some of the cores too, and
     threads that take turns on a core wait for each other."""
 
