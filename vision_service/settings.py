@@ -9,13 +9,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from protos.process.settings import MIB, EngineOptions, EngineSettings
+from protos.process.settings import GIB, MIB, EngineOptions, EngineSettings
 
 # More columns or rows than this serve no picture; it also keeps one image within the tile queue.
 LARGEST_TILE_CAP = 64
 # Pillow itself refuses images above twice its MAX_IMAGE_PIXELS (2 x 89,478,485).
 LARGEST_PIXEL_LIMIT = 178_956_970
 LARGEST_THREAD_COUNT = 1024
+# Memory for these is taken at the start.
+LARGEST_BATCH_TILE_COUNT = 1024
+# gRPC counts both in 32 bits.
+LARGEST_IMAGE_BYTE_COUNT = GIB
+LARGEST_CALL_COUNT = 65_536
 
 EngineName = Literal["torch", "tensorrt"]
 
@@ -66,7 +71,7 @@ class Settings(EngineSettings):
     max_tile_count: int | None = Field(default=None, ge=1, le=LARGEST_TILE_CAP)
     """Largest tile cap a request may set, without the thumbnail; default: max_dynamic_patch of
     the checkpoint."""
-    max_batch_tile_count: int = Field(default=13, ge=1)
+    max_batch_tile_count: int = Field(default=13, ge=1, le=LARGEST_BATCH_TILE_COUNT)
     """Most tiles of one forward pass; an image with more is split. 13 is one image of the usual
     cap: an H100 does twice as many no faster, and the first of two images waits for the second."""
     max_queued_tile_count: int = Field(default=512, ge=LARGEST_TILE_CAP + 1)
@@ -75,12 +80,12 @@ class Settings(EngineSettings):
     """Threads that decode and tile images."""
     max_preprocessing_image_count: int = Field(default=256, ge=1)
     """Most images that wait for these threads or are in them; more are refused."""
-    max_image_byte_count: int = Field(default=20 * MIB, ge=1)
+    max_image_byte_count: int = Field(default=20 * MIB, ge=1, le=LARGEST_IMAGE_BYTE_COUNT)
     """Largest accepted image file, in bytes."""
     max_image_pixel_count: int = Field(default=40_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
     """Largest accepted image, in pixels (width x height); decoding takes up to 8 bytes for each, on
     every preprocessing thread."""
-    max_call_count: int = Field(default=512, ge=1)
+    max_call_count: int = Field(default=512, ge=1, le=LARGEST_CALL_COUNT)
     """Most calls at a time; each holds its image file. More are refused."""
     cache_byte_count: int = Field(default=256 * MIB, ge=0)
     """Memory for embeddings of images seen before, in bytes; 0 keeps none."""

@@ -20,7 +20,7 @@ class EncodingBatch(Protocol):
 
     @property
     def padding_tile_count(self) -> int:
-        """Tiles that were computed besides, because the engine has no batch of just that size."""
+        """Tiles computed in addition, to fill the batch up to a size that the engine has."""
         ...
 
     def is_ready(self) -> bool:
@@ -62,7 +62,7 @@ class VisionEngine(Protocol):
     def submit(self, images: Sequence[torch.Tensor]) -> EncodingBatch:
         """Takes a batch of one or more images' tiles, each as for `encode`.
 
-        On a device that works by itself it returns before the embeddings are there, so that the
-        next batch can be submitted meanwhile; with two in flight it waits for the first.
+        On a GPU it returns before the embeddings are there, so that the next batch can be submitted
+        meanwhile; with two in flight it waits for the first.
         """
         ...

@@ -216,7 +216,9 @@ def test_a_run_that_tensorrt_refuses_is_a_sentence(
 ) -> None:
     plan = write_plan(checkpoint)
     monkeypatch.setattr(tensorrt.IExecutionContext, "execute_async_v3", lambda *_: False)
-    with pytest.raises(SystemExit, match=r"^TensorRT refused a run of 5 tiles"):
+    with pytest.raises(
+        SystemExit, match=r"^the plan's first run failed: TensorRT refused a run of 5 tiles"
+    ):
         run("--engine", "tensorrt", "--tensorrt.plan", str(plan), "--tile-counts", "1")
 
 

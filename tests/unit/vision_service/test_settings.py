@@ -61,6 +61,9 @@ def test_settings_are_frozen() -> None:
         (["--max-tile-count", "0"], "--max-tile-count: Input should be greater"),
         (["--torch.dtype", "int8"], "--torch.dtype: Input should be 'auto'"),
         (["--torch.thread-count", "0"], "--torch.thread-count: Input should be greater"),
+        (["--max-call-count", str(10**30)], "--max-call-count: Input should be less"),
+        (["--max-image-byte-count", str(2**31)], "--max-image-byte-count: Input should be less"),
+        (["--max-batch-tile-count", str(10**12)], "--max-batch-tile-count: Input should be less"),
         (["--max-queued-tile-count", "64"], "--max-queued-tile-count: Input should be"),
         (["--engine", "tensorrt"], "Value error, --tensorrt.plan: the engine tensorrt needs one"),
         (

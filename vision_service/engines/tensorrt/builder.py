@@ -24,18 +24,18 @@ def import_library(name: str) -> ModuleType:
     """Returns TensorRT or TensorRT-RTX, whose Python interface is the same.
 
     Args:
-        name: which (see record.Library); auto: the first that is installed.
+        name: which (see record.Library); auto: the first that can be imported.
 
     Raises:
-        BuildError: it is not installed.
+        BuildError: it cannot be imported.
     """
-    names = get_args(Library) if name == "auto" else (name,)
-    for candidate in names:
+    failures = []
+    for candidate in get_args(Library) if name == "auto" else (name,):
         try:
             return importlib.import_module(candidate)
-        except ModuleNotFoundError:
-            continue
-    raise BuildError(f"{' and '.join(names)} cannot be imported; install one with pip")
+        except (ImportError, OSError) as error:
+            failures.append(f"{candidate} cannot be imported ({error})")
+    raise BuildError(f"{' and '.join(failures)}; install one with pip")
 
 
 def target_gpu(trt: ModuleType) -> Gpu | None:

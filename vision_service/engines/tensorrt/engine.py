@@ -33,7 +33,7 @@ def start_engine(
     Raises:
         CheckpointError: the checkpoint's tensors cannot be read.
         EngineStartError: the plan is damaged, was not built from this checkpoint, or not for this
-            TensorRT and GPU.
+            TensorRT and GPU; or its first run fails.
     """
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EngineStartError("engine is tensorrt, but PyTorch finds no CUDA device")
@@ -45,17 +45,15 @@ def start_engine(
     context = _load_plan(trt, record, config, folder / PLAN_FILE)
     plan = Plan(context, record, (config.tokens_per_tile, config.output_size))
     engine = TensorrtEngine(plan, weights_sha256, device)
-    tile_shape = (3, config.tile_size, config.tile_size)
-    engine.encode(torch.zeros(record.tile_counts.max, *tile_shape, dtype=torch.uint8))
+    _warm(engine, (record.tile_counts.max, 3, config.tile_size, config.tile_size))
     return engine
 
 
 class TensorrtEngine:
     """A VisionEngine that runs a plan.
 
-    The upload, the runs and the download of a batch stand behind each other on one stream, and the
-    host waits for nothing but the embeddings, in `TensorrtBatch.wait`: a batch that is submitted
-    meanwhile follows at once.
+    A batch's upload, runs and download follow each other on one stream. The host waits only for the
+    embeddings, in `TensorrtBatch.wait`, so a batch that is submitted meanwhile follows at once.
 
     Attributes:
         dtype: element type of the plan's embeddings.
@@ -130,7 +128,7 @@ class _Stream:
         return int(self._stream.cuda_stream) if self._is_cuda else 0
 
     def active(self) -> AbstractContextManager[None]:
-        """Within it, tensors belong to the stream, and copies go there."""
+        """Returns a context in which tensors and copies belong to the stream."""
         context: AbstractContextManager[None] = self._module.stream(self._stream)
         return context
 
@@ -141,7 +139,7 @@ class _Stream:
         return event
 
     def host_memory(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        """Returns page-locked memory, from and to which copies take no time of the host's."""
+        """Returns page-locked memory: copies from and to it do not keep the host waiting."""
         return torch.empty(shape, dtype=dtype, pin_memory=self._is_cuda)
 
 
@@ -181,9 +179,9 @@ class Plan:
 def _import_library(record: PlanRecord) -> ModuleType:
     try:
         trt = importlib.import_module(record.library)
-    except ModuleNotFoundError as error:
+    except (ImportError, OSError) as error:
         raise EngineStartError(
-            f"the plan was built with {record.library}, which is not installed"
+            f"the plan was built with {record.library}, which cannot be imported here ({error})"
         ) from error
     _require("version of " + record.library, record.library_version, trt.__version__)
     return trt
@@ -232,6 +230,13 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise EngineStartError(f"{file}: cannot be read: {error}") from error
+
+
+def _warm(engine: TensorrtEngine, shape: tuple[int, ...]) -> None:
+    try:
+        engine.encode(torch.zeros(shape, dtype=torch.uint8))
+    except RuntimeError as error:  # TensorRT refuses the run, or the memory is too small
+        raise EngineStartError(f"the plan's first run failed: {error}") from error
 
 
 def _require(what: str, recorded: object, found: object) -> None:

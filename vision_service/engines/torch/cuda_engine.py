@@ -37,9 +37,9 @@ class CudaBatch:
 class CudaEngine:
     """A VisionEngine that runs a model under CUDA graphs, two batches at a time.
 
-    Three streams: while one batch computes, the tiles of the next come up and the embeddings of the
-    last go down, between page-locked host memory and one of two slots on the device. The host
-    waits for nothing but a slot, and for the embeddings in `CudaBatch.wait`.
+    There are three streams: while one batch is computed, the next batch's tiles are uploaded and
+    the last one's embeddings downloaded, between page-locked host memory and one of two slots on
+    the device. The host waits only for a free slot and, in `CudaBatch.wait`, for the embeddings.
 
     Attributes:
         dtype: element type of the weights and the embeddings.
@@ -101,7 +101,7 @@ class CudaEngine:
 
 @dataclass(frozen=True)
 class _Slot:
-    """The buffers of one batch in flight; `free` is reached when its embeddings are down."""
+    """The buffers of one batch in flight; `free` comes once its embeddings are downloaded."""
 
     host_tiles: torch.Tensor  # [max tiles, 3, S, S] uint8, page-locked
     tiles: torch.Tensor  # the same on the device
@@ -154,7 +154,7 @@ class _Graphs:
         """Encodes the first tiles into the first rows, on the current stream.
 
         Returns:
-            How many tiles were computed besides, to fill the graph.
+            How many more tiles were computed, to fill the graph.
         """
         count = min(count for count in self._graphs if count >= tile_count)
         self._tiles[:tile_count].copy_(tiles[:tile_count])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from vision_service.checkpoint import CheckpointError, TensorDigest, VisionConfi
 from vision_service.engines.base import DTYPES, EngineStartError, VisionEngine
 from vision_service.engines.torch.intern_vit import VisionModel
 from vision_service.settings import Settings
+
+LAYER_PREFIX = "vision_model.encoder.layers."
 
 
 def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
@@ -133,6 +135,7 @@ def load_model(
     for name, tensor in vision_tensors(path):
         digest.add(name, tensor)
         weights[name] = tensor.to(device, dtype or tensor.dtype)
+    _check_layer_count(path, config, weights)
     with torch.device("meta"):
         model = VisionModel(config)
     try:
@@ -140,6 +143,16 @@ def load_model(
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
     return model, digest.digest()
+
+
+def _check_layer_count(path: Path, config: VisionConfig, names: Iterable[str]) -> None:
+    """Refuses another number of layers before a model of the config's is made, however large."""
+    layers = {name.split(".")[3] for name in names if name.startswith(LAYER_PREFIX)}
+    if len(layers) != config.layer_count:
+        raise CheckpointError(
+            f"{path}: there are tensors of {len(layers)} layers, "
+            f"but vision_config.num_hidden_layers is {config.layer_count}"
+        )
 
 
 def _device(name: str) -> torch.device:
