@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,13 +140,15 @@ def test_a_shell_in_an_image_that_builds_has_the_options_of_any_other(image: Ima
     assert not [name for name in image.environment if name.startswith("INTERNVL_")]
 
 
-def option_names(settings_class: type[ServingSettings]) -> Iterator[str]:
-    """Yields the options as variables name them, those of an engine's group behind its name."""
+def option_names(settings_class: type[ServingSettings]) -> set[str]:
+    """Returns the options as variables name them, those of an engine's group behind its name."""
+    names = set()
     for name, field in settings_class.model_fields.items():
         if isinstance(field.default, EngineOptions):
-            yield from (f"{name}_{option}" for option in type(field.default).model_fields)
+            names |= {f"{name}_{option}" for option in type(field.default).model_fields}
         else:
-            yield name
+            names.add(name)
+    return names
 
 
 def settings_in(
@@ -160,7 +161,7 @@ def settings_in(
     everything = image.environment | environment
     names = {name for name in everything if name.startswith("INTERNVL_")}
     options = {name.removeprefix(image.prefix).lower() for name in names}
-    assert options <= set(option_names(image.settings_class))
+    assert options <= option_names(image.settings_class)
     for name in names:
         monkeypatch.setenv(name, everything[name])
     program = str(image.settings_class.model_config["cli_prog_name"])
