@@ -48,9 +48,9 @@ def run(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> Callable[..., None
     )
 
     def run_program(*words: str) -> None:
-        options = ("--reference-device", "cpu")
+        options = ["--reference-device", "cpu"]
         if "tensorrt" not in words:
-            options += ("--torch.thread-count", "1", "--torch.device", "cpu")
+            options += ["--torch.thread-count", "1", "--torch.device", "cpu"]
         monkeypatch.setattr(sys, "argv", ["", "--checkpoint", str(checkpoint), *options, *words])
         selftest.main()
 
