@@ -16,12 +16,13 @@ import llm_service.settings
 import vision_service.doctor
 import vision_service.settings
 from protos.process.doctor import Machine, Trial, try_torch
+from protos.process.settings import ServingSettings
 from tests.fake_libraries import write_library
 from tests.unit.conftest import RunDoctor
 
 SERVICES = ("vision_service", "llm_service")
 DOCTORS = {"vision_service": vision_service.doctor, "llm_service": llm_service.doctor}
-SETTINGS = {
+SETTINGS: dict[str, type[ServingSettings]] = {
     "vision_service": vision_service.settings.Settings,
     "llm_service": llm_service.settings.Settings,
 }

@@ -34,6 +34,7 @@ from vision_service.engines.tensorrt.record import (
 )
 from vision_service.engines.torch.engine import load_model
 from vision_service.recipe import recipe_sha256
+from vision_service.settings import LARGEST_BATCH_TILE_COUNT
 
 logger = structlog.get_logger()
 
@@ -55,7 +56,7 @@ class BuildSettings(Options):
     """Fewest tiles of one run; the engine fills smaller batches up."""
     opt_tile_count: int = Field(default=13, ge=1)
     """Tiles that the plan is made fastest for: 13 are one image of the usual cap."""
-    max_tile_count: int = Field(default=26, ge=1)
+    max_tile_count: int = Field(default=26, ge=1, le=LARGEST_BATCH_TILE_COUNT)
     """Most tiles of one run; the engine splits larger batches. Decides the plan's memory."""
     library: Literal["auto", "tensorrt", "tensorrt_rtx"] = "auto"
     """What builds and later runs the plan: tensorrt, for the GPU in this machine, or tensorrt_rtx,

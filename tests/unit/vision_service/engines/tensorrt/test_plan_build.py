@@ -184,6 +184,11 @@ def test_unordered_tile_counts_are_refused(tmp_path: Path) -> None:
         settings_for(GOLDEN[0], tmp_path, opt_tile_count=27)
 
 
+def test_a_profile_beyond_tensorrts_own_numbers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="max_tile_count\n  Input should be less"):
+        settings_for(GOLDEN[0], tmp_path, max_tile_count=10**12)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("size", "layer_count"), [("1B", 24), ("26B", 4)])
