@@ -16,7 +16,7 @@ LARGEST_TILE_CAP = 64
 # Pillow itself refuses images above twice its MAX_IMAGE_PIXELS (2 x 89,478,485).
 LARGEST_PIXEL_LIMIT = 178_956_970
 LARGEST_THREAD_COUNT = 1024
-# Memory for these is taken at the start.
+# On a GPU the memory of a batch is taken at the start.
 LARGEST_BATCH_TILE_COUNT = 1024
 # gRPC counts both in 32 bits.
 LARGEST_IMAGE_BYTE_COUNT = GIB
