@@ -10,18 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_service.decoders import FAMILIES
+from llm_service.decoders.family import DecoderFamily
 from llm_service.json_object import read_json_object
 
 TEMPLATE = "internvl2_5"
-ARCHITECTURES = ("InternLM2ForCausalLM", "Qwen2ForCausalLM")
-# Options of llm_config that change the model's mathematics, and the one value that the released
-# checkpoints have (it is also the value that an absent key stands for).
-FIXED_OPTIONS: dict[str, Any] = {
-    "bias": False,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
-}
 
 
 class CheckpointError(Exception):
@@ -33,7 +26,7 @@ class LLMConfig:
     """What config.json says about the language model; never a setting.
 
     Attributes:
-        architecture: one of ARCHITECTURES.
+        architecture: the decoder family's name.
         vocabulary_size: rows of the embedding and of the head; a virtual token's id starts here.
         head_dim: width of one attention head.
         max_position_embeddings: most tokens of prompt and output together.
@@ -53,6 +46,11 @@ class LLMConfig:
     rope_theta: float
     rms_norm_eps: float
     end_token_ids: frozenset[int]
+
+    @property
+    def family(self) -> DecoderFamily:
+        """How the checkpoint names and orders the decoder's tensors."""
+        return FAMILIES[self.architecture]
 
     def kv_values_per_token(self, tp: int = 1, pp: int = 1) -> int:
         """Returns how many numbers the KV cache holds for a token: keys and values of all layers.
@@ -75,7 +73,7 @@ class LLMConfig:
         """
         llm = _llm_section(checkpoint / "config.json")
         architecture = _architecture(llm)
-        for key, value in FIXED_OPTIONS.items():
+        for key, value in FAMILIES[architecture].options.items():
             if llm.get(key, value) != value:
                 raise CheckpointError(f"llm_config.{key} is {llm[key]!r}; only {value!r} is served")
         hidden_size, head_count = _number(llm, "hidden_size"), _number(llm, "num_attention_heads")
@@ -129,8 +127,8 @@ def _llm_section(path: Path) -> dict[str, Any]:
 def _architecture(llm: dict[str, Any]) -> str:
     architectures = _required(llm, "architectures", "llm_config")
     architecture = str(next(iter(architectures or ()), None))
-    if architecture not in ARCHITECTURES:
-        known = " and ".join(ARCHITECTURES)
+    if architecture not in FAMILIES:
+        known = " and ".join(FAMILIES)
         raise CheckpointError(
             f"llm_config.architectures names {architecture}; only {known} are served"
         )

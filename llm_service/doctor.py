@@ -24,7 +24,7 @@ TRIAL_SECONDS = 120.0
 GIB = 1024 * MIB
 DISTRIBUTIONS = ("llguidance", "tensorrt", "tensorrt_llm")
 TORCH_ENGINE = ("llm_service.__main__", "llm_service.engines.torch.launch")
-CUDA_ENGINE = ("llm_service.engines.torch.triton_programs",)
+CUDA_ENGINE = ("llm_service.engines.torch.kernels.triton_programs",)
 DRIVER_QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 BUILDER, MPI = "trtllm-build", "mpirun"
 NO_GPU = (

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from llm_service.engines.torch.kernels import BatchLayout, rotary_table
-from llm_service.engines.torch.models.decoder import Decoder
+from llm_service.engines.torch.decoder import Decoder
+from llm_service.engines.torch.kernels.base import BatchLayout, rotary_table
 from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_graphs import (
