@@ -13,18 +13,17 @@ from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
 from llm_service.engines.torch.weights import destinations, empty_decoder, load_decoder
 from tests.unit.llm_service.engines.torch.tiny import (
-    INTERNLM2,
+    EVERY_FAMILY,
     QWEN2,
     Config,
     random_tensors,
     write_checkpoint,
 )
 
-BOTH = pytest.mark.parametrize("llm", [INTERNLM2, QWEN2], ids=["internlm2", "qwen2"])
 HEAD = "language_model.lm_head.weight"
 
 
-@BOTH
+@EVERY_FAMILY
 def test_destinations_cover_every_parameter_once(tmp_path: Path, llm: Config) -> None:
     write_checkpoint(tmp_path, llm, {"none": torch.zeros(1)})
     config = LLMConfig.from_checkpoint(tmp_path)
@@ -42,7 +41,7 @@ def test_destinations_cover_every_parameter_once(tmp_path: Path, llm: Config) ->
         assert (used == 1).all()
 
 
-@BOTH
+@EVERY_FAMILY
 def test_loads_in_the_asked_dtype_and_ignores_other_towers(tmp_path: Path, llm: Config) -> None:
     tensors = {**random_tensors(llm), "vision_model.x": torch.zeros(1), "mlp1.y": torch.zeros(1)}
     decoder = _load(tmp_path, llm, tensors, torch.bfloat16)
