@@ -15,6 +15,9 @@ from llm_service.decoders.family import DecoderFamily
 from llm_service.json_object import read_json_object
 
 TEMPLATE = "internvl2_5"
+# Of an image's embedding: a tile of 448 pixels has (448 / 14)^2 patches, and the pixel shuffle
+# joins 2 x 2 of them.
+ROWS_PER_TILE = 256
 
 
 class CheckpointError(Exception):
@@ -99,18 +102,26 @@ def weight_files(checkpoint: Path) -> list[Path]:
     """Returns the checkpoint's safetensors files: one, or those that its index names.
 
     Raises:
-        CheckpointError: there is neither model.safetensors nor its index, or a shard is missing.
+        CheckpointError: there is neither model.safetensors nor its index, the index is damaged, or
+            a file is missing.
     """
     single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = _required(_read_json(index), "weight_map", index.name)
-        files = [checkpoint / name for name in sorted(set(weight_map.values()))]
+        files = [checkpoint / name for name in sorted(_shard_names(index))]
     else:
         files = [single]
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"the checkpoint has no file {file.name} ({checkpoint})")
     return files
+
+
+def _shard_names(index: Path) -> set[str]:
+    weight_map = _required(_read_json(index), "weight_map", index.name)
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index} has no weight_map from the tensors' names to files")
+    return set(names)
 
 
 def _llm_section(path: Path) -> dict[str, Any]:
@@ -126,7 +137,8 @@ def _llm_section(path: Path) -> dict[str, Any]:
 
 def _architecture(llm: dict[str, Any]) -> str:
     architectures = _required(llm, "architectures", "llm_config")
-    architecture = str(next(iter(architectures or ()), None))
+    listed = architectures if isinstance(architectures, list) else []
+    architecture = str(next(iter(listed), None))
     if architecture not in FAMILIES:
         known = " and ".join(FAMILIES)
         raise CheckpointError(
@@ -147,13 +159,13 @@ def _check_heads(config: LLMConfig) -> None:
 def _end_token_ids(checkpoint: Path, llm: dict[str, Any]) -> frozenset[int]:
     generation = checkpoint / "generation_config.json"
     documents = [llm, _read_json(generation)] if generation.is_file() else [llm]
-    token_ids: set[Any] = set()
+    token_ids: list[Any] = []
     for document in documents:
         listed = document.get("eos_token_id")
         if listed is not None:
-            token_ids.update(listed if isinstance(listed, list) else [listed])
+            token_ids += listed if isinstance(listed, list) else [listed]
     if not all(isinstance(token_id, int) for token_id in token_ids):
-        raise CheckpointError(f"eos_token_id holds {list(token_ids)}; it must hold token ids")
+        raise CheckpointError(f"eos_token_id holds {token_ids}; it must hold token ids")
     return frozenset(token_ids)
 
 

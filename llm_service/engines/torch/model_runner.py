@@ -130,7 +130,7 @@ class ModelRunner:
         return embeddings
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Returns [T, hidden_size]; what a virtual token gets is yet to be overwritten."""
+        """Returns [T, hidden_size]; the rows of virtual tokens are overwritten later."""
         in_flight = self._last_tokens[(-1 - token_ids).clamp(min=0)]
         known = token_ids.clamp(max=self.vocabulary_size - 1)
         embedded: torch.Tensor = self._decoder.embedding(

@@ -13,7 +13,7 @@ from protos.process.settings import Options
 
 
 class ModelOptions(BaseModel):
-    """What both steps must be told alike; engine checks that they were."""
+    """The options that must be the same in both steps, which engine checks."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, extra="forbid")
 

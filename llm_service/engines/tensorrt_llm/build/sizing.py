@@ -1,17 +1,16 @@
-"""What an engine's limits follow from, and the memory that they take on each GPU."""
+"""What an engine is built to take, and the memory that this needs on each GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
 
-from llm_service.checkpoint import LLMConfig
+from llm_service.checkpoint import ROWS_PER_TILE, LLMConfig
 from llm_service.engines.tensorrt_llm.build.layout import TargetTensor, rank_tensors
 from llm_service.engines.tensorrt_llm.build.quantities import GIB, in_bytes
 from llm_service.engines.tensorrt_llm.build.target import BuildError, Target
 from llm_service.engines.tensorrt_llm.build.tensor_file import ITEM_BYTE_COUNT
 
-ROWS_PER_TILE = 256
 # The KV cache is handed out by blocks of so many tokens: trtllm-build's default, tokens_per_block.
 TOKENS_PER_BLOCK = 32
 # Estimates, for a process on its GPU: CUDA's context with the kernels of all libraries, and the

@@ -41,7 +41,7 @@ class SourceTensors:
     def rows(self, block: Block) -> Iterator[torch.Tensor]:
         """Yields a block's rows in order, at most READ_VALUE_COUNT numbers at a time.
 
-        The file is opened anew for each read: what is mapped of it does not add up.
+        The file is opened again for each read, so that mapped memory does not add up.
         """
         step = max(1, READ_VALUE_COUNT // len(block.columns))
         for first in range(block.rows.start, block.rows.stop, step):
