@@ -24,7 +24,7 @@ from protos.process.settings import Options, read_settings
 DISTRIBUTIONS = ("llguidance", "tensorrt", "tensorrt_llm")
 # llguidance first: where it is broken, that is found before the longer imports.
 TORCH_ENGINE = ("llguidance", "llm_service.__main__", "llm_service.engines.torch.launch")
-CUDA_ENGINE = ("llm_service.engines.torch.triton_programs",)
+CUDA_ENGINE = ("llm_service.engines.torch.kernels.triton_programs",)
 
 
 class DoctorSettings(Options):
