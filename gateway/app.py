@@ -10,9 +10,11 @@ from aiohttp import web
 
 from gateway import handlers, middlewares
 from gateway.chat import ChatLimits, ChatPipeline
-from gateway.clients import LLMClient, VisionClient, open_channel
-from gateway.handlers import LLM, PIPELINE, SETTINGS, TRAFFIC, VISION
 from gateway.images import ImageFetcher, ImageLimits, create_session
+from gateway.keys import LLM, PIPELINE, SETTINGS, TRAFFIC, VISION
+from gateway.services.channel import open_channel
+from gateway.services.llm import LLMClient
+from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.traffic import Traffic
 

@@ -28,10 +28,16 @@ from protos.transport import CHUNK_BYTE_COUNT
 MODEL = "scripted"
 HIDDEN_SIZE = 8
 ROW_BYTE_COUNT = 2 * HIDDEN_SIZE
+SOON_SECONDS = 5.0
 VisionContext = grpc.aio.ServicerContext[
     vision_pb2.EncodeImageRequest, vision_pb2.EncodeImageResponse
 ]
 LLMContext = grpc.aio.ServicerContext[llm_pb2.GenerateRequest, llm_pb2.GenerateResponse]
+
+
+async def happening(event: asyncio.Event) -> None:
+    """Waits for what must come soon, as the end of a call that is cancelled; else fails."""
+    await asyncio.wait_for(event.wait(), SOON_SECONDS)
 
 
 def embedding_of(image: bytes, byte_count: int) -> bytes:

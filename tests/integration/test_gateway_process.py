@@ -16,7 +16,14 @@ from typing import Any
 import aiohttp
 
 from protos.process.settings import MIB
-from tests.fakes import ScriptedLLM, ScriptedVision, chat_body, running_llm, running_vision
+from tests.fakes import (
+    ScriptedLLM,
+    ScriptedVision,
+    chat_body,
+    happening,
+    running_llm,
+    running_vision,
+)
 
 CHAT = "/v1/chat/completions"
 
@@ -55,7 +62,7 @@ async def test_sigterm_drains() -> None:
     llm = ScriptedLLM(stalls=True)
     async with running_process(ScriptedVision(), llm) as (process, http):
         async with http.post(CHAT, json=chat_body(stream=True)) as response:
-            await llm.stalled.wait()
+            await happening(llm.stalled)
             process.send_signal(signal.SIGTERM)
             await log_event(process, "draining")
             async with http.get("/health/ready") as ready:
