@@ -161,8 +161,7 @@ class ChatPipeline:
         image = await self._fetcher.fetch(reference.source.url, param, budget)
         if len(image) > info.max_image_byte_count:
             raise ImageTooLargeError(
-                f"the image has {len(image)} bytes; the vision service's limit is"
-                f" {info.max_image_byte_count}",
+                f"the image file has {len(image)} bytes; the limit is {info.max_image_byte_count}",
                 field=param,
             )
         options = image_options(info.max_tile_count)

@@ -64,10 +64,6 @@ def _same_index(_: RequestModel, rest: str) -> str:
     return rest
 
 
-def _no_index(_: RequestModel, rest: str) -> str:
-    return ""
-
-
 def _index_of_several(request: RequestModel, rest: str) -> str:
     """A lone stop string may stand without a list, so that `stop` itself is its path."""
     return rest if len(request.at("stop") or ()) > 1 else ""

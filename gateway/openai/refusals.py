@@ -27,7 +27,6 @@ SENTENCES = {
     "model_type": "{subject} must be an object",
     "string_type": "{subject} must be a string",
     "too_long": "{subject} has {actual_length} entries; it must have at most {max_length}",
-    "too_short": "{subject} has {actual_length} entries; it must have at least {min_length}",
     UNSUPPORTED: "this server does not support the field '{name}'",
 }
 # Names that do not speak for themselves in a sentence; others are taken as they are.

@@ -156,9 +156,10 @@ class Message(RequestModel):
 
     @model_validator(mode="after")
     def _images_from_users(self) -> Message:
-        if self.role != "user" and any(part.image_url for part in self.content):
-            message = "only a user's message may hold images; this is the {role}'s"
-            context = {"field": "content", "role": self.role}
+        count = sum(part.image_url is not None for part in self.content)
+        if self.role != "user" and count:  # what the LLM service says, before they are fetched
+            message = "a message of the {role} has {count} images; only a user's may have any"
+            context = {"field": "content", "role": self.role, "count": count}
             raise PydanticCustomError("image_role", message, context)
         return self
 
@@ -233,9 +234,7 @@ class ChatCompletionRequest(RequestModel):
     """The body of POST /v1/chat/completions. An unset field takes the LLM service's default."""
 
     model: str
-    messages: Annotated[
-        list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGE_COUNT)
-    ]
+    messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
