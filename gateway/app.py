@@ -102,7 +102,7 @@ async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
-        # A name that does not resolve has a number of its own, which is negative.
-        known = error.errno is not None and error.errno > 0
-        reason = os.strerror(error.errno) if known else error.strerror
+        number = error.errno or 0
+        # A name that does not resolve has a number of its own kind, below 0.
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise OSError(f"cannot listen on {host}:{port}: {reason}") from error

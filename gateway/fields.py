@@ -10,10 +10,12 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.openai.requests import ChatCompletionRequest, Message, RequestModel, ResponseFormat
 from protos.identity import EmbeddingId
+
+Entry = TypeVar("Entry")
 
 ROLES = {
     "system": "ROLE_SYSTEM",
@@ -60,35 +62,40 @@ def _zero_if(wanted: bool) -> int | None:
     return 0 if wanted else None
 
 
-def _same_index(_: RequestModel, rest: str) -> str:
+def _same_rest(_: object, rest: str) -> str:
     return rest
 
 
-def _index_of_several(request: RequestModel, rest: str) -> str:
+def _index_of_several(request: ChatCompletionRequest, rest: str) -> str:
     """A lone stop string may stand without a list, so that `stop` itself is its path."""
-    return rest if len(request.at("stop") or ()) > 1 else ""
+    return rest if len(request.stop or ()) > 1 else ""
 
 
-def _index_of_bias(request: RequestModel, rest: str) -> str:
-    index = re.match(r"\[(\d+)\]", rest)
-    return f".{list(request.at('logit_bias'))[int(index[1])]}" if index else ""
+def _key_of_bias(request: ChatCompletionRequest, rest: str) -> str:
+    """Turns "[1].bias" into ".7", the name of the second entry."""
+    key = _entry(rest, list(request.logit_bias or ()))
+    return f".{key}" if key else ""
 
 
-def _place_in_messages(request: RequestModel, rest: str) -> str:
+def _place_in_messages(request: ChatCompletionRequest, rest: str) -> str:
     """Turns "[0].parts[1].image" into "[0].content[1].image_url"; a lone text has no part."""
-    rest = rest.replace(".parts", ".content").replace(".image", ".image_url")
-    index = re.match(r"\[(\d+)\]", rest)
-    if index and len(request.at("messages")[int(index[1])].content) == 1 and rest.endswith("text"):
-        return f"{index[0]}.content"
-    return rest
+    place = rest.replace(".parts", ".content").replace(".image", ".image_url")
+    message = _entry(rest, request.messages)
+    if message and len(message.content) == 1 and place.endswith(".text"):
+        return place.removesuffix("[0].text")
+    return place
 
 
-def _place_of_image(request: RequestModel, rest: str) -> str:
+def _place_of_image(request: ChatCompletionRequest, rest: str) -> str:
     """Turns "[1]" into the place of the second image in the messages."""
-    assert isinstance(request, ChatCompletionRequest)
-    places = [image.param.removeprefix("messages") for image in request.images()]
+    image = _entry(rest, list(request.images()))
+    return image.param.removeprefix("messages") if image else ""
+
+
+def _entry(rest: str, entries: Sequence[Entry]) -> Entry | None:
+    """Returns the entry whose index a path begins with, e.g. the second of "[1].bias"."""
     index = re.match(r"\[(\d+)\]", rest)
-    return places[int(index[1])] if index and int(index[1]) < len(places) else ""
+    return entries[int(index[1])] if index and int(index[1]) < len(entries) else None
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Option:
     field: str
     param: str
     value: Callable[[Any], Any] = _same
-    rest: Callable[[RequestModel, str], str] = _same_index
+    rest: Callable[[Any, str], str] = _same_rest
 
     def read(self, request: RequestModel) -> Any:
         """Returns the field's value; None where the request does not set it."""
@@ -155,7 +162,7 @@ CHAT = Options(
     Option("sampling.repetition_penalty", "repetition_penalty"),
     Option("sampling.presence_penalty", "presence_penalty"),
     Option("sampling.frequency_penalty", "frequency_penalty"),
-    Option("sampling.logit_bias", "logit_bias", _biases, _index_of_bias),
+    Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
     Option("stop.max_token_count", "max_completion_tokens"),
     Option("stop.max_token_count", "max_tokens"),
     Option("stop.min_token_count", "min_tokens"),
