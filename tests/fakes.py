@@ -356,9 +356,10 @@ async def stack(
             "drain_seconds": 0,
             "vision_address": addresses["vision"],
             "llm_address": addresses["llm"],
-        } | settings
+        }
+        own_settings = Settings(**options | settings)
         exits.enter_context(blockbuster_ctx("gateway"))
-        port = await exits.enter_async_context(running_gateway(Settings(**options)))
+        port = await exits.enter_async_context(running_gateway(own_settings))
         url = f"http://127.0.0.1:{port}"
         http = await exits.enter_async_context(aiohttp.ClientSession(url))
         yield Gateway(url, http, vision, llm)
