@@ -226,6 +226,7 @@ def test_a_refusal_names_the_path(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         parse(**fields)
     assert caught.value.field == param
+    assert not caught.value.message[0].isupper()  # a sentence of ours, not pydantic's
     # Quoted are values, and names that this server does not know.
     assert not re.search(r"\w[_.\[]\w", re.sub(r"'[^']*'", "", caught.value.message))
 
