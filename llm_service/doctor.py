@@ -154,11 +154,12 @@ def try_torch() -> None:
 
 def try_tensorrt_llm() -> None:
     """Ends the process with the sentence with which the tensorrt_llm engine would refuse."""
+    from llm_service.engines.base import EngineStartError
     from llm_service.engines.tensorrt_llm.installation import check_installation
 
     try:
         check_installation()
-    except ValueError as error:
+    except EngineStartError as error:
         sys.exit(str(error))
 
 
