@@ -96,7 +96,10 @@ def serving_metrics(metrics: Metrics, host: str, port: int | None) -> Iterator[i
     if port is None:
         yield None
         return
-    server, thread = start_http_server(port, host, metrics.registry)
+    try:
+        server, thread = start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        raise OSError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
     logger.info("serving_metrics", host=host, port=server.server_port)
     try:
         yield server.server_port

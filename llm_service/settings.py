@@ -11,9 +11,11 @@ from pydantic_settings import SettingsConfigDict
 
 from protos.process.settings import GIB, EngineOptions, EngineSettings
 
-# An embedding row, a slot and its tensors are made for each at the start.
+# Memory is taken for each at the start.
 LARGEST_SEQUENCE_COUNT = 65_536
 LARGEST_THREAD_COUNT = 1024
+# Far more than any machine has, and few enough for PyTorch to count.
+LARGEST_BYTE_COUNT = 2**60
 
 
 def half_of_the_cores() -> int:
@@ -70,7 +72,7 @@ class Settings(EngineSettings):
     """Options of the engine torch."""
     tensorrt_llm: TensorRTLLMOptions = TensorRTLLMOptions()
     """Options of the engine tensorrt_llm."""
-    kv_cache_byte_count: int | None = Field(default=None, ge=1)
+    kv_cache_byte_count: int | None = Field(default=None, ge=1, le=LARGEST_BYTE_COUNT)
     """Size of the KV cache, on each GPU if there are several; default: 1 GiB on the CPU, else
     kv_cache_fraction of the memory that is free."""
     kv_cache_fraction: float = Field(default=0.9, gt=0, lt=1)
