@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
 import pytest
 import torch
+from google.protobuf.descriptor import Descriptor
 
 from llm_service.engines.base import (
     EngineLoad,
@@ -368,6 +371,20 @@ async def test_a_long_guide_does_not_count_as_prompt(
     assert text_of(await exchange(stub, start(guided=guided))) == "Hello, world!"
 
 
+START = llm_pb2.GenerateStart.DESCRIPTOR
+
+
+def is_path(field: str, message: Descriptor) -> bool:
+    """Whether this is a path of fields, the last of which may be a oneof."""
+    *names, last = re.sub(r"\[\d+\]", "", field).split(".")
+    for name in names:
+        found = message.fields_by_name.get(name)
+        if found is None or found.message_type is None:
+            return False
+        message = found.message_type
+    return last in message.fields_by_name or last in message.oneofs_by_name
+
+
 A = table(1.0)[1]
 BIG = bytes((1 << 20) + 32)
 
@@ -626,6 +643,10 @@ async def test_refusals(
         await exchange(stub, *requests)
     assert type(info.value) is error
     assert info.value.field == field
+    assert not field or any(
+        map(partial(is_path, field), (START, llm_pb2.GenerateRequest.DESCRIPTOR))
+    )
+    assert not re.search(r"[a-z][._][a-z]", info.value.message)
 
 
 async def test_finished_uploads_give_their_memory_back(

@@ -233,17 +233,23 @@ async def test_rows_of_the_table_decide_and_its_dtype_is_converted(start: Start)
 
 
 @pytest.mark.parametrize(
-    ("length", "max_tokens", "numbers"),
-    [(500, 13, ("500", "13", "512")), (512, None, ("512", "1", "512"))],
+    ("length", "max_tokens", "numbers", "field"),
+    [
+        (500, 13, ("500", "13", "512"), "stop.max_token_count"),
+        (512, None, ("512", "1", "512"), "text"),
+    ],
 )
 async def test_refuses_what_exceeds_the_context(
-    start: Start, length: int, max_tokens: int | None, numbers: tuple[str, ...]
+    start: Start, length: int, max_tokens: int | None, numbers: tuple[str, ...], field: str
 ) -> None:
     engine = await start()
     with pytest.raises(ContextLengthError) as caught:
         await outputs_of(
-            engine, Prompt([1] * length, NO_ROWS), SamplingParams(max_tokens=max_tokens)
+            engine,
+            Prompt([1] * length, NO_ROWS, field="text"),
+            SamplingParams(max_tokens=max_tokens),
         )
+    assert caught.value.field == field
     for number in numbers:
         assert number in caught.value.message
 
