@@ -78,9 +78,11 @@ class SamplingParams:
         _check_range(*penalty, self.presence_penalty, -2, 2)
         penalty = "sampling.frequency_penalty", "the frequency penalty"
         _check_range(*penalty, self.frequency_penalty, -2, 2)
-        _check_least("stop.max_token_count", "the most tokens to generate", self.max_tokens, 1)
-        _check_least("stop.min_token_count", "the least tokens to generate", self.min_tokens, 0)
-        _check_least("stop.token_ids", "a stop token", min(self.stop_token_ids, default=0), 0)
+        _check_least("stop.max_token_count", "the limit of output tokens", self.max_tokens, 1)
+        _check_least(
+            "stop.min_token_count", "the least number of output tokens", self.min_tokens, 0
+        )
+        _check_least("stop.token_ids", "a stop token's id", min(self.stop_token_ids, default=0), 0)
         for index, (token_id, bias) in enumerate(self.logit_bias):
             field = f"sampling.logit_bias[{index}].bias"
             _check_range(field, f"the bias of token {token_id}", bias, -100, 100)
