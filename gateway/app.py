@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,9 +11,11 @@ from aiohttp import web
 
 from gateway import handlers, middlewares
 from gateway.chat import ChatLimits, ChatPipeline
-from gateway.clients import LLMClient, VisionClient, open_channel
-from gateway.handlers import LLM, PIPELINE, SETTINGS, TRAFFIC, VISION
 from gateway.images import ImageFetcher, ImageLimits, create_session
+from gateway.keys import LLM, PIPELINE, SETTINGS, TRAFFIC, VISION
+from gateway.services.channel import open_channel
+from gateway.services.llm import LLMClient
+from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.traffic import Traffic
 
@@ -88,8 +91,18 @@ async def running_gateway(settings: Settings) -> AsyncIterator[int]:
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, settings.host, settings.port).start()
+        await _listen(runner, settings.host, settings.port)
         yield runner.addresses[0][1]
         await app[TRAFFIC].drain(settings.drain_seconds)
     finally:
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        number = error.errno or 0
+        # A name that does not resolve has a number of its own kind, below 0.
+        reason = os.strerror(number) if number > 0 else error.strerror
+        raise OSError(f"cannot listen on {host}:{port}: {reason}") from error

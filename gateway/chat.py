@@ -7,20 +7,15 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
-from gateway.clients import (
-    ChatEvent,
-    EmbeddingHeader,
-    EmbeddingPiece,
-    EncodeRequest,
-    Generation,
-    LLMClient,
-    Usage,
-    VisionClient,
-    VisionInfo,
-)
+from gateway.events import ChatEvent, Usage
+from gateway.fields import CHAT, Options, generate_fields, image_options
 from gateway.images import ByteBudget, ImageFetcher
-from gateway.schema import ChatCompletionRequest, ImageReference, ImageURL
+from gateway.openai.requests import ChatCompletionRequest, ImageReference
+from gateway.services.llm import Generation, LLMClient
+from gateway.services.messages import EmbeddingHeader, EmbeddingPiece
+from gateway.services.vision import EncodeRequest, ModelInfo, VisionClient
 from gateway.tasks import owning
 from protos.errors import (
     DeadlineError,
@@ -28,7 +23,6 @@ from protos.errors import (
     InvalidArgumentError,
     ModelMismatchError,
     NotFoundError,
-    ServiceError,
     UnavailableError,
 )
 from protos.identity import EmbeddingId, content_digest, recipe_digest
@@ -65,10 +59,22 @@ class ChatLimits:
 
 @dataclass(frozen=True)
 class NamedImage:
-    """A fetched image file: where the request has it, and how to encode it."""
+    """A fetched image file.
 
-    param: str
+    Attributes:
+        reference: where the request has it.
+        options: what its options are called in the request and in the contract.
+        encoding: how to encode it.
+    """
+
+    reference: ImageReference
+    options: Options
     encoding: EncodeRequest
+
+    def param_of(self, field: str) -> str:
+        """Returns the JSON path of what a field of EncodeImageRequest was made from, or nothing."""
+        param = self.options.param_of(self.reference.source, field)
+        return param and f"{self.reference.param}.{param}"
 
 
 class ChatPipeline:
@@ -95,22 +101,19 @@ class ChatPipeline:
         Raises:
             ServiceError: with the JSON path of the field at fault.
         """
-        try:
-            await self._check_model(request.model, deadline)
-            images = await self._named_images(request, deadline)
-            record.image_count = len(images)
-            ids = [image.encoding.id for image in images]
-            async with self._llm.generate(request, ids, deadline) as generation:
-                wanted = {index: images[index] for index in await generation.start()}
-                event = await self._first_event(generation, wanted, deadline, record)
-                record.first_token_seconds = record.elapsed()
-                while event is not None:
-                    _note(event, record)
-                    yield event
-                    event = await generation.read()
-        except ServiceError as error:
-            _speak_openai(error, request)
-            raise
+        await self._check_model(request.model, deadline)
+        images = await self._named_images(request, deadline)
+        record.image_count = len(images)
+        fields = generate_fields(request, [image.encoding.embedding_id for image in images])
+        name_field = partial(CHAT.param_of, request)
+        async with self._llm.generate(fields, name_field, deadline) as generation:
+            wanted = {index: images[index] for index in await generation.start()}
+            event = await self._first_event(generation, wanted, deadline, record)
+            record.first_token_seconds = record.elapsed()
+            while event is not None:
+                _note(event, record)
+                yield event
+                event = await generation.read()
 
     async def _check_model(self, name: str, deadline: float) -> None:
         info = await self._llm.model_info(deadline)
@@ -152,21 +155,22 @@ class ChatPipeline:
             return [task.result() for task in tasks]
 
     async def _named_image(
-        self, reference: ImageReference, info: VisionInfo, budget: ByteBudget
+        self, reference: ImageReference, info: ModelInfo, budget: ByteBudget
     ) -> NamedImage:
         param = f"{reference.param}.url"
         image = await self._fetcher.fetch(reference.source.url, param, budget)
         if len(image) > info.max_image_byte_count:
             raise ImageTooLargeError(
-                f"the image has {len(image)} bytes; the vision service's limit is"
-                f" {info.max_image_byte_count}",
+                f"the image file has {len(image)} bytes; the limit is {info.max_image_byte_count}",
                 field=param,
             )
-        cap = _tile_cap(reference.source, info)
+        options = image_options(info.max_tile_count)
+        cap: int | None = options.values(reference.source).get("max_tile_count")
         recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
         content = await asyncio.to_thread(content_digest, image)
-        encoding = EncodeRequest(image, cap, info.recipe_sha256, EmbeddingId(content, recipe))
-        return NamedImage(reference.param, encoding)
+        embedding_id = EmbeddingId(content, recipe)
+        encoding = EncodeRequest(image, cap, info.recipe_sha256, embedding_id)
+        return NamedImage(reference, options, encoding)
 
     async def _first_event(
         self,
@@ -214,8 +218,9 @@ class ChatPipeline:
     async def _encode(
         self, image: NamedImage, deadline: float
     ) -> AsyncGenerator[EmbeddingPiece, None]:
+        pieces = self._vision.encode_image(image.encoding, image.param_of, deadline)
         try:
-            async with aclosing(self._vision.encode_image(image.encoding, deadline)) as pieces:
+            async with aclosing(pieces):
                 async for piece in pieces:
                     yield piece
         except ModelMismatchError as error:
@@ -223,28 +228,6 @@ class ChatPipeline:
             raise UnavailableError(
                 "the vision service has changed its model; try again", retry_after=1
             ) from error
-        except InvalidArgumentError as error:
-            if error.field == "max_tile_count":
-                error.message = error.message.replace(error.field, "max_dynamic_patch")
-                error.field = f"{image.param}.max_dynamic_patch"
-            else:
-                error.field = f"{image.param}.url"
-            raise
-
-
-def _speak_openai(error: ServiceError, request: ChatCompletionRequest) -> None:
-    """Makes field and sentence of an error name the request's JSON path, not the contract's."""
-    param = request.param_of(error.field)
-    if error.field and param:
-        error.message = error.message.replace(error.field, param)
-    error.field = param
-
-
-def _tile_cap(source: ImageURL, info: VisionInfo) -> int | None:
-    """Returns the tile cap that a request asks for; None for the vision service's default."""
-    if source.max_dynamic_patch is not None:
-        return source.max_dynamic_patch
-    return {"low": 1, "high": info.max_tile_count}.get(source.detail or "auto")
 
 
 def _note(event: ChatEvent, record: RequestRecord) -> None:

@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Literal
 
 from aiohttp import web
 
-from gateway.chat import ChatPipeline, RequestRecord
-from gateway.clients import (
-    ChatEvent,
-    Finished,
-    LLMClient,
-    TextDelta,
-    TokenLogprob,
-    Usage,
-    VisionClient,
-)
-from gateway.schema import (
-    AnswerMessage,
-    ChatCompletion,
-    ChatCompletionRequest,
-    Choice,
-    Model,
-    ModelList,
-    parse_chat_request,
-)
-from gateway.settings import Settings
-from gateway.sse import (
+from gateway.events import ChatEvent
+from gateway.keys import LLM, PIPELINE, RECORD, REQUEST_ID, SETTINGS, TRAFFIC, VISION
+from gateway.openai.answers import (
     DONE,
-    HEADERS,
-    Transcript,
-    choice_logprobs,
-    completion_usage,
+    STREAM_HEADERS,
+    AnswerHead,
+    StreamedAnswer,
+    WholeAnswer,
     error_event,
+    model_list,
+    model_object,
 )
-from gateway.traffic import Traffic
+from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
+from gateway.services.llm import LLMClient
+from gateway.services.vision import VisionClient
 from protos.errors import NotFoundError, ServiceError
-
-SETTINGS = web.AppKey("settings", Settings)
-TRAFFIC = web.AppKey("traffic", Traffic)
-PIPELINE = web.AppKey("pipeline", ChatPipeline)
-VISION = web.AppKey("vision", VisionClient)
-LLM = web.AppKey("llm", LLMClient)
-REQUEST_ID = web.RequestKey("request_id", str)
-RECORD = web.RequestKey("record", RequestRecord)
 
 # Health and model questions are answered at once or not at all.
 PROBE_SECONDS = 5.0
@@ -98,20 +74,14 @@ async def _stream(
     request: web.Request, chat: ChatCompletionRequest, events: AsyncGenerator[ChatEvent, None]
 ) -> web.StreamResponse:
     """Sends events as they come; until the first one has come, an error is an HTTP status."""
-    transcript = Transcript(
-        _completion_id(request),
-        int(time.time()),
-        chat.model,
-        chat.include_usage,
-        chat.choice_count,
-    )
+    answer = StreamedAnswer(_head(request, chat), include_usage=chat.include_usage)
     first = await anext(events)
-    response = web.StreamResponse(headers=HEADERS)
+    response = web.StreamResponse(headers=STREAM_HEADERS)
     await response.prepare(request)
-    await response.write(transcript.opening() + transcript.event(first))
+    await response.write(answer.opening() + answer.event(first))
     try:
         async for event in events:
-            if data := transcript.event(event):
+            if data := answer.event(event):
                 await response.write(data)
     except ServiceError as error:
         request[RECORD].error = error.reason
@@ -125,82 +95,32 @@ async def _collect(
     request: web.Request, chat: ChatCompletionRequest, events: AsyncGenerator[ChatEvent, None]
 ) -> web.Response:
     """Answers at once, with all that the stream held."""
-    choices: defaultdict[int, _CollectedChoice] = defaultdict(_CollectedChoice)
-    usage = None
+    answer = WholeAnswer(_head(request, chat))
     async for event in events:
-        if isinstance(event, Usage):
-            usage = event
-        else:
-            choices[event.index].add(event)
-    if usage is None or len(choices) != chat.choice_count:
-        raise ServiceError("the LLM service left out a choice or the usage")
-    completion_id = _completion_id(request)
+        answer.add(event)
     # In a thread: log probabilities may be a million objects.
-    text = await asyncio.to_thread(_completion_json, completion_id, chat.model, choices, usage)
-    return web.json_response(text=text)
+    body = await asyncio.to_thread(answer.body)
+    return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 
-def _completion_json(
-    completion_id: str, model: str, choices: dict[int, _CollectedChoice], usage: Usage
-) -> str:
-    completion = ChatCompletion(
-        id=completion_id,
-        created=int(time.time()),
-        model=model,
-        choices=[choices[index].whole(index) for index in sorted(choices)],
-        usage=completion_usage(usage),
-    )
-    return completion.model_dump_json()
-
-
-class _CollectedChoice:
-    """What has come of one choice."""
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
-        self._reason: Literal["stop", "length"] | None = None
-
-    def add(self, event: TextDelta | Finished) -> None:
-        if isinstance(event, Finished):
-            self._reason = event.reason
-        else:
-            self._texts.append(event.text)
-            self._logprobs.extend(event.logprobs)
-
-    def whole(self, index: int) -> Choice:
-        if self._reason is None:
-            raise ServiceError(f"the LLM service did not finish choice {index}")
-        return Choice(
-            index=index,
-            message=AnswerMessage(content="".join(self._texts)),
-            logprobs=choice_logprobs(self._logprobs) if self._logprobs else None,
-            finish_reason=self._reason,
-        )
-
-
-def _completion_id(request: web.Request) -> str:
-    return f"chatcmpl-{request[REQUEST_ID]}"
+def _head(request: web.Request, chat: ChatCompletionRequest) -> AnswerHead:
+    answer_id = f"chatcmpl-{request[REQUEST_ID]}"
+    return AnswerHead(answer_id, int(time.time()), chat.model, chat.choice_count)
 
 
 async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models."""
-    models = ModelList(data=[await _model(request)])
-    return web.json_response(text=models.model_dump_json())
+    info = await request.app[LLM].ask_model_info(_probe_deadline())
+    model = model_object(info.model, info.max_context_token_count)
+    return web.json_response(model_list(model))
 
 
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{id}."""
-    model = await _model(request)
-    if request.match_info["id"] != model.id:
-        raise NotFoundError(f"no such model; this server has {model.id!r}")
-    return web.json_response(text=model.model_dump_json())
-
-
-async def _model(request: web.Request) -> Model:
     info = await request.app[LLM].ask_model_info(_probe_deadline())
-    # OpenAI's `created` is the model's age; clients only sort by it.
-    return Model(id=info.model, created=0, max_model_len=info.max_context_token_count)
+    if request.match_info["id"] != info.model:
+        raise NotFoundError(f"no such model; this server has {info.model!r}")
+    return web.json_response(model_object(info.model, info.max_context_token_count))
 
 
 async def live(request: web.Request) -> web.Response:

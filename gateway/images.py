@@ -112,7 +112,7 @@ class ImageFetcher:
         try:
             image = await self._read(url, budget)
             if not image:
-                raise InvalidImageError("the image has 0 bytes")
+                raise InvalidImageError("the image is empty: 0 bytes")
         except ServiceError as error:
             error.field = param
             raise

@@ -11,8 +11,8 @@ import structlog
 from aiohttp import web
 
 from gateway.chat import RequestRecord
-from gateway.errors import error_response, http_error_response
-from gateway.handlers import RECORD, REQUEST_ID
+from gateway.keys import RECORD, REQUEST_ID
+from gateway.openai.errors import error_response, http_error_response
 from protos.errors import InvalidArgumentError, ServiceError
 from protos.process.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
 

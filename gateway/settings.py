@@ -20,9 +20,9 @@ class Settings(ServingSettings):
 
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
-    vision_address: str = "127.0.0.1:50051"
+    vision_address: str = Field(default="127.0.0.1:50051", min_length=1)
     """Address of the vision service as gRPC writes it; all addresses of a name share the calls."""
-    llm_address: str = "127.0.0.1:50052"
+    llm_address: str = Field(default="127.0.0.1:50052", min_length=1)
     """Address of the LLM service as gRPC writes it; all addresses of a name share the calls."""
     file_root: Path | None = None
     """Folder below which file:// URLs may read; none: they are refused."""
@@ -42,8 +42,15 @@ class Settings(ServingSettings):
     """Longest time for a request's body to arrive."""
     image_fetch_seconds: float = Field(default=10.0, gt=0)
     """Longest time to fetch one image, redirects included."""
-    request_seconds: float = Field(default=300.0, gt=0)
-    """Longest time for one chat request, images included."""
+    request_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    """Longest time for one chat request, images included; at most a day."""
+
+    @field_validator("file_root")
+    @classmethod
+    def _is_folder(cls, root: Path | None) -> Path | None:
+        if root is not None and not root.is_dir():
+            raise ValueError(f"{root} is not a folder")
+        return root
 
     @field_validator("allowed_private_hosts")
     @classmethod

@@ -28,10 +28,16 @@ from protos.transport import CHUNK_BYTE_COUNT
 MODEL = "scripted"
 HIDDEN_SIZE = 8
 ROW_BYTE_COUNT = 2 * HIDDEN_SIZE
+SOON_SECONDS = 5.0
 VisionContext = grpc.aio.ServicerContext[
     vision_pb2.EncodeImageRequest, vision_pb2.EncodeImageResponse
 ]
 LLMContext = grpc.aio.ServicerContext[llm_pb2.GenerateRequest, llm_pb2.GenerateResponse]
+
+
+async def happening(event: asyncio.Event) -> None:
+    """Waits for what must come soon, as the end of a call that is cancelled; else fails."""
+    await asyncio.wait_for(event.wait(), SOON_SECONDS)
 
 
 def embedding_of(image: bytes, byte_count: int) -> bytes:
@@ -350,9 +356,10 @@ async def stack(
             "drain_seconds": 0,
             "vision_address": addresses["vision"],
             "llm_address": addresses["llm"],
-        } | settings
+        }
+        own_settings = Settings(**options | settings)
         exits.enter_context(blockbuster_ctx("gateway"))
-        port = await exits.enter_async_context(running_gateway(Settings(**options)))
+        port = await exits.enter_async_context(running_gateway(own_settings))
         url = f"http://127.0.0.1:{port}"
         http = await exits.enter_async_context(aiohttp.ClientSession(url))
         yield Gateway(url, http, vision, llm)

@@ -12,9 +12,11 @@ from contextlib import aclosing, asynccontextmanager
 import torch
 
 from gateway.chat import ChatLimits, ChatPipeline, RequestRecord
-from gateway.clients import LLMClient, VisionClient, open_channel
 from gateway.images import ImageFetcher, ImageLimits, create_session
-from gateway.schema import ChatCompletionRequest, parse_chat_request
+from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
+from gateway.services.channel import open_channel
+from gateway.services.llm import LLMClient
+from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from llm_service.tables import TableSpec, TableUpload
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc

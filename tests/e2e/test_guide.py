@@ -122,7 +122,7 @@ def test_serve_ask_and_stop(models: Path, picture_url: str) -> None:
     completed = run(
         script,
         INTERNVL_GATEWAY_ALLOWED_PRIVATE_HOSTS='["127.0.0.1"]',
-        INTERNVL_VISION_THREADS="1",
+        INTERNVL_VISION_TORCH_THREAD_COUNT="1",
         INTERNVL_LLM_TORCH_THREAD_COUNT="1",
     )
     assert completed.returncode == 0, completed.stderr

@@ -306,12 +306,13 @@ async def test_choices_interleave_in_a_stream() -> None:
 async def test_what_the_llm_service_refuses_is_named_as_the_client_named_it(
     body: dict[str, Any], field: str, param: str, stream: bool
 ) -> None:
-    refusal = InvalidArgumentError(f"{field} is wrong", field=field)
+    sentence = "a sentence that speaks of the field as the service does"
+    refusal = InvalidArgumentError(sentence, field=field)
     async with stack(llm=ScriptedLLM(failures=[refusal])) as gateway:
         status, answer = await gateway.chat(stream=stream, **body)
     assert status == 400
     assert answer["error"]["param"] == param
-    assert answer["error"]["message"] == f"{param} is wrong"
+    assert answer["error"]["message"] == sentence
 
 
 async def test_roles_and_parts_reach_the_llm_service() -> None:

@@ -16,8 +16,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from gateway import handlers
-from gateway.clients import TextDelta
-from gateway.sse import Transcript
+from gateway.events import TextDelta
+from gateway.openai.answers import StreamedAnswer
 from protos.errors import (
     ContextLengthError,
     DataLossError,
@@ -29,7 +29,15 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
-from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, running_llm, stack
+from tests.fakes import (
+    Gateway,
+    ScriptedLLM,
+    ScriptedVision,
+    chat_body,
+    happening,
+    running_llm,
+    stack,
+)
 
 CHAT = "/v1/chat/completions"
 pytestmark = pytest.mark.timeout(30)  # most of these would otherwise wait for ever when they fail
@@ -51,7 +59,7 @@ def image_messages(*images: bytes, url: str = "") -> list[dict[str, Any]]:
         (InvalidArgumentError("x", field="sampling.top_p"), 400, "top_p", "invalid_value", None),
         (InvalidArgumentError("x", field="stop.strings[0]"), 400, "stop", "invalid_value", None),
         (
-            PlaceholderMismatchError("x", field="messages[0].content"),
+            PlaceholderMismatchError("x", field="chat.messages[0].parts"),
             400,
             "messages[0].content",
             "placeholder_mismatch",
@@ -171,7 +179,7 @@ async def test_a_vision_failure_ends_the_generation() -> None:
     vision = ScriptedVision(failures=[InvalidImageError("not an image", field="image")])
     async with stack(vision) as gateway:
         status, body = await gateway.chat(messages=image_messages(b"bad"))
-        await gateway.llm.cancelled.wait()
+        await happening(gateway.llm.cancelled)
     assert status == 400
     assert body["error"]["code"] == "invalid_image"
     assert body["error"]["message"] == "not an image"
@@ -198,7 +206,7 @@ async def test_one_bad_image_ends_the_encoding_of_the_others() -> None:
     async with stack(vision) as gateway:
         status, _ = await gateway.chat(messages=image_messages(b"bad", b"good"))
         assert status == 400
-        await vision.cancelled.wait()
+        await happening(vision.cancelled)
 
 
 async def test_a_failure_of_the_llm_service_ends_an_encoding_that_would_never_end() -> None:
@@ -207,7 +215,7 @@ async def test_a_failure_of_the_llm_service_ends_an_encoding_that_would_never_en
     async with stack(vision, llm) as gateway:
         status, body = await gateway.chat(messages=image_messages())
         assert (status, body["error"]["message"]) == (500, "x")
-        await vision.cancelled.wait()
+        await happening(vision.cancelled)
 
 
 async def test_another_model_behind_the_vision_service_is_503_once() -> None:
@@ -328,7 +336,7 @@ async def silent_server() -> AsyncIterator[tuple[str, asyncio.Event, asyncio.Eve
 async def leave(gateway: Gateway, asked: asyncio.Event, **body: Any) -> None:
     """Sends a request, and breaks the connection off when the event has come."""
     request = asyncio.create_task(gateway.read_chat(**body))
-    await asked.wait()
+    await happening(asked)
     request.cancel()
     await asyncio.gather(request, return_exceptions=True)
 
@@ -339,29 +347,29 @@ async def test_a_client_that_leaves_ends_the_fetch() -> None:
         stack(allowed_private_hosts=("127.0.0.1",)) as gateway,
     ):
         await leave(gateway, asked, messages=image_messages(url=url))
-        await left.wait()
+        await happening(left)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_ends_the_encoding(stream: bool) -> None:
     async with stack(ScriptedVision(stalls=True)) as gateway:
         await leave(gateway, gateway.vision.stalled, messages=image_messages(), stream=stream)
-        await gateway.vision.cancelled.wait()
-        await gateway.llm.cancelled.wait()
+        await happening(gateway.vision.cancelled)
+        await happening(gateway.llm.cancelled)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_ends_the_generation(stream: bool) -> None:
     async with stack(llm=ScriptedLLM(stalls=True)) as gateway:
         await leave(gateway, gateway.llm.stalled, stream=stream)
-        await gateway.llm.cancelled.wait()
+        await happening(gateway.llm.cancelled)
 
 
 async def test_a_client_that_leaves_is_logged_as_499() -> None:
     with structlog.testing.capture_logs() as logs:
         async with stack(llm=ScriptedLLM(stalls=True)) as gateway:
             await leave(gateway, gateway.llm.stalled)
-            await gateway.llm.cancelled.wait()
+            await happening(gateway.llm.cancelled)
     assert [line["status"] for line in logs if line["event"] == "request"] == [499]
 
 
@@ -436,7 +444,7 @@ async def test_other_paths_and_methods() -> None:
 async def test_a_request_too_many_is_429() -> None:
     async with stack(llm=ScriptedLLM(stalls=True), max_request_count=1) as gateway:
         first = asyncio.create_task(gateway.chat())
-        await gateway.llm.stalled.wait()
+        await happening(gateway.llm.stalled)
         status, body = await gateway.chat()
         gateway.llm.released.set()
         assert (await first)[0] == 200
@@ -457,12 +465,12 @@ async def test_a_bug_is_500_without_its_text(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_a_bug_in_the_stream_breaks_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Transcript, event: object) -> bytes:
+    def broken(self: StreamedAnswer, event: object) -> bytes:
         if event == TextDelta(0, "lo"):
             raise RuntimeError
         return b"data: x\n\n"
 
-    monkeypatch.setattr(Transcript, "event", broken)
+    monkeypatch.setattr(StreamedAnswer, "event", broken)
     async with (
         stack() as gateway,
         gateway.http.post(CHAT, json=chat_body(stream=True)) as response,

@@ -12,7 +12,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from protos.errors import EngineDeadError, OverloadedError
-from tests.fakes import MODEL, Gateway, ScriptedLLM, stack
+from tests.fakes import MODEL, Gateway, ScriptedLLM, happening, stack
 
 QUESTION: list[ChatCompletionMessageParam] = [
     {
@@ -149,4 +149,4 @@ async def test_leaving_a_stream_ends_the_generation() -> None:
         stream = await client.chat.completions.create(model=MODEL, messages=QUESTION, stream=True)
         await anext(stream)
         await stream.close()
-        await gateway.llm.cancelled.wait()
+        await happening(gateway.llm.cancelled)

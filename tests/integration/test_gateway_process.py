@@ -16,7 +16,14 @@ from typing import Any
 import aiohttp
 
 from protos.process.settings import MIB
-from tests.fakes import ScriptedLLM, ScriptedVision, chat_body, running_llm, running_vision
+from tests.fakes import (
+    ScriptedLLM,
+    ScriptedVision,
+    chat_body,
+    happening,
+    running_llm,
+    running_vision,
+)
 
 CHAT = "/v1/chat/completions"
 
@@ -51,11 +58,37 @@ async def log_event(process: Process, name: str) -> dict[str, Any]:
     raise AssertionError(f"the process ended without logging {name!r}")
 
 
+async def failed_start(*options: str) -> tuple[int | None, str]:
+    """Returns exit status and output of `python -m gateway` that cannot start."""
+    command = [sys.executable, "-m", "gateway", *options]
+    process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+    _, output = await asyncio.wait_for(process.communicate(), 30)
+    return process.returncode, output.decode()
+
+
+async def test_a_port_in_use_is_one_sentence() -> None:
+    async with running_llm(ScriptedLLM()) as address:
+        status, output = await failed_start("--port", address.rpartition(":")[2])
+    assert status == 1
+    (line,) = output.splitlines()
+    event = json.loads(line)
+    assert event["event"] == "start_failed"
+    assert event["error"] == f"cannot listen on {address}: Address already in use"
+
+
+async def test_a_missing_root_is_one_sentence(tmp_path: Path) -> None:
+    status, output = await failed_start("--file-root", str(tmp_path / "nowhere"))
+    assert status == 2
+    (line,) = output.splitlines()
+    assert line.startswith("--file-root: ")
+    assert line.endswith(f"{tmp_path / 'nowhere'} is not a folder")
+
+
 async def test_sigterm_drains() -> None:
     llm = ScriptedLLM(stalls=True)
     async with running_process(ScriptedVision(), llm) as (process, http):
         async with http.post(CHAT, json=chat_body(stream=True)) as response:
-            await llm.stalled.wait()
+            await happening(llm.stalled)
             process.send_signal(signal.SIGTERM)
             await log_event(process, "draining")
             async with http.get("/health/ready") as ready:

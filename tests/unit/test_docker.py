@@ -140,13 +140,12 @@ def test_a_shell_in_an_image_that_builds_has_the_options_of_any_other(image: Ima
     assert not [name for name in image.environment if name.startswith("INTERNVL_")]
 
 
-def option_names(settings: type[ServingSettings]) -> set[str]:
-    """Returns what follows the prefix in the environment variables of a program."""
+def option_names(settings_class: type[ServingSettings]) -> set[str]:
+    """Returns the options as variables name them, those of an engine's group behind its name."""
     names = set()
-    for name, field in settings.model_fields.items():
-        group = field.annotation
-        if isinstance(group, type) and issubclass(group, EngineOptions):
-            names |= {f"{name}_{option}" for option in group.model_fields}
+    for name, field in settings_class.model_fields.items():
+        if isinstance(field.default, EngineOptions):
+            names |= {f"{name}_{option}" for option in type(field.default).model_fields}
         else:
             names.add(name)
     return names
@@ -175,7 +174,7 @@ def test_the_exposed_port_is_the_one_listened_on(
 ) -> None:
     needed = {} if image == GATEWAY else {f"{image.prefix}CHECKPOINT": "/checkpoint"}
     if image == VISION_TENSORRT:
-        needed |= {"INTERNVL_VISION_PLAN": "/engines/vision"}
+        needed |= {"INTERNVL_VISION_TENSORRT_PLAN": "/engines/vision"}
     if image == LLM_TENSORRT:
         needed |= {"INTERNVL_LLM_TENSORRT_LLM_ENGINE_FOLDER": "/engines/llm"}
     settings = settings_in(image, needed, image.command, monkeypatch)

@@ -7,7 +7,7 @@ import json
 import pytest
 from aiohttp import web
 
-from gateway.errors import error_body, error_response, http_error_response, http_status
+from gateway.openai.errors import error_body, error_response, http_error_response, http_status
 from protos.errors import (
     BY_REASON,
     ContextLengthError,
@@ -56,8 +56,9 @@ def test_the_table_is_total() -> None:
     ],
 )
 def test_the_body_is_openais(error: ServiceError, kind: str, param: str | None, code: str) -> None:
-    body = json.loads(error_body(error).model_dump_json())
-    assert body == {"error": {"message": "x", "type": kind, "param": param, "code": code}}
+    assert error_body(error) == {
+        "error": {"message": "x", "type": kind, "param": param, "code": code}
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -22,6 +23,20 @@ def test_environment_variables_are_options(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_malformed_network_is_refused_at_the_start() -> None:
     with pytest.raises(ValidationError, match="allowed_private_hosts"):
         Settings(allowed_private_hosts=("10.0.0.1/8",))
+
+
+def test_a_root_that_is_no_folder_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "nowhere", tmp_path / "file"):
+        with pytest.raises(ValidationError, match=f"{root} is not a folder"):
+            Settings(file_root=root)
+    assert Settings(file_root=tmp_path).file_root == tmp_path
+
+
+@pytest.mark.parametrize("name", ["vision_address", "llm_address"])
+def test_an_empty_address_is_refused_at_the_start(name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        Settings.model_validate({name: ""})
 
 
 def test_help_explains_every_option() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from aiohttp import web
 
-from gateway.schema import ErrorBody, ErrorObject
 from protos.errors import Code, NotFoundError, OverloadedError, ServiceError
 
 DEFAULT_STATUS = 500
@@ -42,7 +42,7 @@ def http_status(error: ServiceError) -> int:
     return HTTP_STATUS.get(error.code, DEFAULT_STATUS)
 
 
-def error_body(error: ServiceError) -> ErrorBody:
+def error_body(error: ServiceError) -> dict[str, Any]:
     """Returns OpenAI's body of an error."""
     param = "model" if isinstance(error, NotFoundError) else error.field or None
     code = CODES.get(error.reason, error.reason.lower())
@@ -55,7 +55,7 @@ def error_response(error: ServiceError) -> web.Response:
     if seconds is None and isinstance(error, OverloadedError):
         seconds = OVERLOAD_RETRY_SECONDS
     headers = {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
-    return _response(http_status(error), error_body(error), headers)
+    return web.json_response(error_body(error), status=http_status(error), headers=headers)
 
 
 def http_error_response(error: web.HTTPException) -> web.Response:
@@ -63,13 +63,9 @@ def http_error_response(error: web.HTTPException) -> web.Response:
     code = HTTP_CODES.get(error.status, "invalid_request")
     body = _body(error.status, error.text or error.reason, None, code)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-    return _response(error.status, body, headers)
+    return web.json_response(body, status=error.status, headers=headers)
 
 
-def _body(status: int, message: str, param: str | None, code: str) -> ErrorBody:
+def _body(status: int, message: str, param: str | None, code: str) -> dict[str, Any]:
     kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return ErrorBody(error=ErrorObject(message=message, type=kind, param=param, code=code))
-
-
-def _response(status: int, body: ErrorBody, headers: dict[str, str]) -> web.Response:
-    return web.json_response(text=body.model_dump_json(), status=status, headers=headers)
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

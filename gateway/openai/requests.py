@@ -1,4 +1,4 @@
-"""OpenAI's chat completion interface as data: requests, answers, errors, and their JSON paths."""
+"""OpenAI's chat requests: what they may hold, and how a malformed one is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -17,23 +17,24 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError, from_json
+from pydantic_core import PydanticCustomError, from_json
 
-from protos.errors import InvalidArgumentError, UnsupportedFieldError
+from gateway.openai.refusals import UNSUPPORTED, refusal
+from protos.errors import InvalidArgumentError
 
-MAX_PARAM_LENGTH = 200
-# Lists fail fast and end here: pydantic would collect an error for every entry, and a small body of
-# half a million bad ones would take seconds and gigabytes.
-MAX_MESSAGES = 4096
-MAX_PARTS = 1024
-MAX_STOPS = 16
-MAX_BIASES = 1024
-UNSUPPORTED = "unsupported_field"
+# Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
+# every entry, and a small body of half a million bad ones would take seconds and gigabytes.
+MAX_MESSAGE_COUNT = 4096
+MAX_PART_COUNT = 1024
+MAX_STOP_COUNT = 1024
+MAX_BIAS_COUNT = 4096
+# Names of the JSON that pydantic's own methods have, and what they are called here.
+ATTRIBUTES = {"schema": "definition", "json": "definition"}
 
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Float = Annotated[float, Field(allow_inf_nan=False)]
-StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOPS)]
+StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_COUNT)]
 
 
 def _unsupported(*harmless: object) -> AfterValidator:
@@ -57,14 +58,15 @@ def _as_parts(value: object) -> object:
     if isinstance(value, str):
         return [{"type": "text", "text": value}]
     if not isinstance(value, list):
-        raise PydanticCustomError("content_type", "must be a string or a list of parts")
+        message = "a message's content must be a string or a list of parts"
+        raise PydanticCustomError("content_type", message)
     return value
 
 
 def _as_schema_text(value: object) -> object:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
-    raise PydanticCustomError("schema_type", "must be a JSON Schema: an object")
+    raise PydanticCustomError("schema_type", "a JSON Schema must be an object")
 
 
 def _as_optional_schema_text(value: object) -> object:
@@ -74,12 +76,14 @@ def _as_optional_schema_text(value: object) -> object:
 def _by_token_id(value: object) -> object:
     """Checks the keys of OpenAI's map of token ids, as strings, to biases."""
     if isinstance(value, dict):
-        if len(value) > MAX_BIASES:
-            message = "has {count} entries, at most {limit} are allowed"
-            raise PydanticCustomError("biases", message, {"count": len(value), "limit": MAX_BIASES})
+        if len(value) > MAX_BIAS_COUNT:
+            message = "the logit bias has {count} entries; it must have at most {limit}"
+            context = {"count": len(value), "limit": MAX_BIAS_COUNT}
+            raise PydanticCustomError("biases", message, context)
         for key in value:
             if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
-                raise PydanticCustomError("bias_key", "is no token id", {"field": key})
+                message = "a token id of the logit bias must be a whole number of at most 9 digits"
+                raise PydanticCustomError("bias_key", message, {"field": key})
     return value
 
 
@@ -87,6 +91,13 @@ class RequestModel(BaseModel):
     """A JSON object of a request: unknown fields and values of another JSON type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def at(self, path: str) -> Any:
+        """Returns what stands at a JSON path of names, e.g. "stop"; None where nothing does."""
+        value: Any = self
+        for name in path.split("."):
+            value = None if value is None else getattr(value, ATTRIBUTES.get(name, name))
+        return value
 
 
 class ImageURL(RequestModel):
@@ -112,11 +123,14 @@ class ContentPart(RequestModel):
 
     @model_validator(mode="after")
     def _has_its_field(self) -> ContentPart:
-        other = "image_url" if self.type == "text" else "text"
         if getattr(self, self.type) is None:
-            raise PydanticCustomError("missing", "Field required", {"field": self.type})
+            message = (
+                "a text part has no text" if self.type == "text" else "an image part has no image"
+            )
+            raise PydanticCustomError("no_field", message, {"field": self.type})
+        other = "image_url" if self.type == "text" else "text"
         if getattr(self, other) is not None:
-            message = "a part of another type has this field"
+            message = "a part has a text and an image; it must have what its type says"
             raise PydanticCustomError("other_type", message, {"field": other})
         return self
 
@@ -126,7 +140,9 @@ class Message(RequestModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        list[ContentPart], Field(fail_fast=True, max_length=MAX_PARTS), BeforeValidator(_as_parts)
+        list[ContentPart],
+        Field(fail_fast=True, max_length=MAX_PART_COUNT),
+        BeforeValidator(_as_parts),
     ]
 
     # An assistant's message comes back with these as the client library read it.
@@ -140,9 +156,11 @@ class Message(RequestModel):
 
     @model_validator(mode="after")
     def _images_from_users(self) -> Message:
-        if self.role != "user" and any(part.image_url for part in self.content):
-            message = "only messages of the role 'user' may hold images"
-            raise PydanticCustomError("image_role", message, {"field": "content"})
+        count = sum(part.image_url is not None for part in self.content)
+        if self.role != "user" and count:  # what the LLM service says, before they are fetched
+            message = "a message of the {role} has {count} images; only a user's may have any"
+            context = {"field": "content", "role": self.role, "count": count}
+            raise PydanticCustomError("image_role", message, context)
         return self
 
 
@@ -168,7 +186,7 @@ class ResponseFormat(RequestModel):
     @model_validator(mode="after")
     def _has_its_field(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            message = "goes with the type 'json_schema', and only with it"
+            message = "a JSON Schema and the type 'json_schema' need each other"
             raise PydanticCustomError("other_type", message, {"field": "json_schema"})
         return self
 
@@ -190,24 +208,11 @@ class StructuredOutputs(RequestModel):
 
     @model_validator(mode="after")
     def _is_one(self) -> StructuredOutputs:
-        if [self.definition, self.regex, self.grammar].count(None) != 2:
-            raise PydanticCustomError("one_of", "needs exactly one of json, regex, grammar")
+        count = 3 - [self.definition, self.regex, self.grammar].count(None)
+        if count != 1:
+            message = "the answer's form is given in {count} ways; it must be given in one"
+            raise PydanticCustomError("one_of", message, {"count": count})
         return self
-
-
-@dataclass(frozen=True)
-class Guide:
-    """What an answer must be, as the services' contract has it, and where the request says so.
-
-    Attributes:
-        kind: the field of GuidedDecoding.
-        source: its text; empty for "json_object".
-        param: the JSON path that it was made from.
-    """
-
-    kind: Literal["json_object", "json_schema", "regex", "grammar"]
-    source: str
-    param: str
 
 
 class StreamOptions(RequestModel):
@@ -229,7 +234,7 @@ class ChatCompletionRequest(RequestModel):
     """The body of POST /v1/chat/completions. An unset field takes the LLM service's default."""
 
     model: str
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -251,9 +256,9 @@ class ChatCompletionRequest(RequestModel):
     top_k: Int32 | None = None
     min_p: Float | None = None
     repetition_penalty: Float | None = None
-    stop_token_ids: Annotated[list[Int32], Field(fail_fast=True, max_length=MAX_STOPS)] | None = (
-        None
-    )
+    stop_token_ids: (
+        Annotated[list[Int32], Field(fail_fast=True, max_length=MAX_STOP_COUNT)] | None
+    ) = None
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
@@ -286,26 +291,22 @@ class ChatCompletionRequest(RequestModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatCompletionRequest:
+        limits = (self.max_tokens, self.max_completion_tokens)
         if self.stream_options is not None and not self.stream:
-            message = "only allowed when stream is true"
+            message = "options of a stream are given, but no stream is asked for"
             raise PydanticCustomError("stream_options", message, {"field": "stream_options"})
-        if None not in (limits := (self.max_tokens, self.max_completion_tokens)) and (
-            limits[0] != limits[1]
-        ):
-            message = "differs from max_completion_tokens, which replaces it"
-            raise PydanticCustomError("max_tokens", message, {"field": "max_tokens"})
+        if None not in limits and limits[0] != limits[1]:
+            message = "the output limit is given twice, as {old} and as {new} tokens"
+            context = {"field": "max_tokens", "old": limits[0], "new": limits[1]}
+            raise PydanticCustomError("max_tokens", message, context)
         if self.top_logprobs and not self.logprobs:
-            message = "only allowed when logprobs is true"
-            raise PydanticCustomError("top_logprobs", message, {"field": "top_logprobs"})
-        if self.structured_outputs is not None and self._format_guide is not None:
-            message = "response_format says already what the answer must be"
+            message = "{count} alternatives are asked for, but no log probabilities"
+            context = {"field": "top_logprobs", "count": self.top_logprobs}
+            raise PydanticCustomError("top_logprobs", message, context)
+        if self.structured_outputs and self.response_format and self.response_format.type != "text":
+            message = "the answer's form is given twice; the response format says it already"
             raise PydanticCustomError("two_formats", message, {"field": "structured_outputs"})
         return self
-
-    @property
-    def output_token_limit(self) -> int | None:
-        """Most tokens to generate."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def include_usage(self) -> bool:
@@ -317,27 +318,6 @@ class ChatCompletionRequest(RequestModel):
         """How many answers to generate."""
         return 1 if self.n is None else self.n
 
-    @property
-    def guide(self) -> Guide | None:
-        """What the answer must be; None for any text."""
-        if self.structured_outputs is None:
-            return self._format_guide
-        outputs = self.structured_outputs
-        if outputs.definition is not None:
-            return Guide("json_schema", outputs.definition, "structured_outputs.json")
-        if outputs.regex is not None:
-            return Guide("regex", outputs.regex, "structured_outputs.regex")
-        return Guide("grammar", outputs.grammar or "", "structured_outputs.grammar")
-
-    @property
-    def _format_guide(self) -> Guide | None:
-        if self.response_format is None or self.response_format.type == "text":
-            return None
-        if self.response_format.json_schema is None:
-            return Guide("json_object", "", "response_format")
-        definition = self.response_format.json_schema.definition
-        return Guide("json_schema", definition, "response_format.json_schema.schema")
-
     def images(self) -> Iterator[ImageReference]:
         """Yields the images in their order."""
         for i, message in enumerate(self.messages):
@@ -345,45 +325,6 @@ class ChatCompletionRequest(RequestModel):
                 if part.image_url is not None:
                     param = f"messages[{i}].content[{j}].image_url"
                     yield ImageReference(param, part.image_url)
-
-    def param_of(self, field: str) -> str:
-        """Returns the JSON path of what a field of the services' contract was made from.
-
-        Paths that begin with a field of this request are such paths already; a field that no
-        request can set has none.
-        """
-        name = field.removeprefix("sampling.").removeprefix("chat.")
-        name = re.sub(r"^(messages\[\d+\])\.parts\b", r"\1.content", name)
-        if name.startswith("images"):
-            return self._image_param(name)
-        if name.startswith("stop."):
-            return self._stop_param(name.split(".")[1].split("[")[0])
-        if name.startswith("guided"):
-            return self.guide.param if self.guide else ""
-        if name.startswith("logit_bias["):
-            return self._bias_param(name)
-        name = {"choice_count": "n", "logprobs.top_count": "top_logprobs"}.get(name, name)
-        return name if re.split(r"[.\[]", name)[0] in type(self).model_fields else ""
-
-    def _image_param(self, name: str) -> str:
-        params = [reference.param for reference in self.images()]
-        index = re.match(r"images\[(\d+)\]", name)
-        return params[int(index[1])] if index and int(index[1]) < len(params) else "messages"
-
-    def _bias_param(self, name: str) -> str:
-        index = int(name.removeprefix("logit_bias[").split("]")[0])
-        return f"logit_bias.{list(self.logit_bias or {})[index]}"
-
-    def _stop_param(self, name: str) -> str:
-        limit = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        params = {
-            "max_token_count": limit,
-            "min_token_count": "min_tokens",
-            "strings": "stop",
-            "token_ids": "stop_token_ids",
-            "ignore_end_tokens": "ignore_eos",
-        }
-        return params.get(name, "")
 
 
 def parse_chat_request(body: bytes) -> ChatCompletionRequest:
@@ -396,119 +337,6 @@ def parse_chat_request(body: bytes) -> ChatCompletionRequest:
     try:
         return ChatCompletionRequest.model_validate(from_json(body, allow_inf_nan=False))
     except ValidationError as error:
-        _refuse(error.errors(include_url=False, include_input=False)[0])
+        raise refusal(error.errors(include_url=False)[0]) from None
     except ValueError as error:
         raise InvalidArgumentError("the body is not valid JSON") from error
-
-
-def _refuse(detail: ErrorDetails) -> NoReturn:
-    param = _param(detail)
-    cls = UnsupportedFieldError if detail["type"] == UNSUPPORTED else InvalidArgumentError
-    reason = "unknown field" if detail["type"] == "extra_forbidden" else detail["msg"]
-    raise cls(f"{param or 'the body'}: {reason}", field=param)
-
-
-def _param(detail: ErrorDetails) -> str:
-    """Returns the JSON path of an error, e.g. `messages[0].content[1].image_url.url`."""
-    keys = [*detail["loc"]]
-    if field := detail.get("ctx", {}).get("field"):
-        keys.append(field)
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    return path.removeprefix(".")[:MAX_PARAM_LENGTH]
-
-
-class Model(BaseModel):
-    """A model that this server serves."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "internvl-serving"
-    max_model_len: int
-
-
-class ModelList(BaseModel):
-    """All models that this server serves."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class PromptTokensDetails(BaseModel):
-    """Kinds of prompt tokens: image_tokens is ours, the other OpenAI's."""
-
-    cached_tokens: int
-    image_tokens: int
-
-
-class CompletionUsage(BaseModel):
-    """What a request cost."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-class TopLogprob(BaseModel):
-    """A token that might have come, and the natural logarithm of its probability."""
-
-    token: str
-    bytes: list[int]
-    logprob: float
-
-
-class ContentLogprob(TopLogprob):
-    """A token of the answer, and the most probable tokens in its place, best first."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class ChoiceLogprobs(BaseModel):
-    """The log probabilities of an answer's tokens."""
-
-    content: list[ContentLogprob]
-    refusal: None = None
-
-
-class AnswerMessage(BaseModel):
-    """The model's answer."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    """One answer, and why it ended."""
-
-    index: int
-    message: AnswerMessage
-    logprobs: ChoiceLogprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class ChatCompletion(BaseModel):
-    """The whole answer at once."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: CompletionUsage
-
-
-class ErrorObject(BaseModel):
-    """What went wrong, and which part of the request was at fault."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(BaseModel):
-    """The body of every answer that is an error."""
-
-    error: ErrorObject

@@ -1,0 +1,200 @@
+"""The one table of options: OpenAI's name, the contract's field, and how the value goes over.
+
+A chat request becomes a GenerateStart by it, and the field that a service's error names becomes the
+JSON path that the client wrote.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from gateway.openai.requests import ChatCompletionRequest, Message, RequestModel, ResponseFormat
+from protos.identity import EmbeddingId
+
+Entry = TypeVar("Entry")
+
+ROLES = {
+    "system": "ROLE_SYSTEM",
+    "developer": "ROLE_SYSTEM",
+    "user": "ROLE_USER",
+    "assistant": "ROLE_ASSISTANT",
+}
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _elsewhere(_: Any) -> None:
+    """Makes no value: others put it into the message, e.g. the file that a URL leads to."""
+
+
+def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [
+        {
+            "role": ROLES[message.role],
+            "parts": [
+                {"image": {}} if part.text is None else {"text": part.text}
+                for part in message.content
+            ],
+        }
+        for message in messages
+    ]
+
+
+def _biases(biases: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"token_id": int(token_id), "bias": bias} for token_id, bias in biases.items()]
+
+
+def _any_object(response_format: ResponseFormat) -> dict[str, Any] | None:
+    return {} if response_format.type == "json_object" else None
+
+
+def _nonzero(count: int) -> int | None:
+    return count or None
+
+
+def _zero_if(wanted: bool) -> int | None:
+    return 0 if wanted else None
+
+
+def _same_rest(_: object, rest: str) -> str:
+    return rest
+
+
+def _index_of_several(request: ChatCompletionRequest, rest: str) -> str:
+    """A lone stop string may stand without a list, so that `stop` itself is its path."""
+    return rest if len(request.stop or ()) > 1 else ""
+
+
+def _key_of_bias(request: ChatCompletionRequest, rest: str) -> str:
+    """Turns "[1].bias" into ".7", the name of the second entry."""
+    key = _entry(rest, list(request.logit_bias or ()))
+    return f".{key}" if key else ""
+
+
+def _place_in_messages(request: ChatCompletionRequest, rest: str) -> str:
+    """Turns "[0].parts[1].image" into "[0].content[1].image_url"; a lone text has no part."""
+    place = rest.replace(".parts", ".content").replace(".image", ".image_url")
+    message = _entry(rest, request.messages)
+    if message and len(message.content) == 1 and place.endswith(".text"):
+        return place.removesuffix("[0].text")
+    return place
+
+
+def _place_of_image(request: ChatCompletionRequest, rest: str) -> str:
+    """Turns "[1]" into the place of the second image in the messages."""
+    image = _entry(rest, list(request.images()))
+    return image.param.removeprefix("messages") if image else ""
+
+
+def _entry(rest: str, entries: Sequence[Entry]) -> Entry | None:
+    """Returns the entry whose index a path begins with, e.g. the second of "[1].bias"."""
+    index = re.match(r"\[(\d+)\]", rest)
+    return entries[int(index[1])] if index and int(index[1]) < len(entries) else None
+
+
+@dataclass(frozen=True)
+class Option:
+    """A field of a service's request, and what it is made from.
+
+    Attributes:
+        field: its path in the contract.
+        param: path in the JSON that the client writes.
+        value: makes the field's value of the JSON's; None leaves the field unset.
+        rest: makes the rest of the JSON path of the rest of the contract's, behind `field`.
+    """
+
+    field: str
+    param: str
+    value: Callable[[Any], Any] = _same
+    rest: Callable[[Any, str], str] = _same_rest
+
+    def read(self, request: RequestModel) -> Any:
+        """Returns the field's value; None where the request does not set it."""
+        value = request.at(self.param)
+        return None if value is None else self.value(value)
+
+    def holds(self, field: str) -> bool:
+        """Whether a path in the contract is this field's, or leads into it."""
+        return re.fullmatch(re.escape(self.field) + r"([.\[].*)?", field) is not None
+
+
+class Options:
+    """The rows of one request message. Of several for one field the first that is set counts."""
+
+    def __init__(self, *options: Option) -> None:
+        self._options = options
+
+    def values(self, request: RequestModel) -> dict[str, Any]:
+        """Returns the values that a request sets, by their fields."""
+        values: dict[str, Any] = {}
+        for option in self._options:
+            if (value := option.read(request)) is not None:
+                values.setdefault(option.field, value)
+        return values
+
+    def param_of(self, request: RequestModel, field: str) -> str:
+        """Returns the JSON path of what a field was made from; empty: the client has no part in it.
+
+        A field that the request does not set is called as a client would set it.
+        """
+        options = [option for option in self._options if option.holds(field)]
+        written = [option for option in options if option.read(request) is not None]
+        for option in written or options:
+            return option.param + option.rest(request, field.removeprefix(option.field))
+        return ""
+
+
+# GenerateStart, of a ChatCompletionRequest.
+CHAT = Options(
+    Option("chat.messages", "messages", _turns, _place_in_messages),
+    Option("images", "messages", _elsewhere, _place_of_image),
+    Option("sampling.temperature", "temperature"),
+    Option("sampling.top_p", "top_p"),
+    Option("sampling.top_k", "top_k"),
+    Option("sampling.min_p", "min_p"),
+    Option("sampling.seed", "seed"),
+    Option("sampling.repetition_penalty", "repetition_penalty"),
+    Option("sampling.presence_penalty", "presence_penalty"),
+    Option("sampling.frequency_penalty", "frequency_penalty"),
+    Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
+    Option("stop.max_token_count", "max_completion_tokens"),
+    Option("stop.max_token_count", "max_tokens"),
+    Option("stop.min_token_count", "min_tokens"),
+    Option("stop.strings", "stop", rest=_index_of_several),
+    Option("stop.token_ids", "stop_token_ids"),
+    Option("stop.ignore_end_tokens", "ignore_eos"),
+    Option("logprobs.top_count", "top_logprobs", _nonzero),
+    Option("logprobs.top_count", "logprobs", _zero_if),
+    Option("guided.json_object", "response_format", _any_object),
+    Option("guided.json_schema", "response_format.json_schema.schema"),
+    Option("guided.json_schema", "structured_outputs.json"),
+    Option("guided.regex", "structured_outputs.regex"),
+    Option("guided.grammar", "structured_outputs.grammar"),
+    Option("choice_count", "n"),
+    # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
+    Option("priority", "priority", operator.neg),
+    Option("cache_salt", "cache_salt"),
+    Option("skip_special_tokens", "skip_special_tokens"),
+)
+
+
+def image_options(max_tile_count: int) -> Options:
+    """Returns the rows of EncodeImageRequest, of an ImageURL, by the service's largest tile cap."""
+    return Options(
+        Option("image", "url", _elsewhere),
+        Option("max_tile_count", "max_dynamic_patch"),
+        Option("max_tile_count", "detail", {"low": 1, "high": max_tile_count}.get),
+    )
+
+
+def generate_fields(
+    request: ChatCompletionRequest, images: Sequence[EmbeddingId]
+) -> dict[str, Any]:
+    """Returns a GenerateStart as values by their paths; `images` are the request's, in order."""
+    return CHAT.values(request) | {"images": [asdict(image) for image in images]}

@@ -1,0 +1,20 @@
+"""What the application and each of its requests carry, by typed keys."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.chat import ChatPipeline, RequestRecord
+from gateway.services.llm import LLMClient
+from gateway.services.vision import VisionClient
+from gateway.settings import Settings
+from gateway.traffic import Traffic
+
+SETTINGS = web.AppKey("settings", Settings)
+TRAFFIC = web.AppKey("traffic", Traffic)
+PIPELINE = web.AppKey("pipeline", ChatPipeline)
+VISION = web.AppKey("vision", VisionClient)
+LLM = web.AppKey("llm", LLMClient)
+
+REQUEST_ID = web.RequestKey("request_id", str)
+RECORD = web.RequestKey("record", RequestRecord)

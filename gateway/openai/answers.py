@@ -1,0 +1,201 @@
+"""OpenAI's answers: the same events written as one JSON body or as server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from gateway.openai.errors import error_body
+from protos.errors import ServiceError
+
+JSONObject = dict[str, Any]
+
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    # Asks nginx not to collect the stream.
+    "X-Accel-Buffering": "no",
+}
+LEAST_LOGPROB = -9999.0
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class AnswerHead:
+    """What every piece of an answer says of it.
+
+    Attributes:
+        id: the answer's id.
+        created: Unix time in seconds.
+        model: name of the model.
+        choice_count: how many choices the answer has.
+    """
+
+    id: str
+    created: int
+    model: str
+    choice_count: int
+
+    def json(self, kind: str) -> JSONObject:
+        """Returns the first members of an object of this kind."""
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+class WholeAnswer:
+    """Collects an answer's events, and writes them as one chat.completion."""
+
+    def __init__(self, head: AnswerHead) -> None:
+        self._head = head
+        self._choices: defaultdict[int, _CollectedChoice] = defaultdict(_CollectedChoice)
+        self._usage: Usage | None = None
+
+    def add(self, event: ChatEvent) -> None:
+        """Takes the next event."""
+        if isinstance(event, Usage):
+            self._usage = event
+        else:
+            self._choices[event.index].add(event)
+
+    def body(self) -> bytes:
+        """Returns the JSON of the answer; log probabilities may make it a second's work.
+
+        Raises:
+            ServiceError: an event is missing.
+        """
+        if self._usage is None or len(self._choices) != self._head.choice_count:
+            raise ServiceError("the LLM service left out a choice or the usage")
+        choices = [self._choices[index].json(index) for index in sorted(self._choices)]
+        whole = self._head.json("chat.completion")
+        whole |= {"choices": choices, "usage": _usage(self._usage)}
+        return json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@dataclass
+class _CollectedChoice:
+    """What has come of one choice."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reason: FinishReason | None = None
+
+    def add(self, event: TextDelta | Finished) -> None:
+        if isinstance(event, Finished):
+            self.reason = event.reason
+        else:
+            self.texts.append(event.text)
+            self.logprobs.extend(event.logprobs)
+
+    def json(self, index: int) -> JSONObject:
+        if self.reason is None:
+            raise ServiceError(f"the LLM service did not finish choice {index}")
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(self.texts), "refusal": None},
+            "logprobs": _logprobs(self.logprobs),
+            "finish_reason": self.reason,
+        }
+
+
+class StreamedAnswer:
+    """Writes an answer's events as chat.completion.chunk events."""
+
+    def __init__(self, head: AnswerHead, *, include_usage: bool) -> None:
+        """With `include_usage` a last chunk holds the usage, and all others a null."""
+        self._head = head
+        self._include_usage = include_usage
+
+    def opening(self) -> bytes:
+        """Returns the first chunk of each choice: the role."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return b"".join(self._choice(index, delta) for index in range(self._head.choice_count))
+
+    def event(self, event: ChatEvent) -> bytes:
+        """Returns the chunk of an event; nothing for an empty delta or a usage nobody asked for."""
+        if isinstance(event, Usage):
+            return self._chunk([], _usage(event)) if self._include_usage else b""
+        if isinstance(event, Finished):
+            return self._choice(event.index, {}, finish_reason=event.reason)
+        if not (event.text or event.logprobs):
+            return b""
+        return self._choice(event.index, {"content": event.text}, _logprobs(event.logprobs))
+
+    def _choice(
+        self,
+        index: int,
+        delta: JSONObject,
+        logprobs: JSONObject | None = None,
+        finish_reason: FinishReason | None = None,
+    ) -> bytes:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return self._chunk([choice], None)
+
+    def _chunk(self, choices: list[JSONObject], usage: JSONObject | None) -> bytes:
+        chunk = self._head.json("chat.completion.chunk") | {"choices": choices}
+        if self._include_usage:
+            chunk["usage"] = usage
+        return _event(chunk)
+
+
+def error_event(error: ServiceError) -> bytes:
+    """Returns the event that ends a stream which failed; no [DONE] follows it."""
+    return _event(error_body(error))
+
+
+def model_object(name: str, max_context_token_count: int) -> JSONObject:
+    """Returns a model as /v1/models has it."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,  # the model's age, by which clients sort
+        "owned_by": "internvl-serving",
+        "max_model_len": max_context_token_count,
+    }
+
+
+def model_list(*models: JSONObject) -> JSONObject:
+    """Returns /v1/models."""
+    return {"object": "list", "data": list(models)}
+
+
+def _event(data: JSONObject) -> bytes:
+    # In ASCII: there are clients that take U+2028 and its like for the end of a line.
+    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def _usage(usage: Usage) -> JSONObject:
+    return {
+        "prompt_tokens": usage.prompt_token_count,
+        "completion_tokens": usage.output_token_count,
+        "total_tokens": usage.prompt_token_count + usage.output_token_count,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_token_count,
+            "image_tokens": usage.image_token_count,  # ours, not OpenAI's
+        },
+    }
+
+
+def _logprobs(logprobs: Iterable[TokenLogprob]) -> JSONObject | None:
+    content = [
+        _token(logprob) | {"top_logprobs": [_token(top) for top in logprob.top]}
+        for logprob in logprobs
+    ]
+    return {"content": content, "refusal": None} if content else None
+
+
+def _token(logprob: TokenLogprob) -> JSONObject:
+    # A token may hold a part of a character: OpenAI shows its bytes as \xf0, and the least
+    # logarithm is its -9999.0, as JSON has no -inf.
+    return {
+        "token": logprob.token.decode(errors="backslashreplace"),
+        "bytes": list(logprob.token),
+        "logprob": max(logprob.logprob, LEAST_LOGPROB),
+    }

@@ -1,0 +1,1 @@
+"""The two services as the gateway calls them; nothing of HTTP."""

@@ -1,0 +1,116 @@
+"""The messages of both services: all that is built and read of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from protos.errors import DataLossError
+from protos.identity import EmbeddingId
+from protos.internvl.v1 import llm_pb2, tensor_pb2, vision_pb2
+
+FINISH_REASONS: dict[int, FinishReason] = {
+    llm_pb2.FINISH_REASON_STOP: "stop",
+    llm_pb2.FINISH_REASON_LENGTH: "length",
+}
+
+
+@dataclass(frozen=True)
+class EmbeddingHeader:
+    """Announces an embedding: dtype as in tensor.proto, shape [rows, hidden], size in bytes."""
+
+    dtype: tensor_pb2.DataType.ValueType
+    shape: tuple[int, ...]
+    byte_count: int
+    tile_count: int
+
+
+@dataclass(frozen=True)
+class EmbeddingChunk:
+    """Bytes of an embedding from `offset` on."""
+
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class EmbeddingTrailer:
+    """Ends an embedding: CRC-32 of all its bytes."""
+
+    crc32: int
+
+
+EmbeddingPiece = EmbeddingHeader | EmbeddingChunk | EmbeddingTrailer
+
+
+def embedding_piece(
+    response: vision_pb2.EncodeImageResponse, wanted: EmbeddingId
+) -> EmbeddingPiece:
+    """Returns what a response of EncodeImage holds.
+
+    Raises:
+        DataLossError: a header names another embedding than the wanted one.
+    """
+    if response.HasField("chunk"):
+        return EmbeddingChunk(response.chunk.offset, response.chunk.data)
+    if response.HasField("trailer"):
+        return EmbeddingTrailer(response.trailer.crc32)
+    header = response.header
+    if EmbeddingId(header.id.content_sha256, header.id.recipe_sha256) != wanted:
+        raise DataLossError("the vision service sent another embedding than was asked for")
+    spec = header.spec
+    return EmbeddingHeader(spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count)
+
+
+def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
+    """Returns the message that has these values at these paths, e.g. 0.5 at "sampling.top_p"."""
+    tree: dict[str, Any] = {}
+    for path, value in fields.items():
+        *branches, name = path.split(".")
+        node = tree
+        for branch in branches:
+            node = node.setdefault(branch, {})
+        node[name] = value
+    return llm_pb2.GenerateStart(**tree)
+
+
+def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.GenerateRequest:
+    """Returns the message that passes a piece of an image's embedding on."""
+    # Filled in place: a message given to another's constructor is copied, at 1 ms for a chunk.
+    request = llm_pb2.GenerateRequest()
+    if isinstance(piece, EmbeddingHeader):
+        request.embedding_header.image_index = image_index
+        spec = request.embedding_header.spec
+        spec.dtype, spec.byte_count = piece.dtype, piece.byte_count
+        spec.shape.extend(piece.shape)
+    elif isinstance(piece, EmbeddingChunk):
+        request.embedding_chunk.image_index = image_index
+        chunk = request.embedding_chunk.chunk
+        chunk.offset, chunk.data = piece.offset, piece.data
+    else:
+        request.embedding_trailer.image_index = image_index
+        request.embedding_trailer.crc32 = piece.crc32
+    return request
+
+
+def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
+    """Returns what a response of Generate tells, other than the wanted images."""
+    if response.HasField("delta"):
+        delta = response.delta
+        return TextDelta(delta.choice_index, delta.text, tuple(map(_logprob, delta.logprobs)))
+    if response.HasField("finished"):
+        finished = response.finished
+        return Finished(finished.choice_index, FINISH_REASONS[finished.reason])
+    usage = response.usage
+    return Usage(
+        prompt_token_count=usage.prompt_token_count,
+        output_token_count=usage.output_token_count,
+        cached_token_count=usage.cached_token_count,
+        image_token_count=usage.image_token_count,
+    )
+
+
+def _logprob(logprob: llm_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(logprob.token, logprob.logprob, tuple(map(_logprob, logprob.top)))

@@ -1,0 +1,569 @@
+"""Each field of the contract violated: the service's sentence, and the path that a client wrote.
+
+Over HTTP a client reads letter for letter what the service says over gRPC, and beside it, as
+`param`, the path in its own JSON. The fields are walked by their descriptors: a new one fails here
+until a case says how it is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+import grpc
+import pytest
+import pytest_asyncio
+
+import llm_service.__main__ as llm_main
+import vision_service.__main__ as vision_main
+from gateway.app import running_gateway
+from gateway.openai.errors import http_status
+from gateway.settings import Settings as GatewaySettings
+from llm_service.metrics import Metrics
+from llm_service.settings import Settings as LLMSettings
+from protos.errors import InvalidArgumentError, ServiceError
+from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, vision_pb2, vision_pb2_grpc
+from protos.process.server import Service, running_server
+from protos.process.settings import MIB
+from protos.status import from_rpc_error
+from tests.fakes import MODEL, ScriptedLLM, chat_body, stack
+from tests.random_checkpoint import write_random_checkpoint
+from vision_service.settings import Settings as VisionSettings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Request = Literal["GenerateStart", "EncodeImageRequest", "CountTokensRequest"]
+DESCRIPTORS: dict[Request, Any] = {
+    "GenerateStart": llm_pb2.GenerateStart.DESCRIPTOR,
+    "EncodeImageRequest": vision_pb2.EncodeImageRequest.DESCRIPTOR,
+    "CountTokensRequest": llm_pb2.CountTokensRequest.DESCRIPTOR,
+}
+NO_IMAGE = b"no image"
+DIGESTS = {"content_sha256": bytes(32), "recipe_sha256": bytes(32)}
+LONG_TEXT = "a" * 600_000  # a context of 32,768 tokens takes at most 16 bytes for each
+
+
+def turn(role: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    return {"role": role, "parts": list(parts)}
+
+
+def chat(*turns: dict[str, Any]) -> dict[str, Any]:
+    return {"chat": {"messages": list(turns)}}
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+def picture(image: bytes, **options: Any) -> dict[str, Any]:
+    url = "data:image/png;base64," + base64.b64encode(image).decode()
+    return {"type": "image_url", "image_url": {"url": url, **options}}
+
+
+HI = chat(turn("ROLE_USER", {"text": "Hi"}))
+SCHEMA = {"type": "wish"}
+SCHEMA_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+OPEN_GRAMMAR = 'start: "a'
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A request that breaks the rule of one field.
+
+    Attributes:
+        request: which message of the contract has the field.
+        field: the path that the service must name; its indexes left out, the field that is walked.
+        values: the message's fields; those of a GenerateStart that has no prompt come upon HI.
+        body: fields of a chat request that says the same.
+        param: the path that its client must be told; it stands in the body.
+    """
+
+    request: Request
+    field: str
+    values: dict[str, Any]
+    body: dict[str, Any]
+    param: str
+
+    def __str__(self) -> str:
+        return f"{self.request}-{self.field}-{self.param}"
+
+
+def option(field: str, value: Any, **body: Any) -> Violation:
+    """Returns the violation of a GenerateStart's field by an option that a client writes."""
+    ((param, _),) = body.items()
+    return Violation("GenerateStart", field, _at(field, value), body, param)
+
+
+def _at(field: str, value: Any) -> dict[str, Any]:
+    for name in reversed(re.sub(r"\[\d+\].*", "", field).split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+# Refused by a service, and sent there by a client of the gateway.
+VIOLATIONS: list[Violation] = [
+    Violation("GenerateStart", "chat.messages", chat(), {"messages": []}, "messages"),
+    Violation(
+        "GenerateStart",
+        "chat.messages",
+        chat(turn("ROLE_USER", {"text": LONG_TEXT})),
+        user(LONG_TEXT),
+        "messages",
+    ),
+    Violation(
+        "GenerateStart",
+        "chat.messages[1].role",
+        chat(turn("ROLE_USER", {"text": "Hi"}), turn("ROLE_ASSISTANT", {"text": "Hello"})),
+        {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello"},
+            ]
+        },
+        "messages[1].role",
+    ),
+    Violation(
+        "GenerateStart",
+        "chat.messages[0].parts",
+        chat(turn("ROLE_USER", {"text": "<image>"})),
+        user("<image>"),
+        "messages[0].content",
+    ),
+    Violation(
+        "GenerateStart",
+        "chat.messages[0].parts",
+        chat(turn("ROLE_SYSTEM", {"image": {}})) | {"images": [DIGESTS]},
+        {"messages": [{"role": "system", "content": [picture(b"a")]}]},
+        "messages[0].content",
+    ),
+    Violation(
+        "GenerateStart",
+        "images",
+        chat(turn("ROLE_USER", {"image": {}}, {"image": {}})) | {"images": [DIGESTS] * 2},
+        user([picture(b"a"), picture(b"b")]),
+        "messages",
+    ),
+    option("sampling.temperature", 3, temperature=3),
+    option("sampling.top_p", 1.5, top_p=1.5),
+    option("sampling.top_k", 0, top_k=0),
+    option("sampling.min_p", -0.5, min_p=-0.5),
+    option("sampling.seed", -1, seed=-1),
+    option("sampling.repetition_penalty", 0, repetition_penalty=0),
+    option("sampling.presence_penalty", 2.5, presence_penalty=2.5),
+    option("sampling.frequency_penalty", -2.5, frequency_penalty=-2.5),
+    Violation(
+        "GenerateStart",
+        "sampling.logit_bias",
+        _at("sampling.logit_bias", [{"token_id": index, "bias": 1} for index in range(1025)]),
+        {"logit_bias": {str(index): 1 for index in range(1025)}},
+        "logit_bias",
+    ),
+    Violation(
+        "GenerateStart",
+        "sampling.logit_bias[1].token_id",
+        _at("sampling.logit_bias", [{"token_id": 1, "bias": 1}, {"token_id": 99999, "bias": 1}]),
+        {"logit_bias": {"1": 1, "99999": 1}},
+        "logit_bias.99999",
+    ),
+    Violation(
+        "GenerateStart",
+        "sampling.logit_bias[1].bias",
+        _at("sampling.logit_bias", [{"token_id": 1, "bias": 1}, {"token_id": 7, "bias": 101}]),
+        {"logit_bias": {"1": 1, "7": 101}},
+        "logit_bias.7",
+    ),
+    option("stop.max_token_count", 0, max_tokens=0),
+    option("stop.max_token_count", 0, max_completion_tokens=0),
+    option("stop.max_token_count", 40_000, max_tokens=40_000),
+    option("stop.min_token_count", -1, min_tokens=-1),
+    option("stop.strings", ["x"] * 17, stop=["x"] * 17),
+    option("stop.strings[0]", [""], stop=""),
+    Violation(
+        "GenerateStart",
+        "stop.strings[1]",
+        _at("stop.strings", ["x", "y" * 257]),
+        {"stop": ["x", "y" * 257]},
+        "stop[1]",
+    ),
+    option("stop.token_ids", [1] * 17, stop_token_ids=[1] * 17),
+    Violation(
+        "GenerateStart",
+        "stop.token_ids[1]",
+        _at("stop.token_ids", [1, 99999]),
+        {"stop_token_ids": [1, 99999]},
+        "stop_token_ids[1]",
+    ),
+    Violation(
+        "GenerateStart",
+        "logprobs.top_count",
+        _at("logprobs.top_count", 21),
+        {"logprobs": True, "top_logprobs": 21},
+        "top_logprobs",
+    ),
+    Violation(
+        "GenerateStart",
+        "guided.json_object",
+        _at("guided.json_object", {}) | _at("stop.ignore_end_tokens", True),
+        {"response_format": {"type": "json_object"}, "ignore_eos": True},
+        "response_format",
+    ),
+    Violation(
+        "GenerateStart",
+        "guided.json_schema",
+        _at("guided.json_schema", json.dumps(SCHEMA)),
+        {"response_format": SCHEMA_FORMAT},
+        "response_format.json_schema.schema",
+    ),
+    Violation(
+        "GenerateStart",
+        "guided.json_schema",
+        _at("guided.json_schema", json.dumps(SCHEMA)),
+        {"structured_outputs": {"json": SCHEMA}},
+        "structured_outputs.json",
+    ),
+    Violation(
+        "GenerateStart",
+        "guided.regex",
+        _at("guided.regex", "(("),
+        {"structured_outputs": {"regex": "(("}},
+        "structured_outputs.regex",
+    ),
+    Violation(
+        "GenerateStart",
+        "guided.grammar",
+        _at("guided.grammar", OPEN_GRAMMAR),
+        {"structured_outputs": {"grammar": OPEN_GRAMMAR}},
+        "structured_outputs.grammar",
+    ),
+    option("choice_count", 17, n=17),
+    option("cache_salt", "x" * 129, cache_salt="x" * 129),
+    Violation(
+        "EncodeImageRequest",
+        "image",
+        {"image": NO_IMAGE},
+        user([picture(NO_IMAGE)]),
+        "messages[0].content[0].image_url.url",
+    ),
+    Violation(
+        "EncodeImageRequest",
+        "max_tile_count",
+        {"image": NO_IMAGE, "max_tile_count": 99},
+        user([picture(NO_IMAGE, max_dynamic_patch=99)]),
+        "messages[0].content[0].image_url.max_dynamic_patch",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class OwnViolation:
+    """A violation that no client of the gateway can commit, and why; attributes as in Violation."""
+
+    request: Request
+    field: str
+    values: dict[str, Any]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.request}-{self.field}"
+
+
+NO_PROMPT_BUT_CHAT = "the gateway's prompts are conversations"
+NO_COUNTING = "the gateway does not count tokens"
+DIGESTS_ARE_OURS = "the gateway computes the digests itself"
+# Refused by a service, but never sent by the gateway.
+OWN_VIOLATIONS: list[OwnViolation] = [
+    OwnViolation(
+        "GenerateStart", "request_id", {"request_id": "x" * 129}, "the id goes by metadata"
+    ),
+    OwnViolation("GenerateStart", "text", {"text": LONG_TEXT}, NO_PROMPT_BUT_CHAT),
+    OwnViolation(
+        "GenerateStart", "token_ids.ids[1]", {"token_ids": {"ids": [1, -1]}}, NO_PROMPT_BUT_CHAT
+    ),
+    OwnViolation("GenerateStart", "prompt", {"images": []}, NO_PROMPT_BUT_CHAT),
+    OwnViolation(
+        "GenerateStart",
+        "images[0].content_sha256",
+        chat(turn("ROLE_USER", {"image": {}})) | {"images": [DIGESTS | {"content_sha256": b""}]},
+        DIGESTS_ARE_OURS,
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "images[0].recipe_sha256",
+        chat(turn("ROLE_USER", {"image": {}})) | {"images": [DIGESTS | {"recipe_sha256": b"r"}]},
+        DIGESTS_ARE_OURS,
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "chat.messages[0].parts[1]",
+        chat(turn("ROLE_USER", {"text": "Hi"}, {})),
+        "the gateway sends no part that is neither a text nor an image",
+    ),
+    OwnViolation(
+        "GenerateStart", "guided", HI | {"guided": {}}, "the gateway sends no guide that is unset"
+    ),
+    OwnViolation(
+        "EncodeImageRequest",
+        "expected_recipe_sha256",
+        {"image": NO_IMAGE, "expected_recipe_sha256": bytes(32)},
+        "the gateway takes it from the service, and asks again when it has changed",
+    ),
+    OwnViolation("CountTokensRequest", "prompt", {}, NO_COUNTING),
+    OwnViolation("CountTokensRequest", "chat.messages", chat(), NO_COUNTING),
+    OwnViolation(
+        "CountTokensRequest",
+        "chat.messages[0].role",
+        chat(turn("ROLE_ASSISTANT", {"text": "Hi"})),
+        NO_COUNTING,
+    ),
+    OwnViolation(
+        "CountTokensRequest",
+        "chat.messages[0].parts",
+        chat(turn("ROLE_USER", {"text": "<image>"})),
+        NO_COUNTING,
+    ),
+    OwnViolation(
+        "CountTokensRequest", "chat.messages[0].parts[0]", chat(turn("ROLE_USER", {})), NO_COUNTING
+    ),
+    OwnViolation("CountTokensRequest", "text", {"text": LONG_TEXT}, NO_COUNTING),
+    OwnViolation(
+        "CountTokensRequest", "token_ids.ids[1]", {"token_ids": {"ids": [1, 99999]}}, NO_COUNTING
+    ),
+    OwnViolation(
+        "CountTokensRequest",
+        "image_row_counts",
+        {"text": "Hi", "image_row_counts": [1]},
+        NO_COUNTING,
+    ),
+    OwnViolation(
+        "CountTokensRequest",
+        "image_row_counts[0]",
+        {"text": "<image>", "image_row_counts": [0]},
+        NO_COUNTING,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class NeverWrong:
+    """A field of GenerateStart whose every value the service takes, if the gateway sends it.
+
+    The gateway's answer is checked with a scripted service that refuses it nevertheless.
+    """
+
+    field: str
+    body: dict[str, Any]
+    param: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.field
+
+
+TWO_PARTS = user([picture(b"a"), {"type": "text", "text": "?"}])
+NEVER_WRONG = [
+    NeverWrong(
+        "chat.messages[0].parts[1].text",
+        TWO_PARTS,
+        "messages[0].content[1].text",
+        "any string is a text; what the texts come to is the conversation's matter",
+    ),
+    NeverWrong(
+        "chat.messages[0].parts[0].image",
+        TWO_PARTS,
+        "messages[0].content[0].image_url",
+        "it holds nothing",
+    ),
+    NeverWrong(
+        "images[0].content_sha256", TWO_PARTS, "messages[0].content[0].image_url", DIGESTS_ARE_OURS
+    ),
+    NeverWrong("stop.ignore_end_tokens", {"ignore_eos": True}, "ignore_eos", "yes or no"),
+    NeverWrong("priority", {"priority": 5}, "priority", "any number is one"),
+    NeverWrong(
+        "skip_special_tokens", {"skip_special_tokens": False}, "skip_special_tokens", "yes or no"
+    ),
+]
+# Of CountTokensRequest; as in NEVER_WRONG.
+NEVER_WRONG_TO_COUNT = {"chat.messages[].parts[].text", "chat.messages[].parts[].image"}
+
+
+class Services:
+    """Both real services over a tiny checkpoint, and the gateway before them."""
+
+    def __init__(
+        self, vision: grpc.aio.Channel, llm: grpc.aio.Channel, http: aiohttp.ClientSession
+    ) -> None:
+        self._vision = vision_pb2_grpc.VisionServiceStub(vision)
+        self._llm = llm_pb2_grpc.LLMServiceStub(llm)
+        self._http = http
+
+    async def refusal(self, case: Violation | OwnViolation) -> ServiceError:
+        """Returns what a gRPC client of the service is told."""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self._call(case.request, case.values)
+        return from_rpc_error(caught.value)
+
+    async def _call(self, request: Request, values: dict[str, Any]) -> None:
+        match request:
+            case "GenerateStart":
+                prompted = values.keys() & {"chat", "text", "token_ids", "images"}
+                start = llm_pb2.GenerateStart(**(values if prompted else HI | values))
+                async for _ in self._llm.Generate(iter([llm_pb2.GenerateRequest(start=start)])):
+                    pass
+            case "EncodeImageRequest":
+                async for _ in self._vision.EncodeImage(vision_pb2.EncodeImageRequest(**values)):
+                    pass
+            case "CountTokensRequest":
+                await self._llm.CountTokens(llm_pb2.CountTokensRequest(**values))
+
+    async def chat(self, body: dict[str, Any]) -> tuple[int, Any]:
+        """Returns status and error of a chat completion."""
+        async with self._http.post("/v1/chat/completions", json=chat_body(**body)) as response:
+            return response.status, (await response.json()).get("error")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Services]:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    write_random_checkpoint(folder)
+    async with AsyncExitStack() as exits:
+        vision = await exits.enter_async_context(_running_vision(folder))
+        llm = await exits.enter_async_context(_running_llm(folder))
+        settings = GatewaySettings(port=0, drain_seconds=0, vision_address=vision, llm_address=llm)
+        port = await exits.enter_async_context(running_gateway(settings))
+        yield Services(
+            await exits.enter_async_context(grpc.aio.insecure_channel(vision)),
+            await exits.enter_async_context(grpc.aio.insecure_channel(llm)),
+            await exits.enter_async_context(aiohttp.ClientSession(f"http://127.0.0.1:{port}")),
+        )
+
+
+@asynccontextmanager
+async def _running_vision(checkpoint: Path) -> AsyncIterator[str]:
+    settings = VisionSettings(checkpoint=checkpoint)
+    config, engine = await asyncio.to_thread(vision_main.load, settings)
+    async with (
+        vision_main.open_service(settings, config, engine) as service,
+        _address(service) as address,
+    ):
+        yield address
+
+
+@asynccontextmanager
+async def _running_llm(checkpoint: Path) -> AsyncIterator[str]:
+    settings = LLMSettings(
+        checkpoint=checkpoint,
+        served_model_name=MODEL,
+        max_image_count=1,
+        kv_cache_byte_count=64 * MIB,
+    )
+    model, engine = await asyncio.to_thread(llm_main.load, settings)
+    service = llm_main.make_service(settings, model, engine, Metrics(engine))
+    try:
+        async with _address(service) as address:
+            yield address
+    finally:
+        await engine.close()
+
+
+@asynccontextmanager
+async def _address(service: Service) -> AsyncIterator[str]:
+    async with running_server(service, "127.0.0.1", 0, drain_seconds=0) as port:
+        yield f"127.0.0.1:{port}"
+
+
+def fields_of(descriptor: Any, above: str = "") -> Iterator[str]:
+    """Yields the path of every field, e.g. "sampling.logit_bias[].bias".
+
+    A message is violated in its fields; a repeated one also in its number.
+    """
+    for field in descriptor.fields:
+        path = above + field.name + ("[]" if field.is_repeated else "")
+        inner = field.message_type.fields if field.message_type else ()
+        if field.is_repeated or not inner:
+            yield path
+        if inner:
+            yield from fields_of(field.message_type, f"{path}.")
+
+
+def walked(fields: Iterable[str], known: set[str]) -> set[str]:
+    """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]"."""
+    paths = {re.sub(r"\[\d+\]", "[]", field) for field in fields}
+    return {f"{path}[]" if f"{path}[]" in known else path for path in paths} & known
+
+
+@pytest.mark.parametrize("request_name", DESCRIPTORS)
+async def test_every_field_has_a_case(request_name: Request) -> None:
+    known = set(fields_of(DESCRIPTORS[request_name]))
+    cases: list[Violation | OwnViolation] = [*VIOLATIONS, *OWN_VIOLATIONS]
+    cases = [case for case in cases if case.request == request_name]
+    named = walked((case.field for case in cases), known)
+    if request_name == "GenerateStart":
+        named |= walked((case.field for case in NEVER_WRONG), known)
+    if request_name == "CountTokensRequest":
+        named |= NEVER_WRONG_TO_COUNT
+    assert named == known
+
+
+def speaks_in_words(sentence: str) -> bool:
+    """Whether a sentence holds no path, and no name that is not a word."""
+    return not re.search(r"[A-Za-z]\w*[_.\[]\w", sentence)
+
+
+def written(body: dict[str, Any], param: str) -> bool:
+    """Whether a JSON path leads to something in a body."""
+    node: Any = body
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", param):
+        try:
+            node = node[int(index)] if index else node[name]
+        except (LookupError, TypeError):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("case", VIOLATIONS, ids=str)
+async def test_a_client_reads_the_services_sentence_and_its_own_path(
+    services: Services, case: Violation
+) -> None:
+    refusal = await services.refusal(case)
+    status, error = await services.chat(case.body)
+    assert (error["message"], error["param"]) == (refusal.message, case.param)
+    assert written(case.body, case.param)
+    assert status == http_status(refusal) == 400
+    assert refusal.field == case.field
+    assert speaks_in_words(refusal.message), refusal.message
+
+
+@pytest.mark.parametrize("case", OWN_VIOLATIONS, ids=str)
+async def test_what_no_client_can_send_is_refused_by_its_field(
+    services: Services, case: OwnViolation
+) -> None:
+    refusal = await services.refusal(case)
+    assert refusal.field == case.field
+    assert speaks_in_words(refusal.message), refusal.message
+
+
+@pytest.mark.parametrize("case", NEVER_WRONG, ids=str)
+async def test_a_refusal_that_never_comes_would_name_the_clients_path(case: NeverWrong) -> None:
+    refusal = InvalidArgumentError("a sentence", field=case.field)
+    async with stack(llm=ScriptedLLM(failures=[refusal])) as gateway:
+        _, answer = await gateway.chat(**case.body)
+    assert (answer["error"]["message"], answer["error"]["param"]) == ("a sentence", case.param)
+    assert written(case.body, case.param)
+
+
+async def test_a_sentence_about_images_reaches_the_client_as_one_about_images(
+    services: Services,
+) -> None:
+    """Once, the contract's name was replaced in it: "the request has 2 messages"."""
+    _, error = await services.chat(user([picture(b"a"), picture(b"b")]))
+    assert error["param"] == "messages"
+    assert "2 images" in error["message"]
+    assert "message" not in error["message"]
