@@ -8,10 +8,11 @@ import sys
 import structlog
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
-from llm_service.engines.base import LLMEngine
+from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
+from llm_service.generator import Generator
 from llm_service.metrics import Metrics, serving_metrics
-from llm_service.model import ServedModel
+from llm_service.model import ModelInfo
 from llm_service.servicer import LLMServicer
 from llm_service.settings import Settings
 from llm_service.tables import TableCache
@@ -31,16 +32,16 @@ def main() -> None:
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     try:
-        model, engine = load(settings)
-    except (CheckpointError, TokenizerError, ValueError, OSError) as error:
+        info, engine = load(settings)
+    except (CheckpointError, TokenizerError, EngineStartError, OSError) as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)
-    sys.exit(asyncio.run(_run(settings, model, engine)))
+    sys.exit(asyncio.run(_run(settings, info, engine)))
 
 
-async def _run(settings: Settings, model: ServedModel, engine: LLMEngine) -> int:
+async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
     metrics = Metrics(engine)
-    service = make_service(settings, model, engine, metrics)
+    service = make_service(settings, info, engine, metrics)
     try:
         with serving_metrics(metrics, settings.host, settings.metrics_port):
             healthy = await serve(service, settings)
@@ -52,26 +53,26 @@ async def _run(settings: Settings, model: ServedModel, engine: LLMEngine) -> int
     return 0 if healthy else 1
 
 
-def load(settings: Settings) -> tuple[ServedModel, LLMEngine]:
-    """Reads the checkpoint and returns the model with its engine, warm.
+def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
+    """Reads the checkpoint and returns what it is served as, and its engine, warm.
 
     Raises:
         CheckpointError, TokenizerError: the checkpoint is not one that we serve.
-        ValueError: this machine does not allow a setting.
+        EngineStartError: the engine cannot run here.
     """
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     _check_vocabulary(config, tokenizer)
     engine = create_engine(settings, config, tokenizer)
-    model = ServedModel(
-        name=settings.model_name,
-        engine_name=settings.engine,
+    info = ModelInfo(
+        model=settings.model_name,
+        engine=settings.engine,
         config=config,
         tokenizer=tokenizer,
         max_context_token_count=engine.context_length,
         max_image_count=settings.max_image_count,
     )
-    return model, engine
+    return info, engine
 
 
 def _check_vocabulary(config: LLMConfig, tokenizer: Tokenizer) -> None:
@@ -84,10 +85,11 @@ def _check_vocabulary(config: LLMConfig, tokenizer: Tokenizer) -> None:
 
 
 def make_service(
-    settings: Settings, model: ServedModel, engine: LLMEngine, metrics: Metrics
+    settings: Settings, info: ModelInfo, engine: LLMEngine, metrics: Metrics
 ) -> Service:
     """Returns the gRPC service over an engine."""
-    servicer = LLMServicer(model, engine, TableCache(settings.max_table_byte_count), metrics)
+    tables = TableCache(settings.max_table_byte_count)
+    servicer = LLMServicer(Generator(info, engine, tables, metrics))
     return Service(
         name=SERVICE_NAME,
         register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),

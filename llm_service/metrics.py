@@ -31,18 +31,18 @@ class EngineCollector(Collector):
         sequences = GaugeMetricFamily(
             "internvl_llm_sequences", "Sequences in the engine.", labels=["state"]
         )
-        sequences.add_metric(["running"], load.running)
-        sequences.add_metric(["waiting"], load.waiting)
+        sequences.add_metric(["running"], load.running_sequence_count)
+        sequences.add_metric(["waiting"], load.waiting_sequence_count)
         cache = GaugeMetricFamily(
             "internvl_llm_kv_cache_tokens", "Tokens that fit into the KV cache.", labels=["part"]
         )
-        cache.add_metric(["free"], load.free_kv_tokens)
-        cache.add_metric(["used"], load.total_kv_tokens - load.free_kv_tokens)
+        cache.add_metric(["free"], load.free_kv_token_count)
+        cache.add_metric(["used"], load.total_kv_token_count - load.free_kv_token_count)
         yield from (sequences, cache)
         for name, text, value in (
-            ("steps", "Steps of the engine.", load.steps.count),
+            ("steps", "Steps of the engine.", load.steps.step_count),
             ("step_seconds", "Seconds that the engine's steps took.", load.steps.seconds),
-            ("step_tokens", "Tokens that the engine's steps computed.", load.steps.tokens),
+            ("step_tokens", "Tokens that the engine's steps computed.", load.steps.token_count),
         ):
             yield CounterMetricFamily(f"internvl_llm_{name}", text, value=value)
 
@@ -96,7 +96,10 @@ def serving_metrics(metrics: Metrics, host: str, port: int | None) -> Iterator[i
     if port is None:
         yield None
         return
-    server, thread = start_http_server(port, host, metrics.registry)
+    try:
+        server, thread = start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        raise OSError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
     logger.info("serving_metrics", host=host, port=server.server_port)
     try:
         yield server.server_port

@@ -1,4 +1,4 @@
-"""The model as it is served: its name, config, tokenizer and limits."""
+"""What this service runs: the model's name, engine, config, tokenizer and limits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from llm_service.tokenizer import MESSAGE_END, Tokenizer
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """What is served, and within which limits."""
+class ModelInfo:
+    """What this service runs, and within which limits.
 
-    name: str
-    engine_name: str
+    Attributes:
+        model: the name under which it is served.
+        engine: the engine's name.
+        config: of the checkpoint.
+        tokenizer: of the checkpoint.
+        max_context_token_count: most tokens of prompt and output together.
+        max_image_count: most images in one request.
+    """
+
+    model: str
+    engine: str
     config: LLMConfig
     tokenizer: Tokenizer
     max_context_token_count: int

@@ -49,14 +49,40 @@ class Message:
 
 
 @dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation, which the chat template lays out."""
+
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """Plain text; each "<image>" in it is an image's place."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """Token ids as they are; each run of context tokens is an image's place."""
+
+    token_ids: Sequence[int]
+
+
+PromptSource = ChatPrompt | TextPrompt | TokenPrompt
+
+
+@dataclass(frozen=True)
 class PromptLayout:
     """A prompt with its text tokenized and its images still open.
 
     Attributes:
+        field: path of the contract's field that holds the prompt, for refusals.
         segments: token ids before, between and after the images: one more than images.
         row_counts: rows of each image if the prompt itself says them, else None.
     """
 
+    field: str
     segments: tuple[tuple[int, ...], ...]
     row_counts: tuple[int, ...] | None = None
 
@@ -70,6 +96,19 @@ class PromptLayout:
         """Tokens that are not virtual."""
         return sum(map(len, self.segments))
 
+    def check_image_count(self, image_count: int, field: str) -> None:
+        """Compares the prompt's places for images with the images, which `field` holds.
+
+        Raises:
+            InvalidArgumentError: they differ.
+        """
+        if self.image_count != image_count:
+            raise InvalidArgumentError(
+                f"the prompt has places for {self.image_count} images, but the request has"
+                f" {image_count}",
+                field=field,
+            )
+
     def check_row_counts(self, row_counts: Sequence[int]) -> None:
         """Compares the images' rows with what the prompt itself says of them.
 
@@ -80,7 +119,7 @@ class PromptLayout:
             raise PlaceholderMismatchError(
                 f"the prompt has runs of {list(self.row_counts or ())} context tokens, but its"
                 f" images have {list(row_counts)} rows",
-                field="token_ids",
+                field=self.field,
             )
 
     def token_ids(self, row_counts: Sequence[int], vocabulary_size: int) -> list[int]:
@@ -105,6 +144,17 @@ class PromptLayout:
         return ids
 
 
+def prompt_layout(tokenizer: Tokenizer, source: PromptSource, vocabulary_size: int) -> PromptLayout:
+    """Lays out any prompt; a long text takes seconds. Errors as of the three below."""
+    match source:
+        case ChatPrompt(messages):
+            return chat_layout(tokenizer, messages)
+        case TextPrompt(text):
+            return text_layout(tokenizer, text)
+        case TokenPrompt(token_ids):
+            return token_layout(tokenizer, token_ids, vocabulary_size)
+
+
 def chat_layout(tokenizer: Tokenizer, messages: Sequence[Message]) -> PromptLayout:
     """Lays out a conversation by the template `internvl2_5`, up to the assistant's turn.
 
@@ -119,12 +169,12 @@ def chat_layout(tokenizer: Tokenizer, messages: Sequence[Message]) -> PromptLayo
         turns.insert(0, (Role.SYSTEM, DEFAULT_SYSTEM_TEXT))
     parts = [part for role, text in turns for part in _turn(role, text)]
     parts += [_Token(MESSAGE_START), f"{Role.ASSISTANT.value}\n"]
-    return _assemble(tokenizer, parts)
+    return _assemble("chat.messages", tokenizer, parts)
 
 
 def text_layout(tokenizer: Tokenizer, text: str) -> PromptLayout:
     """Lays out plain text; each "<image>" in it is an image's place."""
-    return _assemble(tokenizer, list(_with_images(text)))
+    return _assemble("text", tokenizer, list(_with_images(text)))
 
 
 def token_layout(tokenizer: Tokenizer, ids: Sequence[int], vocabulary_size: int) -> PromptLayout:
@@ -136,7 +186,7 @@ def token_layout(tokenizer: Tokenizer, ids: Sequence[int], vocabulary_size: int)
     for index, token_id in enumerate(ids):
         if not 0 <= token_id < vocabulary_size:
             raise InvalidArgumentError(
-                f"token id {token_id} is not in 0..{vocabulary_size - 1}",
+                f"a token id is {token_id}; it must be 0 to {vocabulary_size - 1}",
                 field=f"token_ids.ids[{index}]",
             )
     context_id = tokenizer.special_id(IMAGE_CONTEXT)
@@ -148,7 +198,7 @@ def token_layout(tokenizer: Tokenizer, ids: Sequence[int], vocabulary_size: int)
             segments.append([])
         else:
             segments[-1].extend(run)
-    return PromptLayout(tuple(map(tuple, segments)), tuple(row_counts))
+    return PromptLayout("token_ids.ids", tuple(map(tuple, segments)), tuple(row_counts))
 
 
 @dataclass(frozen=True)
@@ -167,17 +217,20 @@ _Part = str | _Token | _Image
 
 def _check_roles(messages: Sequence[Message]) -> None:
     if not messages:
-        raise InvalidArgumentError("there must be at least one message", field="messages")
+        raise InvalidArgumentError(
+            "the conversation has 0 messages; it must have at least 1", field="chat.messages"
+        )
     last = len(messages) - 1
     if messages[last].role is not Role.USER:
         raise InvalidArgumentError(
-            f"the last message must be the user's, not the {messages[last].role.value}'s",
-            field=f"messages[{last}].role",
+            f"the last message is the {messages[last].role.value}'s; it must be the user's",
+            field=f"chat.messages[{last}].role",
         )
     for index, message in enumerate(messages):
         if message.role is Role.SYSTEM and index > 0:
             raise InvalidArgumentError(
-                "a system message must be the first message", field=f"messages[{index}].role"
+                f"message {index + 1} is a system message; only the first may be one",
+                field=f"chat.messages[{index}].role",
             )
 
 
@@ -202,7 +255,7 @@ def _placed(index: int, message: Message) -> str:
         raise PlaceholderMismatchError(
             f"the text has {written} {PLACEHOLDER} placeholders, but the message has"
             f" {message.image_count} images",
-            field=f"messages[{index}].parts",
+            field=f"chat.messages[{index}].parts",
         )
     return f"{PLACEHOLDER}\n" * (message.image_count - written) + message.text
 
@@ -214,7 +267,7 @@ def _with_images(text: str) -> Iterator[_Part]:
         yield from (_Token(IMAGE_START), _Image(), _Token(IMAGE_END), other)
 
 
-def _assemble(tokenizer: Tokenizer, parts: Sequence[_Part]) -> PromptLayout:
+def _assemble(field: str, tokenizer: Tokenizer, parts: Sequence[_Part]) -> PromptLayout:
     """Tokenizes the parts; texts that touch are one text, as merges may cross their border."""
     segments: list[list[int]] = [[] if tokenizer.bos_id is None else [tokenizer.bos_id]]
     for is_text, run in groupby(parts, lambda part: isinstance(part, str)):
@@ -226,4 +279,4 @@ def _assemble(tokenizer: Tokenizer, parts: Sequence[_Part]) -> PromptLayout:
                 segments[-1].append(tokenizer.special_id(part.content))
             else:
                 segments.append([])
-    return PromptLayout(tuple(map(tuple, segments)))
+    return PromptLayout(field, tuple(map(tuple, segments)))

@@ -48,7 +48,7 @@ class SamplingParams:
         guide: what the output must be; None leaves it free.
 
     Raises:
-        InvalidArgumentError: an option is out of its range; `field` is its path in the protos.
+        InvalidArgumentError: an option is out of its range; `field` is its path in the contract.
     """
 
     temperature: float = 0.0
@@ -67,20 +67,27 @@ class SamplingParams:
     guide: Guide | None = None
 
     def __post_init__(self) -> None:
-        _check_range("sampling.temperature", self.temperature, 0, 2)
-        _check_positive("sampling.top_p", self.top_p, 1)
-        _check_least("sampling.top_k", self.top_k, 1)
-        _check_range("sampling.min_p", self.min_p, 0, 1)
-        _check_range("sampling.seed", self.seed or 0, 0, MAX_SEED)
-        _check_positive("sampling.repetition_penalty", self.repetition_penalty, 10)
-        _check_range("sampling.presence_penalty", self.presence_penalty, -2, 2)
-        _check_range("sampling.frequency_penalty", self.frequency_penalty, -2, 2)
-        _check_least("stop.max_token_count", self.max_tokens, 1)
-        _check_least("stop.min_token_count", self.min_tokens, 0)
-        _check_least("stop.token_ids", min(self.stop_token_ids, default=0), 0)
-        for _, bias in self.logit_bias:
-            _check_range("sampling.logit_bias", bias, -100, 100)
-        _check_range("logprobs.top_count", self.logprob_count or 0, 0, MAX_LOGPROB_COUNT)
+        _check_range("sampling.temperature", "the temperature", self.temperature, 0, 2)
+        _check_positive("sampling.top_p", "top-p", self.top_p, 1)
+        _check_least("sampling.top_k", "top-k", self.top_k, 1)
+        _check_range("sampling.min_p", "min-p", self.min_p, 0, 1)
+        _check_range("sampling.seed", "the seed", self.seed or 0, 0, MAX_SEED)
+        penalty = "sampling.repetition_penalty", "the repetition penalty"
+        _check_positive(*penalty, self.repetition_penalty, 10)
+        penalty = "sampling.presence_penalty", "the presence penalty"
+        _check_range(*penalty, self.presence_penalty, -2, 2)
+        penalty = "sampling.frequency_penalty", "the frequency penalty"
+        _check_range(*penalty, self.frequency_penalty, -2, 2)
+        _check_least("stop.max_token_count", "the limit of output tokens", self.max_tokens, 1)
+        _check_least(
+            "stop.min_token_count", "the least number of output tokens", self.min_tokens, 0
+        )
+        _check_least("stop.token_ids", "a stop token's id", min(self.stop_token_ids, default=0), 0)
+        for index, (token_id, bias) in enumerate(self.logit_bias):
+            field = f"sampling.logit_bias[{index}].bias"
+            _check_range(field, f"the bias of token {token_id}", bias, -100, 100)
+        top_count = "logprobs.top_count", "the number of alternatives to a token"
+        _check_range(*top_count, self.logprob_count or 0, 0, MAX_LOGPROB_COUNT)
 
     @property
     def is_greedy(self) -> bool:
@@ -106,20 +113,22 @@ class SamplingParams:
 
 
 # The comparisons are written so that NaN fails them.
-def _check_range(field: str, value: float, low: float, high: float) -> None:
+def _check_range(field: str, name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise InvalidArgumentError(
-            f"{field} must be from {low} to {high}, but is {round(value, 6)}", field=field
-        )
+        raise _refusal(field, name, value, f"{low} to {high}")
 
 
-def _check_positive(field: str, value: float, high: float) -> None:
+def _check_positive(field: str, name: str, value: float, high: float) -> None:
     if not 0 < value <= high:
-        raise InvalidArgumentError(
-            f"{field} must be above 0 and at most {high}, but is {round(value, 6)}", field=field
-        )
+        raise _refusal(field, name, value, f"above 0 and at most {high}")
 
 
-def _check_least(field: str, value: int | None, least: int) -> None:
+def _check_least(field: str, name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
-        raise InvalidArgumentError(f"{field} must be at least {least}, but is {value}", field=field)
+        raise _refusal(field, name, value, f"at least {least}")
+
+
+def _refusal(field: str, name: str, value: object, limit: str) -> InvalidArgumentError:
+    # A float comes from a float32, which has six digits.
+    shown = f"{value:.6g}" if isinstance(value, float) else value
+    return InvalidArgumentError(f"{name} is {shown}; it must be {limit}", field=field)

@@ -24,14 +24,21 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
-from llm_service.engines.base import ImageRows, LLMEngine, Prompt, TokenLogprob
-from llm_service.engines.create import create_engine
-from llm_service.engines.tensorrt_llm.installation import is_leader
+from llm_service.engines.base import (
+    EngineStartError,
+    ImageRows,
+    LLMEngine,
+    Prompt,
+    Request,
+    TokenLogprob,
+)
+from llm_service.engines.create import create_engine, serves_callers
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import MAX_LOGPROB_COUNT, SamplingParams
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer, TokenizerError
 from protos.errors import ServiceError
+from protos.identity import EmbeddingId, content_digest
 from protos.process import logs
 from protos.process.settings import read_settings
 
@@ -51,6 +58,8 @@ class SelftestSettings(Settings):
 
     reference_device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the torch engine runs that the other is compared with."""
+    reference_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of that engine's weights and KV cache; auto: that of --torch.dtype."""
     answer_token_count: int = Field(default=32, ge=1)
     """Tokens of each answer that are compared."""
     tolerance: float = Field(default=0.3, ge=0)
@@ -61,7 +70,10 @@ class SelftestSettings(Settings):
     @property
     def reference(self) -> Settings:
         """The options of the torch engine."""
-        return self.model_copy(update={"engine": "torch", "device": self.reference_device})
+        dtype = self.torch.dtype if self.reference_dtype == "auto" else self.reference_dtype
+        changes = {"device": self.reference_device, "dtype": dtype}
+        options = self.torch.model_copy(update=changes)
+        return self.model_copy(update={"engine": "torch", "torch": options})
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ def main() -> None:
     logs.configure("warning", settings.log_format)
     try:
         agreement = asyncio.run(compare(settings))
-    except (CheckpointError, TokenizerError, ServiceError, ValueError, OSError) as error:
+    except (CheckpointError, TokenizerError, EngineStartError, ServiceError, OSError) as error:
         sys.exit(str(error))
     if agreement < settings.least_agreement:
         sys.exit(f"FAILED: {agreement:.1%} is less than --least-agreement")
@@ -100,11 +112,11 @@ async def compare(settings: SelftestSettings) -> float:
     Raises:
         CheckpointError, TokenizerError: the checkpoint is not one that we serve.
         ServiceError: an engine failed, or takes no such prompt.
-        ValueError: this machine does not allow a setting.
+        EngineStartError: an engine cannot run here.
     """
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
-    if settings.engine == "tensorrt_llm" and not is_leader():
+    if not serves_callers(settings):
         await asyncio.to_thread(create_engine, settings, config, tokenizer)  # ends this process
     prompts = [make_prompt(question, config, tokenizer) for question in QUESTIONS]
     greedy = SamplingParams(max_tokens=settings.answer_token_count)
@@ -145,8 +157,12 @@ def make_prompt(question: Message, config: LLMConfig, tokenizer: Tokenizer) -> P
     table = torch.empty(sum(row_counts), config.hidden_size)
     for index, rows in enumerate(table.view(-1, ROWS_PER_TILE, config.hidden_size)):
         rows.normal_(generator=torch.Generator().manual_seed(index))
-    images = [ImageRows(b"noise %d" % index, count) for index, count in enumerate(row_counts)]
-    return Prompt(token_ids, table, tuple(images))
+    return Prompt(token_ids, table, tuple(map(_noise, range(len(row_counts)))))
+
+
+def _noise(index: int) -> ImageRows:
+    name = EmbeddingId(content_digest(b"noise %d" % index), content_digest(b"self-test"))
+    return ImageRows(name, ROWS_PER_TILE)
 
 
 async def answer(engine: LLMEngine, prompt: Prompt, params: SamplingParams) -> Answer:
@@ -155,7 +171,7 @@ async def answer(engine: LLMEngine, prompt: Prompt, params: SamplingParams) -> A
     times: list[float] = []
     token_ids: list[int] = []
     logprobs: list[TokenLogprob] = []
-    async with aclosing(engine.generate(prompt, params)) as outputs:
+    async with aclosing(engine.generate(Request(prompt, params))) as outputs:
         async for output in outputs:
             token_ids += output.token_ids
             logprobs += output.logprobs

@@ -6,15 +6,56 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from protos.process.settings import MIB, ServingSettings
+from protos.process.settings import GIB, EngineOptions, EngineSettings
 
-GIB = 1024 * MIB
+# Memory is taken for each at the start.
+LARGEST_SEQUENCE_COUNT = 65_536
+LARGEST_THREAD_COUNT = 1024
+# Far more than any machine has, and few enough for PyTorch to count.
+LARGEST_BYTE_COUNT = 2**60
 
 
-class Settings(ServingSettings):
+def half_of_the_cores() -> int:
+    """Returns how many threads leave the vision service beside this one its cores."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+class TorchOptions(EngineOptions):
+    """Options of the torch engine."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it runs; auto: CUDA when there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of weights and KV cache; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
+    thread_count: int = Field(default_factory=half_of_the_cores, ge=1, le=LARGEST_THREAD_COUNT)
+    """CPU threads of one matrix product. The vision service wants cores too, and threads that take
+    turns on a core wait for each other."""
+    block_size: int = Field(default=16, ge=1)
+    """Tokens in one block of the KV cache."""
+    max_step_token_count: int | None = Field(default=None, ge=1)
+    """Most tokens in one step of the engine; longer prompts are read in several steps. Default:
+    512 on the CPU, 8192 on CUDA, there 1024 for the 1B model."""
+
+
+class TensorRTLLMOptions(EngineOptions):
+    """Options of the TensorRT-LLM engine."""
+
+    engine_folder: Path | None = None
+    """Folder of the engine, with config.json; it must be given."""
+    max_request_tile_count: int = Field(default=26, ge=1)
+    """Tiles of one request that the engine must have room for; checked at start."""
+    kv_cache_reuse: bool = True
+    """Whether the KV cache of prompts is kept for others that begin alike."""
+    table_offloading: bool = False
+    """Whether image embeddings stay in host memory but for the rows of a step."""
+    mpi_mode: Literal["leader", "orchestrator"] = "leader"
+    """On several GPUs the service is started by mpirun (leader), or starts its own workers."""
+
+
+class Settings(EngineSettings):
     """Options of the LLM service: flag, environment variable INTERNVL_LLM_*, default."""
 
     model_config = SettingsConfigDict(env_prefix="INTERNVL_LLM_", cli_prog_name="internvl-llm")
@@ -27,36 +68,18 @@ class Settings(ServingSettings):
     """Name under which the model is served; empty: the checkpoint folder's name."""
     engine: Literal["torch", "tensorrt_llm"] = "torch"
     """What runs the language model."""
-    engine_folder: Path | None = None
-    """Folder of the TensorRT-LLM engine, with config.json; engine tensorrt_llm needs it."""
-    max_tiles_per_request: int = Field(default=26, ge=1)
-    """Tiles of one request that the TensorRT-LLM engine must have room for; checked at start."""
-    kv_cache_reuse: bool = True
-    """Whether the TensorRT-LLM engine keeps the KV cache of prompts for others that begin alike."""
-    table_offloading: bool = False
-    """Whether TensorRT-LLM leaves image embeddings in host memory but for the rows of a step."""
-    mpi_mode: Literal["leader", "orchestrator"] = "leader"
-    """On several GPUs TensorRT-LLM is started by mpirun (leader), or starts its own workers."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it runs; auto: CUDA when there is one."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and KV cache; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one matrix product; default: half of the cores, for the vision service beside
-    it wants some too, and threads that take turns on a core wait for each other."""
-    kv_cache_byte_count: int | None = Field(default=None, ge=1)
+    torch: TorchOptions = TorchOptions()
+    """Options of the engine torch."""
+    tensorrt_llm: TensorRTLLMOptions = TensorRTLLMOptions()
+    """Options of the engine tensorrt_llm."""
+    kv_cache_byte_count: int | None = Field(default=None, ge=1, le=LARGEST_BYTE_COUNT)
     """Size of the KV cache, on each GPU if there are several; default: 1 GiB on the CPU, else
     kv_cache_fraction of the memory that is free."""
     kv_cache_fraction: float = Field(default=0.9, gt=0, lt=1)
     """Share of the CUDA memory left free by the weights that the KV cache takes."""
-    block_size: int = Field(default=16, ge=1)
-    """Tokens in one block of the KV cache."""
-    max_batch_tokens: int | None = Field(default=None, ge=1)
-    """Most tokens in one step of the engine; longer prompts are read in several steps. Default:
-    512 on the CPU, 8192 on CUDA, there 1024 for the 1B model."""
-    max_running_sequences: int = Field(default=64, ge=1)
+    max_running_sequence_count: int = Field(default=64, ge=1, le=LARGEST_SEQUENCE_COUNT)
     """Most sequences that generate at the same time."""
-    max_waiting_sequences: int = Field(default=256, ge=1)
+    max_waiting_sequence_count: int = Field(default=256, ge=1)
     """Most sequences that wait for their turn; a further request is refused."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
@@ -68,10 +91,11 @@ class Settings(ServingSettings):
     max_table_byte_count: int = Field(default=2 * GIB, ge=1)
     """Memory for image embeddings that are kept for later turns."""
 
-    @property
-    def thread_count(self) -> int:
-        """CPU threads of one matrix product, at least one."""
-        return self.threads or max(1, (os.cpu_count() or 1) // 2)
+    @model_validator(mode="after")
+    def _refuse_missing_engine_folder(self) -> Settings:
+        if self.engine == "tensorrt_llm" and self.tensorrt_llm.engine_folder is None:
+            raise ValueError("--tensorrt-llm.engine-folder: the engine tensorrt_llm needs it")
+        return self
 
     @property
     def model_name(self) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from isal import isal_zlib
 
 from protos.errors import DataLossError, InvalidTensorError, ModelMismatchError, OverloadedError
+from protos.identity import EmbeddingId
 from protos.transport import MAX_CHUNK_BYTE_COUNT
 
 REMEMBERED_TABLE_COUNT = 65_536
@@ -41,24 +43,28 @@ class TableSpec:
             ModelMismatchError: the rows are not of this model's hidden size.
         """
         if self.dtype is None:
-            raise InvalidTensorError("the dtype must be BF16, FP16 or FP32", field="spec.dtype")
+            raise InvalidTensorError(
+                "an embedding's element type must be BF16, FP16 or FP32",
+                field="embedding_header.spec.dtype",
+            )
         if len(self.shape) != 2 or not 0 < self.shape[0] <= max_row_count:
             raise InvalidTensorError(
-                f"the shape must be [1 to {max_row_count} rows, {hidden_size}], not"
-                f" {list(self.shape)}",
-                field="spec.shape",
+                f"an embedding's shape is {list(self.shape)}; it must be"
+                f" [1 to {max_row_count} rows, {hidden_size}]",
+                field="embedding_header.spec.shape",
             )
         if self.shape[1] != hidden_size:
             raise ModelMismatchError(
                 f"the embedding has rows of {self.shape[1]} values, this model needs {hidden_size}:"
                 " the vision service runs another checkpoint",
-                field="spec.shape",
+                field="embedding_header.spec.shape",
             )
         expected = self.shape[0] * self.shape[1] * self.dtype.itemsize
         if self.byte_count != expected:
             raise InvalidTensorError(
-                f"a tensor of shape {list(self.shape)} has {expected} bytes, not {self.byte_count}",
-                field="spec.byte_count",
+                f"an embedding of shape {list(self.shape)} is announced with {self.byte_count}"
+                f" bytes; it must have {expected}",
+                field="embedding_header.spec.byte_count",
             )
 
 
@@ -66,6 +72,7 @@ class TableSpec:
 class TableHeader:
     """Announces the table of one of a request's images."""
 
+    field: ClassVar[str] = "embedding_header"
     image_index: int
     spec: TableSpec
 
@@ -74,6 +81,7 @@ class TableHeader:
 class TableChunk:
     """Bytes of an announced table from `offset` on."""
 
+    field: ClassVar[str] = "embedding_chunk"
     image_index: int
     offset: int
     data: bytes
@@ -83,10 +91,12 @@ class TableChunk:
 class TableTrailer:
     """Ends a table: CRC-32 of all its bytes."""
 
+    field: ClassVar[str] = "embedding_trailer"
     image_index: int
     crc32: int
 
 
+# `field` is the path of the contract's message, for refusals.
 TableMessage = TableHeader | TableChunk | TableTrailer
 
 
@@ -110,18 +120,18 @@ class TableUpload:
         end = self._received + len(data)
         if offset != self._received:
             raise InvalidTensorError(
-                f"the chunk starts at byte {offset}, expected {self._received}",
-                field="chunk.offset",
+                f"the chunk starts at byte {offset}; it must start at {self._received}",
+                field="embedding_chunk.chunk.offset",
             )
         if not 0 < len(data) <= MAX_CHUNK_BYTE_COUNT:
             raise InvalidTensorError(
-                f"a chunk has 1 to {MAX_CHUNK_BYTE_COUNT} bytes, not {len(data)}",
-                field="chunk.data",
+                f"the chunk has {len(data)} bytes; it must have 1 to {MAX_CHUNK_BYTE_COUNT}",
+                field="embedding_chunk.chunk.data",
             )
         if end > self._spec.byte_count:
             raise InvalidTensorError(
-                f"the chunk ends at byte {end}, the tensor at {self._spec.byte_count}",
-                field="chunk.data",
+                f"the chunk ends at byte {end}, but the embedding at {self._spec.byte_count}",
+                field="embedding_chunk.chunk.data",
             )
         self._buffer[self._received : end] = data
         self._received = end
@@ -136,8 +146,8 @@ class TableUpload:
         """
         if self._received != self._spec.byte_count:
             raise InvalidTensorError(
-                f"the tensor ended after {self._received} of {self._spec.byte_count} bytes",
-                field="embedding_trailer",
+                f"the embedding ended after {self._received} of {self._spec.byte_count} bytes",
+                field=TableTrailer.field,
             )
         if crc32 != self._crc32:
             raise DataLossError(
@@ -151,8 +161,8 @@ class TableUpload:
 class TableCache:
     """The tables of recent images by embedding id: least recently used first out.
 
-    Of tables that have gone it still knows how many rows they had: that is all that a prompt's
-    layout needs of an image that the KV cache replaces.
+    It remembers how many rows a table had after the table has gone: where the KV cache still holds
+    what the rows became, the prompt needs no more than their number.
 
     Attributes:
         max_byte_count: most bytes that are kept, and most that may be on their way at once.
@@ -160,36 +170,36 @@ class TableCache:
 
     def __init__(self, max_byte_count: int) -> None:
         self.max_byte_count = max_byte_count
-        self._tables: OrderedDict[bytes, torch.Tensor] = OrderedDict()
-        self._gone_row_counts: OrderedDict[bytes, int] = OrderedDict()
+        self._tables: OrderedDict[EmbeddingId, torch.Tensor] = OrderedDict()
+        self._gone_row_counts: OrderedDict[EmbeddingId, int] = OrderedDict()
         self._held_byte_count = 0
         self._incoming_byte_count = 0
 
-    def get(self, identity: bytes) -> torch.Tensor | None:
+    def get(self, embedding_id: EmbeddingId) -> torch.Tensor | None:
         """Returns the table [rows, hidden] of an image, or None when it is not held."""
-        table = self._tables.get(identity)
+        table = self._tables.get(embedding_id)
         if table is not None:
-            self._tables.move_to_end(identity)
+            self._tables.move_to_end(embedding_id)
         return table
 
-    def row_count(self, identity: bytes) -> int | None:
+    def row_count(self, embedding_id: EmbeddingId) -> int | None:
         """Returns the rows of an image's table, held or gone; None when they are not known."""
-        if (table := self._tables.get(identity)) is not None:
+        if (table := self._tables.get(embedding_id)) is not None:
             return table.shape[0]
-        if identity in self._gone_row_counts:
-            self._gone_row_counts.move_to_end(identity)
-        return self._gone_row_counts.get(identity)
+        if embedding_id in self._gone_row_counts:
+            self._gone_row_counts.move_to_end(embedding_id)
+        return self._gone_row_counts.get(embedding_id)
 
-    def put(self, identity: bytes, table: torch.Tensor) -> None:
+    def put(self, embedding_id: EmbeddingId, table: torch.Tensor) -> None:
         """Keeps a table; the least recently used ones make room. The first one of an id stays."""
-        if identity in self._tables:
+        if embedding_id in self._tables:
             return
-        self._tables[identity] = table
+        self._tables[embedding_id] = table
         self._held_byte_count += table.nbytes
         while self._held_byte_count > self.max_byte_count:
-            evicted_identity, evicted = self._tables.popitem(last=False)
+            evicted_id, evicted = self._tables.popitem(last=False)
             self._held_byte_count -= evicted.nbytes
-            self._remember(evicted_identity, evicted.shape[0])
+            self._remember(evicted_id, evicted.shape[0])
 
     def reserve(self, byte_count: int) -> None:
         """Accounts for a table that is about to arrive; `release` ends it.
@@ -209,8 +219,8 @@ class TableCache:
         """Ends a reservation, whatever became of its table."""
         self._incoming_byte_count -= byte_count
 
-    def _remember(self, identity: bytes, row_count: int) -> None:
-        self._gone_row_counts[identity] = row_count
-        self._gone_row_counts.move_to_end(identity)
+    def _remember(self, embedding_id: EmbeddingId, row_count: int) -> None:
+        self._gone_row_counts[embedding_id] = row_count
+        self._gone_row_counts.move_to_end(embedding_id)
         if len(self._gone_row_counts) > REMEMBERED_TABLE_COUNT:
             self._gone_row_counts.popitem(last=False)

@@ -42,7 +42,7 @@ SPACE_MARK = "▁"
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(Exception):
     """The checkpoint folder holds no tokenizer that we can read."""
 
 

@@ -1,25 +1,44 @@
-"""The proto messages as this service's own types: every check that needs no engine, by field."""
+"""The proto messages of LLMService as this service's own types, both ways.
+
+Reading a message makes every check that needs neither tokenizer nor engine. A refusal's field is
+its path in the contract: in GenerateStart or CountTokensRequest, and for a later message of the
+stream in GenerateRequest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import torch
 
-from llm_service.engines.base import TokenLogprob
-from llm_service.prompt import Message, Role
+from llm_service.choices import TextDelta, TextEnd
+from llm_service.engines.base import EngineLoad, TokenLogprob
+from llm_service.generator import Event, Generation, TokenCount, Usage, Wanted
+from llm_service.model import ModelInfo
+from llm_service.prompt import (
+    ChatPrompt,
+    Message,
+    PromptSource,
+    Role,
+    TextPrompt,
+    TokenPrompt,
+)
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.tables import TableChunk, TableHeader, TableMessage, TableSpec, TableTrailer
 from llm_service.tokenizer import Tokenizer
-from protos.errors import InvalidArgumentError
+from protos.errors import ContextLengthError, InvalidArgumentError
+from protos.identity import EmbeddingId
 from protos.internvl.v1 import llm_pb2, tensor_pb2
 
+MAX_REQUEST_ID_LENGTH = 128
 MAX_STOP_COUNT = 16
 MAX_STOP_STRING_LENGTH = 256
 MAX_CHOICE_COUNT = 16
 MAX_CACHE_SALT_LENGTH = 128
 MAX_LOGIT_BIAS_COUNT = 1024
 DIGEST_BYTE_COUNT = 32
+# English has about 4, Chinese 5; only runs of spaces come near this.
+MAX_BYTES_PER_TOKEN = 16
 
 DTYPES = {
     tensor_pb2.DATA_TYPE_BF16: torch.bfloat16,
@@ -37,68 +56,144 @@ FINISH_REASONS = {
 }
 
 
-def chat_messages(chat: llm_pb2.ChatPrompt) -> list[Message]:
-    """Returns the turns of a conversation.
+PromptMessage = llm_pb2.GenerateStart | llm_pb2.CountTokensRequest
+
+
+def start(request: llm_pb2.GenerateRequest | None) -> llm_pb2.GenerateStart:
+    """Returns the first message of a stream, None if it has none, as the start of a request.
 
     Raises:
-        InvalidArgumentError: a role is unknown, or an image is in a turn that is not the user's.
+        InvalidArgumentError: it is another message, or its request id is too long.
     """
-    return [_message(index, message) for index, message in enumerate(chat.messages)]
+    if request is None or not request.HasField("start"):
+        raise InvalidArgumentError("a stream's first message must start a request", field="start")
+    _check_length("request_id", "the request id", request.start.request_id, MAX_REQUEST_ID_LENGTH)
+    return request.start
+
+
+def generation(
+    start: llm_pb2.GenerateStart, info: ModelInfo, arrival: float, deadline: float | None
+) -> Generation:
+    """Returns what a request asks for; unset fields take their defaults.
+
+    Args:
+        start: its first message.
+        info: what the service runs.
+        arrival: when that had been read, on the clock of `time.monotonic`.
+        deadline: when the call must be over; None: whenever.
+
+    Raises:
+        InvalidArgumentError: a field is malformed or out of its range.
+        ContextLengthError: the prompt has more bytes than any that fits.
+    """
+    embedding_ids = _embedding_ids(start.images, info.max_image_count)
+    params = _sampling_params(start, info)
+    _check_length("cache_salt", "the cache salt", start.cache_salt, MAX_CACHE_SALT_LENGTH)
+    skip_special_tokens = start.skip_special_tokens
+    return Generation(
+        prompt=prompt_source(start, info),
+        embedding_ids=embedding_ids,
+        params=params,
+        stop_strings=_stop_strings(start.stop),
+        skip_special_tokens=skip_special_tokens or not start.HasField("skip_special_tokens"),
+        choice_count=_choice_count(start),
+        priority=start.priority,
+        cache_salt=start.cache_salt,
+        arrival=arrival,
+        deadline=deadline,
+    )
+
+
+def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
+    """Returns the prompt of a request.
+
+    Raises:
+        InvalidArgumentError: there is none, a role is unknown, or an image is in a turn that is not
+            the user's.
+        ContextLengthError: it has more bytes than any prompt that fits.
+    """
+    match message.WhichOneof("prompt"):
+        case "chat":
+            _check_size("chat.messages", message.chat.ByteSize(), info)
+            messages = enumerate(message.chat.messages)
+            return ChatPrompt([_message(index, one) for index, one in messages])
+        case "text":
+            _check_size("text", len(message.text.encode()), info)
+            return TextPrompt(message.text)
+        case "token_ids":
+            _check_size("token_ids.ids", message.token_ids.ByteSize(), info)
+            return TokenPrompt(message.token_ids.ids)
+    raise InvalidArgumentError(
+        "the request has no prompt; it must have messages, a text or token ids", field="prompt"
+    )
+
+
+def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
+    """Refuses what cannot fit before seconds are spent on tokenizing it."""
+    limit = MAX_BYTES_PER_TOKEN * info.max_context_token_count
+    if byte_count > limit:
+        raise ContextLengthError(
+            f"the prompt has {byte_count} bytes; a context of {info.max_context_token_count}"
+            f" tokens takes at most {limit}",
+            field=field,
+        )
 
 
 def _message(index: int, message: llm_pb2.ChatMessage) -> Message:
+    field = f"chat.messages[{index}]"
     role = ROLES.get(message.role)
     if role is None:
         raise InvalidArgumentError(
-            f"role {message.role} is none of system, user, assistant",
-            field=f"messages[{index}].role",
+            f"a message's role is {message.role}; it must be system, user or assistant",
+            field=f"{field}.role",
         )
     for position, part in enumerate(message.parts):
         if part.WhichOneof("part") is None:
             raise InvalidArgumentError(
-                "the part holds neither text nor an image",
-                field=f"messages[{index}].parts[{position}]",
+                "a part of a message holds neither text nor an image",
+                field=f"{field}.parts[{position}]",
             )
     texts = [part.text for part in message.parts if part.HasField("text")]
     image_count = sum(part.HasField("image") for part in message.parts)
     if image_count and role is not Role.USER:
         raise InvalidArgumentError(
-            f"only a user message may hold images, this is the {role.value}'s",
-            field=f"messages[{index}].parts",
+            f"a message of the {role.value} has {image_count} images; only a user's may have any",
+            field=f"{field}.parts",
         )
     return Message(role, "\n".join(texts), image_count)
 
 
-def image_identities(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> list[bytes]:
-    """Returns each image's identity: content and recipe digest, 64 bytes.
+def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> list[int]:
+    """Returns the rows of each image's embedding.
 
     Raises:
-        InvalidArgumentError: too many images, or a digest that is not 32 bytes.
+        InvalidArgumentError: an image has no rows, or more than the context takes.
     """
-    if len(images) > max_count:
-        raise InvalidArgumentError(
-            f"the request has {len(images)} images, at most {max_count} are allowed", field="images"
-        )
+    for index, row_count in enumerate(request.image_row_counts):
+        if not 1 <= row_count <= info.max_context_token_count:
+            raise InvalidArgumentError(
+                f"an image has {row_count} rows; it must have 1 to {info.max_context_token_count}",
+                field=f"image_row_counts[{index}]",
+            )
+    return list(request.image_row_counts)
+
+
+def _embedding_ids(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> list[EmbeddingId]:
+    _check_count("images", "images", len(images), max_count)
     for index, image in enumerate(images):
         for name in ("content_sha256", "recipe_sha256"):
             if (length := len(getattr(image, name))) != DIGEST_BYTE_COUNT:
                 raise InvalidArgumentError(
-                    f"{name} has {length} bytes, a SHA-256 has {DIGEST_BYTE_COUNT}",
+                    f"an image's digest has {length} bytes; a SHA-256 has {DIGEST_BYTE_COUNT}",
                     field=f"images[{index}].{name}",
                 )
-    return [image.content_sha256 + image.recipe_sha256 for image in images]
+    return [EmbeddingId(image.content_sha256, image.recipe_sha256) for image in images]
 
 
-def sampling_params(
-    start: llm_pb2.GenerateStart, end_token_ids: Iterable[int], vocabulary_size: int
-) -> SamplingParams:
-    """Returns what `sampling`, `stop`, `logprobs` and `guided` ask for; unset fields keep defaults.
-
-    Raises:
-        InvalidArgumentError: a value is out of its range.
-    """
+def _sampling_params(start: llm_pb2.GenerateStart, info: ModelInfo) -> SamplingParams:
     stop = start.stop
-    _check_entry_count("stop.token_ids", len(stop.token_ids), MAX_STOP_COUNT)
+    vocabulary_size = info.config.vocabulary_size
+    _check_count("stop.token_ids", "stop tokens", len(stop.token_ids), MAX_STOP_COUNT)
     for index, token_id in enumerate(stop.token_ids):
         _check_token_id(f"stop.token_ids[{index}]", token_id, vocabulary_size)
     chosen = {
@@ -106,12 +201,12 @@ def sampling_params(
         for descriptor, value in start.sampling.ListFields()
         if descriptor.name != "logit_bias"
     }
-    end_tokens = () if stop.ignore_end_tokens else end_token_ids
+    end_token_ids = () if stop.ignore_end_tokens else info.end_token_ids
     return SamplingParams(
         **chosen,
         max_tokens=stop.max_token_count if stop.HasField("max_token_count") else None,
         min_tokens=stop.min_token_count,
-        stop_token_ids=frozenset([*end_tokens, *stop.token_ids]),
+        stop_token_ids=frozenset([*end_token_ids, *stop.token_ids]),
         logit_bias=_logit_bias(start.sampling.logit_bias, vocabulary_size),
         logprob_count=start.logprobs.top_count if start.HasField("logprobs") else None,
         guide=_guide(start.guided) if start.HasField("guided") else None,
@@ -121,13 +216,13 @@ def sampling_params(
 def _logit_bias(
     entries: Sequence[llm_pb2.LogitBias], vocabulary_size: int
 ) -> tuple[tuple[int, float], ...]:
-    _check_entry_count("sampling.logit_bias", len(entries), MAX_LOGIT_BIAS_COUNT)
+    _check_count("sampling.logit_bias", "biased tokens", len(entries), MAX_LOGIT_BIAS_COUNT)
     biases: dict[int, float] = {}
     for index, entry in enumerate(entries):
         field = f"sampling.logit_bias[{index}].token_id"
         _check_token_id(field, entry.token_id, vocabulary_size)
         if entry.token_id in biases:
-            raise InvalidArgumentError(f"token id {entry.token_id} has a bias already", field=field)
+            raise InvalidArgumentError(f"token {entry.token_id} has a bias already", field=field)
         biases[entry.token_id] = entry.bias
     return tuple(biases.items())
 
@@ -139,88 +234,59 @@ def _guide(guided: llm_pb2.GuidedDecoding) -> Guide:
         case "json_schema" | "regex" | "grammar" as kind:
             return Guide(kind, getattr(guided, kind))
     raise InvalidArgumentError(
-        "one of json_object, json_schema, regex, grammar must be set", field="guided"
+        "the guide is empty; it must ask for any JSON object, or hold a JSON schema, a regular"
+        " expression or a grammar",
+        field="guided",
     )
 
 
-def choice_count(start: llm_pb2.GenerateStart) -> int:
-    """Returns how many choices to generate.
-
-    Raises:
-        InvalidArgumentError: none, or too many.
-    """
+def _choice_count(start: llm_pb2.GenerateStart) -> int:
     count = start.choice_count if start.HasField("choice_count") else 1
     if not 1 <= count <= MAX_CHOICE_COUNT:
         raise InvalidArgumentError(
-            f"choice_count is {count}, not in 1..{MAX_CHOICE_COUNT}", field="choice_count"
+            f"the request asks for {count} choices; it must ask for 1 to {MAX_CHOICE_COUNT}",
+            field="choice_count",
         )
     return count
 
 
-def cache_salt(start: llm_pb2.GenerateStart) -> str:
-    """Returns what separates the request's KV cache from others'; empty if nothing does.
-
-    Raises:
-        InvalidArgumentError: it is too long.
-    """
-    if (length := len(start.cache_salt)) > MAX_CACHE_SALT_LENGTH:
-        raise InvalidArgumentError(
-            f"cache_salt has {length} characters, at most {MAX_CACHE_SALT_LENGTH} are allowed",
-            field="cache_salt",
-        )
-    return start.cache_salt
-
-
-def stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
-    """Returns the stop strings.
-
-    Raises:
-        InvalidArgumentError: too many, an empty one or one that is too long.
-    """
-    _check_entry_count("stop.strings", len(stop.strings), MAX_STOP_COUNT)
+def _stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
+    _check_count("stop.strings", "stop strings", len(stop.strings), MAX_STOP_COUNT)
     for index, string in enumerate(stop.strings):
         if not 1 <= len(string) <= MAX_STOP_STRING_LENGTH:
             raise InvalidArgumentError(
-                f"a stop string has 1 to {MAX_STOP_STRING_LENGTH} characters, not {len(string)}",
+                f"a stop string has {len(string)} characters; it must have 1 to"
+                f" {MAX_STOP_STRING_LENGTH}",
                 field=f"stop.strings[{index}]",
             )
     return list(stop.strings)
 
 
-def _check_entry_count(field: str, count: int, limit: int) -> None:
+def _check_length(field: str, name: str, text: str, limit: int) -> None:
+    if (length := len(text)) > limit:
+        raise InvalidArgumentError(
+            f"{name} has {length} characters; it must have at most {limit}", field=field
+        )
+
+
+def _check_count(field: str, name: str, count: int, limit: int) -> None:
     if count > limit:
         raise InvalidArgumentError(
-            f"{field} has {count} entries, at most {limit} are allowed", field=field
+            f"the request has {count} {name}; at most {limit} are allowed", field=field
         )
 
 
 def _check_token_id(field: str, token_id: int, vocabulary_size: int) -> None:
     if not 0 <= token_id < vocabulary_size:
         raise InvalidArgumentError(
-            f"token id {token_id} is not in 0..{vocabulary_size - 1}", field=field
+            f"a token id is {token_id}; it must be 0 to {vocabulary_size - 1}", field=field
         )
-
-
-def token_logprob(logprob: TokenLogprob, tokenizer: Tokenizer) -> llm_pb2.TokenLogprob:
-    """Returns a token's log probability as its message, and those of its alternatives."""
-    top = [
-        llm_pb2.TokenLogprob(
-            token_id=token_id, logprob=value, token=tokenizer.token_bytes(token_id)
-        )
-        for token_id, value in logprob.top
-    ]
-    return llm_pb2.TokenLogprob(
-        token_id=logprob.token_id,
-        logprob=logprob.logprob,
-        token=tokenizer.token_bytes(logprob.token_id),
-        top=top,
-    )
 
 
 async def table_messages(
     requests: AsyncIterator[llm_pb2.GenerateRequest],
 ) -> AsyncGenerator[TableMessage, None]:
-    """Yields what follows `start`, as announced; nothing of it is checked yet.
+    """Yields what follows the start of a request, as announced; nothing of it is checked yet.
 
     Raises:
         InvalidArgumentError: a message that is no part of an embedding.
@@ -244,6 +310,80 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
             return TableTrailer(trailer.image_index, trailer.crc32)
         case other:
             raise InvalidArgumentError(
-                f"after start come embeddings, not {other or 'an empty message'}",
+                "a request's start is followed by embeddings alone, not by"
+                f" {'another start' if other else 'an empty message'}",
                 field=other or "message",
             )
+
+
+def response(event: Event, tokenizer: Tokenizer) -> llm_pb2.GenerateResponse:
+    """Returns the message that tells of an event."""
+    match event:
+        case Wanted(image_indexes):
+            wanted = llm_pb2.WantedImages(image_indexes=image_indexes)
+            return llm_pb2.GenerateResponse(wanted=wanted)
+        case Usage():
+            return llm_pb2.GenerateResponse(usage=llm_pb2.Usage(**vars(event)))
+        case (index, TextDelta() as delta):
+            return llm_pb2.GenerateResponse(delta=_token_delta(index, delta, tokenizer))
+        case (index, TextEnd() as end):
+            return llm_pb2.GenerateResponse(finished=_finished(index, end))
+
+
+def _token_delta(index: int, delta: TextDelta, tokenizer: Tokenizer) -> llm_pb2.TokenDelta:
+    return llm_pb2.TokenDelta(
+        choice_index=index,
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=[_token_logprob(logprob, tokenizer) for logprob in delta.logprobs],
+    )
+
+
+def _finished(index: int, end: TextEnd) -> llm_pb2.Finished:
+    reason = FINISH_REASONS[end.reason]
+    return llm_pb2.Finished(choice_index=index, reason=reason, stop_string=end.stop_string)
+
+
+def _token_logprob(logprob: TokenLogprob, tokenizer: Tokenizer) -> llm_pb2.TokenLogprob:
+    top = [
+        llm_pb2.TokenLogprob(
+            token_id=token_id, logprob=value, token=tokenizer.token_bytes(token_id)
+        )
+        for token_id, value in logprob.top
+    ]
+    return llm_pb2.TokenLogprob(
+        token_id=logprob.token_id,
+        logprob=logprob.logprob,
+        token=tokenizer.token_bytes(logprob.token_id),
+        top=top,
+    )
+
+
+def count_response(count: TokenCount) -> llm_pb2.CountTokensResponse:
+    """Returns a prompt's tokens as their message."""
+    return llm_pb2.CountTokensResponse(
+        prompt_token_count=count.prompt_token_count, image_token_count=count.image_token_count
+    )
+
+
+def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoResponse:
+    """Returns what the service tells of itself."""
+    return llm_pb2.LLMServiceGetModelInfoResponse(
+        model=info.model,
+        engine=info.engine,
+        hidden_size=info.config.hidden_size,
+        vocabulary_size=info.config.vocabulary_size,
+        max_context_token_count=info.max_context_token_count,
+        max_image_count=info.max_image_count,
+        fingerprint_sha256=info.fingerprint,
+    )
+
+
+def load_response(load: EngineLoad) -> llm_pb2.GetLoadResponse:
+    """Returns the engine's load as its message."""
+    return llm_pb2.GetLoadResponse(
+        running_sequence_count=load.running_sequence_count,
+        waiting_sequence_count=load.waiting_sequence_count,
+        free_kv_token_count=load.free_kv_token_count,
+        total_kv_token_count=load.total_kv_token_count,
+    )

@@ -11,12 +11,10 @@ class IdleEngine:
     context_length = 4096
 
     def load(self) -> EngineLoad:
-        """See LLMEngine."""
-        return EngineLoad(running=0, waiting=0, free_kv_tokens=0, total_kv_tokens=0)
+        return EngineLoad(0, 0, 0, 0)
 
     def is_healthy(self) -> bool:
-        """See LLMEngine."""
         return True
 
     async def close(self) -> None:
-        """See LLMEngine."""
+        pass

@@ -6,8 +6,7 @@ import time
 from collections.abc import Collection
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import Prompt
-from llm_service.sampling import SamplingParams
+from llm_service.engines.base import Prompt, Request
 from protos.errors import (
     ContextLengthError,
     DeadlineError,
@@ -20,60 +19,65 @@ from protos.errors import (
 RETRY_AFTER_SECONDS = 1.0
 
 
-def check_tokens(prompt: Prompt, params: SamplingParams, config: LLMConfig) -> None:
+def check_tokens(request: Request, config: LLMConfig) -> None:
     """Refuses what the forward pass or the sampler could not index.
 
     Raises:
         InvalidTensorError: the prompt table is not [rows, hidden_size].
         InvalidArgumentError: there is no token, or one that does not exist.
     """
+    prompt = request.prompt
     table_shape = list(prompt.prompt_table.shape)
     if len(table_shape) != 2 or table_shape[1] != config.hidden_size:
         raise InvalidTensorError(
             f"the prompt table must be [rows, {config.hidden_size}], but is {table_shape}"
         )
-    _check_ids("token_ids", prompt.token_ids, config.vocabulary_size + table_shape[0])
+    id_count = config.vocabulary_size + table_shape[0]
+    _check_ids(prompt.field, "a token id", prompt.token_ids, id_count)
     if not prompt.token_ids:
-        raise InvalidArgumentError("token_ids must hold at least 1 token, but has 0")
-    _check_ids("stop.token_ids", params.stop_token_ids, config.vocabulary_size)
+        raise InvalidArgumentError(
+            "the prompt has 0 tokens; it must have at least 1", field=prompt.field
+        )
+    stop_token_ids = request.params.stop_token_ids
+    _check_ids("stop.token_ids", "a stop token's id", stop_token_ids, config.vocabulary_size)
 
 
-def _check_ids(field: str, token_ids: Collection[int], limit: int) -> None:
+def _check_ids(field: str, name: str, token_ids: Collection[int], limit: int) -> None:
     for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
         if not 0 <= token_id < limit:
             raise InvalidArgumentError(
-                f"{field} must be from 0 to {limit - 1}, but one is {token_id}", field=field
+                f"{name} is {token_id}; it must be 0 to {limit - 1}", field=field
             )
 
 
-def output_room(prompt_length: int, max_tokens: int | None, context: int) -> int:
+def output_room(prompt: Prompt, max_tokens: int | None, context: int) -> int:
     """Returns how many tokens may be generated: max_tokens, or else what the context leaves.
 
     Raises:
         ContextLengthError: the prompt leaves no room for that many, or for one.
     """
-    wanted = max_tokens or 1
-    if prompt_length + wanted > context:
+    length, wanted = len(prompt.token_ids), max_tokens or 1
+    if length + wanted > context:
         raise ContextLengthError(
-            f"the prompt has {prompt_length} tokens and stop.max_token_count is {wanted}, together "
-            f"{prompt_length + wanted}, but the context holds {context}",
-            field="stop.max_token_count" if max_tokens else "messages",
+            f"the prompt has {length} tokens and the answer may have {wanted}, together"
+            f" {length + wanted}, but the context holds {context}",
+            field="stop.max_token_count" if max_tokens else prompt.field,
         )
-    return max_tokens or context - prompt_length
+    return max_tokens or context - length
 
 
-def check_queue(waiting: int, max_waiting: int, *, has_ended: bool) -> None:
+def check_queue(waiting_count: int, max_waiting_count: int, *, has_ended: bool) -> None:
     """Refuses a sequence that nothing would run, or one more than may wait.
 
     Raises:
         EngineDeadError: the engine has ended.
-        OverloadedError: with what the setting allows.
+        OverloadedError: as many wait already as may.
     """
     if has_ended:
         raise engine_dead()
-    if waiting >= max_waiting:
+    if waiting_count >= max_waiting_count:
         raise OverloadedError(
-            f"{waiting} sequences wait already; max_waiting_sequences is {max_waiting}",
+            f"{waiting_count} sequences wait already, and at most {max_waiting_count} may",
             retry_after=RETRY_AFTER_SECONDS,
         )
 

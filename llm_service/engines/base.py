@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from llm_service.sampling import SamplingParams
 from protos.errors import UnavailableError
+from protos.identity import EmbeddingId
 
 if TYPE_CHECKING:
     import torch
 
 FinishReason = Literal["stop", "length"]
+
+
+class EngineStartError(Exception):
+    """The engine cannot run here: one sentence that names what stands in the way."""
 
 
 class RowsNeededError(UnavailableError):
@@ -24,13 +29,13 @@ class ImageRows:
     """Consecutive rows of a prompt table that are one image's embedding.
 
     Attributes:
-        identity: digest that names the rows' values: the image's content and the recipe.
+        embedding_id: names the rows' values.
         row_count: how many rows.
-        is_held: whether the table has their values; without them the prompt can be read only as
-            long as the KV cache holds what they became.
+        is_held: whether the table has their values. Without them the prompt can be read only while
+            the KV cache holds what they became.
     """
 
-    identity: bytes
+    embedding_id: EmbeddingId
     row_count: int
     is_held: bool = True
 
@@ -46,12 +51,32 @@ class Prompt:
         prompt_table: [rows, hidden_size], any float dtype, on the CPU.
         images: the images in order; their row counts add up to the table's rows.
         cache_salt: prompts share KV cache only with those of the same salt.
+        field: path of the contract's field that holds the prompt, for refusals.
     """
 
     token_ids: list[int]
     prompt_table: torch.Tensor
     images: tuple[ImageRows, ...] = ()
     cache_salt: str = ""
+    field: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one sequence is to be.
+
+    Attributes:
+        prompt: what its tokens follow.
+        params: how they are chosen, and when to stop.
+        priority: of waiting sequences the one with the highest comes first, then the oldest.
+        deadline: when the output must be complete, on the clock of `time.monotonic`; None leaves
+            the time free.
+    """
+
+    prompt: Prompt
+    params: SamplingParams
+    priority: int = 0
+    deadline: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,18 +118,20 @@ class StepTotals:
     """What an engine's steps have come to since it was started.
 
     Attributes:
-        count: steps.
-        seconds: that they took.
-        tokens: of prompts and outputs that they computed.
+        step_count: steps.
+        seconds: how long they took.
+        token_count: tokens of prompts and outputs that they computed.
     """
 
-    count: int = 0
+    step_count: int = 0
     seconds: float = 0.0
-    tokens: int = 0
+    token_count: int = 0
 
-    def after(self, seconds: float, tokens: int) -> StepTotals:
+    def after(self, seconds: float, token_count: int) -> StepTotals:
         """Returns the totals after one more step."""
-        return StepTotals(self.count + 1, self.seconds + seconds, self.tokens + tokens)
+        return StepTotals(
+            self.step_count + 1, self.seconds + seconds, self.token_count + token_count
+        )
 
 
 @dataclass(frozen=True)
@@ -112,17 +139,17 @@ class EngineLoad:
     """The engine's load at one moment.
 
     Attributes:
-        running: sequences being generated.
-        waiting: sequences waiting for room.
-        free_kv_tokens: tokens that fit into the free part of the KV cache.
-        total_kv_tokens: tokens that fit into the whole KV cache.
+        running_sequence_count: sequences being generated.
+        waiting_sequence_count: sequences waiting for room.
+        free_kv_token_count: tokens that fit into the free part of the KV cache.
+        total_kv_token_count: tokens that fit into the whole KV cache.
         steps: those so far.
     """
 
-    running: int
-    waiting: int
-    free_kv_tokens: int
-    total_kv_tokens: int
+    running_sequence_count: int
+    waiting_sequence_count: int
+    free_kv_token_count: int
+    total_kv_token_count: int
     steps: StepTotals = StepTotals()
 
 
@@ -134,23 +161,10 @@ class LLMEngine(Protocol):
         """Most tokens of a prompt and its output together."""
         ...
 
-    def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """Yields the tokens that follow the prompt, as they are made.
+    def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        """Yields the tokens that follow the request's prompt, as they are made.
 
         Closing the generator cancels the sequence: its memory is free within one engine step.
-
-        Args:
-            prompt: what the tokens follow.
-            params: how they are chosen, and when to stop.
-            priority: of waiting sequences the one with the highest comes first, then the oldest.
-            deadline: when the output must be complete, on the clock of `time.monotonic`; None
-                leaves the time free.
 
         Raises:
             InvalidArgumentError: a token id or a stop token id does not exist, there is none, or

@@ -16,7 +16,7 @@ def create_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) -
 
     Raises:
         CheckpointError: the weights do not fit the config.
-        ValueError: this machine does not allow a setting; the sentence names it.
+        EngineStartError: the engine cannot run here.
     """
     match settings.engine:
         case "torch":
@@ -27,3 +27,21 @@ def create_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) -
             from llm_service.engines import tensorrt_llm
 
             return tensorrt_llm.start_engine(settings, config, tokenizer)
+
+
+def serves_callers(settings: Settings) -> bool:
+    """Returns whether the engine would serve callers in this process.
+
+    Under mpirun the tensorrt_llm engine does so in rank 0 alone: elsewhere `create_engine` ends the
+    process once rank 0 has done its work.
+
+    Raises:
+        EngineStartError: as create_engine.
+    """
+    match settings.engine:
+        case "torch":
+            return True
+        case "tensorrt_llm":
+            from llm_service.engines import tensorrt_llm
+
+            return tensorrt_llm.is_leader()

@@ -53,10 +53,14 @@ def _set_limits() -> None:
     threading.stack_size(STACK_BYTE_COUNT)
 
 
-def _try(grammar: str) -> None:
+def refusal(grammar: str) -> str:
+    """Returns why a grammar is refused; empty if it is not."""
     tokenizer = LLTokenizer(TokenizerWrapper(SingleBytes()), slices=[])
-    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS)
-    sys.stdout.buffer.write(first_error(matcher).encode())
+    return first_error(LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS))
+
+
+def _try(grammar: str) -> None:
+    sys.stdout.buffer.write(refusal(grammar).encode())
 
 
 def main() -> None:

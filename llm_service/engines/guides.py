@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 
 logger = structlog.get_logger()
 
+NAMES = {
+    "json_object": "the JSON object",
+    "json_schema": "the JSON schema",
+    "regex": "the regular expression",
+    "grammar": "the grammar",
+}
 MAX_SOURCE_BYTE_COUNT = 64 * 1024
 MAX_REASON_LENGTH = 300
 CACHED_GUIDE_COUNT = 64
@@ -73,17 +79,12 @@ class GuideCompiler:
             InvalidArgumentError: the guide is malformed, too large, too complex or matches nothing,
                 or there is no stop token that could end its output.
         """
-        field = f"guided.{guide.kind}"
         if not stop_token_ids:
-            raise InvalidArgumentError(
-                f"{field} needs a token that ends the output, and the request ignores them all",
-                field=field,
+            raise _refusal(
+                guide, "needs a token that ends the output, and the request ignores them all"
             )
         if (size := len(guide.source.encode())) > MAX_SOURCE_BYTE_COUNT:
-            raise InvalidArgumentError(
-                f"{field} has {size} bytes, at most {MAX_SOURCE_BYTE_COUNT} are allowed",
-                field=field,
-            )
+            raise _refusal(guide, f"has {size} bytes; it must have at most {MAX_SOURCE_BYTE_COUNT}")
         return self._thread.submit(self._matcher, guide, stop_token_ids).result()
 
     def _matcher(self, guide: Guide, stop_token_ids: frozenset[int]) -> TokenMatcher:
@@ -98,15 +99,15 @@ class GuideCompiler:
         try:
             grammar = _grammar(guide)
         except ValueError as error:  # a schema that is no JSON object
-            raise _refusal(guide, str(error)) from error
+            raise _unfollowable(guide, str(error)) from error
         if reason := _trial(grammar):
-            raise _refusal(guide, reason)
+            raise _unfollowable(guide, reason)
         compiled = LLMatcher(
             self._vocabulary.tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS
         )
         # The first mask is computed on a copy: a stepped matcher takes longer to copy.
         if reason := guide_trial.first_error(compiled.deep_copy()):
-            raise _refusal(guide, reason)
+            raise _unfollowable(guide, reason)
         return compiled
 
 
@@ -197,7 +198,7 @@ class TokenMatcher:
 
     def _fail(self) -> None:
         reason = self._matcher.get_error() or "no token of the vocabulary can follow"
-        self.failure = _refusal(self._guide, reason)
+        self.failure = _unfollowable(self._guide, reason)
 
 
 def token_bits(token_ids: Iterable[int], vocabulary_size: int) -> torch.Tensor:
@@ -243,12 +244,13 @@ def _trial(grammar: str) -> str:
     return trial.stdout.decode()
 
 
-def _refusal(guide: Guide, reason: str) -> InvalidArgumentError:
-    field = f"guided.{guide.kind}"
+def _unfollowable(guide: Guide, reason: str) -> InvalidArgumentError:
     # A message of the regex parser repeats the expression first.
     stated = re.search(r"^error: (.*)", reason, re.MULTILINE)
     line = stated[1] if stated else reason.split("\n", 1)[0]
     line = line.replace("NoExtensionBias", "no text belongs to its language")
-    return InvalidArgumentError(
-        f"{field} cannot be followed: {line[:MAX_REASON_LENGTH]}", field=field
-    )
+    return _refusal(guide, f"cannot be followed: {line[:MAX_REASON_LENGTH]}")
+
+
+def _refusal(guide: Guide, predicate: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{NAMES[guide.kind]} {predicate}", field=f"guided.{guide.kind}")

@@ -15,7 +15,7 @@ import torch
 
 from llm_service.__main__ import load
 from llm_service.engines.base import LLMEngine, Prompt
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TorchOptions
 from models.demo.stack import DEMO_CHECKPOINT
 from tests.benchmarks.measurement import median_ms, take_turns
 from tests.benchmarks.prompts import Prompts
@@ -128,7 +128,10 @@ async def _add_rows(
     dtype: Literal["float32", "bfloat16"],
     sizes: Sizes,
 ) -> None:
-    settings = Settings(checkpoint=checkpoint, device="cpu", dtype=dtype, threads=THREAD_COUNT)
+    settings = Settings(
+        checkpoint=checkpoint,
+        torch=TorchOptions(device="cpu", dtype=dtype, thread_count=THREAD_COUNT),
+    )
     served, engine = load(settings)
     element = getattr(torch, dtype)
     reference = load_qwen2(checkpoint, served.config, element)

@@ -28,8 +28,9 @@ import torch
 
 from llm_service.__main__ import load
 from llm_service.checkpoint import LLMConfig
-from llm_service.settings import GIB, Settings
+from llm_service.settings import Settings, TorchOptions
 from protos.errors import ServiceError
+from protos.process.settings import GIB
 from tests.benchmarks import engine_parts
 from tests.benchmarks.engine_parts import Sizes, Subject
 from tests.benchmarks.prompts import Prompts
@@ -138,7 +139,7 @@ class Bench:
         threads_before = set(threading.enumerate())
         settings = Settings(
             checkpoint=self.checkpoint,
-            device=self.device,
+            torch=TorchOptions(device=self.device),
             kv_cache_byte_count=self.scale.kv_cache_byte_count,
         )
         started = time.perf_counter()

@@ -18,12 +18,13 @@ import aiohttp
 import torch
 
 from llm_service.__main__ import load as load_llm
-from llm_service.engines.base import ImageRows, Prompt
+from llm_service.engines.base import ImageRows, Prompt, Request
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings
+from llm_service.settings import TorchOptions
 from models.demo.stack import Stack
-from protos.identity import content_digest
+from protos.identity import EmbeddingId, content_digest
 from tests.benchmarks.measurement import Seconds, median_ms
 from tests.benchmarks.photo import photo
 from tests.benchmarks.report import Report
@@ -145,7 +146,7 @@ class Engines:
     def __init__(self, checkpoint: Path) -> None:
         vision_threads = VisionTorchOptions(thread_count=THREAD_COUNT)
         vision = VisionSettings(checkpoint=checkpoint, torch=vision_threads)
-        llm = LLMSettings(checkpoint=checkpoint, threads=THREAD_COUNT)
+        llm = LLMSettings(checkpoint=checkpoint, torch=TorchOptions(thread_count=THREAD_COUNT))
         self._vision_config, self._vision = load_vision(vision)
         self._max_pixel_count = vision.max_image_pixel_count
         self._model, self._llm = load_llm(llm)
@@ -160,9 +161,9 @@ class Engines:
         layout = chat_layout(self._model.tokenizer, case.messages())
         row_counts = [len(rows)] * case.image_count
         token_ids = layout.token_ids(row_counts, self._model.config.vocabulary_size)
-        identity = content_digest(image)
-        prompt = Prompt(token_ids, rows, tuple(ImageRows(identity, n) for n in row_counts))
-        outputs = self._llm.generate(prompt, SamplingParams(max_tokens=1))
+        embedding_id = EmbeddingId(content_digest(image), recipe_sha256=bytes(32))
+        prompt = Prompt(token_ids, rows, tuple(ImageRows(embedding_id, n) for n in row_counts))
+        outputs = self._llm.generate(Request(prompt, SamplingParams(max_tokens=1)))
         async with aclosing(outputs):
             await anext(outputs)
         return Timing(time.perf_counter() - started, len(token_ids))

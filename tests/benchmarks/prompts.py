@@ -9,6 +9,7 @@ import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import ImageRows, Prompt
+from protos.identity import EmbeddingId
 
 # About what the chat template has before the first image, and a question after it.
 HEAD_TOKEN_COUNT, QUESTION_TOKEN_COUNT = 40, 15
@@ -32,7 +33,8 @@ class Prompts:
         """Returns a question about an image of so many rows that nobody has seen before."""
         virtual = range(self._vocabulary_size, self._vocabulary_size + row_count)
         head, question = map(self._token_ids, (HEAD_TOKEN_COUNT, QUESTION_TOKEN_COUNT))
-        image = ImageRows(self._random.randbytes(32), row_count)
+        embedding_id = EmbeddingId(self._random.randbytes(32), recipe_sha256=bytes(32))
+        image = ImageRows(embedding_id, row_count)
         return Prompt([*head, *virtual, *question], self._rows[:row_count], (image,))
 
     def next_turn(self, prompt: Prompt, answer: list[int]) -> Prompt:

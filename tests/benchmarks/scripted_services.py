@@ -14,10 +14,9 @@ from pydantic_settings import CliApp
 
 from llm_service.__main__ import make_service
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import Prompt, RowsNeededError, TokenOutput
+from llm_service.engines.base import Request, RowsNeededError, TokenOutput
 from llm_service.metrics import Metrics
-from llm_service.model import ServedModel
-from llm_service.sampling import SamplingParams
+from llm_service.model import ModelInfo
 from llm_service.settings import Settings as LLMSettings
 from protos.process import logs
 from protos.process.server import serve
@@ -54,16 +53,9 @@ class ScriptedLLMEngine(IdleEngine):
 
     context_length = 1 << 20
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """See LLMEngine; it has no KV cache that could stand for an image."""
-        if not all(image.is_held for image in prompt.images):
-            raise RowsNeededError("the image is not held")
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        if not all(image.is_held for image in request.prompt.images):
+            raise RowsNeededError("there is no KV cache to stand for an image")
         yield TokenOutput([1], "length")
 
 
@@ -79,9 +71,9 @@ async def serve_llm(settings: LLMSettings) -> None:
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = real_tokenizer("internlm2_5")
     context = config.max_position_embeddings
-    model = ServedModel(MODEL, "scripted", config, tokenizer, context, settings.max_image_count)
+    info = ModelInfo(MODEL, "scripted", config, tokenizer, context, settings.max_image_count)
     engine = ScriptedLLMEngine()
-    await serve(make_service(settings, model, engine, Metrics(engine)), settings)
+    await serve(make_service(settings, info, engine, Metrics(engine)), settings)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import time
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from llm_service.engines.base import LLMEngine, Prompt
+from llm_service.engines.base import LLMEngine, Prompt, Request
 from llm_service.sampling import SamplingParams
 
 
@@ -54,6 +54,7 @@ async def ask(engine: LLMEngine, prompt: Prompt, max_tokens: int) -> Timeline:
 async def follow(engine: LLMEngine, prompt: Prompt, max_tokens: int, timeline: Timeline) -> None:
     """Generates into a timeline that others watch."""
     # No stop tokens: the number of tokens is the benchmark's choice.
-    async with aclosing(engine.generate(prompt, SamplingParams(max_tokens=max_tokens))) as outputs:
+    request = Request(prompt, SamplingParams(max_tokens=max_tokens))
+    async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
             timeline.add(output.token_ids)

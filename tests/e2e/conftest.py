@@ -69,7 +69,13 @@ def make_stack(
     if engine == "tensorrt_llm":
         document = engine_document(LLMConfig.from_checkpoint(checkpoint), build=BUILD)
         engine_folder = write_engine_folder(folder / "engine", document, checkpoint)
-        options = ["--engine", engine, "--engine-folder", str(engine_folder), *llm_arguments]
+        options = [
+            "--engine",
+            engine,
+            "--tensorrt-llm.engine-folder",
+            str(engine_folder),
+            *llm_arguments,
+        ]
         stack.llm = TensorRTLLMService(
             "llm_service", ["--checkpoint", str(checkpoint), *options], stack.llm.log
         )

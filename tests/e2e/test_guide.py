@@ -123,7 +123,7 @@ def test_serve_ask_and_stop(models: Path, picture_url: str) -> None:
         script,
         INTERNVL_GATEWAY_ALLOWED_PRIVATE_HOSTS='["127.0.0.1"]',
         INTERNVL_VISION_TORCH_THREAD_COUNT="1",
-        INTERNVL_LLM_THREADS="1",
+        INTERNVL_LLM_TORCH_THREAD_COUNT="1",
     )
     assert completed.returncode == 0, completed.stderr
     *_, web, two, video, stopped = completed.stdout.split(BETWEEN)

@@ -41,7 +41,7 @@ def options(tmp_path: Path) -> tuple[str, ...]:
     )
     engine = write_engine_folder(tmp_path / "engine", document, checkpoint)
     options = ("--checkpoint", str(checkpoint), "--engine", "tensorrt_llm", "--port", "0")
-    return (*options, "--engine-folder", str(engine), "--threads", "1")
+    return (*options, "--tensorrt-llm.engine-folder", str(engine))
 
 
 @pytest.fixture

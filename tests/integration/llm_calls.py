@@ -12,8 +12,9 @@ import torch
 from llm_service.__main__ import SERVICE_NAME
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import LLMEngine
+from llm_service.generator import Generator
 from llm_service.metrics import Metrics
-from llm_service.model import ServedModel
+from llm_service.model import ModelInfo
 from llm_service.servicer import LLMServicer
 from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer
@@ -49,8 +50,9 @@ async def serving(
     metrics: Metrics | None = None,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
-    model = ServedModel("tiny", "torch", CONFIG, tokenizer, CONTEXT, 4)
-    servicer = LLMServicer(model, engine, TableCache(table_byte_count), metrics or Metrics(engine))
+    info = ModelInfo("tiny", "torch", CONFIG, tokenizer, CONTEXT, max_image_count=4)
+    tables = TableCache(table_byte_count)
+    servicer = LLMServicer(Generator(info, engine, tables, metrics or Metrics(engine)))
     service = Service(
         SERVICE_NAME,
         lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),

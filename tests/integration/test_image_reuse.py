@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ import torch
 
 from llm_service.__main__ import load, make_service
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import Prompt, RowsNeededError, TokenOutput
+from llm_service.engines.base import Prompt, Request, RowsNeededError, TokenOutput
 from llm_service.metrics import Metrics
-from llm_service.sampling import SamplingParams
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TensorRTLLMOptions, TorchOptions
 from protos.errors import ContextLengthError, OverloadedError, ServiceError
+from protos.identity import EmbeddingId
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import (
@@ -51,7 +51,7 @@ class ForgetfulEngine(IdleEngine):
     """Says "Hello" to each prompt whose images it is given, or has been given and not forgotten.
 
     Attributes:
-        known: identities of the images that need no rows.
+        known: ids of the images that need no rows.
         prompts: what it was asked, refused prompts included.
         hold: unset, no prompt gets its first token.
         failures: each call takes one, of those that are left, and raises it instead of its end.
@@ -59,7 +59,7 @@ class ForgetfulEngine(IdleEngine):
 
     def __init__(self) -> None:
         self.tokenizer = real_tokenizer("qwen2_5")
-        self.known: set[bytes] = set()
+        self.known: set[EmbeddingId] = set()
         self.prompts: list[Prompt] = []
         self.hold = asyncio.Event()
         self.hold.set()
@@ -67,13 +67,8 @@ class ForgetfulEngine(IdleEngine):
         self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        prompt = request.prompt
         self.prompts.append(prompt)
         self.asked.set()
         try:
@@ -81,9 +76,9 @@ class ForgetfulEngine(IdleEngine):
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        if {image.identity for image in prompt.images if not image.is_held} - self.known:
+        if {image.embedding_id for image in prompt.images if not image.is_held} - self.known:
             raise RowsNeededError("an image has been forgotten")
-        self.known |= {image.identity for image in prompt.images}
+        self.known |= {image.embedding_id for image in prompt.images}
         yield TokenOutput(self.tokenizer.encode("Hello"), None)
         if self.failures:
             raise self.failures.pop()
@@ -221,7 +216,7 @@ async def test_other_errors_are_no_reason_to_want_an_image(
     engine: ForgetfulEngine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def full(*_: object) -> AsyncGenerator[TokenOutput, None]:
+    async def full(_: Request) -> AsyncGenerator[TokenOutput, None]:
         raise OverloadedError("the queue is full")
         yield
 
@@ -253,25 +248,35 @@ IMAGE_ROWS = 20
 TABLE_BYTE_COUNT = IMAGE_ROWS * TEXT_WIDTH * 4
 
 
+Make = Callable[..., Settings]
+
+
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Of a torch engine with a tiny checkpoint, and with memory for the tables of two images."""
+def make_settings(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Makes settings of an engine with a tiny checkpoint, and memory for two images' tables."""
     folder = tmp_path_factory.mktemp("reuse")
     checkpoint = folder / "random"
     write_random_checkpoint(checkpoint)
     document = engine_document(LLMConfig.from_checkpoint(checkpoint))
-    return Settings(
-        checkpoint=checkpoint,
-        engine_folder=write_engine_folder(folder / "engine", document, checkpoint),
-        max_tiles_per_request=1,
-        device="cpu",
-        dtype="float32",
-        threads=1,
-        block_size=8,  # as TensorRT-LLM's double has it
-        # 1,024 tokens. 2 layers x key and value x 2 heads x 16 floats a token.
-        kv_cache_byte_count=1024 * 512,
-        max_table_byte_count=2 * TABLE_BYTE_COUNT,
-    )
+    engine_folder = write_engine_folder(folder / "engine", document, checkpoint)
+    groups = {
+        # Blocks as TensorRT-LLM's double has them.
+        "torch": TorchOptions(device="cpu", dtype="float32", thread_count=1, block_size=8),
+        "tensorrt_llm": TensorRTLLMOptions(engine_folder=engine_folder, max_request_tile_count=1),
+    }
+
+    def make(engine: str, **changes: object) -> Settings:
+        given: dict[str, object] = {
+            "checkpoint": checkpoint,
+            "engine": engine,
+            engine: groups[engine],
+            # 1,024 tokens. 2 layers x key and value x 2 heads x 16 floats a token.
+            "kv_cache_byte_count": 1024 * 512,
+            "max_table_byte_count": 2 * TABLE_BYTE_COUNT,
+        }
+        return Settings.model_validate(given | changes)
+
+    return make
 
 
 @pytest.fixture(params=["torch", "tensorrt_llm"])
@@ -283,13 +288,12 @@ def engine_name(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @asynccontextmanager
 async def real_service(
-    settings: Settings, **changes: object
+    settings: Settings,
 ) -> AsyncIterator[llm_pb2_grpc.LLMServiceAsyncStub]:
     """Serves a checkpoint."""
-    settings = settings.model_copy(update=changes)
-    model, engine = await asyncio.to_thread(load, settings)
+    info, engine = await asyncio.to_thread(load, settings)
     try:
-        async with channel_to(make_service(settings, model, engine, Metrics(engine))) as channel:
+        async with channel_to(make_service(settings, info, engine, Metrics(engine))) as channel:
             yield llm_pb2_grpc.LLMServiceStub(channel)
     finally:
         await engine.close()
@@ -341,11 +345,11 @@ async def two_turns(
 
 
 @pytest.fixture(scope="module")
-def expected(settings: Settings) -> Turn:
+def expected(make_settings: Make) -> Turn:
     """The second turn of a torch engine that holds every table."""
 
     async def turns() -> Turn:
-        async with real_service(settings) as stub:
+        async with real_service(make_settings("torch")) as stub:
             return await two_turns(stub)
 
     turn = asyncio.run(turns())
@@ -356,9 +360,9 @@ def expected(settings: Settings) -> Turn:
 
 
 async def test_a_second_turn_whose_tables_are_held_wants_none(
-    settings: Settings, engine_name: str, expected: Turn
+    make_settings: Make, engine_name: str, expected: Turn
 ) -> None:
-    async with real_service(settings, engine=engine_name) as stub:
+    async with real_service(make_settings(engine_name)) as stub:
         assert await two_turns(stub) == expected
 
 
@@ -369,19 +373,19 @@ async def test_a_second_turn_whose_tables_are_held_wants_none(
     indirect=["engine_name"],
 )
 async def test_a_second_turn_without_a_table(
-    settings: Settings, engine_name: str, expected: Turn, wanted: list[int]
+    make_settings: Make, engine_name: str, expected: Turn, wanted: list[int]
 ) -> None:
-    room_for_one = {"engine": engine_name, "max_table_byte_count": TABLE_BYTE_COUNT}
-    async with real_service(settings, **room_for_one) as stub:
+    room_for_one = make_settings(engine_name, max_table_byte_count=TABLE_BYTE_COUNT)
+    async with real_service(room_for_one) as stub:
         assert await two_turns(stub) == expected._replace(wanted=[wanted])
 
 
 async def test_an_image_is_wanted_again_when_others_have_taken_its_blocks(
-    settings: Settings, engine_name: str, expected: Turn
+    make_settings: Make, engine_name: str, expected: Turn
 ) -> None:
     flush = start("x" * 800, cache_salt="another")
-    room_for_one = {"engine": engine_name, "max_table_byte_count": TABLE_BYTE_COUNT}
-    async with real_service(settings, **room_for_one) as stub:
+    room_for_one = make_settings(engine_name, max_table_byte_count=TABLE_BYTE_COUNT)
+    async with real_service(room_for_one) as stub:
         turn = await two_turns(stub, between=flush)
     assert turn.wanted == [[0]]
     assert turn.token_ids == expected.token_ids

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
 import pytest
 import torch
+from google.protobuf.descriptor import Descriptor
 
-from llm_service.engines.base import EngineLoad, FinishReason, Prompt, TokenLogprob, TokenOutput
+from llm_service.engines.base import (
+    EngineLoad,
+    FinishReason,
+    Prompt,
+    Request,
+    TokenLogprob,
+    TokenOutput,
+)
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.tokenizer import Tokenizer
 from protos.errors import (
@@ -54,24 +64,13 @@ class ScriptedEngine(IdleEngine):
         self.finish: FinishReason = "stop"
         self.error: ServiceError | None = None
         self.never_ends = False
-        self.prompts: list[Prompt] = []
-        self.params: list[SamplingParams] = []
-        self.priorities: list[int] = []
-        self.deadlines: list[float | None] = []
+        self.requests: list[Request] = []
         self.cancelled = asyncio.Event()
         self.closings = asyncio.Semaphore(0)
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
-        self.prompts.append(prompt)
-        self.params.append(params)
-        self.priorities.append(priority)
-        self.deadlines.append(deadline)
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        self.requests.append(request)
+        params = request.params
         if self.error is not None:
             raise self.error
         ids = self.tokenizer.encode(self.text)
@@ -89,8 +88,16 @@ class ScriptedEngine(IdleEngine):
         logprobs = logprobs_of(last, params)
         yield TokenOutput([last], self.finish, cached_token_count=16, logprobs=logprobs)
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [request.prompt for request in self.requests]
+
+    @property
+    def params(self) -> list[SamplingParams]:
+        return [request.params for request in self.requests]
+
     def load(self) -> EngineLoad:
-        return EngineLoad(running=1, waiting=2, free_kv_tokens=3, total_kv_tokens=4)
+        return EngineLoad(1, 2, 3, 4)
 
 
 def logprobs_of(token_id: int, params: SamplingParams) -> tuple[TokenLogprob, ...]:
@@ -254,7 +261,7 @@ async def test_bias_and_guide_and_priority_and_salt_reach_the_engine(
     await exchange(stub, request)
     assert engine.params[0].logit_bias == ((3, -100.0), (1, 0.5))
     assert engine.params[0].guide == Guide("regex", "Hel+o.*")
-    assert engine.priorities == [-2]
+    assert engine.requests[0].priority == -2
     assert engine.prompts[0].cache_salt == "tenant"
 
 
@@ -265,7 +272,7 @@ async def test_the_calls_deadline_reaches_the_engine(
     async for _ in stub.Generate(iter([start()]), timeout=1000):
         pass
     await exchange(stub, start())
-    given, none = engine.deadlines
+    given, none = (request.deadline for request in engine.requests)
     assert given is not None
     assert before < given < time.monotonic() + 1100  # gRPC rounds up on the wire
     assert none is None
@@ -364,6 +371,20 @@ async def test_a_long_guide_does_not_count_as_prompt(
     assert text_of(await exchange(stub, start(guided=guided))) == "Hello, world!"
 
 
+START = llm_pb2.GenerateStart.DESCRIPTOR
+
+
+def is_path(field: str, message: Descriptor) -> bool:
+    """Whether this is a path of fields, the last of which may be a oneof."""
+    *names, last = re.sub(r"\[\d+\]", "", field).split(".")
+    for name in names:
+        found = message.fields_by_name.get(name)
+        if found is None or found.message_type is None:
+            return False
+        message = found.message_type
+    return last in message.fields_by_name or last in message.oneofs_by_name
+
+
 A = table(1.0)[1]
 BIG = bytes((1 << 20) + 32)
 
@@ -371,38 +392,53 @@ BIG = bytes((1 << 20) + 32)
 @pytest.mark.parametrize(
     ("error", "field", "sentence", "requests"),
     [
-        (InvalidArgumentError, "start", "first message must be start", [chunk(A)]),
-        (InvalidArgumentError, "choice_count", r"0, not in 1\.\.16", [start(choice_count=0)]),
-        (InvalidArgumentError, "choice_count", r"17, not in 1\.\.16", [start(choice_count=17)]),
+        (InvalidArgumentError, "start", "first message must start a request", [chunk(A)]),
+        (
+            InvalidArgumentError,
+            "choice_count",
+            "0 choices; it must ask for 1 to 16",
+            [start(choice_count=0)],
+        ),
+        (
+            InvalidArgumentError,
+            "choice_count",
+            "17 choices; it must ask for 1 to 16",
+            [start(choice_count=17)],
+        ),
         (
             InvalidArgumentError,
             "logprobs.top_count",
-            "21",
+            "alternatives to a token is 21; it must be 0 to 20",
             [start(logprobs=llm_pb2.LogprobOptions(top_count=21))],
         ),
         (
             InvalidArgumentError,
             "guided",
-            "one of json_object, json_schema, regex, grammar",
+            "the guide is empty",
             [start(guided=llm_pb2.GuidedDecoding())],
         ),
         (
             InvalidArgumentError,
             "cache_salt",
-            "129 characters, at most 128",
+            "129 characters; it must have at most 128",
             [start(cache_salt="x" * 129)],
         ),
-        (InvalidArgumentError, "sampling.logit_bias", "100.5", [biased((1, 100.5))]),
+        (
+            InvalidArgumentError,
+            "sampling.logit_bias[0].bias",
+            "token 1 is 100.5",
+            [biased((1, 100.5))],
+        ),
         (
             InvalidArgumentError,
             "sampling.logit_bias",
-            "1025 entries, at most 1024",
+            "1025 biased tokens; at most 1024",
             [biased(*((token_id, 1) for token_id in range(1025)))],
         ),
         (
             InvalidArgumentError,
             "sampling.logit_bias[1].token_id",
-            "151674 is not in 0..151673",
+            "token id is 151674; it must be 0 to 151673",
             [biased((1, 1), (151674, 1))],
         ),
         (
@@ -414,38 +450,38 @@ BIG = bytes((1 << 20) + 32)
         (
             InvalidArgumentError,
             "sampling.top_p",
-            "1.5",
+            "top-p is 1.5; it must be above 0 and at most 1",
             [start(sampling=llm_pb2.SamplingParams(top_p=1.5))],
         ),
         (
             InvalidArgumentError,
             "stop.strings[0]",
-            "1 to 256 characters, not 0",
+            "a stop string has 0 characters; it must have 1 to 256",
             [start(stop=llm_pb2.StopConditions(strings=[""]))],
         ),
         (
             InvalidArgumentError,
             "stop.strings",
-            "17 entries, at most 16",
+            "17 stop strings; at most 16",
             [start(stop=llm_pb2.StopConditions(strings=["x"] * 17))],
         ),
         (
             InvalidArgumentError,
             "stop.token_ids[0]",
-            "151674 is not in 0..151673",
+            "token id is 151674; it must be 0 to 151673",
             [start(stop=llm_pb2.StopConditions(token_ids=[151674]))],
         ),
         (
             InvalidArgumentError,
             "request_id",
-            "129 characters, at most 128",
+            "129 characters; it must have at most 128",
             [start(request_id="x" * 129)],
         ),
-        (InvalidArgumentError, "images", "5 images, at most 4", [start(images="abcde")]),
+        (InvalidArgumentError, "images", "5 images; at most 4", [start(images="abcde")]),
         (
             InvalidArgumentError,
             "images[0].recipe_sha256",
-            "0 bytes, a SHA-256 has 32",
+            "0 bytes; a SHA-256 has 32",
             [
                 llm_pb2.GenerateRequest(
                     start=llm_pb2.GenerateStart(
@@ -458,19 +494,19 @@ BIG = bytes((1 << 20) + 32)
         (
             InvalidArgumentError,
             "images",
-            "places for 1 images, but images has 0",
+            "places for 1 images, but the request has 0",
             [llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart(text="a <image>"))],
         ),
         (
             InvalidArgumentError,
             "prompt",
-            "one of chat, text, token_ids",
+            "the request has no prompt",
             [llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart())],
         ),
         (
             InvalidArgumentError,
-            "messages[0].role",
-            "none of system, user, assistant",
+            "chat.messages[0].role",
+            "role is 0; it must be system, user or assistant",
             [
                 llm_pb2.GenerateRequest(
                     start=llm_pb2.GenerateStart(
@@ -481,7 +517,7 @@ BIG = bytes((1 << 20) + 32)
         ),
         (
             InvalidArgumentError,
-            "messages[0].parts[0]",
+            "chat.messages[0].parts[0]",
             "neither text nor an image",
             [
                 llm_pb2.GenerateRequest(
@@ -497,72 +533,77 @@ BIG = bytes((1 << 20) + 32)
                 )
             ],
         ),
-        (ContextLengthError, "messages", "context of 4096", [start("a b " * 4096)]),
-        (ContextLengthError, "messages", "context of 4096", [start(images=["a"]), header(0, 4090)]),
+        (ContextLengthError, "chat.messages", "context of 4096", [start("a b " * 4096)]),
+        (
+            ContextLengthError,
+            "chat.messages",
+            "context of 4096",
+            [start(images=["a"]), header(0, 4090)],
+        ),
         (
             InvalidTensorError,
-            "spec.shape",
-            "1 to 4096 rows",
+            "embedding_header.spec.shape",
+            r"\[4097, 8\]; it must be \[1 to 4096 rows, 8\]",
             [start(images=["a"]), header(0, 4097)],
         ),
         (
             InvalidTensorError,
-            "spec.dtype",
+            "embedding_header.spec.dtype",
             "BF16, FP16 or FP32",
             [start(images=["a"]), header(dtype=tensor_pb2.DATA_TYPE_UNSPECIFIED)],
         ),
         (
             InvalidTensorError,
-            "spec.byte_count",
-            "has 64 bytes, not 63",
+            "embedding_header.spec.byte_count",
+            "announced with 63 bytes; it must have 64",
             [start(images=["a"]), header(byte_count=63)],
         ),
         (
             ModelMismatchError,
-            "spec.shape",
+            "embedding_header.spec.shape",
             "rows of 9 values, this model needs 8",
             [start(images=["a"]), header(shape=[2, 9], byte_count=72)],
         ),
         (
             InvalidTensorError,
-            "image_index",
-            "image 1 is none of the request's 1",
+            "embedding_header.image_index",
+            "no image 1; the request has 1",
             [start(images=["a"]), header(1)],
         ),
         (
             InvalidTensorError,
-            "image_index",
-            "has no embedding_header yet",
+            "embedding_chunk.image_index",
+            "image 0 has not been announced",
             [start(images=["a"]), chunk(A)],
         ),
         (
             InvalidTensorError,
             "embedding_header",
-            "announced already",
+            "has been announced already",
             [start(images=["a"]), header(), header()],
         ),
         (
             InvalidTensorError,
-            "chunk.offset",
-            "starts at byte 4, expected 0",
+            "embedding_chunk.chunk.offset",
+            "starts at byte 4; it must start at 0",
             [start(images=["a"]), header(), chunk(A[4:], offset=4)],
         ),
         (
             InvalidTensorError,
-            "chunk.data",
-            "ends at byte 68, the tensor at 64",
+            "embedding_chunk.chunk.data",
+            "ends at byte 68, but the embedding at 64",
             [start(images=["a"]), header(), chunk(A + b"more")],
         ),
         (
             InvalidTensorError,
-            "chunk.data",
-            "1 to 1048576 bytes",
+            "embedding_chunk.chunk.data",
+            "has 1048608 bytes; it must have 1 to 1048576",
             [start(images=["a"]), header(), chunk(BIG)],
         ),
         (
             InvalidTensorError,
-            "chunk.data",
-            "1 to 1048576 bytes, not 0",
+            "embedding_chunk.chunk.data",
+            "has 0 bytes; it must have 1 to 1048576",
             [start(images=["a"]), header(), chunk(b"")],
         ),
         (
@@ -586,7 +627,7 @@ BIG = bytes((1 << 20) + 32)
         (
             InvalidArgumentError,
             "start",
-            "after start come embeddings",
+            "not by another start",
             [start(images=["a"]), start()],
         ),
     ],
@@ -602,6 +643,10 @@ async def test_refusals(
         await exchange(stub, *requests)
     assert type(info.value) is error
     assert info.value.field == field
+    assert not field or any(
+        map(partial(is_path, field), (START, llm_pb2.GenerateRequest.DESCRIPTOR))
+    )
+    assert not re.search(r"[a-z][._][a-z]", info.value.message)
 
 
 async def test_finished_uploads_give_their_memory_back(
@@ -709,10 +754,11 @@ async def test_count_tokens_counts_what_generate_would(
 async def test_count_tokens_refuses_a_wrong_number_of_images(
     stub: llm_pb2_grpc.LLMServiceAsyncStub,
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match="image_row_counts has 2"):
+    with pytest.raises(grpc.aio.AioRpcError, match="1 images, but the request has 2") as info:
         await stub.CountTokens(
             llm_pb2.CountTokensRequest(text="<image>", image_row_counts=[256, 256])
         )
+    assert from_rpc_error(info.value).field == "image_row_counts"
 
 
 @pytest.mark.parametrize("row_count", [0, CONTEXT + 1, 2**31 - 1])
@@ -720,7 +766,9 @@ async def test_count_tokens_refuses_rows_that_no_image_has(
     stub: llm_pb2_grpc.LLMServiceAsyncStub, row_count: int
 ) -> None:
     request = llm_pb2.CountTokensRequest(text="<image>", image_row_counts=[row_count])
-    with pytest.raises(grpc.aio.AioRpcError, match="1 to 4096 rows") as info:
+    with pytest.raises(
+        grpc.aio.AioRpcError, match=f"{row_count} rows; it must have 1 to 4096"
+    ) as info:
         await stub.CountTokens(request)
     assert from_rpc_error(info.value).field == "image_row_counts[0]"
 

@@ -10,9 +10,8 @@ from urllib.request import urlopen
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_service.engines.base import EngineLoad, Prompt, StepTotals, TokenOutput
+from llm_service.engines.base import EngineLoad, Request, StepTotals, TokenOutput
 from llm_service.metrics import Metrics, serving_metrics
-from llm_service.sampling import SamplingParams
 from protos.internvl.v1 import llm_pb2_grpc
 from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import END, exchange, serving, start
@@ -24,13 +23,7 @@ class BusyEngine(IdleEngine):
 
     context_length = 4096
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
         yield TokenOutput([40], None)
         yield TokenOutput([END], "stop", cached_token_count=16)
 

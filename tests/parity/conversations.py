@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import ImageRows, LLMEngine, Prompt
+from llm_service.engines.base import ImageRows, LLMEngine, Prompt, Request
 from llm_service.sampling import SamplingParams
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
+from tests.embedding_ids import embedding_id
 from tests.parity import golden
 
 
@@ -47,7 +48,7 @@ def golden_conversations(checkpoint_dir: Path) -> list[Conversation]:
         rows = [tensors[f"embeds.{name}"].flatten(0, 1) for name in document["images"]]
         table = torch.cat([torch.empty(0, config.hidden_size), *rows])
         images = [
-            ImageRows(name.encode(), len(row))
+            ImageRows(embedding_id(name), len(row))
             for name, row in zip(document["images"], rows, strict=True)
         ]
         prompt = Prompt(token_ids, table, tuple(images))
@@ -60,5 +61,5 @@ def golden_conversations(checkpoint_dir: Path) -> list[Conversation]:
 async def greedy_tokens(engine: LLMEngine, conversation: Conversation) -> list[int]:
     """Returns as many tokens as the reference has."""
     params = SamplingParams(max_tokens=len(conversation.greedy_token_ids))
-    async with aclosing(engine.generate(conversation.prompt, params)) as outputs:
+    async with aclosing(engine.generate(Request(conversation.prompt, params))) as outputs:
         return [token_id async for output in outputs for token_id in output.token_ids]

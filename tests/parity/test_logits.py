@@ -9,6 +9,7 @@ import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import LLMEngine, Prompt
+from llm_service.engines.base import LLMEngine, Prompt, Request
 from llm_service.engines.create import create_engine
 from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.model_runner import ModelRunner
@@ -24,7 +25,7 @@ from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.weights import load_decoder
 from llm_service.sampling import SamplingParams
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
 from tests.parity import golden
 from tests.parity.conversations import Conversation, golden_conversations, greedy_tokens
@@ -39,9 +40,9 @@ def conversations(checkpoint_dir: Path) -> list[Conversation]:
     return golden_conversations(checkpoint_dir)
 
 
-@pytest.mark.parametrize("max_batch_tokens", [4096, 131])
+@pytest.mark.parametrize("max_step_token_count", [4096, 131])
 def test_logits_equal_the_reference(
-    checkpoint_dir: Path, conversations: list[Conversation], max_batch_tokens: int
+    checkpoint_dir: Path, conversations: list[Conversation], max_step_token_count: int
 ) -> None:
     config = LLMConfig.from_checkpoint(checkpoint_dir)
     tensors = golden.read_tensors(checkpoint_dir / "golden.safetensors")
@@ -50,7 +51,7 @@ def test_logits_equal_the_reference(
     for conversation in (item for item in conversations if item.name in expected):
         block_count = _block_count(conversation.prompt)
         runner = ModelRunner(decoder, block_count, BLOCK_SIZE, max_running=1)
-        scheduler = Scheduler(BlockManager(block_count, BLOCK_SIZE), max_batch_tokens, 1)
+        scheduler = Scheduler(BlockManager(block_count, BLOCK_SIZE), max_step_token_count, 1)
         logits = _last_logits(scheduler, runner, conversation.prompt)
         torch.testing.assert_close(logits, expected[conversation.name], rtol=0, atol=1e-4)
 
@@ -70,18 +71,18 @@ async def test_greedy_tokens_equal_the_reference(
 async def test_greedy_tokens_on_cuda(
     checkpoint_dir: Path, conversations: list[Conversation]
 ) -> None:
-    settings = _settings(checkpoint_dir, 53).model_copy(update={"device": "cuda"})
+    settings = _settings(checkpoint_dir, 53, device="cuda")
     assert await _greedy_together(settings, conversations) == [
         conversation.greedy_token_ids for conversation in conversations
     ]
 
 
-@pytest.mark.parametrize("max_batch_tokens", [53, 1000])
+@pytest.mark.parametrize("max_step_token_count", [53, 1000])
 async def test_greedy_tokens_of_sixteen_together(
-    checkpoint_dir: Path, conversations: list[Conversation], max_batch_tokens: int
+    checkpoint_dir: Path, conversations: list[Conversation], max_step_token_count: int
 ) -> None:
     together = _salted(conversations * 4)[:16]
-    assert await _greedy_together(_settings(checkpoint_dir, max_batch_tokens), together) == [
+    assert await _greedy_together(_settings(checkpoint_dir, max_step_token_count), together) == [
         conversation.greedy_token_ids for conversation in together
     ]
 
@@ -110,9 +111,9 @@ def test_greedy_tokens_in_any_schedule(
     longest = max(_block_count(item.prompt) for item in chosen) * BLOCK_SIZE
     chosen_settings = _settings(
         checkpoint_dir,
-        max_batch_tokens=data.draw(st.sampled_from([7, 61, 500, 4000])),
+        max_step_token_count=data.draw(st.sampled_from([7, 61, 500, 4000])),
         kv_tokens=longest + data.draw(st.integers(3, 30)) * BLOCK_SIZE,
-    ).model_copy(update={"max_running_sequences": data.draw(st.integers(1, 8))})
+    ).model_copy(update={"max_running_sequence_count": data.draw(st.integers(1, 8))})
     assert asyncio.run(_greedy_together(chosen_settings, chosen)) == [
         conversation.greedy_token_ids for conversation in chosen
     ]
@@ -149,7 +150,7 @@ async def _greedy_together(
         load = engine.load()
     finally:
         await engine.close()
-    assert load.free_kv_tokens == load.total_kv_tokens
+    assert load.free_kv_token_count == load.total_kv_token_count
     return outputs
 
 
@@ -162,7 +163,7 @@ def _salted(conversations: list[Conversation]) -> list[Conversation]:
 
 
 async def _cached_count(engine: LLMEngine, prompt: Prompt) -> int:
-    async with aclosing(engine.generate(prompt, SamplingParams(max_tokens=1))) as outputs:
+    async with aclosing(engine.generate(Request(prompt, SamplingParams(max_tokens=1)))) as outputs:
         return [output.cached_token_count async for output in outputs][0]
 
 
@@ -187,14 +188,19 @@ def _block_count(prompt: Prompt) -> int:
 
 
 def _settings(
-    checkpoint_dir: Path, max_batch_tokens: int = 2048, kv_tokens: int = KV_TOKENS
+    checkpoint_dir: Path,
+    max_step_token_count: int = 2048,
+    kv_tokens: int = KV_TOKENS,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Settings:
     config = LLMConfig.from_checkpoint(checkpoint_dir)
     return Settings(
         checkpoint=checkpoint_dir,
-        device="cpu",
-        dtype="float32",
-        block_size=BLOCK_SIZE,
-        max_batch_tokens=max_batch_tokens,
+        torch=TorchOptions(
+            device=device,
+            dtype="float32",
+            block_size=BLOCK_SIZE,
+            max_step_token_count=max_step_token_count,
+        ),
         kv_cache_byte_count=kv_tokens * config.kv_values_per_token() * 4,
     )

@@ -175,6 +175,8 @@ def test_the_exposed_port_is_the_one_listened_on(
     needed = {} if image == GATEWAY else {f"{image.prefix}CHECKPOINT": "/checkpoint"}
     if image == VISION_TENSORRT:
         needed |= {"INTERNVL_VISION_TENSORRT_PLAN": "/engines/vision"}
+    if image == LLM_TENSORRT:
+        needed |= {"INTERNVL_LLM_TENSORRT_LLM_ENGINE_FOLDER": "/engines/llm"}
     settings = settings_in(image, needed, image.command, monkeypatch)
     assert (settings.host, settings.port) == ("0.0.0.0", image.port)
 

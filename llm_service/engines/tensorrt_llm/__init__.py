@@ -1,9 +1,9 @@
 """The TensorRT-LLM engine: our prompts and options in the terms of TensorRT-LLM's C++ executor.
 
 Where it differs from the torch engine, because the executor does:
-- logprobs.top_count above 0 is refused by name. So are guides, logit_bias and stop.min_token_count
-  where the logits come to be in another process than ours: with mpi_mode orchestrator and with
-  pipeline parallelism;
+- alternatives to a token are refused by name. So are guides, biases and a least number of tokens
+  where another process than ours computes the logits: with mpi_mode orchestrator and with pipeline
+  parallelism;
 - an image's rows are always needed: RowsNeededError whenever they are not held;
 - presence and frequency penalties count the prompt's tokens too, and log probabilities are those
   after the temperature.
@@ -27,8 +27,8 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     then end their process.
 
     Raises:
-        ValueError: TensorRT-LLM is missing or of a wrong version, the engine folder does not fit
-            the checkpoint, the settings or this machine.
+        EngineStartError: TensorRT-LLM is missing or of a wrong version, or the engine folder does
+            not fit the checkpoint, the settings or this machine.
         SystemExit: this is another rank than 0, and rank 0 has shut down.
     """
     from llm_service.engines.tensorrt_llm.installation import check_installation
@@ -37,3 +37,14 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     from llm_service.engines.tensorrt_llm import launch
 
     return launch.start_engine(settings, config, tokenizer)
+
+
+def is_leader() -> bool:
+    """Returns whether this process is rank 0, the only one under mpirun that serves callers.
+
+    Raises:
+        EngineStartError: TensorRT-LLM is missing or of a wrong version.
+    """
+    from llm_service.engines.tensorrt_llm import installation
+
+    return installation.is_leader()

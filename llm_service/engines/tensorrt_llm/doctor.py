@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from llm_service.engines.base import EngineStartError
 from llm_service.engines.tensorrt_llm.installation import check_installation
 from protos.process.doctor import Answer, Machine
 
@@ -20,7 +21,7 @@ def try_tensorrt_llm() -> None:
     """Ends the process with the sentence with which the tensorrt_llm engine would refuse."""
     try:
         check_installation()
-    except ValueError as error:
+    except EngineStartError as error:
         sys.exit(str(error))
 
 

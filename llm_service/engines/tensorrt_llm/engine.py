@@ -22,17 +22,25 @@ from llm_service.engines.admission import (
     engine_dead,
     output_room,
 )
-from llm_service.engines.base import EngineLoad, Prompt, RowsNeededError, StepTotals, TokenOutput
+from llm_service.engines.base import (
+    EngineLoad,
+    EngineStartError,
+    Prompt,
+    Request,
+    RowsNeededError,
+    StepTotals,
+    TokenOutput,
+)
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm.logits import (
     Constraint,
     LogitsProcessor,
-    constraining_field,
+    constraining_option,
 )
 from llm_service.engines.tensorrt_llm.probe import CLIENT_ID as PROBE_CLIENT_ID
 from llm_service.engines.tensorrt_llm.probe import Probe
-from llm_service.engines.tensorrt_llm.requests import Generation, RequestFactory
+from llm_service.engines.tensorrt_llm.requests import RequestFactory, Submission
 from llm_service.engines.tensorrt_llm.responses import Delta, read_response
 from llm_service.engines.tensorrt_llm.sampling import check_supported
 from llm_service.sampling import SamplingParams
@@ -45,7 +53,7 @@ POLL = timedelta(milliseconds=50)
 
 
 class TensorRTLLMEngine:
-    """See LLMEngine.
+    """An LLMEngine around an executor.
 
     Two threads and the event loop, without locks. The calls' thread makes requests and cancels
     them, in the order in which the loop asks for it, and owns the requests that the executor has.
@@ -63,12 +71,12 @@ class TensorRTLLMEngine:
         requests: RequestFactory,
         guides: GuideCompiler,
         processor: LogitsProcessor | None,
-        max_waiting: int,
+        max_waiting_count: int,
     ) -> None:
         """Runs a first request, and starts the threads.
 
         Raises:
-            ValueError: the first request fails.
+            EngineStartError: the first request fails.
         """
         self._config = config
         self._folder = folder
@@ -76,7 +84,7 @@ class TensorRTLLMEngine:
         self._requests = requests
         self._guides = guides
         self._processor = processor
-        self._max_waiting = max_waiting
+        self._max_waiting_count = max_waiting_count
         # The event loop's:
         self._client_ids = count(1)
         self._outputs: dict[int, asyncio.Queue[Delta]] = {}
@@ -85,12 +93,12 @@ class TensorRTLLMEngine:
         self._submitted: dict[int, tuple[int, executor.Request]] = {}
         kv_cache = self._warm_up()
         self._tokens_per_block = kv_cache.tokens_per_block
-        self._total_kv_tokens = kv_cache.max_num_blocks * self._tokens_per_block
+        self._total_kv_token_count = kv_cache.max_num_blocks * self._tokens_per_block
         self.context_length = min(
-            config.max_position_embeddings, folder.max_sequence_length, self._total_kv_tokens
+            config.max_position_embeddings, folder.max_sequence_length, self._total_kv_token_count
         )
         # The response thread's, read by others:
-        self._free_kv_tokens = self._total_kv_tokens
+        self._free_kv_token_count = self._total_kv_token_count
         self._active_count = 0
         self._steps = StepTotals()
         self._ended = False
@@ -102,27 +110,19 @@ class TensorRTLLMEngine:
         )
         self._thread.start()
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """See LLMEngine."""
-        max_tokens = self._admit(prompt, params)
-        constraint = await self._constraint(prompt, params)
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        max_tokens = self._admit(request)
+        constraint = await self._constraint(request)
         self._loop = asyncio.get_running_loop()
-        check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
-        generation = Generation(
-            next(self._client_ids), prompt, params, max_tokens, priority, deadline, constraint
-        )
+        waiting_count = self.load().waiting_sequence_count
+        check_queue(waiting_count, self._max_waiting_count, has_ended=self._ended)
+        submission = Submission(next(self._client_ids), request, max_tokens, constraint)
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
-        self._outputs[generation.client_id] = deltas
-        submission = self._calls.submit(self._submit, generation)
+        self._outputs[submission.client_id] = deltas
+        submitted = self._calls.submit(self._submit, submission)
         finished = False
         try:
-            await asyncio.wrap_future(submission)
+            await asyncio.wrap_future(submitted)
             while not finished:
                 delta = await deltas.get()
                 finished = delta.is_final
@@ -131,52 +131,51 @@ class TensorRTLLMEngine:
                 if delta.error is not None:
                     raise delta.error
                 if delta.output.token_ids or finished:
-                    yield _counted(delta.output, len(prompt.token_ids))
+                    yield _counted(delta.output, len(request.prompt.token_ids))
         finally:
-            del self._outputs[generation.client_id]
+            del self._outputs[submission.client_id]
             if not self._ended:
-                self._calls.submit(self._release, generation.client_id, is_over=finished)
+                self._calls.submit(self._release, submission.client_id, is_over=finished)
 
     def load(self) -> EngineLoad:
-        """See LLMEngine; a request that the executor has not counted yet counts as waiting."""
+        """Returns the load; a request that the executor has not counted yet counts as waiting."""
         count = len(self._outputs)  # once: the loop changes it meanwhile
         running = min(self._active_count, count)
         return EngineLoad(
-            running=running,
-            waiting=count - running,
+            running_sequence_count=running,
+            waiting_sequence_count=count - running,
             # The executor tells nothing while it has nothing to do.
-            free_kv_tokens=self._free_kv_tokens if count else self._total_kv_tokens,
-            total_kv_tokens=self._total_kv_tokens,
+            free_kv_token_count=self._free_kv_token_count if count else self._total_kv_token_count,
+            total_kv_token_count=self._total_kv_token_count,
             steps=self._steps,
         )
 
     def is_healthy(self) -> bool:
-        """See LLMEngine."""
         return not self._ended
 
     async def close(self) -> None:
-        """See LLMEngine."""
         self._stopping.set()
         await asyncio.to_thread(self._thread.join)
         # Behind all calls that the loop has made; it makes no more.
         await asyncio.wrap_future(self._calls.submit(self._shut_down))
 
-    def _admit(self, prompt: Prompt, params: SamplingParams) -> int:
+    def _admit(self, request: Request) -> int:
         """Refuses what the executor could not run, and returns the request's max_tokens."""
-        check_tokens(prompt, params, self._config)
+        prompt, params = request.prompt, request.params
+        check_tokens(request, self._config)
         check_supported(params, processes_logits=self._processor is not None)
         length, row_count = len(prompt.token_ids), len(prompt.prompt_table)
         if length > (limit := self._folder.max_prompt_length):
             raise ContextLengthError(
                 f"the prompt has {length} tokens, but the engine reads {limit} at most",
-                field="messages",
+                field=prompt.field,
             )
         if row_count > (limit := self._folder.max_request_rows):
             raise ContextLengthError(
                 f"the images have {row_count} rows, but the engine takes {limit} at most",
                 field="images",
             )
-        max_tokens = output_room(length, params.max_tokens, self.context_length)
+        max_tokens = output_room(prompt, params.max_tokens, self.context_length)
         if not all(image.is_held for image in prompt.images):
             raise RowsNeededError("the tensorrt_llm engine needs the rows of every image")
         return max_tokens
@@ -189,27 +188,28 @@ class TensorRTLLMEngine:
             logger.error("probe_failed", error=error.message)
             self._stopping.set()
 
-    async def _constraint(self, prompt: Prompt, params: SamplingParams) -> Constraint | None:
-        if constraining_field(params) is None:
+    async def _constraint(self, request: Request) -> Constraint | None:
+        params = request.params
+        if constraining_option(params) is None:
             return None
         matcher = None
         if params.guide is not None:
             matcher = await asyncio.to_thread(
                 self._guides.matcher, params.guide, params.stop_token_ids
             )
-        return Constraint(params, len(prompt.token_ids), matcher)
+        return Constraint(params, len(request.prompt.token_ids), matcher)
 
-    def _submit(self, generation: Generation) -> None:
-        request = self._requests.request(generation)
-        if self._processor is not None and generation.constraint is not None:
-            self._processor.add(generation.client_id, generation.constraint)
+    def _submit(self, submission: Submission) -> None:
+        request = self._requests.request(submission)
+        if self._processor is not None and submission.constraint is not None:
+            self._processor.add(submission.client_id, submission.constraint)
         try:
             request_id = self._executor.enqueue_request(request)
         except RuntimeError as error:
             logger.error("enqueue_failed", exc_info=error)
             self._stopping.set()
             raise engine_dead() from error
-        self._submitted[generation.client_id] = (request_id, request)
+        self._submitted[submission.client_id] = (request_id, request)
 
     def _release(self, client_id: int, *, is_over: bool) -> None:
         """Forgets a request; cancels it if its caller has gone before its end."""
@@ -237,7 +237,7 @@ class TensorRTLLMEngine:
         """Has a probe run, and returns the cache's size.
 
         Raises:
-            ValueError: the executor cannot do it.
+            EngineStartError: the executor cannot do it.
         """
         try:
             request_id = self._executor.enqueue_request(self._requests.request(self._probing()))
@@ -248,17 +248,17 @@ class TensorRTLLMEngine:
                     if delta.error is not None:
                         raise delta.error
         except (ServiceError, RuntimeError) as error:
-            raise ValueError(f"the engine failed its first request: {error}") from error
+            raise EngineStartError(f"the engine failed its first request: {error}") from error
         for stats in reversed(self._executor.get_latest_iteration_stats()):
             if stats.kv_cache_stats is not None:
                 return stats.kv_cache_stats
-        raise ValueError("the engine has no KV cache: build it with --kv_cache_type paged")
+        raise EngineStartError("the engine has no KV cache: build it with --kv_cache_type paged")
 
-    def _probing(self) -> Generation:
+    def _probing(self) -> Submission:
         """Returns what a probe asks for: two tokens after a token and a virtual token."""
         table = torch.zeros(1, self._config.hidden_size)
         prompt = Prompt([0, self._folder.vocabulary_size], table)
-        return Generation(PROBE_CLIENT_ID, prompt, SamplingParams(), 2)
+        return Submission(PROBE_CLIENT_ID, Request(prompt, SamplingParams()), max_tokens=2)
 
     def _run(self) -> None:
         try:
@@ -283,7 +283,7 @@ class TensorRTLLMEngine:
             self._active_count = stats.num_active_requests
             if stats.kv_cache_stats is not None:
                 free = stats.kv_cache_stats.free_num_blocks
-                self._free_kv_tokens = free * self._tokens_per_block
+                self._free_kv_token_count = free * self._tokens_per_block
             if (batch := stats.inflight_batching_stats) is not None:
                 token_count = batch.num_ctx_tokens + batch.num_gen_requests
                 self._steps = self._steps.after(stats.iter_latency_ms / 1000, token_count)

@@ -9,14 +9,11 @@ from typing import Any
 import torch
 
 from llm_service.checkpoint import ROWS_PER_TILE, LLMConfig
+from llm_service.engines.base import EngineStartError
 from llm_service.json_object import read_json_object
-from llm_service.settings import Settings
+from llm_service.settings import TensorRTLLMOptions
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
-class EngineFolderError(ValueError):
-    """The engine folder is incomplete, or was built for something else."""
 
 
 @dataclass(frozen=True)
@@ -82,42 +79,42 @@ class EngineFolder:
         """Reads config.json.
 
         Raises:
-            EngineFolderError: a file or a key is missing or of a wrong type.
+            EngineStartError: a file or a key is missing or of a wrong type.
         """
-        document = read_json_object(path / "config.json", "engine_folder", EngineFolderError)
+        document = read_json_object(path / "config.json", "engine_folder", EngineStartError)
         try:
             return _parse(path, document)
         except (KeyError, TypeError) as error:
-            raise EngineFolderError(
+            raise EngineStartError(
                 f"{path / 'config.json'} is not that of a TensorRT-LLM engine: {error!r}"
             ) from error
 
-    def check(self, settings: Settings, config: LLMConfig, version: str) -> None:
+    def check(self, options: TensorRTLLMOptions, config: LLMConfig, version: str) -> None:
         """Compares the engine with what it is to serve.
 
         Args:
-            settings: of this process.
+            options: of the engine.
             config: of the checkpoint that tokenizer and image embeddings belong to.
             version: of the TensorRT-LLM that is installed.
 
         Raises:
-            EngineFolderError: with what to build anew, or which setting to change.
+            EngineStartError: with what to build anew, or which setting to change.
         """
         if self.version != version:
-            raise EngineFolderError(
+            raise EngineStartError(
                 f"the engine was built by TensorRT-LLM {self.version}, installed is {version};"
                 " an engine runs under its own version alone: build it anew"
             )
         self._check_model(config)
-        self._check_tables(settings.max_tiles_per_request)
-        if settings.kv_cache_reuse and not self.has_paged_context:
-            raise EngineFolderError(
+        self._check_tables(options.max_request_tile_count)
+        if options.kv_cache_reuse and not self.has_paged_context:
+            raise EngineStartError(
                 "kv_cache_reuse needs an engine built with --use_paged_context_fmha enable;"
-                " build it so, or set --no-kv-cache-reuse"
+                " build it so, or set --no-tensorrt-llm.kv-cache-reuse"
             )
         for rank in range(self.world_size):
             if not (self.path / f"rank{rank}.engine").is_file():
-                raise EngineFolderError(
+                raise EngineStartError(
                     f"the engine is for {self.world_size} GPUs, but {self.path} has no"
                     f" rank{rank}.engine"
                 )
@@ -129,7 +126,7 @@ class EngineFolder:
             ("num_hidden_layers", self.layer_count, config.layer_count),
         ):
             if built != expected:
-                raise EngineFolderError(
+                raise EngineStartError(
                     f"{name} is {built} in the engine and {expected} in the checkpoint:"
                     " the engine was built from another one"
                 )
@@ -137,19 +134,19 @@ class EngineFolder:
     def _check_tables(self, tile_count: int) -> None:
         needed = tile_count * ROWS_PER_TILE
         if self.max_table_rows == 0:
-            raise EngineFolderError(
+            raise EngineStartError(
                 "the engine takes no images: build it with --max_multimodal_len"
                 f" {self.max_batch_size * needed}"
             )
         if self.max_request_rows < needed:
-            raise EngineFolderError(
-                f"max_tiles_per_request is {tile_count}, {needed} rows, but the engine takes"
+            raise EngineStartError(
+                f"max_request_tile_count is {tile_count}, {needed} rows, but the engine takes"
                 f" {self.max_request_rows} rows a request (--max_multimodal_len"
                 f" {self.max_table_rows} for --max_batch_size {self.max_batch_size})"
             )
         if self.max_prompt_length <= needed:
-            raise EngineFolderError(
-                f"max_tiles_per_request is {tile_count}, {needed} tokens, but the engine reads"
+            raise EngineStartError(
+                f"max_request_tile_count is {tile_count}, {needed} tokens, but the engine reads"
                 f" prompts of {self.max_prompt_length} tokens at most: build it with a greater"
                 " --max_input_len and --max_num_tokens"
             )
@@ -159,7 +156,7 @@ def _parse(path: Path, document: dict[str, Any]) -> EngineFolder:
     model, build = document["pretrained_config"], document["build_config"]
     mapping = model["mapping"]
     if model["dtype"] not in DTYPES:
-        raise EngineFolderError(
+        raise EngineStartError(
             f"the engine's dtype is {model['dtype']!r}; known are {', '.join(DTYPES)}"
         )
     return EngineFolder(
@@ -183,5 +180,5 @@ def _parse(path: Path, document: dict[str, Any]) -> EngineFolder:
 def _count(section: dict[str, Any], key: str, least: int = 1) -> int:
     count = int(section[key])
     if count < least:
-        raise EngineFolderError(f"the engine's {key} is {count}, and must be at least {least}")
+        raise EngineStartError(f"the engine's {key} is {count}, and must be at least {least}")
     return count

@@ -12,12 +12,13 @@ import tensorrt_llm
 from tensorrt_llm.bindings import executor
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.base import EngineStartError
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm.engine import TensorRTLLMEngine
 from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm.logits import LogitsProcessor
 from llm_service.engines.tensorrt_llm.requests import RequestFactory
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TensorRTLLMOptions
 from llm_service.tokenizer import Tokenizer
 from protos.process.server import STOP_SIGNALS
 
@@ -25,12 +26,12 @@ logger = structlog.get_logger()
 
 
 def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) -> TensorRTLLMEngine:
-    """See the package's start_engine; here TensorRT-LLM is known to be installed."""
-    if settings.engine_folder is None:
-        raise ValueError("engine is tensorrt_llm, which needs engine_folder")
-    folder = EngineFolder.read(settings.engine_folder)
-    folder.check(settings, config, tensorrt_llm.__version__)
-    processor = LogitsProcessor(folder.vocabulary_size) if _is_near(settings, folder) else None
+    """Starts the engine of a TensorRT-LLM that is known to be installed; see the package's."""
+    options = settings.tensorrt_llm
+    assert options.engine_folder is not None  # the settings see to it
+    folder = EngineFolder.read(options.engine_folder)
+    folder.check(options, config, tensorrt_llm.__version__)
+    processor = LogitsProcessor(folder.vocabulary_size) if _is_near(options, folder) else None
     runtime = _executor(settings, config, folder, processor)
     if not runtime.can_enqueue_requests():
         _work_for_leader(runtime)
@@ -42,16 +43,16 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
             RequestFactory(folder),
             GuideCompiler(tokenizer, config.vocabulary_size),
             processor,
-            settings.max_waiting_sequences,
+            settings.max_waiting_sequence_count,
         )
     except Exception:  # whatever it is, the executor's threads must not outlive it
         runtime.shutdown()
         raise
 
 
-def _is_near(settings: Settings, folder: EngineFolder) -> bool:
+def _is_near(options: TensorRTLLMOptions, folder: EngineFolder) -> bool:
     """Whether the logits come to be in this process: in rank 0, not in a worker, not further on."""
-    return settings.mpi_mode == "leader" and folder.pipeline_parallelism == 1
+    return options.mpi_mode == "leader" and folder.pipeline_parallelism == 1
 
 
 def _executor(
@@ -65,15 +66,15 @@ def _executor(
         enable_chunked_context=folder.has_paged_context,
         # Else a log probability is relative to the top_k, of which greedy decoding has one.
         normalize_log_probs=False,
-        max_batch_size=min(settings.max_running_sequences, folder.max_batch_size),
-        parallel_config=_parallel_config(settings),
+        max_batch_size=min(settings.max_running_sequence_count, folder.max_batch_size),
+        parallel_config=_parallel_config(settings.tensorrt_llm),
         logits_post_processor_config=_logits_post_processor_config(processor),
-        mm_embedding_offloading=settings.table_offloading,
+        mm_embedding_offloading=settings.tensorrt_llm.table_offloading,
     )
     try:
         return executor.Executor(folder.path, executor.ModelType.DECODER_ONLY, executor_config)
     except RuntimeError as error:
-        raise ValueError(f"TensorRT-LLM cannot load {folder.path}: {error}") from error
+        raise EngineStartError(f"TensorRT-LLM cannot load {folder.path}: {error}") from error
 
 
 def _work_for_leader(runtime: executor.Executor) -> None:
@@ -99,7 +100,7 @@ def _kv_cache_config(
         token_bytes = values * folder.dtype.itemsize
         max_tokens = settings.kv_cache_byte_count // token_bytes
     return executor.KvCacheConfig(
-        enable_block_reuse=settings.kv_cache_reuse,
+        enable_block_reuse=settings.tensorrt_llm.kv_cache_reuse,
         max_tokens=max_tokens,
         free_gpu_memory_fraction=settings.kv_cache_fraction,
     )
@@ -114,8 +115,8 @@ def _logits_post_processor_config(
     return executor.LogitsPostProcessorConfig(processor_batched=processor, replicate=False)
 
 
-def _parallel_config(settings: Settings) -> executor.ParallelConfig:
-    if settings.mpi_mode == "leader":
+def _parallel_config(options: TensorRTLLMOptions) -> executor.ParallelConfig:
+    if options.mpi_mode == "leader":
         return executor.ParallelConfig(
             executor.CommunicationType.MPI, executor.CommunicationMode.LEADER
         )

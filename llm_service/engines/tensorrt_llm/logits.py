@@ -19,13 +19,18 @@ from llm_service.sampling import SamplingParams
 from protos.errors import ServiceError
 
 
-def constraining_field(params: SamplingParams) -> str | None:
-    """Returns an option by which a request asks something of its logits; None if it has none."""
+def constraining_option(params: SamplingParams) -> tuple[str, str] | None:
+    """Returns an option by which a request asks something of its logits, as field and in words.
+
+    None if it has none.
+    """
     if params.guide is not None:
-        return f"guided.{params.guide.kind}"
+        return f"guided.{params.guide.kind}", "a guide"
     if params.logit_bias:
-        return "sampling.logit_bias"
-    return "stop.min_token_count" if params.min_tokens and params.stop_token_ids else None
+        return "sampling.logit_bias", "a bias"
+    if params.min_tokens and params.stop_token_ids:
+        return "stop.min_token_count", "a least number of tokens"
+    return None
 
 
 class Constraint:

@@ -1,4 +1,4 @@
-"""Prompts as the executor's requests: virtual ids, prompt tables, image identities."""
+"""Our requests as the executor's: virtual ids, prompt tables, numbers for images."""
 
 from __future__ import annotations
 
@@ -13,36 +13,29 @@ import torch
 from tensorrt_llm.bindings import executor
 
 from llm_service.engines.admission import RETRY_AFTER_SECONDS, seconds_left
-from llm_service.engines.base import Prompt
+from llm_service.engines.base import ImageRows, Prompt, Request
 from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm.logits import Constraint
 from llm_service.engines.tensorrt_llm.sampling import sampling_config
-from llm_service.sampling import SamplingParams
 from protos.errors import OverloadedError
 
-IDENTITY_BYTE_COUNT = 8
+DIGEST_BYTE_COUNT = 8
 
 
 @dataclass(frozen=True)
-class Generation:
-    """What one call of `generate` asks for, checked.
+class Submission:
+    """A request that was let in, on its way to the executor.
 
     Attributes:
         client_id: the engine's own number of it, which its responses carry.
-        prompt: with all rows held.
-        params: with nothing that the executor does not support.
+        request: with all rows held, and nothing that the executor does not support.
         max_tokens: most tokens to generate.
-        priority: of waiting requests the one with the highest comes first.
-        deadline: see LLMEngine.
         constraint: what the request does to its logits, if it does.
     """
 
     client_id: int
-    prompt: Prompt
-    params: SamplingParams
+    request: Request
     max_tokens: int
-    priority: int = 0
-    deadline: float | None = None
     constraint: Constraint | None = None
 
 
@@ -53,9 +46,9 @@ class RequestFactory:
         self._vocabulary_size = folder.vocabulary_size
         self._dtype = folder.dtype
         # Whoever knows it could make an image that is taken for another one.
-        self._identity_key = secrets.token_bytes(32)
+        self._digest_key = secrets.token_bytes(32)
 
-    def request(self, generation: Generation) -> executor.Request:
+    def request(self, submission: Submission) -> executor.Request:
         """Returns the executor's request.
 
         Every stop token is a stop word: an end_id would end the output too, but be missing in it.
@@ -64,11 +57,11 @@ class RequestFactory:
             DeadlineError: its time is over already.
             OverloadedError: there is no memory left for its table.
         """
-        prompt, params = generation.prompt, generation.params
+        prompt, params = submission.request.prompt, submission.request.params
         stop_words = [[token_id] for token_id in sorted(params.stop_token_ids)]
         return executor.Request(
             input_token_ids=prompt.token_ids,
-            max_tokens=generation.max_tokens,
+            max_tokens=submission.max_tokens,
             streaming=True,
             sampling_config=sampling_config(params),
             output_config=executor.OutputConfig(
@@ -78,12 +71,12 @@ class RequestFactory:
             ),
             stop_words=stop_words or None,
             prompt_tuning_config=self._table(prompt),
-            client_id=generation.client_id,
-            priority=_priority(generation.priority),
+            client_id=submission.client_id,
+            priority=_priority(submission.request.priority),
             logits_post_processor_name=(
-                executor.Request.BATCHED_POST_PROCESSOR_NAME if generation.constraint else None
+                executor.Request.BATCHED_POST_PROCESSOR_NAME if submission.constraint else None
             ),
-            allotted_time_ms=_allotted_time(generation.deadline),
+            allotted_time_ms=_allotted_time(submission.request.deadline),
             cache_salt_id=self._digest(prompt.cache_salt.encode()) if prompt.cache_salt else None,
         )
 
@@ -104,16 +97,20 @@ class RequestFactory:
         named = sum(image.row_count for image in prompt.images)
         of_rows = list(
             chain(
-                *(repeat(self._digest(i.identity), i.row_count) for i in prompt.images),
+                *(repeat(self._number(image), image.row_count) for image in prompt.images),
                 repeat(secrets.randbits(64) | 1, len(prompt.prompt_table) - named),
             )
         )
         begin = self._vocabulary_size
         return [of_rows[i - begin] if i >= begin else 0 for i in prompt.token_ids]
 
+    def _number(self, image: ImageRows) -> int:
+        named = image.embedding_id
+        return self._digest(named.content_sha256 + named.recipe_sha256)
+
     def _digest(self, content: bytes) -> int:
         digest = hashlib.blake2b(
-            content, digest_size=IDENTITY_BYTE_COUNT, key=self._identity_key
+            content, digest_size=DIGEST_BYTE_COUNT, key=self._digest_key
         ).digest()
         return int.from_bytes(digest, "big") or 1  # 0 is text's
 

@@ -6,7 +6,7 @@ import random
 
 from tensorrt_llm.bindings import executor
 
-from llm_service.engines.tensorrt_llm.logits import constraining_field
+from llm_service.engines.tensorrt_llm.logits import constraining_option
 from llm_service.sampling import MAX_SEED, SamplingParams
 from protos.errors import UnsupportedFieldError
 
@@ -25,9 +25,10 @@ def check_supported(params: SamplingParams, *, processes_logits: bool) -> None:
         UnsupportedFieldError: naming the field.
     """
     if params.logprob_count:
-        raise _unsupported("logprobs.top_count", "gives the chosen token's log probability alone")
-    if not processes_logits and (field := constraining_field(params)):
-        raise _unsupported(field, "needs mpi_mode leader and no pipeline parallelism for it")
+        name = "a log probability of alternatives"
+        raise _unsupported("logprobs.top_count", name, "gives the chosen token's alone")
+    if not processes_logits and (option := constraining_option(params)):
+        raise _unsupported(*option, "needs mpi_mode leader and no pipeline parallelism for it")
 
 
 def sampling_config(params: SamplingParams) -> executor.SamplingConfig:
@@ -56,7 +57,7 @@ def sampling_config(params: SamplingParams) -> executor.SamplingConfig:
     )
 
 
-def _unsupported(field: str, reason: str) -> UnsupportedFieldError:
+def _unsupported(field: str, name: str, reason: str) -> UnsupportedFieldError:
     return UnsupportedFieldError(
-        f"{field} is not supported: the tensorrt_llm engine {reason}", field=field
+        f"{name} is not supported: the tensorrt_llm engine {reason}", field=field
     )

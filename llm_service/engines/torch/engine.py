@@ -24,7 +24,14 @@ from llm_service.engines.admission import (
     seconds_left,
     time_over,
 )
-from llm_service.engines.base import EngineLoad, Prompt, RowsNeededError, StepTotals, TokenOutput
+from llm_service.engines.base import (
+    EngineLoad,
+    Prompt,
+    Request,
+    RowsNeededError,
+    StepTotals,
+    TokenOutput,
+)
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
@@ -40,7 +47,7 @@ Message = tuple[Outputs, TokenOutput | ServiceError]
 
 
 class TorchEngine:
-    """See LLMEngine.
+    """An LLMEngine with a thread of its own.
 
     The thread owns scheduler, runner and all sequences. The event loop posts calls to its inbox
     (add a sequence, abort one, stop) and gets outputs by `call_soon_threadsafe`; there are no
@@ -55,16 +62,16 @@ class TorchEngine:
         scheduler: Scheduler,
         runner: ModelRunner,
         guides: GuideCompiler,
-        max_waiting: int,
+        max_waiting_count: int,
     ) -> None:
         blocks = scheduler.blocks
         self._config = config
         self._scheduler = scheduler
         self._runner = runner
         self._guides = guides
-        self._max_waiting = max_waiting
-        self._total_kv_tokens = blocks.block_count * blocks.block_size
-        self.context_length = min(config.max_position_embeddings, self._total_kv_tokens)
+        self._max_waiting_count = max_waiting_count
+        self._total_kv_token_count = blocks.block_count * blocks.block_size
+        self.context_length = min(config.max_position_embeddings, self._total_kv_token_count)
         self._request_count = 0  # the event loop's
         self._arrivals = count()  # the event loop's
         # The thread's:
@@ -79,20 +86,14 @@ class TorchEngine:
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
         self._thread.start()
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """See LLMEngine."""
-        check_tokens(prompt, params, self._config)
-        max_tokens = output_room(len(prompt.token_ids), params.max_tokens, self.context_length)
-        sequence = await self._sequence(prompt, params, max_tokens, priority)
-        check_queue(self.load().waiting, self._max_waiting, has_ended=self._ended)
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        check_tokens(request, self._config)
+        max_tokens = output_room(request.prompt, request.params.max_tokens, self.context_length)
+        sequence = await self._sequence(request, max_tokens)
+        waiting_count = self.load().waiting_sequence_count
+        check_queue(waiting_count, self._max_waiting_count, has_ended=self._ended)
         outputs: Outputs = asyncio.Queue()
-        with _alarm(outputs, deadline):
+        with _alarm(outputs, request.deadline):
             self._request_count += 1
             self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
             try:
@@ -110,34 +111,31 @@ class TorchEngine:
                 self._inbox.put(partial(self._abort, sequence))
 
     def load(self) -> EngineLoad:
-        """See LLMEngine; a request that the thread has not seen yet counts as waiting."""
+        """Returns the load; a request that the thread has not seen yet counts as waiting."""
         running = self._running_count
         return EngineLoad(
-            running=running,
-            waiting=max(0, self._request_count - running),
-            free_kv_tokens=self._free_kv_tokens,
-            total_kv_tokens=self._total_kv_tokens,
+            running_sequence_count=running,
+            waiting_sequence_count=max(0, self._request_count - running),
+            free_kv_token_count=self._free_kv_token_count,
+            total_kv_token_count=self._total_kv_token_count,
             steps=self._steps,
         )
 
     def is_healthy(self) -> bool:
-        """See LLMEngine."""
         return not self._ended
 
     async def close(self) -> None:
-        """See LLMEngine."""
         self._inbox.put(self._stop)
         await asyncio.to_thread(self._thread.join)
 
-    async def _sequence(
-        self, prompt: Prompt, params: SamplingParams, max_tokens: int, priority: int
-    ) -> Sequence:
+    async def _sequence(self, request: Request, max_tokens: int) -> Sequence:
+        prompt, params = request.prompt, request.params
         matcher = None
         if params.guide is not None:
             matcher = await asyncio.to_thread(
                 self._guides.matcher, params.guide, params.stop_token_ids
             )
-        order = (-priority, next(self._arrivals))
+        order = (-request.priority, next(self._arrivals))
         vocabulary_size = self._config.vocabulary_size
         return Sequence(prompt, params, max_tokens, vocabulary_size, order=order, matcher=matcher)
 
@@ -232,7 +230,7 @@ class TorchEngine:
     def _publish_load(self) -> None:
         blocks = self._scheduler.blocks
         self._running_count = len(self._scheduler.running)
-        self._free_kv_tokens = blocks.free_count * blocks.block_size
+        self._free_kv_token_count = blocks.free_count * blocks.block_size
 
     def _end(self) -> None:
         """Fails every request that is in the engine or was posted before it ended."""

@@ -15,8 +15,8 @@ DIGEST_BYTE_COUNT = 32
 class PrefixDigests:
     """The digests of one prompt's blocks: each covers its tokens, images and all that precedes.
 
-    A row of the prompt table counts by its image's identity, not by its values. Rows that no image
-    names have no identity: the chain of digests ends before them.
+    A row of the prompt table counts by its image's id, not by its values. Where rows belong to no
+    image, the chain of digests ends before them.
     """
 
     def __init__(self, prompt: Prompt, vocabulary_size: int) -> None:
@@ -28,21 +28,23 @@ class PrefixDigests:
     def next(self, token_ids: list[int]) -> bytes | None:
         """Returns the digest of the next block, or None if it cannot be named, nor any after it."""
         rows = [i - self._vocabulary_size for i in token_ids if i >= self._vocabulary_size]
-        identities = self._identities(rows[0], rows[-1]) if rows else []
-        if self._latest is not None and identities is not None:
-            self._latest = _digest(self._latest, array("q", token_ids).tobytes(), *identities)
+        names = self._names(rows[0], rows[-1]) if rows else []
+        if self._latest is not None and names is not None:
+            self._latest = _digest(self._latest, array("q", token_ids).tobytes(), *names)
         else:
             self._latest = None
         return self._latest
 
-    def _identities(self, first_row: int, last_row: int) -> list[bytes] | None:
+    def _names(self, first_row: int, last_row: int) -> list[bytes] | None:
+        """Returns two digests for each image that the rows are of; None where one has no image."""
         first, last = (
             bisect_right(self._row_ends, first_row),
             bisect_right(self._row_ends, last_row),
         )
         if last >= len(self._images):
             return None
-        return [image.identity for image in self._images[first : last + 1]]
+        ids = [image.embedding_id for image in self._images[first : last + 1]]
+        return [part for named in ids for part in (named.content_sha256, named.recipe_sha256)]
 
 
 def _digest(*parts: bytes) -> bytes:

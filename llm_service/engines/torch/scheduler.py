@@ -20,12 +20,14 @@ class Scheduler:
     order gives its blocks back and is computed anew later.
     """
 
-    def __init__(self, blocks: BlockManager, max_batch_tokens: int, max_running: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, max_step_token_count: int, max_running_count: int
+    ) -> None:
         self.blocks = blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._max_batch_tokens = max_batch_tokens
-        self._free_slots = list(reversed(range(max_running)))
+        self._max_step_token_count = max_step_token_count
+        self._free_slots = list(reversed(range(max_running_count)))
         self._unreadable: list[Sequence] = []
 
     @property
@@ -43,7 +45,7 @@ class Scheduler:
         Empty while every running sequence waits for a token in flight.
         """
         scheduled: list[Sequence] = []
-        budget = self._max_batch_tokens
+        budget = self._max_step_token_count
         for sequence in [sequence for sequence in self.running if sequence.is_ready]:
             if budget == 0 or not self._make_room(sequence):
                 break

@@ -1,6 +1,6 @@
 """What every engine promises to its callers; TensorRT-LLM is its double, which computes with torch.
 
-What one engine alone promises is in engine/test_engine.py and tensorrt_llm/test_engine.py.
+What one engine alone promises is in engines/torch and engines/tensorrt_llm, test_engine.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import LLMEngine, Prompt
+from llm_service.engines.base import LLMEngine, Prompt, Request
 from llm_service.engines.create import create_engine
 from llm_service.sampling import Guide, SamplingParams
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TensorRTLLMOptions, TorchOptions
 from protos.errors import (
     ContextLengthError,
     DeadlineError,
@@ -32,6 +32,7 @@ from protos.errors import (
     OverloadedError,
     ServiceError,
 )
+from protos.process.settings import EngineOptions
 from tests.unit.llm_service.engines.tensorrt_llm.double import installed_double
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
     engine_document,
@@ -96,15 +97,17 @@ async def start(
     """Starts engines on the tiny checkpoint; closes them after the test."""
     engines: list[LLMEngine] = []
 
+    groups: dict[str, EngineOptions] = {
+        # In bfloat16, the default on some machines, batches of other sizes round otherwise.
+        "torch": TorchOptions(device="cpu", dtype="float32"),
+        "tensorrt_llm": TensorRTLLMOptions(engine_folder=engine_folder, max_request_tile_count=1),
+    }
+
     def create(options: dict[str, int]) -> LLMEngine:
         given: dict[str, Any] = {
             "checkpoint": checkpoint,
             "engine": name,
-            "engine_folder": engine_folder,
-            "max_tiles_per_request": 1,
-            "device": "cpu",
-            # In bfloat16, the default on some machines, batches of other sizes round otherwise.
-            "dtype": "float32",
+            name: groups[name],
             "kv_cache_byte_count": 2**22,
         }
         settings = Settings.model_validate(given | options)
@@ -141,8 +144,8 @@ async def test_is_healthy_and_empty_at_the_start(start: Start) -> None:
     engine = await start()
     assert engine.is_healthy()
     load = engine.load()
-    assert (load.running, load.waiting) == (0, 0)
-    assert load.free_kv_tokens == load.total_kv_tokens > 0
+    assert (load.running_sequence_count, load.waiting_sequence_count) == (0, 0)
+    assert load.free_kv_token_count == load.total_kv_token_count > 0
 
 
 async def test_ends_by_length(start: Start) -> None:
@@ -230,25 +233,31 @@ async def test_rows_of_the_table_decide_and_its_dtype_is_converted(start: Start)
 
 
 @pytest.mark.parametrize(
-    ("length", "max_tokens", "numbers"),
-    [(500, 13, ("500", "13", "512")), (512, None, ("512", "1", "512"))],
+    ("length", "max_tokens", "numbers", "field"),
+    [
+        (500, 13, ("500", "13", "512"), "stop.max_token_count"),
+        (512, None, ("512", "1", "512"), "text"),
+    ],
 )
 async def test_refuses_what_exceeds_the_context(
-    start: Start, length: int, max_tokens: int | None, numbers: tuple[str, ...]
+    start: Start, length: int, max_tokens: int | None, numbers: tuple[str, ...], field: str
 ) -> None:
     engine = await start()
     with pytest.raises(ContextLengthError) as caught:
         await outputs_of(
-            engine, Prompt([1] * length, NO_ROWS), SamplingParams(max_tokens=max_tokens)
+            engine,
+            Prompt([1] * length, NO_ROWS, field="text"),
+            SamplingParams(max_tokens=max_tokens),
         )
+    assert caught.value.field == field
     for number in numbers:
         assert number in caught.value.message
 
 
 async def test_context_is_what_the_cache_holds_when_that_is_less(start: Start) -> None:
     # 2 layers x key and value x 2 heads x 8 floats: 256 bytes a token; 4 blocks of 16 tokens.
-    engine = await start(kv_cache_byte_count=4 * 16 * 256, block_size=16)
-    assert engine.context_length == engine.load().total_kv_tokens == 64
+    engine = await start(kv_cache_byte_count=4 * 16 * 256)
+    assert engine.context_length == engine.load().total_kv_token_count == 64
     assert len(await tokens_of(engine, SamplingParams(), Prompt([1] * 60, NO_ROWS))) == 4
     with pytest.raises(ContextLengthError, match="64"):
         await outputs_of(engine, Prompt([1] * 60, NO_ROWS), SamplingParams(max_tokens=5))
@@ -257,14 +266,29 @@ async def test_context_is_what_the_cache_holds_when_that_is_less(start: Start) -
 @pytest.mark.parametrize(
     ("prompt", "params", "error", "message"),
     [
-        (Prompt([], NO_ROWS), SamplingParams(), InvalidArgumentError, "at least 1 token"),
-        (Prompt([-1], NO_ROWS), SamplingParams(), InvalidArgumentError, "from 0 to 60.*-1"),
-        (Prompt([61], NO_ROWS), SamplingParams(), InvalidArgumentError, "from 0 to 60.*61"),
+        (
+            Prompt([], NO_ROWS),
+            SamplingParams(),
+            InvalidArgumentError,
+            "0 tokens; it must have at least 1",
+        ),
+        (
+            Prompt([-1], NO_ROWS),
+            SamplingParams(),
+            InvalidArgumentError,
+            "token id is -1; it must be 0 to 60",
+        ),
+        (
+            Prompt([61], NO_ROWS),
+            SamplingParams(),
+            InvalidArgumentError,
+            "token id is 61; it must be 0 to 60",
+        ),
         (
             Prompt([1, 63], torch.empty(2, HIDDEN_SIZE)),
             SamplingParams(),
             InvalidArgumentError,
-            "from 0 to 62.*63",
+            "token id is 63; it must be 0 to 62",
         ),
         (
             Prompt([1], torch.empty(2, 31)),
@@ -276,13 +300,13 @@ async def test_context_is_what_the_cache_holds_when_that_is_less(start: Start) -
             PROMPT,
             SamplingParams(stop_token_ids=frozenset({61})),
             InvalidArgumentError,
-            "stop.token_ids must be from 0 to 60, but one is 61",
+            "a stop token's id is 61; it must be 0 to 60",
         ),
         (
             PROMPT,
             SamplingParams(guide=Guide("regex", "("), stop_token_ids=ENDS),
             InvalidArgumentError,
-            "guided.regex cannot be followed",
+            "the regular expression cannot be followed",
         ),
     ],
 )
@@ -299,21 +323,23 @@ async def test_refuses_what_it_could_not_run(
     with pytest.raises(error, match=message):
         await outputs_of(engine, prompt, params)
     assert len(gate.batches) == step_count
-    assert engine.load().waiting == 0
+    assert engine.load().waiting_sequence_count == 0
     assert len(await tokens_of(engine, EIGHT)) == 8
 
 
 async def test_refuses_when_too_many_wait(start: Start, gate: Gate) -> None:
-    engine = await start(max_running_sequences=1, max_waiting_sequences=2)
+    engine = await start(max_running_sequence_count=1, max_waiting_sequence_count=2)
     gate.close()
     requests = [asyncio.ensure_future(tokens_of(engine, EIGHT))]
     await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
-    while engine.load().waiting < 2:
+    while engine.load().waiting_sequence_count < 2:
         requests.append(asyncio.ensure_future(tokens_of(engine, EIGHT)))
         await asyncio.sleep(0)  # lets the task post its request
-    assert engine.load().running + engine.load().waiting == len(requests)
+    assert engine.load().running_sequence_count + engine.load().waiting_sequence_count == len(
+        requests
+    )
     with pytest.raises(
-        OverloadedError, match="2 sequences wait already; max_waiting_sequences is 2"
+        OverloadedError, match="2 sequences wait already, and at most 2 may"
     ) as caught:
         await outputs_of(engine)
     assert caught.value.retry_after == 1.0
@@ -323,11 +349,11 @@ async def test_refuses_when_too_many_wait(start: Start, gate: Gate) -> None:
 
 
 async def test_closing_the_generator_ends_the_sequence(start: Start, gate: Gate) -> None:
-    engine = await start(max_running_sequences=1)
+    engine = await start(max_running_sequence_count=1)
     warm_up_count = len(gate.batches)
     gate.close()
     gate.permit(1)
-    async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
+    async with aclosing(engine.generate(Request(PROMPT, LONG))) as outputs:
         await outputs.__anext__()
     gate.open()
     # Nothing else runs before the first one has gone.
@@ -336,8 +362,8 @@ async def test_closing_the_generator_ends_the_sequence(start: Start, gate: Gate)
     assert LONG.max_tokens is not None
     assert sum(closed in batch for batch in gate.batches) < LONG.max_tokens
     load = engine.load()
-    assert (load.running, load.waiting) == (0, 0)
-    assert load.free_kv_tokens == load.total_kv_tokens
+    assert (load.running_sequence_count, load.waiting_sequence_count) == (0, 0)
+    assert load.free_kv_token_count == load.total_kv_token_count
 
 
 @pytest.mark.parametrize("seconds", [0.05, -1])
@@ -349,14 +375,14 @@ async def test_time_over_ends_a_sequence(start: Start, gate: Gate, seconds: floa
     gate.open()
     outputs = await outputs_of(engine, deadline=time.monotonic() + 60)
     assert sum(len(output.token_ids) for output in outputs) == 8
-    assert engine.load().waiting == 0
-    assert engine.load().free_kv_tokens == engine.load().total_kv_tokens
+    assert engine.load().waiting_sequence_count == 0
+    assert engine.load().free_kv_token_count == engine.load().total_kv_token_count
 
 
 async def test_death_fails_every_request_at_once(
     start: Start, gate: Gate, kill: Callable[[], None]
 ) -> None:
-    engine = await start(max_running_sequences=1)
+    engine = await start(max_running_sequence_count=1)
     gate.close()
     requests = [asyncio.ensure_future(outputs_of(engine)) for _ in range(4)]
     await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
@@ -392,6 +418,6 @@ async def test_the_load_tells_of_the_steps(start: Start) -> None:
     await tokens_of(engine, EIGHT)
     await engine.close()  # after which nothing changes any more
     after = engine.load().steps
-    assert after.count > before.count
+    assert after.step_count > before.step_count
     assert after.seconds > before.seconds
-    assert after.tokens > before.tokens
+    assert after.token_count > before.token_count

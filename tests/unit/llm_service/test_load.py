@@ -8,8 +8,8 @@ import pytest
 
 from llm_service.__main__ import load
 from llm_service.checkpoint import CheckpointError, LLMConfig
-from llm_service.model import ServedModel
-from llm_service.settings import Settings
+from llm_service.model import ModelInfo
+from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer, TokenizerError
 from tests.random_checkpoint import write_random_checkpoint
 
@@ -32,7 +32,7 @@ def change_llm_config(checkpoint: Path, **values: Any) -> None:
 
 def test_end_tokens_are_the_templates_and_the_checkpoints(checkpoint: Path) -> None:
     change_llm_config(checkpoint, eos_token_id=5)
-    model = ServedModel(
+    model = ModelInfo(
         "x",
         "torch",
         LLMConfig.from_checkpoint(checkpoint),
@@ -46,13 +46,13 @@ def test_end_tokens_are_the_templates_and_the_checkpoints(checkpoint: Path) -> N
 def test_tokenizer_of_another_model_is_refused(checkpoint: Path) -> None:
     change_llm_config(checkpoint, vocab_size=200)
     with pytest.raises(CheckpointError, match="id 267, but llm_config.vocab_size is 200"):
-        load(Settings(checkpoint=checkpoint, device="cpu"))
+        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu")))
 
 
 def test_end_token_outside_the_vocabulary_is_refused(checkpoint: Path) -> None:
     change_llm_config(checkpoint, eos_token_id=268)
     with pytest.raises(CheckpointError, match="id 268, but"):
-        load(Settings(checkpoint=checkpoint, device="cpu"))
+        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu")))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_images_without_placeholder_stand_first(family: str) -> None:
 def test_too_many_placeholders_name_both_numbers() -> None:
     with pytest.raises(PlaceholderMismatchError, match="has 2 <image> .* has 1 images") as info:
         chat_layout(real_tokenizer("qwen2_5"), [user("<image><image>", 1)])
-    assert info.value.field == "messages[0].parts"
+    assert info.value.field == "chat.messages[0].parts"
 
 
 def test_placeholders_outside_user_turns_are_text() -> None:
@@ -50,9 +50,9 @@ def test_typed_control_tokens_do_not_end_the_turn(family: str) -> None:
 @pytest.mark.parametrize(
     ("messages", "field"),
     [
-        ([], "messages"),
-        ([user("a"), Message(Role.ASSISTANT, "b")], "messages[1].role"),
-        ([user("a"), Message(Role.SYSTEM, "b"), user("c")], "messages[1].role"),
+        ([], "chat.messages"),
+        ([user("a"), Message(Role.ASSISTANT, "b")], "chat.messages[1].role"),
+        ([user("a"), Message(Role.SYSTEM, "b"), user("c")], "chat.messages[1].role"),
     ],
     ids=["empty", "assistant last", "system later"],
 )
@@ -94,6 +94,8 @@ def test_token_prompt_finds_its_images() -> None:
 
 
 def test_token_outside_the_vocabulary_is_named() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"151674 is not in 0\.\.151673") as info:
+    with pytest.raises(
+        InvalidArgumentError, match="token id is 151674; it must be 0 to 151673"
+    ) as info:
         token_layout(real_tokenizer("qwen2_5"), [1, 151674], VOCABULARY_SIZE)
     assert info.value.field == "token_ids.ids[1]"

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import LLMEngine, Prompt
+from llm_service.engines.base import LLMEngine, Prompt, Request
 from llm_service.engines.create import create_engine
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import SamplingParams
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
 from models.demo.train.batches import Batch, BatchBuilder, BatchShape
 from models.demo.train.dialogues import IGNORED
@@ -126,9 +126,8 @@ async def test_the_services_say_what_the_network_says(
 
 
 def start_engine(checkpoint: Path) -> LLMEngine:
-    settings = Settings(
-        checkpoint=checkpoint, device="cpu", dtype="float32", kv_cache_byte_count=2**25
-    )
+    options = TorchOptions(device="cpu", dtype="float32")
+    settings = Settings(checkpoint=checkpoint, torch=options, kv_cache_byte_count=2**25)
     config = LLMConfig.from_checkpoint(checkpoint)
     return create_engine(settings, config, Tokenizer.from_checkpoint(checkpoint))
 
@@ -136,7 +135,7 @@ def start_engine(checkpoint: Path) -> LLMEngine:
 async def served_answer(engine: LLMEngine, prompt: Prompt) -> list[int]:
     token_ids: list[int] = []
     params = SamplingParams(max_tokens=ANSWER_LENGTH)
-    async with aclosing(engine.generate(prompt, params)) as outputs:
+    async with aclosing(engine.generate(Request(prompt, params))) as outputs:
         async for output in outputs:
             token_ids += output.token_ids
     return token_ids

@@ -22,13 +22,14 @@ from typing import Any, cast
 import torch
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.base import Request as EngineRequest
 from llm_service.engines.base import TokenOutput
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.launch import start_engine
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_inputs import StepInputs
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
 from protos.errors import ServiceError
 
@@ -188,12 +189,10 @@ class Executor:
         itemsize = self.limits.dtype.itemsize
         settings = Settings(
             checkpoint=checkpoint,
-            device="cpu",
-            dtype=model["dtype"],
-            block_size=TOKENS_PER_BLOCK,
+            torch=TorchOptions(device="cpu", dtype=model["dtype"], block_size=TOKENS_PER_BLOCK),
             kv_cache_byte_count=kv_tokens * config.kv_values_per_token() * itemsize,
-            max_running_sequences=self.config.max_batch_size or build["max_batch_size"],
-            max_waiting_sequences=10_000,
+            max_running_sequence_count=self.config.max_batch_size or build["max_batch_size"],
+            max_waiting_sequence_count=10_000,
         )
         self._engine: TorchEngine = start_engine(settings, config, cast(Tokenizer, NoTokens()))
         self._processing(self._engine._runner)
@@ -373,7 +372,8 @@ class Executor:
             params = self.limits.params(request)
             self._active[id(prompt)] = (request_id, request)
             priority = round(1000 * request.priority)
-            async with aclosing(self._engine.generate(prompt, params, priority)) as outputs:
+            wanted = EngineRequest(prompt, params, priority)
+            async with aclosing(self._engine.generate(wanted)) as outputs:
                 async for output in outputs:
                     self.at_gate.release()
                     await asyncio.to_thread(self.gate.wait)
@@ -402,16 +402,18 @@ class Executor:
 
     def _note_stats(self) -> None:
         load = self._engine.load()
-        blocks = load.total_kv_tokens // TOKENS_PER_BLOCK
-        free = load.free_kv_tokens // TOKENS_PER_BLOCK
+        blocks = load.total_kv_token_count // TOKENS_PER_BLOCK
+        free = load.free_kv_token_count // TOKENS_PER_BLOCK
         kv_cache = KvCacheStats(blocks, free, blocks - free, TOKENS_PER_BLOCK)
         self._stats.append(
             IterationStats(
-                num_active_requests=load.running,
-                num_queued_requests=load.waiting,
+                num_active_requests=load.running_sequence_count,
+                num_queued_requests=load.waiting_sequence_count,
                 kv_cache_stats=kv_cache,
                 iter_latency_ms=ITERATION_MS,
-                inflight_batching_stats=InflightBatchingStats(num_gen_requests=load.running),
+                inflight_batching_stats=InflightBatchingStats(
+                    num_gen_requests=load.running_sequence_count
+                ),
             )
         )
 

@@ -9,6 +9,7 @@ import torch
 
 from llm_service.engines.base import ImageRows, Prompt
 from llm_service.sampling import SamplingParams
+from protos.identity import EmbeddingId
 
 from .values import PromptTuningConfig, Request
 
@@ -89,7 +90,7 @@ class Limits:
                 raise StepFailed(f"token {token_id} has the extra id {extra_id}")
         of_rows = [extra_id for _, extra_id in pairs if extra_id]
         return tuple(
-            ImageRows(extra_id.to_bytes(8, "big"), len(list(run)))
+            ImageRows(EmbeddingId(extra_id.to_bytes(8, "big"), b""), len(list(run)))
             for extra_id, run in groupby(of_rows)
         )
 

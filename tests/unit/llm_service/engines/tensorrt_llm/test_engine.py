@@ -16,10 +16,10 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import ImageRows, LLMEngine, Prompt, RowsNeededError
+from llm_service.engines.base import ImageRows, LLMEngine, Prompt, Request, RowsNeededError
 from llm_service.engines.create import create_engine
 from llm_service.sampling import SamplingParams
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TensorRTLLMOptions, TorchOptions
 from protos.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -27,6 +27,7 @@ from protos.errors import (
     ServiceError,
     UnsupportedFieldError,
 )
+from tests.embedding_ids import embedding_id
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
     engine_document,
     write_engine_folder,
@@ -47,7 +48,7 @@ from tests.unit.llm_service.engines.torch.tiny import (
 )
 
 TABLE = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
-PICTURE = Prompt([3, 61, 62, 63, 64, 5, 6, 7, 8, 9], TABLE, (ImageRows(b"cat", 4),))
+PICTURE = Prompt([3, 61, 62, 63, 64, 5, 6, 7, 8, 9], TABLE, (ImageRows(embedding_id("cat"), 4),))
 
 Start = Callable[..., Awaitable[LLMEngine]]
 
@@ -84,7 +85,7 @@ async def start(
     """Starts adapters on an engine of the tiny checkpoint; closes them after the test."""
     engines: list[LLMEngine] = []
 
-    def create(build: dict[str, int], options: dict[str, Any]) -> LLMEngine:
+    def create(build: dict[str, int], reuse: bool, options: dict[str, Any]) -> LLMEngine:
         config = LLMConfig.from_checkpoint(checkpoint)
         folder = write_engine_folder(
             tmp_path / "engine", engine_document(config, build=build), checkpoint
@@ -93,15 +94,18 @@ async def start(
             {
                 "checkpoint": checkpoint,
                 "engine": "tensorrt_llm",
-                "engine_folder": folder,
-                "max_tiles_per_request": 1,
+                "tensorrt_llm": TensorRTLLMOptions(
+                    engine_folder=folder, max_request_tile_count=1, kv_cache_reuse=reuse
+                ),
                 **options,
             }
         )
         return create_engine(settings, config, tiny_tokenizer())
 
-    async def started(build: dict[str, int] | None = None, **options: Any) -> LLMEngine:
-        engines.append(await asyncio.to_thread(create, build or {}, options))
+    async def started(
+        build: dict[str, int] | None = None, *, reuse: bool = True, **options: Any
+    ) -> LLMEngine:
+        engines.append(await asyncio.to_thread(create, build or {}, reuse, options))
         return engines[-1]
 
     yield started
@@ -113,9 +117,8 @@ async def start(
 
 @pytest.fixture
 async def torch_engine(checkpoint: Path) -> AsyncGenerator[LLMEngine, None]:
-    settings = Settings(
-        checkpoint=checkpoint, device="cpu", dtype="float32", kv_cache_byte_count=2**22
-    )
+    options = TorchOptions(device="cpu", dtype="float32")
+    settings = Settings(checkpoint=checkpoint, torch=options, kv_cache_byte_count=2**22)
     config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
     engine = await asyncio.to_thread(create_engine, settings, config, tiny_tokenizer())
     yield engine
@@ -177,12 +180,12 @@ async def test_log_probabilities_are_not_relative_to_top_k(
     assert executors[0].config.normalize_log_probs is False
 
 
-async def test_an_image_is_recognised_by_its_identity(start: Start) -> None:
+async def test_an_image_is_recognised_by_its_id(start: Start) -> None:
     engine = await start()
     params = SamplingParams(max_tokens=4)
     assert (await outputs_of(engine, PICTURE, params))[-1].cached_token_count == 0
     assert (await outputs_of(engine, PICTURE, params))[-1].cached_token_count == 8
-    other = replace(PICTURE, images=(ImageRows(b"dog", 4),))
+    other = replace(PICTURE, images=(ImageRows(embedding_id("dog"), 4),))
     assert (await outputs_of(engine, other, params))[-1].cached_token_count == 0
     salted = replace(PICTURE, cache_salt="mine")
     assert (await outputs_of(engine, salted, params))[-1].cached_token_count == 0
@@ -202,14 +205,14 @@ async def test_no_more_tokens_are_cached_than_the_prompt_has(
 
 
 async def test_reuse_can_be_turned_off(start: Start) -> None:
-    engine = await start(kv_cache_reuse=False)
+    engine = await start(reuse=False)
     for _ in range(2):
         assert (await outputs_of(engine, PICTURE))[-1].cached_token_count == 0
 
 
 async def test_rows_that_nobody_holds_are_asked_for(start: Start) -> None:
     engine = await start()
-    unheld = replace(PICTURE, images=(ImageRows(b"cat", 4, is_held=False),))
+    unheld = replace(PICTURE, images=(ImageRows(embedding_id("cat"), 4, is_held=False),))
     with pytest.raises(RowsNeededError, match="needs the rows of every image"):
         await outputs_of(engine, unheld)
 
@@ -233,7 +236,7 @@ async def test_rows_that_nobody_holds_are_asked_for(start: Start) -> None:
             PROMPT,
             SamplingParams(logprob_count=1),
             UnsupportedFieldError,
-            "logprobs.top_count is not supported",
+            "alternatives is not supported",
         ),
     ],
 )
@@ -249,14 +252,14 @@ async def test_refuses_at_the_door(
     with pytest.raises(error, match=message):
         await outputs_of(engine, prompt, params)
     assert len(executors[0].requests) == 1  # the first one, of the start
-    assert engine.load().waiting == 0
+    assert engine.load().waiting_sequence_count == 0
 
 
 @pytest.mark.parametrize(("option", "expected"), [(3, 3), (64, 4)])
 async def test_runs_as_many_as_engine_and_settings_allow(
     start: Start, executors: list[Any], option: int, expected: int
 ) -> None:
-    await start({"max_batch_size": 4}, max_running_sequences=option)
+    await start({"max_batch_size": 4}, max_running_sequence_count=option)
     assert executors[0].config.max_batch_size == expected
 
 
@@ -270,22 +273,23 @@ async def test_context_is_what_the_engine_was_built_for(start: Start) -> None:
 
 async def test_load_is_the_executors(start: Start) -> None:
     engine = await start(kv_cache_byte_count=1024 * 256)
-    assert engine.load().total_kv_tokens == engine.load().free_kv_tokens == 1024
-    async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
+    assert engine.load().total_kv_token_count == engine.load().free_kv_token_count == 1024
+    async with aclosing(engine.generate(Request(PROMPT, LONG))) as outputs:
         async for _ in outputs:
-            if engine.load().running:
+            if engine.load().running_sequence_count:
                 break
-        assert engine.load().waiting == 0
-        assert engine.load().free_kv_tokens < 1024
+        assert engine.load().waiting_sequence_count == 0
+        assert engine.load().free_kv_token_count < 1024
     load = engine.load()
-    assert (load.running, load.waiting, load.free_kv_tokens) == (0, 0, 1024)
+    assert (load.running_sequence_count, load.waiting_sequence_count) == (0, 0)
+    assert load.free_kv_token_count == 1024
 
 
 async def test_closing_the_generator_cancels_the_request(
     start: Start, executors: list[Any]
 ) -> None:
     engine = await start()
-    async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
+    async with aclosing(engine.generate(Request(PROMPT, LONG))) as outputs:
         await outputs.__anext__()
     # Submitted after the cancelling, so that it has happened once these are here.
     assert await tokens_of(engine, SamplingParams(max_tokens=8))
@@ -300,7 +304,7 @@ async def test_a_finished_request_is_not_cancelled(start: Start, executors: list
 
 
 async def test_a_waiting_request_can_be_cancelled(start: Start, executors: list[Any]) -> None:
-    engine = await start(max_running_sequences=1)
+    engine = await start(max_running_sequence_count=1)
     executors[0].close_gate()
     running = asyncio.ensure_future(outputs_of(engine))
     waiting = asyncio.ensure_future(outputs_of(engine, params=LONG))
@@ -310,7 +314,7 @@ async def test_a_waiting_request_can_be_cancelled(start: Start, executors: list[
         await waiting
     executors[0].gate.set()
     assert sum(len(output.token_ids) for output in await running) == 8
-    assert engine.load().waiting == 0
+    assert engine.load().waiting_sequence_count == 0
 
 
 async def test_an_error_response_fails_its_request_alone(
@@ -338,7 +342,7 @@ async def test_a_request_that_cannot_be_made_leaves_nothing_behind(
     with pytest.raises(OverloadedError, match="no memory left"):
         await outputs_of(engine, PICTURE)
     assert engine.is_healthy()
-    assert engine.load().waiting == 0
+    assert engine.load().waiting_sequence_count == 0
 
 
 async def _running(engine: LLMEngine, executor: Any) -> list[asyncio.Future[Any]]:

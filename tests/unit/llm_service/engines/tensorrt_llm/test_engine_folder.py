@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder, EngineFolderError
-from llm_service.settings import Settings
+from llm_service.engines.base import EngineStartError
+from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
+from llm_service.settings import TensorRTLLMOptions
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
     Document,
     engine_document,
@@ -32,9 +33,9 @@ def _check(checkpoint: Path, change: Change = lambda _: None, **options: Any) ->
     document = engine_document(config)
     change(document)
     folder = write_engine_folder(checkpoint.parent / "engine", document, checkpoint)
-    options = {"max_tiles_per_request": 2, **options}
+    given = TensorRTLLMOptions.model_validate({"max_request_tile_count": 2, **options})
     read = EngineFolder.read(folder)
-    read.check(Settings(checkpoint=checkpoint, **options), config, "1.2.1")
+    read.check(given, config, "1.2.1")
     return read
 
 
@@ -71,12 +72,13 @@ def _model(**values: Any) -> Change:
         ),
         (
             _build(max_prompt_embedding_table_size=2047),
-            "max_tiles_per_request is 2, 512 rows, but the engine takes 511 rows a request",
+            "max_request_tile_count is 2, 512 rows, but the engine takes 511 rows a request",
         ),
         (_build(max_input_len=512), "512 tokens, but the engine reads prompts of 512 tokens"),
         (
             _build(plugin_config={"use_paged_context_fmha": False}),
-            "kv_cache_reuse needs .*--use_paged_context_fmha enable.*--no-kv-cache-reuse",
+            "kv_cache_reuse needs .*--use_paged_context_fmha enable"
+            ".*--no-tensorrt-llm.kv-cache-reuse",
         ),
         (lambda d: d.pop("build_config"), "KeyError.'build_config'"),
         (_build(max_batch_size=0), "engine's max_batch_size is 0, and must be at least 1"),
@@ -84,24 +86,24 @@ def _model(**values: Any) -> Change:
     ],
 )
 def test_refuses_what_does_not_fit(checkpoint: Path, change: Change, message: str) -> None:
-    with pytest.raises(EngineFolderError, match=message):
+    with pytest.raises(EngineStartError, match=message):
         _check(checkpoint, change)
 
 
 def test_without_reuse_the_step_bounds_the_prompt(checkpoint: Path) -> None:
     change = _build(plugin_config={"use_paged_context_fmha": False}, max_num_tokens=700)
     assert _check(checkpoint, change, kv_cache_reuse=False).max_prompt_length == 700
-    with pytest.raises(EngineFolderError, match="prompts of 700 tokens"):
-        _check(checkpoint, change, kv_cache_reuse=False, max_tiles_per_request=3)
+    with pytest.raises(EngineStartError, match="prompts of 700 tokens"):
+        _check(checkpoint, change, kv_cache_reuse=False, max_request_tile_count=3)
 
 
 def test_refuses_a_missing_rank(checkpoint: Path) -> None:
     folder = _check(checkpoint, _model(mapping={"world_size": 2, "tp_size": 2, "pp_size": 1}))
     (folder.path / "rank1.engine").unlink()
     config = LLMConfig.from_checkpoint(checkpoint)
-    settings = Settings(checkpoint=checkpoint, max_tiles_per_request=2)
-    with pytest.raises(EngineFolderError, match=r"for 2 GPUs, but .* has no rank1\.engine"):
-        folder.check(settings, config, "1.2.1")
+    options = TensorRTLLMOptions(max_request_tile_count=2)
+    with pytest.raises(EngineStartError, match=r"for 2 GPUs, but .* has no rank1\.engine"):
+        folder.check(options, config, "1.2.1")
 
 
 @pytest.mark.parametrize(
@@ -111,5 +113,5 @@ def test_refuses_a_missing_rank(checkpoint: Path) -> None:
 def test_refuses_a_damaged_config(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(EngineFolderError, match=message):
+    with pytest.raises(EngineStartError, match=message):
         EngineFolder.read(tmp_path)

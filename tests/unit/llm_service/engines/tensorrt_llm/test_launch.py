@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import LLMEngine, Prompt
+from llm_service.engines.base import EngineStartError, LLMEngine, Prompt, Request
 from llm_service.engines.create import create_engine
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings
@@ -41,13 +41,14 @@ def create(tmp_path: Path) -> Create:
     checkpoint = write_checkpoint(tmp_path / "tiny", QWEN2, random_tensors(QWEN2))
     config = LLMConfig.from_checkpoint(checkpoint)
 
-    def created(world_size: int = 1, pp: int = 1, **options: Any) -> LLMEngine:
+    def created(
+        world_size: int = 1, pp: int = 1, mpi_mode: str = "leader", **options: Any
+    ) -> LLMEngine:
         document = engine_document(config, tp=world_size, pp=pp)
         folder = write_engine_folder(tmp_path / "engine", document, checkpoint)
-        given = {"engine_folder": folder, "max_tiles_per_request": 1} | options
-        settings = Settings.model_validate(
-            {"checkpoint": checkpoint, "engine": "tensorrt_llm", **given}
-        )
+        group = {"engine_folder": folder, "max_request_tile_count": 1, "mpi_mode": mpi_mode}
+        given = {"checkpoint": checkpoint, "engine": "tensorrt_llm", "tensorrt_llm": group}
+        settings = Settings.model_validate(given | options)
         return create_engine(settings, config, tiny_tokenizer())
 
     return created
@@ -71,7 +72,7 @@ def test_refuses_a_machine_without_tensorrt_llm(
     create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_llm", None)
-    with pytest.raises(ValueError, match=r"cannot be imported .*1\.2\.1 is supported"):
+    with pytest.raises(EngineStartError, match=r"cannot be imported .*1\.2\.1 is supported"):
         create()
 
 
@@ -80,17 +81,14 @@ def test_refuses_a_version_without_the_executor(
 ) -> None:
     monkeypatch.delattr(bindings, "Executor")
     monkeypatch.setattr(importlib.import_module("tensorrt_llm"), "__version__", "1.3.0rc21")
-    with pytest.raises(ValueError, match=r"1\.3\.0rc21 has no .*Executor; 1\.2\.1 is supported"):
+    with pytest.raises(
+        EngineStartError, match=r"1\.3\.0rc21 has no .*Executor; 1\.2\.1 is supported"
+    ):
         create()
 
 
-def test_refuses_without_a_folder(create: Create) -> None:
-    with pytest.raises(ValueError, match="needs engine_folder"):
-        create(engine_folder=None)
-
-
 def test_refuses_what_the_executor_cannot_load(create: Create) -> None:
-    with pytest.raises(ValueError, match=r"cannot load .*engine: MPI world size 1 is not tp"):
+    with pytest.raises(EngineStartError, match=r"cannot load .*engine: MPI world size 1 is not tp"):
         create(world_size=2)
 
 
@@ -109,7 +107,7 @@ def test_refuses_an_engine_that_fails_its_first_request(
     monkeypatch.setattr(
         requests.Limits, "params", lambda *_: (_ for _ in ()).throw(requests.Refused("no plan"))
     )
-    with pytest.raises(ValueError, match="failed its first request: .*no plan"):
+    with pytest.raises(EngineStartError, match="failed its first request: .*no plan"):
         create()
     assert len(shut_down) == 1
 
@@ -196,7 +194,7 @@ async def test_what_the_logits_are_out_of_reach_for_is_refused(
     monkeypatch.setattr(double.mpi, "size", options.get("pp", 1))
     engine = create(**options)
     with pytest.raises(UnsupportedFieldError, match="mpi_mode leader and no pipeline") as caught:
-        await anext(engine.generate(Prompt([1], torch.empty(0, 32)), params))
+        await anext(engine.generate(Request(Prompt([1], torch.empty(0, 32)), params)))
     assert caught.value.field == field
     await engine.close()
 
@@ -209,7 +207,7 @@ async def test_the_cache_has_its_bytes_on_each_gpu(
     monkeypatch.setattr(double.mpi, "size", gpu_count)
     # 2 layers x key and value x 2 heads x 8 floats: 256 bytes a token.
     engine = create(world_size=gpu_count, kv_cache_byte_count=64 * 256)
-    assert engine.load().total_kv_tokens == tokens
+    assert engine.load().total_kv_token_count == tokens
     await engine.close()
 
 

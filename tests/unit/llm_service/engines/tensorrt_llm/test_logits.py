@@ -9,7 +9,7 @@ from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm.logits import (
     Constraint,
     LogitsProcessor,
-    constraining_field,
+    constraining_option,
 )
 from llm_service.sampling import Guide, SamplingParams
 from tests.real_tokenizers import real_tokenizer
@@ -91,4 +91,5 @@ def test_requests_without_a_constraint_stay_as_they_are(client_id: int | None) -
     ],
 )
 def test_most_requests_need_none(params: SamplingParams, field: str | None) -> None:
-    assert constraining_field(params) == field
+    option = constraining_option(params)
+    assert (None if option is None else option[0]) == field

@@ -11,7 +11,7 @@ import pytest
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import LLMEngine
 from llm_service.engines.create import create_engine
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TensorRTLLMOptions
 from llm_service.tokenizer import Tokenizer
 from tests.parity import golden
 from tests.parity.conversations import Conversation, golden_conversations, greedy_tokens
@@ -37,9 +37,8 @@ def conversations(checkpoint: Path) -> list[Conversation]:
 async def engine(checkpoint: Path, tmp_path: Path) -> AsyncGenerator[LLMEngine, None]:
     config = LLMConfig.from_checkpoint(checkpoint)
     folder = write_engine_folder(tmp_path, engine_document(config), checkpoint)
-    settings = Settings(
-        checkpoint=checkpoint, engine="tensorrt_llm", engine_folder=folder, max_tiles_per_request=12
-    )
+    options = TensorRTLLMOptions(engine_folder=folder, max_request_tile_count=12)
+    settings = Settings(checkpoint=checkpoint, engine="tensorrt_llm", tensorrt_llm=options)
     created = create_engine(settings, config, Tokenizer.from_checkpoint(checkpoint))
     yield created
     await created.close()

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import ImageRows, Prompt
+from llm_service.engines.base import ImageRows, Prompt, Request
 from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
 from llm_service.sampling import SamplingParams
 from protos.errors import OverloadedError
+from tests.embedding_ids import embedding_id
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
     engine_document,
     write_engine_folder,
@@ -24,14 +25,14 @@ Make = Callable[..., Any]
 PROMPT = Prompt(
     [3, 61, 62, 4, 63, 64, 65, 5],
     torch.zeros(5, 32),
-    (ImageRows(b"cat", 2), ImageRows(b"dog", 3)),
+    (ImageRows(embedding_id("cat"), 2), ImageRows(embedding_id("dog"), 3)),
 )
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """Makes requests for a bfloat16 engine."""
-    from llm_service.engines.tensorrt_llm.requests import Generation, RequestFactory
+    from llm_service.engines.tensorrt_llm.requests import RequestFactory, Submission
 
     checkpoint = write_config(tmp_path / "checkpoint", QWEN2)
     document = engine_document(LLMConfig.from_checkpoint(checkpoint), dtype="bfloat16")
@@ -45,10 +46,8 @@ def make(tmp_path: Path) -> Make:
         priority: int = 0,
         constraint: Any = None,
     ) -> Any:
-        generation = Generation(
-            7, prompt, params or SamplingParams(), 9, priority, constraint=constraint
-        )
-        return factory.request(generation)
+        wanted = Request(prompt, params or SamplingParams(), priority)
+        return factory.request(Submission(7, wanted, max_tokens=9, constraint=constraint))
 
     return request
 
@@ -72,17 +71,17 @@ def test_each_image_has_its_own_number_and_text_has_none(make: Make) -> None:
 
 
 def test_numbers_of_images_cannot_be_computed_elsewhere(make: Make, tmp_path: Path) -> None:
-    from llm_service.engines.tensorrt_llm.requests import Generation, RequestFactory
+    from llm_service.engines.tensorrt_llm.requests import RequestFactory, Submission
 
     folder = EngineFolder.read(tmp_path / "engine")
     other = RequestFactory(folder)
-    request = other.request(Generation(7, PROMPT, SamplingParams(), 9))
+    request = other.request(Submission(7, Request(PROMPT, SamplingParams()), max_tokens=9))
     theirs, ours = request.prompt_tuning_config, make().prompt_tuning_config
     assert theirs.input_token_extra_ids[1] != ours.input_token_extra_ids[1]
 
 
 def test_rows_without_an_image_are_never_the_same(make: Make) -> None:
-    unnamed = Prompt(PROMPT.token_ids, PROMPT.prompt_table, (ImageRows(b"cat", 2),))
+    unnamed = Prompt(PROMPT.token_ids, PROMPT.prompt_table, (ImageRows(embedding_id("cat"), 2),))
     numbers = [make(unnamed).prompt_tuning_config.input_token_extra_ids for _ in range(2)]
     assert numbers[0][:4] == numbers[1][:4]
     assert numbers[0][4] == numbers[0][6] != 0

@@ -29,7 +29,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, *words: str) -> None:
-    options = ("--threads", "1", "--dtype", "float32", "--answer-token-count", "4")
+    options = ("--reference-dtype", "float32", "--answer-token-count", "4")
     words = ("selftest", "--checkpoint", str(checkpoint), *options, *words)
     monkeypatch.setattr(sys, "argv", list(words))
     selftest.main()
@@ -38,14 +38,14 @@ def run(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, *words: str) -> None:
 def engine_options(tmp_path: Path, checkpoint: Path, weights: Path) -> tuple[str, ...]:
     document = engine_document(LLMConfig.from_checkpoint(checkpoint))
     folder = write_engine_folder(tmp_path / "engine", document, weights)
-    options = ("--engine", "tensorrt_llm", "--engine-folder", str(folder))
-    return (*options, "--max-tiles-per-request", "12")
+    options = ("--engine", "tensorrt_llm", "--tensorrt-llm.engine-folder", str(folder))
+    return (*options, "--tensorrt-llm.max-request-tile-count", "12")
 
 
 def test_torch_agrees_with_itself(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: Path
 ) -> None:
-    run(monkeypatch, checkpoint)
+    run(monkeypatch, checkpoint, "--torch.dtype", "float32")
     lines = capsys.readouterr().out.splitlines()
     for line, image_count in zip(lines, (0, 0, 1, 2), strict=False):
         pattern = rf"torch: {image_count} image\(s\), first token after [\d.]+ ms, then .+"

@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import torch
 
-from llm_service.engines.base import LLMEngine, Prompt, TokenOutput
+from llm_service.engines.base import LLMEngine, Prompt, Request, TokenOutput
 from llm_service.sampling import SamplingParams
 from tests.unit.llm_service.engines.torch.tiny import QWEN2
 
@@ -24,8 +24,8 @@ async def outputs_of(
     deadline: float | None = None,
 ) -> list[TokenOutput]:
     """Returns all that the engine yields; without params, up to 8 tokens."""
-    params = params or SamplingParams(max_tokens=8)
-    async with aclosing(engine.generate(prompt, params, deadline=deadline)) as outputs:
+    request = Request(prompt, params or SamplingParams(max_tokens=8), deadline=deadline)
+    async with aclosing(engine.generate(request)) as outputs:
         return [output async for output in outputs]
 
 

@@ -13,12 +13,20 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import ImageRows, LLMEngine, Prompt, RowsNeededError
+from llm_service.engines.base import (
+    EngineStartError,
+    ImageRows,
+    LLMEngine,
+    Prompt,
+    Request,
+    RowsNeededError,
+)
 from llm_service.engines.create import create_engine
 from llm_service.engines.torch import engine as engine_module
 from llm_service.sampling import SamplingParams
-from llm_service.settings import Settings
+from llm_service.settings import Settings, TorchOptions
 from protos.errors import EngineDeadError
+from tests.embedding_ids import embedding_id
 from tests.unit.llm_service.engines.torch.answers import (
     HIDDEN_SIZE,
     LONG,
@@ -53,12 +61,11 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
     """Starts engines on the tiny checkpoint; closes them after the test."""
     engines: list[LLMEngine] = []
 
-    async def create(**options: int) -> LLMEngine:
-        options = {"kv_cache_byte_count": 2**22, **options}
-        settings = Settings.model_validate(
-            # In bfloat16, the default on some machines, batches of other sizes round otherwise.
-            {"checkpoint": checkpoint, "device": "cpu", "dtype": "float32", **options}
-        )
+    async def create(block_size: int = 16, **options: int) -> LLMEngine:
+        # In bfloat16, the default on some machines, batches of other sizes round otherwise.
+        torch_options = TorchOptions(device="cpu", dtype="float32", block_size=block_size)
+        given = {"checkpoint": checkpoint, "torch": torch_options, "kv_cache_byte_count": 2**22}
+        settings = Settings.model_validate(given | options)
         config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
         engines.append(await asyncio.to_thread(create_engine, settings, config, tiny_tokenizer()))
         return engines[-1]
@@ -105,13 +112,15 @@ async def test_rows_that_nobody_holds_are_asked_for_and_later_not_needed(start: 
     table = torch.randn(4, HIDDEN_SIZE, generator=torch.Generator().manual_seed(1))
     ids = [3, 61, 62, 63, 64, 5, 6, 7, 8, 9]
     params = SamplingParams(max_tokens=12)
-    unheld = Prompt(ids, torch.zeros_like(table), (ImageRows(b"cat", 4, is_held=False),))
+    unheld = Prompt(
+        ids, torch.zeros_like(table), (ImageRows(embedding_id("cat"), 4, is_held=False),)
+    )
     with pytest.raises(RowsNeededError, match="dropped an image"):
         await outputs_of(engine, unheld, params)
-    held = Prompt(ids, table, (ImageRows(b"cat", 4),))
+    held = Prompt(ids, table, (ImageRows(embedding_id("cat"), 4),))
     expected = await tokens_of(engine, params, held)
     assert await tokens_of(engine, params, unheld) == expected
-    assert engine.load().running == engine.load().waiting == 0
+    assert engine.load().running_sequence_count == engine.load().waiting_sequence_count == 0
 
 
 async def test_closing_the_generator_frees_the_sequence_within_one_step(
@@ -121,10 +130,10 @@ async def test_closing_the_generator_frees_the_sequence_within_one_step(
     gate = Gate(monkeypatch)
     gate.close()
     gate.permit(1)
-    async with aclosing(engine.generate(PROMPT, LONG)) as outputs:
+    async with aclosing(engine.generate(Request(PROMPT, LONG))) as outputs:
         await outputs.__anext__()
-        assert engine.load().running == 1
-        assert engine.load().free_kv_tokens < engine.load().total_kv_tokens
+        assert engine.load().running_sequence_count == 1
+        assert engine.load().free_kv_token_count < engine.load().total_kv_token_count
     gate.open()
     # The abort was posted before this sequence, so it takes effect before it.
     assert len(await outputs_of(engine)) == 8
@@ -132,14 +141,14 @@ async def test_closing_the_generator_frees_the_sequence_within_one_step(
     # The first step, and the one that may have begun before the closing.
     assert sum(cancelled in batch for batch in gate.batches) <= 2
     load = engine.load()
-    assert (load.running, load.waiting) == (0, 0)
-    assert load.free_kv_tokens == load.total_kv_tokens
+    assert (load.running_sequence_count, load.waiting_sequence_count) == (0, 0)
+    assert load.free_kv_token_count == load.total_kv_token_count
 
 
 async def test_a_waiting_sequence_can_be_cancelled(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = await start(max_running_sequences=1)
+    engine = await start(max_running_sequence_count=1)
     gate = Gate(monkeypatch)
     gate.close()
     running = asyncio.ensure_future(outputs_of(engine))
@@ -152,7 +161,7 @@ async def test_a_waiting_sequence_can_be_cancelled(
     gate.open()
     assert len(await running) == 8
     assert {sequence for batch in gate.batches for sequence in batch} == {gate.batches[0][0]}
-    assert engine.load().free_kv_tokens == engine.load().total_kv_tokens
+    assert engine.load().free_kv_token_count == engine.load().total_kv_token_count
 
 
 async def test_a_request_posted_as_the_thread_ends_does_not_hang(
@@ -164,7 +173,7 @@ async def test_a_request_posted_as_the_thread_ends_does_not_hang(
     monkeypatch.setattr(engine_module, "check_queue", lambda *_, **__: None)
     with pytest.raises(EngineDeadError):
         await asyncio.wait_for(outputs_of(engine), 30)
-    assert engine.load().waiting == 0
+    assert engine.load().waiting_sequence_count == 0
 
 
 async def test_is_warm_at_the_start(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,14 +183,16 @@ async def test_is_warm_at_the_start(start: Start, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_refuses_a_cache_without_room(start: Start) -> None:
-    with pytest.raises(ValueError, match="the KV cache has 100 bytes, and one block needs 4096"):
+    with pytest.raises(
+        EngineStartError, match="the KV cache has 100 bytes, and one block needs 4096"
+    ):
         await start(kv_cache_byte_count=100)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_refuses_cuda_where_there_is_none(checkpoint: Path) -> None:
-    settings = Settings(checkpoint=checkpoint, device="cuda")
-    with pytest.raises(ValueError, match="no CUDA device"):
+    settings = Settings(checkpoint=checkpoint, torch=TorchOptions(device="cuda"))
+    with pytest.raises(EngineStartError, match="no CUDA device"):
         create_engine(settings, LLMConfig.from_checkpoint(checkpoint), tiny_tokenizer())
 
 

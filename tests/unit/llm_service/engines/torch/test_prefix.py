@@ -9,13 +9,14 @@ from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
 from llm_service.sampling import SamplingParams
+from tests.embedding_ids import embedding_id
 
 VOCABULARY_SIZE = 100
 BLOCK_SIZE = 4
 ROWS = 6
 # Three ids of text, the rows of two images, and a question.
 TOKEN_IDS = [1, 2, 3, *range(100, 100 + 2 * ROWS), 4, 5, 6]
-IMAGES = (ImageRows(b"cat", ROWS), ImageRows(b"dog", ROWS))
+IMAGES = (ImageRows(embedding_id("cat"), ROWS), ImageRows(embedding_id("dog"), ROWS))
 
 
 def _prompt(
@@ -25,7 +26,7 @@ def _prompt(
 
 
 def _scheduler(block_count: int = 50, budget: int = 100) -> Scheduler:
-    return Scheduler(BlockManager(block_count, BLOCK_SIZE), budget, max_running=4)
+    return Scheduler(BlockManager(block_count, BLOCK_SIZE), budget, max_running_count=4)
 
 
 def _sequence(prompt: Prompt, max_tokens: int = 1) -> Sequence:
@@ -72,9 +73,9 @@ def test_the_output_is_part_of_the_next_turns_prefix() -> None:
 
 
 def test_another_image_shares_only_what_comes_before_it() -> None:
-    other_second = (IMAGES[0], ImageRows(b"cow", ROWS))
+    other_second = (IMAGES[0], ImageRows(embedding_id("cow"), ROWS))
     assert _second(_prompt(), _prompt(images=other_second)) == 8
-    other_first = (ImageRows(b"cow", ROWS), IMAGES[1])
+    other_first = (ImageRows(embedding_id("cow"), ROWS), IMAGES[1])
     assert _second(_prompt(), _prompt(images=other_first)) == 0
 
 
@@ -83,7 +84,7 @@ def test_images_in_another_order_are_other_images() -> None:
 
 
 def test_rows_divided_between_images_in_another_way_are_others() -> None:
-    divided = (ImageRows(b"cat", ROWS + 3), ImageRows(b"dog", ROWS - 3))
+    divided = (ImageRows(embedding_id("cat"), ROWS + 3), ImageRows(embedding_id("dog"), ROWS - 3))
     # Three of text and the first five rows are the same image's in both.
     assert _second(_prompt(), _prompt(images=divided)) == 8
 
@@ -161,7 +162,7 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
 
 
 def test_higher_priority_is_admitted_first() -> None:
-    scheduler = Scheduler(BlockManager(50, BLOCK_SIZE), 100, max_running=1)
+    scheduler = Scheduler(BlockManager(50, BLOCK_SIZE), 100, max_running_count=1)
     low, high = (
         Sequence(_prompt(), SamplingParams(), 1, VOCABULARY_SIZE, order=(-priority, arrival))
         for arrival, priority in enumerate((0, 5))
@@ -173,7 +174,7 @@ def test_higher_priority_is_admitted_first() -> None:
 
 def _without_rows(*held: bool) -> tuple[ImageRows, ...]:
     return tuple(
-        ImageRows(image.identity, image.row_count, is_held)
+        ImageRows(image.embedding_id, image.row_count, is_held)
         for image, is_held in zip(IMAGES, held, strict=True)
     )
 

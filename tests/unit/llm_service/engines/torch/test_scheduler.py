@@ -112,7 +112,9 @@ def test_every_sequence_ends_and_no_block_is_leaked_or_shared(
 
 
 def test_long_prompt_leaves_the_others_their_next_token() -> None:
-    scheduler = Scheduler(BlockManager(100, BLOCK_SIZE), max_batch_tokens=10, max_running=8)
+    scheduler = Scheduler(
+        BlockManager(100, BLOCK_SIZE), max_step_token_count=10, max_running_count=8
+    )
     short, long = _sequence(2, 20), _sequence(35, 1)
     scheduler.add(short)
     _finish_step(scheduler, scheduler.schedule())
@@ -127,7 +129,7 @@ def test_long_prompt_leaves_the_others_their_next_token() -> None:
 
 
 def test_newest_is_preempted_and_waits_before_all_others() -> None:
-    scheduler = Scheduler(BlockManager(3, BLOCK_SIZE), max_batch_tokens=50, max_running=2)
+    scheduler = Scheduler(BlockManager(3, BLOCK_SIZE), max_step_token_count=50, max_running_count=2)
     older, newer, later = _sequence(4, 5), _sequence(3, 5), _sequence(1, 1)
     for sequence in (older, newer, later):
         scheduler.add(sequence)
@@ -141,7 +143,7 @@ def test_newest_is_preempted_and_waits_before_all_others() -> None:
 
 
 def test_waiting_sequences_keep_their_order_behind_a_large_one() -> None:
-    scheduler = Scheduler(BlockManager(4, BLOCK_SIZE), max_batch_tokens=50, max_running=8)
+    scheduler = Scheduler(BlockManager(4, BLOCK_SIZE), max_step_token_count=50, max_running_count=8)
     running, large, small = _sequence(8, 1), _sequence(12, 1), _sequence(1, 1)
     for sequence in (running, large, small):
         scheduler.add(sequence)

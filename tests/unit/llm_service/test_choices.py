@@ -7,16 +7,16 @@ from contextlib import aclosing
 import pytest
 import torch
 
-from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines.base import FinishReason, Prompt, TokenLogprob, TokenOutput
-from llm_service.generation import (
+from llm_service.choices import (
     TextDelta,
     TextEnd,
     TextEvent,
-    choice_params,
+    choice_request,
     generate_text,
     interleaved,
 )
+from llm_service.detokenizer import Detokenizer, StopStrings
+from llm_service.engines.base import FinishReason, Prompt, Request, TokenLogprob, TokenOutput
 from llm_service.sampling import MAX_SEED, SamplingParams
 from protos.errors import EngineDeadError
 from tests.idle_engine import IdleEngine
@@ -33,13 +33,8 @@ class Engine(IdleEngine):
         self._token_ids = token_ids
         self._reason = reason
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        priority: int = 0,
-        deadline: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        params = request.params
         *first, last = self._token_ids
         for token_id in first:
             yield TokenOutput([token_id], None, logprobs=_logprobs(token_id, params))
@@ -61,8 +56,7 @@ async def generate(
     """Returns the text, the ids of all deltas and the end."""
     events = generate_text(
         Engine(token_ids, reason),
-        PROMPT,
-        SamplingParams(stop_token_ids=frozenset(stop_token_ids)),
+        Request(PROMPT, SamplingParams(stop_token_ids=frozenset(stop_token_ids))),
         Detokenizer(real_tokenizer(TOKENIZER)),
         StopStrings(stop_strings),
     )
@@ -133,8 +127,7 @@ async def test_each_token_has_its_logprob_while_its_text_is_held_back() -> None:
     ids = encode("x🐼")
     deltas = generate_text(
         Engine(ids, "length"),
-        PROMPT,
-        SamplingParams(logprob_count=0),
+        Request(PROMPT, SamplingParams(logprob_count=0)),
         Detokenizer(real_tokenizer(TOKENIZER)),
         StopStrings(["xy"]),
     )
@@ -146,9 +139,12 @@ async def test_each_token_has_its_logprob_while_its_text_is_held_back() -> None:
 
 
 def test_seeds_of_choices_are_a_row_that_begins_anew_at_its_end() -> None:
-    seeded = SamplingParams(seed=MAX_SEED)
-    assert [choice_params(seeded, index).seed for index in range(3)] == [MAX_SEED, 0, 1]
-    assert choice_params(SamplingParams(), 3).seed is None
+    seeded = Request(PROMPT, SamplingParams(seed=MAX_SEED), priority=3)
+    choices = [choice_request(seeded, index) for index in range(3)]
+    assert [choice.params.seed for choice in choices] == [MAX_SEED, 0, 1]
+    assert {choice.priority for choice in choices} == {3}
+    free = Request(PROMPT, SamplingParams())
+    assert choice_request(free, 3).params.seed is None
 
 
 class Choice:

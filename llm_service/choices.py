@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines.base import FinishReason, LLMEngine, Prompt, TokenLogprob
+from llm_service.engines.base import FinishReason, LLMEngine, Request, TokenLogprob
 from llm_service.sampling import MAX_SEED, SamplingParams
 
 
@@ -47,11 +47,12 @@ class TextEnd:
 TextEvent = TextDelta | TextEnd
 
 
-def choice_params(params: SamplingParams, index: int) -> SamplingParams:
-    """Returns the options of one of several choices: with a seed, the choices' seeds are a row."""
+def choice_request(request: Request, index: int) -> Request:
+    """Returns the request for one of several choices: each has its own seed, counted on."""
+    params = request.params
     if params.seed is None:
-        return params
-    return replace(params, seed=(params.seed + index) % (MAX_SEED + 1))
+        return request
+    return replace(request, params=replace(params, seed=(params.seed + index) % (MAX_SEED + 1)))
 
 
 async def interleaved(
@@ -104,13 +105,7 @@ async def _pass_on(
 
 
 async def generate_text(
-    engine: LLMEngine,
-    prompt: Prompt,
-    params: SamplingParams,
-    detokenizer: Detokenizer,
-    stop_strings: StopStrings,
-    priority: int = 0,
-    deadline: float | None = None,
+    engine: LLMEngine, request: Request, detokenizer: Detokenizer, stop_strings: StopStrings
 ) -> AsyncGenerator[TextEvent, None]:
     """Yields one choice: deltas while the engine generates, and one end.
 
@@ -121,10 +116,11 @@ async def generate_text(
         ServiceError: whatever the engine raises.
     """
     output_token_count = 0
-    async with aclosing(engine.generate(prompt, params, priority, deadline)) as outputs:
+    async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
             output_token_count += len(output.token_ids)
-            text = detokenizer.push(_visible(output.token_ids, params, output.finish_reason))
+            visible = _visible(output.token_ids, request.params, output.finish_reason)
+            text = detokenizer.push(visible)
             if output.finish_reason is not None:
                 text += detokenizer.finish()
             text, stop_string = stop_strings.push(text)

@@ -1,0 +1,260 @@
+"""The use case of the LLM service: from a checked request to text, usage, log and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import structlog
+
+from llm_service.choices import TextEnd, TextEvent, choice_request, generate_text, interleaved
+from llm_service.detokenizer import Detokenizer, StopStrings
+from llm_service.engines.base import EngineLoad, LLMEngine, Prompt, Request, RowsNeededError
+from llm_service.images import RequestImages
+from llm_service.metrics import Metrics
+from llm_service.model import ModelInfo
+from llm_service.prompt import PromptLayout, PromptSource, prompt_layout
+from llm_service.sampling import SamplingParams
+from llm_service.tables import TableCache, TableMessage
+from protos.identity import EmbeddingId
+
+logger = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one call asks for, every field within its limits.
+
+    Attributes:
+        prompt: what is to be continued.
+        embedding_ids: the prompt's images, in order.
+        params: how tokens are chosen and when to stop.
+        stop_strings: strings that end the text.
+        skip_special_tokens: whether the text leaves special tokens out.
+        choice_count: answers to generate, >= 1.
+        priority: sequences with a higher one run first.
+        cache_salt: what separates the prompt's KV cache from others'.
+        arrival: when the call's first message had been read, on the clock of `time.monotonic`.
+        deadline: when the call must be over, on the same clock; None: whenever.
+    """
+
+    prompt: PromptSource
+    embedding_ids: Sequence[EmbeddingId]
+    params: SamplingParams
+    stop_strings: Sequence[str]
+    skip_special_tokens: bool
+    choice_count: int
+    priority: int
+    cache_salt: str
+    arrival: float
+    deadline: float | None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The images whose embeddings are needed, by index; of equal ones the first."""
+
+    image_indexes: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request cost.
+
+    Attributes:
+        prompt_token_count: tokens of the prompt, virtual tokens included.
+        image_token_count: the virtual tokens among them.
+        cached_token_count: prompt tokens whose KV cache the first choice reused.
+        output_token_count: tokens generated over all choices.
+        first_token_seconds: from the request's arrival to its first token.
+        total_seconds: from there to its last token.
+    """
+
+    prompt_token_count: int
+    image_token_count: int
+    cached_token_count: int
+    output_token_count: int
+    first_token_seconds: float
+    total_seconds: float
+
+
+# In this order: one Wanted, events of choices with the choice's index, one Usage.
+Event = Wanted | tuple[int, TextEvent] | Usage
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens of a prompt, virtual tokens included, and the virtual tokens among them."""
+
+    prompt_token_count: int
+    image_token_count: int
+
+
+class Generator:
+    """Joins prompt, tables and engine. Holds no state of a request.
+
+    Attributes:
+        info: what the service runs.
+    """
+
+    def __init__(
+        self, info: ModelInfo, engine: LLMEngine, tables: TableCache, metrics: Metrics
+    ) -> None:
+        self.info = info
+        self._engine = engine
+        self._tables = tables
+        self._metrics = metrics
+
+    async def generate(
+        self, generation: Generation, uploads: AsyncIterator[TableMessage]
+    ) -> AsyncGenerator[Event, None]:
+        """Yields one Wanted, then the text of all choices as it is made, then the Usage.
+
+        Args:
+            generation: what to generate.
+            uploads: the embeddings that the caller sends; read until no image is missing.
+
+        Raises:
+            InvalidArgumentError: of the prompt, the embeddings, or as the engine has it.
+            ServiceError: whatever else the engine or the upload of an embedding raises.
+        """
+        clock = _Clock(generation.arrival)
+        layout = await self._layout(generation.prompt)
+        layout.check_image_count(len(generation.embedding_ids), "images")
+        with RequestImages(self.info, self._tables, layout, generation.embedding_ids) as images:
+            async with aclosing(self._answer_from_cache(images, generation, clock)) as events:
+                async for event in events:
+                    yield event
+            if clock.has_ticked:
+                return
+            yield Wanted(images.wanted())
+            await images.receive(uploads)
+            prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
+        del images  # the tables are in the prompt
+        async with aclosing(self._answer(prompt, generation, clock)) as events:
+            async for event in events:
+                yield event
+
+    async def count_tokens(self, source: PromptSource, row_counts: Sequence[int]) -> TokenCount:
+        """Counts a prompt's tokens.
+
+        Args:
+            source: the prompt.
+            row_counts: rows of each of its images' embeddings, in order.
+
+        Raises:
+            InvalidArgumentError: the prompt is malformed, or its images are others.
+        """
+        layout = await self._layout(source)
+        layout.check_image_count(len(row_counts), "image_row_counts")
+        layout.check_row_counts(row_counts)
+        image_token_count = sum(row_counts)
+        return TokenCount(layout.text_token_count + image_token_count, image_token_count)
+
+    def load(self) -> EngineLoad:
+        """Returns the engine's load at this moment."""
+        return self._engine.load()
+
+    async def _layout(self, source: PromptSource) -> PromptLayout:
+        vocabulary_size = self.info.config.vocabulary_size
+        return await asyncio.to_thread(prompt_layout, self.info.tokenizer, source, vocabulary_size)
+
+    async def _answer_from_cache(
+        self, images: RequestImages, generation: Generation, clock: _Clock
+    ) -> AsyncGenerator[Event, None]:
+        """Yields an empty Wanted and the answer, or nothing: the missing images are needed.
+
+        Whether the KV cache replaces them is known when the first output comes.
+        """
+        if not images.may_be_replaced:
+            return
+        prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
+        async with aclosing(self._answer(prompt, generation, clock)) as events:
+            try:
+                first = await anext(events)
+            except RowsNeededError:
+                return
+            yield Wanted([])
+            yield first
+            async for event in events:
+                yield event
+
+    async def _answer(
+        self, prompt: Prompt, generation: Generation, clock: _Clock
+    ) -> AsyncGenerator[Event, None]:
+        """Yields all that follows Wanted."""
+        cached_token_count = output_token_count = 0
+        async with aclosing(interleaved(self._choices(prompt, generation))) as events:
+            async for index, event in events:
+                clock.tick()
+                yield index, event
+                if isinstance(event, TextEnd):
+                    output_token_count += event.output_token_count
+                    if index == 0:
+                        cached_token_count = event.cached_token_count
+        usage = Usage(
+            prompt_token_count=len(prompt.token_ids),
+            image_token_count=prompt.prompt_table.shape[0],
+            cached_token_count=cached_token_count,
+            output_token_count=output_token_count,
+            first_token_seconds=clock.first,
+            total_seconds=clock.last,
+        )
+        yield usage
+        self._record(usage)
+
+    def _choices(
+        self, prompt: Prompt, generation: Generation
+    ) -> list[AsyncGenerator[TextEvent, None]]:
+        request = Request(prompt, generation.params, generation.priority, generation.deadline)
+        return [
+            generate_text(
+                self._engine,
+                choice_request(request, index),
+                Detokenizer(
+                    self.info.tokenizer,
+                    skip_special_tokens=generation.skip_special_tokens,
+                    keep_first_space=generation.params.guide is not None,
+                ),
+                StopStrings(generation.stop_strings),
+            )
+            for index in range(generation.choice_count)
+        ]
+
+    def _record(self, usage: Usage) -> None:
+        logger.info(
+            "generated",
+            prompt_token_count=usage.prompt_token_count,
+            image_token_count=usage.image_token_count,
+            cached_token_count=usage.cached_token_count,
+            output_token_count=usage.output_token_count,
+            first_token_seconds=round(usage.first_token_seconds, 4),
+            total_seconds=round(usage.total_seconds, 4),
+        )
+        tokens = {
+            "prompt": usage.prompt_token_count,
+            "image": usage.image_token_count,
+            "cached": usage.cached_token_count,
+            "output": usage.output_token_count,
+        }
+        self._metrics.count_answer(tokens, usage.first_token_seconds, usage.total_seconds)
+
+
+class _Clock:
+    """Seconds from a request's arrival to its first and its latest token."""
+
+    def __init__(self, arrival: float) -> None:
+        self._arrival = arrival
+        self.first = self.last = 0.0
+
+    def tick(self) -> None:
+        self.last = time.monotonic() - self._arrival
+        self.first = self.first or self.last
+
+    @property
+    def has_ticked(self) -> bool:
+        """Whether there was a token."""
+        return self.last > 0

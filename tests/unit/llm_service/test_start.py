@@ -1,0 +1,98 @@
+"""What keeps the service from starting is one sentence on one line, and exit status 1."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_service.__main__ import main
+from tests.random_checkpoint import write_random_checkpoint
+
+OUTSIDE = "192.0.2.1"  # an address that no machine has
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start") / "random"
+    write_random_checkpoint(folder)
+    return folder
+
+
+def sentence_of_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> str:
+    """Starts the service, which must fail; returns the sentence."""
+    monkeypatch.setattr(sys, "argv", ["internvl-llm", "--port", "0", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("{"))
+    event = json.loads(line)
+    assert event["event"] == "start_failed"
+    sentence: str = event["error"]
+    assert "\n" not in sentence
+    return sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--kv-cache-byte-count", "100"], "the KV cache has 100 bytes, and one block needs"),
+        (["--kv-cache-byte-count", str(10**17)], "no memory for a KV cache of 1000000"),
+        (["--torch.block-size", str(10**20)], "one block needs"),
+        pytest.param(["--torch.device", "cuda"], "finds no CUDA device", marks=without_cuda),
+        (["--host", OUTSIDE], f"cannot listen on {OUTSIDE}:0"),
+        (["--host", OUTSIDE, "--metrics-port", "0"], f"cannot serve metrics on {OUTSIDE}:0"),
+        (
+            ["--engine", "tensorrt_llm", "--tensorrt-llm.engine-folder", "/nowhere"],
+            "TensorRT-LLM cannot be imported",
+        ),
+    ],
+)
+def test_what_this_machine_does_not_allow(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path,
+    words: list[str],
+    sentence: str,
+) -> None:
+    told = sentence_of_failure(monkeypatch, capsys, "--checkpoint", str(checkpoint), *words)
+    assert sentence in told
+
+
+def test_a_port_that_is_taken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        words = ("--checkpoint", str(checkpoint), "--metrics-port", port)
+        assert "already in use" in sentence_of_failure(monkeypatch, capsys, *words)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_checkpoint_that_lacks_a_file_or_has_a_damaged_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    write_random_checkpoint(tmp_path / "random")
+    file = tmp_path / "random" / name
+    words = ("--checkpoint", str(tmp_path / "random"))
+    file.write_text("{")
+    assert str(tmp_path) in sentence_of_failure(monkeypatch, capsys, *words)
+    file.unlink()
+    assert str(tmp_path) in sentence_of_failure(monkeypatch, capsys, *words)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    def bug(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("llm_service.__main__.create_engine", bug)
+    monkeypatch.setattr(sys, "argv", ["internvl-llm", "--checkpoint", str(checkpoint)])
+    with pytest.raises(ValueError, match="a bug"):
+        main()
