@@ -26,8 +26,9 @@ def main() -> None:
     command = COMMANDS.get("".join(sys.argv[1:2]))
     if command is not None:
         del sys.argv[1]
-    for signum in (signal.SIGTERM, signal.SIGHUP):  # end like Ctrl-C
-        signal.signal(signum, signal.default_int_handler)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, signal.default_int_handler)  # end like Ctrl-C
     try:
         sys.exit((command or serve)())
     except StartError as error:
