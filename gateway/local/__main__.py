@@ -80,7 +80,12 @@ def _start(settings: Settings) -> Stack:
             seconds = time.monotonic() - started[service.name]
             _say(f"{service.title}: serves on port {service.port} after {seconds:.0f} s")
 
-    stack.start(settings.start_seconds, progress)
+    try:
+        stack.start(settings.start_seconds, progress)
+    except BaseException:
+        if started:
+            forget(settings.state_folder)
+        raise
     return stack
 
 
