@@ -22,8 +22,10 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 demo: $(VENV)/demo.stamp ## start the three services on this machine, ask about pictures, stop
 	$(BIN)/python -m models.demo
 
+# Without a checkpoint of yours, the toy model.
+TOY = --checkpoint models/demo/checkpoint --served-model-name internvl-demo
 serve: $(VENV)/demo.stamp ## start the three services and keep them up (Ctrl-C stops; ARGS="--help")
-	$(BIN)/python -m models.demo.stack $(ARGS)
+	$(BIN)/internvl-serve $(if $(or $(findstring --checkpoint,$(ARGS)),$(findstring --config,$(ARGS))),,$(TOY)) $(ARGS)
 
 test: $(VENV)/dev.stamp lint types ## lint, types and every test that ends within minutes
 	$(BIN)/pytest -m 'not slow and not gpu'

@@ -19,7 +19,7 @@ from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer, TokenizerError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
-from protos.process.server import Service, serve
+from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
 
 logger = structlog.get_logger()
@@ -29,6 +29,7 @@ SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
 
 def main() -> None:
     """Serves a language model over gRPC until it is told to stop; status 1 when the engine dies."""
+    exit_on_stop_signals()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     try:

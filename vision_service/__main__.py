@@ -12,7 +12,7 @@ import structlog
 
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
-from protos.process.server import Service, serve
+from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
 from protos.transport import MESSAGE_OVERHEAD_BYTE_COUNT
 from vision_service.batcher import TileBatcher
@@ -31,6 +31,7 @@ logger = structlog.get_logger()
 
 def main() -> None:
     """Runs the service; exits with 1 when it cannot start or when its engine dies."""
+    exit_on_stop_signals()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     try:

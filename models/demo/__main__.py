@@ -24,9 +24,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.demo.stack import Stack
+from gateway.local.stack import Stack
+from models.demo import DEMO_CHECKPOINT
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
 PICTURES = Path(__file__).parent / "pictures"
 TOKENS_PER_TILE = 256
 TWO_IMAGES = "Image-1: <image>\nImage-2: <image>\n"
@@ -173,7 +173,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as logs,
         picture_server(PICTURES) as address,
         Stack(
-            CHECKPOINT,
+            DEMO_CHECKPOINT,
             Path(logs),
             gateway_arguments=gateway,
             llm_arguments=["--served-model-name", "internvl-demo"],

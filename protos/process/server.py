@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -13,11 +14,13 @@ from typing import Any, NoReturn
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from protos.errors import InvalidArgumentError, ServiceError
+from protos.process.health import HealthServicer
 from protos.process.logs import bind_request_id, request_id_of
 from protos.process.settings import ServingSettings
 from protos.status import to_status
@@ -32,8 +35,6 @@ HEALTH_POLL_SECONDS = 0.5
 # The last is for services under mpirun, which after a SIGTERM of its own kills its processes within
 # two seconds, but passes a SIGUSR1 on and waits.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# For the last status to leave once every call of ours has ended.
-LAST_BYTES_SECONDS = 0.5
 
 # Without these two a client that pings during a long prefill is cut off with "too_many_pings".
 SERVER_PING_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -77,22 +78,20 @@ async def running_server(
     interceptor = ServiceInterceptor()
     server = _make_server(service, interceptor)
     service.register(server)
-    health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = (service.name, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    health = HealthServicer(("", service.name))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = (service.name, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     try:
         bound_port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
         raise OSError(f"cannot listen on {host}:{port}") from error
     await server.start()
-    for name in ("", service.name):
-        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     try:
         yield bound_port
     finally:
-        await health_servicer.enter_graceful_shutdown()
-        await _drain(server, interceptor.idle, drain_seconds)
+        health.drain()
+        await _drain(server, interceptor.idle, health, drain_seconds)
 
 
 def _make_server(service: Service, interceptor: ServiceInterceptor) -> grpc.aio.Server:
@@ -108,13 +107,34 @@ def _make_server(service: Service, interceptor: ServiceInterceptor) -> grpc.aio.
     )
 
 
-async def _drain(server: grpc.aio.Server, idle: asyncio.Event, seconds: float) -> None:
-    """Stops once our own calls have ended: health watchers never hang up by themselves."""
-    stopping = asyncio.ensure_future(server.stop(seconds))
-    with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(idle.wait(), seconds)
-    await server.stop(LAST_BYTES_SECONDS)
-    await stopping
+async def _drain(
+    server: grpc.aio.Server, idle: asyncio.Event, health: HealthServicer, seconds: float
+) -> None:
+    """Stops the server; watchers of its health are let go once our own calls have ended.
+
+    `stop` is called once: gRPC crashes when one call of it runs into its time limit just after
+    another has freed the server.
+    """
+
+    async def end_watches() -> None:
+        await idle.wait()
+        health.end_watches()
+
+    ending = asyncio.create_task(end_watches())
+    try:
+        await server.stop(seconds)
+    finally:
+        ending.cancel()
+
+
+def exit_on_stop_signals() -> None:
+    """Makes each of STOP_SIGNALS end the process at once, until `serve` drains on them instead.
+
+    For the time of loading: a process that is its container's first one ignores SIGTERM by default,
+    and the others show a traceback at Ctrl-C. The exit status is the shell's, 143 for SIGTERM.
+    """
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, lambda number, _: os._exit(128 + number))
 
 
 async def serve(service: Service, settings: ServingSettings) -> bool:

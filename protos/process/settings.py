@@ -1,17 +1,33 @@
-"""A program's options: each one is a flag, an environment variable and a line of help."""
+"""A program's options: each one is a flag, an environment variable and a line of help.
+
+The programs that serve also take them from a TOML file, where each has a table of its own.
+"""
 
 from __future__ import annotations
 
 import sys
-from typing import TypeVar, get_args
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     CliApp,
     CliSubCommand,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
+    TomlConfigSettingsSource,
 )
 
 from protos.process.logs import LogFormat, LogLevel
@@ -19,6 +35,8 @@ from protos.process.logs import LogFormat, LogLevel
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 # How pydantic-settings marks a field that is a subcommand; it has no public name.
 SUBCOMMAND = get_args(CliSubCommand)[1]
+# What a config file may hold; a program reads the table named in its variables' prefix.
+CONFIG_TABLES = ("serve", "vision", "llm", "gateway")
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -53,6 +71,69 @@ class ServingSettings(Options):
     """Least severe event that is logged."""
     log_format: LogFormat = "json"
     """How events are written: json for machines, console for people."""
+    config: Path | None = None
+    """TOML file of options. A program reads its own table, [vision], [llm], [gateway] or [serve],
+    so that one file may serve all; names are written as here, with _ for -. The command line
+    and the environment go before the file."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Adds the file to where options come from; it gives way to all others."""
+        return init_settings, env_settings, _ConfigFileSource(settings_cls)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_file(
+        cls, options: dict[str, Any], handler: ModelWrapValidatorHandler[ServingSettings]
+    ) -> ServingSettings:
+        try:
+            return handler(options)
+        except ValidationError as error:
+            if not (path := options.get("config")):
+                raise
+            raise SettingsError("\n".join(_sentences(cls, error, Path(path)))) from error
+
+
+class _ConfigFileSource(InitSettingsSource):
+    """The options in the file that `config` names, as the sources before this one have it."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls, {})
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        return _read_table(self.settings_cls, Path(path)) if path else {}
+
+
+def _read_table(cls: type[BaseSettings], path: Path) -> dict[str, Any]:
+    """Returns a program's table of a config file; empty if it has none.
+
+    Raises:
+        SettingsError: there is no such file, or it is not TOML, or not made of our tables.
+    """
+    if not path.is_file():
+        raise SettingsError(f"--config: there is no file {path}")
+    try:
+        tables = TomlConfigSettingsSource(cls, path, toml_table_header=()).toml_data
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    for name, table in tables.items():
+        if name not in CONFIG_TABLES or not isinstance(table, dict):
+            known = ", ".join(f"[{name}]" for name in CONFIG_TABLES)
+            raise SettingsError(f"{path}: {name}: not one of the tables of options, {known}")
+    return dict(tables.get(_table(cls), {}))
+
+
+def _table(cls: type[BaseSettings]) -> str:
+    """Returns the name of a program's table: "llm" for the variables INTERNVL_LLM_*."""
+    return cls.model_config.get("env_prefix", "").removeprefix("INTERNVL_").rstrip("_").lower()
 
 
 class EngineOptions(BaseModel):
@@ -89,7 +170,7 @@ class EngineSettings(ServingSettings):
 
 
 def read_settings(cls: type[SettingsType]) -> SettingsType:
-    """Reads a process's options from its command line and its environment.
+    """Reads a process's options from its command line, its environment and its config file.
 
     A wrong or missing option ends the process with status 2 and a line for each.
     """
@@ -98,9 +179,47 @@ def read_settings(cls: type[SettingsType]) -> SettingsType:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
     except ValidationError as error:
-        for details in error.errors():
-            sys.stderr.write(f"{_option(cls, details['loc'])}{details['msg']}\n")
+        sys.stderr.write("".join(f"{line}\n" for line in _sentences(cls, error)))
     sys.exit(2)
+
+
+def _sentences(
+    cls: type[BaseSettings], error: ValidationError, file: Path | None = None
+) -> list[str]:
+    """Returns a sentence for each wrong option, after its name as the user wrote it."""
+    table = _read_table(cls, file) if file else {}
+    sentences = []
+    for details in error.errors():
+        location = details["loc"]
+        if location and _holds(table, location, details["input"]):
+            option = f"{file}: [{_table(cls)}] {'.'.join(map(str, location))}: "
+        else:
+            option = _option(cls, location)
+        sentences.append(option + _sentence(details))
+    return sentences
+
+
+def _sentence(details: ErrorDetails) -> str:
+    match details["type"]:
+        case "value_error":  # of a validator of ours; pydantic's message puts a prefix before it
+            return str(details["ctx"]["error"])
+        case "extra_forbidden":
+            return "there is no such option"
+        case _:
+            return details["msg"]
+
+
+def _holds(table: Mapping[str, Any], location: tuple[int | str, ...], value: object) -> bool:
+    """Says whether a table has this value in this place."""
+    found: Any = table
+    for name in location:
+        if isinstance(found, Mapping) and name in found:
+            found = found[str(name)]
+        elif isinstance(found, list) and isinstance(name, int):
+            found = found[name]
+        else:
+            return False
+    return bool(found == value)
 
 
 def _option(cls: type[BaseSettings], location: tuple[int | str, ...]) -> str:

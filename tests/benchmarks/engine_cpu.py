@@ -16,7 +16,7 @@ import torch
 from llm_service.__main__ import load
 from llm_service.engines.base import LLMEngine, Prompt
 from llm_service.settings import Settings, TorchOptions
-from models.demo.stack import DEMO_CHECKPOINT
+from models.demo import DEMO_CHECKPOINT
 from tests.benchmarks.measurement import median_ms, take_turns
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report

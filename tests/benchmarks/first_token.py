@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import aiohttp
 import torch
 
+from gateway.local.stack import Stack
 from llm_service.__main__ import load as load_llm
 from llm_service.engines.base import ImageRows, Prompt, Request
 from llm_service.prompt import Message, Role, chat_layout
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings
 from llm_service.settings import TorchOptions
-from models.demo.stack import Stack
 from protos.identity import EmbeddingId, content_digest
 from tests.benchmarks.measurement import Seconds, median_ms
 from tests.benchmarks.photo import photo

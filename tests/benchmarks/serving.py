@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.demo.stack import ServiceProcess, Stack
+from gateway.local.processes import ServiceProcess
+from gateway.local.stack import Stack
 from tests.benchmarks.chat_clients import Answer, Question, run_clients
 from tests.benchmarks.engine_parts import COLUMNS, add_times
 from tests.benchmarks.report import Report

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from models.demo.stack import ServiceProcess
+from gateway.local.processes import ServiceProcess
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.transport import KEEPALIVE_OPTIONS
 from tests.benchmarks.hops import BYTE_COUNT, drop, open_relay, receive
@@ -44,11 +44,6 @@ class ScriptedService(ServiceProcess):
     def __init__(self, name: str, folder: Path, *options: str) -> None:
         arguments = [name, "--checkpoint", str(CHECKPOINT), *options]
         super().__init__("tests.benchmarks.scripted_services", arguments, folder / f"{name}.log")
-
-    @property
-    def address(self) -> str:
-        """Where it serves."""
-        return f"127.0.0.1:{self.port}"
 
     def cpu_seconds(self) -> float:
         """Returns the CPU time that it has used."""

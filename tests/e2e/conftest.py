@@ -13,8 +13,9 @@ from typing import Literal
 import pytest
 from openai import BadRequestError, OpenAI
 
+from gateway.local.processes import ServiceProcess
+from gateway.local.stack import Stack
 from llm_service.checkpoint import LLMConfig
-from models.demo.stack import ServiceProcess, Stack
 from tests.random_checkpoint import write_random_checkpoint
 from tests.unit.llm_service.engines.tensorrt_llm import double
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
@@ -44,7 +45,6 @@ class TensorRTLLMService(ServiceProcess):
     """The LLM service on a machine that has TensorRT-LLM, as the double has it."""
 
     def start(self) -> None:
-        """See ServiceProcess."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", double.FOLDER)
             super().start()
@@ -77,7 +77,10 @@ def make_stack(
             *llm_arguments,
         ]
         stack.llm = TensorRTLLMService(
-            "llm_service", ["--checkpoint", str(checkpoint), *options], stack.llm.log
+            "llm_service",
+            ["--checkpoint", str(checkpoint), *options],
+            stack.llm.log,
+            stack.llm.port,
         )
     return stack
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from models.demo.stack import DEMO_CHECKPOINT, Stack
+from gateway.local.stack import Stack
+from models.demo import DEMO_CHECKPOINT
 from tests.e2e.conftest import SERVICE_ARGUMENTS
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ import aiohttp
 import grpc
 import pytest
 
-from models.demo.stack import DEMO_CHECKPOINT, Stack
+from gateway.local.stack import Stack
+from models.demo import DEMO_CHECKPOINT
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from tests.e2e.conftest import Engine, make_stack
 

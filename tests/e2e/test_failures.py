@@ -12,7 +12,8 @@ import pytest
 from openai import APIError, InternalServerError, OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk
 
-from models.demo.stack import ServiceProcess, Stack
+from gateway.local.processes import ServiceProcess
+from gateway.local.stack import Stack
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from tests.e2e.conftest import picture_url
 

@@ -28,7 +28,7 @@ from gateway.settings import Settings as GatewaySettings
 from llm_service.doctor import DoctorSettings as LLMDoctorSettings
 from llm_service.selftest import SelftestSettings as LLMSelftestSettings
 from llm_service.settings import Settings as LLMSettings
-from models.demo.stack import DEMO_CHECKPOINT
+from models.demo import DEMO_CHECKPOINT
 from vision_service.checkpoint import VisionConfig
 from vision_service.doctor import DoctorSettings as VisionDoctorSettings
 from vision_service.engines.torch.intern_vit import VisionModel

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from models.demo.stack import DEMO_CHECKPOINT, Stack
+from gateway.local.stack import Stack
+from models.demo import DEMO_CHECKPOINT
 from models.demo.train.evaluate import Control, Settings, evaluate, scores_of
 from models.demo.train.export import write_internlm2
 from models.demo.train.samples import Kind

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from openai import AsyncOpenAI, NotFoundError, OpenAI
 
+from gateway.local.stack import Stack
 from models.demo.__main__ import picture_server
-from models.demo.stack import Stack
 from tests.e2e.conftest import PICTURES, picture_url
 
 TEXT: list[Any] = [{"role": "user", "content": "Hello, who are you?"}]

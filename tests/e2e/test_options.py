@@ -14,8 +14,8 @@ import pytest
 from openai import BadRequestError, OpenAI
 from pydantic import BaseModel, Field
 
+from gateway.local.stack import Stack
 from llm_service.tokenizer import Tokenizer
-from models.demo.stack import Stack
 from tests.e2e.conftest import Engine, picture_url, torch_alone
 
 PICTURE: list[Any] = [

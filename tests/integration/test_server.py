@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack
+from subprocess import PIPE
 from typing import Any
 
 import grpc
@@ -13,15 +17,13 @@ import pytest
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from pydantic import BaseModel
-from pydantic_settings import CliSubCommand
 from structlog.testing import capture_logs
 
 from protos.errors import EngineDeadError, OverloadedError, ServiceError
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.process.logs import REQUEST_ID_KEY
 from protos.process.server import STOP_SIGNALS, Service, running_server, serve
-from protos.process.settings import Options, ServingSettings, read_settings
+from protos.process.settings import ServingSettings
 from protos.status import from_rpc_error
 
 NAME = "internvl.v1.VisionService"
@@ -185,6 +187,83 @@ async def test_a_signal_drains_the_call_in_flight(
             assert await serving is True
 
 
+async def read_all(call: Any) -> list[Any]:
+    return [response async for response in call]
+
+
+async def watched(stub: health_pb2_grpc.HealthStub, name: str) -> list[int]:
+    """Returns every status that a watcher of a service is told until the server lets it go."""
+    watch = stub.Watch(health_pb2.HealthCheckRequest(service=name))
+    return [response.status async for response in watch]
+
+
+async def stopped_with_calls(drain_seconds: float, *, answered: bool) -> None:
+    """Starts a server, and stops it while it is called and watched.
+
+    Args:
+        drain_seconds: what the server gives a call in flight.
+        answered: whether the call ends by itself; else it is cut off.
+    """
+    servicer = Servicer()
+    async with AsyncExitStack() as stack:
+        server = running_server(servicer.service(), "127.0.0.1", 0, drain_seconds)
+        port = await stack.enter_async_context(server)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = vision_pb2_grpc.VisionServiceStub(channel).EncodeImage(
+                vision_pb2.EncodeImageRequest()
+            )
+            health = health_pb2_grpc.HealthStub(channel)
+            watchers = [asyncio.create_task(watched(health, name)) for name in ("", NAME)]
+            await servicer.called.wait()
+            await check(channel, NAME)
+            if answered:
+                asyncio.get_running_loop().call_later(0.02, servicer.release.set)
+            answer = asyncio.create_task(read_all(call))
+            await stack.aclose()
+            if answered:
+                assert len(await answer) == 2
+                assert await asyncio.gather(*watchers) == [[SERVING, NOT_SERVING]] * 2
+            else:
+                assert await call.code() is grpc.StatusCode.UNAVAILABLE
+                await asyncio.gather(answer, *watchers, return_exceptions=True)
+
+
+@pytest.mark.timeout(60)
+async def test_fifty_servers_stop_with_calls_in_flight() -> None:
+    """One after another, and two at a time: neither a call nor a watcher holds a stop up."""
+    for _ in range(25):
+        cut_off = stopped_with_calls(0.02, answered=False)
+        await asyncio.wait_for(asyncio.gather(stopped_with_calls(5, answered=True), cut_off), 5)
+
+
+async def test_a_watcher_that_leaves_takes_no_change_from_the_others(
+    servicer: Servicer,
+) -> None:
+    request = health_pb2.HealthCheckRequest(service=NAME)
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(
+            running_server(servicer.service(), "127.0.0.1", 0, 5)
+        )
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stays, leaves = (health_pb2_grpc.HealthStub(channel).Watch(request) for _ in range(2))
+            for watch in (stays, leaves):
+                assert (await watch.read()).status == SERVING
+            leaves.cancel()
+            await check(channel, NAME)
+            await stack.aclose()
+            assert (await stays.read()).status == NOT_SERVING
+
+
+async def test_health_of_a_service_that_is_not_here(channel: grpc.aio.Channel) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        await check(channel, "internvl.v1.LLMService")
+    assert info.value.code() is grpc.StatusCode.NOT_FOUND
+    request = health_pb2.HealthCheckRequest(service="internvl.v1.LLMService")
+    watch = health_pb2_grpc.HealthStub(channel).Watch(request)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watch.cancel()
+
+
 async def test_dead_engine_ends_serving(servicer: Servicer) -> None:
     servicer.healthy = False
     assert await serve(servicer.service(), ServingSettings()) is False
@@ -196,27 +275,15 @@ def test_settings_explain_themselves() -> None:
     assert json.dumps(schema)
 
 
-class Step(BaseModel):
-    """The options of a subcommand."""
-
-    item_count: int
-
-
-class Program(Options):
-    """The options of a program that has one."""
-
-    tile_sizes: list[int]
-    step: CliSubCommand[Step]
-
-
-def test_wrong_options_are_named_as_they_are_typed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--tile-sizes", "1,x", "step", "--item-count", "y"]
-    monkeypatch.setattr("sys.argv", ["program", *words])
-    with pytest.raises(SystemExit) as caught:
-        read_settings(Program)
-    assert caught.value.code == 2
-    of_the_list, of_the_step = capsys.readouterr().err.splitlines()
-    assert of_the_list.startswith("--tile-sizes.1: Input should be a valid integer")
-    assert of_the_step.startswith("--item-count: Input should be a valid integer")
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
+def test_a_signal_ends_a_process_that_loads(signum: signal.Signals) -> None:
+    program = (
+        "import time; from protos.process.server import exit_on_stop_signals;"
+        " exit_on_stop_signals(); print(flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signum)
+        assert process.communicate(timeout=10) == (b"", b"")
+    assert process.returncode == 128 + signum

@@ -1,0 +1,1 @@
+"""`internvl-serve`: vision service, LLM service and gateway as processes of this machine."""

@@ -1,0 +1,205 @@
+"""The commands of `internvl-serve`: serve in the foreground, start, status, stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from gateway.local.health import HEALTHY
+from gateway.local.ports import LOOPBACK, free_port, is_free
+from gateway.local.processes import ENDED, ServiceProcess, StartError, stop_services
+from gateway.local.record import Record, ServiceRecord, forget
+from gateway.local.settings import Settings, StatusSettings, StopSettings
+from gateway.local.stack import Stack
+from protos.process.settings import read_settings
+
+# How this machine reaches a server that listens on all of its addresses.
+LOOPBACKS = MappingProxyType({"0.0.0.0": LOOPBACK, "::": "::1"})
+NOT_STARTED = "waiting"
+
+
+def main() -> None:
+    """Runs the command that the first word names; without one, serves in the foreground."""
+    command = COMMANDS.get("".join(sys.argv[1:2]))
+    if command is not None:
+        del sys.argv[1]
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, signal.default_int_handler)  # end like Ctrl-C
+    try:
+        sys.exit((command or serve)())
+    except StartError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def serve() -> int:
+    """Serves until Ctrl-C; when a service ends by itself, the others are stopped."""
+    settings = read_settings(Settings)
+    stack = _start(settings)
+    try:
+        _say(f"{settings.model_name} is served at {stack.url}/v1; Ctrl-C stops it")
+        ended = stack.wait_for_an_end()
+    except KeyboardInterrupt:
+        ended = None
+    _say("stopping; a second Ctrl-C does not wait for the requests in flight")
+    stack.stop(settings.drain_seconds)
+    forget(settings.state_folder)
+    if ended is None or ended.returncode == 0:  # `internvl-serve stop` was here
+        return 0
+    raise StartError(
+        f"the {ended.title} ended with status {ended.returncode}: {ended.last_words()}"
+    )
+
+
+def start() -> int:
+    """Serves in the background."""
+    settings = read_settings(Settings)
+    stack = _start(settings)
+    _say(f"{settings.model_name} is served at {stack.url}/v1; `internvl-serve stop` stops it")
+    return 0
+
+
+def _start(settings: Settings) -> Stack:
+    """Returns the three services, serving."""
+    settings.state_folder.mkdir(parents=True, exist_ok=True)
+    _refuse_a_second(settings)
+    stack = make_stack(settings)
+    started: dict[str, float] = {}
+
+    def progress(service: ServiceProcess) -> None:
+        if service.name not in started:
+            started[service.name] = time.monotonic()
+            _record(settings, stack).write(settings.state_folder)
+            _say(f"{service.title}: starting; its log is {service.log}")
+        else:
+            seconds = time.monotonic() - started[service.name]
+            _say(f"{service.title}: serves on port {service.port} after {seconds:.0f} s")
+
+    try:
+        stack.start(settings.start_seconds, progress)
+    except BaseException:
+        if started:
+            forget(settings.state_folder)
+        raise
+    return stack
+
+
+def _refuse_a_second(settings: Settings) -> None:
+    record = Record.read(settings.state_folder)
+    if record and any(service.is_alive() for service in record.open(settings.state_folder)):
+        raise StartError(
+            f"{record.model} is served at {record.url}/v1 already (see internvl-serve status);"
+            " end it by internvl-serve stop, or serve this one beside it with another"
+            " --state-folder and --port"
+        )
+
+
+def make_stack(settings: Settings) -> Stack:
+    """Returns the three services as the options have them, yet to be started.
+
+    Raises:
+        StartError: the port for clients is not to be had.
+    """
+    shared = ["--drain-seconds", str(settings.drain_seconds)]
+    for name in ("config", "log_level", "log_format"):
+        if name in settings.model_fields_set:
+            shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    files = ["--file-root", str(settings.file_root)] if settings.file_root else []
+    return Stack(
+        settings.checkpoint,
+        settings.state_folder,
+        ports=(free_port(settings.vision_port), free_port(settings.llm_port), _port(settings)),
+        host=LOOPBACKS.get(settings.host, settings.host),
+        service_arguments=[
+            *("--host", LOOPBACK),
+            *("--served-model-name", settings.model_name),
+            *shared,
+        ],
+        gateway_arguments=["--host", settings.host, *files, *shared],
+    )
+
+
+def _port(settings: Settings) -> int:
+    if not settings.port:
+        return free_port()
+    try:
+        if is_free(settings.host, settings.port):
+            return settings.port
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}"
+        ) from error
+    raise StartError(f"port {settings.port} is in use; choose another one with --port")
+
+
+def _record(settings: Settings, stack: Stack) -> Record:
+    return Record(
+        url=stack.url,
+        model=settings.model_name,
+        checkpoint=str(settings.checkpoint),
+        drain_seconds=settings.drain_seconds,
+        services=[
+            ServiceRecord(service.name, service.host, service.port, service.pid)
+            for service in stack.services
+        ],
+    )
+
+
+def status() -> int:
+    """Shows a table of the services."""
+    settings = read_settings(StatusSettings)
+    record = Record.read(settings.state_folder)
+    if record is None:
+        _say(f"nothing is served from {settings.state_folder}")
+        return 1
+    rows = [("NAME", "PORT", "PID", "HEALTH", "CHECKPOINT")]
+    services = record.open(settings.state_folder)
+    healths = [service.health() if service.pid else NOT_STARTED for service in services]
+    for service, health in zip(services, healths, strict=True):
+        pid = str(service.pid) if health not in (ENDED, NOT_STARTED) else "-"
+        rows.append((service.name, str(service.port), pid, health, record.checkpoint))
+    _show(rows)
+    for service, health in zip(services, healths, strict=True):
+        if health == ENDED:
+            _say(f"the {service.title} has ended; its log is {service.log}")
+    return 0 if set(healths) == {HEALTHY} else 1
+
+
+def _show(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        _say("  ".join(cells).rstrip())
+
+
+def stop() -> int:
+    """Stops what runs, and waits for the requests in flight."""
+    settings = read_settings(StopSettings)
+    record = Record.read(settings.state_folder)
+    services = record.open(settings.state_folder) if record else []
+    if record is None or not any(service.is_alive() for service in services):
+        _say(f"nothing is served from {settings.state_folder}")
+    else:
+        _say(f"stopping {record.model}; requests in flight get {record.drain_seconds:g} s")
+        stop_services(services, record.drain_seconds)
+        _say("stopped")
+    forget(settings.state_folder)
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+COMMANDS: Mapping[str, Callable[[], int]] = MappingProxyType(
+    {"start": start, "status": status, "stop": stop}
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Every option of `internvl-serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import SettingsConfigDict
+
+from protos.process.settings import Options, ServingSettings
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+
+def default_state_folder() -> Path:
+    """Returns the user's folder for logs and the like (XDG)."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "internvl"
+
+
+class Settings(ServingSettings):
+    """Serves a checkpoint on this machine: vision service, LLM service and gateway.
+
+    internvl-serve OPTIONS        serves until Ctrl-C
+    internvl-serve start OPTIONS  serves in the background; returns when requests are taken
+    internvl-serve status         shows what runs
+    internvl-serve stop           lets requests end, then stops
+
+    These options are for all three. What only one of them should be told stands in the file of
+    --config, in the tables [vision], [llm] and [gateway]; internvl-vision --help, internvl-llm
+    --help and internvl-gateway --help list what these take. The options below may stand there in
+    the table [serve].
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="INTERNVL_SERVE_", cli_prog_name="internvl-serve [start]"
+    )
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the OpenAI API; 0 takes a free one."""
+    checkpoint: AbsolutePath
+    """Folder of an original InternVL2.5 checkpoint."""
+    served_model_name: str = Field(default="", max_length=256)
+    """Name under which the model is served; empty: the checkpoint folder's name."""
+    file_root: AbsolutePath | None = None
+    """Folder below which file:// URLs may read; none: they are refused."""
+    vision_port: int = Field(default=50051, ge=0, le=65535)
+    """Port of the vision service, on 127.0.0.1; if it is taken or 0, a free one."""
+    llm_port: int = Field(default=50052, ge=0, le=65535)
+    """Port of the LLM service, on 127.0.0.1; if it is taken or 0, a free one."""
+    start_seconds: float = Field(default=1800.0, gt=0)
+    """Longest time for one service to load."""
+    state_folder: AbsolutePath = Field(default_factory=default_state_folder)
+    """Folder of the three logs, and of what status and stop have to know. Each folder serves one
+    checkpoint at a time. Default: internvl in $XDG_STATE_HOME or ~/.local/state."""
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        return self.served_model_name or self.checkpoint.resolve().name
+
+
+class StatusSettings(Options):
+    """Shows what runs: exit status 0 when all three services serve, else 1."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INTERNVL_SERVE_", cli_prog_name="internvl-serve status"
+    )
+
+    state_folder: AbsolutePath = Field(default_factory=default_state_folder)
+    """Folder that internvl-serve was started with."""
+
+
+class StopSettings(StatusSettings):
+    """Stops the gateway and then both services; requests in flight get the time to end."""
+
+    model_config = SettingsConfigDict(cli_prog_name="internvl-serve stop")

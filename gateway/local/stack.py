@@ -1,0 +1,135 @@
+"""Vision service, LLM service and gateway over one checkpoint, started and stopped together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gateway.local.ports import LOOPBACK
+from gateway.local.processes import (
+    DRAIN_SECONDS,
+    POLL_SECONDS,
+    START_SECONDS,
+    ServiceProcess,
+    StartError,
+    stop_services,
+)
+
+
+class Stack:
+    """The three services, as a context manager.
+
+    They start one after the other. On one GPU the KV cache takes most of the memory that is left,
+    so the vision service takes its own first.
+
+    Attributes:
+        vision, llm, gateway: the processes; their logs are in the folder.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        folder: Path,
+        *,
+        ports: tuple[int, int, int] = (0, 0, 0),
+        host: str = LOOPBACK,
+        service_arguments: Sequence[str] = (),
+        llm_arguments: Sequence[str] = (),
+        gateway_arguments: Sequence[str] = (),
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            checkpoint: what is served.
+            folder: gets the logs.
+            ports: of vision, llm and gateway; 0 is a free one.
+            host: the gateway's address for clients on this machine.
+            service_arguments: options of the vision service and of the LLM service.
+            llm_arguments: further options of the LLM service.
+            gateway_arguments: options of the gateway.
+        """
+        model = ["--checkpoint", str(checkpoint), *service_arguments]
+        self.vision = ServiceProcess("vision_service", model, folder / "vision.log", ports[0])
+        self.llm = ServiceProcess(
+            "llm_service", [*model, *llm_arguments], folder / "llm.log", ports[1]
+        )
+        self.gateway = ServiceProcess(
+            "gateway",
+            [
+                *("--vision-address", self.vision.address),
+                *("--llm-address", self.llm.address),
+                *gateway_arguments,
+            ],
+            folder / "gateway.log",
+            ports[2],
+            host,
+        )
+
+    @property
+    def services(self) -> list[ServiceProcess]:
+        """The three, in the order in which they start."""
+        return [self.vision, self.llm, self.gateway]
+
+    @property
+    def url(self) -> str:
+        """The gateway's address, e.g. http://127.0.0.1:8000."""
+        return f"http://{self.gateway.address}"
+
+    def __enter__(self) -> Stack:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(
+        self,
+        seconds: float = START_SECONDS,
+        progress: Callable[[ServiceProcess], None] = lambda service: None,
+    ) -> None:
+        """Starts the three, and returns when they serve; if one does not, the others are stopped.
+
+        Args:
+            seconds: the longest time for one of them.
+            progress: is called when one has been started, and when it serves.
+
+        Raises:
+            StartError: one of them ended, or took longer, or runs already.
+        """
+        self._reserve()
+        try:
+            for service in self.services:
+                service.start()
+                progress(service)
+                service.wait_serving(seconds)
+                progress(service)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
+        """Stops the three when their calls have ended; after a second Ctrl-C, at once."""
+        for service in self.services:
+            service.release()
+        try:
+            stop_services(self.services, drain_seconds)
+        except KeyboardInterrupt:
+            for service in self.services:
+                service.kill()
+            raise
+
+    def _reserve(self) -> None:
+        try:
+            for service in self.services:
+                service.reserve()
+        except StartError:
+            for service in self.services:
+                service.release()
+            raise
+
+    def wait_for_an_end(self) -> ServiceProcess:
+        """Returns the first of the three that ends."""
+        while not (ended := [one for one in self.services if one.returncode is not None]):
+            time.sleep(POLL_SECONDS)
+        return ended[0]

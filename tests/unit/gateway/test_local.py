@@ -1,0 +1,361 @@
+"""`internvl-serve` as a user runs it, over scripted services; the gateway is the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.local.__main__ import COMMANDS
+from gateway.local.ports import FREE_PORTS, free_port, is_free
+from gateway.local.processes import ENDED, Service, ServiceProcess, StartError
+from gateway.local.record import Record
+
+ROOT = Path(__file__).parents[3]
+PATIENCE_SECONDS = 60.0
+SCRIPT = "from tests.unit.gateway.scripted_service import run; run({name!r})"
+NAMES = ("vision", "llm", "gateway")
+TITLES = ("vision service", "LLM service", "gateway")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command ended with."""
+
+    status: int
+    out: str
+    error: str
+
+
+class User:
+    """Somebody who types `internvl-serve` in a folder with the checkpoint `toy`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = folder / "state" / "internvl"
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def types(self, *words: str) -> subprocess.Popen[str]:
+        """Starts a command."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.local", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def runs(self, *words: str) -> Command:
+        """Runs a command to its end."""
+        process = self.types(*words)
+        out, error = process.communicate(timeout=PATIENCE_SECONDS)
+        return Command(process.returncode, out, error)
+
+    def services(self) -> list[Service]:
+        """Returns those that were started last."""
+        record = Record.read(self.state)
+        return record.open(self.state) if record else []
+
+    def events(self, name: str) -> dict[str, dict[str, Any]]:
+        """Returns the events in a service's log, by name."""
+        lines = (self.state / f"{name}.log").read_text().splitlines()
+        return {event["event"]: event for event in map(json.loads, lines)}
+
+    def leave(self) -> None:
+        """Kills what still runs."""
+        for service in self.services():
+            service.kill()
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+Here = Callable[..., Command]
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
+    """A user; `python -m vision_service` and its like are scripted ones in the folder."""
+    for name in ("vision", "llm"):
+        (tmp_path / f"{name}_service.py").write_text(SCRIPT.format(name=name))
+    (tmp_path / "toy").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    user = User(tmp_path)
+    yield user
+    user.leave()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs a command that starts nothing, in this process: it takes a second less."""
+
+    def run(name: str, *words: str) -> Command:
+        monkeypatch.setattr("sys.argv", ["internvl-serve", *words])
+        try:
+            status = COMMANDS[name]()
+            ended = capsys.readouterr()
+            return Command(status, ended.out, ended.err)
+        except StartError as error:
+            return Command(1, "", str(error))
+
+    return run
+
+
+@pytest.fixture
+def options() -> list[str]:
+    """Those of a checkpoint at a free port, whatever else this machine serves."""
+    return ["--checkpoint", "toy", "--port", str(free_port()), "--vision-port", "0"]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def next_line(process: subprocess.Popen[str], start: str) -> str:
+    """Returns the next line of a command's output that starts so."""
+    assert process.stdout is not None
+    return next(line for line in process.stdout if line.startswith(start))
+
+
+@contextmanager
+def asked(port: int) -> Iterator[HTTPResponse]:
+    """Yields a streamed answer that has begun."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
+    body = {"model": "toy", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    headers = {"content-type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    with closing(connection):
+        yield connection.getresponse()
+
+
+def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
+    (user.folder / "site.toml").write_text(
+        '[serve]\ncheckpoint = "toy"\n[llm]\nmax_image_count = 7\n[gateway]\nbody_seconds = 7\n'
+    )
+    started = user.runs("start", "--config", "site.toml", *options[2:], "--drain-seconds", "5")
+    assert started.status == 0, started.error
+    *progress, last = started.out.splitlines()
+    assert [line.partition(":")[0] for line in progress] == [
+        title for title in TITLES for _ in "12"
+    ]
+    url = f"http://127.0.0.1:{options[3]}/v1"
+    assert last.startswith(f"toy is served at {url}; ")
+
+    llm = user.events("llm")
+    assert user.events("vision")["serving"]["timestamp"] < llm["loading"]["timestamp"]
+    given = llm["loading"]["options"]
+    assert (given["max_image_count"], given["drain_seconds"]) == (7, 5)
+    assert given["checkpoint"] == str(user.folder / "toy")
+
+    shown = here("status")
+    assert shown.status == 0
+    head, *rows = [line.split() for line in shown.out.splitlines()]
+    assert head == ["NAME", "PORT", "PID", "HEALTH", "CHECKPOINT"]
+    assert rows == [
+        [one.name, str(one.port), str(one.pid), "serving", str(user.folder / "toy")]
+        for one in user.services()
+    ]
+
+    again = here("start", *options)
+    assert again.status == 1
+    assert again.error.startswith(f"toy is served at {url} already ")
+    assert here("status").status == 0
+
+    stopped = here("stop")
+    assert stopped.status == 0
+    assert "requests in flight get 5 s" in stopped.out
+    assert all("draining" in user.events(name) for name in NAMES)
+    assert here("status") == Command(1, f"nothing is served from {user.state}\n", "")
+    assert here("stop").status == 0
+
+
+def test_stop_lets_the_requests_in_flight_end(user: User, options: list[str]) -> None:
+    (user.folder / "toy" / "llm").write_text("stalls")
+    foreground = user.types(*options)
+    next_line(foreground, "toy is served at")
+    with asked(int(options[3])) as answer:
+        assert answer.readline().startswith(b"data: ")
+        stopping = user.types("stop")
+        eventually(lambda: "draining" in user.events("gateway"))
+        assert all(service.is_alive() for service in user.services())
+        assert "draining" not in user.events("llm")
+        (user.folder / "toy" / "release").touch()
+        assert answer.read().endswith(b"data: [DONE]\n\n")
+    assert stopping.wait(PATIENCE_SECONDS) == 0
+    assert "draining" in user.events("llm")
+    assert foreground.wait(PATIENCE_SECONDS) == 0
+
+
+def test_a_killed_service_is_seen_and_the_rest_can_be_stopped(
+    user: User, here: Here, options: list[str]
+) -> None:
+    assert user.runs("start", *options).status == 0
+    vision, llm, gateway = user.services()
+    os.kill(llm.pid, signal.SIGKILL)
+    eventually(lambda: not llm.is_alive())
+    shown = here("status")
+    assert shown.status == 1
+    assert re.search(rf"^llm +{llm.port} +- +ended ", shown.out, re.M)
+    assert re.search(rf"^vision +{vision.port} +{vision.pid} +serving ", shown.out, re.M)
+    assert re.search(r"^gateway .* the LLM service is unavailable ", shown.out, re.M)
+    assert f"the LLM service has ended; its log is {llm.log}\n" in shown.out
+    assert here("start", *options).status == 1
+    assert here("stop").status == 0
+    assert not any(service.is_alive() for service in (vision, llm, gateway))
+
+
+def test_ctrl_c_ends_the_foreground(user: User, options: list[str]) -> None:
+    process = user.types(*options)
+    next_line(process, "toy is served at")
+    running = user.services()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE_SECONDS) == 0
+    assert not any(service.is_alive() for service in running)
+    assert user.services() == []
+    assert all("draining" in user.events(name) for name in NAMES)
+
+
+def test_a_signal_ends_a_start(user: User, options: list[str]) -> None:
+    (user.folder / "toy" / "vision").write_text("hangs")
+    process = user.types("start", *options)
+    next_line(process, "vision service: starting")
+    (vision, *_) = user.services()
+    eventually(lambda: vision.log.read_text() != "")
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=PATIENCE_SECONDS)[1] == ""
+    assert process.returncode == 130
+    assert not vision.is_alive()
+    assert user.services() == []
+
+
+def test_a_service_that_ends_ends_the_foreground(user: User, options: list[str]) -> None:
+    process = user.types(*options)
+    next_line(process, "toy is served at")
+    running = user.services()
+    os.kill(running[0].pid, signal.SIGKILL)
+    _, error = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1
+    assert error.startswith("the vision service ended with status -9: ")
+    assert '"event": "serving"' in error
+    assert not any(service.is_alive() for service in running)
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "sentence"),
+    [
+        ("llm", "refuses", "the LLM service did not start: the checkpoint is of another model"),
+        ("vision", "crashes", "the vision service did not start: {folder}/vision.log ends with\n"),
+        ("vision", "hangs", "the vision service does not serve after 2 s (no answer); its log is "),
+    ],
+)
+def test_a_service_that_does_not_start(
+    user: User, here: Here, options: list[str], name: str, script: str, sentence: str
+) -> None:
+    (user.folder / "toy" / name).write_text(script)
+    started = user.runs("start", *options, "--start-seconds", "2" if script == "hangs" else "60")
+    assert started.status == 1
+    assert started.error.startswith(sentence.format(folder=user.state))
+    assert ("ZeroDivisionError" in started.error) == (script == "crashes")
+    assert not any(Service(log, 0).is_alive() for log in user.state.glob("*.log"))
+    assert here("status").out.startswith("nothing is served")
+
+
+def test_of_two_at_once_one_serves(user: User, options: list[str]) -> None:
+    both = [user.types("start", *options) for _ in "12"]
+    errors = [process.communicate(timeout=PATIENCE_SECONDS)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], errors
+    assert re.search("runs already|is served at .* already|in use", "".join(errors))
+    assert [service.health() for service in user.services()] == ["serving"] * 3
+
+
+def test_wrong_options_start_nothing(
+    user: User, here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        taken = here("start", "--checkpoint", "toy", "--port", port)
+    assert taken.error == f"port {port} is in use; choose another one with --port"
+    elsewhere = here("start", "--checkpoint", "toy", "--host", "192.0.2.1")
+    assert elsewhere.error.startswith("cannot listen on 192.0.2.1:8000: ")
+    (user.folder / "site.toml").write_text("[serve]\nports = 3\n")
+    for words, line in (
+        ([], "--checkpoint: Field required\n"),
+        (
+            ["--checkpoint", "toy", "--config", "site.toml"],
+            "site.toml: [serve] ports: there is no such option\n",
+        ),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            here("start", *words)
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == line
+    assert not list(user.state.glob("*.log"))
+
+
+def test_help_explains_the_commands(user: User) -> None:
+    shown = user.runs("start", "--help")
+    assert shown.status == 0
+    for word in ("internvl-serve start OPTIONS", "internvl-serve stop", "--config", "[vision]"):
+        assert word in shown.out
+
+
+class Sleeper(ServiceProcess):
+    """A process that only lives."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__("timeit", ["-n", "1", "import time; time.sleep(60)"], log)
+
+
+def test_a_log_is_locked_while_its_process_lives(tmp_path: Path) -> None:
+    process = Sleeper(tmp_path / "llm.log")
+    assert not process.is_alive()
+    process.start()
+    seen = Service(process.log, process.port, process.pid)
+    assert seen.is_alive()
+    with pytest.raises(StartError, match="the LLM service runs already; its log is"):
+        Sleeper(process.log).start()
+    seen.kill()
+    seen.wait_ended()
+    assert process.returncode is None or process.returncode == -9
+    assert seen.health() == ENDED
+    process.wait_ended()
+    assert process.returncode == -9
+
+
+def test_a_stranger_with_the_process_id_is_left_alone(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
+        log = tmp_path / "llm.log"
+        log.touch()
+        service = Service(log, 1, stranger.pid)
+        assert service.health() == ENDED
+        service.stop()
+        service.kill()
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_port_that_is_taken_is_not_chosen() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        assert not is_free("127.0.0.1", taken)
+        assert free_port(taken) in FREE_PORTS
+    assert free_port(taken) == taken
