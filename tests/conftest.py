@@ -1,4 +1,8 @@
-"""What all tests share: their options, and logging as each one finds it."""
+"""What all tests share: their options, how they are shared out, and logging as each finds it.
+
+The tests of the gateway and the protos run in an environment without torch and numpy, so nothing
+here may import them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-import torch
 
 SHIPPED_GOLDEN_DIR = Path(__file__).parent / "data" / "golden"
 
@@ -25,9 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips, by name, what needs a CUDA device where there is none."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked and not torch.cuda.is_available():
+    if marked and not _has_cuda():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)
