@@ -7,11 +7,16 @@ here may import them.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
+
+# Torch reads it when it is imported. The workers and the services that tests start already keep all
+# cores busy: more threads for each would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHIPPED_GOLDEN_DIR = Path(__file__).parent / "data" / "golden"
 
@@ -25,12 +30,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips, by name, what needs a CUDA device where there is none."""
+    """Says what runs on one worker, and skips, by name, what needs a CUDA device."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_cuda():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _group(item: pytest.Item) -> str:
+    """Returns a test's file; of the end-to-end tests that share three processes, their engine."""
+    callspec = getattr(item, "callspec", None)
+    if item.path.parent.name == "e2e" and callspec is not None and "engine" in callspec.params:
+        return f"e2e-{callspec.params['engine']}"
+    return str(item.path)
 
 
 def _has_cuda() -> bool:

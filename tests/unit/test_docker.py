@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ PACKAGES = ("gateway", "vision_service", "llm_service")
 HEALTH = health_pb2.HealthCheckResponse
 # How NVIDIA's images start: it ends as the program that it is given.
 VENDOR_ENTRY_POINT = "/opt/nvidia/nvidia_entrypoint.sh"
+MOUNT = re.compile(r"--mount=type=bind,from=(\w+),target=/source\s+(.*)")
 Instruction = tuple[str, str]
 
 
@@ -42,7 +44,7 @@ class Image(NamedTuple):
     target: str
 
     def stages(self) -> dict[str, list[Instruction]]:
-        """Returns the instructions of each stage by the stage's name; "" if it has none."""
+        """Returns the instructions of each stage by its name ("" if it has none), FROM included."""
         text = (ROOT / "docker" / f"{self.package}.Dockerfile").read_text()
         text = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
         stages: dict[str, list[Instruction]] = {}
@@ -50,14 +52,26 @@ class Image(NamedTuple):
         for line in filter(None, text.splitlines()):
             keyword, _, rest = line.partition(" ")
             if keyword == "FROM":
-                instructions = stages.setdefault(rest.partition(" AS ")[2], [])
-            else:
-                instructions.append((keyword, rest.strip()))
+                rest, _, name = rest.partition(" AS ")
+                instructions = stages.setdefault(name, [])
+            instructions.append((keyword, rest.strip()))
         return stages
 
     def values(self, keyword: str) -> list[str]:
         """Returns what follows each instruction of a kind."""
         return [rest for found, rest in self.stages()[self.target] if found == keyword]
+
+    def sources(self) -> list[str]:
+        """Returns what is copied into the target, and into the stages that it starts from."""
+        (base,) = self.values("FROM")
+        inherited = self._replace(target=base).sources() if base in self.stages() else []
+        copies = (value.split()[:-1] for value in self.values("COPY"))
+        return inherited + [source for copied in copies for source in copied]
+
+    def steps(self) -> list[tuple[Image, str]]:
+        """Returns the commands that see another stage at /source, and that stage."""
+        mounted = (MOUNT.fullmatch(rest) for rest in self.values("RUN"))
+        return [(self._replace(target=found[1]), found[2]) for found in mounted if found]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -246,6 +260,7 @@ def test_compose_starts_the_llm_when_vision_has_its_memory() -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_compose_gives_a_container_no_more_than_it_needs(service: str) -> None:
     container = SERVICES[service]
+    assert container["init"] is True
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
     paths = [volume.rpartition(":/")[2] for volume in container.get("volumes", [])]
@@ -287,34 +302,67 @@ def test_compose_itself_takes_the_file() -> None:
         subprocess.run(command, check=True)
 
 
-def copy_sources(image: Image, folder: Path) -> None:
-    """Follows the COPY instructions, also those of the stage that the image copies from."""
-    for value in image.values("COPY"):
-        if value.startswith("--from=source"):
-            copy_sources(Image(image.package, "source"), folder)
-            continue
-        *sources, target = value.split()
-        for source in sources:
-            to = folder / target.lstrip("/")
-            if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, to, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / source, to)
+@EVERY_IMAGE
+def test_a_change_of_the_code_leaves_the_layer_of_the_dependencies(image: Image) -> None:
+    (requirements, first), (source, second) = image.steps()
+    packages = ["protos", image.package]
+    assert not any((ROOT / name).is_dir() for name in requirements.sources())
+    assert source.sources() == [*requirements.sources(), *packages]
+    assert "--no-deps" not in first
+    assert "--no-deps --force-reinstall /source" in second
+
+
+@EVERY_IMAGE
+def test_an_image_has_no_sources_beside_what_is_installed(image: Image) -> None:
+    assert image.sources() == []
+
+
+@EVERY_IMAGE
+def test_the_build_is_given_what_it_copies(image: Image) -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    given = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert {name for stage, _ in image.steps() for name in stage.sources()} <= given
+
+
+@BUILT_HERE
+def test_an_image_has_the_protos_and_its_own_package(image: Image, tmp_path: Path) -> None:
+    _, (source, _) = image.steps()
+    copy_sources(source, tmp_path / "source")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    command += ["--outdir", str(tmp_path), str(tmp_path / "source")]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if "." not in top} == {"protos", image.package}
+
+
+def copy_sources(stage: Image, folder: Path) -> None:
+    """Copies what the stage has."""
+    folder.mkdir()
+    for name in stage.sources():
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @BUILT_HERE
 def test_pip_steps_in_a_fresh_environment(image: Image, tmp_path: Path) -> None:
-    sources, environment = tmp_path / "app", tmp_path / "venv"
-    sources.mkdir()
-    copy_sources(image, sources)
+    environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     variables = os.environ | {"PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    (step,) = (step for step in image.values("RUN") if step.startswith("pip "))
-    subprocess.run(["bash", "-ec", step], cwd=sources, env=variables, check=True)
+    for stage, command in image.steps():
+        sources = tmp_path / stage.target
+        copy_sources(stage, sources)
+        command = command.replace("/source", str(sources))
+        subprocess.run(["bash", "-ec", command], env=variables, check=True)
     program = environment / "bin" / image.command[0]
     shown = subprocess.run([program, "--help"], cwd=tmp_path, capture_output=True, check=True)
     assert b"--port" in shown.stdout
     installed = {folder.name for folder in environment.glob("lib/python*/site-packages/*")}
     assert ("torch" in installed) is (image != GATEWAY)
+    assert installed & set(PACKAGES) == {image.package}
