@@ -23,9 +23,9 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt
 	$(BIN)/pip install -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/demo.stamp
 
-$(BASE_VENV)/stamp: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(BASE_VENV)
-	$(BASE_VENV)/bin/pip install -c constraints.txt -e '.[test]'
+$(BASE_VENV)/stamp: $(VENV)/dev.stamp
+	$(PYTHON) -m venv --without-pip $(BASE_VENV)
+	$(BIN)/pip --python $(BASE_VENV)/bin/python install --no-compile -c constraints.txt -e '.[test]'
 	@touch $@
 
 demo: $(VENV)/demo.stamp ## start the three services on this machine, ask about pictures, stop
@@ -34,11 +34,11 @@ demo: $(VENV)/demo.stamp ## start the three services on this machine, ask about 
 serve: $(VENV)/demo.stamp ## start the three services and keep them up (Ctrl-C stops; ARGS="--help")
 	$(BIN)/python -m models.demo.stack $(ARGS)
 
-test: $(VENV)/dev.stamp $(BASE_VENV)/stamp lint types ## lint, types and every test that ends within minutes
+test: $(BASE_VENV)/stamp lint types ## lint, types and every test that ends within minutes
 	$(BASE_VENV)/bin/pytest $(WORKERS) $(BASE_TESTS)
 	$(BIN)/pytest $(WORKERS) $(addprefix --ignore=,$(BASE_TESTS)) -m 'not slow and not gpu'
 
-test-all: $(VENV)/dev.stamp $(BASE_VENV)/stamp lint types ## every test, those of the demo model's training too
+test-all: $(BASE_VENV)/stamp lint types ## every test, those of the demo model's training too
 	$(BASE_VENV)/bin/pytest $(WORKERS) $(BASE_TESTS)
 	$(BIN)/pytest $(WORKERS) $(addprefix --ignore=,$(BASE_TESTS))
 	cd models/demo/training && $(CURDIR)/$(BIN)/mypy
