@@ -33,7 +33,6 @@ PACKAGES = ("gateway", "vision_service", "llm_service")
 HEALTH = health_pb2.HealthCheckResponse
 # How NVIDIA's images start: it ends as the program that it is given.
 VENDOR_ENTRY_POINT = "/opt/nvidia/nvidia_entrypoint.sh"
-MOUNT = re.compile(r"--mount=type=bind,from=(\w+),target=/source\s+(.*)")
 Instruction = tuple[str, str]
 
 
@@ -44,7 +43,7 @@ class Image(NamedTuple):
     target: str
 
     def stages(self) -> dict[str, list[Instruction]]:
-        """Returns the instructions of each stage by its name ("" if it has none), FROM included."""
+        """Returns the instructions of each stage by the stage's name; "" if it has none."""
         text = (ROOT / "docker" / f"{self.package}.Dockerfile").read_text()
         text = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
         stages: dict[str, list[Instruction]] = {}
@@ -52,9 +51,9 @@ class Image(NamedTuple):
         for line in filter(None, text.splitlines()):
             keyword, _, rest = line.partition(" ")
             if keyword == "FROM":
-                rest, _, name = rest.partition(" AS ")
-                instructions = stages.setdefault(name, [])
-            instructions.append((keyword, rest.strip()))
+                instructions = stages.setdefault(rest.partition(" AS ")[2], [])
+            else:
+                instructions.append((keyword, rest.strip()))
         return stages
 
     def values(self, keyword: str) -> list[str]:
@@ -62,16 +61,14 @@ class Image(NamedTuple):
         return [rest for found, rest in self.stages()[self.target] if found == keyword]
 
     def sources(self) -> list[str]:
-        """Returns what is copied into the target, and into the stages that it starts from."""
-        (base,) = self.values("FROM")
-        inherited = self._replace(target=base).sources() if base in self.stages() else []
-        copies = (value.split()[:-1] for value in self.values("COPY"))
-        return inherited + [source for copied in copies for source in copied]
+        """Returns what the target has from the repository."""
+        copies = (value.split() for value in self.values("COPY") if not value.startswith("--from"))
+        return [source for *sources, _ in copies for source in sources]
 
-    def steps(self) -> list[tuple[Image, str]]:
-        """Returns the commands that see another stage at /source, and that stage."""
-        mounted = (MOUNT.fullmatch(rest) for rest in self.values("RUN"))
-        return [(self._replace(target=found[1]), found[2]) for found in mounted if found]
+    @property
+    def wheel(self) -> Image:
+        """The stage that makes the wheel of the code."""
+        return self._replace(target="wheel")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -304,17 +301,20 @@ def test_compose_itself_takes_the_file() -> None:
 
 @EVERY_IMAGE
 def test_a_change_of_the_code_leaves_the_layer_of_the_dependencies(image: Image) -> None:
-    (requirements, first), (source, second) = image.steps()
-    packages = ["protos", image.package]
-    assert not any((ROOT / name).is_dir() for name in requirements.sources())
-    assert source.sources() == [*requirements.sources(), *packages]
-    assert "--no-deps" not in first
-    assert "--no-deps --force-reinstall /source" in second
+    instructions = image.stages()[image.target]
+    code = instructions.index(("COPY", "--from=wheel /wheels /wheels"))
+    assert not any((ROOT / name).is_dir() for name in image.sources())
+    before, after = (
+        [rest for keyword, rest in part if keyword == "RUN" and "pip install" in rest]
+        for part in (instructions[:code], instructions[code:])
+    )
+    assert ["--no-deps" in step for step in before + after] == [False, True]
 
 
 @EVERY_IMAGE
-def test_an_image_has_no_sources_beside_what_is_installed(image: Image) -> None:
-    assert image.sources() == []
+def test_an_image_keeps_no_sources_beside_what_is_installed(image: Image) -> None:
+    assert {value.split()[-1] for value in image.values("COPY")} == {"/source/", "/wheels"}
+    assert image.values("RUN")[-1].endswith("&& rm -r /wheels /source")
 
 
 @EVERY_IMAGE
@@ -322,13 +322,12 @@ def test_the_build_is_given_what_it_copies(image: Image) -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines
     given = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    assert {name for stage, _ in image.steps() for name in stage.sources()} <= given
+    assert {*image.sources(), *image.wheel.sources()} <= given
 
 
 @BUILT_HERE
 def test_an_image_has_the_protos_and_its_own_package(image: Image, tmp_path: Path) -> None:
-    _, (source, _) = image.steps()
-    copy_sources(source, tmp_path / "source")
+    copy_sources(image.wheel, tmp_path / "source")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
     command += ["--outdir", str(tmp_path), str(tmp_path / "source")]
     subprocess.run(command, check=True, capture_output=True)
@@ -338,8 +337,8 @@ def test_an_image_has_the_protos_and_its_own_package(image: Image, tmp_path: Pat
 
 
 def copy_sources(stage: Image, folder: Path) -> None:
-    """Copies what the stage has."""
-    folder.mkdir()
+    """Copies what the stage has from the repository."""
+    folder.mkdir(exist_ok=True)
     for name in stage.sources():
         if (ROOT / name).is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
@@ -355,11 +354,13 @@ def test_pip_steps_in_a_fresh_environment(image: Image, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     variables = os.environ | {"PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    for stage, command in image.steps():
-        sources = tmp_path / stage.target
-        copy_sources(stage, sources)
-        command = command.replace("/source", str(sources))
-        subprocess.run(["bash", "-ec", command], env=variables, check=True)
+    for stage in (image.wheel, image):
+        copy_sources(stage, tmp_path / "source")
+        for step in stage.values("RUN"):
+            if step.startswith("pip "):
+                command = re.sub(r"/(source|wheels)\b", rf"{tmp_path}/\1", step)
+                subprocess.run(["bash", "-ec", command], env=variables, check=True)
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
     program = environment / "bin" / image.command[0]
     shown = subprocess.run([program, "--help"], cwd=tmp_path, capture_output=True, check=True)
     assert b"--port" in shown.stdout
