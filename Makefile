@@ -42,7 +42,7 @@ test-all: $(BASE_VENV)/stamp lint types ## every test, those of the demo model's
 	$(BASE_VENV)/bin/pytest $(WORKERS) $(BASE_TESTS)
 	$(BIN)/pytest $(WORKERS) $(addprefix --ignore=,$(BASE_TESTS))
 	cd models/demo/training && $(CURDIR)/$(BIN)/mypy
-	cd models/demo/training && $(CURDIR)/$(BIN)/pytest $(WORKERS)
+	cd models/demo/training && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/pytest $(WORKERS)
 
 lint: $(VENV)/dev.stamp ## ruff, import contracts, buf
 	$(BIN)/ruff format --diff .
