@@ -10,18 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_service.decoders import FAMILIES
+from llm_service.decoders.family import DecoderFamily
 from llm_service.json_object import read_json_object
 
 TEMPLATE = "internvl2_5"
-ARCHITECTURES = ("InternLM2ForCausalLM", "Qwen2ForCausalLM")
-# Options of llm_config that change the model's mathematics, and the one value that the released
-# checkpoints have (it is also the value that an absent key stands for).
-FIXED_OPTIONS: dict[str, Any] = {
-    "bias": False,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
-}
+# Of an image's embedding: a tile of 448 pixels has (448 / 14)^2 patches, and the pixel shuffle
+# joins 2 x 2 of them.
+ROWS_PER_TILE = 256
 
 
 class CheckpointError(Exception):
@@ -33,7 +29,7 @@ class LLMConfig:
     """What config.json says about the language model; never a setting.
 
     Attributes:
-        architecture: one of ARCHITECTURES.
+        architecture: the decoder family's name.
         vocabulary_size: rows of the embedding and of the head; a virtual token's id starts here.
         head_dim: width of one attention head.
         max_position_embeddings: most tokens of prompt and output together.
@@ -53,6 +49,11 @@ class LLMConfig:
     rope_theta: float
     rms_norm_eps: float
     end_token_ids: frozenset[int]
+
+    @property
+    def family(self) -> DecoderFamily:
+        """How the checkpoint names and orders the decoder's tensors."""
+        return FAMILIES[self.architecture]
 
     def kv_values_per_token(self, tp: int = 1, pp: int = 1) -> int:
         """Returns how many numbers the KV cache holds for a token: keys and values of all layers.
@@ -75,7 +76,7 @@ class LLMConfig:
         """
         llm = _llm_section(checkpoint / "config.json")
         architecture = _architecture(llm)
-        for key, value in FIXED_OPTIONS.items():
+        for key, value in FAMILIES[architecture].options.items():
             if llm.get(key, value) != value:
                 raise CheckpointError(f"llm_config.{key} is {llm[key]!r}; only {value!r} is served")
         hidden_size, head_count = _number(llm, "hidden_size"), _number(llm, "num_attention_heads")
@@ -101,18 +102,26 @@ def weight_files(checkpoint: Path) -> list[Path]:
     """Returns the checkpoint's safetensors files: one, or those that its index names.
 
     Raises:
-        CheckpointError: there is neither model.safetensors nor its index, or a shard is missing.
+        CheckpointError: there is neither model.safetensors nor its index, the index is damaged, or
+            a file is missing.
     """
     single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = _required(_read_json(index), "weight_map", index.name)
-        files = [checkpoint / name for name in sorted(set(weight_map.values()))]
+        files = [checkpoint / name for name in sorted(_shard_names(index))]
     else:
         files = [single]
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"the checkpoint has no file {file.name} ({checkpoint})")
     return files
+
+
+def _shard_names(index: Path) -> set[str]:
+    weight_map = _required(_read_json(index), "weight_map", index.name)
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{index} has no weight_map from the tensors' names to files")
+    return set(names)
 
 
 def _llm_section(path: Path) -> dict[str, Any]:
@@ -128,9 +137,10 @@ def _llm_section(path: Path) -> dict[str, Any]:
 
 def _architecture(llm: dict[str, Any]) -> str:
     architectures = _required(llm, "architectures", "llm_config")
-    architecture = str(next(iter(architectures or ()), None))
-    if architecture not in ARCHITECTURES:
-        known = " and ".join(ARCHITECTURES)
+    listed = architectures if isinstance(architectures, list) else []
+    architecture = str(next(iter(listed), None))
+    if architecture not in FAMILIES:
+        known = " and ".join(FAMILIES)
         raise CheckpointError(
             f"llm_config.architectures names {architecture}; only {known} are served"
         )
@@ -149,13 +159,13 @@ def _check_heads(config: LLMConfig) -> None:
 def _end_token_ids(checkpoint: Path, llm: dict[str, Any]) -> frozenset[int]:
     generation = checkpoint / "generation_config.json"
     documents = [llm, _read_json(generation)] if generation.is_file() else [llm]
-    token_ids: set[Any] = set()
+    token_ids: list[Any] = []
     for document in documents:
         listed = document.get("eos_token_id")
         if listed is not None:
-            token_ids.update(listed if isinstance(listed, list) else [listed])
+            token_ids += listed if isinstance(listed, list) else [listed]
     if not all(isinstance(token_id, int) for token_id in token_ids):
-        raise CheckpointError(f"eos_token_id holds {list(token_ids)}; it must hold token ids")
+        raise CheckpointError(f"eos_token_id holds {token_ids}; it must hold token ids")
     return frozenset(token_ids)
 
 

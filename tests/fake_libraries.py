@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# PyTorch as far as a doctor asks it, which imports in no time.
+TORCH_WITHOUT_CUDA = """\
+from types import SimpleNamespace
+cuda = SimpleNamespace(is_available=lambda: False)
+version = SimpleNamespace(cuda=None)
+"""
+KILLS_ITS_PROCESS = "import os\nos.kill(os.getpid(), 9)"
+
 
 def write_library(folder: Path, name: str, version: str, source: str) -> None:
     """Writes a package whose import runs the source, with what pip would note of it."""

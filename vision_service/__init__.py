@@ -2,12 +2,14 @@
 
 A request passes through the modules in this order:
 
-1. `servicer.py` turns messages into plain values and back; nothing else knows the protos.
-2. `encoder.py` names the embedding and asks the cache; on a miss it does steps 3 to 5.
+1. `wire.py` reads the message, and builds the answer's messages from the result; `servicer.py` is
+   what gRPC calls. Nothing else knows the protos.
+2. `encoder.py` checks the request, names the embedding and asks `cache.py`; on a miss it goes on.
 3. `preprocessor.py` runs `tiling.py` (file -> uint8 tiles) on a bounded pool of threads.
 4. `batcher.py` joins the tiles of all requests and calls the engine on its one thread.
-5. `engines/` holds the engines: tiles -> embeddings.
+5. `engines/` holds the engines: tiles -> embeddings. `create.py` there knows which there are.
 
-`checkpoint.py` reads the checkpoint, `recipe.py` says what decides an embedding, `settings.py` has
-the options, and `__main__.py` puts it all together.
+`checkpoint.py` reads the checkpoint, `recipe.py` says what decides an embedding, `embedding.py`
+what one is, `settings.py` has the options, and `__main__.py` puts it all together. Two more
+programs ask whether it works here: `doctor.py` without a checkpoint, `selftest.py` with one.
 """

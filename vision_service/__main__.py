@@ -46,7 +46,7 @@ async def run(settings: Settings) -> bool:
 
     Raises:
         CheckpointError: the checkpoint cannot be served.
-        EngineStartError: the engine's device or type is not to be had.
+        EngineStartError: the engine cannot start here.
         OSError: the address cannot be bound.
     """
     logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)

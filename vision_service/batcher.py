@@ -16,7 +16,7 @@ from protos.errors import EngineDeadError, OverloadedError
 from vision_service.engines.base import EncodingBatch, VisionEngine
 
 RETRY_AFTER_SECONDS = 1.0
-# One that the engine computes, and one behind it so that the engine need not wait for this thread.
+# One that the engine computes, and the next one, so that the engine does not wait for this thread.
 BATCHES_IN_FLIGHT = 2
 logger = structlog.get_logger()
 
@@ -79,9 +79,8 @@ class _Batch:
 class TileBatcher:
     """Feeds the engine with batches made of whatever waits when the engine becomes free.
 
-    So an idle engine never waits for a batch to fill, and a busy one finds a fuller batch. Only a
-    batch that is full already is given to a busy engine, behind the one that it computes. Use as
-    an async context manager.
+    So an idle engine never waits for a batch to fill, and a busy one finds a fuller batch. A busy
+    engine is given a second batch only if that batch is full. Use as an async context manager.
 
     Two threads: the event loop's owns `_jobs` (all images that hold tiles here); the worker's owns
     the engine, `_waiting` and `_in_flight`. A queue leads in, `call_soon_threadsafe` leads out; no
@@ -89,7 +88,7 @@ class TileBatcher:
 
     Attributes:
         encoded_tile_count: tiles that the engine has encoded so far.
-        padding_tile_count: tiles that it computed besides (see EncodingBatch).
+        padding_tile_count: tiles that it has computed in addition, to fill batches up.
     """
 
     def __init__(
@@ -227,7 +226,12 @@ class TileBatcher:
         tile_count = sum(map(len, parts))
         self.encoded_tile_count += tile_count
         self.padding_tile_count += padding_count
-        logger.debug("batch_encoded", images=len(parts), tiles=tile_count, padding=padding_count)
+        logger.debug(
+            "batch_encoded",
+            image_count=len(parts),
+            tile_count=tile_count,
+            padding_tile_count=padding_count,
+        )
 
     def _on_worker_end(self, worker: Future[None]) -> None:
         self._loop.call_soon_threadsafe(self._fail_all)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+
+from vision_service.settings import LARGEST_TILE_CAP
 
 TENSOR_PREFIXES = ("vision_model.", "mlp1.")
 SINGLE_FILE = "model.safetensors"
@@ -20,6 +23,9 @@ SHUFFLE_FACTOR = 2
 # ImageNet's, as in the reference's transform; used when there is no preprocessor_config.json.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of a size in config.json: five times the largest of InternVL2.5. Products of three sizes, which a
+# tensor's shape may have, stay far within 64 bits.
+LARGEST_SIZE = 65_536
 
 # What the released InternVL2.5 checkpoints have, and the only values that the code implements.
 SUPPORTED_MODEL = {
@@ -109,11 +115,11 @@ class VisionConfig:
             patch_size=tower.size("patch_size"),
             tile_size=tower.multiple("image_size", SHUFFLE_FACTOR * tower.size("patch_size")),
             norm_type=cast(NormType, tower.one_of("norm_type", ("layer_norm", "rms_norm"))),
-            norm_eps=tower.read("layer_norm_eps", float),
+            norm_eps=tower.positive("layer_norm_eps"),
             qkv_bias=tower.read("qkv_bias", bool),
             qk_normalization=tower.read("qk_normalization", bool),
             output_size=model.section("llm_config").size("hidden_size"),
-            max_dynamic_patch=model.size("max_dynamic_patch"),
+            max_dynamic_patch=model.size("max_dynamic_patch", LARGEST_TILE_CAP),
             mean=mean,
             std=std,
         )
@@ -161,7 +167,10 @@ def _mean_and_std(path: Path) -> tuple[tuple[float, float, float], tuple[float, 
     if not path.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
     section = _Section.of_file(path)
-    return section.triple("image_mean"), section.triple("image_std")
+    mean, std = section.triple("image_mean"), section.triple("image_std")
+    if min(std) <= 0:
+        raise section.error("image_std", f"is {list(std)}; each must be more than 0")
+    return mean, std
 
 
 def _files_of_tensors(path: Path) -> dict[str, Path]:
@@ -205,7 +214,7 @@ class _Section:
     def of_file(cls, file: Path) -> _Section:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{file}: cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{file}: is not a JSON object")
@@ -229,10 +238,16 @@ class _Section:
     def section(self, key: str) -> _Section:
         return _Section(self.file, self.read(key, dict), f"{self.prefix}{key}.")
 
-    def size(self, key: str) -> int:
+    def size(self, key: str, largest: int = LARGEST_SIZE) -> int:
         value = self.read(key, int)
-        if value < 1:
-            raise self.error(key, f"is {value}, not 1 or more")
+        if not 1 <= value <= largest:
+            raise self.error(key, f"is {value}; it must be 1 to {largest}")
+        return value
+
+    def positive(self, key: str) -> float:
+        value = self.read(key, float)
+        if not 0 < value < math.inf:
+            raise self.error(key, f"is {value}; it must be more than 0")
         return value
 
     def multiple(self, key: str, factor: int) -> int:
@@ -249,8 +264,9 @@ class _Section:
 
     def triple(self, key: str) -> tuple[float, float, float]:
         values = self.read(key, list)
-        if len(values) != 3 or not all(isinstance(value, int | float) for value in values):
-            raise self.error(key, f"is {values!r}, not three numbers")
+        numbers = [value for value in values if isinstance(value, int | float)]
+        if not len(numbers) == len(values) == 3 or not all(0 <= value <= 1 for value in numbers):
+            raise self.error(key, f"is {values!r}, not three numbers from 0 to 1")
         return float(values[0]), float(values[1]), float(values[2])
 
     def require_values(self, supported: dict[str, Any]) -> None:

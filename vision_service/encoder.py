@@ -6,15 +6,23 @@ import asyncio
 import functools
 from dataclasses import dataclass
 
+import structlog
 import torch
 from isal import isal_zlib
 
-from protos.errors import ImageTooLargeError, InvalidArgumentError, InvalidImageError
+from protos.errors import (
+    ImageTooLargeError,
+    InvalidArgumentError,
+    InvalidImageError,
+    ModelMismatchError,
+)
 from protos.identity import EmbeddingId, content_digest, recipe_digest
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
 from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
 from vision_service.preprocessor import Preprocessor
+
+logger = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,34 @@ class ModelInfo:
     max_image_pixel_count: int
 
 
+@dataclass(frozen=True)
+class ImageRequest:
+    """An image to encode.
+
+    Attributes:
+        image: the encoded file.
+        tile_cap: most tiles without the thumbnail; None for the default.
+        expected_recipe_sha256: the recipe that the embedding must be made by; None for any.
+    """
+
+    image: bytes
+    tile_cap: int | None = None
+    expected_recipe_sha256: bytes | None = None
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What a request gets: the embedding, and whether it was in the cache."""
+
+    embedding: ImageEmbedding
+    cache_hit: bool
+
+    @property
+    def timings(self) -> Timings:
+        """Where this request's time went; an embedding from the cache takes none."""
+        return Timings() if self.cache_hit else self.embedding.timings
+
+
 class ImageEncoder:
     """Encodes images: cache, then preprocessor, batcher and checksum."""
 
@@ -49,29 +85,29 @@ class ImageEncoder:
         self._batcher = batcher
         self._cache = cache
 
-    async def encode(self, image: bytes, tile_cap: int | None) -> tuple[ImageEmbedding, bool]:
-        """Returns the image's embedding, and whether it came from the cache.
-
-        Args:
-            image: the encoded file.
-            tile_cap: most tiles without the thumbnail; None for the default.
+    async def encode(self, request: ImageRequest) -> EncodedImage:
+        """Returns the embedding of the request's image.
 
         Raises:
+            ModelMismatchError: the expected recipe is another than the service's.
             InvalidArgumentError: the tile cap is out of its range.
             InvalidImageError: no bytes, or not an image that is decoded here.
             ImageTooLargeError: too many bytes or pixels.
             OverloadedError: a queue is full.
             EngineDeadError: the engine failed.
         """
-        cap = self._checked_cap(tile_cap)
-        self._check_byte_count(len(image))
-        digest = await asyncio.to_thread(content_digest, image)
-        id_ = EmbeddingId(digest, recipe_digest(self.info.recipe_sha256, cap))
-        encode = functools.partial(self._encode, id_, image, cap)
-        return await self._cache.get_or_encode(id_, encode)
+        self._check_recipe(request.expected_recipe_sha256)
+        tile_cap = self._checked_cap(request.tile_cap)
+        self._check_byte_count(len(request.image))
+        digest = await asyncio.to_thread(content_digest, request.image)
+        id_ = EmbeddingId(digest, recipe_digest(self.info.recipe_sha256, tile_cap))
+        encode = functools.partial(self._encode, id_, request.image, tile_cap)
+        encoded = EncodedImage(*await self._cache.get_or_encode(id_, encode))
+        _log(request, encoded)
+        return encoded
 
-    async def _encode(self, id_: EmbeddingId, image: bytes, cap: int) -> ImageEmbedding:
-        tiled, preprocess_seconds = await self._preprocessor.tile(image, cap)
+    async def _encode(self, id_: EmbeddingId, image: bytes, tile_cap: int) -> ImageEmbedding:
+        tiled, preprocess_seconds = await self._preprocessor.tile(image, tile_cap)
         encoded = await self._batcher.encode(torch.from_numpy(tiled.tiles))
         rows = encoded.embeddings.flatten(0, 1)  # [tiles x tokens_per_tile, hidden]
         return ImageEmbedding(
@@ -84,12 +120,21 @@ class ImageEncoder:
             timings=Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds),
         )
 
+    def _check_recipe(self, expected: bytes | None) -> None:
+        actual = self.info.recipe_sha256
+        if expected is not None and expected != actual:
+            raise ModelMismatchError(
+                f"the expected recipe is {expected.hex()}, "
+                f"but this service encodes by {actual.hex()}",
+                field="expected_recipe_sha256",
+            )
+
     def _checked_cap(self, tile_cap: int | None) -> int:
         if tile_cap is None:
             return self.info.default_tile_count
         if not 1 <= tile_cap <= self.info.max_tile_count:
             raise InvalidArgumentError(
-                f"max_tile_count is {tile_cap}; it must be 1 to {self.info.max_tile_count}",
+                f"the tile cap is {tile_cap}; it must be 1 to {self.info.max_tile_count}",
                 field="max_tile_count",
             )
         return tile_cap
@@ -103,3 +148,16 @@ class ImageEncoder:
                 f"the limit is {self.info.max_image_byte_count}",
                 field="image",
             )
+
+
+def _log(request: ImageRequest, encoded: EncodedImage) -> None:
+    timings = encoded.timings
+    logger.info(
+        "image_encoded",
+        image_byte_count=len(request.image),
+        tile_count=encoded.embedding.grid.tile_count,
+        cache_hit=encoded.cache_hit,
+        preprocess_seconds=round(timings.preprocess_seconds, 6),
+        queue_seconds=round(timings.queue_seconds, 6),
+        forward_seconds=round(timings.forward_seconds, 6),
+    )

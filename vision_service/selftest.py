@@ -25,9 +25,8 @@ from protos.process import logs
 from protos.process.settings import read_settings
 from vision_service.checkpoint import CheckpointError, VisionConfig
 from vision_service.engines.base import EngineStartError, VisionEngine
-from vision_service.engines.create import create_engine
-from vision_service.engines.tensorrt.record import PlanError, PlanRecord
-from vision_service.settings import Settings
+from vision_service.engines.create import create_engine, run_tile_counts
+from vision_service.settings import Settings, TensorrtOptions
 
 COMMON_TILE_COUNTS = (1, 2, 13)  # an image of one tile, two of them, one of the usual cap
 RUN_COUNT = 3
@@ -39,18 +38,18 @@ class SelftestSettings(Settings):
     """Options of the vision service, and the self-test's own.
 
     The limits leave room for bfloat16 and none for a mistake. In bfloat16 the torch engine's own
-    rows have cosines of 0.9998 at least, and errors of 0.009 at most, over the toy model's tower
-    and random ones of 2 and 24 layers; with the last of 24 layers left out they have 0.993 and
-    0.106, and two neighbouring rows that are swapped have 0.97.
+    rows have cosines of at least 0.9998 and errors of at most 0.009, with the toy model's tower and
+    with random ones of 2 and 24 layers. Without the last of 24 layers it is 0.993 and 0.106; two
+    neighbouring rows that are swapped have 0.97.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="python -m vision_service.selftest")
 
     reference_device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the torch engine runs that the other is compared with."""
+    """Device of the torch engine that the other one is compared with."""
     tile_counts: tuple[PositiveInt, ...] = ()
-    """Tiles of each batch that is compared, as 1,2,13; default: these, the plan's least, best and
-    largest or else the torch engine's largest batch, and one tile more, which a plan splits."""
+    """Tiles of each batch that is compared, as 1,2,13. Default: these, those that the engine's runs
+    are made for (a plan's profile or the largest batch), and one more, which a plan splits."""
     least_cosine: float = Field(default=0.995, ge=-1, le=1)
     """Least cosine between a row and the reference's."""
     largest_error: float = Field(default=0.05, ge=0)
@@ -59,8 +58,15 @@ class SelftestSettings(Settings):
     @property
     def reference(self) -> Settings:
         """The options of the torch engine."""
-        options = {"device": self.reference_device, "dtype": "float32", "max_batch_tile_count": 1}
-        return self.model_copy(update={"engine": "torch", "plan": None, **options})
+        torch = self.torch.model_copy(update={"device": self.reference_device, "dtype": "float32"})
+        return self.model_copy(
+            update={
+                "engine": "torch",
+                "torch": torch,
+                "tensorrt": TensorrtOptions(),
+                "max_batch_tile_count": 1,
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Comparison:
 
     Attributes:
         tile_count: the batch's.
-        least_cosine: of a row with the reference's; not a number when a value is none.
+        least_cosine: of a row with the reference's; NaN when one of the values is NaN.
         mean_cosine: over all rows.
         error: norm of the difference over norm of the reference.
         seconds: from tiles to embeddings in host memory, the median of RUN_COUNT runs.
@@ -84,7 +90,7 @@ class Comparison:
     def shortfalls(self, settings: SelftestSettings) -> Iterator[str]:
         """Yields a sentence for each limit that the batch misses."""
         batch = f"{self.tile_count} tile(s) have"
-        # Turned round, so that not a number is a shortfall, too.
+        # Not "<": a comparison with NaN is false, and NaN is a shortfall, too.
         if not self.least_cosine >= settings.least_cosine:
             limit = f"less than --least-cosine {settings.least_cosine}"
             yield f"{batch} a row of cosine {self.least_cosine:.5f}, {limit}"
@@ -100,7 +106,7 @@ def main() -> None:
     try:
         comparisons = compare(settings)
     # TensorRT refuses a run, or a device is full or lost, with a RuntimeError.
-    except (CheckpointError, PlanError, EngineStartError, OSError, RuntimeError) as error:
+    except (CheckpointError, EngineStartError, OSError, RuntimeError) as error:
         sys.exit(str(error))
     if missed := [text for found in comparisons for text in found.shortfalls(settings)]:
         sys.exit("\n".join(f"FAILED: {text}" for text in missed))
@@ -112,8 +118,7 @@ def compare(settings: SelftestSettings) -> list[Comparison]:
 
     Raises:
         CheckpointError: the checkpoint is not one that we serve.
-        PlanError: there is no plan.
-        EngineStartError: an engine cannot run here.
+        EngineStartError: an engine cannot start here.
         RuntimeError: an engine failed.
     """
     config = VisionConfig.from_checkpoint(settings.checkpoint)
@@ -135,23 +140,20 @@ def batch_sizes(settings: SelftestSettings) -> list[int]:
     """Returns the tile counts to compare, ascending.
 
     Raises:
-        PlanError: they depend on a plan, and there is none.
+        EngineStartError: they are those of a plan, and there is none.
     """
     if settings.tile_counts:
         return sorted(set(settings.tile_counts))
-    own: tuple[int, ...] = (settings.max_batch_tile_count,)
-    if settings.plan is not None:
-        own = PlanRecord.read(settings.plan).tile_counts
+    own = run_tile_counts(settings)
     return sorted({*COMMON_TILE_COUNTS, *own, max(own) + 1})
 
 
 def make_tiles(count: int, edge: int) -> torch.Tensor:
-    """Returns tiles, each another: colours that change slowly, under noise.
+    """Returns tiles that all differ: colours that change slowly, under noise.
 
-    Under noise alone all places look the same, and a wrong mean or deviation of the colours hardly
-    shows (a row's cosine is 0.993 where it is 0.92 here, in a random tower of the 300M's shape).
-    Without any, neighbours look the same, and of two swapped rows hardly anything shows (0.9994
-    where it is 0.93 here).
+    With noise alone all places look the same: a wrong mean or deviation of the colours hardly shows
+    (in a random tower of the 300M's shape a row's cosine is 0.993, here it is 0.92). Without noise
+    neighbours look the same: two swapped rows hardly show (0.9994, here 0.93).
 
     Args:
         count: how many; the first ones are always the same.
@@ -175,8 +177,7 @@ def encode_reference(
 ) -> torch.Tensor:
     """Returns the torch engine's [n, tokens_per_tile, hidden] float32; the engine ends with it.
 
-    It encodes one tile at a time, which takes the least memory, and in which no tile can have
-    anything of another's.
+    It encodes one tile at a time: that takes the least memory, and no tile can affect another.
     """
     engine = create_engine(settings.reference, config)
     return torch.cat([engine.encode(tile) for tile in torch.split(tiles, 1)])

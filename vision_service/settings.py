@@ -9,15 +9,47 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from protos.process.settings import MIB, ServingSettings
+from protos.process.settings import GIB, MIB, EngineOptions, EngineSettings
 
 # More columns or rows than this serve no picture; it also keeps one image within the tile queue.
 LARGEST_TILE_CAP = 64
 # Pillow itself refuses images above twice its MAX_IMAGE_PIXELS (2 x 89,478,485).
 LARGEST_PIXEL_LIMIT = 178_956_970
+LARGEST_THREAD_COUNT = 1024
+# On a GPU the memory of a batch is taken at the start.
+LARGEST_BATCH_TILE_COUNT = 1024
+# gRPC counts both in 32 bits.
+LARGEST_IMAGE_BYTE_COUNT = GIB
+LARGEST_CALL_COUNT = 65_536
+
+EngineName = Literal["torch", "tensorrt"]
 
 
-class Settings(ServingSettings):
+def half_of_the_cores() -> int:
+    """Returns half of the machine's cores, at least one."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+class TorchOptions(EngineOptions):
+    """Options of the torch engine."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the engine runs; auto: on CUDA when there is a device."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Element type of the engine; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
+    thread_count: int = Field(default_factory=half_of_the_cores, ge=1, le=LARGEST_THREAD_COUNT)
+    """CPU threads of one forward pass. The LLM service beside it wants some of the cores too, and
+    threads that take turns on a core wait for each other."""
+
+
+class TensorrtOptions(EngineOptions):
+    """Options of the tensorrt engine."""
+
+    plan: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    """Folder that `internvl-vision-build` wrote; it decides the device and the element type."""
+
+
+class Settings(EngineSettings):
     """Options of the vision service."""
 
     model_config = SettingsConfigDict(
@@ -30,22 +62,16 @@ class Settings(ServingSettings):
     """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
     served_model_name: str = ""
     """Name that GetModelInfo reports; default: the checkpoint folder's name."""
-    engine: Literal["torch", "tensorrt"] = "torch"
+    engine: EngineName = "torch"
     """What runs the model."""
-    plan: Annotated[Path, AfterValidator(Path.absolute)] | None = None
-    """Folder that `internvl-vision-build` wrote; for the engine tensorrt, which takes its
-    device and element type from there."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the engine runs; auto: on CUDA when there is a device."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Element type of the engine; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads of one forward pass; default: half of the cores, for the LLM service beside it
-    wants some too, and threads that take turns on a core wait for each other."""
+    torch: TorchOptions = TorchOptions()
+    """Options of the torch engine."""
+    tensorrt: TensorrtOptions = TensorrtOptions()
+    """Options of the tensorrt engine."""
     max_tile_count: int | None = Field(default=None, ge=1, le=LARGEST_TILE_CAP)
     """Largest tile cap a request may set, without the thumbnail; default: max_dynamic_patch of
     the checkpoint."""
-    max_batch_tile_count: int = Field(default=13, ge=1)
+    max_batch_tile_count: int = Field(default=13, ge=1, le=LARGEST_BATCH_TILE_COUNT)
     """Most tiles of one forward pass; an image with more is split. 13 is one image of the usual
     cap: an H100 does twice as many no faster, and the first of two images waits for the second."""
     max_queued_tile_count: int = Field(default=512, ge=LARGEST_TILE_CAP + 1)
@@ -54,23 +80,18 @@ class Settings(ServingSettings):
     """Threads that decode and tile images."""
     max_preprocessing_image_count: int = Field(default=256, ge=1)
     """Most images that wait for these threads or are in them; more are refused."""
-    max_image_byte_count: int = Field(default=20 * MIB, ge=1)
+    max_image_byte_count: int = Field(default=20 * MIB, ge=1, le=LARGEST_IMAGE_BYTE_COUNT)
     """Largest accepted image file, in bytes."""
     max_image_pixel_count: int = Field(default=40_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
     """Largest accepted image, in pixels (width x height); decoding takes up to 8 bytes for each, on
     every preprocessing thread."""
-    max_call_count: int = Field(default=512, ge=1)
+    max_call_count: int = Field(default=512, ge=1, le=LARGEST_CALL_COUNT)
     """Most calls at a time; each holds its image file. More are refused."""
     cache_byte_count: int = Field(default=256 * MIB, ge=0)
     """Memory for embeddings of images seen before, in bytes; 0 keeps none."""
 
     @model_validator(mode="after")
-    def _has_a_plan(self) -> Settings:
-        if (self.engine == "tensorrt") != (self.plan is not None):
-            raise ValueError("engine tensorrt and plan need each other")
+    def _require_a_plan(self) -> Settings:
+        if self.engine == "tensorrt" and self.tensorrt.plan is None:
+            raise ValueError("--tensorrt.plan: the engine tensorrt needs one")
         return self
-
-    @property
-    def thread_count(self) -> int:
-        """CPU threads of one forward pass, at least one."""
-        return self.threads or max(1, (os.cpu_count() or 1) // 2)

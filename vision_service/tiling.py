@@ -21,8 +21,8 @@ from protos.errors import ImageTooLargeError, InvalidImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MIN_EDGE = 2
-# What Pillow's decoders raise on damaged files: the first three come out when valid files are
-# mutated, the others are what Pillow itself (ImageFile, PngImagePlugin) expects of a decoder.
+# What Pillow's decoders raise on damaged files: the first three were seen with mutated files, the
+# others are those that Pillow itself (ImageFile, PngImagePlugin) catches around a decoder.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -115,7 +115,7 @@ def decode(data: bytes, max_pixel_count: int) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.width, image.height, max_pixel_count)
             image.load()
-            # With it, Pillow would look for a colour that stays transparent, which RGB cannot say.
+            # Otherwise Pillow would look for a transparent colour, which RGB does not have.
             image.info.pop("transparency", None)
             orientation = _orientation(image)
             rgb = image if image.mode == "RGB" else image.convert("RGB")
@@ -177,7 +177,7 @@ def _grids(max_tile_count: int) -> tuple[Grid, ...]:
 
 def _planes(image: Image.Image, size: tuple[int, int]) -> list[UInt8Array]:
     """Returns the resized image's channels, each [height, width]."""
-    # Pillow parts the channels faster than numpy transposes them.
+    # Pillow splits the channels faster than numpy transposes them.
     resized = image.resize(size, Image.Resampling.BICUBIC)
     return [np.asarray(plane) for plane in resized.split()]
 

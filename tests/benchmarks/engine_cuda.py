@@ -156,7 +156,7 @@ class Bench:
 
     def _serve(self) -> list[Report]:
         llm_arguments = ("--kv-cache-byte-count", str(self.scale.kv_cache_byte_count))
-        setup = Setup(self.checkpoint, ("--device", self.device), llm_arguments)
+        setup = Setup(self.checkpoint, ("--torch.device", self.device), llm_arguments)
         return serving(setup, self.scale.load_sizes, GOALS[self.shape])
 
     def _run_transformers(self) -> list[Report]:

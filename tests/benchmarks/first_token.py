@@ -31,6 +31,7 @@ from tests.random_checkpoint import write_random_checkpoint
 from tests.real_tokenizers import FOLDER as TOKENIZERS
 from vision_service.__main__ import load as load_vision
 from vision_service.settings import Settings as VisionSettings
+from vision_service.settings import TorchOptions as VisionTorchOptions
 from vision_service.tiling import tile_file
 
 THREAD_COUNT = 1
@@ -95,7 +96,7 @@ def run(progress: Callable[[str], None]) -> Report:
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = Path(temporary) / "random-internvl"
         write_random_checkpoint(checkpoint, tokenizer=TOKENIZERS / "qwen2_5")
-        threads = ("--threads", str(THREAD_COUNT))
+        threads = ("--torch.thread-count", str(THREAD_COUNT))
         with Stack(checkpoint, Path(temporary), service_arguments=threads) as stack:
             results = asyncio.run(_measure(stack.url, checkpoint))
     report = Report(
@@ -142,7 +143,8 @@ class Engines:
     """Both engines in this process, and the embedding of the latest picture."""
 
     def __init__(self, checkpoint: Path) -> None:
-        vision = VisionSettings(checkpoint=checkpoint, threads=THREAD_COUNT)
+        vision_threads = VisionTorchOptions(thread_count=THREAD_COUNT)
+        vision = VisionSettings(checkpoint=checkpoint, torch=vision_threads)
         llm = LLMSettings(checkpoint=checkpoint, threads=THREAD_COUNT)
         self._vision_config, self._vision = load_vision(vision)
         self._max_pixel_count = vision.max_image_pixel_count

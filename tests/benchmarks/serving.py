@@ -110,7 +110,7 @@ def _add_idle(
     totals = [answer.first - answer.sent for answer, _ in pairs]
     preprocessing = [encoding["preprocess_seconds"] for _, encoding in pairs]
     rest = [total - part for total, part in zip(totals, preprocessing, strict=True)]
-    tokens, tiles = answers[0].prompt_token_count, encodings[0]["tiles"]
+    tokens, tiles = answers[0].prompt_token_count, encodings[0]["tile_count"]
     figure = f"idle, {tiles} tiles, {tokens} tokens in, to the first token"
     add_times(report, figure, {"HTTP": totals}, goals.get("idle", ""))
     goal = goals.get("idle after preprocessing", "")

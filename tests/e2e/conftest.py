@@ -30,7 +30,7 @@ PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 GATEWAY_ARGUMENTS = ("--file-root", str(PICTURES), "--allowed-private-hosts", '["127.0.0.1"]')
 # Two cores run three processes and the tests; in float32 a token is the same whatever else is in
 # the batch.
-SERVICE_ARGUMENTS = ("--threads", "1", "--dtype", "float32")
+SERVICE_ARGUMENTS = ("--torch.thread-count", "1", "--torch.dtype", "float32")
 # Of the TensorRT-LLM engines: 16 sequences at a time of up to 32,768 tokens, 26 tiles in each.
 BUILD = {
     "max_batch_size": 16,

@@ -122,7 +122,7 @@ def test_serve_ask_and_stop(models: Path, picture_url: str) -> None:
     completed = run(
         script,
         INTERNVL_GATEWAY_ALLOWED_PRIVATE_HOSTS='["127.0.0.1"]',
-        INTERNVL_VISION_THREADS="1",
+        INTERNVL_VISION_TORCH_THREAD_COUNT="1",
         INTERNVL_LLM_THREADS="1",
     )
     assert completed.returncode == 0, completed.stderr
@@ -187,7 +187,9 @@ def test_dry_run_prints_what_the_page_shows(tmp_path: Path) -> None:
 )
 def test_selftests_of_the_torch_engines(models: Path, library: str, options: str) -> None:
     selftest = command(4, f"python -m {library}.selftest").partition(" --engine ")[0]
-    completed = run(f"{selftest.replace('/models/', f'{models}/')} --threads 1 {options}")
+    completed = run(
+        f"{selftest.replace('/models/', f'{models}/')} --torch.thread-count 1 {options}"
+    )
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout.endswith("\npassed\n")
 

@@ -41,12 +41,13 @@ from vision_service.batcher import EncodedTiles, TileBatcher
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.base import VisionEngine
 from vision_service.engines.create import create_engine
-from vision_service.settings import Settings
+from vision_service.settings import Settings, TorchOptions
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CHECKPOINT = GOLDEN / "tiny-qwen2"
 CONFIG = VisionConfig.from_checkpoint(CHECKPOINT)
 IMAGE_B = (GOLDEN / "images" / "image_b.png").read_bytes()  # 900x400: 2x1 tiles and a thumbnail
+TORCH_ON_THE_CPU = TorchOptions(device="cpu", dtype="float32", thread_count=1)
 TOKENS_PER_TILE = 256
 HIDDEN_SIZE = 64
 
@@ -119,7 +120,7 @@ def held(engine: FakeEngine) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def torch_engine() -> VisionEngine:
-    settings = Settings(checkpoint=CHECKPOINT, device="cpu", dtype="float32", threads=1)
+    settings = Settings(checkpoint=CHECKPOINT, torch=TORCH_ON_THE_CPU)
     return create_engine(settings, CONFIG)
 
 
@@ -220,7 +221,7 @@ async def test_another_recipe_is_refused(client: Client) -> None:
 async def test_a_tile_cap_out_of_range_is_refused(client: Client, cap: int) -> None:
     error = await client.refusal(IMAGE_B, max_tile_count=cap)
     assert isinstance(error, InvalidArgumentError)
-    assert error.message == f"max_tile_count is {cap}; it must be 1 to 24"
+    assert error.message == f"the tile cap is {cap}; it must be 1 to 24"
     assert error.field == "max_tile_count"
 
 
@@ -331,7 +332,7 @@ async def test_health_is_serving_when_the_service_is_up(client: Client) -> None:
 
 
 def started_process(*arguments: str) -> subprocess.Popen[str]:
-    options = ("--device", "cpu", "--threads", "1", *arguments)
+    options = ("--torch.device", "cpu", "--torch.thread-count", "1", *arguments)
     command = [sys.executable, "-m", "vision_service", *options]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 

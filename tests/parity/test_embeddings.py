@@ -16,7 +16,7 @@ from vision_service.checkpoint import VisionConfig
 from vision_service.engines.create import create_engine
 from vision_service.engines.torch.engine import load_model, normalise
 from vision_service.engines.torch.intern_vit import VisionModel, pixel_shuffle
-from vision_service.settings import Settings
+from vision_service.settings import Settings, TorchOptions
 from vision_service.tiling import tile_file
 
 TOLERANCE = 1e-4
@@ -83,7 +83,8 @@ def test_engine_embeddings(
     expected: dict[str, torch.Tensor],
 ) -> None:
     golden.need_weights(checkpoint_dir)
-    settings = Settings(checkpoint=checkpoint_dir, device="cpu", dtype="float32")
+    torch_options = TorchOptions(device="cpu", dtype="float32")
+    settings = Settings(checkpoint=checkpoint_dir, torch=torch_options)
     engine = create_engine(settings, config)
     for data, embeddings in golden.images_named(golden_dir, expected, "embeds"):
         assert_near(engine.encode(image_tiles(data, config)), embeddings)

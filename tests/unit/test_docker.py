@@ -24,7 +24,7 @@ from pydantic_settings import CliApp
 
 from gateway.app import running_gateway
 from gateway.settings import Settings as GatewaySettings
-from protos.process.settings import ServingSettings
+from protos.process.settings import EngineOptions, ServingSettings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
@@ -151,6 +151,17 @@ def test_a_shell_in_an_image_that_builds_has_the_options_of_any_other(image: Ima
     assert not [name for name in image.environment if name.startswith("INTERNVL_")]
 
 
+def option_names(settings_class: type[ServingSettings]) -> set[str]:
+    """Returns the options as variables name them, those of an engine's group behind its name."""
+    names = set()
+    for name, field in settings_class.model_fields.items():
+        if isinstance(field.default, EngineOptions):
+            names |= {f"{name}_{option}" for option in type(field.default).model_fields}
+        else:
+            names.add(name)
+    return names
+
+
 def settings_in(
     image: Image,
     environment: dict[str, str],
@@ -161,7 +172,7 @@ def settings_in(
     everything = image.environment | environment
     names = {name for name in everything if name.startswith("INTERNVL_")}
     options = {name.removeprefix(image.prefix).lower() for name in names}
-    assert options <= set(image.settings_class.model_fields)
+    assert options <= option_names(image.settings_class)
     for name in names:
         monkeypatch.setenv(name, everything[name])
     program = str(image.settings_class.model_config["cli_prog_name"])
@@ -174,7 +185,7 @@ def test_the_exposed_port_is_the_one_listened_on(
 ) -> None:
     needed = {} if image == GATEWAY else {f"{image.prefix}CHECKPOINT": "/checkpoint"}
     if image == VISION_TENSORRT:
-        needed |= {"INTERNVL_VISION_PLAN": "/engines/vision"}
+        needed |= {"INTERNVL_VISION_TENSORRT_PLAN": "/engines/vision"}
     settings = settings_in(image, needed, image.command, monkeypatch)
     assert (settings.host, settings.port) == ("0.0.0.0", image.port)
 

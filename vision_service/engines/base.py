@@ -1,18 +1,18 @@
-"""The engines: uint8 tiles in, image embeddings out."""
+"""What every vision engine promises: uint8 tiles in, image embeddings out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    pass
+# An engine's element types, by their names in options and in the record of a plan.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class EngineStartError(Exception):
-    """The engine cannot run here: a sentence that names the setting."""
+    """The engine cannot start: a sentence that names the setting or the file at fault."""
 
 
 class EncodingBatch(Protocol):
@@ -20,7 +20,7 @@ class EncodingBatch(Protocol):
 
     @property
     def padding_tile_count(self) -> int:
-        """Tiles that were computed besides, because the engine has no batch of just that size."""
+        """Tiles computed in addition, to fill the batch up to a size that the engine has."""
         ...
 
     def is_ready(self) -> bool:
@@ -62,7 +62,7 @@ class VisionEngine(Protocol):
     def submit(self, images: Sequence[torch.Tensor]) -> EncodingBatch:
         """Takes a batch of one or more images' tiles, each as for `encode`.
 
-        On a device that works by itself it returns before the embeddings are there, so that the
-        next batch can be submitted meanwhile; with two in flight it waits for the first.
+        On a GPU it returns before the embeddings are there, so that the next batch can be submitted
+        meanwhile; with two in flight it waits for the first.
         """
         ...

@@ -14,7 +14,7 @@ def create_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
 
     Raises:
         CheckpointError: the weights are missing, damaged or not those that the config describes.
-        EngineStartError: the device is not to be had, or too small.
+        EngineStartError: the device is not to be had, or too small; the plan cannot be run here.
     """
     match settings.engine:
         case "torch":
@@ -24,5 +24,22 @@ def create_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
         case "tensorrt":
             from vision_service.engines.tensorrt.engine import start_engine as start_plan
 
-            assert settings.plan is not None
-            return start_plan(settings.plan, settings.checkpoint, config, torch.device("cuda"))
+            assert settings.tensorrt.plan is not None
+            device = torch.device("cuda")
+            return start_plan(settings.tensorrt.plan, settings.checkpoint, config, device)
+
+
+def run_tile_counts(settings: Settings) -> tuple[int, ...]:
+    """Returns the numbers of tiles that the engine's runs are made for, the largest last.
+
+    Raises:
+        EngineStartError: they are those of a plan, and there is none.
+    """
+    match settings.engine:
+        case "torch":
+            return (settings.max_batch_tile_count,)
+        case "tensorrt":
+            from vision_service.engines.tensorrt.record import PlanRecord
+
+            assert settings.tensorrt.plan is not None
+            return PlanRecord.read(settings.tensorrt.plan).tile_counts

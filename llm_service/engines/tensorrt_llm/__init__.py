@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_service.checkpoint import LLMConfig
-from llm_service.settings import Settings
-from llm_service.tokenizer import Tokenizer
-
 if TYPE_CHECKING:
+    from llm_service.checkpoint import LLMConfig
     from llm_service.engines.tensorrt_llm.engine import TensorRTLLMEngine
+    from llm_service.settings import Settings
+    from llm_service.tokenizer import Tokenizer
 
 
 def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) -> TensorRTLLMEngine:

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from llm_service.checkpoint import LLMConfig
+from llm_service.checkpoint import ROWS_PER_TILE, LLMConfig
 from llm_service.json_object import read_json_object
 from llm_service.settings import Settings
 
-# A tile of 448 pixels: (448 / 14)^2 patches, of which the pixel shuffle joins 2 x 2.
-ROWS_PER_TILE = 256
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 

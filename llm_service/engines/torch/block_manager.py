@@ -10,8 +10,8 @@ from llm_service.engines.torch.sequence import Sequence
 class BlockManager:
     """Hands out blocks of `block_size` tokens, and shares full ones between equal prefixes.
 
-    A block that no sequence holds is free but keeps what it holds until it is handed out anew: the
-    one that has been free for longest goes first, of one sequence its last block first.
+    A free block keeps its keys and values until it is handed out again, so that a later sequence
+    can share them. The block that has been free for longest goes first; of one sequence, the last.
     """
 
     def __init__(self, block_count: int, block_size: int) -> None:
@@ -28,13 +28,13 @@ class BlockManager:
         return len(self._free)
 
     def can_hold(self, sequence: Sequence) -> bool:
-        """Returns whether there are blocks enough for all tokens of a sequence that holds some."""
+        """Returns whether enough blocks are free for the tokens of a running sequence."""
         return self._missing_count(sequence) <= self.free_count
 
     def allocate(self, sequence: Sequence) -> None:
         """Gives the sequence the blocks that its tokens need beyond those it holds.
 
-        `can_hold` is asked first.
+        Ask `can_hold` first.
         """
         for _ in range(self._missing_count(sequence)):
             block, _ = self._free.popitem(last=False)
@@ -47,13 +47,13 @@ class BlockManager:
         return len(self._cached_blocks(sequence)) * self.block_size
 
     def admit(self, sequence: Sequence) -> bool:
-        """Gives a sequence that holds no block all that its tokens need, if there are so many.
+        """Gives a waiting sequence all the blocks that its tokens need, if enough are free.
 
-        Those of a known prefix count as computed. At least one token is left to compute, whose
+        The tokens of a known prefix count as computed. At least one token is left to compute: its
         logits give the next one.
 
         Returns:
-            False when there are too few; nothing has changed then.
+            False when too few are free; nothing has changed then.
         """
         cached = self._cached_blocks(sequence)
         free_cached = sum(self._holder_counts[block] == 0 for block in cached)
@@ -68,7 +68,7 @@ class BlockManager:
         return True
 
     def register(self, sequence: Sequence) -> None:
-        """Makes the blocks that the present step fills known to sequences with the same prefix.
+        """Lets sequences with the same prefix share the blocks that the present step fills.
 
         A step writes all its keys and values before it reads any, so that a sequence that is
         admitted to the same step may use them already.

@@ -7,9 +7,9 @@ import torch
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.torch.block_manager import BlockManager
+from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.model_runner import ModelRunner
-from llm_service.engines.torch.models.decoder import Decoder
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.step_graphs import TOKEN_SIZES
 from llm_service.engines.torch.weights import load_decoder

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from llm_service.engines.torch.kernels import BatchLayout, rotary_table
-from llm_service.engines.torch.models.decoder import Decoder
+from llm_service.engines.torch.decoder import Decoder
+from llm_service.engines.torch.kernels.base import BatchLayout, rotary_table
 from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_graphs import (
@@ -130,7 +130,7 @@ class ModelRunner:
         return embeddings
 
     def _embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Returns [T, hidden_size]; what a virtual token gets is yet to be overwritten."""
+        """Returns [T, hidden_size]; the rows of virtual tokens are overwritten later."""
         in_flight = self._last_tokens[(-1 - token_ids).clamp(min=0)]
         known = token_ids.clamp(max=self.vocabulary_size - 1)
         embedded: torch.Tensor = self._decoder.embedding(

@@ -13,6 +13,7 @@ import torch
 
 from llm_service.engines.guides import unpacked
 from llm_service.engines.torch.sequence import Sequence
+from llm_service.engines.torch.token_history import TokenHistory
 from llm_service.engines.torch.transfer import upload, uploaded
 from llm_service.sampling import MAX_LOGPROB_COUNT
 
@@ -76,29 +77,6 @@ def sample(logits: torch.Tensor, sequences: List[Sequence], masks: torch.Tensor 
     return _with_logprobs(token_ids, logits, sequences)
 
 
-class TokenHistory:
-    """What the penalties look at, of one sequence, on the device.
-
-    Attributes:
-        counts: [vocabulary_size] float32, occurrences in the output.
-        seen: [vocabulary_size] bool, whether in the prompt's text or the output.
-    """
-
-    def __init__(self, sequence: Sequence, vocabulary_size: int, device: torch.device) -> None:
-        token_ids = torch.tensor(sequence.token_ids)
-        is_token = token_ids < vocabulary_size  # virtual tokens have no logit
-        output = token_ids[sequence.prompt_length :]
-        self.seen = torch.zeros(vocabulary_size, dtype=torch.bool)
-        self.seen[token_ids[is_token]] = True
-        self.seen = self.seen.to(device)
-        self.counts = torch.bincount(output, minlength=vocabulary_size).float().to(device)
-
-    def add(self, token_id: torch.Tensor) -> None:
-        """Takes one more token, [1] int64."""
-        self.seen[token_id] = True
-        self.counts[token_id] += 1
-
-
 def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:
     """Applies to one row [vocabulary_size], in place, what its request asks for."""
     params = sequence.params
@@ -116,7 +94,9 @@ def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:
 def _penalise(logits: torch.Tensor, sequence: Sequence) -> None:
     params = sequence.params
     if sequence.history is None:
-        sequence.history = TokenHistory(sequence, len(logits), logits.device)
+        prompt = sequence.token_ids[: sequence.prompt_length]
+        output = sequence.token_ids[sequence.prompt_length :]
+        sequence.history = TokenHistory(prompt, output, len(logits), logits.device)
     history, penalty = sequence.history, params.repetition_penalty
     if penalty != 1:
         penalised = torch.where(logits > 0, logits / penalty, logits * penalty)

@@ -14,7 +14,7 @@ from protos.errors import ServiceError
 
 if TYPE_CHECKING:
     from llm_service.engines.guides import TokenMatcher
-    from llm_service.engines.torch.sampler import TokenHistory
+    from llm_service.engines.torch.token_history import TokenHistory
 
 
 class Status(Enum):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llm_service.engines.torch.kernels import PrefillSpan
+from llm_service.engines.torch.kernels.base import PrefillSpan
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.transfer import uploaded
 

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from llm_service.checkpoint import CheckpointError, LLMConfig, weight_files
-from llm_service.engines.torch.kernels import Kernels, kernels_for
-from llm_service.engines.torch.models import DECODERS
-from llm_service.engines.torch.models.decoder import Decoder, Destination
+from llm_service.decoders.family import GROUPED, ROOT, head_rows
+from llm_service.engines.torch.decoder import Attention, Decoder, Layer
+from llm_service.engines.torch.kernels.base import Kernels
+from llm_service.engines.torch.kernels.create import kernels_for
 
-PREFIX = "language_model."
 CONCURRENT_FILE_COUNT = 8
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where one tensor of the checkpoint goes.
+
+    Attributes:
+        views: parts of a parameter, which take the tensor's rows one after the other.
+    """
+
+    views: tuple[torch.Tensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that the tensor has in the checkpoint."""
+        return (sum(map(len, self.views)), *self.views[0].shape[1:])
+
+    def fill(self, tensor: torch.Tensor) -> None:
+        """Copies a tensor of that shape."""
+        row_counts = [len(view) for view in self.views]
+        for view, rows in zip(self.views, torch.split(tensor, row_counts), strict=True):
+            view.copy_(rows)
 
 
 def load_decoder(
     checkpoint: Path, config: LLMConfig, device: torch.device, dtype: torch.dtype
 ) -> Decoder:
-    """Builds the decoder that the config names and fills it, several files at a time.
+    """Builds the decoder that the config describes and fills it, several files at a time.
 
     A tensor goes from its mapped file straight to its place: nothing is held twice.
 
@@ -29,43 +54,82 @@ def load_decoder(
             not of a float type, or a file is damaged.
     """
     decoder = empty_decoder(config, kernels_for(device, config)).to(dtype).to_empty(device=device)
-    destinations = decoder.destinations()
+    unfilled = destinations(decoder)
     with ThreadPoolExecutor(CONCURRENT_FILE_COUNT) as pool:
-        filling = [pool.submit(_fill_from, file, destinations) for file in weight_files(checkpoint)]
+        filling = [pool.submit(_fill_from, file, unfilled) for file in weight_files(checkpoint)]
     for filled in filling:
         filled.result()
-    if destinations:
+    if unfilled:
         raise CheckpointError(
-            f"the checkpoint lacks {len(destinations)} tensors, among them {min(destinations)}"
+            f"the checkpoint lacks {len(unfilled)} tensors, among them {min(unfilled)}"
         )
     return decoder
 
 
 def empty_decoder(config: LLMConfig, kernels: Kernels) -> Decoder:
-    """Returns the decoder that the config names on the meta device: shapes without memory."""
+    """Returns the decoder that the config describes on the meta device: shapes without memory."""
     with torch.device("meta"):
-        decoder = DECODERS[config.architecture](config, kernels)
+        decoder = Decoder(config, kernels)
     return decoder.requires_grad_(False)
 
 
-def _fill_from(file: Path, destinations: dict[str, Destination]) -> None:
+def destinations(decoder: Decoder) -> dict[str, Destination]:
+    """Returns where each tensor of an original checkpoint goes, by its name there."""
+    config, family = decoder.config, decoder.config.family
+    named = {
+        f"{family.embedding}.weight": Destination((decoder.embedding.weight,)),
+        f"{family.norm}.weight": Destination((decoder.norm.weight,)),
+        f"{family.head}.weight": Destination((decoder.head.weight[: config.vocabulary_size],)),
+    }
+    for index, layer in enumerate(decoder.layers):
+        for name, destination in _layer_destinations(cast(Layer, layer), config):
+            named[f"{family.layers}.{index}.{name}"] = destination
+    return {ROOT + name: destination for name, destination in named.items()}
+
+
+def _layer_destinations(layer: Layer, config: LLMConfig) -> Iterator[tuple[str, Destination]]:
+    family = config.family
+    gate, up = layer.feed_forward.gate_up.weight.chunk(2)
+    for name, parameter in (
+        (family.attention_norm, layer.attention_norm.weight),
+        (family.attention_output, layer.attention.output.weight),
+        (family.feed_forward_norm, layer.feed_forward_norm.weight),
+        (family.gate, gate),
+        (family.up, up),
+        (family.down, layer.feed_forward.down.weight),
+    ):
+        yield f"{name}.weight", Destination((parameter,))
+    yield from _qkv_destinations(layer.attention, config)
+
+
+def _qkv_destinations(attention: Attention, config: LLMConfig) -> Iterator[tuple[str, Destination]]:
+    head_counts = config.head_count, config.kv_head_count
+    for name, order in config.family.qkv.items():
+        heads, own_order = order.heads(*head_counts), GROUPED.heads(*head_counts)
+        ranges = head_rows(heads, own_order, config.head_dim)
+        for kind, parameter in attention.qkv.named_parameters():
+            views = tuple(parameter[rows.start : rows.stop] for rows in ranges)
+            yield f"{name}.{kind}", Destination(views)
+
+
+def _fill_from(file: Path, unfilled: dict[str, Destination]) -> None:
     """Copies the file's tensors of the language model, and takes their destinations out."""
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict: it has no iterator
-                if name.startswith(PREFIX):
-                    destination = destinations.pop(name, None)
+                if name.startswith(ROOT):
+                    destination = unfilled.pop(name, None)
                     if destination is None:
                         raise CheckpointError(f"{file.name} has an unexpected tensor {name}")
-                    _copy(name, tensors.get_tensor(name), destination)
+                    _fill(name, destination, tensors.get_tensor(name))
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 
 
-def _copy(name: str, tensor: torch.Tensor, destination: Destination) -> None:
+def _fill(name: str, destination: Destination, tensor: torch.Tensor) -> None:
     if tuple(tensor.shape) != destination.shape or not tensor.is_floating_point():
         raise CheckpointError(
             f"{name} is {tensor.dtype} {list(tensor.shape)}; "
             f"config.json asks for floats {list(destination.shape)}"
         )
-    destination.view.copy_(tensor.view(destination.view.shape))
+    destination.fill(tensor)

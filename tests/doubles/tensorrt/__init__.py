@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.torch.engine import DTYPES, TorchEngine, load_model
+from vision_service.engines.base import DTYPES
+from vision_service.engines.torch.engine import TorchEngine, load_model
 
 __version__ = "10.14.1.48"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,8 @@ def test_mean_and_std_come_from_the_preprocessor_config(tmp_path: Path) -> None:
         ({"dynamic_image_size": False}, "dynamic_image_size is False; supported: True"),
         ({"use_thumbnail": False}, "use_thumbnail is False; supported: True"),
         ({"min_dynamic_patch": 2}, "min_dynamic_patch is 2; supported: 1"),
-        ({"max_dynamic_patch": 0}, "max_dynamic_patch is 0, not 1 or more"),
+        ({"max_dynamic_patch": 0}, "max_dynamic_patch is 0; it must be 1 to 64"),
+        ({"max_dynamic_patch": 65}, "max_dynamic_patch is 65; it must be 1 to 64"),
         ({"max_dynamic_patch": True}, "max_dynamic_patch is True, not of type int"),
         ({"select_layer": -4}, "select_layer is -4, but there are 2 layers"),
         ({"select_layer": 0}, "select_layer is 0, but there are 2 layers"),
@@ -77,6 +80,9 @@ def test_mean_and_std_come_from_the_preprocessor_config(tmp_path: Path) -> None:
         ({"vision_config": {"patch_size": 28}}, "image_size is 28, not a multiple of 56"),
         ({"vision_config": {"num_attention_heads": 7}}, "hidden_size is 40, not a multiple of 7"),
         ({"vision_config": {"norm_type": "batch_norm"}}, "norm_type is 'batch_norm'; supported"),
+        ({"vision_config": {"hidden_size": 5 * 10**15}}, "; it must be 1 to 65536"),
+        ({"vision_config": {"layer_norm_eps": math.nan}}, "layer_norm_eps is nan; it must be more"),
+        ({"vision_config": {"layer_norm_eps": -1e-6}}, "layer_norm_eps is -1e-06; it must be more"),
         ({"vision_config": {"qkv_bias": 1}}, "vision_config.qkv_bias is 1, not of type bool"),
     ],
 )
@@ -91,7 +97,12 @@ def test_an_unsupported_config_is_refused_by_key(
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [(None, "cannot be read"), ("{", "cannot be read"), ("[]", "is not a JSON object")],
+    [
+        (None, "cannot be read"),
+        ("{", "cannot be read"),
+        (100_000 * "[", "cannot be read"),
+        ("[]", "is not a JSON object"),
+    ],
 )
 def test_an_unreadable_config_is_refused(
     tmp_path: Path, content: str | None, complaint: str
@@ -102,10 +113,21 @@ def test_an_unreadable_config_is_refused(
         VisionConfig.from_checkpoint(tmp_path)
 
 
-def test_a_mean_of_two_numbers_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mean", "std", "complaint"),
+    [
+        ("[0.5, 0.5]", "[1, 1, 1]", "image_mean is [0.5, 0.5], not three numbers from 0 to 1"),
+        ("[0, 0, 1e999]", "[1, 1, 1]", "image_mean is [0, 0, inf], not three numbers"),
+        ("[0, 0, 0]", "[1, 0, 1]", "image_std is [1.0, 0.0, 1.0]; each must be more than 0"),
+    ],
+)
+def test_a_mean_or_std_that_is_none_is_refused(
+    tmp_path: Path, mean: str, std: str, complaint: str
+) -> None:
     write_checkpoint(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5]}')
-    with pytest.raises(CheckpointError, match=r"image_mean is \[0.5, 0.5\], not three numbers"):
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(f'{{"image_mean": {mean}, "image_std": {std}}}')
+    with pytest.raises(CheckpointError, match=re.escape(complaint)):
         VisionConfig.from_checkpoint(tmp_path)
 
 

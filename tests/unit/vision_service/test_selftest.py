@@ -48,7 +48,9 @@ def run(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> Callable[..., None
     )
 
     def run_program(*words: str) -> None:
-        options = ("--threads", "1", "--reference-device", "cpu", "--device", "cpu")
+        options = ["--reference-device", "cpu"]
+        if "tensorrt" not in words:
+            options += ["--torch.thread-count", "1", "--torch.device", "cpu"]
         monkeypatch.setattr(sys, "argv", ["", "--checkpoint", str(checkpoint), *options, *words])
         selftest.main()
 
@@ -68,7 +70,7 @@ def results(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
 
 
 def test_bfloat16_passes(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    run("--dtype", "bfloat16", "--max-batch-tile-count", "4")
+    run("--torch.dtype", "bfloat16", "--max-batch-tile-count", "4")
     found = results(capsys)
     assert [int(line["tiles"]) for line in found] == [1, 2, 4, 5, 13]
     for line in found:
@@ -82,7 +84,7 @@ def test_a_plan_passes_at_its_profile_and_above(
 ) -> None:
     plan = write_plan(checkpoint)
     tensorrt.runs.clear()
-    run("--engine", "tensorrt", "--plan", str(plan), "--tile-counts", "6,5,1")
+    run("--engine", "tensorrt", "--tensorrt.plan", str(plan), "--tile-counts", "6,5,1")
     assert [(line["engine"], int(line["tiles"])) for line in results(capsys)] == [
         ("tensorrt", 1), ("tensorrt", 5), ("tensorrt", 6),
     ]  # fmt: skip
@@ -95,7 +97,7 @@ def test_a_plan_of_other_weights_fails(run: Callable[..., None], checkpoint: Pat
     write_checkpoint(other, tensors=random_tensors(SMALL_6B, seed=1))
     plan = write_plan(checkpoint, weights=other)
     with pytest.raises(SystemExit, match=r"FAILED: 1 tile\(s\) have a row of cosine"):
-        run("--engine", "tensorrt", "--plan", str(plan), "--tile-counts", "1")
+        run("--engine", "tensorrt", "--tensorrt.plan", str(plan), "--tile-counts", "1")
 
 
 def swap_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -137,14 +139,14 @@ def test_a_wrong_engine_fails(
 ) -> None:
     def create(settings: Settings, config: VisionConfig) -> VisionEngine:
         engine = create_engine(settings, config)
-        if settings.dtype == "bfloat16":  # the reference has float32
+        if settings.torch.dtype == "bfloat16":  # the reference has float32
             right = engine.encode
             monkeypatch.setattr(engine, "encode", lambda tiles: mistake(right(tiles).clone()))
         return engine
 
     monkeypatch.setattr(selftest, "create_engine", create)
     with pytest.raises(SystemExit, match=rf"^FAILED: 2 tile\(s\) have {sentence}$"):
-        run("--dtype", "bfloat16", "--tile-counts", "2")
+        run("--torch.dtype", "bfloat16", "--tile-counts", "2")
     assert "passed" not in capsys.readouterr().out
 
 
@@ -159,7 +161,7 @@ def test_the_limits_are_options(
     run: Callable[..., None], option: str, limit: str, sentence: str
 ) -> None:
     with pytest.raises(SystemExit, match=sentence):
-        run("--dtype", "bfloat16", "--tile-counts", "1", option, limit)
+        run("--torch.dtype", "bfloat16", "--tile-counts", "1", option, limit)
 
 
 def test_the_reference_is_gone_before_the_engine_starts(
@@ -178,13 +180,13 @@ def test_the_reference_is_gone_before_the_engine_starts(
         return cast(VisionEngine, engine)
 
     monkeypatch.setattr(selftest, "create_engine", create)
-    run("--dtype", "float32", "--tile-counts", "1")
+    run("--torch.dtype", "float32", "--tile-counts", "1")
     assert alive == [0, 0]
 
 
 def test_the_reference_is_the_torch_engine_in_float32(checkpoint: Path) -> None:
     settings = settings_for(
-        checkpoint, engine="tensorrt", plan=checkpoint, device="cuda", reference_device="cpu"
+        checkpoint, engine="tensorrt", tensorrt={"plan": checkpoint}, reference_device="cpu"
     )
     engine = create_engine(settings.reference, VisionConfig.from_checkpoint(checkpoint))
     assert (type(engine).__name__, engine.dtype) == ("TorchEngine", torch.float32)
@@ -198,7 +200,7 @@ def test_the_batches_are_those_of_the_profile(
     checkpoint: Path, profile: tuple[int, int, int], expected: list[int]
 ) -> None:
     plan = write_plan(checkpoint, tile_counts=TileCounts(*profile))
-    settings = settings_for(checkpoint, engine="tensorrt", plan=plan)
+    settings = settings_for(checkpoint, engine="tensorrt", tensorrt={"plan": plan})
     assert selftest.batch_sizes(settings) == expected
 
 
@@ -214,13 +216,15 @@ def test_a_run_that_tensorrt_refuses_is_a_sentence(
 ) -> None:
     plan = write_plan(checkpoint)
     monkeypatch.setattr(tensorrt.IExecutionContext, "execute_async_v3", lambda *_: False)
-    with pytest.raises(SystemExit, match=r"^TensorRT refused a run of 5 tiles"):
-        run("--engine", "tensorrt", "--plan", str(plan), "--tile-counts", "1")
+    with pytest.raises(
+        SystemExit, match=r"^the plan's first run failed: TensorRT refused a run of 5 tiles"
+    ):
+        run("--engine", "tensorrt", "--tensorrt.plan", str(plan), "--tile-counts", "1")
 
 
 def test_a_folder_without_a_plan_is_a_sentence(run: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="is no record of a finished plan"):
-        run("--engine", "tensorrt", "--plan", str(tmp_path))
+        run("--engine", "tensorrt", "--tensorrt.plan", str(tmp_path))
 
 
 def test_a_checkpoint_that_is_none_is_a_sentence(

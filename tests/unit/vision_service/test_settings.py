@@ -13,7 +13,7 @@ from tests.unit.vision_service.checkpoints import write_checkpoint
 from tests.unit.vision_service.fakes import FakeEngine
 from vision_service.__main__ import main, model_info
 from vision_service.checkpoint import VisionConfig
-from vision_service.settings import Settings
+from vision_service.settings import Settings, TorchOptions
 
 
 def test_flags_and_environment_fill_the_same_fields(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,23 +24,28 @@ def test_flags_and_environment_fill_the_same_fields(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("core_count", "threads", "thread_count"),
-    [(2, None, 1), (16, None, 8), (1, None, 1), (None, None, 1), (2, 2, 2)],
+    ("core_count", "options", "thread_count"),
+    [(2, {}, 1), (16, {}, 8), (1, {}, 1), (None, {}, 1), (2, {"thread_count": 2}, 2)],
 )
 def test_the_default_of_threads_leaves_half_of_the_cores(
     monkeypatch: pytest.MonkeyPatch,
     core_count: int | None,
-    threads: int | None,
+    options: dict[str, int],
     thread_count: int,
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: core_count)
-    assert Settings(checkpoint=Path("a"), threads=threads).thread_count == thread_count
+    settings = Settings(checkpoint=Path("a"), torch=TorchOptions(**options))
+    assert settings.torch.thread_count == thread_count
 
 
-@pytest.mark.parametrize("options", [{"engine": "tensorrt"}, {"plan": Path("p")}])
-def test_a_plan_and_its_engine_need_each_other(options: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match="engine tensorrt and plan need each other"):
-        Settings.model_validate({"checkpoint": Path("a"), **options})
+def test_an_engines_options_are_flags_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNVL_VISION_TORCH_THREAD_COUNT", "3")
+    settings = CliApp.run(Settings, cli_args=["--checkpoint", "a", "--torch.device", "cpu"])
+    assert (settings.torch.thread_count, settings.torch.device) == (3, "cpu")
+    monkeypatch.delenv("INTERNVL_VISION_TORCH_THREAD_COUNT")
+    monkeypatch.setenv("INTERNVL_VISION_TENSORRT_PLAN", "p")
+    settings = CliApp.run(Settings, cli_args=["--checkpoint", "a", "--engine", "tensorrt"])
+    assert settings.tensorrt.plan == Path.cwd() / "p"
 
 
 def test_settings_are_frozen() -> None:
@@ -54,9 +59,21 @@ def test_settings_are_frozen() -> None:
     [
         ([], "--checkpoint: Field required"),
         (["--max-tile-count", "0"], "--max-tile-count: Input should be greater"),
-        (["--dtype", "int8"], "--dtype: Input should be 'auto'"),
+        (["--torch.dtype", "int8"], "--torch.dtype: Input should be 'auto'"),
+        (["--torch.thread-count", "0"], "--torch.thread-count: Input should be greater"),
+        (["--max-call-count", str(10**30)], "--max-call-count: Input should be less"),
+        (["--max-image-byte-count", str(2**31)], "--max-image-byte-count: Input should be less"),
+        (["--max-batch-tile-count", str(10**12)], "--max-batch-tile-count: Input should be less"),
         (["--max-queued-tile-count", "64"], "--max-queued-tile-count: Input should be"),
-        (["--engine", "tensorrt"], "Value error, engine tensorrt and plan need each other"),
+        (["--engine", "tensorrt"], "Value error, --tensorrt.plan: the engine tensorrt needs one"),
+        (
+            ["--tensorrt.plan", "p"],
+            "Value error, --tensorrt.plan: an option of the engine tensorrt, but",
+        ),
+        (
+            ["--engine", "tensorrt", "--tensorrt.plan", "p", "--torch.dtype", "float32"],
+            "Value error, --torch.dtype: an option of the engine torch, but",
+        ),
     ],
 )
 def test_a_wrong_option_is_named_without_a_traceback(

@@ -1,7 +1,9 @@
-"""The builder of TensorRT plans: `internvl-vision-build --checkpoint ... --output ...`.
+"""The TensorRT engine: plans for the vision tower, built once and then served.
 
-1. `settings.py` has the options, and `__main__.py` puts it all together.
-2. `vit_graph.py` writes the tower as an ONNX graph, with the pieces that `onnx_graph.py` has.
-3. `tensorrt_builder.py` makes a plan of the graph: a program for one GPU and one TensorRT.
-4. `record.py` says what a plan was made from; the engine reads it before it runs the plan.
+- `record.py` says what a plan was made from: the builder writes the record, the engine reads it.
+- `engine.py` runs a plan on a CUDA stream.
+- `build.py` is the command `internvl-vision-build`. `vit_graph.py` writes the tower as an ONNX
+  graph, from the pieces in `onnx_graph.py`; `builder.py` makes a plan of the graph: a program for
+  one GPU and one version of TensorRT.
+- `doctor.py` says what is missing here to run plans or to build them.
 """

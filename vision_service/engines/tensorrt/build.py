@@ -1,30 +1,84 @@
-"""The composition root of the builder: checkpoint -> ONNX graph -> plan and its record."""
+"""The command `internvl-vision-build`: checkpoint -> ONNX graph -> plan and its record."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from pathlib import Path
 from types import ModuleType
+from typing import Annotated, Literal
 
 import structlog
 import torch
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from protos.process import logs
-from protos.process.settings import read_settings
+from protos.process.logs import LogFormat
+from protos.process.settings import Options, read_settings
 from vision_service.checkpoint import CheckpointError, VisionConfig
-from vision_service.engines.tensorrt.build_settings import BuildSettings
-from vision_service.engines.tensorrt.builder import build_plan, import_library, target_gpu
+from vision_service.engines.base import DTYPES
+from vision_service.engines.tensorrt.builder import (
+    BuildError,
+    build_plan,
+    import_library,
+    target_gpu,
+)
 from vision_service.engines.tensorrt.record import (
     ONNX_FILE,
     PLAN_FILE,
     RECORD_FILE,
-    PlanError,
+    Dtype,
     PlanRecord,
+    TileCounts,
 )
-from vision_service.engines.torch.engine import DTYPES, load_model
+from vision_service.engines.torch.engine import load_model
 from vision_service.recipe import recipe_sha256
+from vision_service.settings import LARGEST_BATCH_TILE_COUNT
 
 logger = structlog.get_logger()
+
+
+class BuildSettings(Options):
+    """Options of the builder."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INTERNVL_VISION_BUILD_", cli_prog_name="internvl-vision-build"
+    )
+
+    checkpoint: Annotated[Path, AfterValidator(Path.absolute)]
+    """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
+    output: Annotated[Path, AfterValidator(Path.absolute)]
+    """Folder for the ONNX graph, the plan and plan.json; what an earlier build left is replaced."""
+    dtype: Dtype = "bfloat16"
+    """Element type of the plan's weights, arithmetic and embeddings."""
+    min_tile_count: int = Field(default=1, ge=1)
+    """Fewest tiles of one run; the engine fills smaller batches up."""
+    opt_tile_count: int = Field(default=13, ge=1)
+    """Tiles that the plan is made fastest for: 13 are one image of the usual cap."""
+    max_tile_count: int = Field(default=26, ge=1, le=LARGEST_BATCH_TILE_COUNT)
+    """Most tiles of one run; the engine splits larger batches. Decides the plan's memory."""
+    library: Literal["auto", "tensorrt", "tensorrt_rtx"] = "auto"
+    """What builds and later runs the plan: tensorrt, for the GPU in this machine, or tensorrt_rtx,
+    for any RTX GPU, which also builds where there is none; auto: the first that is installed."""
+    onnx_only: bool = False
+    """Stop once the ONNX graph is written; needs no TensorRT."""
+    log_format: LogFormat = "console"
+    """How progress is written: json for machines, console for people."""
+
+    @property
+    def tile_counts(self) -> TileCounts:
+        """The plan's profile."""
+        return TileCounts(self.min_tile_count, self.opt_tile_count, self.max_tile_count)
+
+    @model_validator(mode="after")
+    def _refuse_unordered_counts(self) -> BuildSettings:
+        if not self.min_tile_count <= self.opt_tile_count <= self.max_tile_count:
+            raise ValueError(
+                f"min, opt and max tile count are {self.min_tile_count}, {self.opt_tile_count} "
+                f"and {self.max_tile_count}; none may be smaller than the one before"
+            )
+        return self
 
 
 def main() -> None:
@@ -33,7 +87,7 @@ def main() -> None:
     logs.configure("info", settings.log_format)
     try:
         build(settings)
-    except (CheckpointError, PlanError, OSError) as error:
+    except (CheckpointError, BuildError, OSError) as error:
         logger.error("build_failed", error=str(error))
         sys.exit(1)
 
@@ -43,7 +97,7 @@ def build(settings: BuildSettings) -> None:
 
     Raises:
         CheckpointError: the checkpoint is not one that the vision service serves.
-        PlanError: a library is missing, or refuses the graph.
+        BuildError: a library is missing, or refuses the graph.
         OSError: a file cannot be written.
     """
     trt = None if settings.onnx_only else import_library(settings.library)
@@ -59,7 +113,7 @@ def export(settings: BuildSettings, config: VisionConfig) -> bytes:
     try:
         from vision_service.engines.tensorrt.vit_graph import write_graph
     except ModuleNotFoundError as error:
-        raise PlanError(
+        raise BuildError(
             f"{error.name} is not installed; pip install 'internvl-serving[build]'"
         ) from error
     logger.info("reading", checkpoint=str(settings.checkpoint))
@@ -95,7 +149,7 @@ def write_plan(
         library_version=trt.__version__,
         gpu=gpu,
     ).write(settings.output)
-    logger.info("wrote_plan", file=str(file), bytes=plan.nbytes)
+    logger.info("wrote_plan", file=str(file), plan_byte_count=plan.nbytes)
 
 
 if __name__ == "__main__":

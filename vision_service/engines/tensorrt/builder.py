@@ -10,42 +10,46 @@ from typing import Any, get_args
 
 import structlog
 
-from vision_service.engines.tensorrt.record import Gpu, Library, PlanError, TileCounts
+from vision_service.engines.tensorrt.record import Gpu, Library, TileCounts
 
 SECONDS_BETWEEN_EVENTS = 2.0
 logger = structlog.get_logger()
+
+
+class BuildError(Exception):
+    """A plan cannot be built: a sentence that names what is missing, or the file at fault."""
 
 
 def import_library(name: str) -> ModuleType:
     """Returns TensorRT or TensorRT-RTX, whose Python interface is the same.
 
     Args:
-        name: which (see record.Library); auto: the first that is installed.
+        name: which (see record.Library); auto: the first that can be imported.
 
     Raises:
-        PlanError: it is not installed.
+        BuildError: it cannot be imported.
     """
-    names = get_args(Library) if name == "auto" else (name,)
-    for candidate in names:
+    failures = []
+    for candidate in get_args(Library) if name == "auto" else (name,):
         try:
             return importlib.import_module(candidate)
-        except ModuleNotFoundError:
-            continue
-    raise PlanError(f"library: {' and '.join(names)} cannot be imported; install one with pip")
+        except (ImportError, OSError) as error:
+            failures.append(f"{candidate} cannot be imported ({error})")
+    raise BuildError(f"{' and '.join(failures)}; install one with pip")
 
 
 def target_gpu(trt: ModuleType) -> Gpu | None:
     """Returns what the library builds for: this machine's GPU; None for all that RTX knows.
 
     Raises:
-        PlanError: TensorRT needs a GPU to build, and there is none.
+        BuildError: TensorRT needs a GPU to build, and there is none.
     """
     if trt.__name__ == "tensorrt_rtx":
         return None
     gpu = Gpu.present()
     if gpu is None:
-        raise PlanError(
-            "library: tensorrt builds for the GPU in this machine, and PyTorch finds none; "
+        raise BuildError(
+            "tensorrt builds for the GPU in this machine, and PyTorch finds none; "
             "tensorrt_rtx builds without one"
         )
     return gpu
@@ -57,7 +61,7 @@ def build_plan(trt: ModuleType, onnx_file: Path, tile_counts: TileCounts) -> mem
     The network is strongly typed: each value is computed in the type that the graph gives it.
 
     Raises:
-        PlanError: TensorRT refuses the graph, or cannot build it here.
+        BuildError: TensorRT refuses the graph, or cannot build it here.
     """
     trt_logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(trt_logger)
@@ -66,10 +70,10 @@ def build_plan(trt: ModuleType, onnx_file: Path, tile_counts: TileCounts) -> mem
     parser = trt.OnnxParser(network, trt_logger)
     if not parser.parse_from_file(str(onnx_file)):
         complaints = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise PlanError(f"{onnx_file}: {trt.__name__} {trt.__version__} refuses it: {complaints}")
+        raise BuildError(f"{onnx_file}: {trt.__name__} {trt.__version__} refuses it: {complaints}")
     plan = builder.build_serialized_network(network, _config(trt, builder, network, tile_counts))
     if plan is None:
-        raise PlanError(
+        raise BuildError(
             f"{onnx_file}: {trt.__name__} {trt.__version__} built no plan; its messages are above"
         )
     return memoryview(plan)

@@ -14,16 +14,8 @@ from typing import Any
 import torch
 
 from vision_service.checkpoint import TensorDigest, VisionConfig, vision_tensors
-from vision_service.engines.base import EngineStartError
-from vision_service.engines.tensorrt.record import (
-    INPUT,
-    OUTPUT,
-    PLAN_FILE,
-    Gpu,
-    PlanError,
-    PlanRecord,
-)
-from vision_service.engines.torch.engine import DTYPES
+from vision_service.engines.base import DTYPES, EngineStartError
+from vision_service.engines.tensorrt.record import INPUT, OUTPUT, PLAN_FILE, Gpu, PlanRecord
 from vision_service.recipe import recipe_sha256
 
 
@@ -41,14 +33,11 @@ def start_engine(
     Raises:
         CheckpointError: the checkpoint's tensors cannot be read.
         EngineStartError: the plan is damaged, was not built from this checkpoint, or not for this
-            TensorRT and GPU.
+            TensorRT and GPU; or its first run fails.
     """
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EngineStartError("engine is tensorrt, but PyTorch finds no CUDA device")
-    try:
-        record = PlanRecord.read(folder)
-    except PlanError as error:
-        raise EngineStartError(f"plan: {error}") from error
+    record = PlanRecord.read(folder)
     trt = _import_library(record)
     _check_gpu(record)
     weights_sha256 = _digest(checkpoint)
@@ -56,17 +45,15 @@ def start_engine(
     context = _load_plan(trt, record, config, folder / PLAN_FILE)
     plan = Plan(context, record, (config.tokens_per_tile, config.output_size))
     engine = TensorrtEngine(plan, weights_sha256, device)
-    tile_shape = (3, config.tile_size, config.tile_size)
-    engine.encode(torch.zeros(record.tile_counts.max, *tile_shape, dtype=torch.uint8))
+    _warm(engine, (record.tile_counts.max, 3, config.tile_size, config.tile_size))
     return engine
 
 
 class TensorrtEngine:
-    """Runs a plan (see VisionEngine).
+    """A VisionEngine that runs a plan.
 
-    The upload, the runs and the download of a batch stand behind each other on one stream, and the
-    host waits for nothing but the embeddings, in `TensorrtBatch.wait`: a batch that is submitted
-    meanwhile follows at once.
+    A batch's upload, runs and download follow each other on one stream. The host waits only for the
+    embeddings, in `TensorrtBatch.wait`, so a batch that is submitted meanwhile follows at once.
 
     Attributes:
         dtype: element type of the plan's embeddings.
@@ -81,12 +68,11 @@ class TensorrtEngine:
         self._stream = _Stream(device)
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
-        """See VisionEngine."""
         return self.submit([tiles]).wait()[0]
 
     @torch.inference_mode()
     def submit(self, images: Sequence[torch.Tensor]) -> TensorrtBatch:
-        """See VisionEngine; a batch with more tiles than the profile has is split."""
+        """Splits a batch with more tiles than the profile has."""
         counts = [len(tiles) for tiles in images]
         host_tiles = self._stream.host_memory(sum(counts), *images[0].shape[1:], dtype=torch.uint8)
         torch.cat(list(images), out=host_tiles)
@@ -113,19 +99,17 @@ class TensorrtEngine:
 
 @dataclass(frozen=True)
 class TensorrtBatch:
-    """A batch on its way; see VisionEngine's EncodingBatch."""
+    """An EncodingBatch that the device computes."""
 
     embeddings: list[torch.Tensor]
     padding_tile_count: int
     _downloaded: Any  # an event of the device
 
     def is_ready(self) -> bool:
-        """Whether `wait` would return at once."""
         ready: bool = self._downloaded.query()
         return ready
 
     def wait(self) -> list[torch.Tensor]:
-        """Returns the embeddings once they are in host memory."""
         self._downloaded.synchronize()
         return self.embeddings
 
@@ -144,7 +128,7 @@ class _Stream:
         return int(self._stream.cuda_stream) if self._is_cuda else 0
 
     def active(self) -> AbstractContextManager[None]:
-        """Within it, tensors belong to the stream, and copies go there."""
+        """Returns a context in which tensors and copies belong to the stream."""
         context: AbstractContextManager[None] = self._module.stream(self._stream)
         return context
 
@@ -155,7 +139,7 @@ class _Stream:
         return event
 
     def host_memory(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        """Returns page-locked memory, from and to which copies take no time of the host's."""
+        """Returns page-locked memory: copies from and to it do not keep the host waiting."""
         return torch.empty(shape, dtype=dtype, pin_memory=self._is_cuda)
 
 
@@ -195,9 +179,9 @@ class Plan:
 def _import_library(record: PlanRecord) -> ModuleType:
     try:
         trt = importlib.import_module(record.library)
-    except ModuleNotFoundError as error:
+    except (ImportError, OSError) as error:
         raise EngineStartError(
-            f"plan: it was built with {record.library}, which is not installed"
+            f"the plan was built with {record.library}, which cannot be imported here ({error})"
         ) from error
     _require("version of " + record.library, record.library_version, trt.__version__)
     return trt
@@ -231,7 +215,7 @@ def _load_plan(trt: ModuleType, record: PlanRecord, config: VisionConfig, file: 
     context = engine and engine.create_execution_context()
     if context is None:
         raise EngineStartError(
-            f"plan: {file}: TensorRT cannot load it, and its messages say why: the memory of the "
+            f"{file}: TensorRT cannot load it, and its messages say why: the memory of the "
             "device may be too small"
         )
     tile_shape = (3, config.tile_size, config.tile_size)
@@ -245,12 +229,19 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise EngineStartError(f"plan: {file}: cannot be read: {error}") from error
+        raise EngineStartError(f"{file}: cannot be read: {error}") from error
+
+
+def _warm(engine: TensorrtEngine, shape: tuple[int, ...]) -> None:
+    try:
+        engine.encode(torch.zeros(shape, dtype=torch.uint8))
+    except RuntimeError as error:  # TensorRT refuses the run, or the memory is too small
+        raise EngineStartError(f"the plan's first run failed: {error}") from error
 
 
 def _require(what: str, recorded: object, found: object) -> None:
     if recorded != found:
         raise EngineStartError(
-            f"plan: it was built for the {what} {recorded}, but here it is {found}; "
+            f"the plan was built for the {what} {recorded}, but here it is {found}; "
             "build it again with internvl-vision-build"
         )

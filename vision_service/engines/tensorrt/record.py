@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vision_service.engines.base import EngineStartError
+
 RECORD_FILE = "plan.json"
 PLAN_FILE = "vision.plan"
 ONNX_FILE = "vision.onnx"
@@ -15,10 +17,7 @@ ONNX_FILE = "vision.onnx"
 INPUT, OUTPUT = "tiles", "embeddings"
 
 Library = Literal["tensorrt", "tensorrt_rtx"]
-
-
-class PlanError(Exception):
-    """A plan cannot be built or used: a sentence that names the file and the value."""
+Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 class TileCounts(NamedTuple):
@@ -63,7 +62,7 @@ class PlanRecord(BaseModel):
     plan_sha256: str
     weights_sha256: str
     recipe_sha256: str
-    dtype: Literal["bfloat16", "float16", "float32"]
+    dtype: Dtype
     tile_counts: TileCounts
     library: Library
     library_version: str
@@ -74,14 +73,14 @@ class PlanRecord(BaseModel):
         """Reads a plan folder's record.
 
         Raises:
-            PlanError: there is none, or it is not one of this version.
+            EngineStartError: there is none, or it is not one of this version.
         """
         file = folder / RECORD_FILE
         try:
             return cls.model_validate_json(file.read_bytes())
         except (OSError, ValidationError) as error:
             reason = " ".join(str(error).split())
-            raise PlanError(f"{file}: is no record of a finished plan: {reason}") from error
+            raise EngineStartError(f"{file}: is no record of a finished plan: {reason}") from error
 
     def write(self, folder: Path) -> None:
         """Writes the record into the plan's folder."""

@@ -1,10 +1,12 @@
 """The vision tower with its projector as an ONNX graph: uint8 tiles in, image embeddings out.
 
-It mirrors `engines/intern_vit.py` module by module. All sizes but the tile count are known, and
-attention is a scaled query, MatMul, Softmax, MatMul: the form that TensorRT fuses. (PyTorch's own
-exporter would replace this module, at the price of two more packages, half a minute, and keys
-transposed by shapes that the graph computes.) Each value has the type that a strongly typed network
-is to compute it in: the normalising of tiles and RMSNorm float32, the rest the engine's.
+It mirrors the torch engine's `intern_vit.py` module by module. Only the tile count is unknown.
+Attention is a scaled query, MatMul, Softmax, MatMul: the form that TensorRT fuses. Each value has
+the type in which a strongly typed network is to compute it: float32 for normalising the tiles and
+for RMSNorm, the engine's type for the rest.
+
+PyTorch's own exporter could replace this module. It would need two more packages and half a minute,
+and it transposes the keys by shapes that the graph computes.
 """
 
 from __future__ import annotations
@@ -79,7 +81,7 @@ class VitGraph:
         self._project(self._pixel_shuffle(hidden))
 
     def _normalise(self, tiles: str) -> str:
-        """See torch_engine.normalise: the same operations in the same order."""
+        """Does what the torch engine's `normalise` does, in the same order."""
         pixels = self._cast(tiles, torch.float32)
         values = self._add("Div", pixels, self._channels("range", (255.0,)))
         centred = self._add("Sub", values, self._channels("mean", self._config.mean))

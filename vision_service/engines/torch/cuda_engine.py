@@ -19,29 +19,27 @@ Model = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class CudaBatch:
-    """A batch on its way; see VisionEngine's EncodingBatch."""
+    """An EncodingBatch that the device computes."""
 
     embeddings: list[torch.Tensor]
     padding_tile_count: int
     _downloaded: torch.cuda.Event
 
     def is_ready(self) -> bool:
-        """Whether `wait` would return at once."""
         ready: bool = self._downloaded.query()  # type: ignore[no-untyped-call] # torch leaves it untyped
         return ready
 
     def wait(self) -> list[torch.Tensor]:
-        """Returns the embeddings once they are in host memory."""
         self._downloaded.synchronize()
         return self.embeddings
 
 
 class CudaEngine:
-    """Runs a model under CUDA graphs (see VisionEngine), two batches at a time.
+    """A VisionEngine that runs a model under CUDA graphs, two batches at a time.
 
-    Three streams: while one batch computes, the tiles of the next come up and the embeddings of the
-    last go down, between page-locked host memory and one of two slots on the device. The host
-    waits for nothing but a slot, and for the embeddings in `CudaBatch.wait`.
+    There are three streams: while one batch is computed, the next batch's tiles are uploaded and
+    the last one's embeddings downloaded, between page-locked host memory and one of two slots on
+    the device. The host waits only for a free slot and, in `CudaBatch.wait`, for the embeddings.
 
     Attributes:
         dtype: element type of the weights and the embeddings.
@@ -76,13 +74,13 @@ class CudaEngine:
         )
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
-        """See VisionEngine; batches that are larger than the largest graph are split."""
+        """Splits batches that are larger than the largest graph."""
         parts = torch.split(tiles, self._graphs.max_tile_count)
         return torch.cat([self.submit([part]).wait()[0] for part in parts])
 
     @torch.inference_mode()
     def submit(self, images: Sequence[torch.Tensor]) -> CudaBatch:
-        """See VisionEngine; a batch has at most max_batch_tile_count tiles."""
+        """Takes a batch of at most max_batch_tile_count tiles."""
         slot = next(self._slots)
         slot.free.synchronize()
         counts = [len(tiles) for tiles in images]
@@ -103,7 +101,7 @@ class CudaEngine:
 
 @dataclass(frozen=True)
 class _Slot:
-    """The buffers of one batch in flight; `free` is reached when its embeddings are down."""
+    """The buffers of one batch in flight; `free` comes once its embeddings are downloaded."""
 
     host_tiles: torch.Tensor  # [max tiles, 3, S, S] uint8, page-locked
     tiles: torch.Tensor  # the same on the device
@@ -156,7 +154,7 @@ class _Graphs:
         """Encodes the first tiles into the first rows, on the current stream.
 
         Returns:
-            How many tiles were computed besides, to fill the graph.
+            How many more tiles were computed, to fill the graph.
         """
         count = min(count for count in self._graphs if count >= tile_count)
         self._tiles[:tile_count].copy_(tiles[:tile_count])
@@ -165,7 +163,7 @@ class _Graphs:
         return count - tile_count
 
     def _capture(self, model: Model, count: int, stream: torch.cuda.Stream) -> None:
-        logger.info("capturing_graph", tiles=count)
+        logger.info("capturing_graph", tile_count=count)
         tiles = self._tiles[:count]
         with torch.cuda.stream(stream):
             model(tiles)  # compiles kernels and makes handles, which a capture must not do

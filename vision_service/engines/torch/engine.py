@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from vision_service.checkpoint import CheckpointError, TensorDigest, VisionConfig, vision_tensors
-from vision_service.engines.base import EngineStartError, VisionEngine
+from vision_service.engines.base import DTYPES, EngineStartError, VisionEngine
 from vision_service.engines.torch.intern_vit import VisionModel
+from vision_service.settings import Settings
 
-if TYPE_CHECKING:
-    from vision_service.settings import Settings
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LAYER_PREFIX = "vision_model.encoder.layers."
 
 
 def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
@@ -26,9 +23,9 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
         CheckpointError: the tensors are not those that the config describes.
         EngineStartError: there is no CUDA device, or its memory is too small.
     """
-    torch.set_num_threads(settings.thread_count)
-    device = _device(settings.device)
-    dtype = _dtype(settings.dtype, device)
+    torch.set_num_threads(settings.torch.thread_count)
+    device = _device(settings.torch.device)
+    dtype = _dtype(settings.torch.dtype, device)
     if device.type == "cuda":
         return _start_cuda_engine(settings, config, device, dtype)
     model, weights_sha256 = load_model(settings.checkpoint, config, device, dtype)
@@ -63,7 +60,7 @@ def _start_cuda_engine(
 
 
 class TorchEngine:
-    """Runs a VisionModel on the CPU; normalising the tiles is its first step (see VisionEngine).
+    """A VisionEngine on the CPU; its first step is to normalise the tiles.
 
     Attributes:
         dtype: element type of the weights and the embeddings.
@@ -78,13 +75,11 @@ class TorchEngine:
 
     @torch.inference_mode()
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Returns [n, tokens_per_tile, hidden] for [n, 3, tile_size, tile_size] uint8."""
         values = normalise(tiles, self._config.mean, self._config.std)
         embeddings: torch.Tensor = self._model(values.to(self.dtype))
         return embeddings
 
     def submit(self, images: Sequence[torch.Tensor]) -> FinishedBatch:
-        """See VisionEngine."""
         embeddings = self.encode(torch.cat(list(images)))
         parts = torch.split(embeddings, [len(tiles) for tiles in images])
         return FinishedBatch([part.clone() for part in parts] if len(parts) > 1 else [embeddings])
@@ -98,11 +93,9 @@ class FinishedBatch:
     padding_tile_count: int = 0
 
     def is_ready(self) -> bool:
-        """It is."""
         return True
 
     def wait(self) -> list[torch.Tensor]:
-        """Returns the embeddings."""
         return self.embeddings
 
 
@@ -142,6 +135,7 @@ def load_model(
     for name, tensor in vision_tensors(path):
         digest.add(name, tensor)
         weights[name] = tensor.to(device, dtype or tensor.dtype)
+    _check_layer_count(path, config, weights)
     with torch.device("meta"):
         model = VisionModel(config)
     try:
@@ -149,6 +143,16 @@ def load_model(
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
     return model, digest.digest()
+
+
+def _check_layer_count(path: Path, config: VisionConfig, names: Iterable[str]) -> None:
+    """Refuses another number of layers before a model of the config's is made, however large."""
+    layers = {name.split(".")[3] for name in names if name.startswith(LAYER_PREFIX)}
+    if len(layers) != config.layer_count:
+        raise CheckpointError(
+            f"{path}: there are tensors of {len(layers)} layers, "
+            f"but vision_config.num_hidden_layers is {config.layer_count}"
+        )
 
 
 def _device(name: str) -> torch.device:

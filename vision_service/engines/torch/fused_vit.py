@@ -69,7 +69,6 @@ class Operations:
 
 
 def torch_norm(states: torch.Tensor, norm: Norm, out: torch.Tensor | None = None) -> torch.Tensor:
-    """See NormFunction."""
     values, shape = states.to(norm.weight.dtype), norm.weight.shape
     if norm.shift is not None:
         values = values + norm.shift
@@ -81,7 +80,6 @@ def torch_norm(states: torch.Tensor, norm: Norm, out: torch.Tensor | None = None
 
 
 def torch_attention(qkv: torch.Tensor, tile_count: int, head_count: int) -> torch.Tensor:
-    """See Operations."""
     row_count = len(qkv)
     # [tiles, tokens, 3, heads, size] -> three of [tiles, heads, tokens, size], none copied
     parts = qkv.view(tile_count, row_count // tile_count, 3, head_count, -1).permute(2, 0, 3, 1, 4)
@@ -93,7 +91,7 @@ def torch_attention(qkv: torch.Tensor, tile_count: int, head_count: int) -> torc
 def torch_linear_gelu(
     states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """See Operations; the exact (erf) GELU."""
+    """Applies the exact (erf) GELU."""
     return F.gelu(F.linear(states, weight, bias))
 
 

@@ -30,7 +30,7 @@ ATTENTION_TUNINGS = {64: AttentionTuning(64, 128, 4, 2), 128: AttentionTuning(12
 
 
 def shifted_norm(states: torch.Tensor, norm: Norm, out: torch.Tensor | None = None) -> torch.Tensor:
-    """See fused_vit.NormFunction; float32 inside."""
+    """Computes in float32."""
     row_count, width = states.shape
     if out is None:
         out = torch.empty(states.shape, dtype=states.dtype, device=states.device)
@@ -44,7 +44,7 @@ def shifted_norm(states: torch.Tensor, norm: Norm, out: torch.Tensor | None = No
 
 
 def attention(qkv: torch.Tensor, tile_count: int, head_count: int) -> torch.Tensor:
-    """See fused_vit.Operations; shapes that the kernel cannot do are left to PyTorch."""
+    """Leaves shapes that the kernel cannot do to PyTorch."""
     head_size, patch_count = qkv.shape[1] // 3 // head_count, len(qkv) // tile_count - 1
     tuning = ATTENTION_TUNINGS.get(head_size)
     if tuning is None or patch_count % tuning.query_rows or patch_count % tuning.key_rows:
@@ -70,7 +70,7 @@ def tuned_attention(
 
 
 def linear_gelu(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """See fused_vit.Operations; GELU in its tanh form, which cuBLAS computes on the way out.
+    """Applies GELU in its tanh form, which cuBLAS computes on the way out.
 
     It differs from the exact one by 5e-4 at most: less than half of a bfloat16's rounding.
     """

@@ -14,7 +14,7 @@ from llm_service.engines.tensorrt_llm.build.engine import build, build_command
 from llm_service.engines.tensorrt_llm.build.options import (
     BuildOptions,
     ConvertOptions,
-    EngineOptions,
+    ProgramOptions,
 )
 from llm_service.engines.tensorrt_llm.build.sizing import Card, report
 from llm_service.engines.tensorrt_llm.build.target import BuildError
@@ -24,25 +24,25 @@ from protos.process.settings import read_settings
 def main() -> None:
     """Runs `convert` or `engine`; exit status 1 and a sentence on stderr when it cannot."""
     try:
-        match get_subcommand(read_settings(BuildOptions)):
+        match get_subcommand(read_settings(ProgramOptions)):
             case ConvertOptions() as options:
                 convert(options.checkpoint, options.converted, options.target, sys.stderr)
-            case EngineOptions() as options:
+            case BuildOptions() as options:
                 _build_engine(options)
     except (BuildError, CheckpointError, OSError) as error:
         sys.exit(str(error))
 
 
-def _build_engine(options: EngineOptions) -> None:
+def _build_engine(options: BuildOptions) -> None:
     config = LLMConfig.from_checkpoint(options.checkpoint)
     target, limits = options.target, options.limits
     target.check(config)
-    command = build_command(options.converted, options.engine, target, limits)
+    command = build_command(options.converted, options.output, target, limits)
     lines = report(options.checkpoint.resolve().name, config, target, limits, _card())
     sys.stdout.write("\n".join([*lines, "", _wrapped(command), ""]))
     sys.stdout.flush()
     if not options.dry_run:
-        build(config, options.converted, options.engine, target, limits)
+        build(config, options.converted, options.output, target, limits)
 
 
 def _wrapped(command: list[str]) -> str:

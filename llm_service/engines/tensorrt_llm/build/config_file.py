@@ -7,20 +7,6 @@ from typing import Any
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.tensorrt_llm.build.target import Target
 
-# TensorRT-LLM's Qwen2Config asks for these; none has an effect on a dense Qwen2.
-QWEN2_OPTIONS: dict[str, Any] = {
-    "qwen_type": "qwen2",
-    "rotary_embedding_dim": None,
-    "disable_weight_only_quant_plugin": False,
-    "use_logn_attn": False,
-    "moe": {"num_experts": 0, "top_k": 0, "normalization_mode": 0},
-    "moe_intermediate_size": 0,
-    "moe_shared_expert_intermediate_size": 0,
-    "num_labels": 1,
-    "mlp_only_layers": [],
-    "decoder_sparse_step": 1,
-}
-
 
 def config_document(config: LLMConfig, target: Target) -> dict[str, Any]:
     """Returns config.json's content: the model as TensorRT-LLM names it, and how it is split.
@@ -31,7 +17,8 @@ def config_document(config: LLMConfig, target: Target) -> dict[str, Any]:
     """
     quantization = None if target.quantization == "none" else target.quantization.upper()
     return {
-        **_family(config),
+        **config.family.tensorrt_llm,
+        "attn_bias": config.family.has_qkv_bias,
         "dtype": target.dtype,
         "logits_dtype": "float32",
         "vocab_size": config.vocabulary_size,
@@ -58,11 +45,3 @@ def config_document(config: LLMConfig, target: Target) -> dict[str, Any]:
             "pp_size": target.pp,
         },
     }
-
-
-def _family(config: LLMConfig) -> dict[str, Any]:
-    if config.architecture == "Qwen2ForCausalLM":
-        own = {"attn_bias": True, "seq_length": config.max_position_embeddings}
-        return {"architecture": config.architecture, **own, **QWEN2_OPTIONS}
-    # TensorRT-LLM runs it as a Llama; the name is one of its own map of models.
-    return {"architecture": config.architecture, "attn_bias": False, "has_partial_lora_mask": False}

@@ -29,11 +29,11 @@ def build_command(converted: Path, engine: Path, target: Target, limits: Limits)
         "checkpoint_dir": converted,
         "output_dir": engine,
         "gemm_plugin": target.dtype,
-        "max_batch_size": limits.concurrency,
-        "max_input_len": limits.input_length,
-        "max_seq_len": limits.total_length,
+        "max_batch_size": limits.max_running_sequence_count,
+        "max_input_len": limits.max_prompt_token_count,
+        "max_seq_len": limits.total_token_count,
         # A prompt is read in one step, so a step must take the longest.
-        "max_num_tokens": limits.input_length,
+        "max_num_tokens": limits.max_prompt_token_count,
         "max_multimodal_len": limits.table_row_count,
         "kv_cache_type": "paged",
         # Without it the KV cache of an image cannot be used again by the next turn.
@@ -54,7 +54,7 @@ def build(config: LLMConfig, converted: Path, engine: Path, target: Target, limi
     _check_converted(converted, config_document(config, target))
     if shutil.which(PROGRAM) is None:
         raise BuildError(f"{PROGRAM} is not on the PATH; it comes with tensorrt_llm 1.2.1")
-    with output_folder(engine, "--engine", "build") as folder:
+    with output_folder(engine, "--output", "build") as folder:
         status = subprocess.run(build_command(converted, folder, target, limits), check=False)
         if status.returncode != 0:
             raise BuildError(

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.decoders.family import ROOT, Head, Part, head_rows
 from llm_service.engines.tensorrt_llm.build.target import Rank, Target
 
-ROOT = "language_model."
+# The order of a rank's heads in TensorRT-LLM's tensor.
+PARTS: tuple[Part, ...] = ("query", "key", "value")
 
 
 @dataclass(frozen=True)
@@ -53,44 +55,6 @@ class TargetTensor:
         return (row_count,) if self.is_vector else (row_count, len(self.blocks[0].columns))
 
 
-@dataclass(frozen=True)
-class SourceNames:
-    """What an architecture calls the tensors that both have; see NAMES."""
-
-    embedding: str
-    head: str
-    input_norm: str
-    attention_output: str
-    post_norm: str
-    silu: str
-    linear: str
-    down: str
-
-
-NAMES = {
-    "Qwen2ForCausalLM": SourceNames(
-        embedding="model.embed_tokens",
-        head="lm_head",
-        input_norm="input_layernorm",
-        attention_output="self_attn.o_proj",
-        post_norm="post_attention_layernorm",
-        silu="mlp.gate_proj",
-        linear="mlp.up_proj",
-        down="mlp.down_proj",
-    ),
-    "InternLM2ForCausalLM": SourceNames(
-        embedding="model.tok_embeddings",
-        head="output",
-        input_norm="attention_norm",
-        attention_output="attention.wo",
-        post_norm="ffn_norm",
-        silu="feed_forward.w1",
-        linear="feed_forward.w3",
-        down="feed_forward.w2",
-    ),
-}
-
-
 def source_shapes(config: LLMConfig) -> dict[str, tuple[int, ...]]:
     """Returns the name and shape of every tensor that a conversion reads.
 
@@ -121,34 +85,38 @@ class _RankLayout:
         self._config = config
         self._target = target
         self._rank = rank
-        self._names = NAMES[config.architecture]
+        self._family = config.family
+        self._qkv_rows = list(self._rows_of_heads())
 
     def tensors(self) -> Iterator[TargetTensor]:
+        family = self._family
         if self._rank.pp_index == 0:
             vocabulary = range(self._config.vocabulary_size)
-            embedding = self._names.embedding
-            yield self._matrix("transformer.vocab_embedding", ROOT + embedding, vocabulary)
+            yield self._matrix("transformer.vocab_embedding", ROOT + family.embedding, vocabulary)
         stage = _part(self._config.layer_count, self._rank.pp_index, self._target.pp)
         for index, layer in enumerate(stage):  # named from 0 in each stage
-            yield from self._layer(f"transformer.layers.{index}.", f"{ROOT}model.layers.{layer}.")
+            source = f"{ROOT}{family.layers}.{layer}."
+            yield from self._layer(f"transformer.layers.{index}.", source)
         if self._rank.pp_index == self._target.pp - 1:
-            yield self._vector("transformer.ln_f", f"{ROOT}model.norm")
+            yield self._vector("transformer.ln_f", ROOT + family.norm)
             yield self._head()
 
     def _share_of(self, count: int) -> range:
         return _part(count, self._rank.tp_index, self._target.tp)
 
     def _layer(self, name: str, source: str) -> Iterator[TargetTensor]:
-        names, hidden = self._names, range(self._config.hidden_size)
+        family, hidden = self._family, range(self._config.hidden_size)
         ffn = self._share_of(self._config.intermediate_size)
         heads = self._share_of(self._config.hidden_size)
-        yield self._vector(f"{name}input_layernorm", source + names.input_norm)
+        yield self._vector(f"{name}input_layernorm", source + family.attention_norm)
         yield from self._qkv(f"{name}attention.qkv", source)
-        yield self._matrix(f"{name}attention.dense", source + names.attention_output, hidden, heads)
-        yield self._vector(f"{name}post_layernorm", source + names.post_norm)
-        yield self._matrix(f"{name}mlp.fc", source + names.silu, ffn)
-        yield self._matrix(f"{name}mlp.gate", source + names.linear, ffn)
-        yield self._matrix(f"{name}mlp.proj", source + names.down, hidden, ffn)
+        yield self._matrix(
+            f"{name}attention.dense", source + family.attention_output, hidden, heads
+        )
+        yield self._vector(f"{name}post_layernorm", source + family.feed_forward_norm)
+        yield self._matrix(f"{name}mlp.fc", source + family.gate, ffn)
+        yield self._matrix(f"{name}mlp.gate", source + family.up, ffn)
+        yield self._matrix(f"{name}mlp.proj", source + family.down, hidden, ffn)
 
     def _matrix(
         self, name: str, source: str, rows: range, columns: range | None = None
@@ -166,61 +134,44 @@ class _RankLayout:
         row_count = -(-vocabulary_size // tp)
         first = self._rank.tp_index * row_count
         rows = range(first, min(first + row_count, vocabulary_size))
-        block = Block(f"{ROOT}{self._names.head}.weight", rows, range(self._config.hidden_size))
+        block = Block(f"{ROOT}{self._family.head}.weight", rows, range(self._config.hidden_size))
         return TargetTensor(
             "lm_head.weight", (block,), padding_row_count=row_count - len(block.rows)
         )
 
     def _qkv(self, name: str, source: str) -> Iterator[TargetTensor]:
         """The rank's query heads, then its key heads, then its value heads."""
-        columns = range(self._config.hidden_size)
-        if self._config.architecture == "InternLM2ForCausalLM":
-            wqkv = f"{source}attention.wqkv.weight"
-            blocks = tuple(Block(wqkv, rows, columns) for rows in self._wqkv_rows())
-            yield TargetTensor(f"{name}.weight", blocks)
-            return
-        rows_of = {
-            "q": _scaled(self._query_heads, self._config.head_dim),
-            "k": _scaled(self._kv_heads, self._config.head_dim),
-            "v": _scaled(self._kv_heads, self._config.head_dim),
-        }
-        for kind, width in (("weight", columns), ("bias", range(1))):
-            blocks = tuple(
-                Block(f"{source}self_attn.{letter}_proj.{kind}", rows, width)
-                for letter, rows in rows_of.items()
-            )
-            yield TargetTensor(f"{name}.{kind}", blocks, is_vector=kind == "bias")
+        width = range(self._config.hidden_size)
+        yield TargetTensor(f"{name}.weight", self._qkv_blocks(source, "weight", width))
+        if self._family.has_qkv_bias:
+            blocks = self._qkv_blocks(source, "bias", range(1))
+            yield TargetTensor(f"{name}.bias", blocks, is_vector=True)
 
-    @property
-    def _query_heads(self) -> range:
-        return self._share_of(self._config.head_count)
+    def _qkv_blocks(self, source: str, kind: str, columns: range) -> tuple[Block, ...]:
+        return tuple(
+            Block(f"{source}{tensor}.{kind}", rows, columns) for tensor, rows in self._qkv_rows
+        )
 
-    @property
-    def _kv_heads(self) -> range:
-        """The rank's key/value heads; with fewer heads than ranks, the one that its queries use."""
-        heads = self._share_of(self._config.kv_head_count)
-        return heads or range(heads.start, heads.start + 1)
+    def _rows_of_heads(self) -> Iterator[tuple[str, range]]:
+        """Yields, of any layer, an original tensor and which of its rows come next."""
+        config = self._config
+        for part in PARTS:
+            for tensor, order in self._family.qkv.items():
+                if part in order.parts:
+                    heads = order.heads(config.head_count, config.kv_head_count)
+                    for rows in head_rows(self._heads(part), heads, config.head_dim):
+                        yield tensor, rows
 
-    def _wqkv_rows(self) -> Iterator[range]:
-        """InternLM2's rows go by group: a group's query heads, its key head, its value head."""
-        group_size = self._config.head_count // self._config.kv_head_count
-        queries, groups = self._query_heads, self._kv_heads
-        for group in groups:
-            first = max(queries.start, group * group_size)
-            last = min(queries.stop, (group + 1) * group_size)
-            # Before them stand the key head and the value head of each earlier group.
-            yield _scaled(range(first + 2 * group, last + 2 * group), self._config.head_dim)
-        for offset in (group_size, group_size + 1):  # all keys, then all values
-            for group in groups:
-                place = group * (group_size + 2) + offset
-                yield _scaled(range(place, place + 1), self._config.head_dim)
+    def _heads(self, part: Part) -> list[Head]:
+        """The rank's heads; where key/value heads are too few, the one that its queries use."""
+        if part == "query":
+            heads = self._share_of(self._config.head_count)
+        else:
+            heads = self._share_of(self._config.kv_head_count)
+            heads = heads or range(heads.start, heads.start + 1)
+        return [(part, index) for index in heads]
 
 
 def _part(count: int, index: int, part_count: int) -> range:
     """Returns one of equal parts of range(count); an empty one where there are more parts."""
     return range(count * index // part_count, count * (index + 1) // part_count)
-
-
-def _scaled(heads: range, head_dim: int) -> range:
-    """Returns the rows of heads."""
-    return range(heads.start * head_dim, heads.stop * head_dim)

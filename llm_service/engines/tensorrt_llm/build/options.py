@@ -13,7 +13,7 @@ from protos.process.settings import Options
 
 
 class ModelOptions(BaseModel):
-    """What both steps must be told alike; engine checks that they were."""
+    """The options that must be the same in both steps, which engine checks."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, extra="forbid")
 
@@ -40,19 +40,19 @@ class ConvertOptions(ModelOptions):
     """Writes the language model as a TensorRT-LLM 1.2.1 checkpoint; runs on any machine."""
 
 
-class EngineOptions(ModelOptions):
+class BuildOptions(ModelOptions):
     """Builds the engine with trtllm-build; run it on the kind of GPU that will serve."""
 
-    engine: Path
+    output: Path
     """Folder for the engine."""
-    max_concurrency: int = Field(default=2, ge=1)
-    """Requests that generate at the same time; more wait."""
-    max_tiles_per_request: int = Field(default=26, ge=1)
-    """Image tiles in one request: 26 are two images of 12 tiles and a thumbnail."""
-    max_input_len: int = Field(default=32768, ge=1)
-    """Tokens of one prompt, 256 a tile included."""
-    max_output_len: int = Field(default=4192, ge=1)
-    """Tokens of one answer."""
+    max_running_sequence_count: int = Field(default=2, ge=1)
+    """Most sequences that are generated at the same time; more wait."""
+    max_request_tile_count: int = Field(default=26, ge=1)
+    """Most image tiles in one request: 26 are two images of 12 tiles and a thumbnail."""
+    max_prompt_token_count: int = Field(default=32768, ge=1)
+    """Most tokens of one prompt, 256 a tile included."""
+    max_output_token_count: int = Field(default=4192, ge=1)
+    """Most tokens of one answer."""
     dry_run: bool = False
     """Show the arithmetic and the command, and end; reads the original config.json alone."""
 
@@ -60,14 +60,14 @@ class EngineOptions(ModelOptions):
     def limits(self) -> Limits:
         """What the engine takes."""
         return Limits(
-            self.max_concurrency,
-            self.max_tiles_per_request,
-            self.max_input_len,
-            self.max_output_len,
+            self.max_running_sequence_count,
+            self.max_request_tile_count,
+            self.max_prompt_token_count,
+            self.max_output_token_count,
         )
 
 
-class BuildOptions(Options):
+class ProgramOptions(Options):
     """Builds a TensorRT-LLM engine of an InternVL2.5 language model in two steps."""
 
     model_config = SettingsConfigDict(
@@ -77,5 +77,5 @@ class BuildOptions(Options):
 
     convert: CliSubCommand[ConvertOptions]
     """original checkpoint -> TensorRT-LLM checkpoint"""
-    engine: CliSubCommand[EngineOptions]
+    engine: CliSubCommand[BuildOptions]
     """TensorRT-LLM checkpoint -> engine"""

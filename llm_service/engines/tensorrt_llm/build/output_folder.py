@@ -20,7 +20,7 @@ def output_folder(folder: Path, option: str, work: str) -> Iterator[Path]:
 
     Args:
         folder: where the output is to appear.
-        option: that names `folder`, e.g. "--engine".
+        option: that names `folder`, e.g. "--output".
         work: what the block does, e.g. "build".
 
     Raises:

@@ -1,17 +1,16 @@
-"""What an engine's limits follow from, and the memory that they take on each GPU."""
+"""What an engine is built to take, and the memory that this needs on each GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
 
-from llm_service.checkpoint import LLMConfig
+from llm_service.checkpoint import ROWS_PER_TILE, LLMConfig
 from llm_service.engines.tensorrt_llm.build.layout import TargetTensor, rank_tensors
 from llm_service.engines.tensorrt_llm.build.quantities import GIB, in_bytes
 from llm_service.engines.tensorrt_llm.build.target import BuildError, Target
 from llm_service.engines.tensorrt_llm.build.tensor_file import ITEM_BYTE_COUNT
 
-ROWS_PER_TILE = 256
 # The KV cache is handed out by blocks of so many tokens: trtllm-build's default, tokens_per_block.
 TOKENS_PER_BLOCK = 32
 # Estimates, for a process on its GPU: CUDA's context with the kernels of all libraries, and the
@@ -41,40 +40,41 @@ class Limits:
     """What an engine is built to take.
 
     Attributes:
-        concurrency: requests that generate at the same time.
-        tiles_per_request: image tiles of one request, thumbnails included.
-        input_length: tokens of one prompt, those of the images included.
-        output_length: tokens of one answer.
+        max_running_sequence_count: sequences that are generated at the same time.
+        max_request_tile_count: image tiles of one request, thumbnails included.
+        max_prompt_token_count: tokens of one prompt, those of the images included.
+        max_output_token_count: tokens of one answer.
     """
 
-    concurrency: int
-    tiles_per_request: int
-    input_length: int
-    output_length: int
+    max_running_sequence_count: int
+    max_request_tile_count: int
+    max_prompt_token_count: int
+    max_output_token_count: int
 
     def __post_init__(self) -> None:
         """Raises BuildError if the tiles alone are longer than a prompt may be."""
-        image_tokens = self.tiles_per_request * ROWS_PER_TILE
-        if image_tokens > self.input_length:
+        image_token_count = self.max_request_tile_count * ROWS_PER_TILE
+        if image_token_count > self.max_prompt_token_count:
             raise BuildError(
-                f"--max-tiles-per-request {self.tiles_per_request} takes {image_tokens} tokens; "
-                f"--max-input-len is {self.input_length}"
+                f"--max-request-tile-count {self.max_request_tile_count} takes "
+                f"{image_token_count} tokens; "
+                f"--max-prompt-token-count is {self.max_prompt_token_count}"
             )
 
     @property
-    def total_length(self) -> int:
+    def total_token_count(self) -> int:
         """Tokens of prompt and answer together."""
-        return self.input_length + self.output_length
+        return self.max_prompt_token_count + self.max_output_token_count
 
     @property
-    def cached_length(self) -> int:
-        """Tokens that the KV cache has room for in each request: total_length, in whole blocks."""
-        return -(-self.total_length // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
+    def reserved_token_count(self) -> int:
+        """Tokens of one sequence that the KV cache has room for: all, in whole blocks."""
+        return -(-self.total_token_count // TOKENS_PER_BLOCK) * TOKENS_PER_BLOCK
 
     @property
     def table_row_count(self) -> int:
         """Rows of the prompt tables of all requests that generate at the same time."""
-        return self.concurrency * self.tiles_per_request * ROWS_PER_TILE
+        return self.max_running_sequence_count * self.max_request_tile_count * ROWS_PER_TILE
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def memory(config: LLMConfig, target: Target, limits: Limits) -> Memory:
     return Memory(
         weights=max(sum(_byte_count(tensor, target) for tensor in tensors) for tensors in ranks),
         kv_per_token=kv_per_token,
-        kv_cache=kv_per_token * limits.concurrency * limits.cached_length,
+        kv_cache=kv_per_token * limits.max_running_sequence_count * limits.reserved_token_count,
         prompt_tables=limits.table_row_count * config.hidden_size * ITEM_BYTE_COUNT,
-        activations=limits.input_length * width * ITEM_BYTE_COUNT,
+        activations=limits.max_prompt_token_count * width * ITEM_BYTE_COUNT,
         libraries=CUDA_BYTE_COUNT + (NCCL_BYTE_COUNT if len(ranks) > 1 else 0),
     )
 
@@ -147,15 +147,17 @@ def report(
     """
     needs = memory(config, target, limits)
     weights = {"none": target.dtype}.get(target.quantization, target.quantization)
+    prompt, output = limits.max_prompt_token_count, limits.max_output_token_count
+    sequences, tiles = limits.max_running_sequence_count, limits.max_request_tile_count
     return [
         f"{name}: {weights} weights on {target.tp * target.pp} GPU(s), "
         f"tp {target.tp} x pp {target.pp}",
-        f"sequence       {limits.input_length:,} in + {limits.output_length:,} out "
-        f"= {limits.total_length:,} tokens{_position_note(config, limits)}",
-        f"prompt tables  {limits.concurrency} requests x {limits.tiles_per_request} tiles "
-        f"x {ROWS_PER_TILE} = {limits.table_row_count:,} rows, {in_bytes(needs.prompt_tables)}",
-        f"KV cache       {needs.kv_per_token:,} bytes a token x {limits.concurrency} "
-        f"x {limits.cached_length:,} = {in_bytes(needs.kv_cache)}",
+        f"sequence       {prompt:,} in + {output:,} out = {limits.total_token_count:,} tokens"
+        f"{_position_note(config, limits)}",
+        f"prompt tables  {sequences} requests x {tiles} tiles x {ROWS_PER_TILE} "
+        f"= {limits.table_row_count:,} rows, {in_bytes(needs.prompt_tables)}",
+        f"KV cache       {needs.kv_per_token:,} bytes a token x {sequences} "
+        f"x {limits.reserved_token_count:,} = {in_bytes(needs.kv_cache)}",
         f"weights        {in_bytes(needs.weights)}",
         f"activations    about {in_bytes(needs.activations)}",
         f"CUDA, NCCL     about {in_bytes(needs.libraries)}",
@@ -166,7 +168,7 @@ def report(
 
 def _position_note(config: LLMConfig, limits: Limits) -> str:
     positions = config.max_position_embeddings
-    if limits.total_length <= positions:
+    if limits.total_token_count <= positions:
         return ""
     return f"; the service ends a sequence at {positions:,}, the model's last position"
 

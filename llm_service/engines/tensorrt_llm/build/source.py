@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from llm_service.checkpoint import CheckpointError, weight_files
-from llm_service.engines.tensorrt_llm.build.layout import ROOT, Block
+from llm_service.decoders.family import ROOT
+from llm_service.engines.tensorrt_llm.build.layout import Block
 
 # 8 MiB of bfloat16: more in one read was not faster.
 READ_VALUE_COUNT = 4 * 1024**2
@@ -40,7 +41,7 @@ class SourceTensors:
     def rows(self, block: Block) -> Iterator[torch.Tensor]:
         """Yields a block's rows in order, at most READ_VALUE_COUNT numbers at a time.
 
-        The file is opened anew for each read: what is mapped of it does not add up.
+        The file is opened again for each read, so that mapped memory does not add up.
         """
         step = max(1, READ_VALUE_COUNT // len(block.columns))
         for first in range(block.rows.start, block.rows.stop, step):

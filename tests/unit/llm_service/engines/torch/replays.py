@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from llm_service.engines.torch import step_graphs
-from llm_service.engines.torch.kernels import BatchLayout, TorchKernels
+from llm_service.engines.torch.kernels.base import BatchLayout
+from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
 
 
 class TiledKernels(TorchKernels):

@@ -68,6 +68,8 @@ def test_names_a_missing_key(tmp_path: Path, key: str) -> None:
     ("change", "message"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM; only InternLM2ForCausalLM"),
+        ({"architectures": 7}, "architectures names None; only InternLM2ForCausalLM"),
+        ({"eos_token_id": {}}, r"eos_token_id holds \[\{\}\]; it must hold token ids"),
         ({"tie_word_embeddings": True}, "llm_config.tie_word_embeddings is True"),
         ({"bias": True}, "llm_config.bias is True"),
         ({"hidden_act": "gelu"}, "llm_config.hidden_act is 'gelu'; only 'silu'"),
@@ -112,6 +114,14 @@ def test_finds_the_single_file_and_the_shards(tmp_path: Path) -> None:
     for name in set(weight_map.values()):
         (tmp_path / name).touch()
     assert weight_files(tmp_path) == [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+
+
+@pytest.mark.parametrize("weight_map", [["a", "b"], {"a": 1}, {}])
+def test_refuses_a_damaged_index(tmp_path: Path, weight_map: object) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match=r"index\.json has no weight_map from the tensors'"):
+        weight_files(tmp_path)
 
 
 def test_names_a_missing_weight_file(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from llm_service.engines.torch.weights import load_decoder
 from llm_service.sampling import SamplingParams
 from tests.unit.llm_service.engines.torch.replays import TiledKernels, replayed
 from tests.unit.llm_service.engines.torch.tiny import (
-    INTERNLM2,
+    EVERY_FAMILY,
     QWEN2,
     Config,
     random_tensors,
@@ -36,10 +36,9 @@ TOKEN_IDS = [
     # Five virtual tokens between text.
     [11, 61, 62, 63, 64, 65, 12, 13],
 ]
-BOTH = pytest.mark.parametrize("llm", [INTERNLM2, QWEN2], ids=["internlm2", "qwen2"])
 
 
-@BOTH
+@EVERY_FAMILY
 @pytest.mark.parametrize("max_batch_tokens", [100, 7, 1])
 def test_logits_equal_those_of_transformers(
     tmp_path: Path, llm: Config, max_batch_tokens: int
@@ -48,7 +47,7 @@ def test_logits_equal_those_of_transformers(
     _compare_logits(_runner(tmp_path, llm, tensors), _reference(llm, tensors), max_batch_tokens)
 
 
-@BOTH
+@EVERY_FAMILY
 @pytest.mark.parametrize("max_batch_tokens", [100, 20, 7])
 def test_logits_of_replayed_steps_equal_them_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm: Config, max_batch_tokens: int

@@ -11,13 +11,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llm_service.engines.torch.kernels import (
+from llm_service.engines.torch.kernels.base import (
     BatchLayout,
     Kernels,
     PrefillSpan,
-    TorchKernels,
     rotary_table,
 )
+from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
 
 HAS_CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_CUDA else "cpu")
@@ -32,7 +32,7 @@ EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 def _kernels(group_size: int) -> Kernels:
     pytest.importorskip("triton")
-    from llm_service.engines.torch.triton_kernels import TritonKernels
+    from llm_service.engines.torch.kernels.triton_kernels import TritonKernels
 
     return TritonKernels(group_size)
 

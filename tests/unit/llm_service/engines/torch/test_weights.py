@@ -9,30 +9,30 @@ import torch
 from safetensors.torch import save_file
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
-from llm_service.engines.torch.kernels import TorchKernels
-from llm_service.engines.torch.models.decoder import Decoder
-from llm_service.engines.torch.weights import empty_decoder, load_decoder
+from llm_service.engines.torch.decoder import Decoder
+from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
+from llm_service.engines.torch.weights import destinations, empty_decoder, load_decoder
 from tests.unit.llm_service.engines.torch.tiny import (
-    INTERNLM2,
+    EVERY_FAMILY,
     QWEN2,
     Config,
     random_tensors,
     write_checkpoint,
 )
 
-BOTH = pytest.mark.parametrize("llm", [INTERNLM2, QWEN2], ids=["internlm2", "qwen2"])
 HEAD = "language_model.lm_head.weight"
 
 
-@BOTH
+@EVERY_FAMILY
 def test_destinations_cover_every_parameter_once(tmp_path: Path, llm: Config) -> None:
     write_checkpoint(tmp_path, llm, {"none": torch.zeros(1)})
     config = LLMConfig.from_checkpoint(tmp_path)
     decoder = empty_decoder(config, TorchKernels()).to_empty(device="cpu")
     for parameter in decoder.parameters():
         parameter.zero_()
-    for destination in decoder.destinations().values():
-        destination.view.add_(1)
+    for destination in destinations(decoder).values():
+        for view in destination.views:
+            view.add_(1)
     for parameter in decoder.parameters():
         # The head has a few rows more, which nothing reads.
         used = (
@@ -41,12 +41,12 @@ def test_destinations_cover_every_parameter_once(tmp_path: Path, llm: Config) ->
         assert (used == 1).all()
 
 
-@BOTH
+@EVERY_FAMILY
 def test_loads_in_the_asked_dtype_and_ignores_other_towers(tmp_path: Path, llm: Config) -> None:
     tensors = {**random_tensors(llm), "vision_model.x": torch.zeros(1), "mlp1.y": torch.zeros(1)}
     decoder = _load(tmp_path, llm, tensors, torch.bfloat16)
     assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
-    name = decoder.head_name
+    name = HEAD if llm is QWEN2 else "language_model.output.weight"
     assert torch.equal(decoder.head.weight[: llm["vocab_size"]], tensors[name].bfloat16())
 
 

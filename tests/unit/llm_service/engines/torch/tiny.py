@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -47,6 +48,7 @@ INTERNLM2: Config = {
     "rope_scaling": {"type": "dynamic", "factor": 2.0},
     "eos_token_id": 2,
 }
+EVERY_FAMILY = pytest.mark.parametrize("llm", [INTERNLM2, QWEN2], ids=["internlm2", "qwen2"])
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -65,17 +67,19 @@ def tensor_shapes(llm: Config) -> Shapes:
     """Returns the name and shape of every tensor of the language model."""
     layers = range(llm["num_hidden_layers"])
     hidden, vocabulary = llm["hidden_size"], llm["vocab_size"]
-    is_qwen2 = llm["architectures"] == ["Qwen2ForCausalLM"]
-    layer_shapes = _qwen2_layer(llm) if is_qwen2 else _internlm2_layer(llm)
-    embedding = "embed_tokens" if is_qwen2 else "tok_embeddings"
+    (architecture,) = llm["architectures"]
+    embedding, head, layer = {
+        "InternLM2ForCausalLM": ("tok_embeddings", "output", _internlm2_layer),
+        "Qwen2ForCausalLM": ("embed_tokens", "lm_head", _qwen2_layer),
+    }[architecture]
     return {
         f"language_model.model.{embedding}.weight": (vocabulary, hidden),
         "language_model.model.norm.weight": (hidden,),
-        f"language_model.{'lm_head' if is_qwen2 else 'output'}.weight": (vocabulary, hidden),
+        f"language_model.{head}.weight": (vocabulary, hidden),
         **{
             f"language_model.model.layers.{index}.{name}": shape
             for index in layers
-            for name, shape in layer_shapes.items()
+            for name, shape in layer(llm).items()
         },
     }
 

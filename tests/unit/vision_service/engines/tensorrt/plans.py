@@ -10,8 +10,9 @@ import torch
 
 from tests.doubles import tensorrt
 from vision_service.checkpoint import VisionConfig
+from vision_service.engines.base import DTYPES
 from vision_service.engines.tensorrt.record import PLAN_FILE, PlanRecord, TileCounts
-from vision_service.engines.torch.engine import DTYPES, TorchEngine, load_model
+from vision_service.engines.torch.engine import TorchEngine, load_model
 from vision_service.recipe import recipe_sha256
 
 COUNTS = TileCounts(1, 3, 5)

@@ -10,10 +10,10 @@ import torch
 
 from tests.unit.vision_service.engines.tensorrt.towers import GOLDEN, write_released, write_small_6b
 from vision_service.checkpoint import CheckpointError, VisionConfig
-from vision_service.engines.tensorrt.build import build
-from vision_service.engines.tensorrt.build_settings import BuildSettings
+from vision_service.engines.base import DTYPES
+from vision_service.engines.tensorrt.build import BuildSettings, build
 from vision_service.engines.tensorrt.record import ONNX_FILE, PLAN_FILE, RECORD_FILE
-from vision_service.engines.torch.engine import DTYPES, TorchEngine, load_model
+from vision_service.engines.torch.engine import TorchEngine, load_model
 
 onnx = pytest.importorskip("onnx")
 

@@ -14,17 +14,15 @@ from pydantic import ValidationError
 
 from tests.unit.vision_service.engines.tensorrt.towers import GOLDEN, write_released, write_small_6b
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.tensorrt.build import build
-from vision_service.engines.tensorrt.build_settings import BuildSettings
-from vision_service.engines.tensorrt.builder import build_plan, import_library, target_gpu
-from vision_service.engines.tensorrt.record import (
-    ONNX_FILE,
-    PLAN_FILE,
-    RECORD_FILE,
-    PlanError,
-    PlanRecord,
+from vision_service.engines.base import DTYPES
+from vision_service.engines.tensorrt.build import BuildSettings, build
+from vision_service.engines.tensorrt.builder import (
+    BuildError,
+    build_plan,
+    import_library,
+    target_gpu,
 )
-from vision_service.engines.torch.engine import DTYPES
+from vision_service.engines.tensorrt.record import ONNX_FILE, PLAN_FILE, RECORD_FILE, PlanRecord
 from vision_service.recipe import recipe_sha256
 
 
@@ -96,20 +94,20 @@ def test_a_build_that_fails_leaves_no_record(
 ) -> None:
     build_here(GOLDEN[0], tmp_path)
     monkeypatch.setattr("vision_service.engines.tensorrt.build.build_plan", _fail)
-    with pytest.raises(PlanError, match="on purpose"):
+    with pytest.raises(BuildError, match="on purpose"):
         build_here(GOLDEN[0], tmp_path)
     assert not (tmp_path / RECORD_FILE).exists()
 
 
 def _fail(*_: object) -> memoryview:
-    raise PlanError("on purpose")
+    raise BuildError("on purpose")
 
 
 def test_a_graph_that_the_parser_refuses_is_named(tmp_path: Path, rtx: Any) -> None:
     file = tmp_path / ONNX_FILE
     file.write_bytes(b"no graph")
     settings = settings_for(GOLDEN[0], tmp_path)
-    with pytest.raises(PlanError, match=r"vision\.onnx: tensorrt_rtx .* refuses it"):
+    with pytest.raises(BuildError, match=r"vision\.onnx: tensorrt_rtx .* refuses it"):
         build_plan(rtx, file, settings.tile_counts)
 
 
@@ -144,7 +142,9 @@ def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(PlanError, match="library: tensorrt cannot be imported"):
+    with pytest.raises(
+        BuildError, match=r"^tensorrt cannot be imported \(.*\); install one with pip"
+    ):
         import_library("tensorrt")
 
 
@@ -159,13 +159,13 @@ def test_without_onnx_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delitem(sys.modules, "vision_service.engines.tensorrt.vit_graph", raising=False)
     monkeypatch.delitem(sys.modules, "vision_service.engines.tensorrt.onnx_graph", raising=False)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(PlanError, match=r"onnx is not installed; pip install '.*\[build\]'"):
+    with pytest.raises(BuildError, match=r"onnx is not installed; pip install '.*\[build\]'"):
         build(settings_for(GOLDEN[0], tmp_path, onnx_only=True))
 
 
 def test_tensorrt_needs_a_gpu_to_build(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(PlanError, match="tensorrt builds for the GPU in this machine"):
+    with pytest.raises(BuildError, match="tensorrt builds for the GPU in this machine"):
         target_gpu(ModuleType("tensorrt"))
 
 
@@ -182,6 +182,11 @@ def test_tensorrt_builds_for_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPat
 def test_unordered_tile_counts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="tile count are 1, 27 and 26"):
         settings_for(GOLDEN[0], tmp_path, opt_tile_count=27)
+
+
+def test_a_profile_beyond_tensorrts_own_numbers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="max_tile_count\n  Input should be less"):
+        settings_for(GOLDEN[0], tmp_path, max_tile_count=10**12)
 
 
 @pytest.mark.slow

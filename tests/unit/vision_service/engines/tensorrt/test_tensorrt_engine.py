@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tests.doubles import tensorrt
+from tests.fake_libraries import write_library
 from tests.unit.vision_service.checkpoints import SMALL_6B, changed, write_checkpoint
 from tests.unit.vision_service.engines.tensorrt.plans import torch_engine, write_plan
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.base import EngineStartError
+from vision_service.engines.base import DTYPES, EngineStartError
 from vision_service.engines.tensorrt.engine import TensorrtEngine, start_engine
 from vision_service.engines.tensorrt.record import (
     PLAN_FILE,
@@ -22,7 +23,6 @@ from vision_service.engines.tensorrt.record import (
     PlanRecord,
     TileCounts,
 )
-from vision_service.engines.torch.engine import DTYPES
 
 H100 = Gpu("NVIDIA H100", "9.0")
 
@@ -125,7 +125,7 @@ def test_a_library_that_is_not_installed_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     folder = write_plan(checkpoint, library="tensorrt_rtx")
-    with pytest.raises(EngineStartError, match="tensorrt_rtx, which is not installed"):
+    with pytest.raises(EngineStartError, match="tensorrt_rtx, which cannot be imported here"):
         start(folder)
 
 
@@ -161,6 +161,26 @@ def test_a_damaged_plan_is_refused(checkpoint: Path) -> None:
     (folder / PLAN_FILE).write_bytes((folder / PLAN_FILE).read_bytes()[:-1])
     with pytest.raises(EngineStartError, match="digest of the plan"):
         start(folder)
+
+
+def test_a_library_that_is_broken_is_named(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = "raise ImportError('libnvinfer.so.10: not found')"
+    write_library(tmp_path, "tensorrt_rtx", "1.4.0", broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
+    folder = write_plan(checkpoint, library="tensorrt_rtx")
+    with pytest.raises(EngineStartError, match=r"imported here \(libnvinfer\.so\.10: not found\)"):
+        start(folder)
+
+
+def test_a_first_run_that_fails_is_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt.IExecutionContext, "execute_async_v3", lambda *_: False)
+    with pytest.raises(EngineStartError, match="first run failed: TensorRT refused a run of 5"):
+        start(write_plan(checkpoint))
 
 
 def test_a_missing_plan_is_refused(checkpoint: Path) -> None:

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.unit.vision_service.checkpoints import SMALL_6B, random_tensors, write_checkpoint
+from tests.unit.vision_service.checkpoints import (
+    SMALL_6B,
+    changed,
+    random_tensors,
+    write_checkpoint,
+)
 from vision_service.checkpoint import CheckpointError, VisionConfig
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine
@@ -17,7 +22,7 @@ TILES = torch.arange(2 * 3 * 28 * 28).remainder(251).to(torch.uint8).view(2, 3, 
 
 
 def engine_of(path: Path, **options: str) -> VisionEngine:
-    settings = Settings.model_validate({"checkpoint": path, "device": "cpu", **options})
+    settings = Settings.model_validate({"checkpoint": path, "torch": {"device": "cpu", **options}})
     return create_engine(settings, VisionConfig.from_checkpoint(path))
 
 
@@ -76,6 +81,15 @@ def test_an_unexpected_tensor_is_refused(tmp_path: Path) -> None:
     tensors = {**random_tensors(SMALL_6B), "mlp1.4.weight": torch.zeros(1)}
     write_checkpoint(tmp_path, tensors=tensors)
     with pytest.raises(CheckpointError, match=r"Unexpected key.*mlp1\.4\.weight"):
+        engine_of(tmp_path)
+
+
+@pytest.mark.parametrize("layer_count", [1, 3, 60_000])
+def test_another_number_of_layers_is_refused(tmp_path: Path, layer_count: int) -> None:
+    config = changed(SMALL_6B, vision_config={"num_hidden_layers": layer_count})
+    write_checkpoint(tmp_path, config, random_tensors(SMALL_6B))
+    complaint = f"tensors of 2 layers, but vision_config.num_hidden_layers is {layer_count}"
+    with pytest.raises(CheckpointError, match=complaint):
         engine_of(tmp_path)
 
 

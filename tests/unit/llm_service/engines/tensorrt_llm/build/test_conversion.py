@@ -27,7 +27,7 @@ from llm_service.engines.torch.weights import load_decoder
 from llm_service.sampling import SamplingParams
 from tests.unit.llm_service.engines.tensorrt_llm.build.split_model import SplitModel
 from tests.unit.llm_service.engines.torch.tiny import (
-    INTERNLM2,
+    EVERY_FAMILY,
     QWEN2,
     Config,
     random_tensors,
@@ -40,7 +40,6 @@ Tensors = dict[str, torch.Tensor]
 TABLE = torch.randn(5, 32, generator=torch.Generator().manual_seed(7))
 # Five virtual tokens between text, and text alone.
 PROMPTS = [[11, 61, 62, 63, 64, 65, 12, 13], [3, 1, 4, 1, 5, 9, 2, 6, 5, 35, 8, 9, 7]]
-BOTH = pytest.mark.parametrize("llm", [INTERNLM2, QWEN2], ids=["internlm2", "qwen2"])
 QUERIES = "language_model.model.layers.1.self_attn.q_proj.weight"
 
 
@@ -65,7 +64,7 @@ def _engine_logits(checkpoint: Path, token_ids: list[int]) -> torch.Tensor:
     return runner.logits(runner.inputs(scheduler.schedule()))[0]
 
 
-@BOTH
+@EVERY_FAMILY
 @pytest.mark.parametrize("pp", [1, 2])
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_logits_equal_those_of_the_torch_engine(
@@ -78,7 +77,7 @@ def test_logits_equal_those_of_the_torch_engine(
         torch.testing.assert_close(model.logits(token_ids, TABLE), expected, rtol=0, atol=2e-5)
 
 
-@BOTH
+@EVERY_FAMILY
 def test_reading_a_few_rows_at_a_time_gives_the_same_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm: Config
 ) -> None:

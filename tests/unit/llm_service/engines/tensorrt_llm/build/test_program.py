@@ -39,7 +39,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> None:
 
 def _dry_run(monkeypatch: pytest.MonkeyPatch, size: str, *words: str) -> None:
     checkpoint = DATA / "configs" / f"InternVL2_5-{size}"
-    folders = ("--converted", f"converted/{size}", "--engine", f"engines/{size}")
+    folders = ("--converted", f"converted/{size}", "--output", f"engines/{size}")
     _run(monkeypatch, "engine", "--checkpoint", checkpoint, *folders, "--dry-run", *words)
 
 
@@ -62,7 +62,14 @@ def test_quantized_weights_and_the_gpus_share_of_the_cache_are_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split = ("--tp", "2", "--pp", "2", "--quantization", "w4a16")
-    limits = ("--max-concurrency", "4", "--max-tiles-per-request", "13", "--max-input-len", "16384")
+    limits = (
+        "--max-running-sequence-count",
+        "4",
+        "--max-request-tile-count",
+        "13",
+        "--max-prompt-token-count",
+        "16384",
+    )
     _dry_run(monkeypatch, "78B", *split, *limits)
     lines = capsys.readouterr().out.splitlines()
     # 40 layers of 4 key/value heads on each GPU.
@@ -94,9 +101,24 @@ def test_the_estimate_is_compared_with_the_card(
 def test_the_option_to_serve_with_holds_all_requests_in_whole_blocks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: str, tp: int, pp: int
 ) -> None:
-    lengths = ("--max-tiles-per-request", "2", "--max-input-len", "1000", "--max-output-len", "10")
+    lengths = (
+        "--max-request-tile-count",
+        "2",
+        "--max-prompt-token-count",
+        "1000",
+        "--max-output-token-count",
+        "10",
+    )
     _dry_run(
-        monkeypatch, size, "--tp", str(tp), "--pp", str(pp), "--max-concurrency", "3", *lengths
+        monkeypatch,
+        size,
+        "--tp",
+        str(tp),
+        "--pp",
+        str(pp),
+        "--max-running-sequence-count",
+        "3",
+        *lengths,
     )
     (option,) = re.findall(
         r"^serve with +--kv-cache-byte-count (\d+)$", capsys.readouterr().out, re.M
@@ -126,7 +148,16 @@ def test_convert_then_engine(
     converted = tmp_path / "new" / "converted"
     assert len(load_file(converted / "rank3.safetensors")) == 9
     engine = tmp_path / "engine"
-    _run(monkeypatch, "engine", *folders, *split, "--engine", engine, "--max-concurrency", "3")
+    _run(
+        monkeypatch,
+        "engine",
+        *folders,
+        *split,
+        "--output",
+        engine,
+        "--max-running-sequence-count",
+        "3",
+    )
     built = json.loads((engine / "config.json").read_text())
     assert built == {"checkpoint": str(converted), "batch": 3}
 
@@ -139,7 +170,15 @@ def test_a_command_that_fails_is_no_success_and_leaves_nothing(
     _run(monkeypatch, "convert", *folders)
     engine = tmp_path / "engines" / "e"
     with pytest.raises(SystemExit, match="trtllm-build ended with status 3; .*/e was not made"):
-        _run(monkeypatch, "engine", *folders, "--engine", engine, "--max-concurrency", "13")
+        _run(
+            monkeypatch,
+            "engine",
+            *folders,
+            "--output",
+            engine,
+            "--max-running-sequence-count",
+            "13",
+        )
     assert list(engine.parent.iterdir()) == []
 
 
@@ -151,7 +190,7 @@ def test_what_a_killed_build_left_is_named_and_stays(
     left.parent.mkdir()
     left.touch()
     with pytest.raises(SystemExit, match="unfinished is of a build that still runs or was cut off"):
-        _run(monkeypatch, "engine", *folders, "--engine", tmp_path / "e")
+        _run(monkeypatch, "engine", *folders, "--output", tmp_path / "e")
     assert left.exists()
 
 
@@ -159,7 +198,7 @@ def test_an_engine_needs_a_converted_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[str | Path, ...]
 ) -> None:
     with pytest.raises(SystemExit, match=r"there is no .*config.json; run convert first"):
-        _run(monkeypatch, "engine", *folders, "--engine", tmp_path / "e")
+        _run(monkeypatch, "engine", *folders, "--output", tmp_path / "e")
 
 
 def test_a_damaged_converted_checkpoint_is_a_sentence(
@@ -168,7 +207,7 @@ def test_a_damaged_converted_checkpoint_is_a_sentence(
     _run(monkeypatch, "convert", *folders)
     (tmp_path / "new" / "converted" / "config.json").write_text("{")
     with pytest.raises(SystemExit, match="config.json is not valid JSON: Expecting property name"):
-        _run(monkeypatch, "engine", *folders, "--engine", tmp_path / "e")
+        _run(monkeypatch, "engine", *folders, "--output", tmp_path / "e")
 
 
 def test_an_engine_of_other_options_than_the_checkpoints_is_refused(
@@ -176,15 +215,15 @@ def test_an_engine_of_other_options_than_the_checkpoints_is_refused(
 ) -> None:
     _run(monkeypatch, "convert", *folders, "--tp", "2")
     with pytest.raises(SystemExit, match=r"has mapping .*'tp_size': 2.*make it .*'tp_size': 4"):
-        _run(monkeypatch, "engine", *folders, "--tp", "4", "--engine", tmp_path / "e")
+        _run(monkeypatch, "engine", *folders, "--tp", "4", "--output", tmp_path / "e")
 
 
 def test_an_existing_engine_is_never_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: tuple[str | Path, ...]
 ) -> None:
     _run(monkeypatch, "convert", *folders)
-    with pytest.raises(SystemExit, match="exists; remove it or choose another --engine"):
-        _run(monkeypatch, "engine", *folders, "--engine", tmp_path)
+    with pytest.raises(SystemExit, match="exists; remove it or choose another --output"):
+        _run(monkeypatch, "engine", *folders, "--output", tmp_path)
 
 
 def test_a_machine_without_tensorrt_llm_is_told_so(
@@ -193,7 +232,7 @@ def test_a_machine_without_tensorrt_llm_is_told_so(
     _run(monkeypatch, "convert", *folders)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SystemExit, match="trtllm-build is not on the PATH"):
-        _run(monkeypatch, "engine", *folders, "--engine", tmp_path / "e")
+        _run(monkeypatch, "engine", *folders, "--output", tmp_path / "e")
 
 
 @pytest.mark.parametrize(
@@ -201,8 +240,8 @@ def test_a_machine_without_tensorrt_llm_is_told_so(
     [
         (["--tp", "4"], "--tp 4 must divide 14 attention heads"),
         (
-            ["--max-tiles-per-request", "26", "--max-input-len", "4096"],
-            "--max-tiles-per-request 26 takes 6656 tokens; --max-input-len is 4096",
+            ["--max-request-tile-count", "26", "--max-prompt-token-count", "4096"],
+            "--max-request-tile-count 26 takes 6656 tokens; --max-prompt-token-count is 4096",
         ),
     ],
 )
@@ -228,10 +267,19 @@ def test_wrong_options_of_a_step_are_named_as_they_are_typed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        _run(monkeypatch, "engine", "--checkpoint", "original", "--tp", "0", "--max-input-len", "x")
+        _run(
+            monkeypatch,
+            "engine",
+            "--checkpoint",
+            "original",
+            "--tp",
+            "0",
+            "--max-prompt-token-count",
+            "x",
+        )
     assert caught.value.code == 2
     named = [line.partition(": ")[0] for line in capsys.readouterr().err.splitlines()]
-    assert named == ["--converted", "--tp", "--engine", "--max-input-len"]
+    assert named == ["--converted", "--tp", "--output", "--max-prompt-token-count"]
 
 
 class _Terminal(io.StringIO):

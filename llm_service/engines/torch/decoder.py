@@ -1,4 +1,4 @@
-"""The decoder that InternLM2 and Qwen2 share: RMSNorm, rotary embedding, grouped attention, SiLU.
+"""The decoder that all families share: RMSNorm, rotary embedding, grouped attention, SiLU.
 
 T is the number of tokens in a batch, of any number of sequences; all but attention treats them
 alike.
@@ -6,36 +6,14 @@ alike.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, cast
-
 import torch
 from torch import nn
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.torch.kernels import BatchLayout, Kernels
+from llm_service.engines.torch.kernels.base import BatchLayout, Kernels
 
 # The vocabularies are odd numbers, or nearly; cuBLAS needs three times as long for such a product.
 HEAD_ROW_MULTIPLE = 64
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where one tensor of the checkpoint goes.
-
-    Attributes:
-        shape: the shape it has in the checkpoint.
-        view: the part of a parameter that takes it; as many elements, perhaps in another shape.
-    """
-
-    shape: tuple[int, ...]
-    view: torch.Tensor
-
-
-def whole(parameter: torch.Tensor) -> Destination:
-    """Returns the destination of a tensor that fills a parameter as it is."""
-    return Destination(tuple(parameter.shape), parameter)
 
 
 class Projection(nn.Module):
@@ -71,16 +49,17 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with one fused projection.
 
-    The rows of `qkv` are ordered by key/value head: for each, its query heads, its key head, its
-    value head; `grouped` says the same as a shape. InternLM2 stores them so.
+    The rows of `qkv` are ordered by key/value head (GROUPED): for each, its query heads, its key
+    head, its value head.
     """
 
-    def __init__(self, config: LLMConfig, kernels: Kernels, qkv_bias: bool) -> None:
+    def __init__(self, config: LLMConfig, kernels: Kernels) -> None:
         super().__init__()
-        self.group_size = config.head_count // config.kv_head_count
-        self.grouped = (config.kv_head_count, self.group_size + 2, config.head_dim)
+        group_size = config.head_count // config.kv_head_count
+        self._grouped = (config.kv_head_count, group_size + 2, config.head_dim)
         row_count = (config.head_count + 2 * config.kv_head_count) * config.head_dim
-        self.qkv = Projection(kernels, config.hidden_size, row_count, bias=qkv_bias)
+        bias = config.family.has_qkv_bias
+        self.qkv = Projection(kernels, config.hidden_size, row_count, bias=bias)
         self.output = Projection(kernels, config.hidden_size, config.hidden_size, bias=False)
         self._kernels = kernels
 
@@ -88,7 +67,7 @@ class Attention(nn.Module):
         self, hidden: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
     ) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; cache is the layer's, see Kernels."""
-        qkv = self.qkv(hidden).unflatten(-1, self.grouped)  # [T, kv_heads, group + 2, head_dim]
+        qkv = self.qkv(hidden).unflatten(-1, self._grouped)  # [T, kv_heads, group + 2, head_dim]
         query = self._kernels.rotate_and_store(qkv, cache, layout)
         output: torch.Tensor = self.output(self._kernels.attend(query, cache, layout).flatten(1))
         return output
@@ -113,10 +92,10 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward, each on the normalised sum of all that came before."""
 
-    def __init__(self, config: LLMConfig, kernels: Kernels, qkv_bias: bool) -> None:
+    def __init__(self, config: LLMConfig, kernels: Kernels) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config, kernels)
-        self.attention = Attention(config, kernels, qkv_bias)
+        self.attention = Attention(config, kernels)
         self.feed_forward_norm = RMSNorm(config, kernels)
         self.feed_forward = FeedForward(config, kernels)
 
@@ -134,27 +113,15 @@ class Layer(nn.Module):
         return hidden, self.feed_forward(normalised)
 
 
-class Decoder(nn.Module, ABC):
-    """The whole language model; a subclass says how its checkpoints name the tensors.
-
-    Attributes:
-        qkv_bias: whether query, key and value have biases.
-        embedding_name: the embedding's tensor in an original checkpoint.
-        head_name: the output head's; the released checkpoints are untied, so it is always read.
-    """
-
-    qkv_bias: ClassVar[bool]
-    embedding_name: ClassVar[str]
-    head_name: ClassVar[str]
+class Decoder(nn.Module):
+    """The whole language model."""
 
     def __init__(self, config: LLMConfig, kernels: Kernels) -> None:
         super().__init__()
         self.config = config
         self.kernels = kernels
         self.embedding = nn.Embedding(config.vocabulary_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            Layer(config, kernels, self.qkv_bias) for _ in range(config.layer_count)
-        )
+        self.layers = nn.ModuleList(Layer(config, kernels) for _ in range(config.layer_count))
         self.norm = RMSNorm(config, kernels)
         head_rows = -(-config.vocabulary_size // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE
         self.head = Projection(kernels, config.hidden_size, head_rows, bias=False)
@@ -182,20 +149,3 @@ class Decoder(nn.Module, ABC):
         """[N, hidden_size] -> [N, vocabulary_size]"""
         output: torch.Tensor = self.head(hidden)[:, : self.config.vocabulary_size]
         return output
-
-    def destinations(self) -> dict[str, Destination]:
-        """Returns where each tensor of an original checkpoint goes, by its name there."""
-        named = {
-            self.embedding_name: whole(self.embedding.weight),
-            "language_model.model.norm.weight": whole(self.norm.weight),
-            self.head_name: whole(self.head.weight[: self.config.vocabulary_size]),
-        }
-        for index, layer in enumerate(self.layers):
-            for name, destination in self.layer_destinations(cast(Layer, layer)).items():
-                named[f"language_model.model.layers.{index}.{name}"] = destination
-        return named
-
-    @staticmethod
-    @abstractmethod
-    def layer_destinations(layer: Layer) -> dict[str, Destination]:
-        """Returns where the tensors of one layer go, by their names within the layer."""

@@ -6,8 +6,9 @@ import torch
 import triton
 from torch.nn.functional import linear
 
-from llm_service.engines.torch import triton_programs
-from llm_service.engines.torch.kernels import BatchLayout, attend_causally, split_spans
+from llm_service.engines.torch.kernels import triton_programs
+from llm_service.engines.torch.kernels.base import BatchLayout
+from llm_service.engines.torch.kernels.spans import attend_causally, split_spans
 
 # tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
 MIN_DOT_SIZE = 16
@@ -23,7 +24,7 @@ MAX_PROJECTION_STEP = 2048
 
 
 class TritonKernels:
-    """See Kernels: decodes and tiles in two kernels of our own, spans in PyTorch's attention."""
+    """Kernels that read decodes and tiles by programs of our own, spans by PyTorch's attention."""
 
     def __init__(self, group_size: int) -> None:
         """Takes the number of query heads that share a key/value head."""
@@ -31,13 +32,12 @@ class TritonKernels:
 
     @property
     def tile_size(self) -> int:
-        """See Kernels."""
         return max(1, TILE_ROWS // self._padded_group)
 
     def project(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """See Kernels: for one token faster than cuBLAS, which is made for matrices."""
+        """For one token faster than cuBLAS, which is made for matrices."""
         if len(hidden) != 1:
             return linear(hidden, weight, bias)
         output = hidden.new_empty(1, len(weight))
@@ -56,7 +56,6 @@ class TritonKernels:
     def add_rms_norm(
         self, hidden: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """See Kernels."""
         token_count, width = hidden.shape
         normed = torch.empty_like(hidden)
         total = hidden if update is None else torch.empty_like(hidden)
@@ -75,7 +74,6 @@ class TritonKernels:
         return normed, total
 
     def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """See Kernels."""
         token_count, width = gate_up.shape[0], gate_up.shape[1] // 2
         product = gate_up.new_empty(token_count, width)
         block = 1024
@@ -86,7 +84,6 @@ class TritonKernels:
     def rotate_and_store(
         self, qkv: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
     ) -> torch.Tensor:
-        """See Kernels."""
         token_count, kv_heads, group_and_two, head_dim = qkv.shape
         group, half = group_and_two - 2, head_dim // 2
         query = qkv.new_empty(token_count, kv_heads * group, head_dim)
@@ -107,7 +104,6 @@ class TritonKernels:
         return query
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
-        """See Kernels."""
         tiled_count = len(layout.context_lengths)
         outputs = []
         if tiled_count:

@@ -1,0 +1,24 @@
+"""InternLM2 (2B, 8B, 26B): no biases, and one tensor for query, key and value."""
+
+from __future__ import annotations
+
+from llm_service.decoders.family import COMMON_OPTIONS, GROUPED, DecoderFamily
+
+INTERNLM2 = DecoderFamily(
+    architecture="InternLM2ForCausalLM",
+    options=COMMON_OPTIONS,
+    embedding="model.tok_embeddings",
+    layers="model.layers",
+    norm="model.norm",
+    head="output",
+    attention_norm="attention_norm",
+    qkv={"attention.wqkv": GROUPED},
+    has_qkv_bias=False,
+    attention_output="attention.wo",
+    feed_forward_norm="ffn_norm",
+    gate="feed_forward.w1",
+    up="feed_forward.w3",
+    down="feed_forward.w2",
+    # TensorRT-LLM runs it as a Llama; the name is one of its own map of models.
+    tensorrt_llm={"architecture": "InternLM2ForCausalLM", "has_partial_lora_mask": False},
+)

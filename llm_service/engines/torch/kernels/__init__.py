@@ -1,0 +1,1 @@
+"""The decoder's operations: what they are, and who computes them."""

@@ -1,0 +1,65 @@
+"""The decoder's operations on any device, by what PyTorch itself has."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from llm_service.engines.torch.kernels.base import BatchLayout
+from llm_service.engines.torch.kernels.spans import attend_causally, split_spans
+
+
+class TorchKernels:
+    """Kernels by what PyTorch itself has."""
+
+    tile_size: int | None = None
+
+    def project(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return linear(hidden, weight, bias)
+
+    def add_rms_norm(
+        self, hidden: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if update is not None:
+            hidden = hidden + update
+        exact = hidden.float()
+        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+        return weight * exact.to(hidden.dtype), hidden
+
+    def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate) * up
+
+    def rotate_and_store(
+        self, qkv: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+    ) -> torch.Tensor:
+        cosine, sine = layout.rotation[:, None, None].unbind(-2)  # [T, 1, 1, head_dim / 2]
+        first, second = qkv[:, :, :-1].float().chunk(2, dim=-1)
+        rotated = torch.cat(
+            (first * cosine - second * sine, second * cosine + first * sine), dim=-1
+        ).to(qkv.dtype)
+        key_slots, value_slots = cache.flatten(1, 2)  # [slots, kv_heads, head_dim]
+        key_slots[layout.slots] = rotated[:, :, -1]
+        value_slots[layout.slots] = qkv[:, :, -1]
+        return rotated[:, :, :-1].flatten(1, 2)
+
+    def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+        decode_count = len(layout.context_lengths)
+        outputs = []
+        if decode_count:
+            outputs.append(_attend_decodes(query[:decode_count], cache, layout))
+        for part in split_spans(query[decode_count:], cache, layout.spans):
+            outputs.append(attend_causally(*part)[0].transpose(0, 1))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _attend_decodes(query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
+    # [2, D, kv_heads, context, head_dim], padded to the longest context
+    keys, values = cache[:, layout.block_tables].flatten(2, 3).transpose(2, 3)
+    places = torch.arange(keys.shape[-2], device=query.device)
+    mask = places < layout.context_lengths[:, None, None, None]  # [D, 1, 1, context]
+    # The queries that share a key/value head stand where a longer query's tokens would.
+    grouped = query.view(*keys.shape[:2], -1, query.shape[-1])  # [D, kv_heads, group, head_dim]
+    return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).flatten(1, 2)

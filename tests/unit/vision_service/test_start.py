@@ -1,0 +1,78 @@
+"""What a user can do wrong at start: one sentence on one line, exit status 1, no traceback."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.vision_service.checkpoints import (
+    SMALL_6B,
+    changed,
+    random_tensors,
+    write_checkpoint,
+)
+from vision_service.__main__ import main
+
+
+@pytest.fixture
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs the program over the checkpoint in the test's folder; returns why it did not start."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    def run(*options: str) -> str:
+        words = ["--checkpoint", str(tmp_path), "--port", "0"]
+        monkeypatch.setattr(sys, "argv", ["", *words, *options])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        *before, last = capfd.readouterr().err.splitlines()
+        assert "Traceback" not in "".join(before)
+        event = json.loads(last)
+        assert event["event"] == "start_failed"
+        return str(event["error"])
+
+    return run
+
+
+def test_a_folder_that_is_no_checkpoint(start: Callable[..., str]) -> None:
+    assert "config.json: cannot be read" in start()
+
+
+def test_weights_that_are_cut_short(start: Callable[..., str], tmp_path: Path) -> None:
+    file = write_checkpoint(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "model.safetensors: cannot be read" in start()
+
+
+def test_weights_of_another_model(start: Callable[..., str], tmp_path: Path) -> None:
+    config = changed(SMALL_6B, vision_config={"intermediate_size": 65})
+    write_checkpoint(tmp_path, config, random_tensors(SMALL_6B))
+    assert "size mismatch for vision_model.encoder.layers.0.mlp.fc1" in start()
+
+
+def test_a_device_that_is_not_there(
+    start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "PyTorch finds no CUDA device" in start("--torch.device", "cuda")
+
+
+def test_a_folder_that_is_no_plan(
+    start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    plan = ("--engine", "tensorrt", "--tensorrt.plan", str(tmp_path))
+    assert "plan.json: is no record of a finished plan" in start(*plan)
+
+
+def test_an_address_that_is_not_this_machines(start: Callable[..., str], tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    assert start("--host", "192.0.2.1") == "cannot listen on 192.0.2.1:0"

@@ -1,0 +1,95 @@
+"""The messages of VisionService: requests read, responses built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from protos.internvl.v1 import tensor_pb2, vision_pb2
+from protos.transport import CHUNK_BYTE_COUNT
+from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
+from vision_service.encoder import EncodedImage, ImageRequest, ModelInfo
+
+DATA_TYPES = {
+    torch.bfloat16: tensor_pb2.DATA_TYPE_BF16,
+    torch.float16: tensor_pb2.DATA_TYPE_FP16,
+    torch.float32: tensor_pb2.DATA_TYPE_FP32,
+}
+
+
+def read_request(message: vision_pb2.EncodeImageRequest) -> ImageRequest:
+    """Returns what EncodeImage is asked for."""
+    has_cap = message.HasField("max_tile_count")
+    has_recipe = message.HasField("expected_recipe_sha256")
+    return ImageRequest(
+        image=message.image,
+        tile_cap=message.max_tile_count if has_cap else None,
+        expected_recipe_sha256=message.expected_recipe_sha256 if has_recipe else None,
+    )
+
+
+def encode_responses(encoded: EncodedImage) -> Iterator[vision_pb2.EncodeImageResponse]:
+    """Yields one header, the chunks of the rows and one trailer."""
+    yield vision_pb2.EncodeImageResponse(header=_header(encoded))
+    yield from _chunks(encoded.embedding)
+    trailer = vision_pb2.EncodeImageTrailer(
+        crc32=encoded.embedding.crc32, timings=_timings(encoded.timings)
+    )
+    yield vision_pb2.EncodeImageResponse(trailer=trailer)
+
+
+def model_info_response(info: ModelInfo) -> vision_pb2.VisionServiceGetModelInfoResponse:
+    """Returns what GetModelInfo tells."""
+    return vision_pb2.VisionServiceGetModelInfoResponse(
+        model=info.model,
+        engine=info.engine,
+        recipe_sha256=info.recipe_sha256,
+        hidden_size=info.hidden_size,
+        tokens_per_tile=info.tokens_per_tile,
+        tile_size=info.tile_size,
+        dtype=DATA_TYPES[info.dtype],
+        default_tile_count=info.default_tile_count,
+        max_tile_count=info.max_tile_count,
+        max_image_byte_count=info.max_image_byte_count,
+        max_image_pixel_count=info.max_image_pixel_count,
+    )
+
+
+def _header(encoded: EncodedImage) -> vision_pb2.EncodeImageHeader:
+    embedding = encoded.embedding
+    return vision_pb2.EncodeImageHeader(
+        id=tensor_pb2.EmbeddingId(
+            content_sha256=embedding.id.content_sha256,
+            recipe_sha256=embedding.id.recipe_sha256,
+        ),
+        spec=tensor_pb2.TensorSpec(
+            dtype=DATA_TYPES[embedding.rows.dtype],
+            shape=embedding.rows.shape,
+            byte_count=embedding.byte_count,
+        ),
+        tile_count=embedding.grid.tile_count,
+        grid_column_count=embedding.grid.column_count,
+        grid_row_count=embedding.grid.row_count,
+        image_width=embedding.image_width,
+        image_height=embedding.image_height,
+        cache_hit=encoded.cache_hit,
+    )
+
+
+def _chunks(embedding: ImageEmbedding) -> Iterator[vision_pb2.EncodeImageResponse]:
+    data = tensor_bytes(embedding.rows)
+    for offset in range(0, len(data), CHUNK_BYTE_COUNT):
+        # Filled in place: a message given to another's constructor is copied, at 1 ms for a chunk.
+        response = vision_pb2.EncodeImageResponse()
+        response.chunk.offset = offset
+        response.chunk.data = bytes(data[offset : offset + CHUNK_BYTE_COUNT])
+        yield response
+
+
+def _timings(timings: Timings) -> vision_pb2.EncodeTimings:
+    return vision_pb2.EncodeTimings(
+        preprocess_seconds=timings.preprocess_seconds,
+        queue_seconds=timings.queue_seconds,
+        forward_seconds=timings.forward_seconds,
+    )
