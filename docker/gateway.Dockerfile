@@ -1,14 +1,19 @@
 # The gateway: slim Python, no torch. Build from the repository's root:
 #   docker build -f docker/gateway.Dockerfile -t internvl-gateway .
+FROM python:3.12-slim AS wheel
+COPY pyproject.toml README.md LICENSE /source/
+COPY protos /source/protos
+COPY gateway /source/gateway
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels /source
+
 FROM python:3.12-slim
 RUN useradd --uid 10001 service
-WORKDIR /app
-COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY protos protos
-COPY vision_service vision_service
-COPY llm_service llm_service
-COPY gateway gateway
-RUN pip install --no-cache-dir -c constraints.txt .
+# The dependencies, which a change of the code leaves as they are, and then the code.
+COPY pyproject.toml constraints.txt README.md LICENSE /source/
+RUN pip install --no-cache-dir -c /source/constraints.txt /source
+COPY --from=wheel /wheels /wheels
+RUN pip install --no-cache-dir --no-deps --force-reinstall /wheels/*.whl \
+    && rm -r /wheels /source
 USER 10001
 ENV INTERNVL_GATEWAY_HOST=0.0.0.0
 EXPOSE 8000

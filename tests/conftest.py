@@ -1,14 +1,22 @@
-"""What all tests share: their options, and logging as each one finds it."""
+"""What all tests share: their options, how they are shared out, and logging as each finds it.
+
+The tests of the gateway and the protos run in an environment without torch and numpy, so nothing
+here may import them.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import structlog
-import torch
+
+# Torch reads it when it is imported. The workers and the services that tests start already keep all
+# cores busy: more threads for each would only wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHIPPED_GOLDEN_DIR = Path(__file__).parent / "data" / "golden"
 
@@ -22,12 +30,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips, by name, what needs a CUDA device where there is none."""
+    """Says what runs on one worker, and skips, by name, what needs a CUDA device."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked and not torch.cuda.is_available():
+    if marked and not _has_cuda():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _group(item: pytest.Item) -> str:
+    """Returns a test's file; of the end-to-end tests that share three processes, their engine."""
+    callspec = getattr(item, "callspec", None)
+    if item.path.parent.name == "e2e" and callspec is not None and "engine" in callspec.params:
+        return f"e2e-{callspec.params['engine']}"
+    return str(item.path)
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,16 @@ class Image(NamedTuple):
     def values(self, keyword: str) -> list[str]:
         """Returns what follows each instruction of a kind."""
         return [rest for found, rest in self.stages()[self.target] if found == keyword]
+
+    def sources(self) -> list[str]:
+        """Returns what the target has from the repository."""
+        copies = (value.split() for value in self.values("COPY") if not value.startswith("--from"))
+        return [source for *sources, _ in copies for source in sources]
+
+    @property
+    def wheel(self) -> Image:
+        """The stage that makes the wheel of the code."""
+        return self._replace(target="wheel")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -259,6 +270,7 @@ def test_compose_starts_the_llm_when_vision_has_its_memory() -> None:
 @pytest.mark.parametrize("service", SERVICES)
 def test_compose_gives_a_container_no_more_than_it_needs(service: str) -> None:
     container = SERVICES[service]
+    assert container["init"] is True
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
     paths = [volume.rpartition(":/")[2] for volume in container.get("volumes", [])]
@@ -300,34 +312,71 @@ def test_compose_itself_takes_the_file() -> None:
         subprocess.run(command, check=True)
 
 
-def copy_sources(image: Image, folder: Path) -> None:
-    """Follows the COPY instructions, also those of the stage that the image copies from."""
-    for value in image.values("COPY"):
-        if value.startswith("--from=source"):
-            copy_sources(Image(image.package, "source"), folder)
-            continue
-        *sources, target = value.split()
-        for source in sources:
-            to = folder / target.lstrip("/")
-            if (ROOT / source).is_dir():
-                shutil.copytree(ROOT / source, to, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(ROOT / source, to)
+@EVERY_IMAGE
+def test_a_change_of_the_code_leaves_the_layer_of_the_dependencies(image: Image) -> None:
+    instructions = image.stages()[image.target]
+    code = instructions.index(("COPY", "--from=wheel /wheels /wheels"))
+    assert not any((ROOT / name).is_dir() for name in image.sources())
+    before, after = (
+        [rest for keyword, rest in part if keyword == "RUN" and "pip install" in rest]
+        for part in (instructions[:code], instructions[code:])
+    )
+    assert ["--no-deps" in step for step in before + after] == [False, True]
+
+
+@EVERY_IMAGE
+def test_an_image_keeps_no_sources_beside_what_is_installed(image: Image) -> None:
+    assert {value.split()[-1] for value in image.values("COPY")} == {"/source/", "/wheels"}
+    assert image.values("RUN")[-1].endswith("&& rm -r /wheels /source")
+
+
+@EVERY_IMAGE
+def test_the_build_is_given_what_it_copies(image: Image) -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    given = {line.removeprefix("!") for line in lines if line.startswith("!")}
+    assert {*image.sources(), *image.wheel.sources()} <= given
+
+
+@BUILT_HERE
+def test_an_image_has_the_protos_and_its_own_package(image: Image, tmp_path: Path) -> None:
+    copy_sources(image.wheel, tmp_path / "source")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    command += ["--outdir", str(tmp_path), str(tmp_path / "source")]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {top for top in tops if "." not in top} == {"protos", image.package}
+
+
+def copy_sources(stage: Image, folder: Path) -> None:
+    """Copies what the stage has from the repository."""
+    folder.mkdir(exist_ok=True)
+    for name in stage.sources():
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @BUILT_HERE
 def test_pip_steps_in_a_fresh_environment(image: Image, tmp_path: Path) -> None:
-    sources, environment = tmp_path / "app", tmp_path / "venv"
-    sources.mkdir()
-    copy_sources(image, sources)
+    environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     variables = os.environ | {"PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    (step,) = (step for step in image.values("RUN") if step.startswith("pip "))
-    subprocess.run(["bash", "-ec", step], cwd=sources, env=variables, check=True)
+    for stage in (image.wheel, image):
+        copy_sources(stage, tmp_path / "source")
+        for step in stage.values("RUN"):
+            if step.startswith("pip "):
+                command = re.sub(r"/(source|wheels)\b", rf"{tmp_path}/\1", step)
+                subprocess.run(["bash", "-ec", command], env=variables, check=True)
+        shutil.rmtree(tmp_path / "source", ignore_errors=True)
     program = environment / "bin" / image.command[0]
     shown = subprocess.run([program, "--help"], cwd=tmp_path, capture_output=True, check=True)
     assert b"--port" in shown.stdout
     installed = {folder.name for folder in environment.glob("lib/python*/site-packages/*")}
     assert ("torch" in installed) is (image != GATEWAY)
+    assert installed & set(PACKAGES) == {image.package}

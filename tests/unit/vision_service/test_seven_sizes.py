@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ SIZES = {
 }
 
 
+@cache
 def built(size: str) -> tuple[VisionConfig, VisionModel, dict[str, tuple[int, ...]]]:
     """Returns the config, the model, and the shapes that the original checkpoint has."""
     folder = CONFIGS / f"InternVL2_5-{size}"
