@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from demo_training.evaluate import Settings, evaluate, scores_of
-from models.demo.stack import DEMO_CHECKPOINT
+from models.demo import DEMO_CHECKPOINT
 from tests.e2e.conftest import Engine, make_stack
 from tests.internlm2_layout import write_internlm2
 
