@@ -133,7 +133,7 @@ def test_a_guide_that_ends_early_ends_before_min_tokens(
         ({"n": 17}, "n"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logit_bias": {"999999": 1}}, "logit_bias.999999"),
-        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"extra_body": {"cache_salt": "x" * 129}}, "cache_salt"),
         ({"extra_body": {"structured_outputs": {"regex": "(("}}}, "structured_outputs.regex"),
         (
