@@ -1,4 +1,4 @@
-"""docs/serve-internvl2.5.md: its commands, run with the toy model in the 8B's place."""
+"""docs/serving.md: its commands, run with the toy model in the 8B's place."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from string import Template
+from typing import TypeVar
 
 import pytest
 import torch
 from pydantic_settings import BaseSettings, CliApp
 
+from gateway.local.settings import Settings as ServeSettings
 from gateway.settings import Settings as GatewaySettings
 from llm_service.doctor import DoctorSettings as LLMDoctorSettings
 from llm_service.selftest import SelftestSettings as LLMSelftestSettings
@@ -36,7 +38,7 @@ from vision_service.selftest import SelftestSettings as VisionSelftestSettings
 from vision_service.settings import Settings as VisionSettings
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "serve-internvl2.5.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 DATA = ROOT / "tests" / "data"
 PROGRAMS: dict[str, type[BaseSettings]] = {
     "internvl-vision": VisionSettings,
@@ -47,6 +49,7 @@ PROGRAMS: dict[str, type[BaseSettings]] = {
     "vision_service.selftest": VisionSelftestSettings,
     "llm_service.selftest": LLMSelftestSettings,
 }
+Settings = TypeVar("Settings", bound=BaseSettings)
 PORTS = ("50051", "50052", "8000")
 PICTURE_URL = "https://example.com"
 BETWEEN = "--- next block ---"
@@ -306,6 +309,36 @@ def _vision_gib(size: str) -> float:
     with torch.device("meta"):
         model = VisionModel(config)
     return 2 * sum(parameter.numel() for parameter in model.parameters()) / 2**30
+
+
+def _of_file(cls: type[Settings], file: Path) -> Settings:
+    return CliApp.run(cls, cli_args=["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("size", "gpu_count", "cache"),
+    re.findall(r"^\| (\d+B) \| (\d) \| .* \| (\d+) \| ", PAGE, re.M),
+    ids="-".join,
+)
+def test_the_file_of_a_size_has_the_tables_options(size: str, gpu_count: str, cache: str) -> None:
+    file = ROOT / "docs" / "configs" / f"InternVL2_5-{size}.toml"
+    assert f"(configs/{file.name})" in PAGE
+    checkpoint, engines = f"/models/InternVL2_5-{size}", f"/models/engines/{size}"
+    vision = _of_file(VisionSettings, file)
+    assert (str(vision.checkpoint), str(vision.tensorrt.plan)) == (checkpoint, f"{engines}/vision")
+    llm = _of_file(LLMSettings, file)
+    assert (str(llm.checkpoint), llm.kv_cache_byte_count) == (checkpoint, int(cache))
+    assert str(llm.tensorrt_llm.engine_folder) == f"{engines}/llm"
+    assert f"-n {gpu_count} internvl-llm" in file.read_text() or gpu_count == "1"
+    if gpu_count == "1":
+        assert str(_of_file(ServeSettings, file).checkpoint) == checkpoint
+    else:
+        assert _of_file(GatewaySettings, file).llm_address == f"127.0.0.1:{llm.port}"
+
+
+def test_the_file_on_the_page_is_the_8bs() -> None:
+    (shown,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
+    assert shown == (ROOT / "docs" / "configs" / "InternVL2_5-8B.toml").read_text()
 
 
 def test_images_on_the_page_are_those_of_the_folder() -> None:
