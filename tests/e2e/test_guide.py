@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import pytest
 import torch
+from pydantic import BaseModel
 from pydantic_settings import BaseSettings, CliApp
 
 from gateway.local.settings import Settings as ServeSettings
@@ -251,7 +252,16 @@ def test_options_are_those_of_the_program(words: list[str]) -> None:
     program, *options = [word for word in words if word != "&"]
     settings = CliApp.run(PROGRAMS[program], cli_args=options)
     given = {name.removeprefix("--").replace("-", "_") for name in options[::2]}
-    assert given <= settings.model_fields_set
+    assert given <= _set_fields(settings)
+
+
+def _set_fields(options: BaseModel) -> set[str]:
+    """Returns the names of the options that were set, those of a group as `group.name`."""
+    names = set(options.model_fields_set)
+    for name in options.model_fields_set:
+        if isinstance(group := getattr(options, name), BaseModel):
+            names |= {f"{name}.{inner}" for inner in _set_fields(group)}
+    return names
 
 
 @pytest.mark.parametrize("words", serving_commands(), ids=" ".join)
