@@ -29,7 +29,11 @@ def test_at_most_a_third_of_a_graph_is_padding() -> None:
 
 def engine_of(path: Path, device: str) -> VisionEngine:
     settings = Settings.model_validate(
-        {"checkpoint": path, "device": device, "dtype": "float32", "max_batch_tile_count": 7}
+        {
+            "checkpoint": path,
+            "torch": {"device": device, "dtype": "float32"},
+            "max_batch_tile_count": 7,
+        }
     )
     return create_engine(settings, VisionConfig.from_checkpoint(path))
 
