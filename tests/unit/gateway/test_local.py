@@ -120,7 +120,16 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture
 def options() -> list[str]:
     """Those of a checkpoint at a free port, whatever else this machine serves."""
-    return ["--checkpoint", "toy", "--port", str(free_port()), "--vision-port", "0"]
+    return [
+        "--checkpoint",
+        "toy",
+        "--port",
+        str(free_port()),
+        "--vision-port",
+        "0",
+        "--llm-port",
+        "0",
+    ]
 
 
 def eventually(condition: Callable[[], bool]) -> None:
