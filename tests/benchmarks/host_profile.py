@@ -64,8 +64,9 @@ def _line(frame: FrameType) -> str:
         here = here.f_back
     found = here or frame
     file = found.f_code.co_filename
-    source = linecache.getline(file, found.f_lineno).strip()[:SOURCE_WIDTH].replace("|", "\\|")
-    return f"{Path(file).name}:{found.f_lineno} `{source}`"
+    line = found.f_lineno or 0  # another thread's frame may be between two lines
+    source = linecache.getline(file, line).strip()[:SOURCE_WIDTH].replace("|", "\\|")
+    return f"{Path(file).name}:{line} `{source}`"
 
 
 class DeviceTrace:
