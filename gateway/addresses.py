@@ -27,7 +27,7 @@ NAT64 = IPv6Network("64:ff9b::/96")
 
 @dataclass(frozen=True)
 class AddressPolicy:
-    """Decides whether an address may be dialled.
+    """Decides whether the gateway may connect to an address.
 
     Attributes:
         names: host names whose addresses are all allowed; lower case, no trailing dot.
