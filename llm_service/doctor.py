@@ -5,8 +5,6 @@ It imports no library itself, and of an engine's package the `doctor` module alo
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic_settings import SettingsConfigDict
 
 from llm_service.engines.tensorrt_llm.doctor import (
@@ -18,6 +16,7 @@ from llm_service.engines.tensorrt_llm.doctor import (
     tensorrt_llm_engine,
     tensorrt_llm_facts,
 )
+from llm_service.settings import EngineName
 from protos.process.doctor import Machine, conclude, torch_engine, torch_trial, version
 from protos.process.settings import Options, read_settings
 
@@ -34,7 +33,7 @@ class DoctorSettings(Options):
         env_prefix="INTERNVL_LLM_", cli_prog_name="python -m llm_service.doctor"
     )
 
-    engine: Literal["torch", "tensorrt_llm"] = "torch"
+    engine: EngineName = "torch"
     """The engine that is wanted; the exit status is 1 when it cannot run here."""
 
 

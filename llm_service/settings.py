@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from protos.process.settings import GIB, EngineOptions, EngineSettings
+from protos.process.settings import (
+    GIB,
+    LARGEST_THREAD_COUNT,
+    EngineOptions,
+    EngineSettings,
+    half_of_the_cores,
+)
 
 # Memory is taken for each at the start.
 LARGEST_SEQUENCE_COUNT = 65_536
-LARGEST_THREAD_COUNT = 1024
 # Far more than any machine has, and few enough for PyTorch to count.
 LARGEST_BYTE_COUNT = 2**60
-
-
-def half_of_the_cores() -> int:
-    """Returns how many threads leave the vision service beside this one its cores."""
-    return max(1, (os.cpu_count() or 1) // 2)
+EngineName = Literal["torch", "tensorrt_llm"]
 
 
 class TorchOptions(EngineOptions):
@@ -66,7 +66,7 @@ class Settings(EngineSettings):
     """Folder of an original InternVL2.5 checkpoint: config.json, safetensors, tokenizer files."""
     served_model_name: str = Field(default="", max_length=256)
     """Name under which the model is served; empty: the checkpoint folder's name."""
-    engine: Literal["torch", "tensorrt_llm"] = "torch"
+    engine: EngineName = "torch"
     """What runs the language model."""
     torch: TorchOptions = TorchOptions()
     """Options of the engine torch."""

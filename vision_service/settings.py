@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from protos.process.settings import GIB, MIB, EngineOptions, EngineSettings
+from protos.process.settings import (
+    GIB,
+    LARGEST_THREAD_COUNT,
+    MIB,
+    EngineOptions,
+    EngineSettings,
+    half_of_the_cores,
+)
 
 # More columns or rows than this serve no picture; it also keeps one image within the tile queue.
 LARGEST_TILE_CAP = 64
 # Pillow itself refuses images above twice its MAX_IMAGE_PIXELS (2 x 89,478,485).
 LARGEST_PIXEL_LIMIT = 178_956_970
-LARGEST_THREAD_COUNT = 1024
 # On a GPU the memory of a batch is taken at the start.
 LARGEST_BATCH_TILE_COUNT = 1024
 # gRPC counts both in 32 bits.
@@ -23,11 +28,6 @@ LARGEST_IMAGE_BYTE_COUNT = GIB
 LARGEST_CALL_COUNT = 65_536
 
 EngineName = Literal["torch", "tensorrt"]
-
-
-def half_of_the_cores() -> int:
-    """Returns half of the machine's cores, at least one."""
-    return max(1, (os.cpu_count() or 1) // 2)
 
 
 class TorchOptions(EngineOptions):

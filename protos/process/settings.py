@@ -5,6 +5,7 @@ The programs that serve also take them from a TOML file, where each has a table 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,13 @@ CONFIG_TABLES = ("serve", "vision", "llm", "gateway")
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+# More than any machine's cores; PyTorch takes memory for each thread.
+LARGEST_THREAD_COUNT = 1024
+
+
+def half_of_the_cores() -> int:
+    """Returns how many threads leave the other service on this machine its cores."""
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 class Options(BaseSettings):

@@ -21,12 +21,12 @@ import grpc
 from openai import AsyncOpenAI
 
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
+from protos.transport import CHUNK_BYTE_COUNT
 
 FOLDER = Path(__file__).parents[1] / "data" / "questions"
 FINAL_PUNCTUATION = ".。!！?？ "
 MAX_ANSWER_TOKEN_COUNT = 96
 ROW_COUNT = 256  # of a picture of one tile
-CHUNK_BYTE_COUNT = 512 * 1024
 ROLES = {
     "system": llm_pb2.ROLE_SYSTEM,
     "user": llm_pb2.ROLE_USER,
@@ -180,7 +180,7 @@ class BlindAsker:
 
 
 def _unknown_id() -> tensor_pb2.EmbeddingId:
-    """Returns an identity whose rows the service cannot hold yet."""
+    """Returns an embedding id whose rows the service cannot hold yet."""
     return tensor_pb2.EmbeddingId(
         content_sha256=secrets.token_bytes(32), recipe_sha256=secrets.token_bytes(32)
     )

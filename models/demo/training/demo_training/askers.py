@@ -19,10 +19,10 @@ from demo_training.export import MAX_TILE_COUNT
 from demo_training.samples import Picture, Turn
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
 from protos.process.logs import REQUEST_ID_KEY, new_request_id
+from protos.transport import CHUNK_BYTE_COUNT
 from vision_service.tiling import choose_grid
 
 MAX_ANSWER_TOKENS = 96
-CHUNK_BYTE_COUNT = 512 * 1024
 DIGEST_BYTE_COUNT = 32
 FLOAT_BYTE_COUNT = 4
 ROLES = {
