@@ -60,6 +60,14 @@ class Image(NamedTuple):
         """Returns what follows each instruction of a kind."""
         return [rest for found, rest in self.stages()[self.target] if found == keyword]
 
+    @property
+    def base(self) -> str:
+        """The image that the target is built on: the default of the argument that FROM names."""
+        text = (ROOT / "docker" / f"{self.package}.Dockerfile").read_text()
+        pattern = rf"^FROM \$\{{(\w+)\}}{f' AS {self.target}' if self.target else ''}$"
+        arguments = re.findall(pattern, text, re.M)
+        return dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))[arguments[0]]
+
     def sources(self) -> list[str]:
         """Returns what the target has from the repository."""
         copies = (value.split() for value in self.values("COPY") if not value.startswith("--from"))
@@ -127,6 +135,24 @@ def test_hadolint_finds_nothing(package: str) -> None:
     file = ROOT / "docker" / f"{package}.Dockerfile"
     completed = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
     assert (completed.returncode, completed.stdout) == (0, "")
+
+
+@EVERY_IMAGE
+def test_the_base_is_an_argument_and_named_by_its_digest(image: Image) -> None:
+    for stage in (image, image.wheel):
+        assert re.fullmatch(r"[a-z./-]+:[a-z0-9.-]+@sha256:[0-9a-f]{64}", stage.base)
+
+
+@EVERY_IMAGE
+def test_what_comes_from_an_index_is_checked_by_its_hash(image: Image) -> None:
+    for stage in (image, image.wheel):
+        steps = [
+            step for step in stage.values("RUN") if re.search(r"\bpip (install|wheel)\b", step)
+        ]
+        assert steps
+        for step in steps:
+            offline = "/wheels/*.whl" in step or "--no-build-isolation" in step
+            assert offline or "--require-hashes -r /locks/" in step
 
 
 def test_the_default_target_is_the_one_that_needs_no_gpu() -> None:
@@ -321,13 +347,13 @@ def test_a_change_of_the_code_leaves_the_layer_of_the_dependencies(image: Image)
         [rest for keyword, rest in part if keyword == "RUN" and "pip install" in rest]
         for part in (instructions[:code], instructions[code:])
     )
-    assert ["--no-deps" in step for step in before + after] == [False, True]
+    assert ["/wheels/" in step for step in before + after] == [False, True]
 
 
 @EVERY_IMAGE
 def test_an_image_keeps_no_sources_beside_what_is_installed(image: Image) -> None:
-    assert {value.split()[-1] for value in image.values("COPY")} == {"/source/", "/wheels"}
-    assert image.values("RUN")[-1].endswith("&& rm -r /wheels /source")
+    assert {value.split()[-1] for value in image.values("COPY")} == {"/locks/", "/wheels"}
+    assert image.values("RUN")[-1].endswith("&& rm -r /wheels /locks")
 
 
 @EVERY_IMAGE
@@ -335,7 +361,8 @@ def test_the_build_is_given_what_it_copies(image: Image) -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines
     given = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    assert {*image.sources(), *image.wheel.sources()} <= given
+    copied = {*image.sources(), *image.wheel.sources()}
+    assert {name.partition("/")[0] for name in copied} <= given
 
 
 @BUILT_HERE
@@ -366,12 +393,17 @@ def copy_sources(stage: Image, folder: Path) -> None:
 def test_pip_steps_in_a_fresh_environment(image: Image, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
-    variables = os.environ | {"PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    variables = os.environ | {
+        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "TORCH_LOCK": "models",  # as with another index: any build of torch does
+    }
     for stage in (image.wheel, image):
         copy_sources(stage, tmp_path / "source")
+        shutil.copytree(ROOT / "locks", tmp_path / "locks", dirs_exist_ok=True)
+        shutil.copy(ROOT / "constraints.txt", tmp_path / "locks")
         for step in stage.values("RUN"):
             if step.startswith("pip "):
-                command = re.sub(r"/(source|wheels)\b", rf"{tmp_path}/\1", step)
+                command = re.sub(r"/(source|wheels|locks)\b", rf"{tmp_path}/\1", step)
                 subprocess.run(["bash", "-ec", command], env=variables, check=True)
         shutil.rmtree(tmp_path / "source", ignore_errors=True)
     program = environment / "bin" / image.command[0]
