@@ -96,6 +96,7 @@ def make_service(
         register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
         is_healthy=engine.is_healthy,
         max_call_count=settings.max_call_count,
+        reflection=settings.reflection,
     )
 
 

@@ -29,8 +29,8 @@ from llm_service.tokenizer import Tokenizer
 from protos.errors import ContextLengthError, InvalidArgumentError
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import llm_pb2, tensor_pb2
+from protos.process.logs import MAX_REQUEST_ID_LENGTH
 
-MAX_REQUEST_ID_LENGTH = 128
 MAX_STOP_COUNT = 16
 MAX_STOP_STRING_LENGTH = 256
 MAX_CHOICE_COUNT = 16

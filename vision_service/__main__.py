@@ -91,6 +91,7 @@ async def open_service(
                 is_healthy=batcher.is_healthy,
                 max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
                 max_call_count=settings.max_call_count,
+                reflection=settings.reflection,
             )
     finally:
         preprocessor.close()

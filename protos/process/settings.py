@@ -5,6 +5,7 @@ The programs that serve also take them from a TOML file, where each has a table 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from collections.abc import Mapping
@@ -49,6 +50,18 @@ LARGEST_THREAD_COUNT = 1024
 def half_of_the_cores() -> int:
     """Returns how many threads leave the other service on this machine its cores."""
     return max(1, (os.cpu_count() or 1) // 2)
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether what listens on this address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_on_loopback(options: dict[str, Any]) -> bool:
+    return is_loopback(options.get("host", ""))
 
 
 class Options(BaseSettings):
@@ -164,6 +177,9 @@ class EngineSettings(ServingSettings):
 
     engine: str
     """What runs the model."""
+    reflection: bool = Field(default_factory=_is_on_loopback)
+    """Whether gRPC clients may ask what the server's services look like (server reflection);
+    default: only where `host` is a loopback address."""
 
     @model_validator(mode="after")
     def _refuse_foreign_options(self) -> EngineSettings:
@@ -198,6 +214,8 @@ def _sentences(
     table = _read_table(cls, file) if file else {}
     sentences = []
     for details in error.errors():
+        if details["type"] == "default_factory_not_called":
+            continue  # another option is wrong
         location = details["loc"]
         if location and _holds(table, location, details["input"]):
             option = f"{file}: [{_table(cls)}] {'.'.join(map(str, location))}: "

@@ -7,7 +7,6 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from functools import partial
-from typing import Any
 
 import grpc
 import pytest
@@ -771,18 +770,6 @@ async def test_count_tokens_refuses_rows_that_no_image_has(
     ) as info:
         await stub.CountTokens(request)
     assert from_rpc_error(info.value).field == "image_row_counts[0]"
-
-
-async def test_bytes_that_are_no_message_are_the_callers_mistake(
-    stub: llm_pb2_grpc.LLMServiceAsyncStub, channel: grpc.aio.Channel
-) -> None:
-    generate: Any = channel.stream_stream("/internvl.v1.LLMService/Generate")
-    with pytest.raises(grpc.aio.AioRpcError) as info:
-        async for _ in generate(iter([b"\xff\xff\xff"])):
-            pass
-    error = from_rpc_error(info.value)
-    assert type(error) is InvalidArgumentError
-    assert error.message == "the message is not valid protobuf"
 
 
 async def test_model_info_and_load(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:
