@@ -307,7 +307,7 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
             return TableChunk(chunk.image_index, chunk.chunk.offset, chunk.chunk.data)
         case "embedding_trailer":
             trailer = request.embedding_trailer
-            return TableTrailer(trailer.image_index, trailer.crc32)
+            return TableTrailer(trailer.image_index, trailer.crc32, trailer.signature)
         case other:
             raise InvalidArgumentError(
                 "a request's start is followed by embeddings alone, not by"

@@ -10,9 +10,10 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -33,6 +34,7 @@ from pydantic_settings import (
 )
 
 from protos.process.logs import LogFormat, LogLevel
+from protos.signature import EmbeddingKey
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 # How pydantic-settings marks a field that is a subcommand; it has no public name.
@@ -62,6 +64,11 @@ def is_loopback(host: str) -> bool:
 
 def _is_on_loopback(options: dict[str, Any]) -> bool:
     return is_loopback(options.get("host", ""))
+
+
+def _readable_key(path: Path) -> Path:
+    EmbeddingKey.read(path)
+    return path.absolute()
 
 
 class Options(BaseSettings):
@@ -177,6 +184,10 @@ class EngineSettings(ServingSettings):
 
     engine: str
     """What runs the model."""
+    embedding_key_file: Annotated[Path, AfterValidator(_readable_key)] | None = None
+    """File of at least 32 random bytes, the same for all vision and LLM services: with it a vision
+    service signs the embeddings that it makes, and an LLM service takes no others. Default: none
+    are signed, and whoever reaches an LLM service can send it rows for any image."""
     reflection: bool = Field(default_factory=_is_on_loopback)
     """Whether gRPC clients may ask what the server's services look like (server reflection);
     default: only where `host` is a loopback address."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 
 import grpc
@@ -657,6 +657,18 @@ async def test_finished_uploads_give_their_memory_back(
         await exchange(stub, start(images=[f"image {index}"]), *upload(data, rows=rows))
 
 
+async def timed_out(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, requests: AsyncIterator[llm_pb2.GenerateRequest]
+) -> str:
+    """Returns the sentence of a call that is ended for want of time."""
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        async for _ in stub.Generate(requests):
+            pass
+    error = from_rpc_error(info.value)
+    assert type(error) is DeadlineError
+    return error.message
+
+
 async def test_stalled_upload_is_ended(
     stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -667,10 +679,46 @@ async def test_stalled_upload_is_ended(
         yield header()
         await asyncio.Event().wait()
 
-    with pytest.raises(grpc.aio.AioRpcError) as info:
-        async for _ in stub.Generate(stalled()):
-            pass
-    assert type(from_rpc_error(info.value)) is DeadlineError
+    sentence = await timed_out(stub, stalled())
+    assert sentence == "an embedding made no progress for 0.05 seconds"
+
+
+async def nothing_comes() -> AsyncIterator[llm_pb2.GenerateRequest]:
+    yield start(images=["a"])
+    await asyncio.Event().wait()
+
+
+async def crumbs_come() -> AsyncIterator[llm_pb2.GenerateRequest]:
+    """Sends a table so slowly that it takes two seconds, and never stops for long."""
+    yield start(images=["a"])
+    yield header(rows=2)
+    for offset in range(64):
+        yield chunk(b"x", offset)
+        await asyncio.sleep(0.03)
+
+
+@pytest.mark.parametrize("requests", [nothing_comes, crumbs_come])
+async def test_an_upload_has_its_time(
+    engine: ScriptedEngine, requests: Callable[[], AsyncIterator[llm_pb2.GenerateRequest]]
+) -> None:
+    async with serving(engine, engine.tokenizer, upload_seconds=0.2) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        sentence = await timed_out(stub, requests())
+    assert sentence == "the embeddings did not arrive within 0.2 seconds"
+
+
+async def test_a_table_in_crumbs_is_refused(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:
+    crumbs = [chunk(b"x", offset) for offset in range(66)]
+    with pytest.raises(InvalidTensorError, match="96 bytes has more than 64 chunks") as info:
+        await exchange(stub, start(images=["a"]), header(rows=3), *crumbs)
+    assert info.value.field == "embedding_chunk.chunk.data"
+
+
+async def test_an_image_is_taken_once(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:
+    """Nobody keeps a call busy by sending the one image, over and over, and never the other."""
+    requests = [start(images=["a", "b"]), *upload(A), *upload(A)]
+    with pytest.raises(InvalidTensorError, match="image 0 has been announced already"):
+        await exchange(stub, *requests)
 
 
 async def test_long_text_is_refused_before_it_is_tokenized(

@@ -667,19 +667,25 @@ class EmbeddingTrailer(_message.Message):
 
     IMAGE_INDEX_FIELD_NUMBER: _builtins.int
     CRC32_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     image_index: _builtins.int
     """Index into GenerateStart.images."""
     crc32: _builtins.int
     """CRC-32 of all the tensor's bytes, as the vision service's trailer has it."""
+    signature: _builtins.bytes
+    """Likewise the signature. A service that has a key takes no embedding without it; one that has
+    none ignores it.
+    """
     def __init__(
         self,
         *,
         image_index: _builtins.int = ...,
         crc32: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "image_index", b"image_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "image_index", b"image_index", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
