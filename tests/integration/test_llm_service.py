@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
+from typing import Any
 
 import grpc
 import pytest
@@ -818,6 +820,79 @@ async def test_count_tokens_refuses_rows_that_no_image_has(
     ) as info:
         await stub.CountTokens(request)
     assert from_rpc_error(info.value).field == "image_row_counts[0]"
+
+
+USER = llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER)
+PICTURE = llm_pb2.ContentPart(image=llm_pb2.ImagePart())
+MANY_MESSAGES = llm_pb2.ChatPrompt(messages=[USER] * 2049)
+MANY_PICTURES = llm_pb2.ChatPrompt(
+    messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, parts=[PICTURE] * 5)]
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence", "prompt"),
+    [
+        ("chat.messages", "has 2049 messages; at most 2048", {"chat": MANY_MESSAGES}),
+        ("chat.messages", "has 5 images; at most 4", {"chat": MANY_PICTURES}),
+        ("text", "has 5 images; at most 4", {"text": "<image>" * 5}),
+    ],
+    ids=["messages", "pictures", "placeholders"],
+)
+async def test_a_prompt_of_many_parts_is_refused_before_it_is_tokenized(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    sentence: str,
+    prompt: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    with pytest.raises(InvalidArgumentError, match=sentence) as info:
+        await exchange(stub, llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart(**prompt)))
+    assert info.value.field == field
+    with pytest.raises(grpc.aio.AioRpcError, match=sentence) as caught:
+        await stub.CountTokens(llm_pb2.CountTokensRequest(**prompt))
+    assert from_rpc_error(caught.value).field == field
+
+
+async def test_rows_of_many_images_are_not_counted(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+) -> None:
+    request = llm_pb2.CountTokensRequest(text="<image>", image_row_counts=[1] * 5)
+    with pytest.raises(grpc.aio.AioRpcError, match="has 5 images; at most 4") as caught:
+        await stub.CountTokens(request)
+    assert from_rpc_error(caught.value).field == "image_row_counts"
+
+
+async def test_few_prompts_are_counted_at_a_time(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two take their turns, others wait, more are refused, and a generation waits for none."""
+    release = threading.Event()
+    counting = threading.Semaphore(0)
+    encode = Tokenizer.encode
+
+    def held(tokenizer: Tokenizer, text: str) -> list[int]:
+        if text == "held":
+            counting.release()
+            release.wait(30)
+        return encode(tokenizer, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", held)
+    request = llm_pb2.CountTokensRequest(text="held")
+    calls = [stub.CountTokens(request) for _ in range(70)]
+    codes = [asyncio.ensure_future(call.code()) for call in calls]
+    done: set[asyncio.Future[grpc.StatusCode]] = set()
+    while len(done) < 6:
+        done, _ = await asyncio.wait(codes, return_when=asyncio.FIRST_COMPLETED)
+    assert {code.result() for code in done} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert text_of(await exchange(stub, start())) == "Hello, world!"
+    assert counting.acquire(timeout=5)
+    assert counting.acquire(timeout=5)
+    assert not counting.acquire(blocking=False)
+    release.set()
+    ends = await asyncio.gather(*codes)
+    assert ends.count(grpc.StatusCode.OK) == 64
 
 
 async def test_model_info_and_load(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:

@@ -240,7 +240,7 @@ class ChatPrompt(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """In order; the last is from the user. At least one."""
+        """In order; the last is from the user. At least one, at most 2048."""
 
     def __init__(
         self,
@@ -932,7 +932,9 @@ class CountTokensRequest(_message.Message):
 
     @_builtins.property
     def image_row_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Rows of each image's embedding, in order: its tile count x tokens per tile; each >= 1."""
+        """Rows of each image's embedding, in order: its tile count x tokens per tile; each >= 1; at most
+        max_image_count.
+        """
 
     def __init__(
         self,

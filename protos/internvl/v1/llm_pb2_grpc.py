@@ -84,7 +84,8 @@ class LLMServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts a prompt's tokens without generating.
+        """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
+        at a time, and a further call is RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

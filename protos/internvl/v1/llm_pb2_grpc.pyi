@@ -52,7 +52,9 @@ class LLMServiceStub:
     PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]
-    """Counts a prompt's tokens without generating."""
+    """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
+    at a time, and a further call is RESOURCE_EXHAUSTED.
+    """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_llm_pb2.LLMServiceGetModelInfoRequest, _llm_pb2.LLMServiceGetModelInfoResponse]
     """Describes the loaded checkpoint and the limits of this service."""
     GetLoad: _grpc.UnaryUnaryMultiCallable[_llm_pb2.GetLoadRequest, _llm_pb2.GetLoadResponse]
@@ -82,7 +84,9 @@ class LLMServiceAsyncStub(LLMServiceStub):
     PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts a prompt's tokens without generating."""
+    """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
+    at a time, and a further call is RESOURCE_EXHAUSTED.
+    """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_llm_pb2.LLMServiceGetModelInfoRequest, _llm_pb2.LLMServiceGetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded checkpoint and the limits of this service."""
     GetLoad: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetLoadRequest, _llm_pb2.GetLoadResponse]  # type: ignore[assignment]
@@ -121,7 +125,9 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.CountTokensResponse, _abc.Awaitable[_llm_pb2.CountTokensResponse]]:
-        """Counts a prompt's tokens without generating."""
+        """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
+        at a time, and a further call is RESOURCE_EXHAUSTED.
+        """
 
     @_abc_1.abstractmethod
     def GetModelInfo(
