@@ -96,7 +96,7 @@ def make_service(
     Raises:
         EmbeddingKeyError: the key cannot be used.
     """
-    tables = TableCache(settings.max_table_byte_count, _embedding_key(settings))
+    tables = TableCache(settings.max_table_byte_count, embedding_key(settings))
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     return Service(
         name=SERVICE_NAME,
@@ -107,7 +107,8 @@ def make_service(
     )
 
 
-def _embedding_key(settings: Settings) -> EmbeddingKey | None:
+def embedding_key(settings: Settings) -> EmbeddingKey | None:
+    """Returns the key that embeddings must be signed with; warns if others may send any."""
     key = read_embedding_key(settings)
     if key is None and not is_loopback(settings.host):
         logger.warning(
