@@ -20,6 +20,7 @@ class ModelInfo:
         tokenizer: of the checkpoint.
         max_context_token_count: most tokens of prompt and output together.
         max_image_count: most images in one request.
+        max_upload_seconds: longest time for the embeddings of one request to arrive.
     """
 
     model: str
@@ -28,6 +29,7 @@ class ModelInfo:
     tokenizer: Tokenizer
     max_context_token_count: int
     max_image_count: int
+    max_upload_seconds: float
 
     @property
     def end_token_ids(self) -> frozenset[int]:

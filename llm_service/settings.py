@@ -88,6 +88,9 @@ class Settings(EngineSettings):
     """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)
     """Most images in one request."""
+    max_upload_seconds: float = Field(default=300.0, gt=0)
+    """Longest time for all embeddings of one request to arrive, the vision service's work on them
+    included; no more than the gateway's --request-seconds serves anybody."""
     max_table_byte_count: int = Field(default=2 * GIB, ge=1)
     """Memory for image embeddings that are kept for later turns."""
 

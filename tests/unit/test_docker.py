@@ -264,12 +264,13 @@ def default(value: str) -> str:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_compose_sets_options_that_the_program_has(
-    service: str, monkeypatch: pytest.MonkeyPatch
+    service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     image = image_of(service)
+    (tmp_path / "embedding_key").write_bytes(bytes(32))
     # A variable without a value is the user's own, if there is one.
     variables = {
-        name: "1" if value is None else default(value)
+        name: "1" if value is None else default(value).replace("/run/secrets", str(tmp_path))
         for name, value in SERVICES[service]["environment"].items()
     }
     command = [default(word) for word in SERVICES[service].get("command", image.command)]
@@ -277,6 +278,20 @@ def test_compose_sets_options_that_the_program_has(
     assert (settings.host, settings.port) == ("0.0.0.0", image.port)
     engines = {GATEWAY: None, VISION_TENSORRT: "tensorrt", LLM_TENSORRT: "tensorrt_llm"}
     assert getattr(settings, "engine", None) == engines.get(image, "torch")
+
+
+def test_compose_gives_both_services_one_key_and_the_gateway_none() -> None:
+    assert COMPOSE["secrets"] == {"embedding_key": {"file": "${EMBEDDING_KEY_FILE:-embedding.key}"}}
+    for service, container in SERVICES.items():
+        image = image_of(service)
+        variable = container["environment"].get(f"{image.prefix}EMBEDDING_KEY_FILE")
+        if image == GATEWAY:
+            assert "secrets" not in container
+        else:
+            assert container["secrets"] == ["embedding_key"]
+            assert variable == "/run/secrets/embedding_key"
+    # Git and the images' builds leave it alone.
+    assert "/docker/embedding.key" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_compose_runs_the_llm_on_as_many_gpus_as_the_user_says() -> None:
