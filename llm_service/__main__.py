@@ -72,6 +72,7 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         tokenizer=tokenizer,
         max_context_token_count=engine.context_length,
         max_image_count=settings.max_image_count,
+        allows_priority=settings.allow_priority,
     )
     return info, engine
 

@@ -20,6 +20,7 @@ class ModelInfo:
         tokenizer: of the checkpoint.
         max_context_token_count: most tokens of prompt and output together.
         max_image_count: most images in one request.
+        allows_priority: whether a request may have a priority.
     """
 
     model: str
@@ -28,6 +29,7 @@ class ModelInfo:
     tokenizer: Tokenizer
     max_context_token_count: int
     max_image_count: int
+    allows_priority: bool = False
 
     @property
     def end_token_ids(self) -> frozenset[int]:

@@ -48,9 +48,11 @@ async def serving(
     tokenizer: Tokenizer,
     table_byte_count: int = TABLE_BYTES,
     metrics: Metrics | None = None,
+    *,
+    allows_priority: bool = False,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
-    info = ModelInfo("tiny", "torch", CONFIG, tokenizer, CONTEXT, max_image_count=4)
+    info = ModelInfo("tiny", "torch", CONFIG, tokenizer, CONTEXT, 4, allows_priority)
     tables = TableCache(table_byte_count)
     servicer = LLMServicer(Generator(info, engine, tables, metrics or Metrics(engine)))
     service = Service(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.engines import guide_trial, guides
+from llm_service.engines.base import Account
 from llm_service.engines.guides import (
     MAX_SOURCE_BYTE_COUNT,
     GuideCompiler,
@@ -46,7 +48,8 @@ def end_token(family: str) -> int:
 
 
 def new_matcher(family: str, guide: Guide, *stop_token_ids: int) -> TokenMatcher:
-    return compiler(family).matcher(guide, frozenset(stop_token_ids or [end_token(family)]))
+    ends = frozenset(stop_token_ids or [end_token(family)])
+    return asyncio.run(compiler(family).matcher(guide, ends, Account()))
 
 
 def allowed_ids(family: str, matcher: TokenMatcher) -> npt.NDArray[np.int64]:
@@ -363,7 +366,7 @@ def test_a_guide_that_is_too_long_is_refused() -> None:
 
 def test_a_guide_without_a_token_to_end_with_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="ignores them all"):
-        compiler("qwen2_5").matcher(SENTENCE, frozenset())
+        asyncio.run(compiler("qwen2_5").matcher(SENTENCE, frozenset(), Account()))
 
 
 def test_bits_stand_where_llguidance_puts_them() -> None:

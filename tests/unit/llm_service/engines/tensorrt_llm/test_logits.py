@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import torch
 
+from llm_service.engines.base import Account
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm.logits import (
     Constraint,
@@ -33,6 +36,12 @@ def processed(constraint: Constraint, *output: int, client_id: int | None = 4) -
     return logits[0, 0]
 
 
+def guided(guides: GuideCompiler, params: SamplingParams) -> Constraint:
+    assert params.guide is not None
+    matcher = asyncio.run(guides.matcher(params.guide, params.stop_token_ids, Account()))
+    return Constraint(params, len(PROMPT), matcher)
+
+
 def test_a_bias_is_added() -> None:
     params = SamplingParams(logit_bias=((3, -1.0), (8, 2.5)))
     logits = processed(Constraint(params, len(PROMPT), None))
@@ -51,8 +60,7 @@ def test_a_guide_goes_on_with_the_output(guides: GuideCompiler) -> None:
     tokenizer = real_tokenizer("qwen2_5")
     (yes,), (no,) = tokenizer.encode("yes"), tokenizer.encode("no")
     params = SamplingParams(guide=Guide("regex", "yes|no"), stop_token_ids=frozenset({END}))
-    matcher = guides.matcher(Guide("regex", "yes|no"), params.stop_token_ids)
-    constraint = Constraint(params, len(PROMPT), matcher)
+    constraint = guided(guides, params)
     logits = processed(constraint)
     allowed = {*(~logits[:VOCABULARY_SIZE].isinf()).nonzero()[:, 0].tolist()}
     assert {yes, no} <= allowed
@@ -66,7 +74,7 @@ def test_a_guide_goes_on_with_the_output(guides: GuideCompiler) -> None:
 def test_what_leaves_the_language_fails_its_request(guides: GuideCompiler) -> None:
     guide = Guide("regex", "a+")
     params = SamplingParams(guide=guide, stop_token_ids=frozenset({END}))
-    constraint = Constraint(params, len(PROMPT), guides.matcher(guide, params.stop_token_ids))
+    constraint = guided(guides, params)
     (b,) = real_tokenizer("qwen2_5").encode("b")
     logits = processed(constraint, b)[:VOCABULARY_SIZE]
     assert constraint.failure is not None
