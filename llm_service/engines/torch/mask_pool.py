@@ -7,47 +7,12 @@ steps until it has come, and the others go on.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
-from llm_service.engines.guides import TokenMatcher
+from llm_service.engines.torch.mask import GRACE_SECONDS, Mask
 from llm_service.engines.torch.sequence import Sequence
-
-# So long a step may wait for its masks, and so long one may take that a step waits for.
-GRACE_SECONDS = 0.005
-
-
-class Mask:
-    """Which tokens may come next in one sequence.
-
-    Attributes:
-        bits: [ceil(vocabulary_size / 32)] int32; to be read once it has come.
-        is_slow: whether no step waits for it.
-        has_come: set when it is there.
-    """
-
-    def __init__(self, sequence: Sequence, matcher: TokenMatcher, vocabulary_size: int) -> None:
-        """Takes what the pool's thread needs to know of the sequence."""
-        self.bits = torch.empty(-(-vocabulary_size // 32), dtype=torch.int32)
-        self.has_come = threading.Event()
-        self.is_slow = self.is_expected_slow(matcher)
-        self.matcher = matcher
-        self._token_ids = sequence.token_ids[-1:] if sequence.output_length else []
-        self._may_end = sequence.output_length >= sequence.params.min_tokens
-
-    @staticmethod
-    def is_expected_slow(matcher: TokenMatcher) -> bool:
-        """Returns whether the latest mask was slow, or that of another choice of the request."""
-        return matcher.expected_seconds > GRACE_SECONDS
-
-    def compute(self) -> None:
-        """Computes it, on a thread of the pool."""
-        self.matcher.advance(self._token_ids, self.bits, may_end=self._may_end)
-        self.has_come.set()
 
 
 class MaskPool:
@@ -70,12 +35,11 @@ class MaskPool:
         """Has the next masks of those sequences computed that have a guide."""
         quick: list[Mask] = []
         for sequence in sequences:
-            if sequence.matcher is not None:
-                sequence.mask = mask = Mask(sequence, sequence.matcher, self._vocabulary_size)
-                if mask.is_slow:
-                    self._watch(self._slow.submit(mask.compute))
-                else:
-                    quick.append(mask)
+            sequence.mask = mask = self._mask(sequence)
+            if mask is not None and mask.is_slow:
+                self._watch(self._slow.submit(mask.compute))
+            elif mask is not None:
+                quick.append(mask)
         if quick:
             self._watch(self._quick.submit(self._compute, quick))
 
@@ -84,9 +48,20 @@ class MaskPool:
         for thread in (self._quick, self._slow):
             thread.shutdown(cancel_futures=True)
 
+    def _mask(self, sequence: Sequence) -> Mask | None:
+        if sequence.matcher is None:
+            return None
+        output_length = sequence.output_length
+        return Mask(
+            sequence.matcher,
+            sequence.token_ids[-1:] if output_length else [],
+            self._vocabulary_size,
+            may_end=output_length >= sequence.params.min_tokens,
+        )
+
     def _compute(self, masks: list[Mask]) -> None:
         for mask in masks:
-            if mask.is_expected_slow(mask.matcher):  # since another choice's mask was
+            if mask.is_expected_slow:  # since another choice's mask was
                 mask.is_slow = True
                 self._watch(self._slow.submit(mask.compute))
             else:

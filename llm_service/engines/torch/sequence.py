@@ -14,7 +14,7 @@ from protos.errors import ServiceError
 
 if TYPE_CHECKING:
     from llm_service.engines.guides import TokenMatcher
-    from llm_service.engines.torch.mask_pool import Mask
+    from llm_service.engines.torch.mask import Mask
     from llm_service.engines.torch.token_history import TokenHistory
 
 
