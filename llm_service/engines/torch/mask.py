@@ -9,8 +9,8 @@ import torch
 
 from llm_service.engines.guides import TokenMatcher
 
-# So long a step may wait for its masks, and so long one may take that a step waits for.
-GRACE_SECONDS = 0.005
+# CPU time, above which no step waits for a mask.
+SLOW_SECONDS = 0.001
 
 
 class Mask:
@@ -42,7 +42,7 @@ class Mask:
     @property
     def is_expected_slow(self) -> bool:
         """Whether the latest mask was slow, or that of another choice of the request."""
-        return self.matcher.expected_seconds > GRACE_SECONDS
+        return self.matcher.expected_seconds > SLOW_SECONDS
 
     def compute(self) -> None:
         """Computes it: no work for the engine's thread."""

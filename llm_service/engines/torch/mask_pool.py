@@ -11,8 +11,11 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from llm_service.engines.torch.mask import GRACE_SECONDS, Mask
+from llm_service.engines.torch.mask import Mask
 from llm_service.engines.torch.sequence import Sequence
+
+# So long a step may wait for its masks, all together.
+GRACE_SECONDS = 0.005
 
 
 class MaskPool:
