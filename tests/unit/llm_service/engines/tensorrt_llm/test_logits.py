@@ -82,6 +82,20 @@ def test_what_leaves_the_language_fails_its_request(guides: GuideCompiler) -> No
     assert (~logits.isinf()).nonzero()[:, 0].tolist() == [END]
 
 
+def test_a_guide_that_takes_too_long_fails_its_request(
+    guides: GuideCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_service.engines.guides.MAX_MASK_SECONDS", 1e-9)
+    guide = Guide("regex", "a+")
+    constraint = guided(guides, SamplingParams(guide=guide, stop_token_ids=frozenset({END})))
+    processed(constraint)
+    assert constraint.failure is not None
+    assert "takes too long to follow: one token took" in constraint.failure.message
+    (a,) = real_tokenizer("qwen2_5").encode("a")
+    logits = processed(constraint, a)[:VOCABULARY_SIZE]
+    assert (~logits.isinf()).nonzero()[:, 0].tolist() == [END]
+
+
 @pytest.mark.parametrize("client_id", [5, None])
 def test_requests_without_a_constraint_stay_as_they_are(client_id: int | None) -> None:
     params = SamplingParams(logit_bias=((3, -1.0),))
