@@ -161,6 +161,8 @@ class TorchEngine:
         """Frees a sequence whose caller has gone; one that has finished is free already."""
         if self._callers.pop(sequence, None) is not None and not self._ended:
             self._scheduler.finish(sequence)
+            if sequence.mask is not None:
+                sequence.mask.is_wanted = False
 
     def _stop(self) -> None:
         self._stopping = True

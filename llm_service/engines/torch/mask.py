@@ -21,6 +21,7 @@ class Mask:
         bits: [ceil(vocabulary_size / 32)] int32; to be read once it has come.
         is_slow: whether no step waits for it.
         has_come: set when it is there.
+        is_wanted: whether its sequence still goes on; the engine's thread says so.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Mask:
         self.bits = torch.empty(-(-vocabulary_size // 32), dtype=torch.int32)
         self.is_slow = self.is_expected_slow
         self.has_come = threading.Event()
+        self.is_wanted = True
         self._token_ids = token_ids
         self._may_end = may_end
 
@@ -46,5 +48,7 @@ class Mask:
 
     def compute(self) -> None:
         """Computes it: no work for the engine's thread."""
+        if not self.is_wanted:
+            return
         self.matcher.advance(self._token_ids, self.bits, may_end=self._may_end)
         self.has_come.set()

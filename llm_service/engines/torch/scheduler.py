@@ -68,15 +68,19 @@ class Scheduler:
         self._share_slots()
         scheduled: list[Sequence] = []
         budget = self._max_step_token_count
-        ready = [sequence for sequence in self.running if sequence.is_ready]
-        for sequence in [sequence for sequence in ready if sequence.uncomputed_count == 1]:
+        decoding: list[Sequence] = []
+        reading: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.is_ready:
+                (decoding if sequence.uncomputed_count == 1 else reading).append(sequence)
+        for sequence in decoding:
             if budget == 0 or not self._make_room(sequence):
                 break
             scheduled.append(sequence)
             budget -= self._schedule_tokens(sequence, budget)
         self._refuse_unreadable()
-        readers = [item for item in ready if item.uncomputed_count > 1]
-        budget = self._read(scheduled, [item for item in readers if item.block_table], budget)
+        readers = [sequence for sequence in reading if sequence.status is Status.RUNNING]
+        budget = self._read(scheduled, readers, budget)
         while budget > 0 and (admitted := self._admit()) is not None:
             scheduled.append(admitted)
             budget -= self._schedule_tokens(admitted, budget)
@@ -144,7 +148,7 @@ class Scheduler:
 
     def _share_slots(self) -> None:
         """Frees the slot of a request with more than its share for one that has less."""
-        if self._free_slots or not self.waiting:
+        if self._free_slots or not self.waiting or max(self._held_counts.values()) <= self._share:
             return
         newcomer = self._next_waiting()
         if self._held_counts[newcomer.account] >= self._share:

@@ -114,10 +114,13 @@ class Sequence:
         Not after its last token. A matcher, and a new admission, must know the token in flight. A
         mask that is slow must be there before the token that it is for is sampled.
         """
-        must_know = self.matcher is not None or self.status is Status.WAITING
-        if self.length >= self._max_length or (must_know and self.pending_count):
+        if self.length >= self._max_length:
             return False
-        return not (self.awaits_mask and self.uncomputed_count == 1)
+        if self.status is Status.WAITING:
+            return not self.pending_count
+        if self.matcher is None:
+            return True
+        return not (self.pending_count or (self.awaits_mask and self.uncomputed_count == 1))
 
     @property
     def awaits_mask(self) -> bool:

@@ -345,8 +345,8 @@ async def test_choices_of_a_request_take_turns_with_others(
     assert engine.load().waiting_sequence_count >= 4
     executors[0].gate.set()
     assert await asyncio.gather(*tasks) == [8] * 6
-    # After the first one, of the start: what came first, then one of each other request.
-    assert [request.client_id for request in executors[0].requests][1:] == [1, 2, 5, 6, 3, 4]
+    # After that of the start: the first two, then whose request has none running, the oldest first.
+    assert [request.client_id for request in executors[0].requests][1:] == [1, 2, 5, 3, 6, 4]
 
 
 async def test_a_request_is_over_in_time_while_it_waits_for_its_turn(

@@ -185,9 +185,11 @@ class LateMasks:
         self.entered = threading.Event()
         self.may_come = threading.Event()
         self.seconds = 0.0
+        self.count = 0
         fill_mask = TokenMatcher.fill_mask
 
         def late(matcher: TokenMatcher, row: torch.Tensor, *, may_end: bool = True) -> None:
+            self.count += 1
             self.entered.set()
             assert self.may_come.wait(PATIENCE_SECONDS)
             time.sleep(self.seconds)
@@ -210,6 +212,24 @@ async def test_a_late_mask_holds_up_nobody_else(
     assert not late.done()
     masks.may_come.set()
     assert await late == expected
+
+
+async def test_masks_of_requests_that_have_gone_are_not_computed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    await tokens_of(engine, guided("[a-c]+", max_tokens=3))
+    masks = LateMasks(monkeypatch)
+    gone = [asyncio.ensure_future(tokens_of(engine, guided("[a-c]+"))) for _ in range(4)]
+    await asyncio.to_thread(masks.entered.wait, PATIENCE_SECONDS)
+    await tokens_of(engine, SOME)
+    for request in gone:
+        request.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    await tokens_of(engine, SOME)  # behind the calls that drop them
+    masks.may_come.set()
+    await tokens_of(engine, guided("[a-c]+", max_tokens=1))
+    assert masks.count == 2
 
 
 async def test_sequences_that_sit_out_steps_get_the_same_tokens(
