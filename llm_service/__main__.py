@@ -75,6 +75,7 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         max_context_token_count=engine.context_length,
         max_image_count=settings.max_image_count,
         max_upload_seconds=settings.max_upload_seconds,
+        allows_priority=settings.allow_priority,
     )
     return info, engine
 

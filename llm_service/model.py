@@ -21,6 +21,7 @@ class ModelInfo:
         max_context_token_count: most tokens of prompt and output together.
         max_image_count: most images in one request.
         max_upload_seconds: longest time for the embeddings of one request to arrive.
+        allows_priority: whether a request may have a priority.
     """
 
     model: str
@@ -30,6 +31,7 @@ class ModelInfo:
     max_context_token_count: int
     max_image_count: int
     max_upload_seconds: float
+    allows_priority: bool = False
 
     @property
     def end_token_ids(self) -> frozenset[int]:

@@ -81,6 +81,9 @@ class Settings(EngineSettings):
     """Most sequences that generate at the same time."""
     max_waiting_sequence_count: int = Field(default=256, ge=1)
     """Most sequences that wait for their turn; a further request is refused."""
+    allow_priority: bool = False
+    """Whether a request may come before others by its priority; else one that has any is
+    refused."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
     it; default: none are served."""

@@ -100,7 +100,7 @@ def generation(
         stop_strings=_stop_strings(start.stop),
         skip_special_tokens=skip_special_tokens or not start.HasField("skip_special_tokens"),
         choice_count=_choice_count(start),
-        priority=start.priority,
+        priority=_priority(start, info),
         cache_salt=start.cache_salt,
         arrival=arrival,
         deadline=deadline,
@@ -262,6 +262,15 @@ def _choice_count(start: llm_pb2.GenerateStart) -> int:
             field="choice_count",
         )
     return count
+
+
+def _priority(start: llm_pb2.GenerateStart, info: ModelInfo) -> int:
+    if start.priority and not info.allows_priority:
+        raise InvalidArgumentError(
+            "a priority other than 0 is for services that are started with --allow-priority",
+            field="priority",
+        )
+    return start.priority
 
 
 def _stop_strings(stop: llm_pb2.StopConditions) -> list[str]:

@@ -52,9 +52,12 @@ async def serving(
     *,
     upload_seconds: float = 300.0,
     key: EmbeddingKey | None = None,
+    allows_priority: bool = False,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
-    info = ModelInfo("tiny", "torch", CONFIG, tokenizer, CONTEXT, 4, upload_seconds)
+    info = ModelInfo(
+        "tiny", "torch", CONFIG, tokenizer, CONTEXT, 4, upload_seconds, allows_priority
+    )
     tables = TableCache(table_byte_count, key)
     servicer = LLMServicer(Generator(info, engine, tables, metrics or Metrics(engine)))
     service = Service(

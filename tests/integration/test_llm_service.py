@@ -252,18 +252,34 @@ def biased(*biases: tuple[int, float]) -> llm_pb2.GenerateRequest:
     return start(sampling=llm_pb2.SamplingParams(logit_bias=entries))
 
 
-async def test_bias_and_guide_and_priority_and_salt_reach_the_engine(
+async def test_bias_and_guide_and_salt_reach_the_engine(
     stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
 ) -> None:
     request = biased((3, -100), (1, 0.5))
     request.start.guided.regex = "Hel+o.*"
-    request.start.priority = -2
     request.start.cache_salt = "tenant"
     await exchange(stub, request)
     assert engine.params[0].logit_bias == ((3, -100.0), (1, 0.5))
     assert engine.params[0].guide == Guide("regex", "Hel+o.*")
-    assert engine.requests[0].priority == -2
     assert engine.prompts[0].cache_salt == "tenant"
+
+
+async def test_a_priority_reaches_the_engine_where_it_is_allowed(engine: ScriptedEngine) -> None:
+    async with serving(engine, engine.tokenizer, allows_priority=True) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        await exchange(stub, start(priority=-2, choice_count=2))
+    assert [request.priority for request in engine.requests] == [-2, -2]
+    assert engine.requests[0].account is engine.requests[1].account
+
+
+async def test_a_priority_is_refused_where_it_is_not_allowed(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="--allow-priority") as refusal:
+        await exchange(stub, start(priority=1))
+    assert refusal.value.field == "priority"
+    assert not engine.requests
+    await exchange(stub, start(priority=0))
 
 
 async def test_the_calls_deadline_reaches_the_engine(

@@ -144,7 +144,7 @@ class GenerateStart(_message.Message):
     choice_count: _builtins.int
     """Choices to generate from this prompt, 1 to 16; default 1."""
     priority: _builtins.int
-    """Higher runs first; default 0."""
+    """Higher runs first; default 0, and nothing else unless the service allows it."""
     cache_salt: _builtins.str
     """Separates this request's prefix cache from that of requests with another salt; at most 128
     characters. Default: empty, shared.
