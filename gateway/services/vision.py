@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from gateway.memory import HeldFile
 from gateway.services.channel import (
     VISION_SERVICE,
     FieldNamer,
@@ -36,13 +37,13 @@ class EncodeRequest:
     """One image to encode, and the embedding that must come back.
 
     Attributes:
-        image: the encoded file.
+        file: the encoded file; sending it takes its bytes.
         max_tile_count: its tile cap; None for the service's default.
         service_recipe: the vision service's recipe_sha256, which `embedding_id` was derived from.
         embedding_id: names the embedding.
     """
 
-    image: bytes
+    file: HeldFile
     max_tile_count: int | None
     service_recipe: bytes
     embedding_id: EmbeddingId
@@ -54,6 +55,12 @@ class VisionClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self._stub = vision_pb2_grpc.VisionServiceStub(channel)
+        # The stub's call would hold the message as long as it lives.
+        self._encode_image = channel.unary_stream(
+            f"/{VISION_SERVICE}/EncodeImage",
+            request_serializer=_serialized,
+            response_deserializer=vision_pb2.EncodeImageResponse.FromString,
+        )
         self._info: ModelInfo | None = None
 
     async def check_health(self, seconds: float) -> None:
@@ -91,7 +98,7 @@ class VisionClient:
         """Yields the embedding's header, chunks and trailer as they come.
 
         Args:
-            request: the image.
+            request: the image; its file is handed over to gRPC.
             name_field: what the caller calls a field of EncodeImageRequest.
             deadline: when it must be over, in the event loop's time.
 
@@ -99,14 +106,8 @@ class VisionClient:
             ServiceError: the class that the service answered with.
             DataLossError: the service names the embedding otherwise than we do.
         """
-        call = self._stub.EncodeImage(
-            vision_pb2.EncodeImageRequest(
-                image=request.image,
-                max_tile_count=request.max_tile_count,
-                expected_recipe_sha256=request.service_recipe,
-            ),
-            timeout=seconds_until(deadline),
-            metadata=request_metadata(),
+        call = self._encode_image(
+            request, timeout=seconds_until(deadline), metadata=request_metadata()
         )
         try:
             with errors_of("vision", name_field):
@@ -116,3 +117,13 @@ class VisionClient:
                     yield piece
         finally:
             call.cancel()
+
+
+def _serialized(request: EncodeRequest) -> bytes:
+    """Returns the EncodeImageRequest on the wire; of the file's bytes this copy alone remains."""
+    message = vision_pb2.EncodeImageRequest(
+        image=bytes(request.file.hand_over()),
+        max_tile_count=request.max_tile_count,
+        expected_recipe_sha256=request.service_recipe,
+    )
+    return message.SerializeToString()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.abc import ResolveResult
-from aiohttp.resolver import ThreadedResolver
+from aiohttp.resolver import AsyncResolver
 from aiohttp.test_utils import TestServer
 
 from tests.fakes import Gateway, stack
@@ -234,7 +234,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Makes every name stand for these addresses."""
 
     async def resolve(
-        self: ThreadedResolver, host: str, port: int = 0, family: int = 0
+        self: AsyncResolver, host: str, port: int = 0, family: int = 0
     ) -> list[ResolveResult]:
         return [
             ResolveResult(
@@ -248,7 +248,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
             for address in addresses
         ]
 
-    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    monkeypatch.setattr(AsyncResolver, "resolve", resolve)
 
 
 async def test_a_name_is_dialled_by_the_address_that_was_checked(
