@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from gateway.services.channel import (
     errors_of,
     seconds_until,
 )
-from gateway.services.messages import EmbeddingPiece, embedding_piece
+from gateway.services.messages import EmbeddingPiece, embedding_piece, encode_request
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.process.logs import request_metadata
@@ -62,6 +63,7 @@ class VisionClient:
             response_deserializer=vision_pb2.EncodeImageResponse.FromString,
         )
         self._info: ModelInfo | None = None
+        self._sending = asyncio.Lock()
 
     async def check_health(self, seconds: float) -> None:
         """Raises UnavailableError or DeadlineError unless the service is SERVING."""
@@ -106,9 +108,11 @@ class VisionClient:
             ServiceError: the class that the service answered with.
             DataLossError: the service names the embedding otherwise than we do.
         """
-        call = self._encode_image(
-            request, timeout=seconds_until(deadline), metadata=request_metadata()
-        )
+        async with self._sending:  # one file at a time: gRPC copies them in the event loop
+            call = self._encode_image(
+                request, timeout=seconds_until(deadline), metadata=request_metadata()
+            )
+            await asyncio.sleep(0)  # its task copies the file now
         try:
             with errors_of("vision", name_field):
                 while isinstance(response := await call.read(), vision_pb2.EncodeImageResponse):
@@ -120,10 +124,4 @@ class VisionClient:
 
 
 def _serialized(request: EncodeRequest) -> bytes:
-    """Returns the EncodeImageRequest on the wire; of the file's bytes this copy alone remains."""
-    message = vision_pb2.EncodeImageRequest(
-        image=bytes(request.file.hand_over()),
-        max_tile_count=request.max_tile_count,
-        expected_recipe_sha256=request.service_recipe,
-    )
-    return message.SerializeToString()
+    return encode_request(request.file.hand_over(), request.max_tile_count, request.service_recipe)
