@@ -20,7 +20,7 @@ from aiohttp.resolver import AsyncResolver
 
 from protos.errors import AccessDeniedError
 
-# For all addresses of a name.
+# For all addresses of a name; a name server is asked twice.
 RESOLVE_SECONDS = 5.0
 # IPv6 addresses that the Internet routes (RFC 4291, section 2.4); all others are special.
 GLOBAL_UNICAST = IPv6Network("2000::/3")
@@ -113,7 +113,7 @@ class CheckedResolver(AbstractResolver):
 
     def __init__(self, policy: AddressPolicy) -> None:
         self._policy = policy
-        self._resolver = AsyncResolver()
+        self._resolver = AsyncResolver(timeout=RESOLVE_SECONDS / 3, tries=2)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

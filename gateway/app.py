@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatLimits, ChatPipeline
-from gateway.images import ImageFetcher, ImageLimits, create_session
+from gateway.images import ImageFetcher, ImageLimits, open_session
 from gateway.keys import LLM, MEMORY, PIPELINE, POOLS, SETTINGS, TRAFFIC, VISION
 from gateway.memory import Memory
 from gateway.pools import open_pools
@@ -68,7 +68,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     async with (
         open_channel(settings.vision_address) as vision,
         open_channel(settings.llm_address) as llm,
-        create_session(policy) as session,
+        open_session(policy) as session,
     ):
         app[VISION] = VisionClient(vision)
         app[LLM] = LLMClient(llm)

@@ -21,9 +21,9 @@ from protos.errors import (
 # quotation mark has a backslash before it. What is longer stays in the text, and is decoded later.
 OPENING = re.compile(
     rb'"url"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"'
-    rb'(?P<url>(?i:data):(?:[^"\\,]|\\/){0,128}(?i:;base64),)'
+    rb'(?P<url>(?i:data):(?:[^"\\,]|\\/|\\u(?!002[cC])[0-9a-fA-F]{4}){0,128}(?i:;base64),)'
 )
-MAX_OPENING_BYTE_COUNT = 512
+MAX_OPENING_BYTE_COUNT = 1024
 STRING = re.compile(rb'(?:[^"\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*')
 ESCAPE_BYTE_COUNT = len(r"\u0000")
 

@@ -6,7 +6,8 @@ import asyncio
 import os
 import re
 import stat
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -109,15 +110,17 @@ class ImageLimits:
     policy: AddressPolicy
 
 
-def create_session(policy: AddressPolicy) -> aiohttp.ClientSession:
-    """Returns an HTTP session that connects to checked addresses only, and keeps no cookies."""
+@asynccontextmanager
+async def open_session(policy: AddressPolicy) -> AsyncIterator[aiohttp.ClientSession]:
+    """Yields an HTTP session that connects to checked addresses only, and keeps no cookies."""
+    resolver = CheckedResolver(policy)
     connector = aiohttp.TCPConnector(
-        resolver=CheckedResolver(policy),
+        resolver=resolver,
         use_dns_cache=False,
         limit=0,  # the requests' shares are the limit: in one queue for all, one could fill it
         limit_per_host=MAX_HOST_CONNECTION_COUNT,
     )
-    return aiohttp.ClientSession(
+    session = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=REQUEST_HEADERS,
@@ -125,6 +128,11 @@ def create_session(policy: AddressPolicy) -> aiohttp.ClientSession:
         trust_env=False,
         timeout=aiohttp.ClientTimeout(total=None),
     )
+    try:
+        async with session:
+            yield session
+    finally:
+        await resolver.close()  # the connector leaves it to who made it
 
 
 class ImageFetcher:

@@ -13,7 +13,7 @@ import torch
 
 from gateway.chat import ChatLimits, ChatPipeline, RequestRecord
 from gateway.data_urls import Attachments
-from gateway.images import ImageFetcher, ImageLimits, create_session
+from gateway.images import ImageFetcher, ImageLimits, open_session
 from gateway.memory import Memory
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.pools import open_pools
@@ -87,7 +87,7 @@ async def open_relay(
         pools = exits.enter_context(open_pools())
         vision = await exits.enter_async_context(open_channel(vision_address))
         llm = await exits.enter_async_context(open_channel(llm_address))
-        session = await exits.enter_async_context(create_session(policy))
+        session = await exits.enter_async_context(open_session(policy))
         pipeline = ChatPipeline(
             ImageFetcher(session, pools, limits),
             VisionClient(vision),
