@@ -20,8 +20,11 @@ from aiohttp.resolver import AsyncResolver
 
 from protos.errors import AccessDeniedError
 
-# For all addresses of a name; a name server is asked twice.
+# For all addresses of a name. A name server is asked again ever more slowly; from its answers the
+# library learns how fast it is, and would give up on one that is slow for once.
 RESOLVE_SECONDS = 5.0
+FIRST_TRY_SECONDS = 1.0
+TRY_COUNT = 5
 # IPv6 addresses that the Internet routes (RFC 4291, section 2.4); all others are special.
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 # IPv4 addresses seen through a translator (RFC 6052, section 2.1).
@@ -113,7 +116,7 @@ class CheckedResolver(AbstractResolver):
 
     def __init__(self, policy: AddressPolicy) -> None:
         self._policy = policy
-        self._resolver = AsyncResolver(timeout=RESOLVE_SECONDS / 3, tries=2)
+        self._resolver = AsyncResolver(timeout=FIRST_TRY_SECONDS, tries=TRY_COUNT)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

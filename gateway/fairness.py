@@ -22,20 +22,40 @@ class FetchLanes:
 
     async def run(self, fetches: Iterable[Callable[[], Awaitable[None]]]) -> None:
         """Runs the fetches of one request; the first that fails ends all."""
-        waiting = deque(fetches)
-        helper_count = min(self._request_count, len(waiting)) - 1
-        lanes = [_follow(waiting), *(self._follow_shared(waiting) for _ in range(helper_count))]
-        tasks = [asyncio.create_task(lane) for lane in lanes]
-        async with owning(*tasks):
-            await asyncio.gather(*tasks)
+        work = _Work(fetches)
+        helper_count = min(self._request_count, work.open_count) - 1
+        lanes = [work.follow(), *(self._help(work) for _ in range(helper_count))]
+        running = {asyncio.create_task(lane) for lane in lanes}
+        async with owning(*running):
+            while work.open_count:  # helpers that still wait for a lane are not needed then
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
 
-    async def _follow_shared(self, waiting: deque[Callable[[], Awaitable[None]]]) -> None:
-        while waiting:
+    async def _help(self, work: _Work) -> None:
+        while work.waiting:
             async with self._shared:
-                if waiting:
-                    await waiting.popleft()()
+                await work.go_on()
 
 
-async def _follow(waiting: deque[Callable[[], Awaitable[None]]]) -> None:
-    while waiting:
-        await waiting.popleft()()
+class _Work:
+    """The fetches of one request: those that wait, and how many have not ended."""
+
+    def __init__(self, fetches: Iterable[Callable[[], Awaitable[None]]]) -> None:
+        self.waiting = deque(fetches)
+        self.open_count = len(self.waiting)
+        self._ended = asyncio.Event()
+
+    async def follow(self) -> None:
+        """Goes on until all have ended."""
+        while self.waiting:
+            await self.go_on()
+        await self._ended.wait()
+
+    async def go_on(self) -> None:
+        """Runs the next fetch, if one waits."""
+        if self.waiting:
+            await self.waiting.popleft()()
+            self.open_count -= 1
+            if not self.open_count:
+                self._ended.set()

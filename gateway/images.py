@@ -37,6 +37,8 @@ REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 # RFC 8089: the host is empty or this machine's.
 FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(?P<path>/(?!/).*)", re.IGNORECASE | re.DOTALL)
 READ_BYTE_COUNT = 64 * 1024
+# So that the images of a request ask for each host once.
+NAME_CACHE_SECONDS = 10
 # Far above what is in use: parsing a URL takes the longer the longer it is, and so does a walk
 # along a path.
 MAX_URL_LENGTH = 16 * 1024
@@ -116,7 +118,7 @@ async def open_session(policy: AddressPolicy) -> AsyncIterator[aiohttp.ClientSes
     resolver = CheckedResolver(policy)
     connector = aiohttp.TCPConnector(
         resolver=resolver,
-        use_dns_cache=False,
+        ttl_dns_cache=NAME_CACHE_SECONDS,  # of addresses that were checked
         limit=0,  # the requests' shares are the limit: in one queue for all, one could fill it
         limit_per_host=MAX_HOST_CONNECTION_COUNT,
     )
