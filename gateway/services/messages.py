@@ -65,6 +65,31 @@ def embedding_piece(
     return EmbeddingHeader(spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count)
 
 
+def encode_request(
+    image: bytes | bytearray, max_tile_count: int | None, expected_recipe: bytes
+) -> bytes:
+    """Returns an EncodeImageRequest on the wire.
+
+    The image is copied once. Setting it in the message, and serializing this, would copy it three
+    times: 50 ms of the event loop for 20 MB.
+    """
+    options = vision_pb2.EncodeImageRequest(
+        max_tile_count=max_tile_count, expected_recipe_sha256=expected_recipe
+    )
+    number = vision_pb2.EncodeImageRequest.IMAGE_FIELD_NUMBER
+    tag = number << 3 | 2  # a field whose length comes before it
+    return b"".join((options.SerializeToString(), _varint(tag), _varint(len(image)), image))
+
+
+def _varint(number: int) -> bytes:
+    """Returns a number as protobuf writes it: seven bits a byte, the lowest first."""
+    groups = []
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*groups, number])
+
+
 def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
     """Returns the message that has these values at these paths, e.g. 0.5 at "sampling.top_p"."""
     tree: dict[str, Any] = {}
