@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from functools import partial
 
 from aiohttp import web
 
 from gateway import handlers, middlewares
 from gateway.chat import ChatLimits, ChatPipeline
+from gateway.connections import Connection, Connections
 from gateway.images import ImageFetcher, ImageLimits, create_session
-from gateway.keys import LLM, PIPELINE, SETTINGS, TRAFFIC, VISION
+from gateway.keys import CONNECTIONS, LLM, PARSER, PIPELINE, SETTINGS, TRAFFIC, VISION
+from gateway.parsing import RequestParser
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.vision import VisionClient
@@ -30,13 +34,20 @@ SHUTDOWN_SECONDS = 1.0
 def create_app(settings: Settings) -> web.Application:
     """Returns the whole application; it opens its channels when it starts."""
     app = web.Application(
-        middlewares=[middlewares.identify, middlewares.account, middlewares.answer_errors],
+        middlewares=[
+            middlewares.attend,
+            middlewares.identify,
+            middlewares.account,
+            middlewares.answer_errors,
+            middlewares.keep_spare,
+        ],
         client_max_size=settings.max_body_byte_count,
     )
     app[SETTINGS] = settings
     app[TRAFFIC] = Traffic(settings.max_request_count)
-    app.cleanup_ctx.append(_services)
-    app.on_response_prepare.append(middlewares.send_request_id)
+    app[CONNECTIONS] = Connections(settings.connection_limits)
+    app.cleanup_ctx.extend([_parser, _services])
+    app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
             web.post("/v1/chat/completions", handlers.chat_completions),
@@ -47,6 +58,11 @@ def create_app(settings: Settings) -> web.Application:
         ]
     )
     return app
+
+
+async def _parser(app: web.Application) -> AsyncIterator[None]:
+    with closing(RequestParser(app[SETTINGS].max_text_byte_count)) as app[PARSER]:
+        yield
 
 
 async def _services(app: web.Application) -> AsyncIterator[None]:
@@ -75,32 +91,32 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
 async def running_gateway(settings: Settings) -> AsyncIterator[int]:
     """Serves the application, and yields the port that was bound.
 
-    On leaving, chat requests in flight get `drain_seconds` to end; meanwhile /health/ready says no
-    and new ones are refused with 503.
+    On leaving, chat requests in flight get `drain_seconds` to end, and are told so if that is too
+    short; meanwhile /health/ready says no and new ones are refused with 503.
 
     Raises:
         OSError: the address cannot be bound.
     """
     app = create_app(settings)
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,
-        logger=QUIET,
-        shutdown_timeout=SHUTDOWN_SECONDS,
-    )
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     try:
-        await _listen(runner, settings.host, settings.port)
-        yield runner.addresses[0][1]
-        await app[TRAFFIC].drain(settings.drain_seconds)
+        async with app[CONNECTIONS].watched():
+            server = await _listen(runner, settings.host, settings.port)
+            with closing(server):
+                yield server.sockets[0].getsockname()[1]
+                await app[TRAFFIC].drain(settings.drain_seconds)
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
+async def _listen(runner: web.AppRunner, host: str, port: int) -> asyncio.Server:
+    assert runner.server
+    connect = partial(
+        Connection, runner.server, runner.app[CONNECTIONS], access_log=None, logger=QUIET
+    )
     try:
-        await web.TCPSite(runner, host, port).start()
+        return await asyncio.get_running_loop().create_server(connect, host, port)
     except OSError as error:
         number = error.errno or 0
         # A name that does not resolve has a number of its own kind, below 0.

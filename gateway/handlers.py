@@ -10,7 +10,7 @@ from contextlib import aclosing, contextmanager
 from aiohttp import web
 
 from gateway.events import ChatEvent
-from gateway.keys import LLM, PIPELINE, RECORD, REQUEST_ID, SETTINGS, TRAFFIC, VISION
+from gateway.keys import LLM, PARSER, PIPELINE, RECORD, REQUEST_ID, SETTINGS, TRAFFIC, VISION
 from gateway.openai.answers import (
     DONE,
     STREAM_HEADERS,
@@ -21,7 +21,7 @@ from gateway.openai.answers import (
     model_list,
     model_object,
 )
-from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
+from gateway.openai.requests import ChatCompletionRequest
 from gateway.services.llm import LLMClient
 from gateway.services.vision import VisionClient
 from protos.errors import NotFoundError, ServiceError
@@ -36,7 +36,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     deadline = asyncio.get_running_loop().time() + request.app[SETTINGS].request_seconds
     with request.app[TRAFFIC].request(), _connection_until(deadline, request):
         body = await _body(request)
-        chat = await asyncio.to_thread(parse_chat_request, body)
+        chat = await request.app[PARSER].parse(body)
         stream = request.app[PIPELINE].stream(chat, deadline, request[RECORD])
         async with aclosing(stream) as events:
             answer = _stream if chat.stream else _collect
@@ -78,11 +78,12 @@ async def _stream(
     first = await anext(events)
     response = web.StreamResponse(headers=STREAM_HEADERS)
     await response.prepare(request)
-    await response.write(answer.opening() + answer.event(first))
     try:
-        async for event in events:
-            if data := answer.event(event):
-                await response.write(data)
+        with request.app[TRAFFIC].cut_short():
+            await response.write(answer.opening() + answer.event(first))
+            async for event in events:
+                if data := answer.event(event):
+                    await response.write(data)
     except ServiceError as error:
         request[RECORD].error = error.reason
         await response.write(error_event(error))
