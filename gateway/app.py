@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 
 from aiohttp import web
@@ -16,6 +14,7 @@ from gateway.chat import ChatLimits, ChatPipeline
 from gateway.connections import Connection, Connections
 from gateway.images import ImageFetcher, ImageLimits, create_session
 from gateway.keys import CONNECTIONS, LLM, PARSER, PIPELINE, SETTINGS, TRAFFIC, VISION
+from gateway.listening import listen
 from gateway.parsing import RequestParser
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
@@ -100,25 +99,15 @@ async def running_gateway(settings: Settings) -> AsyncIterator[int]:
     app = create_app(settings)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
+    assert runner.server
+    connect = partial(Connection, runner.server, app[CONNECTIONS], access_log=None, logger=QUIET)
     try:
-        async with app[CONNECTIONS].watched():
-            server = await _listen(runner, settings.host, settings.port)
-            with closing(server):
-                yield server.sockets[0].getsockname()[1]
+        with ExitStack() as exits:
+            listeners = await listen(settings.host, settings.port)
+            for listener in listeners:
+                exits.enter_context(listener)
+            async with app[CONNECTIONS].served(listeners, connect):
+                yield listeners[0].getsockname()[1]
                 await app[TRAFFIC].drain(settings.drain_seconds)
     finally:
         await runner.cleanup()
-
-
-async def _listen(runner: web.AppRunner, host: str, port: int) -> asyncio.Server:
-    assert runner.server
-    connect = partial(
-        Connection, runner.server, runner.app[CONNECTIONS], access_log=None, logger=QUIET
-    )
-    try:
-        return await asyncio.get_running_loop().create_server(connect, host, port)
-    except OSError as error:
-        number = error.errno or 0
-        # A name that does not resolve has a number of its own kind, below 0.
-        reason = os.strerror(number) if number > 0 else error.strerror
-        raise OSError(f"cannot listen on {host}:{port}: {reason}") from error

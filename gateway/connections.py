@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import time
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,6 +14,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 
 from gateway.descriptors import SPARE_COUNT
+from gateway.listening import RareEvent, accept
 from gateway.openai.errors import error_response, http_error_response
 from gateway.tasks import owning
 from protos.errors import InvalidArgumentError, ServiceError
@@ -24,24 +24,6 @@ logger = structlog.get_logger()
 # Without the versions that aiohttp would tell everybody.
 SERVER_NAME = "internvl-gateway"
 SWEEP_SECONDS = 0.3
-QUIET_SECONDS = 10.0
-OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-
-class RareEvent:
-    """An event that is logged once in a while, with how often it came since."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._count = 0
-        self._quiet_until = 0.0
-
-    def note(self) -> None:
-        """Counts the event, and logs it unless it was logged a moment ago."""
-        self._count += 1
-        if (now := time.monotonic()) >= self._quiet_until:
-            logger.warning(self._name, count=self._count)
-            self._count, self._quiet_until = 0, now + QUIET_SECONDS
 
 
 @dataclass(frozen=True)
@@ -67,7 +49,6 @@ class Connections:
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}  # without a request; the longest first
         self._refused = RareEvent("connections_refused")
-        self._exhausted = RareEvent("out_of_descriptors")
 
     def __len__(self) -> int:
         return len(self._open)
@@ -87,12 +68,14 @@ class Connections:
     def _is_full(self) -> bool:
         return len(self._open) >= self.limits.max_count
 
-    def _close_longest_idle(self) -> None:
+    def _close_longest_idle(self) -> bool:
         # Not one whose client still has to read the end of an answer.
         connection = next((each for each in self._idle if not each.unsent_byte_count), None)
-        if connection is not None:
-            self.forget(connection)
-            connection.force_close()
+        if connection is None:
+            return False
+        self.forget(connection)
+        connection.force_close()
+        return True
 
     def note_busy(self, connection: Connection) -> None:
         """A request has come."""
@@ -109,15 +92,16 @@ class Connections:
         self._idle.pop(connection, None)
 
     @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Ends connections that stall, and survives a want of descriptors, within the block."""
-        loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self._handle_loop_error)
-        try:
-            async with owning(asyncio.create_task(self._sweep())):
-                yield
-        finally:
-            loop.set_exception_handler(None)
+    async def served(
+        self, listeners: Sequence[socket.socket], connect: Callable[[], Connection]
+    ) -> AsyncIterator[None]:
+        """Accepts connections, and ends those that stall, within the block."""
+        tasks = [
+            asyncio.create_task(accept(listener, connect, self._close_longest_idle))
+            for listener in listeners
+        ]
+        async with owning(asyncio.create_task(self._sweep()), *tasks):
+            yield
 
     async def _sweep(self) -> None:
         while True:
@@ -125,14 +109,6 @@ class Connections:
             now = asyncio.get_running_loop().time()
             for connection in tuple(self._open):
                 connection.check(now)
-
-    def _handle_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if isinstance(error, OSError) and error.errno in OUT_OF_DESCRIPTORS:
-            self._exhausted.note()
-            self._close_longest_idle()  # asyncio accepts again in a second
-        else:
-            loop.default_exception_handler(context)
 
 
 class Connection(web.RequestHandler):
