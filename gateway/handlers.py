@@ -99,9 +99,7 @@ async def _collect(
     answer = WholeAnswer(_head(request, chat))
     async for event in events:
         answer.add(event)
-    # In a thread: log probabilities may be a million objects.
-    body = await asyncio.to_thread(answer.body)
-    return web.Response(body=body, content_type="application/json", charset="utf-8")
+    return web.Response(body=answer.body(), content_type="application/json", charset="utf-8")
 
 
 def _head(request: web.Request, chat: ChatCompletionRequest) -> AnswerHead:
