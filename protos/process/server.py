@@ -51,6 +51,7 @@ class Service:
         name: full name in the protos, e.g. "internvl.v1.VisionService".
         register: adds the servicer to a server.
         is_healthy: whether the engine behind it still works; polled.
+        is_ready: whether it can take calls now; health is NOT_SERVING while it cannot.
         max_message_byte_count: largest request message.
         max_call_count: most calls at a time, health checks included; more are RESOURCE_EXHAUSTED.
     """
@@ -58,6 +59,7 @@ class Service:
     name: str
     register: Callable[[grpc.aio.Server], None]
     is_healthy: Callable[[], bool]
+    is_ready: Callable[[], bool] = lambda: True
     max_message_byte_count: int = DEFAULT_MAX_MESSAGE_BYTE_COUNT
     max_call_count: int = DEFAULT_MAX_CALL_COUNT
 
@@ -78,7 +80,7 @@ async def running_server(
     interceptor = ServiceInterceptor()
     server = _make_server(service, interceptor)
     service.register(server)
-    health = HealthServicer(("", service.name))
+    health = HealthServicer(("", service.name), service.is_ready)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     names = (service.name, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
