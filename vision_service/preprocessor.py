@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from vision_service.decoding.cost import Cost, CostModel
 from vision_service.decoding.headers import Header, read_header
 from vision_service.decoding.messages import Order
 from vision_service.decoding.seat import WorkerSeat
+from vision_service.decoding.shared import TilesFiles
 from vision_service.decoding.structure import check_runs
 from vision_service.decoding.waiting import Job, WaitingLine
 from vision_service.tiling import TiledImage, check_size
@@ -54,8 +54,12 @@ class Preprocessor:
         self._pending: set[asyncio.Future[tuple[TiledImage, float]]] = set()
         # These threads outlive the processes that they start: Linux ends those with them.
         self._threads = ThreadPoolExecutor(limits.worker_count, thread_name_prefix="decoders")
-        seat = functools.partial(WorkerSeat, self._line, self._order, self._threads)
-        self._seats = [seat() for _ in range(limits.worker_count)]
+        # One that is filled, and one that the engine reads, for each.
+        tiles_files = TilesFiles(max_kept_count=2 * limits.worker_count)
+        self._seats = [
+            WorkerSeat(self._line, self._order, tiles_files, self._threads)
+            for _ in range(limits.worker_count)
+        ]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Preprocessor:

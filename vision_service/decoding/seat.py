@@ -21,6 +21,7 @@ from vision_service.decoding.process import (
     WorkerProcess,
     refusal,
 )
+from vision_service.decoding.shared import TilesFiles
 from vision_service.decoding.waiting import Job, WaitingLine
 
 # Between two tries to start a worker where the system has no room for one.
@@ -31,9 +32,16 @@ logger = structlog.get_logger()
 class WorkerSeat:
     """Belongs to the event loop's thread."""
 
-    def __init__(self, line: WaitingLine, order: Callable[[Job], Order], threads: Executor) -> None:
+    def __init__(
+        self,
+        line: WaitingLine,
+        order: Callable[[Job], Order],
+        tiles_files: TilesFiles,
+        threads: Executor,
+    ) -> None:
         self._line = line
         self._order = order
+        self._tiles_files = tiles_files
         self._threads = threads
         self._due_at = -math.inf
 
@@ -61,7 +69,7 @@ class WorkerSeat:
     async def _start(self) -> WorkerProcess | None:
         """Returns a process that is to become a worker; None when there is no room for one."""
         loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(self._threads, WorkerProcess.start)
+        starting = loop.run_in_executor(self._threads, WorkerProcess.start, self._tiles_files)
         try:
             return await asyncio.shield(starting)
         except OSError as error:

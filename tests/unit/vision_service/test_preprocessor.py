@@ -7,6 +7,8 @@ import gc
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -22,9 +24,11 @@ from protos.errors import (
     OverloadedError,
     UnavailableError,
 )
+from tests.unit.vision_service import attacks
 from tests.unit.vision_service.fakes import encoded, picture
 from tests.unit.vision_service.workers import until, worker_pids
 from vision_service.decoding import seat as seat_module
+from vision_service.decoding.cost import Cost, CostModel
 from vision_service.decoding.process import WorkerProcess
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
 from vision_service.tiling import Grid, tile_file
@@ -37,6 +41,21 @@ LIMITS = PreprocessorLimits(
     max_decode_byte_count=2**30,
     max_decode_seconds=10.0,
 )
+
+# Starts two workers, says so, and waits to be killed.
+SERVICE = f"""
+import asyncio, math
+from vision_service.preprocessor import *
+
+async def main():
+    async with Preprocessor(28, {replace(LIMITS, worker_count=2)!r}) as preprocessor:
+        while not all(seat._due_at == math.inf for seat in preprocessor._seats):
+            await asyncio.sleep(0.01)
+        print("up", flush=True)
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
 
 
 def preprocessor_of(**limits: Any) -> Preprocessor:
@@ -144,7 +163,7 @@ async def test_a_worker_that_uses_its_cpu_time_up_is_replaced() -> None:
 
 
 async def test_it_is_not_ready_while_no_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room() -> WorkerProcess:
+    def no_room(_: object) -> WorkerProcess:
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(seat_module, "RESTART_SECONDS", 0.05)
@@ -162,3 +181,61 @@ async def test_workers_end_with_the_preprocessor_whatever_they_do() -> None:
         await preprocessor.tile(PICTURE, 2)
         os.kill(worker_pids()[0], signal.SIGSTOP)
     assert worker_pids() == []
+
+
+async def test_honest_images_fit_their_limits() -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    grey = Image.radial_gradient("L").resize((1800, 1200))
+    colours = Image.merge("RGB", (grey, grey.rotate(180), grey))
+    cmyk, palette = colours.convert("CMYK"), colours.quantize(64)
+    alpha = Image.merge("RGBA", (*colours.split(), grey))
+    files = [
+        encoded(colours, "JPEG", progressive=True, subsampling=0, exif=turned),
+        encoded(cmyk, "JPEG", progressive=True, exif=turned),
+        encoded(alpha, "PNG", exif=turned),
+        encoded(grey.convert("LA"), "PNG", exif=turned),
+        encoded(alpha, "WEBP", lossless=True, quality=0, method=0, exif=turned),
+        encoded(colours, "WEBP", exif=turned),
+        encoded(palette, "GIF", save_all=True, append_images=[palette.rotate(180)]),
+        encoded(alpha, "BMP"),
+    ]
+    async with preprocessor_of(max_pixel_count=4_000_000) as preprocessor:
+        # The first time, a worker has no memory left over from others.
+        for data in files * 2:
+            tiled, _ = await preprocessor.tile(data, 12)
+            expected = tile_file(data, tile_size=28, max_tile_count=12, max_pixel_count=4_000_000)
+            assert np.array_equal(tiled.tiles, expected.tiles)
+
+
+async def test_more_memory_than_the_header_accounts_for_is_refused(
+    preprocessor: Preprocessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Image.new("RGB", (3000, 3000))
+    monkeypatch.setattr(CostModel, "cost", lambda *_: Cost(2**20, 10.0, is_large=False))
+    monkeypatch.setattr(preprocessor, "_limits", replace(LIMITS, max_pixel_count=9_000_000))
+    with pytest.raises(ImageTooLargeError, match="more than the 1048576 bytes of memory"):
+        await preprocessor.tile(encoded(large, "PNG"), 2)
+    await preprocessor.tile(PICTURE, 2)
+
+
+async def test_an_image_that_never_fits_is_refused() -> None:
+    async with preprocessor_of(
+        max_pixel_count=40_000_000, max_decode_byte_count=2**28
+    ) as preprocessor:
+        with pytest.raises(ImageTooLargeError, match=r"takes up to \d{9} bytes; .* 268435456"):
+            await preprocessor.tile(attacks.short_webp(), 12)
+
+
+def test_workers_do_not_outlive_a_service_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", SERVICE], stdout=subprocess.PIPE) as service:
+        assert service.stdout is not None
+        service.stdout.readline()
+        pids = worker_pids(service.pid)
+        os.kill(pids[0], signal.SIGSTOP)
+        service.kill()
+    assert len(pids) == 2
+    _, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30
+    )
+    assert alive == []
