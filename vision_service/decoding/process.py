@@ -11,8 +11,6 @@ import sys
 from concurrent.futures import Executor
 from pathlib import Path
 
-import structlog
-
 from protos.errors import (
     ImageTooLargeError,
     InvalidImageError,
@@ -40,7 +38,6 @@ WORKER_VARIABLES = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
     "MALLOC_TRIM_THRESHOLD_": str(128 * 1024 * 1024),
 }
-logger = structlog.get_logger()
 
 
 class WorkerNotThereError(Exception):
@@ -53,6 +50,10 @@ class WorkerLostError(Exception):
 
 class RogueWorkerError(WorkerLostError):
     """The worker's answer is none: its decoder may have been taken over."""
+
+
+class WorkerBugError(Exception):
+    """Our code failed in the worker; the message is its traceback."""
 
 
 class WorkerProcess:
@@ -130,6 +131,7 @@ class WorkerProcess:
 
         Raises:
             ServiceError: the worker's refusal.
+            WorkerBugError: our code failed in it.
             WorkerNotThereError: it was not there any more, so that another one may try.
             WorkerLostError: it ended over it, or broke the rules.
             asyncio.TimeoutError: it took too long.
@@ -193,8 +195,7 @@ def _reply(line: bytes, order: Order) -> Reply:
     except (ValueError, TypeError) as error:
         raise RogueWorkerError from error
     if reply.reason == ServiceError.reason:
-        logger.error("bug", traceback=reply.message)
-        raise ServiceError("internal error; the service's log has it under this request id")
+        raise WorkerBugError(reply.message)
     if reply.reason:
         raise REFUSALS.get(reply.reason, InvalidImageError)(reply.message, field="image")
     if not is_grid or reply.column_count < 0:

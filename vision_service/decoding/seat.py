@@ -72,7 +72,7 @@ class WorkerSeat:
         starting = loop.run_in_executor(self._threads, WorkerProcess.start, self._tiles_files)
         try:
             return await asyncio.shield(starting)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # no process, or no thread to start it
             logger.error("no_room_for_a_worker", error=str(error))
             return None
         except asyncio.CancelledError:
@@ -85,22 +85,30 @@ class WorkerSeat:
         job = await self._next_job(worker)
         if job is None:
             return False
+        try:
+            return await self._tile(worker, job)
+        finally:
+            self._line.give_back(job)
+
+    async def _tile(self, worker: WorkerProcess, job: Job) -> bool:
+        """Delivers the tiles or a refusal; returns whether the worker is of further use."""
         order = self._order(job)
         self._expect(WALL_FACTOR * order.cpu_seconds + END_SECONDS)
         try:
             job.settle(await worker.tile(order, job.data))
+        except ServiceError as error:
+            job.refuse(error)
         except WorkerNotThereError:
             self._line.put_back(job)
             return False
-        except ServiceError as error:
-            job.refuse(error)
         except (WorkerLostError, asyncio.TimeoutError) as error:
             status = await worker.end(self._threads)
-            job.refuse(refusal(error, status, order))
             logger.warning("worker_lost", exit_status=status, image=str(job.header))
-            self._line.give_back(job)
+            job.refuse(refusal(error, status, order))
             return False
-        self._line.give_back(job)
+        except Exception as error:  # noqa: BLE001 - no descriptors, or a bug: its request logs it
+            job.refuse(error)
+            return False
         return True
 
     async def _next_job(self, worker: WorkerProcess) -> Job | None:
@@ -114,6 +122,7 @@ class WorkerSeat:
             return taking.result()
         if taking.done() and not taking.cancelled():
             self._line.put_back(taking.result())
+            self._line.give_back(taking.result())
         return None
 
     def _expect(self, seconds: float) -> None:

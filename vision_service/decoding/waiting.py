@@ -78,6 +78,7 @@ class WaitingLine:
         except asyncio.CancelledError:
             if taker.done() and not taker.cancelled():
                 self.put_back(taker.result())
+                self.give_back(taker.result())
             raise
 
     def give_back(self, job: Job) -> None:
@@ -87,9 +88,8 @@ class WaitingLine:
         self._match()
 
     def put_back(self, job: Job) -> None:
-        """Puts a job that was taken, and not begun, back to the front."""
+        """Puts a job that was taken, and not begun, back to the front; `give_back` is to follow."""
         self._jobs.insert(0, job)
-        self.give_back(job)
 
     def _match(self) -> None:
         while self._takers and (job := self._next()) is not None:
