@@ -27,6 +27,7 @@ from protos.errors import (
 from tests.unit.vision_service import attacks
 from tests.unit.vision_service.fakes import encoded, picture
 from tests.unit.vision_service.workers import until, worker_pids
+from vision_service.decoding import cost
 from vision_service.decoding import seat as seat_module
 from vision_service.decoding.cost import Cost, CostModel
 from vision_service.decoding.process import WorkerProcess
@@ -183,7 +184,7 @@ async def test_workers_end_with_the_preprocessor_whatever_they_do() -> None:
     assert worker_pids() == []
 
 
-async def test_honest_images_fit_their_limits() -> None:
+async def test_honest_images_fit_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     grey = Image.radial_gradient("L").resize((1800, 1200))
@@ -200,12 +201,15 @@ async def test_honest_images_fit_their_limits() -> None:
         encoded(palette, "GIF", save_all=True, append_images=[palette.rotate(180)]),
         encoded(alpha, "BMP"),
     ]
-    async with preprocessor_of(max_pixel_count=4_000_000) as preprocessor:
-        # The first time, a worker has no memory left over from others.
-        for data in files * 2:
-            tiled, _ = await preprocessor.tile(data, 12)
-            expected = tile_file(data, tile_size=28, max_tile_count=12, max_pixel_count=4_000_000)
-            assert np.array_equal(tiled.tiles, expected.tiles)
+    # So that the bytes for each pixel are what decides.
+    monkeypatch.setattr(cost, "SPARE_BYTE_COUNT", 8 * 2**20)
+    async with preprocessor_of(
+        worker_count=4, max_image_count=8, max_pixel_count=4_000_000
+    ) as preprocessor:
+        found = await asyncio.gather(*(preprocessor.tile(data, 12) for data in files))
+    for data, (tiled, _) in zip(files, found, strict=True):
+        expected = tile_file(data, tile_size=28, max_tile_count=12, max_pixel_count=4_000_000)
+        assert np.array_equal(tiled.tiles, expected.tiles)
 
 
 async def test_more_memory_than_the_header_accounts_for_is_refused(
