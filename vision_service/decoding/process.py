@@ -205,6 +205,6 @@ def _reply(line: bytes, order: Order) -> Reply:
 
 def _environment() -> dict[str, str]:
     """Returns the worker's: what it takes to import our code, and none of the service's secrets."""
-    root = str(Path(__file__).parents[2])
+    places = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    return {**WORKER_VARIABLES, "PYTHONPATH": root, **kept}
+    return {**WORKER_VARIABLES, "PYTHONPATH": places, **kept}

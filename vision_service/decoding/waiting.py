@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from dataclasses import dataclass, field
 
 from vision_service.decoding.cost import Cost
@@ -55,7 +54,7 @@ class WaitingLine:
         self._byte_count = 0
         self._large_count = 0
         self._jobs: list[Job] = []
-        self._takers: deque[asyncio.Future[Job]] = deque()
+        self._takers: list[asyncio.Future[Job]] = []
 
     def put(self, job: Job) -> None:
         """Adds a job at the end."""
@@ -93,7 +92,8 @@ class WaitingLine:
 
     def _match(self) -> None:
         while self._takers and (job := self._next()) is not None:
-            taker = self._takers.popleft()
+            # The worker that was busy last: its memory and its caches are warm.
+            taker = self._takers.pop()
             if taker.done():  # cancelled
                 continue
             self._jobs.remove(job)
