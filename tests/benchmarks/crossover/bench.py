@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ Mode = Literal["cuda", "cpu", "simulated"]
 WARM_ROUND_COUNT = 2
 # Edges of the photos are so much shorter where decoding them is not what counts.
 SHRINK = 8
+TIME_OVER = "the time for the run was over"
 # For cancelled requests to leave the services, before the next load.
 SETTLE_SECONDS = 0.5
 
@@ -80,7 +81,7 @@ class Plan:
         shapes: keys of shapes.FAMILIES.
         arrangements: keys of ARRANGEMENTS; empty: those that the GPUs tell apart.
         grid: the loads.
-        slowness: seconds here for a simulated second.
+        slowness: seconds here for a simulated second, by shape; 1 where nothing is simulated.
         checkpoints: keep and use again what is written here.
     """
 
@@ -88,7 +89,7 @@ class Plan:
     shapes: Sequence[str]
     arrangements: Sequence[str]
     grid: Grid
-    slowness: float
+    slowness: Mapping[str, float]
     checkpoints: Path | None = None
 
 
@@ -122,12 +123,18 @@ class Bench:
             arrangement = wanted.folded(backend.gpu_count)
             cells = list(self._plan.grid.cells(shape, name, arrangement != wanted))
             end = self._share_end(shape_end, len(names) - index)
+            if end <= time.monotonic():
+                self._skip(cells, TIME_OVER)
+                continue
             try:
                 self._run_arrangement(arrangement, backend, use, folder / name, cells, end)
             except StartError as error:
                 print(f"{shape} {name}: {error}", flush=True)
-                for cell in cells:
-                    self._results.skip(cell, "its services did not start")
+                self._skip(cells, "its services did not start")
+
+    def _skip(self, cells: Sequence[Cell], why: str) -> None:
+        for cell in cells:
+            self._results.skip(cell, why)
 
     @staticmethod
     def _share_end(end: float, count: int) -> float:
@@ -161,16 +168,14 @@ class Bench:
     def _measure(self, deployment: Deployment, cell: Cell, use: GpuUse, end: float) -> None:
         seconds = min(self._plan.grid.cell_seconds, end - time.monotonic())
         if seconds <= 0:
-            self._results.skip(cell, "the time for the run was over")
+            self._skip([cell], TIME_OVER)
             return
         answers = self._ask(deployment, cell, "cell", 1 + self._plan.grid.round_count, seconds)
         logs = [service.log for service in (*deployment.visions, *deployment.llms)]
-        found = figures(answers, cell.client_count, logs, use, self._plan.slowness)
+        found = figures(answers, cell.client_count, logs, use, self._plan.slowness[cell.shape])
         if found is None:
             why = next((answer.error for answer in answers if answer.error), "")
-            self._results.skip(
-                cell, why or f"{len(answers)} answers within {seconds:.0f} s are too few"
-            )
+            self._skip([cell], why or f"{len(answers)} answers within {seconds:.0f} s are too few")
         else:
             self._results.add(cell, found)
         print(progress_line(cell, found), flush=True)
@@ -206,7 +211,7 @@ class Bench:
                 return
             with tempfile.TemporaryDirectory() as folder:
                 gpus = create_gpus(Path(folder) / "gpus")
-                yield SimulatedBackend(checkpoint, shape, plan.slowness, gpus)
+                yield SimulatedBackend(checkpoint, shape, plan.slowness[shape], gpus)
 
     def _sampling(self, backend: Backend) -> AbstractContextManager[GpuUse]:
         if isinstance(backend, SimulatedBackend):

@@ -123,7 +123,7 @@ async def ask(http: aiohttp.ClientSession, url: str, body: bytes) -> Answer:
         return Answer(request_id, sent, first, time.time(), error=repr(error))
     last = time.time()
     events = [line.strip() for line in lines if line.strip()]
-    if response.status != 200 or events[-1] != DONE:
+    if response.status != 200 or events[-1:] != [DONE]:
         return Answer(request_id, sent, first, last, error=f"{response.status}: {events[-1:]!r}")
     usage = json.loads(events[-2].removeprefix(b"data: "))["usage"]
     counts = usage["prompt_tokens"], usage["completion_tokens"]

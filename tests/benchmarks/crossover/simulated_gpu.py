@@ -28,9 +28,14 @@ def create_gpus(file: Path) -> Path:
 
 
 class SimulatedGpus:
-    """The GPUs of a file: a byte a process says what that process computes now, 0 for nothing."""
+    """The GPUs of a file: a byte a process says what that process computes now, 0 for nothing.
+
+    Attributes:
+        overshoot_seconds: how much later the latest work was done than it should have been.
+    """
 
     def __init__(self, file: Path) -> None:
+        self.overshoot_seconds = 0.0
         with file.open("r+b") as opened:
             self._bytes = mmap.mmap(opened.fileno(), 0)
 
@@ -55,6 +60,7 @@ class SimulatedGpus:
                 started = time.perf_counter()
                 yield min(SLICE_SECONDS, seconds / speed)
                 seconds -= (time.perf_counter() - started) * speed
+            self.overshoot_seconds = -seconds
         finally:
             self._bytes[place] = 0
 

@@ -7,17 +7,20 @@ H200 would compute.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest.mock import patch
 
+import numpy as np
 import structlog
 import torch
+from PIL import Image
 from pydantic_settings import CliApp
 
 from llm_service import generator
@@ -33,16 +36,27 @@ from llm_service.tokenizer import Tokenizer
 from protos.process import logs
 from protos.process.server import serve
 from tests.benchmarks.crossover.simulated_gpu import SimulatedGpus, Work
-from tests.benchmarks.crossover.stage_times import SHAPES, Span, StageTimes, encode, launch
+from tests.benchmarks.crossover.stage_times import (
+    PREPROCESS_TILE_SECONDS,
+    SHAPES,
+    Span,
+    StageTimes,
+    encode,
+    launch,
+)
 from tests.benchmarks.crossover.stamped_llm import ARRIVED
 from tests.benchmarks.scripted_services import ScriptedVisionEngine
 from tests.idle_engine import IdleEngine
 from vision_service.__main__ import open_service
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.torch.engine import FinishedBatch
+from vision_service.preprocessor import Preprocessor
 from vision_service.settings import Settings as VisionSettings
+from vision_service.tiling import TiledImage, choose_grid
 
 logger = structlog.get_logger()
+# This machine catches up with the simulated clock after such a delay, not after longer ones.
+LONGEST_LATE_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -94,10 +108,21 @@ class Gpu:
         for pause in self._gpus.compute(*self._place, work, seconds * self._slowness):
             time.sleep(pause)
 
-    async def wait(self, work: Work, seconds: float) -> None:
-        """Computes beside the event loop's other tasks."""
-        for pause in self._gpus.compute(*self._place, work, seconds * self._slowness):
+    async def wait(self, work: Work, seconds: float, begin: float) -> float:
+        """Computes beside the event loop's other tasks.
+
+        Args:
+            work: what kind.
+            seconds: what it takes alone.
+            begin: when it should have begun, on the clock of `time.perf_counter`.
+
+        Returns:
+            When it should have ended.
+        """
+        late = time.perf_counter() - begin
+        for pause in self._gpus.compute(*self._place, work, seconds * self._slowness - late):
             await asyncio.sleep(pause)
+        return time.perf_counter() - self._gpus.overshoot_seconds
 
 
 class SimulatedVisionEngine(ScriptedVisionEngine):
@@ -110,6 +135,27 @@ class SimulatedVisionEngine(ScriptedVisionEngine):
     def submit(self, images: Sequence[torch.Tensor]) -> FinishedBatch:
         self._gpu.block("vision", encode(sum(map(len, images))))
         return super().submit(images)
+
+
+class SimulatedPreprocessing:
+    """Decodes nothing: it takes as long, on as many threads, and the tiles are black."""
+
+    def __init__(self, simulation: Simulation, thread_count: int, config: VisionConfig) -> None:
+        self._slowness = simulation.slowness
+        self._threads = asyncio.Semaphore(thread_count)
+        self._tile_size = config.tile_size
+        self._shape = (3, config.tile_size, config.tile_size)
+
+    async def tile(self, data: bytes, max_tile_count: int) -> tuple[TiledImage, float]:
+        """See Preprocessor."""
+        with Image.open(io.BytesIO(data)) as image:  # reads the header alone
+            width, height = image.size
+        grid = choose_grid(width, height, max_tile_count, self._tile_size)
+        seconds = PREPROCESS_TILE_SECONDS * grid.tile_count * self._slowness
+        async with self._threads:
+            await asyncio.sleep(seconds)
+        tiles = np.zeros((grid.tile_count, *self._shape), dtype=np.uint8)
+        return TiledImage(tiles, grid, width, height), seconds
 
 
 @dataclass(eq=False)
@@ -160,9 +206,16 @@ class SimulatedLLMEngine(IdleEngine):
                 self._sequences.remove(sequence)
 
     async def _run(self) -> None:
+        """Steps until there is nothing to do.
+
+        The GPU does not wait for this machine between two steps: what one step is late, the next
+        one takes less.
+        """
+        ended = time.perf_counter()
         while self._sequences:
             step = self._schedule()
-            await self._compute([span for _, span in step])
+            begin = max(ended, time.perf_counter() - LONGEST_LATE_SECONDS)
+            ended = await self._compute([span for _, span in step], begin)
             for sequence, span in step:
                 self._advance(sequence, span)
 
@@ -178,13 +231,22 @@ class SimulatedLLMEngine(IdleEngine):
                 budget -= count
         return step
 
-    async def _compute(self, spans: Sequence[Span]) -> None:
-        """Takes the GPU's time, or the host's where launching the step takes longer."""
-        started = time.perf_counter()
+    async def _compute(self, spans: Sequence[Span], begin: float) -> float:
+        """Takes the GPU's time, or the host's where launching the step takes longer.
+
+        Args:
+            spans: the step.
+            begin: when it should have begun.
+
+        Returns:
+            When it should have ended.
+        """
         is_decode = all(span.is_decode for span in spans)
-        await self._gpu.wait("decode" if is_decode else "prefill", self._times.step(spans))
-        left = launch(len(spans)) * self._slowness - (time.perf_counter() - started)
-        await asyncio.sleep(max(0.0, left))
+        work: Work = "decode" if is_decode else "prefill"
+        computed = await self._gpu.wait(work, self._times.step(spans), begin)
+        launched = begin + launch(len(spans)) * self._slowness
+        await asyncio.sleep(max(0.0, launched - time.perf_counter()))
+        return max(computed, launched)
 
     def _advance(self, sequence: _Sequence, span: Span) -> None:
         sequence.computed_count = span.end
@@ -222,8 +284,14 @@ async def serve_vision(simulation: Simulation, settings: VisionSettings) -> None
     """Serves until SIGTERM."""
     config = VisionConfig.from_checkpoint(settings.checkpoint)
     engine = SimulatedVisionEngine(config, Gpu(simulation))
-    async with open_service(settings, config, engine) as service:
-        await serve(service, settings)
+    decoding = SimulatedPreprocessing(simulation, settings.preprocess_worker_count, config)
+
+    async def tile(_: Preprocessor, *arguments: Any) -> tuple[TiledImage, float]:
+        return await decoding.tile(*arguments)
+
+    with patch.object(Preprocessor, "tile", tile):
+        async with open_service(settings, config, engine) as service:
+            await serve(service, settings)
 
 
 async def serve_llm(simulation: Simulation, settings: LLMSettings) -> None:
