@@ -191,7 +191,7 @@ def test_stage_times_are_those_that_were_measured() -> None:
 
 def test_a_simulated_gpu_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(simulated_gpu.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(f"{simulated_gpu.__name__}.time.perf_counter", lambda: clock[0])
     file = create_gpus(tmp_path / "gpus")
     alone = _seconds(SimulatedGpus(file).compute(0, 0, "vision", 1.0), clock)
     assert alone == pytest.approx(1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +43,9 @@ class SimulatedGpus:
         """Whether anything is computed there at this moment."""
         return bool(self._working(gpu))
 
-    def compute(self, gpu: int, slot: int, work: Work, seconds: float) -> Iterator[float]:
+    def compute(
+        self, gpu: int, slot: int, work: Work, seconds: float
+    ) -> Generator[float, None, None]:
         """Yields how long to sleep, again and again, until the work is done.
 
         Args:
