@@ -130,7 +130,7 @@ def _event(event: str, request_id: str, timestamp: str) -> str:
 class NamedBackend:
     """Launches that say where they belong."""
 
-    gpu_count, model = 2, "model"
+    model = "model"
 
     def vision(self, gpu: int) -> Launch:
         return Launch("vision", [f"gpu {gpu}"], {})

@@ -31,6 +31,13 @@ SHAPES = ("1B", "8B")
 # One simulated second takes so many, so that what this machine computes stays small beside it. The
 # 1B makes four times as many tokens a second.
 SLOWNESS: Mapping[str, float] = {"8B": 3.0, "1B": 8.0}
+# Those of a machine without any; a CPU counts as one.
+GPU_COUNTS: Mapping[Mode, int] = {"simulated": 2, "cpu": 1}
+CHART_TITLES: Mapping[Mode, str] = {
+    "cuda": "GPUs: {}",
+    "cpu": "tiny models on a CPU",
+    "simulated": "simulated H200s: {}",
+}
 NOTES: Mapping[Mode, str] = {
     "cuda": "The released shapes with random weights, the engines as they ship.",
     "cpu": "Tiny models on the CPU: this tries the program out, its figures mean nothing.",
@@ -76,6 +83,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--simulate", action="store_true", help="engines that sleep; no GPU")
     mode.add_argument("--tiny", action="store_true", help="tiny models on the CPU; no GPU")
+    parser.add_argument("--gpus", type=int, help="use no more than so many; simulated: 2")
     parser.add_argument("--slowness", type=float, help="of the simulation")
     parser.add_argument("--shape", nargs="+", choices=FAMILIES, default=SHAPES)
     parser.add_argument("--arrangement", nargs="+", choices=ARRANGEMENTS, default=[])
@@ -112,7 +120,16 @@ def _plan(options: argparse.Namespace) -> Plan:
     slowness = {shape: options.slowness or SLOWNESS[shape] for shape in options.shape}
     if mode != "simulated":
         slowness = dict.fromkeys(options.shape, 1.0)
-    return Plan(mode, options.shape, options.arrangement, grid, slowness, options.checkpoints)
+    gpu_count = torch.cuda.device_count() if mode == "cuda" else GPU_COUNTS[mode]
+    return Plan(
+        mode=mode,
+        shapes=options.shape,
+        arrangements=options.arrangement,
+        grid=grid,
+        gpu_count=min(options.gpus or gpu_count, gpu_count),
+        slowness=slowness,
+        checkpoints=options.checkpoints,
+    )
 
 
 def _run(plan: Plan) -> dict[str, Any]:
@@ -120,11 +137,10 @@ def _run(plan: Plan) -> dict[str, Any]:
     command = shlex.join(["python", "-m", "tests.benchmarks.crossover", *sys.argv[1:]])
     load, _, _ = os.getloadavg()
     document = Report(TITLE, "", ("",)).document(command, load)
-    gpu_count = torch.cuda.device_count() if plan.mode == "cuda" else 0
     folded = [
         name
-        for name in plan.arrangements or arrangements_for(gpu_count)
-        if plan.mode != "simulated" and ARRANGEMENTS[name].gpu_count > max(1, gpu_count)
+        for name in plan.arrangements or arrangements_for(plan.gpu_count)
+        if ARRANGEMENTS[name].gpu_count > plan.gpu_count
     ]
     note = NOTES[plan.mode]
     if folded:
@@ -133,7 +149,8 @@ def _run(plan: Plan) -> dict[str, Any]:
         "mode": plan.mode,
         "slowness": plan.slowness,
         "note": note,
-        "chart_title": "Simulated H200s" if plan.mode == "simulated" else f"{gpu_count} H200",
+        "gpu_count": plan.gpu_count,
+        "chart_title": CHART_TITLES[plan.mode].format(plan.gpu_count),
         **{key: document[key] for key in ("command", "date", "machine")},
     }
 

@@ -80,11 +80,6 @@ class Backend(Protocol):
     """What the services of an arrangement run on."""
 
     @property
-    def gpu_count(self) -> int:
-        """GPUs that are there."""
-        ...
-
-    @property
     def model(self) -> str:
         """The name under which the model is served."""
         ...

@@ -8,8 +8,6 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from protos.process.settings import GIB
 from tests.benchmarks.crossover.arrangements import Launch
 from tests.benchmarks.crossover.simulated_services import Simulation
@@ -23,7 +21,6 @@ TINY_KV_CACHE_BYTE_COUNT = GIB // 4
 VISION_LIMITS = ("--max-queued-tile-count", "8192", "--max-preprocessing-image-count", "1024")
 LLM_LIMITS = ("--max-table-byte-count", str(16 * GIB))
 GATEWAY_LIMITS = ("--request-seconds", "3600")
-SIMULATED_GPU_COUNT = 2
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,6 @@ class EngineBackend:
 
     checkpoint: Path
     device: Literal["cuda", "cpu"]
-
-    @property
-    def gpu_count(self) -> int:
-        """GPUs that are there; a CPU counts as one."""
-        return torch.cuda.device_count() if self.device == "cuda" else 1
 
     @property
     def model(self) -> str:
@@ -76,7 +68,7 @@ class EngineBackend:
 
 @dataclass(frozen=True)
 class SimulatedBackend:
-    """Engines that sleep, on two GPUs that are a file.
+    """Engines that sleep, on GPUs that are a file.
 
     Attributes:
         checkpoint: a tiny one with the shape's tokenizer.
@@ -89,7 +81,6 @@ class SimulatedBackend:
     shape: str
     slowness: float
     gpus: Path
-    gpu_count: int = SIMULATED_GPU_COUNT
     slots: count[int] = field(default_factory=count)
 
     @property

@@ -81,6 +81,7 @@ class Plan:
         shapes: keys of shapes.FAMILIES.
         arrangements: keys of ARRANGEMENTS; empty: those that the GPUs tell apart.
         grid: the loads.
+        gpu_count: GPUs to use.
         slowness: seconds here for a simulated second, by shape; 1 where nothing is simulated.
         checkpoints: keep and use again what is written here.
     """
@@ -89,6 +90,7 @@ class Plan:
     shapes: Sequence[str]
     arrangements: Sequence[str]
     grid: Grid
+    gpu_count: int
     slowness: Mapping[str, float]
     checkpoints: Path | None = None
 
@@ -116,11 +118,11 @@ class Bench:
             self._rest_count -= 1
 
     def _run_shape(self, shape: str, backend: Backend, use: GpuUse, folder: Path) -> None:
-        names = self._plan.arrangements or arrangements_for(backend.gpu_count)
+        names = self._plan.arrangements or arrangements_for(self._plan.gpu_count)
         shape_end = self._share_end(self._end, self._rest_count)
         for index, name in enumerate(names):
             wanted = ARRANGEMENTS[name]
-            arrangement = wanted.folded(backend.gpu_count)
+            arrangement = wanted.folded(self._plan.gpu_count)
             cells = list(self._plan.grid.cells(shape, name, arrangement != wanted))
             end = self._share_end(shape_end, len(names) - index)
             if end <= time.monotonic():
@@ -215,7 +217,7 @@ class Bench:
 
     def _sampling(self, backend: Backend) -> AbstractContextManager[GpuUse]:
         if isinstance(backend, SimulatedBackend):
-            return simulated_use(backend.gpus, backend.gpu_count)
+            return simulated_use(backend.gpus, self._plan.gpu_count)
         return nvidia_use()
 
 
