@@ -88,7 +88,10 @@ class ClosedLoop:
             finally:
                 for client in clients:
                     client.cancel()
-                await asyncio.gather(*clients, return_exceptions=True)
+                ends = await asyncio.gather(*clients, return_exceptions=True)
+        for error in ends:
+            if isinstance(error, Exception):  # none but a bug of ours ends a client
+                raise error
         return self.answers
 
     async def _client(
