@@ -22,7 +22,7 @@ from tests.benchmarks.crossover.arrangements import ARRANGEMENTS, Deployment, La
 from tests.benchmarks.crossover.clients import Answer
 from tests.benchmarks.crossover.figures import Cell, figures
 from tests.benchmarks.crossover.gpu_use import GpuUse
-from tests.benchmarks.crossover.results import Results, ResultsFile, read_results
+from tests.benchmarks.crossover.results import Results, ResultsFile, merged, read_results
 from tests.benchmarks.crossover.simulated_gpu import SimulatedGpus, create_gpus
 from tests.benchmarks.crossover.stage_times import MEASURED_TOKEN_COUNT, MS, SHAPES, Span, encode
 from tests.benchmarks.crossover.workload import Workload, photos
@@ -276,3 +276,18 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     file.skip(cells[1], "why")
     expected = Results({"note": "a note"}, {cells[0]: found}, {cells[1]: "why"})
     assert read_results(tmp_path / "results.jsonl") == expected
+
+
+def test_of_two_runs_the_later_one_counts_where_both_have_a_cell() -> None:
+    cells = [Cell("8B", "split", False, 13, count, 4) for count in (1, 2)]
+    answers = [Answer(str(number), 0.0, 0.5, 1.0 + number, 100, 8) for number in range(6)]
+    early = figures(answers[:4], 2, [], GpuUse(), 1.0)
+    late = figures(answers, 2, [], GpuUse(), 1.0)
+    assert early is not None
+    assert late is not None
+    first = Results({"command": "one", "note": "n"}, {cells[0]: early}, {cells[1]: "why"})
+    second = Results({"command": "two", "note": "n"}, {cells[0]: late, cells[1]: early})
+    whole = merged([first, second])
+    assert whole.cells == {cells[0]: late, cells[1]: early}
+    assert not whole.skipped
+    assert whole.run == {"command": "one`, `two", "note": "n"}

@@ -2,7 +2,8 @@
 
 `python -m tests.benchmarks.crossover [--simulate] [--quick] [--results FILE.jsonl]` measures,
 writes FILE.jsonl line by line, and FILE.md with the table; with matplotlib also FILE.svg.
-`python -m tests.benchmarks.crossover --plot FILE.jsonl` makes the latter two again.
+`python -m tests.benchmarks.crossover --plot FILE.jsonl [MORE.jsonl]` makes the latter two again, of
+several runs of one kind if need be.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from tests.benchmarks.crossover.arrangements import ARRANGEMENTS
 from tests.benchmarks.crossover.bench import QUICK, Bench, Grid, Mode, Plan, arrangements_for
-from tests.benchmarks.crossover.results import TITLE, ResultsFile, read_results
+from tests.benchmarks.crossover.results import TITLE, ResultsFile, merged, read_results
 from tests.benchmarks.report import Report
 from tests.benchmarks.shapes import FAMILIES
 
@@ -29,8 +30,8 @@ RESULTS = Path(__file__).parents[3] / "docs" / "benchmarks" / "crossover.jsonl"
 # The quicker one first: the time that it leaves is the other's.
 SHAPES = ("1B", "8B")
 # One simulated second takes so many, so that what this machine computes stays small beside it. The
-# 1B makes four times as many tokens a second.
-SLOWNESS: Mapping[str, float] = {"8B": 3.0, "1B": 8.0}
+# 1B answers more requests a second.
+SLOWNESS: Mapping[str, float] = {"8B": 3.0, "1B": 5.0}
 # Those of a machine without any; a CPU counts as one.
 GPU_COUNTS: Mapping[Mode, int] = {"simulated": 2, "cpu": 1}
 CHART_TITLES: Mapping[Mode, str] = {
@@ -55,15 +56,15 @@ NOTES: Mapping[Mode, str] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, or reads what was measured; writes the report and prints its table."""
     options = _options(arguments)
-    if options.plot is None:
+    if not options.plot:
         plan = _plan(options)
         Bench(plan, ResultsFile(options.results, _run(plan))).run()
-    write_report(options.plot or options.results)
+    write_report(options.plot or [options.results])
 
 
-def write_report(file: Path) -> None:
-    """Writes the page and the chart beside a results file, and prints the table."""
-    results = read_results(file)
+def write_report(files: Sequence[Path]) -> None:
+    """Writes the page and the chart beside the first of some results files; prints the table."""
+    file, results = files[0], merged([read_results(file) for file in files])
     chart = file.with_suffix(".svg")
     if find_spec("matplotlib") is None:
         print("there is no matplotlib here: the chart is left out")
@@ -78,7 +79,9 @@ def write_report(file: Path) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.crossover")
-    parser.add_argument("--plot", type=Path, metavar="RESULTS.jsonl", help="measure nothing")
+    parser.add_argument(
+        "--plot", type=Path, nargs="+", metavar="RESULTS.jsonl", help="make one report of these"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="RESULTS.jsonl")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--simulate", action="store_true", help="engines that sleep; no GPU")

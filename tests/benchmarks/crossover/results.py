@@ -121,6 +121,18 @@ def read_results(path: Path) -> Results:
     return results
 
 
+def merged(parts: Sequence[Results]) -> Results:
+    """Returns the results of several runs of one kind on one machine as one; the last one counts
+    where they have the same cell."""
+    commands = dict.fromkeys(part.run["command"] for part in parts)
+    whole = Results({**parts[0].run, "command": "`, `".join(commands)})
+    for part in parts:
+        whole.cells |= part.cells
+        whole.skipped |= part.skipped
+    whole.skipped = {cell: why for cell, why in whole.skipped.items() if cell not in whole.cells}
+    return whole
+
+
 def _name(cell: Cell) -> str:
     return f"{cell.shape} {cell.arrangement}{'*' if cell.is_folded else ''}"
 

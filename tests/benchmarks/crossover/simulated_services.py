@@ -55,6 +55,9 @@ from vision_service.settings import Settings as VisionSettings
 from vision_service.tiling import TiledImage, choose_grid
 
 logger = structlog.get_logger()
+# Tokens after the first leave together: their mean time is the same, and this machine, which is not
+# what is simulated, works less.
+TOKENS_TOGETHER = 8
 # This machine catches up with the simulated clock after such a delay, not after longer ones.
 LONGEST_LATE_SECONDS = 0.25
 
@@ -160,12 +163,22 @@ class SimulatedPreprocessing:
 
 @dataclass(eq=False)
 class _Sequence:
-    """One answer in the making: tokens to compute before the next one of it, and those computed."""
+    """One answer in the making.
+
+    Attributes:
+        known_count: tokens of the prompt and the answer so far.
+        max_output_count: tokens of the whole answer.
+        computed_count: known tokens that steps have computed.
+        output_count: tokens of the answer so far.
+        held_count: those among them that have not left yet.
+        outputs: what has left.
+    """
 
     known_count: int
     max_output_count: int
     computed_count: int = 0
     output_count: int = 0
+    held_count: int = 0
     outputs: asyncio.Queue[TokenOutput] = field(default_factory=asyncio.Queue)
 
 
@@ -254,10 +267,14 @@ class SimulatedLLMEngine(IdleEngine):
             return
         sequence.known_count += 1
         sequence.output_count += 1
+        sequence.held_count += 1
         ended = sequence.output_count == sequence.max_output_count
         if ended:
             self._sequences.remove(sequence)
-        sequence.outputs.put_nowait(TokenOutput([self._token_id], "length" if ended else None))
+        if ended or sequence.output_count == 1 or sequence.held_count == TOKENS_TOGETHER:
+            token_ids = [self._token_id] * sequence.held_count
+            sequence.held_count = 0
+            sequence.outputs.put_nowait(TokenOutput(token_ids, "length" if ended else None))
 
 
 class TravellingImages(RequestImages):
