@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from tests.benchmarks.crossover.arrangements import ARRANGEMENTS
 from tests.benchmarks.crossover.figures import Cell, Figures
@@ -45,8 +46,9 @@ def draw(results: Results, file: Path) -> None:
         rows[0][column].set_title(f"{shape}, {tile_count} tile{'s' * (tile_count > 1)} a picture")
     rows[0][0].set_ylabel("requests/s")
     rows[1][0].set_ylabel("good answers")
-    handles, labels = rows[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(ARRANGEMENTS))
+    lines = {line.get_label(): line for panel in rows[0] for line in panel.get_lines()}
+    names = sorted(lines, key=lambda name: list(ARRANGEMENTS).index(name.partition(",")[0]))
+    figure.legend([lines[name] for name in names], names, loc="outside lower center", ncols=6)
     figure.suptitle(results.run["chart_title"])
     figure.savefig(file, dpi=110, metadata={"Date": None} if file.suffix == ".svg" else None)
     plt.close(figure)
@@ -69,6 +71,8 @@ def _draw_column(rates: Any, shares: Any, cells: dict[Cell, Figures]) -> None:
     picture_counts = sorted({cell.picture_count for cell in cells})
     rates.set(xscale="log", yscale="log")
     rates.set_xticks(picture_counts, [str(number) for number in picture_counts])
+    rates.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    rates.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     rates.minorticks_off()
     rates.grid(alpha=0.3)
     shares.set(ylim=(-0.05, 1.05), xlabel="pictures a request")
