@@ -19,11 +19,13 @@ from protos.identity import content_digest
 from tests.benchmarks.crossover import simulated_gpu
 from tests.benchmarks.crossover.__main__ import main
 from tests.benchmarks.crossover.arrangements import ARRANGEMENTS, Deployment, Launch
+from tests.benchmarks.crossover.backends import SimulatedBackend
 from tests.benchmarks.crossover.clients import Answer
 from tests.benchmarks.crossover.figures import Cell, figures
 from tests.benchmarks.crossover.gpu_use import GpuUse
 from tests.benchmarks.crossover.results import Results, ResultsFile, merged, read_results
 from tests.benchmarks.crossover.simulated_gpu import SimulatedGpus, create_gpus
+from tests.benchmarks.crossover.simulated_services import Simulation
 from tests.benchmarks.crossover.stage_times import MEASURED_TOKEN_COUNT, MS, SHAPES, Span, encode
 from tests.benchmarks.crossover.workload import Workload, photos
 from vision_service.tiling import choose_grid
@@ -205,6 +207,21 @@ def test_a_simulated_gpu_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert elsewhere == pytest.approx(1.0)
     neighbour.close()
     assert not SimulatedGpus(file).is_busy(0)
+
+
+def test_the_services_of_a_run_have_slots_of_their_own(tmp_path: Path) -> None:
+    file = create_gpus(tmp_path / "gpus")
+    backend = SimulatedBackend(tmp_path, "8B", 1.0, file)
+    places = []
+    for name in ARRANGEMENTS:
+        deployment = Deployment(ARRANGEMENTS[name].folded(1), backend, tmp_path / name)
+        for service in (*deployment.visions, *deployment.llms):
+            simulation = Simulation.parse(service.arguments[0])
+            places.append((simulation.gpu, simulation.slot))
+            next(SimulatedGpus(file).compute(*places[-1], "decode", 1.0))
+    assert len(set(places)) == len(places) == 10
+    with pytest.raises(ValueError, match="no slot 64"):
+        next(SimulatedGpus(file).compute(0, 64, "decode", 1.0))
 
 
 def _seconds(pauses: Iterator[float], clock: list[float]) -> float:

@@ -17,7 +17,8 @@ COMBINED_SPEEDS = {
     frozenset((CODES["vision"], CODES["decode"])): 0.90,
 }
 SLICE_SECONDS = 0.002
-SLOT_COUNT = 8
+# Of each GPU; processes of one run after the other do not share one.
+SLOT_COUNT = 64
 GPU_COUNT = 8
 
 
@@ -53,7 +54,12 @@ class SimulatedGpus:
             slot: the process's own, below SLOT_COUNT.
             work: what kind.
             seconds: what it takes when nothing else runs there.
+
+        Raises:
+            ValueError: there is no such GPU, or no such slot.
         """
+        if not (0 <= gpu < GPU_COUNT and 0 <= slot < SLOT_COUNT):
+            raise ValueError(f"there is no slot {slot} of GPU {gpu}")
         place = gpu * SLOT_COUNT + slot
         self._bytes[place] = CODES[work]
         try:
