@@ -185,7 +185,7 @@ class Bench:
     def _ask(
         self, deployment: Deployment, cell: Cell, purpose: str, round_count: int, seconds: float
     ) -> list[Answer]:
-        seed = f"{purpose} {cell.arrangement} {cell.tile_count} {cell.picture_count}"
+        seed = f"{purpose} {cell.tile_count} {cell.picture_count}"  # arrangements get the same
         loop = ClosedLoop(
             deployment.urls,
             Workload(
