@@ -141,10 +141,11 @@ async def watching(channel: grpc.aio.Channel) -> Any:
 
 
 async def test_health_is_told_when_all_places_are_taken(channel: grpc.aio.Channel) -> None:
-    idle = [called(channel, f"{LLM}/Generate", silence()) for _ in range(2)]
-    error: ServiceError | None = None
-    while not isinstance(error, OverloadedError):  # until both have come
-        error = await ending(called(channel, f"{VISION}/GetModelInfo", [b""]))
+    idle = [called(channel, f"{VISION}/EncodeImage", [b""]) for _ in range(2)]
+    for call in idle:
+        assert await call.read() == b""  # it has its place
+    error: ServiceError | None = await refusal(channel, f"{VISION}/GetModelInfo", [b""])
+    assert isinstance(error, OverloadedError)
     assert error.message == "2 calls are running; the limit is 2"
     assert error.retry_after == 1.0
     assert await health(channel) == SERVING
