@@ -123,13 +123,13 @@ async def test_greedy_tokens_after_preemption(
     checkpoint_dir: Path, conversations: list[Conversation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preempted: list[Sequence] = []
-    preempt = Scheduler._preempt_last
+    preempt = Scheduler._preempt
 
-    def recorded(self: Scheduler) -> None:
-        preempted.append(self.running[-1])
-        preempt(self)
+    def recorded(self: Scheduler, sequence: Sequence) -> None:
+        preempted.append(sequence)
+        preempt(self, sequence)
 
-    monkeypatch.setattr(Scheduler, "_preempt_last", recorded)
+    monkeypatch.setattr(Scheduler, "_preempt", recorded)
     together = _salted(conversations * 2)
     # All prompts fit at the same time, and are read in one step, but their outputs do not fit.
     kv_tokens = sum(_block_count(conversation.prompt) for conversation in together) * BLOCK_SIZE

@@ -324,7 +324,7 @@ async def test_choices_leave_room_in_the_queue_for_others(
     engine = await start(max_running_sequence_count=1, max_waiting_sequence_count=8)
     gate = Gate(monkeypatch)
     gate.close()
-    tasks = [asyncio.ensure_future(outputs_of(engine))]
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(outputs_of(engine))]
     await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
     account = Account()
 
