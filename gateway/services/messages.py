@@ -37,9 +37,10 @@ class EmbeddingChunk:
 
 @dataclass(frozen=True)
 class EmbeddingTrailer:
-    """Ends an embedding: CRC-32 of all its bytes."""
+    """Ends an embedding: CRC-32 of all its bytes, and the signature for the LLM service."""
 
     crc32: int
+    signature: bytes
 
 
 EmbeddingPiece = EmbeddingHeader | EmbeddingChunk | EmbeddingTrailer
@@ -56,7 +57,7 @@ def embedding_piece(
     if response.HasField("chunk"):
         return EmbeddingChunk(response.chunk.offset, response.chunk.data)
     if response.HasField("trailer"):
-        return EmbeddingTrailer(response.trailer.crc32)
+        return EmbeddingTrailer(response.trailer.crc32, response.trailer.signature)
     header = response.header
     if EmbeddingId(header.id.content_sha256, header.id.recipe_sha256) != wanted:
         raise DataLossError("the vision service sent another embedding than was asked for")
@@ -117,6 +118,7 @@ def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.Genera
     else:
         request.embedding_trailer.image_index = image_index
         request.embedding_trailer.crc32 = piece.crc32
+        request.embedding_trailer.signature = piece.signature
     return request
 
 
