@@ -105,6 +105,7 @@ class AttachedImage:
         self._decoder = Base64Decoder(max_byte_count)
         self._share = share
         self._error: ServiceError | None = None
+        share.hold(self)
 
     def feed(self, piece: bytes) -> None:
         """Decodes what comes next; after an error it is passed over.
@@ -140,6 +141,11 @@ class AttachedImage:
             raise self._error
         content, self._decoder.content = self._decoder.content, bytearray()
         return HeldFile(content, self._share)
+
+    def let_go(self) -> None:
+        """Frees what has been decoded."""
+        self._share.give_back(len(self._decoder.content))
+        self._decoder.content = bytearray()
 
     def _fail(self, error: ServiceError, taken_byte_count: int) -> None:
         self._error = error
@@ -210,6 +216,7 @@ class BodyReader:
         self._image: AttachedImage | None = None
         self._pending = b""
         self._secret = secrets.token_hex(16)
+        share.hold(self)
 
     def feed(self, data: bytes) -> None:
         """Takes what comes next.
@@ -227,6 +234,11 @@ class BodyReader:
         """Returns the body, which is all there."""
         self._keep(self._pending)
         return Body(bytes(self._text), self._attachments)
+
+    def let_go(self) -> None:
+        """Frees the text, which the share counts no more."""
+        self._text = bytearray()
+        self._pending = b""
 
     def _read_text(self) -> bool:
         """Reads up to the next image, and returns whether there is one."""

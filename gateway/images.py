@@ -245,11 +245,15 @@ class ImageFetcher:
         limit = self._limits.max_byte_count
         _check_size(response.content_length or 0, limit)
         body = bytearray()
-        async for data in response.content.iter_chunked(READ_BYTE_COUNT):
-            _check_size(len(body) + len(data), limit)
-            budget.spend(len(data))
-            share.take(len(data))
-            body += data
+        try:
+            async for data in response.content.iter_chunked(READ_BYTE_COUNT):
+                _check_size(len(body) + len(data), limit)
+                budget.spend(len(data))
+                share.take(len(data))
+                body += data
+        except BaseException:
+            body.clear()  # the error's traceback would keep it
+            raise
         return HeldFile(body, share)
 
 

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from protos.errors import OverloadedError
 from protos.process.settings import KIB, MIB
@@ -44,7 +45,7 @@ class Memory:
         try:
             yield share
         finally:
-            share.give_back(share.byte_count)
+            share.close()
 
     def add(self, byte_count: int) -> None:
         """Counts more bytes, or fewer if negative.
@@ -62,6 +63,13 @@ class Memory:
         self.held_byte_count = total
 
 
+class Holder(Protocol):
+    """Something that holds bytes of a request."""
+
+    def let_go(self) -> None:
+        """Frees them; once is enough."""
+
+
 class Share:
     """What one request holds; its first bytes are free.
 
@@ -72,14 +80,30 @@ class Share:
     def __init__(self, memory: Memory) -> None:
         self.byte_count = 0
         self._memory = memory
+        self._holders: list[Holder] = []
+
+    def hold(self, holder: Holder) -> None:
+        """Remembers who has the bytes: an error's traceback may keep it long after the request."""
+        self._holders.append(holder)
 
     def take(self, byte_count: int) -> None:
         """Counts bytes that the request holds from now on.
 
         Raises:
-            OverloadedError: all requests together hold too much; these bytes are not counted.
+            OverloadedError: all requests together hold too much. This one has lost what it held,
+                at once, so that no other is refused for it.
         """
-        self._change(byte_count)
+        try:
+            self._change(byte_count)
+        except OverloadedError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Frees what is held, and counts it no more."""
+        for holder in self._holders:
+            holder.let_go()
+        self.give_back(self.byte_count)
 
     def give_back(self, byte_count: int) -> None:
         """Counts bytes no more."""
@@ -108,6 +132,7 @@ class HeldFile:
         self._content = content
         self._share = share
         self._held = True
+        share.hold(self)
 
     @property
     def content(self) -> bytes | bytearray:

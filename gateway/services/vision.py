@@ -108,11 +108,13 @@ class VisionClient:
             ServiceError: the class that the service answered with.
             DataLossError: the service names the embedding otherwise than we do.
         """
-        async with self._sending:  # one file at a time: gRPC copies them in the event loop
+        await self._sending.acquire()  # one file at a time: gRPC copies them in the event loop
+        try:
             call = self._encode_image(
                 request, timeout=seconds_until(deadline), metadata=request_metadata()
             )
-            await asyncio.sleep(0)  # its task copies the file now
+        finally:  # once the call's task, which is in the queue by now, has copied the file
+            asyncio.get_running_loop().call_soon(self._sending.release)
         try:
             with errors_of("vision", name_field):
                 while isinstance(response := await call.read(), vision_pb2.EncodeImageResponse):

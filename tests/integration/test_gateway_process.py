@@ -12,7 +12,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,12 @@ def forget_peak(process: Process) -> None:
     Path(f"/proc/{process.pid}/clear_refs").write_text("5", encoding="utf-8")
 
 
+def image_messages(*images: bytes) -> list[dict[str, Any]]:
+    urls = ["data:image/png;base64," + base64.b64encode(image).decode() for image in images]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": parts}]
+
+
 async def test_no_embedding_is_held() -> None:
     """An image costs the gateway less than 4 MiB, also when the LLM service reads slowly.
 
@@ -216,11 +222,33 @@ async def test_no_embedding_is_held() -> None:
         for index in range(4):
             forget_peak(process)
             before, _ = resident_byte_counts(process)
-            url = "data:image/png;base64," + base64.b64encode(bytes([index])).decode()
-            parts = [{"type": "image_url", "image_url": {"url": url}}]
-            body = chat_body(messages=[{"role": "user", "content": parts}])
+            body = chat_body(messages=image_messages(bytes([index])))
             async with http.post(CHAT, json=body) as response:
                 assert response.status == 200
             growths.append(resident_byte_counts(process)[1] - before)
     assert len(vision.requests) == 4
     assert min(growths[1:]) < 4 * MIB
+
+
+async def test_a_stream_holds_no_image() -> None:
+    """A request whose tokens stream costs less than 1 MiB, whatever its images have cost.
+
+    The first one is not measured: the process gets memory for itself then.
+    """
+    growths = []
+    llm = ScriptedLLM(stalls=True)
+    async with (
+        running_process(ScriptedVision(), llm) as (process, http),
+        AsyncExitStack() as streams,
+    ):
+        for index in range(4):
+            before, _ = resident_byte_counts(process)
+            images = [bytes([index, part]) * (2 * MIB) for part in range(3)]
+            body = json.dumps(chat_body(stream=True, messages=image_messages(*images)))
+            sending = http.post(CHAT, data=io.BytesIO(body.encode()))
+            response = await streams.enter_async_context(sending)
+            while b'"lo"' not in await response.content.readline():
+                assert response.status == 200
+            growths.append(resident_byte_counts(process)[0] - before)
+        llm.released.set()
+    assert sum(growths[1:]) < 3 * MIB

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.data_urls import Body, BodyReader, ContentLimits
-from gateway.memory import FREE_BYTE_COUNT, Memory
+from gateway.memory import FREE_BYTE_COUNT, Memory, Share
 from protos.errors import (
     ContextLengthError,
     ImageTooLargeError,
@@ -25,12 +25,11 @@ LIMITS = ContentLimits(max_text_byte_count=100_000, max_image_count=4, max_image
 
 def take_apart(body: bytes, *cuts: int, memory: Memory | None = None) -> Body:
     """Returns the body that arrives in pieces, cut at these places."""
-    with (memory or Memory(1 << 20)).share() as share:
-        reader = BodyReader(LIMITS, share)
-        places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
-        for start, end in zip(places, [*places[1:], len(body)], strict=True):
-            reader.feed(body[start:end])
-        return reader.finish()
+    reader = BodyReader(LIMITS, Share(memory or Memory(1 << 20)))
+    places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
+    for start, end in zip(places, [*places[1:], len(body)], strict=True):
+        reader.feed(body[start:end])
+    return reader.finish()
 
 
 def image_url(url: str) -> dict[str, Any]:

@@ -1,0 +1,20 @@
+"""Messages that are built without protobuf's help."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.services.messages import encode_request
+from protos.internvl.v1 import vision_pb2
+
+
+@pytest.mark.parametrize("byte_count", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
+@pytest.mark.parametrize("max_tile_count", [None, 7])
+def test_an_encode_request_is_what_protobuf_reads(
+    byte_count: int, max_tile_count: int | None
+) -> None:
+    image = bytes(range(256)) * (byte_count // 256 + 1)
+    request = encode_request(bytearray(image[:byte_count]), max_tile_count, b"r" * 32)
+    assert vision_pb2.EncodeImageRequest.FromString(request) == vision_pb2.EncodeImageRequest(
+        image=image[:byte_count], max_tile_count=max_tile_count, expected_recipe_sha256=b"r" * 32
+    )
