@@ -126,7 +126,8 @@ async def test_health_says_so_while_workers_are_stuck(monkeypatch: pytest.Monkey
 async def test_a_drain_waits_for_no_decoder() -> None:
     options = ("--port", "0", "--drain-seconds", "0.5", "--preprocess-worker-count", "2")
     with started_process("--checkpoint", str(CHECKPOINT), *options) as process:
-        port, pids = await asyncio.to_thread(serving_port, process), []
+        port = await asyncio.to_thread(serving_port, process)
+        pids: list[int] = []
 
         def are_up() -> bool:
             pids[:] = worker_pids(process.pid)
