@@ -43,18 +43,18 @@ class Service:
         name: full name in the protos, e.g. "internvl.v1.VisionService".
         register: adds the servicer to a server.
         is_healthy: whether the engine behind it still works; polled.
-        is_ready: whether it can take calls now; health is NOT_SERVING while it cannot.
         max_message_byte_count: largest request message.
         max_call_count: most calls of it at a time; more are RESOURCE_EXHAUSTED.
+        is_ready: whether it can take calls now; health is NOT_SERVING while it cannot.
         reflection: whether the server tells what its services look like.
     """
 
     name: str
     register: Callable[[grpc.aio.Server], None]
     is_healthy: Callable[[], bool]
-    is_ready: Callable[[], bool] = lambda: True
     max_message_byte_count: int = DEFAULT_MAX_MESSAGE_BYTE_COUNT
     max_call_count: int = DEFAULT_MAX_CALL_COUNT
+    is_ready: Callable[[], bool] = lambda: True
     reflection: bool = True
 
 
