@@ -10,6 +10,7 @@ import structlog
 
 from gateway.app import running_gateway
 from gateway.descriptors import raise_descriptor_limit
+from gateway.memory import give_freed_memory_back
 from gateway.settings import Settings
 from protos.process import logs
 from protos.process.settings import read_settings
@@ -34,6 +35,7 @@ def main() -> None:
     raise_descriptor_limit()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
+    give_freed_memory_back()
     try:
         asyncio.run(serve(settings))
     except OSError as error:

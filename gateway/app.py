@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
 from aiohttp import web
 
 from gateway import handlers, middlewares
+from gateway.bodies import expect_nothing
 from gateway.chat import ChatLimits, ChatPipeline
 from gateway.connections import Connection, Connections
-from gateway.images import ImageFetcher, ImageLimits, create_session
-from gateway.keys import CONNECTIONS, LLM, PARSER, PIPELINE, SETTINGS, TRAFFIC, VISION
+from gateway.images import ImageFetcher, ImageLimits, open_session
+from gateway.keys import CONNECTIONS, LLM, MEMORY, PIPELINE, POOLS, SETTINGS, TRAFFIC, VISION
 from gateway.listening import listen
-from gateway.parsing import RequestParser
+from gateway.memory import Memory
+from gateway.pools import open_pools
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.vision import VisionClient
@@ -40,16 +42,18 @@ def create_app(settings: Settings) -> web.Application:
             middlewares.answer_errors,
             middlewares.keep_spare,
         ],
-        client_max_size=settings.max_body_byte_count,
     )
     app[SETTINGS] = settings
     app[TRAFFIC] = Traffic(settings.max_request_count)
+    app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
-    app.cleanup_ctx.extend([_parser, _services])
+    app.cleanup_ctx.extend([_pools, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
-            web.post("/v1/chat/completions", handlers.chat_completions),
+            web.post(
+                "/v1/chat/completions", handlers.chat_completions, expect_handler=expect_nothing
+            ),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/health/live", handlers.live),
@@ -59,8 +63,8 @@ def create_app(settings: Settings) -> web.Application:
     return app
 
 
-async def _parser(app: web.Application) -> AsyncIterator[None]:
-    with closing(RequestParser(app[SETTINGS].max_text_byte_count)) as app[PARSER]:
+async def _pools(app: web.Application) -> AsyncIterator[None]:
+    with open_pools() as app[POOLS]:
         yield
 
 
@@ -73,15 +77,20 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     async with (
         open_channel(settings.vision_address) as vision,
         open_channel(settings.llm_address) as llm,
-        create_session(policy) as session,
+        open_session(policy) as session,
     ):
         app[VISION] = VisionClient(vision)
         app[LLM] = LLMClient(llm)
         app[PIPELINE] = ChatPipeline(
-            ImageFetcher(session, limits),
+            ImageFetcher(session, app[POOLS], limits),
             app[VISION],
             app[LLM],
-            ChatLimits(settings.max_image_count, settings.max_total_image_byte_count),
+            app[POOLS],
+            ChatLimits(
+                settings.max_image_count,
+                settings.max_total_image_byte_count,
+                settings.max_image_host_count,
+            ),
         )
         yield
 
@@ -100,7 +109,14 @@ async def running_gateway(settings: Settings) -> AsyncIterator[int]:
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     assert runner.server
-    connect = partial(Connection, runner.server, app[CONNECTIONS], access_log=None, logger=QUIET)
+    connect = partial(
+        Connection,
+        runner.server,
+        app[CONNECTIONS],
+        access_log=None,
+        logger=QUIET,
+        auto_decompress=False,  # compressed bodies are refused
+    )
     try:
         with ExitStack() as exits:
             listeners = await listen(settings.host, settings.port)

@@ -6,7 +6,8 @@ from aiohttp import web
 
 from gateway.chat import ChatPipeline, RequestRecord
 from gateway.connections import Connections
-from gateway.parsing import RequestParser
+from gateway.memory import Memory
+from gateway.pools import Pools
 from gateway.services.llm import LLMClient
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
@@ -14,8 +15,9 @@ from gateway.traffic import Traffic
 
 SETTINGS = web.AppKey("settings", Settings)
 TRAFFIC = web.AppKey("traffic", Traffic)
+MEMORY = web.AppKey("memory", Memory)
+POOLS = web.AppKey("pools", Pools)
 CONNECTIONS = web.AppKey("connections", Connections)
-PARSER = web.AppKey("parser", RequestParser)
 PIPELINE = web.AppKey("pipeline", ChatPipeline)
 VISION = web.AppKey("vision", VisionClient)
 LLM = web.AppKey("llm", LLMClient)

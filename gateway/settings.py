@@ -8,10 +8,11 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.addresses import AddressPolicy
+from gateway.bodies import BodyLimits
 from gateway.connections import ConnectionLimits
+from gateway.data_urls import ContentLimits
 from gateway.descriptors import default_connection_count, most_connections
-from gateway.openai.json_limits import DEFAULT_MAX_TEXT_BYTE_COUNT
-from protos.process.settings import MIB, ServingSettings
+from protos.process.settings import GIB, MIB, ServingSettings
 
 
 class Settings(ServingSettings):
@@ -33,16 +34,21 @@ class Settings(ServingSettings):
     """Hosts and networks (JSON list) that image URLs may lead to though they are not public."""
     max_body_byte_count: int = Field(default=64 * MIB, ge=1)
     """Largest request body, in bytes."""
-    max_text_byte_count: int = Field(default=DEFAULT_MAX_TEXT_BYTE_COUNT, ge=1)
-    """Most bytes of a request body outside of data URLs."""
+    max_text_byte_count: int = Field(default=4 * MIB, ge=1)
+    """Most bytes of a request body without the images that it holds as data URLs."""
     max_image_byte_count: int = Field(default=20 * MIB, ge=1)
     """Largest image file, in bytes."""
     max_total_image_byte_count: int = Field(default=128 * MIB, ge=1)
     """Most bytes of all image files of one request together."""
     max_image_count: int = Field(default=64, ge=0)
     """Most images in one request."""
+    max_image_host_count: int = Field(default=16, ge=1)
+    """Most hosts that the image URLs of one request lead to, redirects included."""
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
+    max_held_byte_count: int = Field(default=3 * GIB, ge=1)
+    """Most bytes of bodies and image files that all requests hold together, without the first
+    64 KiB of each; further ones are refused with 429. The process may take a third more."""
     max_connection_count: int = Field(default_factory=default_connection_count, ge=1)
     """Most connections of clients; a further one takes the place of the longest idle one. By
     default 4096, or what the limit of open files has room for."""
@@ -77,6 +83,14 @@ class Settings(ServingSettings):
     def _parsable(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         AddressPolicy.parse(entries)
         return entries
+
+    @property
+    def body_limits(self) -> BodyLimits:
+        """What the body of a request may cost."""
+        content = ContentLimits(
+            self.max_text_byte_count, self.max_image_count, self.max_image_byte_count
+        )
+        return BodyLimits(self.max_body_byte_count, self.body_seconds, content)
 
     @property
     def connection_limits(self) -> ConnectionLimits:

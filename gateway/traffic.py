@@ -1,4 +1,4 @@
-"""Chat requests in flight: how many may be, and that none enters while the gateway drains."""
+"""Chat requests: how many may be in flight, and that none enters while the gateway drains."""
 
 from __future__ import annotations
 
@@ -35,30 +35,42 @@ class Traffic:
         self._idle.set()
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Counts a request while it runs.
+    def arrival(self) -> Iterator[None]:
+        """Lets a request's head in, and makes a drain wait until the block is left.
 
         Raises:
             UnavailableError: the gateway drains; or, within the block, it has drained long enough.
             OverloadedError: too many requests are in flight.
         """
-        self._check()
+        if self.draining:
+            raise UnavailableError("the gateway is stopping", retry_after=1)
+        self._check_places()  # its body would come in vain
         task = _current_task()
-        self._request_count += 1
         self._tasks.add(task)
         self._idle.clear()
         try:
             with self.cut_short():
                 yield
         finally:
-            self._request_count -= 1
             self._tasks.discard(task)
-            if not self._request_count:
+            if not self._tasks:
                 self._idle.set()
 
-    def _check(self) -> None:
-        if self.draining:
-            raise UnavailableError("the gateway is stopping", retry_after=1)
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Gives a place to a request whose body is there: slow bodies take none.
+
+        Raises:
+            OverloadedError: too many requests are in flight.
+        """
+        self._check_places()
+        self._request_count += 1
+        try:
+            yield
+        finally:
+            self._request_count -= 1
+
+    def _check_places(self) -> None:
         if self._request_count >= self._max_request_count:
             raise OverloadedError(
                 f"{self._request_count} chat requests are in flight;"
@@ -88,7 +100,7 @@ class Traffic:
         self.draining = True
         if await self._becomes_idle(seconds):
             return
-        logger.warning("requests cut off", request_count=self._request_count)
+        logger.warning("requests cut off", request_count=len(self._tasks))
         self._is_over = True
         for task in self._tasks:
             task.cancel()

@@ -12,8 +12,10 @@ import structlog
 
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
+from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
+from protos.signature import EmbeddingKeyError
 from protos.transport import MESSAGE_OVERHEAD_BYTE_COUNT
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
@@ -21,7 +23,7 @@ from vision_service.checkpoint import CheckpointError, VisionConfig
 from vision_service.encoder import ImageEncoder, ModelInfo
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine
-from vision_service.preprocessor import Preprocessor
+from vision_service.preprocessor import Preprocessor, PreprocessorLimits
 from vision_service.recipe import recipe_sha256
 from vision_service.servicer import SERVICE_NAME, VisionServicer
 from vision_service.settings import Settings
@@ -36,7 +38,7 @@ def main() -> None:
     logs.configure(settings.log_level, settings.log_format)
     try:
         healthy = asyncio.run(run(settings))
-    except (CheckpointError, EngineStartError, OSError) as error:
+    except (CheckpointError, EmbeddingKeyError, EngineStartError, OSError) as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)
     sys.exit(0 if healthy else 1)
@@ -48,6 +50,7 @@ async def run(settings: Settings) -> bool:
     Raises:
         CheckpointError: the checkpoint cannot be served.
         EngineStartError: the engine cannot start here.
+        EmbeddingKeyError: the key cannot be used.
         OSError: the address cannot be bound.
     """
     logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)
@@ -66,34 +69,40 @@ def load(settings: Settings) -> tuple[VisionConfig, VisionEngine]:
 async def open_service(
     settings: Settings, config: VisionConfig, engine: VisionEngine
 ) -> AsyncIterator[Service]:
-    """Yields the service over a warm engine; on leaving, its threads end."""
+    """Yields the service over a warm engine; on leaving, its threads and processes end."""
     info = model_info(settings, config, engine)
-    preprocessor = Preprocessor(
-        tile_size=config.tile_size,
-        max_pixel_count=settings.max_image_pixel_count,
-        worker_count=settings.preprocess_worker_count,
-        max_image_count=settings.max_preprocessing_image_count,
-    )
+    preprocessor = Preprocessor(config.tile_size, preprocessor_limits(settings))
     batcher = TileBatcher(
         engine,
         max_batch_tile_count=settings.max_batch_tile_count,
         max_queued_tile_count=settings.max_queued_tile_count,
     )
     cache = EmbeddingCache(settings.cache_byte_count)
-    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache))
-    try:
-        async with batcher:
-            yield Service(
-                name=SERVICE_NAME,
-                register=functools.partial(
-                    vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer
-                ),
-                is_healthy=batcher.is_healthy,
-                max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
-                max_call_count=settings.max_call_count,
-            )
-    finally:
-        preprocessor.close()
+    key = read_embedding_key(settings)
+    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache, key))
+    async with batcher, preprocessor:
+        yield Service(
+            name=SERVICE_NAME,
+            register=functools.partial(
+                vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer
+            ),
+            is_healthy=batcher.is_healthy,
+            is_ready=preprocessor.is_ready,
+            max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
+            max_call_count=settings.max_call_count,
+            reflection=settings.reflection,
+        )
+
+
+def preprocessor_limits(settings: Settings) -> PreprocessorLimits:
+    """Returns what images may take."""
+    return PreprocessorLimits(
+        worker_count=settings.preprocess_worker_count,
+        max_image_count=settings.max_preprocessing_image_count,
+        max_pixel_count=settings.max_image_pixel_count,
+        max_decode_byte_count=settings.max_decode_byte_count,
+        max_decode_seconds=settings.max_decode_seconds,
+    )
 
 
 def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -> ModelInfo:

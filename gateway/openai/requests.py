@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from gateway.openai.json_limits import DEFAULT_MAX_TEXT_BYTE_COUNT, read_json
+from gateway.openai.json_limits import read_json
 from gateway.openai.refusals import MAX_SHOWN_LENGTH, UNSUPPORTED, refusal
 
 # Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
@@ -339,17 +339,14 @@ class ChatCompletionRequest(RequestModel):
                     yield ImageReference(param, part.image_url)
 
 
-def parse_chat_request(
-    body: bytes, max_text_byte_count: int = DEFAULT_MAX_TEXT_BYTE_COUNT
-) -> ChatCompletionRequest:
+def parse_chat_request(body: bytes) -> ChatCompletionRequest:
     """Returns the request that a body holds.
 
     Raises:
-        ContextLengthError: outside of data URLs it has too many bytes.
         InvalidArgumentError: it is not JSON, or a field is unknown, missing or malformed.
         UnsupportedFieldError: a field asks for something of OpenAI's that we do not serve.
     """
     try:
-        return ChatCompletionRequest.model_validate(read_json(body, max_text_byte_count))
+        return ChatCompletionRequest.model_validate(read_json(body))
     except ValidationError as error:
         raise refusal(error.errors(include_url=False)[0]) from None
