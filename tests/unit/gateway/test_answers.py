@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import time
 
-from gateway.events import Finished, TextDelta, TokenLogprob, Usage
+from gateway.events import ChatEvent, Finished, TextDelta, TokenLogprob, Usage
 from gateway.openai.answers import AnswerHead, WholeAnswer
 
 
 def test_choices_of_a_whole_answer_hold_what_their_events_did() -> None:
     answer = WholeAnswer(AnswerHead("a", 1, "m", 2))
     likely = TokenLogprob("é".encode(), -0.5, (TokenLogprob(b"\xf0", -9e9),))
-    events = [TextDelta(1, "q"), TextDelta(0, 'é"', (likely,)), TextDelta(0, "\n")]
-    for event in (*events, Finished(0, "stop"), Finished(1, "length"), Usage(1, 2, 0, 0)):
+    events: list[ChatEvent] = [TextDelta(1, "q"), TextDelta(0, 'é"', (likely,)), TextDelta(0, "\n")]
+    events += [Finished(0, "stop"), Finished(1, "length"), Usage(1, 2, 0, 0)]
+    for event in events:
         answer.add(event)
     first, second = json.loads(answer.body())["choices"]
     assert first["message"]["content"] == 'é"\n'

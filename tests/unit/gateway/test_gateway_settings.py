@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,20 @@ def test_a_root_that_is_no_folder_is_refused_at_the_start(tmp_path: Path) -> Non
         with pytest.raises(ValidationError, match=f"{root} is not a folder"):
             Settings(file_root=root)
     assert Settings(file_root=tmp_path).file_root == tmp_path
+
+
+def test_connections_leave_room_for_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def limit_of(count: int) -> None:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (count, count))
+
+    limit_of(1024)
+    assert Settings().max_connection_count == 1024 - 256 - 32
+    with pytest.raises(ValidationError, match="737 connections; .* has room for 736"):
+        Settings(max_connection_count=737)
+    limit_of(100)
+    assert Settings().max_connection_count == 4
+    limit_of(resource.RLIM_INFINITY)
+    assert Settings().max_connection_count == 4096
 
 
 @pytest.mark.parametrize("name", ["vision_address", "llm_address"])
