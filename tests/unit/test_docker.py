@@ -65,8 +65,9 @@ class Image(NamedTuple):
         """The image that the target is built on: the default of the argument that FROM names."""
         text = (ROOT / "docker" / f"{self.package}.Dockerfile").read_text()
         pattern = rf"^FROM \$\{{(\w+)\}}{f' AS {self.target}' if self.target else ''}$"
-        arguments = re.findall(pattern, text, re.M)
-        return dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))[arguments[0]]
+        (argument,) = re.findall(pattern, text, re.M)
+        defaults: dict[str, str] = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))
+        return defaults[argument]
 
     def sources(self) -> list[str]:
         """Returns what the target has from the repository."""

@@ -7,7 +7,6 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -65,18 +64,14 @@ def test_all_locks_of_ours_agree_on_each_version() -> None:
 
 @pytest.mark.parametrize("python", ["3.10", "3.14"])
 def test_a_lock_serves_every_python_that_we_do(python: str) -> None:
-    environment = default_environment() | {
-        "python_version": python,
-        "python_full_version": f"{python}.0",
-    }
-    for item in locked("gateway"):
-        assert item.marker is None or isinstance(item.marker.evaluate(environment), bool)
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
     names = {
         item.name
         for item in locked("gateway")
         if item.marker is None or item.marker.evaluate(environment)
     }
     assert {"aiohttp", "grpcio", "protobuf", "pydantic"} <= names
+    assert ("tomli" in names) is (python == "3.10")
 
 
 @pytest.mark.parametrize("path", sorted(LOCKS.glob("*.txt")), ids=lambda path: path.stem)

@@ -322,6 +322,7 @@ async def serve_llm(simulation: Simulation, settings: LLMSettings) -> None:
         tokenizer,
         config.max_position_embeddings,
         settings.max_image_count,
+        settings.max_upload_seconds,
     )
     token_id = tokenizer.encode("a")[-1]
     engine = SimulatedLLMEngine(simulation, token_id, settings.max_running_sequence_count)
