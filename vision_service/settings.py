@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +33,11 @@ LEAST_DECODE_BYTE_COUNT = 64 * MIB
 LARGEST_DECODE_SECONDS = 3600.0
 
 EngineName = Literal["torch", "tensorrt"]
+
+
+def decoder_count() -> int:
+    """Returns how many processes decode: more than one, so that a slow image leaves a way."""
+    return 4 if (os.cpu_count() or 1) >= 4 else 2
 
 
 class TorchOptions(EngineOptions):
@@ -80,9 +86,9 @@ class Settings(EngineSettings):
     cap: an H100 does twice as many no faster, and the first of two images waits for the second."""
     max_queued_tile_count: int = Field(default=512, ge=LARGEST_TILE_CAP + 1)
     """Most tiles that wait for the engine or are in it; more are refused. One is 0.6 MB."""
-    preprocess_worker_count: int = Field(default=4, ge=1)
-    """Processes that decode and tile images, one at a time each. Large images, of 16 megapixels and
-    more, may have half of them."""
+    preprocess_worker_count: int = Field(default_factory=decoder_count, ge=1)
+    """Processes that decode and tile images, one at a time each; default: 4, or 2 where there are
+    fewer cores. Large images, of 16 megapixels and more, may have half of them."""
     max_preprocessing_image_count: int = Field(default=256, ge=1)
     """Most images that wait for these processes or are in them; more are refused."""
     max_decode_byte_count: int = Field(default=2 * GIB, ge=LEAST_DECODE_BYTE_COUNT)
