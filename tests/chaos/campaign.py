@@ -1,0 +1,222 @@
+"""A run: many requests, a schedule of faults, and at the end everything as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from tests.chaos.clients import Clients, PictureServer, Plan, about_a_picture, drawn_plan, questions
+from tests.chaos.ledger import Ending, Ledger
+from tests.chaos.schedule import Arena, Scheduled, until
+from tests.chaos.stack import ChaosStack, Footprint, ServiceName, running_stack
+from tests.e2e.questions import Conversation
+
+CONCURRENCY = 12
+PROGRESS_COUNT = 100
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 3.0
+RECOVERY_SECONDS = 60.0
+SETTLE_SECONDS = 30.0
+POLL_SECONDS = 0.05
+# Where the numbers begin of requests that are not of a run's plan: those in calm, and witnesses.
+FIRST_EXTRA_NUMBER = 1_000_000
+# What a process may hold more than before: connections that have just been made again, a thread.
+SPARE_COUNT = 4
+
+
+class AftermathError(AssertionError):
+    """Something is not as it was before the run."""
+
+
+@dataclass
+class Report:
+    """What a run has shown.
+
+    Attributes:
+        proofs: of the faults, by kind.
+        recovery_seconds: from each fault's end to the first whole answer, by kind.
+        before, after: what the services held in calm.
+    """
+
+    ledger: Ledger
+    seconds: float = 0.0
+    proofs: list[tuple[str, str]] = field(default_factory=list)
+    recovery_seconds: dict[str, float] = field(default_factory=dict)
+    manner_counts: Counter[str] = field(default_factory=Counter)
+    before: dict[ServiceName, Footprint] = field(default_factory=dict)
+    after: dict[ServiceName, Footprint] = field(default_factory=dict)
+
+    def share(self, ending: Ending) -> float:
+        """Returns the share of the requests that ended so."""
+        return self.ledger.counts()[ending] / len(self.ledger.endings)
+
+
+class Campaign:
+    """Asks while faults strike; all that is drawn comes from the ledger's seed."""
+
+    def __init__(
+        self, stack: ChaosStack, clients: Clients, ledger: Ledger, progress: Callable[[str], None]
+    ) -> None:
+        self._stack = stack
+        self._clients = clients
+        self._ledger = ledger
+        self._progress = progress
+        self._extra = itertools.count(FIRST_EXTRA_NUMBER)
+        self._request_count = 0
+        self._sent_count = 0
+        self._released_count = 0
+        self.report = Report(ledger)
+
+    async def run(self, request_count: int, schedule: list[Scheduled]) -> Report:
+        """Sends so many requests while the faults of the schedule strike.
+
+        Raises:
+            UnprovenFaultError: a fault did not happen.
+            ViolationError: a request did not end as it must.
+            AftermathError: something is not as it was before.
+        """
+        start = time.monotonic()
+        self._request_count = request_count
+        await self._ask_in_calm()
+        self.report.before = self._stack.footprints()
+        numbers = iter(range(request_count))
+        sending = asyncio.gather(*(self._ask_in_turn(numbers) for _ in range(CONCURRENCY)))
+        try:
+            await self._strike(schedule)
+            await sending
+        finally:
+            sending.cancel()
+        await self._ask_in_calm()
+        await self._settle()
+        self._ledger.check()
+        self.report.manner_counts = self._clients.manner_counts
+        self.report.seconds = time.monotonic() - start
+        return self.report
+
+    async def _ask_in_turn(self, numbers: Iterator[int]) -> None:
+        """Asks one request after the other; as an honest client, slower after each failure."""
+        pause = FIRST_PAUSE_SECONDS
+        for number in numbers:
+            await until(partial(self._is_released, number), math.inf)
+            self._sent_count += 1
+            if self._sent_count % PROGRESS_COUNT == 0:
+                self._progress(f"{self._sent_count} requests")
+            ending = await self._clients.ask(drawn_plan(self._ledger.seed, number))
+            if ending in (Ending.WHOLE, Ending.LEFT):
+                pause = FIRST_PAUSE_SECONDS
+            else:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    async def _strike(self, schedule: list[Scheduled]) -> None:
+        """Lets one fault after the other happen, each when its request has been sent."""
+        arena = Arena(self._stack, self._ledger, self._witness)
+        self._released_count = schedule[0].number
+        for (number, fault), following in zip(schedule, [*schedule[1:], None], strict=True):
+            await until(partial(self._has_sent, number), math.inf)
+            # What comes before the next fault is sent during this one, and after it.
+            self._released_count = following.number if following else self._request_count
+            proof = await fault.strike(arena)
+            self.report.proofs.append((fault.kind, proof))
+            seconds = await self._recover(fault.kind)
+            self._progress(f"{fault.kind}: {proof}; answers again after {seconds:.1f} s")
+
+    def _has_sent(self, count: int) -> bool:
+        return self._sent_count >= count
+
+    def _is_released(self, number: int) -> bool:
+        return number < self._released_count
+
+    async def _recover(self, kind: str) -> float:
+        """Returns how long it took until a question was answered."""
+        start = time.monotonic()
+        while await self._witness(False) is not Ending.WHOLE:
+            if time.monotonic() - start > RECOVERY_SECONDS:
+                raise AftermathError(f"no answer for {RECOVERY_SECONDS:g} s after: {kind}")
+            await asyncio.sleep(POLL_SECONDS)
+        seconds = time.monotonic() - start
+        self.report.recovery_seconds[kind] = max(
+            seconds, self.report.recovery_seconds.get(kind, 0.0)
+        )
+        return seconds
+
+    async def _witness(self, is_fresh: bool) -> Ending | None:
+        number = next(self._extra)
+        asked = about_a_picture(random.Random(f"{self._ledger.seed}/{number}"))
+        return await self._clients.ask(Plan(number, asked, is_fresh=is_fresh))
+
+    async def _ask_in_calm(self) -> None:
+        """Asks a question about each picture; nothing is wrong, so all are answered."""
+        places = asyncio.Semaphore(CONCURRENCY)
+
+        async def ask(asked: Conversation) -> Ending | None:
+            async with places:
+                return await self._clients.ask(Plan(next(self._extra), asked))
+
+        asked = {one.pictures: one for one in questions()}
+        endings = await asyncio.gather(*map(ask, asked.values()))
+        if set(endings) != {Ending.WHOLE}:
+            self._ledger.check()
+            raise AftermathError(f"in calm, requests ended with {Counter(endings)}")
+
+    async def _settle(self) -> None:
+        """Waits until all is as it was before."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while left := await self._left_over():
+            if time.monotonic() > deadline:
+                raise AftermathError(f"left over; CHAOS_SEED={self._ledger.seed}: {left}")
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _left_over(self) -> list[str]:
+        self.report.after = self._stack.footprints()
+        left = []
+        for name, before in self.report.before.items():
+            left += _growth(name, before, self.report.after[name])
+        load = await self._stack.load()
+        if load.running_sequence_count or load.waiting_sequence_count:
+            left.append(f"{load.running_sequence_count} running sequences or more")
+        if load.free_kv_token_count != load.total_kv_token_count:
+            left.append(f"{load.total_kv_token_count - load.free_kv_token_count} KV tokens")
+        return left
+
+
+def _growth(name: ServiceName, before: Footprint, after: Footprint) -> list[str]:
+    """Says what a process holds that it did not hold before."""
+    left = []
+    if after.thread_count > before.thread_count + SPARE_COUNT:
+        left.append(f"{name}: {after.thread_count} threads; there were {before.thread_count}")
+    if after.descriptor_count > before.descriptor_count + SPARE_COUNT:
+        left.append(
+            f"{name}: {after.descriptor_count} descriptors; there were {before.descriptor_count}"
+        )
+    if after.child_count > before.child_count or after.zombie_count:
+        left.append(f"{name}: {after.child_count} children, {after.zombie_count} of them zombies")
+    return left
+
+
+@asynccontextmanager
+async def running_campaign(
+    folder: Path, seed: int, progress: Callable[[str], None]
+) -> AsyncIterator[Campaign]:
+    """Runs the three services, and yields a campaign against them.
+
+    Args:
+        folder: gets the services' logs.
+        seed: of everything that is drawn.
+        progress: gets a line now and then.
+    """
+    ledger = Ledger(seed)
+    async with (
+        running_stack(folder, seed) as stack,
+        PictureServer().running() as pictures,
+        Clients(stack.url, ledger, pictures).ready() as clients,
+    ):
+        yield Campaign(stack, clients, ledger, progress)
