@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from tests.chaos.aftermath import AftermathError, settle
 from tests.chaos.clients import Clients, PictureServer, Plan, about_a_picture, drawn_plan, questions
 from tests.chaos.ledger import Ending, Ledger
 from tests.chaos.schedule import Arena, Scheduled, until
@@ -24,16 +25,9 @@ CONCURRENCY = 12
 PROGRESS_COUNT = 100
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 3.0
 RECOVERY_SECONDS = 60.0
-SETTLE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 # Where the numbers begin of requests that are not of a run's plan: those in calm, and witnesses.
 FIRST_EXTRA_NUMBER = 1_000_000
-# What a process may hold more than before: connections that have just been made again, a thread.
-SPARE_COUNT = 4
-
-
-class AftermathError(AssertionError):
-    """Something is not as it was before the run."""
 
 
 @dataclass
@@ -95,7 +89,7 @@ class Campaign:
         finally:
             sending.cancel()
         await self._ask_in_calm()
-        await self._settle()
+        self.report.after = await settle(self._stack, self.report.before)
         self._ledger.check()
         self.report.manner_counts = self._clients.manner_counts
         self.report.seconds = time.monotonic() - start
@@ -166,40 +160,6 @@ class Campaign:
         if set(endings) != {Ending.WHOLE}:
             self._ledger.check()
             raise AftermathError(f"in calm, requests ended with {Counter(endings)}")
-
-    async def _settle(self) -> None:
-        """Waits until all is as it was before."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while left := await self._left_over():
-            if time.monotonic() > deadline:
-                raise AftermathError(f"left over; CHAOS_SEED={self._ledger.seed}: {left}")
-            await asyncio.sleep(POLL_SECONDS)
-
-    async def _left_over(self) -> list[str]:
-        self.report.after = self._stack.footprints()
-        left = []
-        for name, before in self.report.before.items():
-            left += _growth(name, before, self.report.after[name])
-        load = await self._stack.load()
-        if load.running_sequence_count or load.waiting_sequence_count:
-            left.append(f"{load.running_sequence_count} running sequences or more")
-        if load.free_kv_token_count != load.total_kv_token_count:
-            left.append(f"{load.total_kv_token_count - load.free_kv_token_count} KV tokens")
-        return left
-
-
-def _growth(name: ServiceName, before: Footprint, after: Footprint) -> list[str]:
-    """Says what a process holds that it did not hold before."""
-    left = []
-    if after.thread_count > before.thread_count + SPARE_COUNT:
-        left.append(f"{name}: {after.thread_count} threads; there were {before.thread_count}")
-    if after.descriptor_count > before.descriptor_count + SPARE_COUNT:
-        left.append(
-            f"{name}: {after.descriptor_count} descriptors; there were {before.descriptor_count}"
-        )
-    if after.child_count > before.child_count or after.zombie_count:
-        left.append(f"{name}: {after.child_count} children, {after.zombie_count} of them zombies")
-    return left
 
 
 @asynccontextmanager

@@ -217,13 +217,13 @@ def judge(exchange: Exchange) -> Ending:
     if exchange.status is None:
         raise ViolationError("the connection ended without an answer")
     if exchange.status != 200:
-        _check_error(_json(exchange.body))
+        check_error(parsed(exchange.body))
         return Ending.ERROR_STATUS
     return (_judge_stream if exchange.expected.stream else _judge_whole)(exchange)
 
 
 def _judge_whole(exchange: Exchange) -> Ending:
-    answer = _json(exchange.body)
+    answer = parsed(exchange.body)
     choices = answer.get("choices")
     if not isinstance(choices, list) or answer.get("object") != "chat.completion":
         raise ViolationError("the answer is no chat.completion")
@@ -261,7 +261,7 @@ def _judge_failed_stream(
 ) -> Ending:
     if len(errors) != 1 or events[-1] is not errors[0]:
         raise ViolationError("a second ending: the error event is not the one last event")
-    _check_error(errors[0])
+    check_error(errors[0])
     for text in _streamed_texts([chunk for chunk in events[:-1] if chunk is not None]).values():
         if not _folded(expected.question.answer).startswith(_folded(text)):
             raise ViolationError(f"wrong before it failed: {text!r}")
@@ -276,7 +276,7 @@ def _events(body: bytearray) -> list[Mapping[str, Any] | None]:
     if not all(event.startswith("data: ") for event in events):
         raise ViolationError("the stream has a line that is no event")
     data = [event.removeprefix("data: ") for event in events]
-    return [None if one == DONE else _json(one.encode()) for one in data]
+    return [None if one == DONE else parsed(one.encode()) for one in data]
 
 
 def _streamed_texts(chunks: Sequence[Mapping[str, Any]]) -> dict[int, str]:
@@ -313,7 +313,12 @@ def _check_texts(texts: Mapping[int, str], expected: Expectation) -> None:
             raise ViolationError(f"wrong: {text!r} instead of {expected.question.answer!r}")
 
 
-def _check_error(document: Mapping[str, Any]) -> None:
+def check_error(document: Mapping[str, Any]) -> None:
+    """Checks that a document is an error as OpenAI's clients read it, and not a bug's.
+
+    Raises:
+        ViolationError: it is not.
+    """
     error = document.get("error")
     if not isinstance(error, dict) or set(error) != ERROR_KEYS or set(document) != {"error"}:
         raise ViolationError(f"an untyped error: {str(document)[:200]}")
@@ -323,7 +328,12 @@ def _check_error(document: Mapping[str, Any]) -> None:
         raise ViolationError(f"a bug: {error['message']}")
 
 
-def _json(body: bytes | bytearray) -> Mapping[str, Any]:
+def parsed(body: bytes | bytearray) -> Mapping[str, Any]:
+    """Returns the JSON object in a body.
+
+    Raises:
+        ViolationError: there is none.
+    """
     try:
         document = json.loads(body)
     except ValueError as error:
