@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,17 +22,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--requests", type=int, default=600, metavar="N")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="no process is ended")
     options = parser.parse_args()
-    sys.stdout.write(f"seed {options.seed}\n")
-    asyncio.run(_run(options.requests, options.seed))
+    print(f"seed {options.seed}")
+    asyncio.run(_run(options.requests, options.seed, options.soak))
 
 
-async def _run(request_count: int, seed: int) -> None:
+async def _run(request_count: int, seed: int, soak_seconds: float | None) -> None:
     start = time.monotonic()
 
     def progress(line: str) -> None:
-        sys.stdout.write(f"{time.monotonic() - start:7.1f} s  {line}\n")
-        sys.stdout.flush()
+        print(f"{time.monotonic() - start:7.1f} s  {line}", flush=True)
 
     schedule = drawn_schedule(
         seed, request_count, round_count=max(1, request_count // ROUND_REQUEST_COUNT)
@@ -42,9 +41,12 @@ async def _run(request_count: int, seed: int) -> None:
         async with running_campaign(Path(folder), seed, progress) as campaign:
             progress("the services run")
             try:
-                await campaign.run(request_count, schedule)
+                if soak_seconds is None:
+                    await campaign.run(request_count, schedule)
+                else:
+                    await campaign.soak(soak_seconds)
             finally:
-                sys.stdout.write(f"\n{written(campaign.report)}\n")
+                print(f"\n{written(campaign.report)}")
 
 
 if __name__ == "__main__":

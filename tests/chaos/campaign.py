@@ -6,18 +6,22 @@ import asyncio
 import itertools
 import math
 import random
+import statistics
+import sys
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from tests.chaos.aftermath import AftermathError, settle
 from tests.chaos.clients import Clients, PictureServer, Plan, about_a_picture, drawn_plan, questions
 from tests.chaos.ledger import Ending, Ledger
-from tests.chaos.schedule import Arena, Scheduled, until
+from tests.chaos.schedule import Arena, Fault, Scheduled, drawn_disturbances, until
 from tests.chaos.stack import ChaosStack, Footprint, ServiceName, running_stack
 from tests.e2e.questions import Conversation
 
@@ -26,6 +30,8 @@ PROGRESS_COUNT = 100
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 3.0
 RECOVERY_SECONDS = 60.0
 POLL_SECONDS = 0.05
+# Pauses between the faults of a soak: a share of its time each.
+SOAK_SAMPLE_COUNT = 500
 # Where the numbers begin of requests that are not of a run's plan: those in calm, and witnesses.
 FIRST_EXTRA_NUMBER = 1_000_000
 
@@ -38,6 +44,7 @@ class Report:
         proofs: of the faults, by kind.
         recovery_seconds: from each fault's end to the first whole answer, by kind.
         before, after: what the services held in calm.
+        byte_counts: memory of each in the course of a soak.
     """
 
     ledger: Ledger
@@ -47,10 +54,21 @@ class Report:
     manner_counts: Counter[str] = field(default_factory=Counter)
     before: dict[ServiceName, Footprint] = field(default_factory=dict)
     after: dict[ServiceName, Footprint] = field(default_factory=dict)
+    byte_counts: dict[ServiceName, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def share(self, ending: Ending) -> float:
         """Returns the share of the requests that ended so."""
         return self.ledger.counts()[ending] / len(self.ledger.endings)
+
+    def growth(self, name: ServiceName) -> float:
+        """Returns by how much a service's memory grew in a soak after its warm-up, as a share.
+
+        That is from the second fifth of the time to the last; the median of each counts.
+        """
+        byte_counts = self.byte_counts[name]
+        fifth = len(byte_counts) // 5
+        early, late = byte_counts[fifth : 2 * fifth], byte_counts[-fifth:]
+        return statistics.median(late) / statistics.median(early) - 1
 
 
 class Campaign:
@@ -77,14 +95,33 @@ class Campaign:
             ViolationError: a request did not end as it must.
             AftermathError: something is not as it was before.
         """
-        start = time.monotonic()
         self._request_count = request_count
+        return await self._between_calms(
+            iter(range(request_count)), partial(self._strike, schedule)
+        )
+
+    async def soak(self, seconds: float) -> Report:
+        """Sends requests for so long, while faults strike that leave the processes alive.
+
+        Raises:
+            UnprovenFaultError, ViolationError, AftermathError: as `run` does.
+        """
+        deadline = time.monotonic() + seconds
+        self._released_count = sys.maxsize
+        numbers = takewhile(lambda _: time.monotonic() < deadline, itertools.count())
+        disturb = partial(self._disturb, deadline, seconds / SOAK_SAMPLE_COUNT)
+        return await self._between_calms(numbers, disturb)
+
+    async def _between_calms(
+        self, numbers: Iterator[int], strike: Callable[[], Coroutine[Any, Any, None]]
+    ) -> Report:
+        start = time.monotonic()
         await self._ask_in_calm()
         self.report.before = self._stack.footprints()
-        numbers = iter(range(request_count))
-        sending = asyncio.gather(*(self._ask_in_turn(numbers) for _ in range(CONCURRENCY)))
+        sending = asyncio.gather(
+            strike(), *(self._ask_in_turn(numbers) for _ in range(CONCURRENCY))
+        )
         try:
-            await self._strike(schedule)
             await sending
         finally:
             sending.cancel()
@@ -112,16 +149,29 @@ class Campaign:
 
     async def _strike(self, schedule: list[Scheduled]) -> None:
         """Lets one fault after the other happen, each when its request has been sent."""
-        arena = Arena(self._stack, self._ledger, self._witness)
         self._released_count = schedule[0].number
         for (number, fault), following in zip(schedule, [*schedule[1:], None], strict=True):
             await until(partial(self._has_sent, number), math.inf)
             # What comes before the next fault is sent during this one, and after it.
             self._released_count = following.number if following else self._request_count
-            proof = await fault.strike(arena)
-            self.report.proofs.append((fault.kind, proof))
-            seconds = await self._recover(fault.kind)
-            self._progress(f"{fault.kind}: {proof}; answers again after {seconds:.1f} s")
+            await self._strike_once(fault)
+
+    async def _strike_once(self, fault: Fault) -> None:
+        arena = Arena(self._stack, self._ledger, self._witness)
+        proof = await fault.strike(arena)
+        self.report.proofs.append((fault.kind, proof))
+        seconds = await self._recover(fault.kind)
+        self._progress(f"{fault.kind}: {proof}; answers again after {seconds:.1f} s")
+
+    async def _disturb(self, deadline: float, pause: float) -> None:
+        """Lets faults happen that end no process, and looks at the memory after each."""
+        for fault in drawn_disturbances(self._ledger.seed):
+            if time.monotonic() > deadline:
+                return
+            await self._strike_once(fault)
+            await asyncio.sleep(pause)
+            for name, held in self._stack.footprints().items():
+                self.report.byte_counts[name].append(held.byte_count)
 
     def _has_sent(self, count: int) -> bool:
         return self._sent_count >= count

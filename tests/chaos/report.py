@@ -30,6 +30,8 @@ def written(report: Report) -> str:
             f" {before.descriptor_count} descriptors before;"
             f" {after.byte_count / MIB:.0f}, {after.thread_count}, {after.descriptor_count} after"
         )
+        if report.byte_counts:
+            lines.append(f"{'':11}grew by {report.growth(name):.2%} after the warm-up")
     return "\n".join(lines)
 
 

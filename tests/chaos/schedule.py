@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -210,6 +210,17 @@ def drawn_schedule(seed: int, request_count: int, *, round_count: int) -> list[S
     step = (LAST_SHARE - FIRST_SHARE) * request_count / len(faults)
     first = FIRST_SHARE * request_count
     return [Scheduled(round(first + step * index), one) for index, one in enumerate(faults)]
+
+
+def drawn_disturbances(seed: int) -> Iterator[Fault]:
+    """Yields, without end, faults that leave all processes alive: the same for the same seed."""
+    draw = random.Random(seed)
+    while True:
+        faults: list[Fault] = [Flood(), _corruption(draw)]
+        faults += [Pause(name, draw.uniform(0.3, 3.0)) for name in SERVICE_NAMES]
+        faults += [poison for link in LINK_NAMES for poison in _poisons(draw, link)]
+        draw.shuffle(faults)
+        yield from faults
 
 
 def _short_round(draw: random.Random) -> list[Fault]:

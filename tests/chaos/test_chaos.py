@@ -16,8 +16,11 @@ from tests.chaos.campaign import Report, running_campaign
 from tests.chaos.ledger import Ending
 from tests.chaos.report import written
 from tests.chaos.schedule import drawn_schedule
+from tests.chaos.stack import SERVICE_NAMES
 
 logger = structlog.get_logger()
+SOAK_SECONDS = float(os.environ.get("CHAOS_SOAK_SECONDS") or 3600)
+LARGEST_GROWTH = 0.01
 SEED = int(os.environ.get("CHAOS_SEED") or secrets.randbelow(2**31))
 
 
@@ -44,3 +47,14 @@ async def test_six_hundred_requests_under_faults(tmp_path: Path) -> None:
 async def test_ten_thousand_requests_under_faults(tmp_path: Path) -> None:
     report = await run(tmp_path, 10_000, round_count=8)
     assert report.share(Ending.WHOLE) >= 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * SOAK_SECONDS + 600)
+async def test_soak_without_growth(tmp_path: Path) -> None:
+    async with running_campaign(tmp_path, SEED, logger.info) as campaign:
+        report = await campaign.soak(SOAK_SECONDS)
+    logger.info(written(report))
+    assert report.share(Ending.WHOLE) >= 0.5
+    for name in SERVICE_NAMES:
+        assert report.growth(name) < LARGEST_GROWTH, name
