@@ -180,12 +180,14 @@ def gzip_body(target: Target) -> Attacking:
 
 def unknown_keys(target: Target) -> Attacking:
     """33 MB of keys that nobody knows."""
-    return target.post(chat(**{f"k{index}": 0 for index in range(2_900_000)}))
+    keys = b"".join(b',"k%d":0' % index for index in range(2_900_000))
+    return target.post(chat()[:-1] + keys + b"}")
 
 
 def logit_bias_keys(target: Target) -> Attacking:
     """7.9 MB of a logit bias."""
-    return target.post(chat(logit_bias={str(index): 1 for index in range(700_000)}))
+    keys = b",".join(b'"%d":1' % index for index in range(700_000))
+    return target.post(chat()[:-1] + b',"logit_bias":{' + keys + b"}}")
 
 
 def deep_nesting(target: Target) -> Attacking:

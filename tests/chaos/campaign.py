@@ -26,6 +26,7 @@ from tests.chaos.stack import ChaosStack, Footprint, ServiceName, running_stack
 from tests.e2e.questions import Conversation
 
 CONCURRENCY = 12
+CALM_CONCURRENCY = 4
 PROGRESS_COUNT = 100
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 3.0
 RECOVERY_SECONDS = 60.0
@@ -199,7 +200,7 @@ class Campaign:
 
     async def _ask_in_calm(self) -> None:
         """Asks a question about each picture; nothing is wrong, so all are answered."""
-        places = asyncio.Semaphore(CONCURRENCY)
+        places = asyncio.Semaphore(CALM_CONCURRENCY)
 
         async def ask(asked: Conversation) -> Ending | None:
             async with places:

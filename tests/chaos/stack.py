@@ -27,7 +27,7 @@ SERVICE_NAMES: tuple[ServiceName, ...] = ("vision", "llm", "gateway")
 MODEL = "internvl-demo"
 START_SECONDS = 120.0
 DRAIN_SECONDS = 5.0
-REQUEST_SECONDS = 20.0
+REQUEST_SECONDS = 30.0
 # Small, so that a few dozen clients fill it.
 MAX_REQUEST_COUNT = 40
 # 6 layers of keys and values, 2 heads of 64 float32: sequences wait for room, and are preempted.
