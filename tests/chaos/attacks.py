@@ -219,21 +219,14 @@ async def idle_sockets(target: Target) -> str:
 
 async def slow_bodies(target: Target) -> str:
     """A hundred bodies that come a byte at a time: more than there are places."""
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode()
-    opened = []
-    try:
-        for _ in range(100):
-            _, writer = await asyncio.open_connection(LOOPBACK, target.port)
-            opened.append(writer)
-            writer.write(head)
-        for _ in range(6):
-            for writer in opened:
-                writer.write(b" ")
-            await asyncio.sleep(0.5)
-        return f"{len(opened)} bodies"
-    finally:
+    opened = [await _sent(target, _head(100_000)) for _ in range(100)]
+    for _ in range(6):
         for writer in opened:
-            writer.transport.abort()
+            writer.write(b" ")
+        await asyncio.sleep(0.5)
+    for writer in opened:
+        writer.transport.abort()
+    return f"{len(opened)} bodies"
 
 
 def large_bodies(target: Target) -> Attacking:
@@ -265,6 +258,46 @@ def slow_schemas(target: Target) -> Attacking:
 def many_choices(target: Target) -> Attacking:
     """Eight requests of sixteen long choices each: twice as many as the engine has places."""
     return target.post_all([chat(n=16, max_tokens=150, ignore_eos=True, temperature=1)] * 8)
+
+
+async def deaf_readers(target: Target) -> str:
+    """Ten clients that ask for megabytes of log probabilities, and read none of them."""
+    body = chat(n=4, max_tokens=200, ignore_eos=True, logprobs=True, top_logprobs=20, stream=True)
+    opened = [await _sent(target, _head(len(body)) + body) for _ in range(10)]
+    await asyncio.sleep(5)
+    for writer in opened:
+        writer.transport.abort()
+    return f"{len(opened)} clients"
+
+
+async def full_pipeline(target: Target) -> str:
+    """A client that sends forty long requests in a row on one connection, and goes away."""
+    body = chat(max_tokens=4000, ignore_eos=True, stream=True)
+    writer = await _sent(target, (_head(len(body)) + body) * 40)
+    async with grpc.aio.insecure_channel(target.llm) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        await _until_running(stub, 1)
+        writer.transport.abort()
+        await asyncio.wait_for(_until_running(stub, 0), PATIENCE_SECONDS)
+    return "the engine has let go"
+
+
+async def _until_running(stub: llm_pb2_grpc.LLMServiceAsyncStub, count: int) -> None:
+    """Waits until so many sequences run; bystanders' short ones come and go."""
+    while (await stub.GetLoad(llm_pb2.GetLoadRequest())).running_sequence_count != count:
+        await asyncio.sleep(0.01)
+
+
+async def _sent(target: Target, data: bytes) -> asyncio.StreamWriter:
+    """Opens a connection to the gateway, sends, and reads nothing."""
+    reader, writer = await asyncio.open_connection(LOOPBACK, target.port, limit=1)
+    writer.write(data)
+    return writer
+
+
+def _head(byte_count: int) -> bytes:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {byte_count}\r\n\r\n".encode()
 
 
 async def silent_calls(target: Target) -> str:
@@ -344,6 +377,7 @@ ATTACKS: tuple[Attack, ...] = (
     poisoned_rows,
     empty_chunks,
     pixel_bombs,
+    full_pipeline,
     many_choices,
     slow_schemas,
 )
@@ -356,6 +390,7 @@ LONG_ATTACKS: tuple[Attack, ...] = (
     tarpit_fetches,
     idle_sockets,
     slow_bodies,
+    deaf_readers,
     large_bodies,
     ambiguous_grammar,
     silent_calls,

@@ -147,17 +147,19 @@ async def running_stack(
     seed: int,
     *,
     gateway_options: Sequence[str] = (),
-    llm_options: Sequence[str] = (),
+    service_options: Sequence[str] = (),
 ) -> AsyncIterator[ChaosStack]:
     """Runs the three services; on leaving, all have ended, whatever state they were in.
 
     Args:
         folder: gets the logs.
         seed: of the proxies' chance.
-        gateway_options, llm_options: further ones; the last of a name counts.
+        gateway_options, service_options: further ones of the gateway, and of the two services.
     """
-    vision = ServiceProcess("vision_service", VISION_OPTIONS, folder / "vision.log")
-    llm = ServiceProcess("llm_service", [*LLM_OPTIONS, *llm_options], folder / "llm.log")
+    options = [*VISION_OPTIONS, *service_options]
+    vision = ServiceProcess("vision_service", options, folder / "vision.log")
+    options = [*LLM_OPTIONS, *service_options]
+    llm = ServiceProcess("llm_service", options, folder / "llm.log")
     async with AsyncExitStack() as exits:
         links: dict[LinkName, Proxy] = {
             "vision": await exits.enter_async_context(Proxy(vision.port, f"{seed}/v").running()),
