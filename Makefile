@@ -8,24 +8,32 @@ BASE_TESTS := $(wildcard tests/unit/gateway tests/unit/protos tests/integration/
   tests/integration/test_server.py)
 WORKERS := -n 2 --dist loadgroup
 
-.PHONY: help demo serve test test-all lint types protos bench clean
+.PHONY: help demo serve test test-all lint types protos locks bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-$(VENV)/demo.stamp: pyproject.toml constraints.txt
+# What is locked comes first, each file checked by its hash; then this project, with torch, whose
+# build (for a CPU or a GPU) is the machine's choice.
+LOCKED = install --require-hashes -r locks/build.txt -r
+OURS = install --no-build-isolation -c constraints.txt -e
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt locks/build.txt locks/demo.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt -e '.[demo]'
+	$(BIN)/pip $(LOCKED) locks/demo.txt
+	$(BIN)/pip $(OURS) '.[demo]'
 	@touch $@
 
-$(VENV)/dev.stamp: pyproject.toml constraints.txt
+$(VENV)/dev.stamp: pyproject.toml constraints.txt locks/build.txt locks/dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/pip $(LOCKED) locks/dev.txt
+	$(BIN)/pip $(OURS) '.[dev]'
 	@touch $@ $(VENV)/demo.stamp
 
-$(BASE_VENV)/stamp: $(VENV)/dev.stamp
+$(BASE_VENV)/stamp: $(VENV)/dev.stamp locks/test.txt
 	$(PYTHON) -m venv --without-pip $(BASE_VENV)
-	$(BIN)/pip --python $(BASE_VENV)/bin/python install --no-compile -c constraints.txt -e '.[test]'
+	$(BIN)/pip --python $(BASE_VENV)/bin/python $(LOCKED) locks/test.txt --no-compile
+	$(BIN)/pip --python $(BASE_VENV)/bin/python $(OURS) '.[test]' --no-compile
 	@touch $@
 
 demo: $(VENV)/demo.stamp ## start the three services on this machine, ask about pictures, stop
@@ -58,6 +66,9 @@ types: $(VENV)/dev.stamp ## strict mypy
 
 protos: $(VENV)/dev.stamp ## generate protos/internvl/v1/*_pb2*
 	PATH=$(CURDIR)/$(BIN):$$PATH protos/generate.sh
+
+locks: $(VENV)/dev.stamp ## take the newest versions of all dependencies, and write locks/ anew
+	PATH=$(CURDIR)/$(BIN):$$PATH locks/update.sh
 
 bench: $(VENV)/dev.stamp ## measure, and write tables to docs/benchmarks/
 	$(BIN)/python -m tests.benchmarks

@@ -9,6 +9,7 @@ import sys
 import structlog
 
 from gateway.app import running_gateway
+from gateway.memory import give_freed_memory_back
 from gateway.settings import Settings
 from protos.process import logs
 from protos.process.settings import read_settings
@@ -32,6 +33,7 @@ def main() -> None:
     """Serves OpenAI HTTP until SIGTERM; exit status 1 when it cannot start."""
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
+    give_freed_memory_back()
     try:
         asyncio.run(serve(settings))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,10 +16,15 @@ from ipaddress import (
 )
 
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
+from aiohttp.resolver import AsyncResolver
 
 from protos.errors import AccessDeniedError
 
+# For all addresses of a name. A name server is asked again ever more slowly; from its answers the
+# library learns how fast it is, and would give up on one that is slow for once.
+RESOLVE_SECONDS = 5.0
+FIRST_TRY_SECONDS = 1.0
+TRY_COUNT = 5
 # IPv6 addresses that the Internet routes (RFC 4291, section 2.4); all others are special.
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 # IPv4 addresses seen through a translator (RFC 6052, section 2.1).
@@ -104,11 +110,13 @@ class CheckedResolver(AbstractResolver):
 
     The connection is made to what this returns, so a name cannot show one address to the check and
     another to the connection. Numeric hosts never come here: check them before.
+
+    No thread waits for a name server; /etc/hosts and the search domains of resolv.conf count.
     """
 
     def __init__(self, policy: AddressPolicy) -> None:
         self._policy = policy
-        self._resolver = ThreadedResolver()
+        self._resolver = AsyncResolver(timeout=FIRST_TRY_SECONDS, tries=TRY_COUNT)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -117,13 +125,36 @@ class CheckedResolver(AbstractResolver):
 
         Raises:
             AccessDeniedError: one of them is not allowed.
-            OSError: the name has none.
+            OSError: the name has none, or no name server answers in time.
+            ValueError: no name has this form.
         """
-        results = await self._resolver.resolve(host, port, family)
+        host.encode("idna")  # refuses what has empty or too long parts
+        results = _read_address(host, port) or await self._ask(host, port, family)
         for result in results:
             self._policy.check(host, result["host"])
         return results
 
+    async def _ask(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+        try:
+            asking = self._resolver.resolve(host, port, family)
+            return await asyncio.wait_for(asking, RESOLVE_SECONDS)
+        except asyncio.TimeoutError as error:
+            raise OSError("no name server answered in time") from error
+
     async def close(self) -> None:
-        """Holds nothing that needs closing."""
+        """Ends the questions that are under way."""
         await self._resolver.close()
+
+
+def _read_address(host: str, port: int) -> list[ResolveResult]:
+    """Returns the IPv4 address that a name such as 0x7f.1 spells in an old way, if it is one."""
+    try:
+        address = socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return []
+    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    return [
+        ResolveResult(
+            hostname=host, host=address, port=port, family=socket.AF_INET, proto=0, flags=flags
+        )
+    ]

@@ -10,9 +10,12 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from gateway import handlers, middlewares
+from gateway.bodies import expect_nothing
 from gateway.chat import ChatLimits, ChatPipeline
-from gateway.images import ImageFetcher, ImageLimits, create_session
-from gateway.keys import LLM, PIPELINE, SETTINGS, TRAFFIC, VISION
+from gateway.images import ImageFetcher, ImageLimits, open_session
+from gateway.keys import LLM, MEMORY, PIPELINE, POOLS, SETTINGS, TRAFFIC, VISION
+from gateway.memory import Memory
+from gateway.pools import open_pools
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.vision import VisionClient
@@ -31,15 +34,17 @@ def create_app(settings: Settings) -> web.Application:
     """Returns the whole application; it opens its channels when it starts."""
     app = web.Application(
         middlewares=[middlewares.identify, middlewares.account, middlewares.answer_errors],
-        client_max_size=settings.max_body_byte_count,
     )
     app[SETTINGS] = settings
     app[TRAFFIC] = Traffic(settings.max_request_count)
-    app.cleanup_ctx.append(_services)
+    app[MEMORY] = Memory(settings.max_held_byte_count)
+    app.cleanup_ctx.extend([_pools, _services])
     app.on_response_prepare.append(middlewares.send_request_id)
     app.add_routes(
         [
-            web.post("/v1/chat/completions", handlers.chat_completions),
+            web.post(
+                "/v1/chat/completions", handlers.chat_completions, expect_handler=expect_nothing
+            ),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/health/live", handlers.live),
@@ -47,6 +52,11 @@ def create_app(settings: Settings) -> web.Application:
         ]
     )
     return app
+
+
+async def _pools(app: web.Application) -> AsyncIterator[None]:
+    with open_pools() as app[POOLS]:
+        yield
 
 
 async def _services(app: web.Application) -> AsyncIterator[None]:
@@ -58,15 +68,20 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     async with (
         open_channel(settings.vision_address) as vision,
         open_channel(settings.llm_address) as llm,
-        create_session(policy) as session,
+        open_session(policy) as session,
     ):
         app[VISION] = VisionClient(vision)
         app[LLM] = LLMClient(llm)
         app[PIPELINE] = ChatPipeline(
-            ImageFetcher(session, limits),
+            ImageFetcher(session, app[POOLS], limits),
             app[VISION],
             app[LLM],
-            ChatLimits(settings.max_image_count, settings.max_total_image_byte_count),
+            app[POOLS],
+            ChatLimits(
+                settings.max_image_count,
+                settings.max_total_image_byte_count,
+                settings.max_image_host_count,
+            ),
         )
         yield
 
@@ -88,6 +103,7 @@ async def running_gateway(settings: Settings) -> AsyncIterator[int]:
         access_log=None,
         logger=QUIET,
         shutdown_timeout=SHUTDOWN_SECONDS,
+        auto_decompress=False,  # compressed bodies are refused
     )
     await runner.setup()
     try:

@@ -9,10 +9,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
+from gateway.data_urls import Attachments
 from gateway.events import ChatEvent, Usage
+from gateway.fairness import FetchLanes
 from gateway.fields import CHAT, Options, generate_fields, image_options
-from gateway.images import ByteBudget, ImageFetcher
+from gateway.images import ImageBudget, ImageFetcher
+from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
+from gateway.pools import Pools
 from gateway.services.llm import Generation, LLMClient
 from gateway.services.messages import EmbeddingHeader, EmbeddingPiece
 from gateway.services.vision import EncodeRequest, ModelInfo, VisionClient
@@ -29,6 +33,9 @@ from protos.identity import EmbeddingId, content_digest, recipe_digest
 
 # Of one request at a time; more would fill the vision service's queue for everybody else.
 CONCURRENT_ENCODING_COUNT = 8
+# Of one request at a time, and of all requests beside the one that each may always have.
+CONCURRENT_FETCH_COUNT = 16
+SHARED_FETCH_COUNT = 128
 
 
 @dataclass
@@ -51,10 +58,11 @@ class RequestRecord:
 
 @dataclass(frozen=True)
 class ChatLimits:
-    """What one request may hold: images, and bytes of all its image files together."""
+    """What one request may have: images, bytes of all its image files together, hosts of these."""
 
     max_image_count: int
     max_total_image_byte_count: int
+    max_image_host_count: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class NamedImage:
     Attributes:
         reference: where the request has it.
         options: what its options are called in the request and in the contract.
-        encoding: how to encode it.
+        encoding: the file, and how to encode it.
     """
 
     reference: ImageReference
@@ -81,20 +89,32 @@ class ChatPipeline:
     """Turns chat requests into events, with the help of both services."""
 
     def __init__(
-        self, fetcher: ImageFetcher, vision: VisionClient, llm: LLMClient, limits: ChatLimits
+        self,
+        fetcher: ImageFetcher,
+        vision: VisionClient,
+        llm: LLMClient,
+        pools: Pools,
+        limits: ChatLimits,
     ) -> None:
         self._fetcher = fetcher
         self._vision = vision
         self._llm = llm
+        self._pools = pools
         self._limits = limits
+        self._lanes = FetchLanes(SHARED_FETCH_COUNT, CONCURRENT_FETCH_COUNT)
 
     async def stream(
-        self, request: ChatCompletionRequest, deadline: float, record: RequestRecord
+        self,
+        request: ChatCompletionRequest,
+        attachments: Attachments,
+        deadline: float,
+        record: RequestRecord,
     ) -> AsyncGenerator[ChatEvent, None]:
         """Yields text deltas, the finish and the usage.
 
         Args:
             request: what to answer.
+            attachments: the images that came with it; they are taken out.
             deadline: when it must be over, in the event loop's time.
             record: filled on the way.
 
@@ -102,12 +122,15 @@ class ChatPipeline:
             ServiceError: with the JSON path of the field at fault.
         """
         await self._check_model(request.model, deadline)
-        images = await self._named_images(request, deadline)
+        images = await self._named_images(request, attachments, deadline)
         record.image_count = len(images)
         fields = generate_fields(request, [image.encoding.embedding_id for image in images])
         name_field = partial(CHAT.param_of, request)
         async with self._llm.generate(fields, name_field, deadline) as generation:
             wanted = {index: images[index] for index in await generation.start()}
+            for index, image in enumerate(images):
+                if index not in wanted:
+                    image.encoding.file.let_go()
             event = await self._first_event(generation, wanted, deadline, record)
             record.first_token_seconds = record.elapsed()
             while event is not None:
@@ -126,9 +149,10 @@ class ChatPipeline:
             )
 
     async def _named_images(
-        self, request: ChatCompletionRequest, deadline: float
+        self, request: ChatCompletionRequest, attachments: Attachments, deadline: float
     ) -> list[NamedImage]:
         references = list(request.images())
+        attachments.check_used(reference.source.url for reference in references)
         if not references:
             return []
         if len(references) > self._limits.max_image_count:
@@ -138,38 +162,46 @@ class ChatPipeline:
                 field="messages",
             )
         info = await self._vision.model_info(deadline)
-        budget = ByteBudget(self._limits.max_total_image_byte_count)
-        tasks = [
-            asyncio.create_task(self._named_image(reference, info, budget))
-            for reference in references
-        ]
-        async with owning(*tasks):
-            seconds = deadline - asyncio.get_running_loop().time()
-            done, pending = await asyncio.wait(
-                tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION
-            )
-            for task in done:
-                task.result()
-            if pending:
-                raise DeadlineError("the images did not arrive within the request's time")
-            return [task.result() for task in tasks]
+        budget = ImageBudget(
+            self._limits.max_total_image_byte_count, self._limits.max_image_host_count
+        )
+        images: dict[str, NamedImage] = {}
 
-    async def _named_image(
-        self, reference: ImageReference, info: ModelInfo, budget: ByteBudget
-    ) -> NamedImage:
+        async def fetch(reference: ImageReference) -> None:
+            file = await self._fetch(reference, info, attachments, budget)
+            images[reference.param] = await self._name(reference, info, file)
+
+        fetching = self._lanes.run(partial(fetch, reference) for reference in references)
+        try:
+            await asyncio.wait_for(fetching, deadline - asyncio.get_running_loop().time())
+        except asyncio.TimeoutError as error:
+            raise DeadlineError("the images did not arrive within the request's time") from error
+        return [images[reference.param] for reference in references]
+
+    async def _fetch(
+        self,
+        reference: ImageReference,
+        info: ModelInfo,
+        attachments: Attachments,
+        budget: ImageBudget,
+    ) -> HeldFile:
         param = f"{reference.param}.url"
-        image = await self._fetcher.fetch(reference.source.url, param, budget)
-        if len(image) > info.max_image_byte_count:
+        file = await self._fetcher.fetch(reference.source.url, param, attachments, budget)
+        if file.byte_count > info.max_image_byte_count:
             raise ImageTooLargeError(
-                f"the image file has {len(image)} bytes; the limit is {info.max_image_byte_count}",
+                f"the image file has {file.byte_count} bytes;"
+                f" the limit is {info.max_image_byte_count}",
                 field=param,
             )
+        return file
+
+    async def _name(self, reference: ImageReference, info: ModelInfo, file: HeldFile) -> NamedImage:
         options = image_options(info.max_tile_count)
         cap: int | None = options.values(reference.source).get("max_tile_count")
         recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
-        content = await asyncio.to_thread(content_digest, image)
+        content = await self._pools.hashes.run(content_digest, file.content)
         embedding_id = EmbeddingId(content, recipe)
-        encoding = EncodeRequest(image, cap, info.recipe_sha256, embedding_id)
+        encoding = EncodeRequest(file, cap, info.recipe_sha256, embedding_id)
         return NamedImage(reference, options, encoding)
 
     async def _first_event(
@@ -206,6 +238,7 @@ class ChatPipeline:
             async with slots, aclosing(self._encode(image, deadline)) as pieces:
                 async for piece in pieces:
                     if isinstance(piece, EmbeddingHeader):
+                        image.encoding.file.let_go()  # from now on gRPC would not try again
                         record.encoded_image_count += 1
                         record.encoded_tile_count += piece.tile_count
                     await generation.send(index, piece)

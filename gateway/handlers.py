@@ -9,8 +9,19 @@ from contextlib import aclosing, contextmanager
 
 from aiohttp import web
 
+from gateway.bodies import receive
 from gateway.events import ChatEvent
-from gateway.keys import LLM, PIPELINE, RECORD, REQUEST_ID, SETTINGS, TRAFFIC, VISION
+from gateway.keys import (
+    LLM,
+    MEMORY,
+    PIPELINE,
+    POOLS,
+    RECORD,
+    REQUEST_ID,
+    SETTINGS,
+    TRAFFIC,
+    VISION,
+)
 from gateway.openai.answers import (
     DONE,
     STREAM_HEADERS,
@@ -33,14 +44,21 @@ OVERTIME_SECONDS = 1.0
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
-    deadline = asyncio.get_running_loop().time() + request.app[SETTINGS].request_seconds
-    with request.app[TRAFFIC].request(), _connection_until(deadline, request):
-        body = await _body(request)
-        chat = await asyncio.to_thread(parse_chat_request, body)
-        stream = request.app[PIPELINE].stream(chat, deadline, request[RECORD])
-        async with aclosing(stream) as events:
-            answer = _stream if chat.stream else _collect
-            return await answer(request, chat, events)
+    app = request.app
+    deadline = asyncio.get_running_loop().time() + app[SETTINGS].request_seconds
+    with (
+        app[TRAFFIC].arrival(),
+        app[MEMORY].share() as share,
+        _connection_until(deadline, request),
+    ):
+        body = await receive(request, app[SETTINGS].body_limits, share)
+        with app[TRAFFIC].place():
+            chat = await app[POOLS].json.run(parse_chat_request, body.text)
+            stream = app[PIPELINE].stream(chat, body.attachments, deadline, request[RECORD])
+            del body  # its text would be held until the answer's end
+            async with aclosing(stream) as events:
+                answer = _stream if chat.stream else _collect
+                return await answer(request, chat, events)
 
 
 @contextmanager
@@ -58,16 +76,6 @@ def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-async def _body(request: web.Request) -> bytes:
-    seconds = request.app[SETTINGS].body_seconds
-    try:
-        return await asyncio.wait_for(request.read(), seconds)
-    except asyncio.TimeoutError as error:
-        raise web.HTTPRequestTimeout(
-            text=f"the body did not arrive within {seconds:g} seconds"
-        ) from error
 
 
 async def _stream(
@@ -99,7 +107,7 @@ async def _collect(
     async for event in events:
         answer.add(event)
     # In a thread: log probabilities may be a million objects.
-    body = await asyncio.to_thread(answer.body)
+    body = await request.app[POOLS].json.run(answer.body)
     return web.Response(body=body, content_type="application/json", charset="utf-8")
 
 

@@ -1,34 +1,51 @@
-"""Image files from their URLs: data:, file:// below one root, http(s):// from allowed addresses."""
+"""Image files: from the body, file:// below one root, http(s):// from allowed addresses."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import unquote
 
 import aiohttp
 import yarl
 
 from gateway.addresses import AddressPolicy, CheckedResolver, is_numeric
+from gateway.data_urls import Attachments, decode_data_url
+from gateway.memory import HeldFile, Share
+from gateway.pools import Pools
 from protos.errors import (
     AccessDeniedError,
     ImageFetchError,
     ImageTooLargeError,
     InvalidArgumentError,
     InvalidImageError,
+    OverloadedError,
     ServiceError,
 )
+
+Result = TypeVar("Result")
 
 MAX_REDIRECT_COUNT = 3
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 # RFC 8089: the host is empty or this machine's.
 FILE_URL = re.compile(r"file:(?://(?:localhost)?)?(?P<path>/(?!/).*)", re.IGNORECASE | re.DOTALL)
 READ_BYTE_COUNT = 64 * 1024
+# So that the images of a request ask for each host once.
+NAME_CACHE_SECONDS = 10
+# Far above what is in use: parsing a URL takes the longer the longer it is, and so does a walk
+# along a path.
+MAX_URL_LENGTH = 16 * 1024
+MAX_PATH_BYTE_COUNT = 4096  # Linux's PATH_MAX
+MAX_FOLDER_COUNT = 256
+# Of all requests together, to one host; no request opens so many.
+MAX_HOST_CONNECTION_COUNT = 64
 REQUEST_HEADERS = {
     "User-Agent": "internvl-gateway",
     "Accept": "image/*",
@@ -38,22 +55,43 @@ REQUEST_HEADERS = {
 
 
 @dataclass
-class ByteBudget:
-    """How many bytes one request may still spend on images."""
+class ImageBudget:
+    """What the images of one request may cost together.
 
-    limit: int
-    spent: int = 0
+    Attributes:
+        max_byte_count: most bytes of all files.
+        max_host_count: most hosts that their URLs, and the redirects of these, lead to.
+    """
+
+    max_byte_count: int
+    max_host_count: int
+    byte_count: int = 0
+    hosts: set[str] = field(default_factory=set)
 
     def spend(self, byte_count: int) -> None:
-        """Takes bytes off the budget.
+        """Counts more bytes.
 
         Raises:
-            ImageTooLargeError: it is used up.
+            ImageTooLargeError: they are too many.
         """
-        self.spent += byte_count
-        if self.spent > self.limit:
+        self.byte_count += byte_count
+        if self.byte_count > self.max_byte_count:
             raise ImageTooLargeError(
-                f"the images of the request have more than {self.limit} bytes together"
+                f"the images of the request have {self.byte_count} bytes together or more;"
+                f" the limit is {self.max_byte_count}"
+            )
+
+    def visit(self, host: str) -> None:
+        """Counts another host.
+
+        Raises:
+            InvalidArgumentError: they are too many.
+        """
+        self.hosts.add(host)
+        if len(self.hosts) > self.max_host_count:
+            raise InvalidArgumentError(
+                f"the image URLs lead to {len(self.hosts)} hosts;"
+                f" the limit is {self.max_host_count}"
             )
 
 
@@ -63,7 +101,7 @@ class ImageLimits:
 
     Attributes:
         max_byte_count: largest file.
-        fetch_seconds: longest time to fetch one over HTTP, redirects included.
+        fetch_seconds: longest time to fetch one, redirects included.
         file_root: folder below which file:// URLs may read; None refuses them.
         policy: which addresses http(s):// URLs may lead to.
     """
@@ -74,10 +112,17 @@ class ImageLimits:
     policy: AddressPolicy
 
 
-def create_session(policy: AddressPolicy) -> aiohttp.ClientSession:
-    """Returns an HTTP session that connects to checked addresses only, and keeps no cookies."""
-    connector = aiohttp.TCPConnector(resolver=CheckedResolver(policy), use_dns_cache=False)
-    return aiohttp.ClientSession(
+@asynccontextmanager
+async def open_session(policy: AddressPolicy) -> AsyncIterator[aiohttp.ClientSession]:
+    """Yields an HTTP session that connects to checked addresses only, and keeps no cookies."""
+    resolver = CheckedResolver(policy)
+    connector = aiohttp.TCPConnector(
+        resolver=resolver,
+        ttl_dns_cache=NAME_CACHE_SECONDS,  # of addresses that were checked
+        limit=0,  # the requests' shares are the limit: in one queue for all, one could fill it
+        limit_per_host=MAX_HOST_CONNECTION_COUNT,
+    )
+    session = aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=REQUEST_HEADERS,
@@ -85,62 +130,87 @@ def create_session(policy: AddressPolicy) -> aiohttp.ClientSession:
         trust_env=False,
         timeout=aiohttp.ClientTimeout(total=None),
     )
+    try:
+        async with session:
+            yield session
+    finally:
+        await resolver.close()  # the connector leaves it to who made it
 
 
 class ImageFetcher:
     """Reads image files. Its errors name the request's field, never the URL or the bytes."""
 
-    def __init__(self, session: aiohttp.ClientSession, limits: ImageLimits) -> None:
+    def __init__(self, session: aiohttp.ClientSession, pools: Pools, limits: ImageLimits) -> None:
         self._session = session
+        self._pools = pools
         self._limits = limits
 
-    async def fetch(self, url: str, param: str, budget: ByteBudget) -> bytes:
+    async def fetch(
+        self, url: str, param: str, attachments: Attachments, budget: ImageBudget
+    ) -> HeldFile:
         """Returns the encoded file.
 
         Args:
             url: where it is.
             param: JSON path of the URL in the request, for errors.
+            attachments: images that came with the request; their share counts the file.
             budget: what the request may still spend.
 
         Raises:
-            InvalidArgumentError: the URL is malformed or of another scheme.
+            InvalidArgumentError: the URL is malformed, too long or of another scheme.
             InvalidImageError: the file is empty, or its base64 is wrong.
             ImageTooLargeError: it has too many bytes.
             ImageFetchError: it cannot be read, or not in time.
             AccessDeniedError: the address or the folder is not allowed.
+            OverloadedError: all requests together hold too much.
         """
         try:
-            image = await self._read(url, budget)
-            if not image:
+            file = await self._file(url, attachments, budget)
+            if not file.byte_count:
                 raise InvalidImageError("the image is empty: 0 bytes")
+        except OverloadedError:
+            raise
         except ServiceError as error:
             error.field = param
             raise
-        return image
+        return file
 
-    async def _read(self, url: str, budget: ByteBudget) -> bytes:
+    async def _file(self, url: str, attachments: Attachments, budget: ImageBudget) -> HeldFile:
+        if url in attachments.images:
+            file = attachments.take(url)
+            budget.spend(file.byte_count)
+            return file
         scheme = url[: len("https:")].partition(":")[0].lower()
         if scheme in ("http", "https"):
-            return await self._download(url, budget)
-        if scheme == "data":
-            image = await asyncio.to_thread(decode_data_url, url, self._limits.max_byte_count)
-        elif scheme == "file":
-            image = await asyncio.to_thread(
-                read_file_url, url, self._limits.file_root, self._limits.max_byte_count
-            )
-        else:
-            raise InvalidArgumentError(
-                "an image's URL must start with data:, file://, http:// or https://"
-            )
-        budget.spend(len(image))
-        return image
+            _check_length(url)
+            return await self._download(url, attachments.share, budget)
+        content = await self._read(scheme, url)
+        budget.spend(len(content))
+        attachments.share.take(len(content))
+        return HeldFile(content, attachments.share)
 
-    async def _download(self, url: str, budget: ByteBudget) -> bytes:
+    async def _read(self, scheme: str, url: str) -> bytes:
+        limit = self._limits.max_byte_count
+        if scheme == "data":
+            return await self._pools.json.run(decode_data_url, url, limit)
+        if scheme == "file":
+            _check_length(url)
+            read = self._pools.files.run(read_file_url, url, self._limits.file_root, limit)
+            return await self._in_time(read)
+        raise InvalidArgumentError(
+            "an image's URL must start with data:, file://, http:// or https://"
+        )
+
+    async def _in_time(self, fetching: Awaitable[Result]) -> Result:
         seconds = self._limits.fetch_seconds
         try:
-            return await asyncio.wait_for(self._follow(url, budget), seconds)
+            return await asyncio.wait_for(fetching, seconds)
         except asyncio.TimeoutError as error:
             raise ImageFetchError(f"the image did not arrive within {seconds:g} s") from error
+
+    async def _download(self, url: str, share: Share, budget: ImageBudget) -> HeldFile:
+        try:
+            return await self._in_time(self._follow(url, share, budget))
         except (aiohttp.ClientError, OSError) as error:
             raise ImageFetchError(
                 "the image's server could not be reached, or broke off"
@@ -148,52 +218,39 @@ class ImageFetcher:
         except ValueError as error:  # yarl, and the codec of host names
             raise InvalidArgumentError("the image's URL is malformed") from error
 
-    async def _follow(self, location: str, budget: ByteBudget) -> bytes:
+    async def _follow(self, location: str, share: Share, budget: ImageBudget) -> HeldFile:
         url = yarl.URL(location)
         for _ in range(1 + MAX_REDIRECT_COUNT):
-            self._check(url)
+            budget.visit(self._checked_host(url))
             async with self._session.get(url, allow_redirects=False) as response:
                 if response.status not in REDIRECT_STATUSES:
-                    return await self._body(response, budget)
+                    return await self._body(response, share, budget)
                 url = url.join(yarl.URL(response.headers.get("Location", "")))
         raise ImageFetchError(f"the image's URL redirects more than {MAX_REDIRECT_COUNT} times")
 
-    def _check(self, url: yarl.URL) -> None:
+    def _checked_host(self, url: yarl.URL) -> str:
         if url.scheme not in ("http", "https") or not url.raw_host:
             raise InvalidArgumentError("the image's URL, or its redirect, is not http(s)://host/")
         if url.raw_user is not None or url.raw_password is not None:
             raise InvalidArgumentError("the image's URL must not hold a user name or password")
         if is_numeric(url.raw_host):
             self._limits.policy.check(url.raw_host, url.raw_host)
+        return url.raw_host
 
-    async def _body(self, response: aiohttp.ClientResponse, budget: ByteBudget) -> bytes:
+    async def _body(
+        self, response: aiohttp.ClientResponse, share: Share, budget: ImageBudget
+    ) -> HeldFile:
         if response.status != 200:
             raise ImageFetchError(f"the image's server answered with status {response.status}")
         limit = self._limits.max_byte_count
         _check_size(response.content_length or 0, limit)
         body = bytearray()
         async for data in response.content.iter_chunked(READ_BYTE_COUNT):
-            body += data
-            _check_size(len(body), limit)
+            _check_size(len(body) + len(data), limit)
             budget.spend(len(data))
-        return bytes(body)
-
-
-def decode_data_url(url: str, max_byte_count: int) -> bytes:
-    """Returns the bytes of a `data:...;base64,...` URL (RFC 2397, RFC 4648 section 4).
-
-    Raises:
-        InvalidImageError: it is not base64, or not clean base64.
-        ImageTooLargeError: it decodes to more than max_byte_count bytes.
-    """
-    header, comma, payload = url.partition(",")
-    if not comma or not header.lower().endswith(";base64"):
-        raise InvalidImageError("a data URL must have the form data:image/...;base64,...")
-    _check_size(len(payload) // 4 * 3 - payload[-2:].count("="), max_byte_count)
-    try:
-        return base64.b64decode(payload, validate=True)
-    except ValueError as error:
-        raise InvalidImageError("the data URL's base64 is invalid") from error
+            share.take(len(data))
+            body += data
+        return HeldFile(body, share)
 
 
 def read_file_url(url: str, root: Path | None, max_byte_count: int) -> bytes:
@@ -207,10 +264,7 @@ def read_file_url(url: str, root: Path | None, max_byte_count: int) -> bytes:
     """
     if root is None:
         raise AccessDeniedError("this server reads no files: its option file_root is not set")
-    match = FILE_URL.fullmatch(url)
-    path = unquote(match["path"]) if match else ""
-    if not path or "\0" in path:
-        raise InvalidArgumentError("a file URL must have the form file:///path")
+    path = _path_of(url)
     try:
         with os.fdopen(_open_below(os.path.realpath(root), os.path.realpath(path)), "rb") as file:
             image = file.read(max_byte_count + 1)
@@ -218,6 +272,22 @@ def read_file_url(url: str, root: Path | None, max_byte_count: int) -> bytes:
         raise ImageFetchError("the image's file cannot be read") from error
     _check_size(len(image), max_byte_count)
     return image
+
+
+def _path_of(url: str) -> str:
+    match = FILE_URL.fullmatch(url)
+    path = unquote(match["path"]) if match else ""
+    if not path or "\0" in path:
+        raise InvalidArgumentError("a file URL must have the form file:///path")
+    if (byte_count := len(path.encode(errors="replace"))) > MAX_PATH_BYTE_COUNT:
+        raise InvalidArgumentError(
+            f"the file's path has {byte_count} bytes; the limit is {MAX_PATH_BYTE_COUNT}"
+        )
+    if (folder_count := path.count("/")) > MAX_FOLDER_COUNT:
+        raise InvalidArgumentError(
+            f"the file's path leads through {folder_count} folders; the limit is {MAX_FOLDER_COUNT}"
+        )
+    return path
 
 
 def _open_below(root: str, path: str) -> int:
@@ -242,6 +312,13 @@ def _open_below(root: str, path: str) -> int:
         os.close(file)
         raise AccessDeniedError("the image's path is not that of a regular file")
     return file
+
+
+def _check_length(url: str) -> None:
+    if len(url) > MAX_URL_LENGTH:
+        raise InvalidArgumentError(
+            f"the image's URL has {len(url)} characters; the limit is {MAX_URL_LENGTH}"
+        )
 
 
 def _check_size(byte_count: int, limit: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.chat import ChatPipeline, RequestRecord
+from gateway.memory import Memory
+from gateway.pools import Pools
 from gateway.services.llm import LLMClient
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
@@ -12,6 +14,8 @@ from gateway.traffic import Traffic
 
 SETTINGS = web.AppKey("settings", Settings)
 TRAFFIC = web.AppKey("traffic", Traffic)
+MEMORY = web.AppKey("memory", Memory)
+POOLS = web.AppKey("pools", Pools)
 PIPELINE = web.AppKey("pipeline", ChatPipeline)
 VISION = web.AppKey("vision", VisionClient)
 LLM = web.AppKey("llm", LLMClient)

@@ -8,7 +8,9 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.addresses import AddressPolicy
-from protos.process.settings import MIB, ServingSettings
+from gateway.bodies import BodyLimits
+from gateway.data_urls import AttachmentLimits
+from protos.process.settings import GIB, MIB, ServingSettings
 
 
 class Settings(ServingSettings):
@@ -36,8 +38,13 @@ class Settings(ServingSettings):
     """Most bytes of all image files of one request together."""
     max_image_count: int = Field(default=64, ge=0)
     """Most images in one request."""
+    max_image_host_count: int = Field(default=16, ge=1)
+    """Most hosts that the image URLs of one request lead to, redirects included."""
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
+    max_held_byte_count: int = Field(default=3 * GIB, ge=1)
+    """Most bytes of bodies and image files that all requests hold together, without the first
+    64 KiB of each; further ones are refused with 429. The process may take a third more."""
     body_seconds: float = Field(default=30.0, gt=0)
     """Longest time for a request's body to arrive."""
     image_fetch_seconds: float = Field(default=10.0, gt=0)
@@ -57,6 +64,12 @@ class Settings(ServingSettings):
     def _parsable(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         AddressPolicy.parse(entries)
         return entries
+
+    @property
+    def body_limits(self) -> BodyLimits:
+        """What the body of a request may cost."""
+        attachments = AttachmentLimits(self.max_image_count, self.max_image_byte_count)
+        return BodyLimits(self.max_body_byte_count, self.body_seconds, attachments)
 
     @property
     def address_policy(self) -> AddressPolicy:

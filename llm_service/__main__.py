@@ -19,8 +19,10 @@ from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer, TokenizerError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
+from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
-from protos.process.settings import read_settings
+from protos.process.settings import is_loopback, read_settings
+from protos.signature import EmbeddingKey, EmbeddingKeyError
 
 logger = structlog.get_logger()
 
@@ -42,11 +44,11 @@ def main() -> None:
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
     metrics = Metrics(engine)
-    service = make_service(settings, info, engine, metrics)
     try:
+        service = make_service(settings, info, engine, metrics)
         with serving_metrics(metrics, settings.host, settings.metrics_port):
             healthy = await serve(service, settings)
-    except OSError as error:
+    except (EmbeddingKeyError, OSError) as error:
         logger.error("start_failed", error=str(error))
         return 1
     finally:
@@ -72,6 +74,8 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         tokenizer=tokenizer,
         max_context_token_count=engine.context_length,
         max_image_count=settings.max_image_count,
+        max_upload_seconds=settings.max_upload_seconds,
+        allows_priority=settings.allow_priority,
     )
     return info, engine
 
@@ -88,15 +92,33 @@ def _check_vocabulary(config: LLMConfig, tokenizer: Tokenizer) -> None:
 def make_service(
     settings: Settings, info: ModelInfo, engine: LLMEngine, metrics: Metrics
 ) -> Service:
-    """Returns the gRPC service over an engine."""
-    tables = TableCache(settings.max_table_byte_count)
+    """Returns the gRPC service over an engine.
+
+    Raises:
+        EmbeddingKeyError: the key cannot be used.
+    """
+    tables = TableCache(settings.max_table_byte_count, embedding_key(settings))
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     return Service(
         name=SERVICE_NAME,
         register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
         is_healthy=engine.is_healthy,
         max_call_count=settings.max_call_count,
+        reflection=settings.reflection,
     )
+
+
+def embedding_key(settings: Settings) -> EmbeddingKey | None:
+    """Returns the key that embeddings must be signed with; warns if others may send any."""
+    key = read_embedding_key(settings)
+    if key is None and not is_loopback(settings.host):
+        logger.warning(
+            "embeddings_unsigned",
+            host=settings.host,
+            warning="whoever reaches this service can send it rows for any image;"
+            " --embedding-key-file lets only vision services do that",
+        )
+    return key
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import torch
@@ -21,6 +22,7 @@ from llm_service.tables import (
 from protos.errors import ContextLengthError, DeadlineError, InvalidTensorError
 from protos.identity import EmbeddingId
 
+# What has been announced holds memory.
 UPLOAD_IDLE_SECONDS = 30.0
 
 
@@ -55,6 +57,7 @@ class RequestImages:
         held = {image: cache.get(image) for image in embedding_ids}
         self._tables = {image: table for image, table in held.items() if table is not None}
         self._uploads: dict[EmbeddingId, tuple[TableUpload, int]] = {}
+        self._announced: set[EmbeddingId] = set()
         known = {image: cache.row_count(image) for image in embedding_ids}
         self._row_counts = {image: count for image, count in known.items() if count is not None}
         self._check_context()
@@ -81,23 +84,31 @@ class RequestImages:
 
         Raises:
             InvalidTensorError: the stream ends too early, or a message that does not fit.
+            AccessDeniedError: an embedding is not signed as it must be.
+            DeadlineError: they did not arrive in time.
         """
+        deadline = time.monotonic() + self._info.max_upload_seconds
         while wanted := self.wanted():
-            message = await self._next(messages)
+            message = await self._next(messages, deadline)
             if message is None:
                 raise InvalidTensorError(
                     f"the request ended before the embeddings of images {wanted} had arrived",
                     field="images",
                 )
-            self._take(message)
+            await self._take(message)
 
-    async def _next(self, messages: AsyncIterator[TableMessage]) -> TableMessage | None:
-        """Reads a message; a sender that has begun an upload, and so holds memory, must go on."""
-        seconds = UPLOAD_IDLE_SECONDS if self._uploads else None
+    async def _next(
+        self, messages: AsyncIterator[TableMessage], deadline: float
+    ) -> TableMessage | None:
+        """Reads a message; a sender may wait for the vision service, but then must go on."""
+        left = max(0.0, deadline - time.monotonic())
+        idle = UPLOAD_IDLE_SECONDS if self._uploads else left
         try:
-            return await asyncio.wait_for(anext(messages, None), seconds)
+            return await asyncio.wait_for(anext(messages, None), min(idle, left))
         except asyncio.TimeoutError as error:
-            raise DeadlineError(f"an embedding made no progress for {seconds} seconds") from error
+            stalled = f"an embedding made no progress for {idle:g} seconds"
+            late = f"the embeddings did not arrive within {self._info.max_upload_seconds:g} seconds"
+            raise DeadlineError(stalled if idle < left else late) from error
 
     def prompt(self, cache_salt: str) -> Prompt:
         """Returns the prompt that the engine takes, all rows in one table.
@@ -133,7 +144,7 @@ class RequestImages:
         ]
         return tables[0] if len(tables) == 1 else torch.cat(tables)
 
-    def _take(self, message: TableMessage) -> None:
+    async def _take(self, message: TableMessage) -> None:
         match message:
             case TableHeader():
                 self._begin(message)
@@ -141,11 +152,11 @@ class RequestImages:
                 upload, _ = self._upload(message)
                 upload.add(message.offset, message.data)
             case TableTrailer():
-                self._end(message)
+                await self._end(message)
 
     def _begin(self, header: TableHeader) -> None:
         embedding_id = self._embedding_id(header)
-        if embedding_id in self._uploads:
+        if embedding_id in self._announced:
             raise InvalidTensorError(
                 f"image {header.image_index} has been announced already", field=header.field
             )
@@ -154,12 +165,14 @@ class RequestImages:
         self._row_counts[embedding_id] = spec.row_count
         self._check_context()
         self._cache.reserve(spec.byte_count)
-        self._uploads[embedding_id] = (TableUpload(spec), spec.byte_count)
+        self._announced.add(embedding_id)
+        self._uploads[embedding_id] = (TableUpload(spec, self._cache.key), spec.byte_count)
 
-    def _end(self, trailer: TableTrailer) -> None:
+    async def _end(self, trailer: TableTrailer) -> None:
         upload, byte_count = self._upload(trailer)
         embedding_id = self._embedding_id(trailer)
         table = upload.finish(trailer.crc32)
+        await upload.check_signature(embedding_id, trailer.signature)
         del self._uploads[embedding_id]
         self._cache.release(byte_count)
         self._cache.put(embedding_id, table)

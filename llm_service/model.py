@@ -20,6 +20,8 @@ class ModelInfo:
         tokenizer: of the checkpoint.
         max_context_token_count: most tokens of prompt and output together.
         max_image_count: most images in one request.
+        max_upload_seconds: longest time for the embeddings of one request to arrive.
+        allows_priority: whether a request may have a priority.
     """
 
     model: str
@@ -28,6 +30,8 @@ class ModelInfo:
     tokenizer: Tokenizer
     max_context_token_count: int
     max_image_count: int
+    max_upload_seconds: float
+    allows_priority: bool = False
 
     @property
     def end_token_ids(self) -> frozenset[int]:

@@ -13,8 +13,12 @@ import grpc
 from llm_service import wire
 from llm_service.generator import Generation, Generator
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
+from protos.process.calls import Places
 from protos.process.logs import bind_request_id
 
+# A text of the longest kind takes the tokenizer a second: other requests' prompts come in between.
+COUNTED_AT_A_TIME = 2
+MAX_COUNTING_CALL_COUNT = 64
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -24,6 +28,8 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._info = generator.info
+        self._counting_places = Places(MAX_COUNTING_CALL_COUNT)
+        self._counting_turns = asyncio.Semaphore(COUNTED_AT_A_TIME)
 
     async def Generate(
         self, request_iterator: AsyncIterator[llm_pb2.GenerateRequest], context: Context
@@ -38,9 +44,12 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     async def CountTokens(
         self, request: llm_pb2.CountTokensRequest, context: Context
     ) -> llm_pb2.CountTokensResponse:
-        source = await asyncio.to_thread(wire.prompt_source, request, self._info)
         row_counts = wire.image_row_counts(request, self._info)
-        return wire.count_response(await self._generator.count_tokens(source, row_counts))
+        with self._counting_places.taken():
+            async with self._counting_turns:
+                source = await asyncio.to_thread(wire.prompt_source, request, self._info)
+                count = await self._generator.count_tokens(source, row_counts)
+        return wire.count_response(count)
 
     async def GetModelInfo(
         self, request: llm_pb2.LLMServiceGetModelInfoRequest, context: Context

@@ -81,6 +81,9 @@ class Settings(EngineSettings):
     """Most sequences that generate at the same time."""
     max_waiting_sequence_count: int = Field(default=256, ge=1)
     """Most sequences that wait for their turn; a further request is refused."""
+    allow_priority: bool = False
+    """Whether a request may come before others by its priority; else one that has any is
+    refused."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
     it; default: none are served."""
@@ -88,6 +91,9 @@ class Settings(EngineSettings):
     """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)
     """Most images in one request."""
+    max_upload_seconds: float = Field(default=300.0, gt=0)
+    """Longest time for all embeddings of one request to arrive, the vision service's work on them
+    included; no more than the gateway's --request-seconds serves anybody."""
     max_table_byte_count: int = Field(default=2 * GIB, ge=1)
     """Memory for image embeddings that are kept for later turns."""
 

@@ -9,11 +9,23 @@ from typing import ClassVar
 import torch
 from isal import isal_zlib
 
-from protos.errors import DataLossError, InvalidTensorError, ModelMismatchError, OverloadedError
+from llm_service.rows_digest import RowsDigest
+from protos.errors import (
+    AccessDeniedError,
+    DataLossError,
+    InvalidTensorError,
+    ModelMismatchError,
+    OverloadedError,
+)
 from protos.identity import EmbeddingId
+from protos.process.settings import KIB
+from protos.signature import EmbeddingClaim, EmbeddingKey
 from protos.transport import MAX_CHUNK_BYTE_COUNT
 
 REMEMBERED_TABLE_COUNT = 65_536
+# A table may have so many chunks of any size, and one more for each LEAST_CHUNK_BYTE_COUNT.
+SMALL_CHUNK_COUNT = 64
+LEAST_CHUNK_BYTE_COUNT = 16 * KIB
 
 
 @dataclass(frozen=True)
@@ -89,11 +101,12 @@ class TableChunk:
 
 @dataclass(frozen=True)
 class TableTrailer:
-    """Ends a table: CRC-32 of all its bytes."""
+    """Ends a table: CRC-32 of all its bytes, and the vision service's signature."""
 
     field: ClassVar[str] = "embedding_trailer"
     image_index: int
     crc32: int
+    signature: bytes = b""
 
 
 # `field` is the path of the contract's message, for refusals.
@@ -103,13 +116,21 @@ TableMessage = TableHeader | TableChunk | TableTrailer
 class TableUpload:
     """One table on its way: its memory, and how much of it has arrived."""
 
-    def __init__(self, spec: TableSpec) -> None:
-        """Takes a spec that `check` let through; spends its bytes."""
+    def __init__(self, spec: TableSpec, key: EmbeddingKey | None = None) -> None:
+        """Takes a spec that `check` let through; spends its bytes.
+
+        Args:
+            spec: what was announced.
+            key: with which the table must be signed; None if it need not be.
+        """
         self._spec = spec
+        self._key = key
         self._bytes = torch.empty(spec.byte_count, dtype=torch.uint8)
         self._buffer = self._bytes.numpy().data
         self._received = 0
         self._crc32 = 0
+        self._chunk_count = 0
+        self._digest = RowsDigest(self._buffer)
 
     def add(self, offset: int, data: bytes) -> None:
         """Takes the next chunk.
@@ -117,6 +138,7 @@ class TableUpload:
         Raises:
             InvalidTensorError: the chunk is empty, too large, not the next, or one too many.
         """
+        self._count_chunk()
         end = self._received + len(data)
         if offset != self._received:
             raise InvalidTensorError(
@@ -136,6 +158,42 @@ class TableUpload:
         self._buffer[self._received : end] = data
         self._received = end
         self._crc32 = isal_zlib.crc32(data, self._crc32)
+        if self._key is not None:
+            self._digest.fill(end)
+
+    def _count_chunk(self) -> None:
+        """Refuses a table in crumbs: each chunk takes the event loop's time, however small."""
+        self._chunk_count += 1
+        limit = SMALL_CHUNK_COUNT + self._spec.byte_count // LEAST_CHUNK_BYTE_COUNT
+        if self._chunk_count > limit:
+            raise InvalidTensorError(
+                f"the embedding of {self._spec.byte_count} bytes has more than {limit} chunks,"
+                " which is the limit",
+                field="embedding_chunk.chunk.data",
+            )
+
+    async def check_signature(self, embedding_id: EmbeddingId, signature: bytes) -> None:
+        """Refuses a whole table that no vision service has signed, if it must be signed.
+
+        Raises:
+            AccessDeniedError: the signature is missing, or another.
+        """
+        if self._key is None:
+            return
+        assert self._spec.dtype is not None
+        claim = EmbeddingClaim(
+            id=embedding_id,
+            dtype=str(self._spec.dtype).removeprefix("torch."),
+            shape=self._spec.shape,
+            rows_sha256=await self._digest.value(),
+        )
+        if not self._key.has_signed(claim, signature):
+            raise AccessDeniedError(
+                f"the embedding {'has another signature' if signature else 'is not signed'};"
+                " this service takes only what a vision service with the same"
+                " --embedding-key-file has made",
+                field="embedding_trailer.signature",
+            )
 
     def finish(self, crc32: int) -> torch.Tensor:
         """Returns the table [rows, hidden]; it shares the upload's memory.
@@ -166,10 +224,12 @@ class TableCache:
 
     Attributes:
         max_byte_count: most bytes that are kept, and most that may be on their way at once.
+        key: with which tables that arrive must be signed; None if they need not be.
     """
 
-    def __init__(self, max_byte_count: int) -> None:
+    def __init__(self, max_byte_count: int, key: EmbeddingKey | None = None) -> None:
         self.max_byte_count = max_byte_count
+        self.key = key
         self._tables: OrderedDict[EmbeddingId, torch.Tensor] = OrderedDict()
         self._gone_row_counts: OrderedDict[EmbeddingId, int] = OrderedDict()
         self._held_byte_count = 0

@@ -16,6 +16,7 @@ from llm_service.engines.base import EngineLoad, TokenLogprob
 from llm_service.generator import Event, Generation, TokenCount, Usage, Wanted
 from llm_service.model import ModelInfo
 from llm_service.prompt import (
+    PLACEHOLDER,
     ChatPrompt,
     Message,
     PromptSource,
@@ -29,13 +30,15 @@ from llm_service.tokenizer import Tokenizer
 from protos.errors import ContextLengthError, InvalidArgumentError
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import llm_pb2, tensor_pb2
+from protos.process.logs import MAX_REQUEST_ID_LENGTH
 
-MAX_REQUEST_ID_LENGTH = 128
 MAX_STOP_COUNT = 16
 MAX_STOP_STRING_LENGTH = 256
 MAX_CHOICE_COUNT = 16
 MAX_CACHE_SALT_LENGTH = 128
 MAX_LOGIT_BIAS_COUNT = 1024
+# Each costs the tokenizer a call, however short it is.
+MAX_MESSAGE_COUNT = 2048
 DIGEST_BYTE_COUNT = 32
 # English has about 4, Chinese 5; only runs of spaces come near this.
 MAX_BYTES_PER_TOKEN = 16
@@ -97,7 +100,7 @@ def generation(
         stop_strings=_stop_strings(start.stop),
         skip_special_tokens=skip_special_tokens or not start.HasField("skip_special_tokens"),
         choice_count=_choice_count(start),
-        priority=start.priority,
+        priority=_priority(start, info),
         cache_salt=start.cache_salt,
         arrival=arrival,
         deadline=deadline,
@@ -108,17 +111,17 @@ def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
     """Returns the prompt of a request.
 
     Raises:
-        InvalidArgumentError: there is none, a role is unknown, or an image is in a turn that is not
-            the user's.
+        InvalidArgumentError: there is none, a role is unknown, an image is in a turn that is not
+            the user's, or there are too many messages or images.
         ContextLengthError: it has more bytes than any prompt that fits.
     """
     match message.WhichOneof("prompt"):
         case "chat":
             _check_size("chat.messages", message.chat.ByteSize(), info)
-            messages = enumerate(message.chat.messages)
-            return ChatPrompt([_message(index, one) for index, one in messages])
+            return ChatPrompt(_messages(message.chat.messages, info.max_image_count))
         case "text":
             _check_size("text", len(message.text.encode()), info)
+            _check_count("text", "images", message.text.count(PLACEHOLDER), info.max_image_count)
             return TextPrompt(message.text)
         case "token_ids":
             _check_size("token_ids.ids", message.token_ids.ByteSize(), info)
@@ -137,6 +140,14 @@ def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
             f" tokens takes at most {limit}",
             field=field,
         )
+
+
+def _messages(sent: Sequence[llm_pb2.ChatMessage], max_image_count: int) -> list[Message]:
+    _check_count("chat.messages", "messages", len(sent), MAX_MESSAGE_COUNT)
+    messages = [_message(index, message) for index, message in enumerate(sent)]
+    image_count = sum(message.image_count for message in messages)
+    _check_count("chat.messages", "images", image_count, max_image_count)
+    return messages
 
 
 def _message(index: int, message: llm_pb2.ChatMessage) -> Message:
@@ -167,8 +178,11 @@ def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> li
     """Returns the rows of each image's embedding.
 
     Raises:
-        InvalidArgumentError: an image has no rows, or more than the context takes.
+        InvalidArgumentError: there are too many, or an image has no rows, or more than the context
+            takes.
     """
+    count = len(request.image_row_counts)
+    _check_count("image_row_counts", "images", count, info.max_image_count)
     for index, row_count in enumerate(request.image_row_counts):
         if not 1 <= row_count <= info.max_context_token_count:
             raise InvalidArgumentError(
@@ -250,6 +264,15 @@ def _choice_count(start: llm_pb2.GenerateStart) -> int:
     return count
 
 
+def _priority(start: llm_pb2.GenerateStart, info: ModelInfo) -> int:
+    if start.priority and not info.allows_priority:
+        raise InvalidArgumentError(
+            "a priority other than 0 is for services that are started with --allow-priority",
+            field="priority",
+        )
+    return start.priority
+
+
 def _stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
     _check_count("stop.strings", "stop strings", len(stop.strings), MAX_STOP_COUNT)
     for index, string in enumerate(stop.strings):
@@ -307,7 +330,7 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
             return TableChunk(chunk.image_index, chunk.chunk.offset, chunk.chunk.data)
         case "embedding_trailer":
             trailer = request.embedding_trailer
-            return TableTrailer(trailer.image_index, trailer.crc32)
+            return TableTrailer(trailer.image_index, trailer.crc32, trailer.signature)
         case other:
             raise InvalidArgumentError(
                 "a request's start is followed by embeddings alone, not by"

@@ -7,8 +7,10 @@ A module may enter here if both ends of a call must agree on it, or if all three
   gencode): TensorRT-LLM 1.2.1 brings protobuf 6.33, and code made by 7.x refuses that runtime.
 - `identity.py`: what names an image embedding. The gateway names it before the vision service has
   seen the image: both derive the name alike.
+- `signature.py`: proof that a vision service made an embedding's rows; the LLM service checks it.
 - `errors.py`: the error vocabulary, free of gRPC; `status.py`: its gRPC status, both ways.
 - `transport.py`: sizes and options that both ends of a connection share.
 - `process/`: how a process runs: `settings.py` its options, `logs.py` its log and the request id,
-  `server.py` a gRPC server from health to drain, `doctor.py` what this machine can run.
+  `server.py` a gRPC server from health to drain, `calls.py` what happens to each of its calls,
+  `doctor.py` what this machine can run.
 """

@@ -12,8 +12,10 @@ import structlog
 
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
+from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
+from protos.signature import EmbeddingKeyError
 from protos.transport import MESSAGE_OVERHEAD_BYTE_COUNT
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
@@ -36,7 +38,7 @@ def main() -> None:
     logs.configure(settings.log_level, settings.log_format)
     try:
         healthy = asyncio.run(run(settings))
-    except (CheckpointError, EngineStartError, OSError) as error:
+    except (CheckpointError, EmbeddingKeyError, EngineStartError, OSError) as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)
     sys.exit(0 if healthy else 1)
@@ -48,6 +50,7 @@ async def run(settings: Settings) -> bool:
     Raises:
         CheckpointError: the checkpoint cannot be served.
         EngineStartError: the engine cannot start here.
+        EmbeddingKeyError: the key cannot be used.
         OSError: the address cannot be bound.
     """
     logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)
@@ -80,7 +83,8 @@ async def open_service(
         max_queued_tile_count=settings.max_queued_tile_count,
     )
     cache = EmbeddingCache(settings.cache_byte_count)
-    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache))
+    key = read_embedding_key(settings)
+    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache, key))
     try:
         async with batcher:
             yield Service(
@@ -91,6 +95,7 @@ async def open_service(
                 is_healthy=batcher.is_healthy,
                 max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
                 max_call_count=settings.max_call_count,
+                reflection=settings.reflection,
             )
     finally:
         preprocessor.close()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from dataclasses import dataclass
 
 import torch
 
 from protos.identity import EmbeddingId
+from protos.signature import EmbeddingClaim
 from vision_service.tiling import Grid
 
 
@@ -31,6 +34,7 @@ class ImageEmbedding:
         image_width: of the decoded image, upright, in pixels.
         image_height: likewise.
         timings: where the time of its encoding went.
+        signing: becomes the signature of id, dtype, shape and rows; None without a key.
     """
 
     id: EmbeddingId
@@ -40,6 +44,12 @@ class ImageEmbedding:
     image_width: int
     image_height: int
     timings: Timings
+    signing: asyncio.Future[bytes] | None = None
+
+    async def signature(self) -> bytes:
+        """Returns the signature once it is made; empty without a key."""
+        # Shielded, as others may wait for it, too.
+        return await asyncio.shield(self.signing) if self.signing is not None else b""
 
     @property
     def byte_count(self) -> int:
@@ -50,3 +60,13 @@ class ImageEmbedding:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Returns the bytes of a contiguous CPU tensor without a copy; numpy has no bfloat16."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def embedding_claim(id_: EmbeddingId, rows: torch.Tensor) -> EmbeddingClaim:
+    """Returns what is signed of an embedding; hashes all its rows."""
+    return EmbeddingClaim(
+        id=id_,
+        dtype=str(rows.dtype).removeprefix("torch."),
+        shape=tuple(rows.shape),
+        rows_sha256=hashlib.sha256(tensor_bytes(rows)).digest(),
+    )

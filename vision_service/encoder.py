@@ -17,9 +17,10 @@ from protos.errors import (
     ModelMismatchError,
 )
 from protos.identity import EmbeddingId, content_digest, recipe_digest
+from protos.signature import EmbeddingKey
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
-from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
+from vision_service.embedding import ImageEmbedding, Timings, embedding_claim, tensor_bytes
 from vision_service.preprocessor import Preprocessor
 
 logger = structlog.get_logger()
@@ -71,7 +72,7 @@ class EncodedImage:
 
 
 class ImageEncoder:
-    """Encodes images: cache, then preprocessor, batcher and checksum."""
+    """Encodes images: cache, then preprocessor, batcher, checksum and signature."""
 
     def __init__(
         self,
@@ -79,11 +80,13 @@ class ImageEncoder:
         preprocessor: Preprocessor,
         batcher: TileBatcher,
         cache: EmbeddingCache,
+        key: EmbeddingKey | None = None,
     ) -> None:
         self.info = info
         self._preprocessor = preprocessor
         self._batcher = batcher
         self._cache = cache
+        self._key = key
 
     async def encode(self, request: ImageRequest) -> EncodedImage:
         """Returns the embedding of the request's image.
@@ -118,7 +121,15 @@ class ImageEncoder:
             image_width=tiled.width,
             image_height=tiled.height,
             timings=Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds),
+            signing=self._signing(id_, rows),
         )
+
+    def _signing(self, id_: EmbeddingId, rows: torch.Tensor) -> asyncio.Future[bytes] | None:
+        """Has the rows signed on a thread, while they are being sent."""
+        if (key := self._key) is None:
+            return None
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(None, lambda: key.sign(embedding_claim(id_, rows)))
 
     def _check_recipe(self, expected: bytes | None) -> None:
         actual = self.info.recipe_sha256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -27,8 +28,9 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
         """Answers with one header, the chunks and one trailer."""
         encoded = await self._encoder.encode(wire.read_request(request))
-        for response in wire.encode_responses(encoded):
-            yield response
+        async with aclosing(wire.encode_responses(encoded)) as responses:
+            async for response in responses:
+                yield response
 
     async def GetModelInfo(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 
 import torch
 
@@ -29,12 +29,17 @@ def read_request(message: vision_pb2.EncodeImageRequest) -> ImageRequest:
     )
 
 
-def encode_responses(encoded: EncodedImage) -> Iterator[vision_pb2.EncodeImageResponse]:
+async def encode_responses(
+    encoded: EncodedImage,
+) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
     """Yields one header, the chunks of the rows and one trailer."""
     yield vision_pb2.EncodeImageResponse(header=_header(encoded))
-    yield from _chunks(encoded.embedding)
+    for chunk in _chunks(encoded.embedding):
+        yield chunk
     trailer = vision_pb2.EncodeImageTrailer(
-        crc32=encoded.embedding.crc32, timings=_timings(encoded.timings)
+        crc32=encoded.embedding.crc32,
+        timings=_timings(encoded.timings),
+        signature=await encoded.embedding.signature(),
     )
     yield vision_pb2.EncodeImageResponse(trailer=trailer)
 

@@ -11,7 +11,13 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 
-from protos.errors import DeadlineError, EngineDeadError, ServiceError, UnavailableError
+from protos.errors import (
+    AccessDeniedError,
+    DeadlineError,
+    EngineDeadError,
+    ServiceError,
+    UnavailableError,
+)
 from protos.process.settings import MIB
 from protos.status import from_rpc_error
 from protos.transport import KEEPALIVE_OPTIONS
@@ -93,6 +99,10 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
         # grpc's own text holds addresses: for the log, not for clients.
         logger.warning("unavailable", service=service, details=error.details())
         return UnavailableError(f"the {service} service is unavailable", retry_after=1)
+    if isinstance(failure, AccessDeniedError):
+        # It denies the gateway something, not the gateway's client.
+        logger.error("denied", service=service, details=failure.message)
+        return ServiceError(f"the {service} service refused what the gateway passed on to it")
     if isinstance(failure, DeadlineError):
         return DeadlineError(f"the {service} service did not end within the request's time")
     return failure

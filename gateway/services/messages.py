@@ -37,9 +37,10 @@ class EmbeddingChunk:
 
 @dataclass(frozen=True)
 class EmbeddingTrailer:
-    """Ends an embedding: CRC-32 of all its bytes."""
+    """Ends an embedding: CRC-32 of all its bytes, and the signature for the LLM service."""
 
     crc32: int
+    signature: bytes
 
 
 EmbeddingPiece = EmbeddingHeader | EmbeddingChunk | EmbeddingTrailer
@@ -56,12 +57,37 @@ def embedding_piece(
     if response.HasField("chunk"):
         return EmbeddingChunk(response.chunk.offset, response.chunk.data)
     if response.HasField("trailer"):
-        return EmbeddingTrailer(response.trailer.crc32)
+        return EmbeddingTrailer(response.trailer.crc32, response.trailer.signature)
     header = response.header
     if EmbeddingId(header.id.content_sha256, header.id.recipe_sha256) != wanted:
         raise DataLossError("the vision service sent another embedding than was asked for")
     spec = header.spec
     return EmbeddingHeader(spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count)
+
+
+def encode_request(
+    image: bytes | bytearray, max_tile_count: int | None, expected_recipe: bytes
+) -> bytes:
+    """Returns an EncodeImageRequest on the wire.
+
+    The image is copied once. Setting it in the message, and serializing this, would copy it three
+    times: 50 ms of the event loop for 20 MB.
+    """
+    options = vision_pb2.EncodeImageRequest(
+        max_tile_count=max_tile_count, expected_recipe_sha256=expected_recipe
+    )
+    number = vision_pb2.EncodeImageRequest.IMAGE_FIELD_NUMBER
+    tag = number << 3 | 2  # a field whose length comes before it
+    return b"".join((options.SerializeToString(), _varint(tag), _varint(len(image)), image))
+
+
+def _varint(number: int) -> bytes:
+    """Returns a number as protobuf writes it: seven bits a byte, the lowest first."""
+    groups = []
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*groups, number])
 
 
 def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
@@ -92,6 +118,7 @@ def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.Genera
     else:
         request.embedding_trailer.image_index = image_index
         request.embedding_trailer.crc32 = piece.crc32
+        request.embedding_trailer.signature = piece.signature
     return request
 
 

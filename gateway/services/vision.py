@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 import grpc
 
+from gateway.memory import HeldFile
 from gateway.services.channel import (
     VISION_SERVICE,
     FieldNamer,
@@ -14,7 +16,7 @@ from gateway.services.channel import (
     errors_of,
     seconds_until,
 )
-from gateway.services.messages import EmbeddingPiece, embedding_piece
+from gateway.services.messages import EmbeddingPiece, embedding_piece, encode_request
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.process.logs import request_metadata
@@ -36,13 +38,13 @@ class EncodeRequest:
     """One image to encode, and the embedding that must come back.
 
     Attributes:
-        image: the encoded file.
+        file: the encoded file; sending it takes its bytes.
         max_tile_count: its tile cap; None for the service's default.
         service_recipe: the vision service's recipe_sha256, which `embedding_id` was derived from.
         embedding_id: names the embedding.
     """
 
-    image: bytes
+    file: HeldFile
     max_tile_count: int | None
     service_recipe: bytes
     embedding_id: EmbeddingId
@@ -54,7 +56,14 @@ class VisionClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._channel = channel
         self._stub = vision_pb2_grpc.VisionServiceStub(channel)
+        # The stub's call would hold the message as long as it lives.
+        self._encode_image = channel.unary_stream(
+            f"/{VISION_SERVICE}/EncodeImage",
+            request_serializer=_serialized,
+            response_deserializer=vision_pb2.EncodeImageResponse.FromString,
+        )
         self._info: ModelInfo | None = None
+        self._sending = asyncio.Lock()
 
     async def check_health(self, seconds: float) -> None:
         """Raises UnavailableError or DeadlineError unless the service is SERVING."""
@@ -91,7 +100,7 @@ class VisionClient:
         """Yields the embedding's header, chunks and trailer as they come.
 
         Args:
-            request: the image.
+            request: the image; its file is handed over to gRPC.
             name_field: what the caller calls a field of EncodeImageRequest.
             deadline: when it must be over, in the event loop's time.
 
@@ -99,15 +108,11 @@ class VisionClient:
             ServiceError: the class that the service answered with.
             DataLossError: the service names the embedding otherwise than we do.
         """
-        call = self._stub.EncodeImage(
-            vision_pb2.EncodeImageRequest(
-                image=request.image,
-                max_tile_count=request.max_tile_count,
-                expected_recipe_sha256=request.service_recipe,
-            ),
-            timeout=seconds_until(deadline),
-            metadata=request_metadata(),
-        )
+        async with self._sending:  # one file at a time: gRPC copies them in the event loop
+            call = self._encode_image(
+                request, timeout=seconds_until(deadline), metadata=request_metadata()
+            )
+            await asyncio.sleep(0)  # its task copies the file now
         try:
             with errors_of("vision", name_field):
                 while isinstance(response := await call.read(), vision_pb2.EncodeImageResponse):
@@ -116,3 +121,7 @@ class VisionClient:
                     yield piece
         finally:
             call.cancel()
+
+
+def _serialized(request: EncodeRequest) -> bytes:
+    return encode_request(request.file.hand_over(), request.max_tile_count, request.service_recipe)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import Prompt, Request
+from llm_service.engines.base import Account, Prompt, Request
 from protos.errors import (
     ContextLengthError,
     DeadlineError,
@@ -66,8 +66,13 @@ def output_room(prompt: Prompt, max_tokens: int | None, context: int) -> int:
     return max_tokens or context - length
 
 
-def check_queue(waiting_count: int, max_waiting_count: int, *, has_ended: bool) -> None:
+def check_queue(
+    waiting_count: int, max_waiting_count: int, account: Account, *, has_ended: bool
+) -> None:
     """Refuses a sequence that nothing would run, or one more than may wait.
+
+    The last quarter of the queue is for the first sequence of each request, so that requests for
+    many choices leave room for others.
 
     Raises:
         EngineDeadError: the engine has ended.
@@ -75,9 +80,12 @@ def check_queue(waiting_count: int, max_waiting_count: int, *, has_ended: bool) 
     """
     if has_ended:
         raise engine_dead()
-    if waiting_count >= max_waiting_count:
+    limit, kind = max_waiting_count, "may"
+    if account.sequence_count:
+        limit, kind = 3 * max_waiting_count // 4, "may where a request has several choices"
+    if waiting_count >= limit:
         raise OverloadedError(
-            f"{waiting_count} sequences wait already, and at most {max_waiting_count} may",
+            f"{waiting_count} sequences wait already, and at most {limit} {kind}",
             retry_after=RETRY_AFTER_SECONDS,
         )
 

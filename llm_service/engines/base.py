@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from llm_service.sampling import SamplingParams
@@ -61,6 +61,23 @@ class Prompt:
     field: str = ""
 
 
+@dataclass(eq=False)
+class Account:
+    """Whose a sequence is: what all sequences of one request share, and use up together.
+
+    Attributes:
+        sequence_count: those that are in the engine; the event loop's.
+        mask_count: masks that its guide has given; the thread's that uses them, as the next.
+        mask_seconds: CPU time that these masks have taken.
+        latest_mask_seconds: that of the latest; published by the thread that computed it.
+    """
+
+    sequence_count: int = 0
+    mask_count: int = 0
+    mask_seconds: float = 0.0
+    latest_mask_seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Request:
     """What one sequence is to be.
@@ -68,15 +85,18 @@ class Request:
     Attributes:
         prompt: what its tokens follow.
         params: how they are chosen, and when to stop.
-        priority: of waiting sequences the one with the highest comes first, then the oldest.
+        priority: of waiting sequences those with the highest come first; of these one whose
+            account has the fewest running, then the oldest.
         deadline: when the output must be complete, on the clock of `time.monotonic`; None leaves
             the time free.
+        account: one for all choices of a request, which compete with others as one.
     """
 
     prompt: Prompt
     params: SamplingParams
     priority: int = 0
     deadline: float | None = None
+    account: Account = field(default_factory=Account, compare=False)
 
 
 @dataclass(frozen=True)
@@ -168,10 +188,10 @@ class LLMEngine(Protocol):
 
         Raises:
             InvalidArgumentError: a token id or a stop token id does not exist, there is none, or
-                the guide is no valid schema, expression or grammar.
+                the guide is no valid schema, expression or grammar, or takes too long to follow.
             InvalidTensorError: the prompt table is not [rows, hidden_size].
             ContextLengthError: prompt and max_tokens, or the prompt alone, exceed context_length.
-            OverloadedError: too many sequences wait already.
+            OverloadedError: too many sequences wait already, or too many guides to be compiled.
             RowsNeededError: an image's rows are not held, and the KV cache does not replace them;
                 before the first output, unless the cache has dropped them since.
             DeadlineError: the deadline has passed.

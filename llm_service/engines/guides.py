@@ -10,28 +10,34 @@ not. JSON has whitespace between its tokens as llama.cpp's grammars have it, at 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from llm_service.engines import guide_trial
+from llm_service.engines.admission import RETRY_AFTER_SECONDS, engine_dead
+from llm_service.engines.base import Account
 from llm_service.sampling import Guide
 from llm_service.tokenizer import MESSAGE_END, Tokenizer
-from protos.errors import InvalidArgumentError
+from protos.errors import InvalidArgumentError, OverloadedError
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 logger = structlog.get_logger()
+
+Kept = TypeVar("Kept")
 
 NAMES = {
     "json_object": "the JSON object",
@@ -42,7 +48,16 @@ NAMES = {
 MAX_SOURCE_BYTE_COUNT = 64 * 1024
 MAX_REASON_LENGTH = 300
 CACHED_GUIDE_COUNT = 64
-TRIAL_SECONDS = 20.0
+# A guide that is refused for its cost takes 2 seconds: nobody waits longer than half a minute.
+MAX_COMPILING_COUNT = 16
+TRIAL_SECONDS = 30.0
+# CPU time. A mask takes some 10 microseconds as a rule, and some 10 milliseconds where a schema is
+# large or the tokens before it were new to its lexer. Where a grammar is ambiguous it takes more
+# with every token: llguidance's limits, which count, let it come to half a second.
+MAX_MASK_SECONDS = 0.2
+# What a request may use up besides, over all its choices: so much at once, and so much a token.
+MASK_CREDIT_SECONDS = 1.0
+SECONDS_PER_MASK = 0.01
 # All that "x-guidance" in a schema could change, so that the output is JSON and fits the schema.
 JSON_OPTIONS: JsonCompileOptions = {
     "whitespace_pattern": r" |\n[ \t]{0,20}",
@@ -54,10 +69,11 @@ JSON_OPTIONS: JsonCompileOptions = {
 
 
 class GuideCompiler:
-    """Makes matchers, and keeps the compiled form of the latest guides.
+    """Makes matchers, and keeps the compiled form of the latest guides, and why others are refused.
 
-    One thread of its own owns the cache and compiles, which also bounds what compiling may take
-    from the machine. `matcher` waits for it, so it is called from worker threads.
+    One event loop calls it, and owns what is kept. A thread of its own compiles, which also bounds
+    what compiling may take from the machine; another one makes the matchers, so that a guide that
+    is kept waits for none that is new.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary_size: int) -> None:
@@ -66,49 +82,107 @@ class GuideCompiler:
         Most of that time the interpreter's lock is held, so it is no work for the first request.
         """
         self._vocabulary = Vocabulary(tokenizer, vocabulary_size)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="guide-compiler")
+        self._compiler_thread = ThreadPoolExecutor(1, thread_name_prefix="guide-compiler")
+        self._matcher_thread = ThreadPoolExecutor(1, thread_name_prefix="guide-matchers")
+        self._compiling: dict[Guide, asyncio.Task[LLMatcher | str]] = {}
         self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
+        self._refused: OrderedDict[Guide, str] = OrderedDict()
+        self._is_closed = False
 
-    def matcher(self, guide: Guide, stop_token_ids: frozenset[int]) -> TokenMatcher:
+    async def matcher(
+        self, guide: Guide, stop_token_ids: frozenset[int], account: Account
+    ) -> TokenMatcher:
         """Returns a matcher at the beginning of the guide's language.
 
-        Blocks: microseconds for a guide that is kept, a tenth of a second for a new one, at most a
-        few seconds for one that is refused.
+        That takes microseconds for a guide that is kept, a tenth of a second for a new one, at most
+        a few seconds for one that is refused, and as long for each that is compiled before it.
+
+        Args:
+            guide: what the output must be.
+            stop_token_ids: what may end it.
+            account: of the request, which pays for the masks.
 
         Raises:
             InvalidArgumentError: the guide is malformed, too large, too complex or matches nothing,
                 or there is no stop token that could end its output.
+            OverloadedError: too many guides wait to be compiled, or the machine is too busy to.
+            EngineDeadError: the compiler is closed.
         """
+        if self._is_closed:
+            raise engine_dead()
         if not stop_token_ids:
             raise _refusal(
                 guide, "needs a token that ends the output, and the request ignores them all"
             )
         if (size := len(guide.source.encode())) > MAX_SOURCE_BYTE_COUNT:
             raise _refusal(guide, f"has {size} bytes; it must have at most {MAX_SOURCE_BYTE_COUNT}")
-        return self._thread.submit(self._matcher, guide, stop_token_ids).result()
+        compiled = await self._known(guide)
+        if isinstance(compiled, str):
+            raise _unfollowable(guide, compiled)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._matcher_thread, self._matcher, guide, compiled, stop_token_ids, account
+        )
 
-    def _matcher(self, guide: Guide, stop_token_ids: frozenset[int]) -> TokenMatcher:
-        compiled = self._compiled.get(guide) or self._compile(guide)
-        self._compiled[guide] = compiled
-        self._compiled.move_to_end(guide)
-        if len(self._compiled) > CACHED_GUIDE_COUNT:
-            self._compiled.popitem(last=False)
-        return TokenMatcher(guide, compiled.deep_copy(), self._vocabulary, stop_token_ids)
+    def close(self) -> None:
+        """Ends the threads, once they have done what they are at; what waits for them fails."""
+        self._is_closed = True
+        self._compiler_thread.shutdown(wait=False)
+        self._matcher_thread.shutdown(wait=False)
 
-    def _compile(self, guide: Guide) -> LLMatcher:
+    def _matcher(
+        self, guide: Guide, compiled: LLMatcher, stop_token_ids: frozenset[int], account: Account
+    ) -> TokenMatcher:
+        own = compiled.deep_copy()
+        return TokenMatcher(guide, own, self._vocabulary, stop_token_ids, account)
+
+    async def _known(self, guide: Guide) -> LLMatcher | str:
+        """Returns a guide's compiled form, or why it has none; has it compiled if it is new."""
+        if guide in self._compiled:
+            self._compiled.move_to_end(guide)
+            return self._compiled[guide]
+        if guide in self._refused:
+            self._refused.move_to_end(guide)
+            return self._refused[guide]
+        if guide not in self._compiling:
+            self._check_queue()
+            self._compiling[guide] = asyncio.create_task(self._keep_compiled(guide))
+        # It goes on when a request that waits for it is cancelled: others may wait for it too.
+        return await asyncio.shield(self._compiling[guide])
+
+    def _check_queue(self) -> None:
+        if (count := len(self._compiling)) >= MAX_COMPILING_COUNT:
+            raise OverloadedError(
+                f"{count} guides wait to be compiled, and at most {MAX_COMPILING_COUNT} may",
+                retry_after=RETRY_AFTER_SECONDS,
+            )
+
+    async def _keep_compiled(self, guide: Guide) -> LLMatcher | str:
+        try:
+            compiled = await asyncio.get_running_loop().run_in_executor(
+                self._compiler_thread, self._compile, guide
+            )
+        finally:
+            del self._compiling[guide]
+        if isinstance(compiled, str):
+            _keep(self._refused, guide, compiled)
+        else:
+            _keep(self._compiled, guide, compiled)
+        return compiled
+
+    def _compile(self, guide: Guide) -> LLMatcher | str:
+        if self._is_closed:
+            raise engine_dead()
         try:
             grammar = _grammar(guide)
         except ValueError as error:  # a schema that is no JSON object
-            raise _unfollowable(guide, str(error)) from error
+            return str(error)
         if reason := _trial(grammar):
-            raise _unfollowable(guide, reason)
+            return reason
         compiled = LLMatcher(
             self._vocabulary.tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS
         )
         # The first mask is computed on a copy: a stepped matcher takes longer to copy.
-        if reason := guide_trial.first_error(compiled.deep_copy()):
-            raise _unfollowable(guide, reason)
-        return compiled
+        return guide_trial.first_error(compiled.deep_copy()) or compiled
 
 
 class Vocabulary:
@@ -146,12 +220,14 @@ class TokenMatcher:
     what comes before one always belongs to the language, also where a request names an ordinary
     token as a stop token. Special tokens, images' tokens and ids without a text are never allowed.
 
-    Used by one thread at a time.
+    Used by one thread at a time; the account is one thread's for all matchers that share it.
 
     Attributes:
         failure: why the output cannot go on, None while it can. The guide took a step beyond
-            llguidance's limits, or its language goes on with what no allowed token holds. From then
-            on only stop tokens are allowed, but the output does not belong to the language.
+            llguidance's limits or ours, or its language goes on with what no allowed token holds.
+            From then on only stop tokens are allowed, but the output does not belong to the
+            language.
+        seconds: CPU time that the latest mask took.
     """
 
     def __init__(
@@ -160,19 +236,47 @@ class TokenMatcher:
         matcher: LLMatcher,
         vocabulary: Vocabulary,
         stop_token_ids: frozenset[int],
+        account: Account,
     ) -> None:
         self._guide = guide
         self._matcher = matcher
         self._stop_token_ids = stop_token_ids
         self._ends = token_bits(stop_token_ids, vocabulary.size)
         self._inner = vocabulary.ordinary & ~self._ends
+        self._account = account
         self.failure: InvalidArgumentError | None = None
+        self.seconds = 0.0
+
+    @property
+    def expected_seconds(self) -> float:
+        """What the next mask may take: as much as the latest, or the latest of the account."""
+        return max(self.seconds, self._account.latest_mask_seconds)
+
+    def advance(self, token_ids: Sequence[int], row: torch.Tensor, *, may_end: bool = True) -> None:
+        """Goes on by the tokens that were chosen, and fills the next one's mask: see fill_mask."""
+        started = time.thread_time()
+        for token_id in token_ids:
+            self.accept(token_id)
+        self.fill_mask(row, may_end=may_end)
+        self.seconds = self._account.latest_mask_seconds = time.thread_time() - started
+
+    def charge(self) -> None:
+        """Has the account pay for the latest mask, and fails where it costs more than it may."""
+        account = self._account
+        account.mask_count += 1
+        account.mask_seconds += self.seconds
+        limit = MASK_CREDIT_SECONDS + SECONDS_PER_MASK * account.mask_count
+        if self.seconds > MAX_MASK_SECONDS:
+            self._fail_for_cost(f"one token took {self.seconds:.3g} s", MAX_MASK_SECONDS)
+        elif account.mask_seconds > limit:
+            count = account.mask_count
+            self._fail_for_cost(f"{count} tokens took {account.mask_seconds:.3g} s", limit)
 
     def fill_mask(self, row: torch.Tensor, *, may_end: bool = True) -> None:
         """Sets the bits of the tokens that may come next, and clears all others.
 
-        Lets go of the interpreter's lock while it computes: some 10 microseconds as a rule, 50
-        milliseconds at worst.
+        Lets go of the interpreter's lock while it computes: some 10 microseconds as a rule, half a
+        second at worst.
 
         Args:
             row: [ceil(vocabulary_size / 32)] int32 on the CPU, contiguous; filled.
@@ -195,6 +299,11 @@ class TokenMatcher:
             return
         if not self._matcher.consume_token(token_id):
             self._fail()
+
+    def _fail_for_cost(self, cost: str, limit: float) -> None:
+        self.failure = self.failure or _refusal(
+            self._guide, f"takes too long to follow: {cost}; the limit is {limit:.3g} s"
+        )
 
     def _fail(self) -> None:
         reason = self._matcher.get_error() or "no token of the vocabulary can follow"
@@ -232,16 +341,32 @@ def _grammar(guide: Guide) -> str:
 
 
 def _trial(grammar: str) -> str:
-    """Returns why the grammar cannot be compiled; see guide_trial."""
+    """Returns why the grammar cannot be compiled; see guide_trial.
+
+    Raises:
+        OverloadedError: the trial has not had its CPU time yet: no fault of the grammar's.
+    """
     program = [sys.executable, "-I", str(Path(guide_trial.__file__))]
     try:
         trial = subprocess.run(
             program, input=grammar.encode(), capture_output=True, timeout=TRIAL_SECONDS, check=True
         )
-    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+    except subprocess.CalledProcessError as error:
         logger.warning("guide_trial_failed", error=str(error))
         return "it takes too much time or memory to compile"
+    except subprocess.TimeoutExpired as error:
+        logger.warning("guide_trial_failed", error=str(error))
+        raise OverloadedError(
+            "the machine is too busy to compile the guide", retry_after=RETRY_AFTER_SECONDS
+        ) from error
     return trial.stdout.decode()
+
+
+def _keep(kept: OrderedDict[Guide, Kept], guide: Guide, value: Kept) -> None:
+    """Adds what is known of a guide; lets go of what was not asked for longest."""
+    kept[guide] = value
+    if len(kept) > CACHED_GUIDE_COUNT:
+        kept.popitem(last=False)
 
 
 def _unfollowable(guide: Guide, reason: str) -> InvalidArgumentError:

@@ -36,8 +36,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it
     ) -> AsyncIterator[Any]:
         """Tells the status of a service and each change of it, until `end_watches`."""
         if request.service in self._names:
-            yield Response(status=self._status)
-            if not self._draining.is_set():
+            told = self._status
+            yield Response(status=told)
+            if told == Response.SERVING:
                 await self._draining.wait()
                 yield Response(status=self._status)
         else:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import structlog
 
 REQUEST_ID_KEY = "x-request-id"
+MAX_REQUEST_ID_LENGTH = 128
 LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -67,8 +68,8 @@ def request_metadata() -> tuple[tuple[str, str], ...]:
 
 
 def request_id_of(metadata: Sequence[tuple[str, Any]] | None) -> str:
-    """Returns the request id that a call's metadata carries, or a new one."""
+    """Returns the request id that a call's metadata carries; a new one for none or a long one."""
     for key, value in metadata or ():
-        if key == REQUEST_ID_KEY and isinstance(value, str) and value:
-            return value
+        if key == REQUEST_ID_KEY and 0 < len(value) <= MAX_REQUEST_ID_LENGTH:
+            return str(value)
     return new_request_id()

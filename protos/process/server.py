@@ -5,31 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NoReturn
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
-from protos.errors import InvalidArgumentError, ServiceError
+from protos.process.calls import CallInterceptor
 from protos.process.health import HealthServicer
-from protos.process.logs import bind_request_id, request_id_of
 from protos.process.settings import ServingSettings
-from protos.status import to_status
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Behavior = Callable[[Any, Context], Any]
 DEFAULT_MAX_CALL_COUNT = 512
 HEALTH_POLL_SECONDS = 0.5
 # The last is for services under mpirun, which after a SIGTERM of its own kills its processes within
@@ -52,7 +44,8 @@ class Service:
         register: adds the servicer to a server.
         is_healthy: whether the engine behind it still works; polled.
         max_message_byte_count: largest request message.
-        max_call_count: most calls at a time, health checks included; more are RESOURCE_EXHAUSTED.
+        max_call_count: most calls of it at a time; more are RESOURCE_EXHAUSTED.
+        reflection: whether the server tells what its services look like.
     """
 
     name: str
@@ -60,13 +53,14 @@ class Service:
     is_healthy: Callable[[], bool]
     max_message_byte_count: int = DEFAULT_MAX_MESSAGE_BYTE_COUNT
     max_call_count: int = DEFAULT_MAX_CALL_COUNT
+    reflection: bool = True
 
 
 @asynccontextmanager
 async def running_server(
     service: Service, host: str, port: int, drain_seconds: float
 ) -> AsyncIterator[int]:
-    """Runs a gRPC server with health (SERVING from the start: the engine is warm) and reflection.
+    """Runs a gRPC server with health: SERVING from the start, as the engine is warm.
 
     Yields:
         The port that was bound. On leaving, the service is NOT_SERVING first, then calls in flight
@@ -75,13 +69,14 @@ async def running_server(
     Raises:
         OSError: the address cannot be bound.
     """
-    interceptor = ServiceInterceptor()
+    interceptor = CallInterceptor(service.max_call_count)
     server = _make_server(service, interceptor)
     service.register(server)
     health = HealthServicer(("", service.name))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    names = (service.name, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
+    if service.reflection:
+        names = (service.name, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
     try:
         bound_port = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
@@ -94,10 +89,9 @@ async def running_server(
         await _drain(server, interceptor.idle, health, drain_seconds)
 
 
-def _make_server(service: Service, interceptor: ServiceInterceptor) -> grpc.aio.Server:
+def _make_server(service: Service, interceptor: CallInterceptor) -> grpc.aio.Server:
     return grpc.aio.server(
         interceptors=[interceptor],
-        maximum_concurrent_rpcs=service.max_call_count,
         options=[
             *KEEPALIVE_OPTIONS,
             *SERVER_PING_OPTIONS,
@@ -165,91 +159,3 @@ async def _wait_until(stop: asyncio.Event, is_healthy: Callable[[], bool]) -> bo
             continue
         return True
     return False
-
-
-# By (request is a stream, response is a stream): the kinds of call that our services have.
-_METHOD_HANDLERS = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-
-
-class ServiceInterceptor(grpc.aio.ServerInterceptor):
-    """Binds the request id, and turns exceptions into gRPC status with google.rpc details.
-
-    The one place that catches everything: a ServiceError crosses the wire as it is; anything else
-    is a bug, logged with its traceback and answered by INTERNAL without it.
-
-    Attributes:
-        idle: set while no call of our services runs.
-    """
-
-    def __init__(self) -> None:
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self._call_count = 0
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Wraps the kinds of handler that our services have; leaves gRPC's own services alone."""
-        handler = await continuation(handler_call_details)
-        if handler is None or handler_call_details.method.startswith("/grpc."):
-            return handler
-        request_id = request_id_of(handler_call_details.invocation_metadata)
-        if streaming := handler.stream_stream or handler.unary_stream:
-            call: Behavior = partial(self._streaming, streaming, request_id)
-        else:
-            call = partial(self._unary, handler.unary_unary, request_id)
-        return _METHOD_HANDLERS[handler.request_streaming, handler.response_streaming](
-            call, handler.request_deserializer, handler.response_serializer
-        )
-
-    async def _unary(
-        self, behavior: Behavior, request_id: str, request: Any, context: Context
-    ) -> Any:
-        with self._counted(request_id):
-            try:
-                return await behavior(request, context)
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the one place for it: see the class
-                await _abort(context, error)
-
-    async def _streaming(
-        self, behavior: Behavior, request_id: str, request: Any, context: Context
-    ) -> AsyncGenerator[Any, None]:
-        with self._counted(request_id):
-            try:
-                async with aclosing(behavior(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the one place for it: see the class
-                await _abort(context, error)
-
-    @contextmanager
-    def _counted(self, request_id: str) -> Iterator[None]:
-        bind_request_id(request_id)
-        self._call_count += 1
-        self.idle.clear()
-        try:
-            yield
-        finally:
-            self._call_count -= 1
-            if not self._call_count:
-                self.idle.set()
-
-
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    if isinstance(error, DecodeError):
-        error = InvalidArgumentError("the message is not valid protobuf")
-    if not isinstance(error, ServiceError):
-        logger.error("bug", exc_info=error)
-        error = ServiceError("internal error; the service's log has it under this request id")
-    status = rpc_status.to_status(to_status(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)

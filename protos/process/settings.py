@@ -5,13 +5,15 @@ The programs that serve also take them from a TOML file, where each has a table 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -32,6 +34,7 @@ from pydantic_settings import (
 )
 
 from protos.process.logs import LogFormat, LogLevel
+from protos.signature import EmbeddingKey
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
 # How pydantic-settings marks a field that is a subcommand; it has no public name.
@@ -49,6 +52,23 @@ LARGEST_THREAD_COUNT = 1024
 def half_of_the_cores() -> int:
     """Returns how many threads leave the other service on this machine its cores."""
     return max(1, (os.cpu_count() or 1) // 2)
+
+
+def is_loopback(host: str) -> bool:
+    """Says whether what listens on this address is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_on_loopback(options: dict[str, Any]) -> bool:
+    return is_loopback(options.get("host", ""))
+
+
+def _readable_key(path: Path) -> Path:
+    EmbeddingKey.read(path)
+    return path.absolute()
 
 
 class Options(BaseSettings):
@@ -164,6 +184,13 @@ class EngineSettings(ServingSettings):
 
     engine: str
     """What runs the model."""
+    embedding_key_file: Annotated[Path, AfterValidator(_readable_key)] | None = None
+    """File of at least 32 random bytes, the same for all vision and LLM services: with it a vision
+    service signs the embeddings that it makes, and an LLM service takes no others. Default: none
+    are signed, and whoever reaches an LLM service can send it rows for any image."""
+    reflection: bool = Field(default_factory=_is_on_loopback)
+    """Whether gRPC clients may ask what the server's services look like (server reflection);
+    default: only where `host` is a loopback address."""
 
     @model_validator(mode="after")
     def _refuse_foreign_options(self) -> EngineSettings:
@@ -198,6 +225,8 @@ def _sentences(
     table = _read_table(cls, file) if file else {}
     sentences = []
     for details in error.errors():
+        if details["type"] == "default_factory_not_called":
+            continue  # another option is wrong
         location = details["loc"]
         if location and _holds(table, location, details["input"]):
             option = f"{file}: [{_table(cls)}] {'.'.join(map(str, location))}: "

@@ -7,19 +7,23 @@ import base64
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import torch
 
 from gateway.chat import ChatLimits, ChatPipeline, RequestRecord
-from gateway.images import ImageFetcher, ImageLimits, create_session
+from gateway.data_urls import Attachments
+from gateway.images import ImageFetcher, ImageLimits, open_session
+from gateway.memory import Memory
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
+from gateway.pools import open_pools
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from llm_service.tables import TableSpec, TableUpload
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
+from protos.process.settings import GIB
 from tests.benchmarks.scripted_services import MODEL
 
 ROW_COUNT, HIDDEN_SIZE = 13 * 256, 4096
@@ -63,9 +67,11 @@ class Relay:
 
     async def _ask(self, encoded_image_count: int) -> None:
         deadline, record = asyncio.get_running_loop().time() + REQUEST_SECONDS, RequestRecord()
-        async with aclosing(self._pipeline.stream(self._requests[0], deadline, record)) as events:
-            async for _ in events:
-                pass
+        with Memory(GIB).share() as share:
+            stream = self._pipeline.stream(self._requests[0], Attachments(share), deadline, record)
+            async with aclosing(stream) as events:
+                async for _ in events:
+                    pass
         assert record.encoded_image_count == encoded_image_count
 
 
@@ -77,16 +83,17 @@ async def open_relay(
     settings = Settings()
     policy = settings.address_policy
     limits = ImageLimits(settings.max_image_byte_count, REQUEST_SECONDS, None, policy)
-    async with (
-        open_channel(vision_address) as vision,
-        open_channel(llm_address) as llm,
-        create_session(policy) as session,
-    ):
+    async with AsyncExitStack() as exits:
+        pools = exits.enter_context(open_pools())
+        vision = await exits.enter_async_context(open_channel(vision_address))
+        llm = await exits.enter_async_context(open_channel(llm_address))
+        session = await exits.enter_async_context(open_session(policy))
         pipeline = ChatPipeline(
-            ImageFetcher(session, limits),
+            ImageFetcher(session, pools, limits),
             VisionClient(vision),
             LLMClient(llm),
-            ChatLimits(1, settings.max_image_byte_count),
+            pools,
+            ChatLimits(1, settings.max_image_byte_count, max_image_host_count=1),
         )
         yield Relay(pipeline, images)
 

@@ -71,7 +71,15 @@ async def serve_llm(settings: LLMSettings) -> None:
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = real_tokenizer("internlm2_5")
     context = config.max_position_embeddings
-    info = ModelInfo(MODEL, "scripted", config, tokenizer, context, settings.max_image_count)
+    info = ModelInfo(
+        model=MODEL,
+        engine="scripted",
+        config=config,
+        tokenizer=tokenizer,
+        max_context_token_count=context,
+        max_image_count=settings.max_image_count,
+        max_upload_seconds=settings.max_upload_seconds,
+    )
     engine = ScriptedLLMEngine()
     await serve(make_service(settings, info, engine, Metrics(engine)), settings)
 

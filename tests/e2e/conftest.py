@@ -32,6 +32,7 @@ GATEWAY_ARGUMENTS = ("--file-root", str(PICTURES), "--allowed-private-hosts", '[
 # Two cores run three processes and the tests; in float32 a token is the same whatever else is in
 # the batch.
 SERVICE_ARGUMENTS = ("--torch.thread-count", "1", "--torch.dtype", "float32")
+LLM_ARGUMENTS = ("--allow-priority",)
 # Of the TensorRT-LLM engines: 16 sequences at a time of up to 32,768 tokens, 26 tiles in each.
 BUILD = {
     "max_batch_size": 16,
@@ -64,7 +65,7 @@ def make_stack(
         folder,
         gateway_arguments=gateway_arguments,
         service_arguments=SERVICE_ARGUMENTS,
-        llm_arguments=llm_arguments,
+        llm_arguments=(*LLM_ARGUMENTS, *llm_arguments),
     )
     if engine == "tensorrt_llm":
         document = engine_document(LLMConfig.from_checkpoint(checkpoint), build=BUILD)
@@ -74,6 +75,7 @@ def make_stack(
             engine,
             "--tensorrt-llm.engine-folder",
             str(engine_folder),
+            *LLM_ARGUMENTS,
             *llm_arguments,
         ]
         stack.llm = TensorRTLLMService(

@@ -20,6 +20,7 @@ from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
 from protos.process.server import Service, running_server
+from protos.signature import EmbeddingKey
 from protos.status import from_rpc_error
 
 HIDDEN_SIZE = 8
@@ -48,10 +49,16 @@ async def serving(
     tokenizer: Tokenizer,
     table_byte_count: int = TABLE_BYTES,
     metrics: Metrics | None = None,
+    *,
+    upload_seconds: float = 300.0,
+    key: EmbeddingKey | None = None,
+    allows_priority: bool = False,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
-    info = ModelInfo("tiny", "torch", CONFIG, tokenizer, CONTEXT, max_image_count=4)
-    tables = TableCache(table_byte_count)
+    info = ModelInfo(
+        "tiny", "torch", CONFIG, tokenizer, CONTEXT, 4, upload_seconds, allows_priority
+    )
+    tables = TableCache(table_byte_count, key)
     servicer = LLMServicer(Generator(info, engine, tables, metrics or Metrics(engine)))
     service = Service(
         SERVICE_NAME,
@@ -108,9 +115,11 @@ def chunk(data: bytes, offset: int = 0, index: int = 0) -> llm_pb2.GenerateReque
     )
 
 
-def trailer(data: bytes, index: int = 0) -> llm_pb2.GenerateRequest:
+def trailer(data: bytes, index: int = 0, signature: bytes = b"") -> llm_pb2.GenerateRequest:
     return llm_pb2.GenerateRequest(
-        embedding_trailer=llm_pb2.EmbeddingTrailer(image_index=index, crc32=zlib.crc32(data))
+        embedding_trailer=llm_pb2.EmbeddingTrailer(
+            image_index=index, crc32=zlib.crc32(data), signature=signature
+        )
     )
 
 

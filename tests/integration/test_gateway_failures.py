@@ -267,14 +267,6 @@ async def test_a_body_that_does_not_come_is_408() -> None:
     assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "request_timeout"
 
 
-async def test_a_body_that_is_not_what_its_headers_say_is_400() -> None:
-    async with stack() as gateway:
-        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
-        async with gateway.http.post(CHAT, data=b"not gzip", headers=headers) as response:
-            assert response.status == 400
-            assert (await response.json())["error"]["type"] == "invalid_request_error"
-
-
 @pytest.mark.parametrize(
     ("field", "value", "param"),
     [
@@ -292,16 +284,14 @@ async def test_long_lists_are_refused_at_their_first_fault(
     assert (status, body["error"]["param"]) == (400, param)
 
 
-@pytest.mark.parametrize("part", ["sends half a body", "reads no answer"])
-async def test_a_client_that_stalls_is_cut_off_after_the_deadline(part: str) -> None:
-    """More text than the sockets' buffers hold, or a body that never comes: the place gets free."""
+async def test_a_client_that_reads_no_answer_is_cut_off_after_the_deadline() -> None:
+    """More text than the sockets' buffers hold: the place gets free."""
     llm = ScriptedLLM(texts=["x" * 100_000] * 500)
     async with stack(llm=llm, request_seconds=0.1, max_request_count=1) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1000)
         body = json.dumps(chat_body(stream=True)).encode()
-        length = len(body) + (1 if part == "sends half a body" else 0)
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         while (await gateway.chat(n=2))[0] != 429:
             continue

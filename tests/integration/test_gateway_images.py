@@ -6,6 +6,8 @@ import asyncio
 import base64
 import gzip
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,10 +17,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.abc import ResolveResult
-from aiohttp.resolver import ThreadedResolver
+from aiohttp.resolver import AsyncResolver
 from aiohttp.test_utils import TestServer
 
-from tests.fakes import Gateway, stack
+from gateway import images
+from tests.fakes import Gateway, happening, stack
+from tests.integration.name_server import name_server
 
 PICTURE = b"picture" * 1000
 PARAM = "messages[0].content[0].image_url.url"
@@ -88,10 +92,14 @@ async def picture_server() -> AsyncIterator[PictureServer]:
         await server.close()
 
 
+def user(*urls: str) -> list[dict[str, Any]]:
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": parts}]
+
+
 async def ask(gateway: Gateway, *urls: str) -> tuple[int, Any]:
     """Returns the status, and the error's code and path or None."""
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    status, body = await gateway.chat(messages=[{"role": "user", "content": parts}])
+    status, body = await gateway.chat(messages=user(*urls))
     error = body.get("error")
     return status, error and (error["code"], error["param"])
 
@@ -187,7 +195,11 @@ async def test_a_redirect_to_another_scheme_is_refused(to: str) -> None:
     ],
 )
 async def test_what_is_no_picture_is_refused(path: str, code: str) -> None:
-    options: dict[str, Any] = {"allowed_private_hosts": LOCAL, "image_fetch_seconds": 0.5}
+    options: dict[str, Any] = {
+        "allowed_private_hosts": LOCAL,
+        "image_fetch_seconds": 0.5,
+        "max_image_byte_count": 1_000_000,
+    }
     async with picture_server() as pictures, stack(**options) as gateway:
         answer = await ask(gateway, pictures.url(path))
     assert answer == (400, (code, PARAM))
@@ -234,7 +246,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Makes every name stand for these addresses."""
 
     async def resolve(
-        self: ThreadedResolver, host: str, port: int = 0, family: int = 0
+        self: AsyncResolver, host: str, port: int = 0, family: int = 0
     ) -> list[ResolveResult]:
         return [
             ResolveResult(
@@ -248,7 +260,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
             for address in addresses
         ]
 
-    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    monkeypatch.setattr(AsyncResolver, "resolve", resolve)
 
 
 async def test_a_name_is_dialled_by_the_address_that_was_checked(
@@ -326,3 +338,132 @@ async def test_without_a_root_no_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PICTURE)
     async with stack() as gateway:
         assert await ask(gateway, f"file://{tmp_path}/a.png") == (403, ("access_denied", PARAM))
+
+
+async def test_a_name_of_one_part_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the names of services in Docker."""
+    async with (
+        name_server(monkeypatch, "127.0.0.1") as names,
+        picture_server() as pictures,
+        stack(allowed_private_hosts=LOCAL) as gateway,
+    ):
+        assert await ask(gateway, pictures.url(host="pictures")) == (200, None)
+        assert await ask(gateway, *[pictures.url(host="pictures")] * 3) == (200, None)
+    assert set(names.questions) == {"pictures"}
+    assert len(names.questions) <= 2  # for addresses of both kinds
+
+
+async def test_a_name_of_this_machine_needs_no_name_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with (
+        name_server(monkeypatch) as names,
+        picture_server() as pictures,
+        stack(allowed_private_hosts=("localhost",)) as gateway,
+    ):
+        assert await ask(gateway, pictures.url(host="localhost")) == (200, None)
+    assert not names.questions
+
+
+async def test_a_silent_name_server_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with name_server(monkeypatch) as names, stack(image_fetch_seconds=5) as gateway:
+        slow = [
+            asyncio.create_task(
+                ask(gateway, *[f"http://{request}-{name}.example/" for name in range(16)])
+            )
+            for request in range(4)
+        ]
+        while len(set(names.questions)) < 64:  # noqa: ASYNC110 - not all of them make an event
+            await asyncio.sleep(0.01)
+        start = time.monotonic()
+        for _ in range(5):
+            assert (await gateway.chat())[0] == 200
+            assert await ask(gateway, "data:image/png;base64,aGk=") == (200, None)
+        assert time.monotonic() - start < 4
+        assert not any(request.done() for request in slow)
+        answers = await asyncio.gather(*slow)
+    assert {(status, error[0]) for status, error in answers} == {(400, "image_fetch_failed")}
+
+
+async def test_hosts_of_a_request_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with (
+        name_server(monkeypatch, "127.0.0.1"),
+        picture_server() as pictures,
+        stack(allowed_private_hosts=LOCAL, max_image_host_count=2) as gateway,
+    ):
+        urls = [pictures.url(host=host) for host in ("a.test", "b.test", "a.test")]
+        assert await ask(gateway, *urls) == (200, None)
+        status, body = await gateway.chat(
+            messages=user(*urls, pictures.url(host="c.test")),
+        )
+        redirected = pictures.url(f"/redirect?to={pictures.url(host='c.test')}", "a.test")
+        _, error = await ask(gateway, *urls, redirected)
+    assert (status, body["error"]["code"]) == (400, "invalid_value")
+    assert body["error"]["message"] == "the image URLs lead to 3 hosts; the limit is 2"
+    assert error[0] == "invalid_value"
+
+
+async def test_silent_servers_hold_up_the_images_of_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All shared connections wait for them, and a request's own connection is enough."""
+    async with (
+        name_server(monkeypatch, "127.0.0.1"),
+        picture_server() as pictures,
+        stack(allowed_private_hosts=LOCAL, image_fetch_seconds=20) as gateway,
+    ):
+        slow = [
+            asyncio.create_task(ask(gateway, *[pictures.url("/slow", f"{index}.test")] * 64))
+            for index in range(10)
+        ]
+        try:
+            while len(pictures.requests) < 128 + 10:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            asking = ask(gateway, *[pictures.url()] * 8)
+            assert await asyncio.wait_for(asking, 10) == (200, None)
+            assert not any(request.done() for request in slow)
+        finally:
+            for request in slow:
+                request.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+
+
+async def test_a_file_system_that_hangs_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    reading, released = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def hang(*_: object) -> bytes:
+        loop.call_soon_threadsafe(reading.set)
+        released.wait()
+        return b""
+
+    monkeypatch.setattr(images, "read_file_url", hang)
+    async with stack(file_root=tmp_path, image_fetch_seconds=1) as gateway:
+        slow = asyncio.create_task(ask(gateway, *[f"file://{tmp_path}/a.png"] * 64))
+        await happening(reading)
+        assert await ask(gateway, "data:image/png;base64,aGk=") == (200, None)
+        assert not slow.done()
+        status, error = await slow
+        released.set()
+    assert (status, error[0]) == (400, "image_fetch_failed")
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("file:///" + "a/" * 10_000_000, "URL has 20000008 characters; the limit is 16384"),
+        ("http://127.0.0.1/" + "a" * 20_000, "URL has 20017 characters; the limit is 16384"),
+        ("file:///" + "a/" * 3000, "path has 6001 bytes; the limit is 4096"),
+        ("file:///" + "../" * 300, "path leads through 301 folders; the limit is 256"),
+    ],
+)
+async def test_long_urls_are_refused_before_anything_is_done_with_them(
+    url: str, sentence: str, tmp_path: Path
+) -> None:
+    async with stack(file_root=tmp_path, max_body_byte_count=1 << 26) as gateway:
+        status, body = await gateway.chat(messages=user(url))
+    assert status == 400
+    assert sentence in body["error"]["message"]
+    assert body["error"]["param"] == PARAM

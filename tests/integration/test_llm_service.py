@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -251,18 +252,34 @@ def biased(*biases: tuple[int, float]) -> llm_pb2.GenerateRequest:
     return start(sampling=llm_pb2.SamplingParams(logit_bias=entries))
 
 
-async def test_bias_and_guide_and_priority_and_salt_reach_the_engine(
+async def test_bias_and_guide_and_salt_reach_the_engine(
     stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
 ) -> None:
     request = biased((3, -100), (1, 0.5))
     request.start.guided.regex = "Hel+o.*"
-    request.start.priority = -2
     request.start.cache_salt = "tenant"
     await exchange(stub, request)
     assert engine.params[0].logit_bias == ((3, -100.0), (1, 0.5))
     assert engine.params[0].guide == Guide("regex", "Hel+o.*")
-    assert engine.requests[0].priority == -2
     assert engine.prompts[0].cache_salt == "tenant"
+
+
+async def test_a_priority_reaches_the_engine_where_it_is_allowed(engine: ScriptedEngine) -> None:
+    async with serving(engine, engine.tokenizer, allows_priority=True) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        await exchange(stub, start(priority=-2, choice_count=2))
+    assert [request.priority for request in engine.requests] == [-2, -2]
+    assert engine.requests[0].account is engine.requests[1].account
+
+
+async def test_a_priority_is_refused_where_it_is_not_allowed(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    with pytest.raises(InvalidArgumentError, match="--allow-priority") as refusal:
+        await exchange(stub, start(priority=1))
+    assert refusal.value.field == "priority"
+    assert not engine.requests
+    await exchange(stub, start(priority=0))
 
 
 async def test_the_calls_deadline_reaches_the_engine(
@@ -658,6 +675,18 @@ async def test_finished_uploads_give_their_memory_back(
         await exchange(stub, start(images=[f"image {index}"]), *upload(data, rows=rows))
 
 
+async def timed_out(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, requests: AsyncIterator[llm_pb2.GenerateRequest]
+) -> str:
+    """Returns the sentence of a call that is ended for want of time."""
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        async for _ in stub.Generate(requests):
+            pass
+    error = from_rpc_error(info.value)
+    assert type(error) is DeadlineError
+    return error.message
+
+
 async def test_stalled_upload_is_ended(
     stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -668,10 +697,46 @@ async def test_stalled_upload_is_ended(
         yield header()
         await asyncio.Event().wait()
 
-    with pytest.raises(grpc.aio.AioRpcError) as info:
-        async for _ in stub.Generate(stalled()):
-            pass
-    assert type(from_rpc_error(info.value)) is DeadlineError
+    sentence = await timed_out(stub, stalled())
+    assert sentence == "an embedding made no progress for 0.05 seconds"
+
+
+async def nothing_comes() -> AsyncIterator[llm_pb2.GenerateRequest]:
+    yield start(images=["a"])
+    await asyncio.Event().wait()
+
+
+async def crumbs_come() -> AsyncIterator[llm_pb2.GenerateRequest]:
+    """Sends a table so slowly that it takes two seconds, and never stops for long."""
+    yield start(images=["a"])
+    yield header(rows=2)
+    for offset in range(64):
+        yield chunk(b"x", offset)
+        await asyncio.sleep(0.03)
+
+
+@pytest.mark.parametrize("requests", [nothing_comes, crumbs_come])
+async def test_an_upload_has_its_time(
+    engine: ScriptedEngine, requests: Callable[[], AsyncIterator[llm_pb2.GenerateRequest]]
+) -> None:
+    async with serving(engine, engine.tokenizer, upload_seconds=0.2) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        sentence = await timed_out(stub, requests())
+    assert sentence == "the embeddings did not arrive within 0.2 seconds"
+
+
+async def test_a_table_in_crumbs_is_refused(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:
+    crumbs = [chunk(b"x", offset) for offset in range(66)]
+    with pytest.raises(InvalidTensorError, match="96 bytes has more than 64 chunks") as info:
+        await exchange(stub, start(images=["a"]), header(rows=3), *crumbs)
+    assert info.value.field == "embedding_chunk.chunk.data"
+
+
+async def test_an_image_is_taken_once(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:
+    """Nobody keeps a call busy by sending the one image, over and over, and never the other."""
+    requests = [start(images=["a", "b"]), *upload(A), *upload(A)]
+    with pytest.raises(InvalidTensorError, match="image 0 has been announced already"):
+        await exchange(stub, *requests)
 
 
 async def test_long_text_is_refused_before_it_is_tokenized(
@@ -773,16 +838,77 @@ async def test_count_tokens_refuses_rows_that_no_image_has(
     assert from_rpc_error(info.value).field == "image_row_counts[0]"
 
 
-async def test_bytes_that_are_no_message_are_the_callers_mistake(
-    stub: llm_pb2_grpc.LLMServiceAsyncStub, channel: grpc.aio.Channel
+USER = llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER)
+PICTURE = llm_pb2.ContentPart(image=llm_pb2.ImagePart())
+MANY_MESSAGES = llm_pb2.ChatPrompt(messages=[USER] * 2049)
+MANY_PICTURES = llm_pb2.ChatPrompt(
+    messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, parts=[PICTURE] * 5)]
+)
+
+
+@pytest.mark.parametrize(
+    ("field", "sentence", "prompt"),
+    [
+        ("chat.messages", "has 2049 messages; at most 2048", {"chat": MANY_MESSAGES}),
+        ("chat.messages", "has 5 images; at most 4", {"chat": MANY_PICTURES}),
+        ("text", "has 5 images; at most 4", {"text": "<image>" * 5}),
+    ],
+    ids=["messages", "pictures", "placeholders"],
+)
+async def test_a_prompt_of_many_parts_is_refused_before_it_is_tokenized(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+    monkeypatch: pytest.MonkeyPatch,
+    field: str,
+    sentence: str,
+    prompt: dict[str, Any],
 ) -> None:
-    generate: Any = channel.stream_stream("/internvl.v1.LLMService/Generate")
-    with pytest.raises(grpc.aio.AioRpcError) as info:
-        async for _ in generate(iter([b"\xff\xff\xff"])):
-            pass
-    error = from_rpc_error(info.value)
-    assert type(error) is InvalidArgumentError
-    assert error.message == "the message is not valid protobuf"
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    with pytest.raises(InvalidArgumentError, match=sentence) as info:
+        await exchange(stub, llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart(**prompt)))
+    assert info.value.field == field
+    with pytest.raises(grpc.aio.AioRpcError, match=sentence) as caught:
+        await stub.CountTokens(llm_pb2.CountTokensRequest(**prompt))
+    assert from_rpc_error(caught.value).field == field
+
+
+async def test_rows_of_many_images_are_not_counted(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+) -> None:
+    request = llm_pb2.CountTokensRequest(text="<image>", image_row_counts=[1] * 5)
+    with pytest.raises(grpc.aio.AioRpcError, match="has 5 images; at most 4") as caught:
+        await stub.CountTokens(request)
+    assert from_rpc_error(caught.value).field == "image_row_counts"
+
+
+async def test_few_prompts_are_counted_at_a_time(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two take their turns, others wait, more are refused, and a generation waits for none."""
+    release = threading.Event()
+    counting = threading.Semaphore(0)
+    encode = Tokenizer.encode
+
+    def held(tokenizer: Tokenizer, text: str) -> list[int]:
+        if text == "held":
+            counting.release()
+            release.wait(30)
+        return encode(tokenizer, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", held)
+    request = llm_pb2.CountTokensRequest(text="held")
+    calls = [stub.CountTokens(request) for _ in range(70)]
+    codes = [asyncio.ensure_future(call.code()) for call in calls]
+    done: set[asyncio.Future[grpc.StatusCode]] = set()
+    while len(done) < 6:
+        done, _ = await asyncio.wait(codes, return_when=asyncio.FIRST_COMPLETED)
+    assert {code.result() for code in done} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert text_of(await exchange(stub, start())) == "Hello, world!"
+    assert counting.acquire(timeout=5)
+    assert counting.acquire(timeout=5)
+    assert not counting.acquire(blocking=False)
+    release.set()
+    ends = await asyncio.gather(*codes)
+    assert ends.count(grpc.StatusCode.OK) == 64
 
 
 async def test_model_info_and_load(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:

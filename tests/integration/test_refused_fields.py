@@ -151,6 +151,7 @@ VIOLATIONS: list[Violation] = [
         user([picture(b"a"), picture(b"b")]),
         "messages",
     ),
+    option("priority", 4, priority=-4),
     option("sampling.temperature", 3, temperature=3),
     option("sampling.top_p", 1.5, top_p=1.5),
     option("sampling.top_k", 0, top_k=0),
@@ -385,7 +386,6 @@ NEVER_WRONG = [
         "images[0].content_sha256", TWO_PARTS, "messages[0].content[0].image_url", DIGESTS_ARE_OURS
     ),
     NeverWrong("stop.ignore_end_tokens", {"ignore_eos": True}, "ignore_eos", "yes or no"),
-    NeverWrong("priority", {"priority": 5}, "priority", "any number is one"),
     NeverWrong(
         "skip_special_tokens", {"skip_special_tokens": False}, "skip_special_tokens", "yes or no"
     ),

@@ -191,10 +191,18 @@ async def read_all(call: Any) -> list[Any]:
     return [response async for response in call]
 
 
-async def watched(stub: health_pb2_grpc.HealthStub, name: str) -> list[int]:
-    """Returns every status that a watcher of a service is told until the server lets it go."""
+async def watched(stub: health_pb2_grpc.HealthStub, name: str) -> asyncio.Task[list[int]]:
+    """Watches a service: once told of it, all that comes until the server lets the watcher go."""
     watch = stub.Watch(health_pb2.HealthCheckRequest(service=name))
-    return [response.status async for response in watch]
+    assert (await watch.read()).status == SERVING
+
+    async def changes() -> list[int]:
+        statuses = []
+        while (response := await watch.read()) is not grpc.aio.EOF:
+            statuses.append(response.status)
+        return statuses
+
+    return asyncio.create_task(changes())
 
 
 async def stopped_with_calls(drain_seconds: float, *, answered: bool) -> None:
@@ -213,16 +221,15 @@ async def stopped_with_calls(drain_seconds: float, *, answered: bool) -> None:
                 vision_pb2.EncodeImageRequest()
             )
             health = health_pb2_grpc.HealthStub(channel)
-            watchers = [asyncio.create_task(watched(health, name)) for name in ("", NAME)]
+            watchers = [await watched(health, name) for name in ("", NAME)]
             await servicer.called.wait()
-            await check(channel, NAME)
             if answered:
                 asyncio.get_running_loop().call_later(0.02, servicer.release.set)
             answer = asyncio.create_task(read_all(call))
             await stack.aclose()
             if answered:
                 assert len(await answer) == 2
-                assert await asyncio.gather(*watchers) == [[SERVING, NOT_SERVING]] * 2
+                assert await asyncio.gather(*watchers) == [[NOT_SERVING]] * 2
             else:
                 assert await call.code() is grpc.StatusCode.UNAVAILABLE
                 await asyncio.gather(answer, *watchers, return_exceptions=True)

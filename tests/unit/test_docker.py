@@ -60,6 +60,14 @@ class Image(NamedTuple):
         """Returns what follows each instruction of a kind."""
         return [rest for found, rest in self.stages()[self.target] if found == keyword]
 
+    @property
+    def base(self) -> str:
+        """The image that the target is built on: the default of the argument that FROM names."""
+        text = (ROOT / "docker" / f"{self.package}.Dockerfile").read_text()
+        pattern = rf"^FROM \$\{{(\w+)\}}{f' AS {self.target}' if self.target else ''}$"
+        arguments = re.findall(pattern, text, re.M)
+        return dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))[arguments[0]]
+
     def sources(self) -> list[str]:
         """Returns what the target has from the repository."""
         copies = (value.split() for value in self.values("COPY") if not value.startswith("--from"))
@@ -127,6 +135,24 @@ def test_hadolint_finds_nothing(package: str) -> None:
     file = ROOT / "docker" / f"{package}.Dockerfile"
     completed = subprocess.run([hadolint, file], capture_output=True, text=True, check=False)
     assert (completed.returncode, completed.stdout) == (0, "")
+
+
+@EVERY_IMAGE
+def test_the_base_is_an_argument_and_named_by_its_digest(image: Image) -> None:
+    for stage in (image, image.wheel):
+        assert re.fullmatch(r"[a-z./-]+:[a-z0-9.-]+@sha256:[0-9a-f]{64}", stage.base)
+
+
+@EVERY_IMAGE
+def test_what_comes_from_an_index_is_checked_by_its_hash(image: Image) -> None:
+    for stage in (image, image.wheel):
+        steps = [
+            step for step in stage.values("RUN") if re.search(r"\bpip (install|wheel)\b", step)
+        ]
+        assert steps
+        for step in steps:
+            offline = "/wheels/*.whl" in step or "--no-build-isolation" in step
+            assert offline or "--require-hashes -r /locks/" in step
 
 
 def test_the_default_target_is_the_one_that_needs_no_gpu() -> None:
@@ -238,12 +264,13 @@ def default(value: str) -> str:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_compose_sets_options_that_the_program_has(
-    service: str, monkeypatch: pytest.MonkeyPatch
+    service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     image = image_of(service)
+    (tmp_path / "embedding_key").write_bytes(bytes(32))
     # A variable without a value is the user's own, if there is one.
     variables = {
-        name: "1" if value is None else default(value)
+        name: "1" if value is None else default(value).replace("/run/secrets", str(tmp_path))
         for name, value in SERVICES[service]["environment"].items()
     }
     command = [default(word) for word in SERVICES[service].get("command", image.command)]
@@ -251,6 +278,20 @@ def test_compose_sets_options_that_the_program_has(
     assert (settings.host, settings.port) == ("0.0.0.0", image.port)
     engines = {GATEWAY: None, VISION_TENSORRT: "tensorrt", LLM_TENSORRT: "tensorrt_llm"}
     assert getattr(settings, "engine", None) == engines.get(image, "torch")
+
+
+def test_compose_gives_both_services_one_key_and_the_gateway_none() -> None:
+    assert COMPOSE["secrets"] == {"embedding_key": {"file": "${EMBEDDING_KEY_FILE:-embedding.key}"}}
+    for service, container in SERVICES.items():
+        image = image_of(service)
+        variable = container["environment"].get(f"{image.prefix}EMBEDDING_KEY_FILE")
+        if image == GATEWAY:
+            assert "secrets" not in container
+        else:
+            assert container["secrets"] == ["embedding_key"]
+            assert variable == "/run/secrets/embedding_key"
+    # Git and the images' builds leave it alone.
+    assert "/docker/embedding.key" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_compose_runs_the_llm_on_as_many_gpus_as_the_user_says() -> None:
@@ -321,13 +362,13 @@ def test_a_change_of_the_code_leaves_the_layer_of_the_dependencies(image: Image)
         [rest for keyword, rest in part if keyword == "RUN" and "pip install" in rest]
         for part in (instructions[:code], instructions[code:])
     )
-    assert ["--no-deps" in step for step in before + after] == [False, True]
+    assert ["/wheels/" in step for step in before + after] == [False, True]
 
 
 @EVERY_IMAGE
 def test_an_image_keeps_no_sources_beside_what_is_installed(image: Image) -> None:
-    assert {value.split()[-1] for value in image.values("COPY")} == {"/source/", "/wheels"}
-    assert image.values("RUN")[-1].endswith("&& rm -r /wheels /source")
+    assert {value.split()[-1] for value in image.values("COPY")} == {"/locks/", "/wheels"}
+    assert image.values("RUN")[-1].endswith("&& rm -r /wheels /locks")
 
 
 @EVERY_IMAGE
@@ -335,7 +376,8 @@ def test_the_build_is_given_what_it_copies(image: Image) -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     assert "*" in lines
     given = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    assert {*image.sources(), *image.wheel.sources()} <= given
+    copied = {*image.sources(), *image.wheel.sources()}
+    assert {name.partition("/")[0] for name in copied} <= given
 
 
 @BUILT_HERE
@@ -366,12 +408,17 @@ def copy_sources(stage: Image, folder: Path) -> None:
 def test_pip_steps_in_a_fresh_environment(image: Image, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
-    variables = os.environ | {"PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    variables = os.environ | {
+        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "TORCH_LOCK": "models",  # as with another index: any build of torch does
+    }
     for stage in (image.wheel, image):
         copy_sources(stage, tmp_path / "source")
+        shutil.copytree(ROOT / "locks", tmp_path / "locks", dirs_exist_ok=True)
+        shutil.copy(ROOT / "constraints.txt", tmp_path / "locks")
         for step in stage.values("RUN"):
             if step.startswith("pip "):
-                command = re.sub(r"/(source|wheels)\b", rf"{tmp_path}/\1", step)
+                command = re.sub(r"/(source|wheels|locks)\b", rf"{tmp_path}/\1", step)
                 subprocess.run(["bash", "-ec", command], env=variables, check=True)
         shutil.rmtree(tmp_path / "source", ignore_errors=True)
     program = environment / "bin" / image.command[0]

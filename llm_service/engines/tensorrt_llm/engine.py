@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import timedelta
 from itertools import count
@@ -43,6 +44,7 @@ from llm_service.engines.tensorrt_llm.probe import Probe
 from llm_service.engines.tensorrt_llm.requests import RequestFactory, Submission
 from llm_service.engines.tensorrt_llm.responses import Delta, read_response
 from llm_service.engines.tensorrt_llm.sampling import check_supported
+from llm_service.engines.tensorrt_llm.turns import Turns
 from llm_service.sampling import SamplingParams
 from protos.errors import ContextLengthError, ServiceError
 
@@ -60,7 +62,7 @@ class TensorRTLLMEngine:
     The response thread waits for the executor and hands what comes to the loop, which owns the
     queues of those that wait. Besides that the response thread publishes plain values: the
     executor's load, and whether the engine has ended. It sets the latter before it fails whatever
-    waits, and the loop looks at it in the same step in which it posts a request.
+    waits, and the loop looks at it in the same step in which it posts a request, or lets it wait.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class TensorRTLLMEngine:
         requests: RequestFactory,
         guides: GuideCompiler,
         processor: LogitsProcessor | None,
+        turns: Turns,
         max_waiting_count: int,
     ) -> None:
         """Runs a first request, and starts the threads.
@@ -86,6 +89,7 @@ class TensorRTLLMEngine:
         self._processor = processor
         self._max_waiting_count = max_waiting_count
         # The event loop's:
+        self._turns = turns
         self._client_ids = count(1)
         self._outputs: dict[int, asyncio.Queue[Delta]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,11 +118,30 @@ class TensorRTLLMEngine:
         max_tokens = self._admit(request)
         constraint = await self._constraint(request)
         self._loop = asyncio.get_running_loop()
-        waiting_count = self.load().waiting_sequence_count
-        check_queue(waiting_count, self._max_waiting_count, has_ended=self._ended)
+        waiting_count, account = self.load().waiting_sequence_count, request.account
+        check_queue(waiting_count, self._max_waiting_count, account, has_ended=self._ended)
         submission = Submission(next(self._client_ids), request, max_tokens, constraint)
         deltas: asyncio.Queue[Delta] = asyncio.Queue()
         self._outputs[submission.client_id] = deltas
+        account.sequence_count += 1
+        try:
+            async with (
+                self._turns.turn(request),
+                aclosing(self._submitted_outputs(submission, deltas)) as outputs,
+            ):
+                async for output in outputs:
+                    yield output
+        finally:
+            account.sequence_count -= 1
+            del self._outputs[submission.client_id]
+
+    async def _submitted_outputs(
+        self, submission: Submission, deltas: asyncio.Queue[Delta]
+    ) -> AsyncGenerator[TokenOutput, None]:
+        """Yields what the executor makes of a request whose turn it is."""
+        if self._ended:
+            raise engine_dead()
+        constraint = submission.constraint
         submitted = self._calls.submit(self._submit, submission)
         finished = False
         try:
@@ -131,9 +154,8 @@ class TensorRTLLMEngine:
                 if delta.error is not None:
                     raise delta.error
                 if delta.output.token_ids or finished:
-                    yield _counted(delta.output, len(request.prompt.token_ids))
+                    yield _counted(delta.output, len(submission.request.prompt.token_ids))
         finally:
-            del self._outputs[submission.client_id]
             if not self._ended:
                 self._calls.submit(self._release, submission.client_id, is_over=finished)
 
@@ -154,6 +176,7 @@ class TensorRTLLMEngine:
         return not self._ended
 
     async def close(self) -> None:
+        self._guides.close()
         self._stopping.set()
         await asyncio.to_thread(self._thread.join)
         # Behind all calls that the loop has made; it makes no more.
@@ -194,8 +217,8 @@ class TensorRTLLMEngine:
             return None
         matcher = None
         if params.guide is not None:
-            matcher = await asyncio.to_thread(
-                self._guides.matcher, params.guide, params.stop_token_ids
+            matcher = await self._guides.matcher(
+                params.guide, params.stop_token_ids, request.account
             )
         return Constraint(params, len(request.prompt.token_ids), matcher)
 

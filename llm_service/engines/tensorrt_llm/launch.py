@@ -18,6 +18,7 @@ from llm_service.engines.tensorrt_llm.engine import TensorRTLLMEngine
 from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm.logits import LogitsProcessor
 from llm_service.engines.tensorrt_llm.requests import RequestFactory
+from llm_service.engines.tensorrt_llm.turns import Turns
 from llm_service.settings import Settings, TensorRTLLMOptions
 from llm_service.tokenizer import Tokenizer
 from protos.process.server import STOP_SIGNALS
@@ -43,6 +44,7 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
             RequestFactory(folder),
             GuideCompiler(tokenizer, config.vocabulary_size),
             processor,
+            Turns(_max_batch_size(settings, folder)),
             settings.max_waiting_sequence_count,
         )
     except Exception:  # whatever it is, the executor's threads must not outlive it
@@ -66,7 +68,7 @@ def _executor(
         enable_chunked_context=folder.has_paged_context,
         # Else a log probability is relative to the top_k, of which greedy decoding has one.
         normalize_log_probs=False,
-        max_batch_size=min(settings.max_running_sequence_count, folder.max_batch_size),
+        max_batch_size=_max_batch_size(settings, folder),
         parallel_config=_parallel_config(settings.tensorrt_llm),
         logits_post_processor_config=_logits_post_processor_config(processor),
         mm_embedding_offloading=settings.tensorrt_llm.table_offloading,
@@ -75,6 +77,10 @@ def _executor(
         return executor.Executor(folder.path, executor.ModelType.DECODER_ONLY, executor_config)
     except RuntimeError as error:
         raise EngineStartError(f"TensorRT-LLM cannot load {folder.path}: {error}") from error
+
+
+def _max_batch_size(settings: Settings, folder: EngineFolder) -> int:
+    return min(settings.max_running_sequence_count, folder.max_batch_size)
 
 
 def _work_for_leader(runtime: executor.Executor) -> None:

@@ -77,11 +77,14 @@ class Constraint:
         may_end: bool,
     ) -> torch.Tensor:
         """Returns [vocabulary_size] bool, on the logits' device."""
-        for token_id in token_ids[self._known_count :]:
-            matcher.accept(token_id)
+        new_token_ids = token_ids[self._known_count :]
         self._known_count = len(token_ids)
         bits = torch.empty(-(-len(logits) // 32), dtype=torch.int32)
-        matcher.fill_mask(bits, may_end=may_end)
+        # The executor waits: it wants every token of a step in that step, so that no sequence can
+        # sit out, and it tells the tokens of the step before no sooner. What a slow guide costs the
+        # others is bounded by what its request may use up.
+        matcher.advance(new_token_ids, bits, may_end=may_end)
+        matcher.charge()
         return unpacked(bits.to(logits.device), len(logits))
 
 

@@ -33,6 +33,7 @@ from llm_service.engines.base import (
     TokenOutput,
 )
 from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.torch.mask_pool import MaskPool
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
@@ -78,9 +79,11 @@ class TorchEngine:
         self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, Outputs]] = {}
         self._in_flight: deque[StepOutputs] = deque()
         self._steps = StepTotals()
+        self._is_stalled = False
         self._stopping = False
         self._ended = False
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._masks = MaskPool(config.vocabulary_size, self._inbox.put)
         self._warm_up()
         self._publish_load()
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
@@ -91,10 +94,12 @@ class TorchEngine:
         max_tokens = output_room(request.prompt, request.params.max_tokens, self.context_length)
         sequence = await self._sequence(request, max_tokens)
         waiting_count = self.load().waiting_sequence_count
-        check_queue(waiting_count, self._max_waiting_count, has_ended=self._ended)
+        account = request.account
+        check_queue(waiting_count, self._max_waiting_count, account, has_ended=self._ended)
         outputs: Outputs = asyncio.Queue()
         with _alarm(outputs, request.deadline):
             self._request_count += 1
+            account.sequence_count += 1
             self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
             try:
                 if self._ended:
@@ -108,6 +113,7 @@ class TorchEngine:
                     finished = output.finish_reason is not None
             finally:
                 self._request_count -= 1
+                account.sequence_count -= 1
                 self._inbox.put(partial(self._abort, sequence))
 
     def load(self) -> EngineLoad:
@@ -125,6 +131,7 @@ class TorchEngine:
         return not self._ended
 
     async def close(self) -> None:
+        self._guides.close()
         self._inbox.put(self._stop)
         await asyncio.to_thread(self._thread.join)
 
@@ -132,21 +139,30 @@ class TorchEngine:
         prompt, params = request.prompt, request.params
         matcher = None
         if params.guide is not None:
-            matcher = await asyncio.to_thread(
-                self._guides.matcher, params.guide, params.stop_token_ids
+            matcher = await self._guides.matcher(
+                params.guide, params.stop_token_ids, request.account
             )
-        order = (-request.priority, next(self._arrivals))
-        vocabulary_size = self._config.vocabulary_size
-        return Sequence(prompt, params, max_tokens, vocabulary_size, order=order, matcher=matcher)
+        return Sequence(
+            prompt,
+            params,
+            max_tokens,
+            self._config.vocabulary_size,
+            order=(-request.priority, next(self._arrivals)),
+            matcher=matcher,
+            account=request.account,
+        )
 
     def _add(self, sequence: Sequence, loop: asyncio.AbstractEventLoop, outputs: Outputs) -> None:
         self._callers[sequence] = (loop, outputs)
+        self._masks.order([sequence])
         self._scheduler.add(sequence)
 
     def _abort(self, sequence: Sequence) -> None:
         """Frees a sequence whose caller has gone; one that has finished is free already."""
         if self._callers.pop(sequence, None) is not None and not self._ended:
             self._scheduler.finish(sequence)
+            if sequence.mask is not None:
+                sequence.mask.is_wanted = False
 
     def _stop(self) -> None:
         self._stopping = True
@@ -173,8 +189,11 @@ class TorchEngine:
             self._end()
 
     def _take_calls(self) -> bool:
-        """Makes the calls of the inbox, waiting for one while there is nothing to compute."""
-        if not self._scheduler.has_work:
+        """Makes the calls of the inbox, waiting for one while there is nothing to compute.
+
+        The masks that all sequences may be waiting for come with a call.
+        """
+        if self._is_stalled or not self._scheduler.has_work:
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
@@ -198,6 +217,7 @@ class TorchEngine:
         awaited = len(self._in_flight) > self._runner.overlaps or not scheduled
         if self._in_flight and awaited:
             self._deliver(self._in_flight.popleft().read())
+        self._is_stalled = not (scheduled or self._in_flight) and self._scheduler.awaits_masks
         self._steps = self._steps.after(time.perf_counter() - started, token_count)
 
     def _deliver(self, sampled: list[SampledToken]) -> None:
@@ -210,6 +230,7 @@ class TorchEngine:
             token.sequence.append(token.token_id)
             if token.sequence.has_ended:
                 self._scheduler.finish(token.sequence)
+        self._masks.order(token.sequence for token in sampled if not token.sequence.has_ended)
         self._publish_load()
         self._tell({token.sequence: _output(token) for token in sampled})
 
@@ -238,7 +259,7 @@ class TorchEngine:
         while not self._inbox.empty():
             self._inbox.get()()
         self._tell({sequence: engine_dead() for sequence in self._callers})
-        self._runner.close()
+        self._masks.close()
 
 
 def _output(token: SampledToken) -> TokenOutput | ServiceError:

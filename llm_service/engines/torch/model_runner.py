@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.base import BatchLayout, rotary_table
+from llm_service.engines.torch.mask_pool import await_masks
 from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_graphs import (
@@ -52,7 +52,6 @@ class ModelRunner:
         length = min(config.max_position_embeddings, block_count * block_size)
         self._rotation = rotary_table(config.head_dim, config.rope_theta, length, self.device)
         self._last_tokens = torch.zeros(max_running, dtype=torch.int64, device=self.device)
-        self._mask_thread = ThreadPoolExecutor(1, "guide-masks")
         self._table_upload = LargeUpload(self.device)
         places = torch.arange(max_running, dtype=torch.int32, device=self.device)
         self._decode_tiles = torch.stack([places, torch.ones_like(places), places], dim=1)
@@ -67,21 +66,30 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, scheduled: list[Sequence]) -> StepOutputs:
-        """Computes the scheduled tokens of all sequences in one batch, and samples."""
-        inputs = self.inputs(scheduled)
-        masks = None
-        if any(sequence.matcher for sequence in inputs.sampled):
-            # Made while the device computes the logits.
-            masks = self._mask_thread.submit(guide_masks, inputs.sampled, self.vocabulary_size)
-        logits = self.logits(inputs)
-        choice = sample(logits, inputs.sampled, None if masks is None else masks.result())
-        slots = [sequence.slot for sequence in inputs.sampled]
-        self._last_tokens[uploaded(slots, torch.int64, self.device)] = choice.token_ids
-        return StepOutputs(inputs.sampled, choice)
+        """Computes the scheduled tokens of all sequences in one batch, and samples.
 
-    def close(self) -> None:
-        """Ends the thread of the masks."""
-        self._mask_thread.shutdown()
+        A sequence whose mask has not come is held back: its last token is computed again later.
+        """
+        inputs = self.inputs(scheduled)
+        logits = self.logits(inputs)
+        sampled, masks = inputs.sampled, None
+        if any(sequence.mask is not None for sequence in sampled):
+            await_masks(sampled)  # while the device computes the logits
+            sampled, logits = self._not_held_back(sampled, logits)
+            masks = guide_masks(sampled, self.vocabulary_size)
+        choice = sample(logits, sampled, masks)
+        slots = [sequence.slot for sequence in sampled]
+        self._last_tokens[uploaded(slots, torch.int64, self.device)] = choice.token_ids
+        return StepOutputs(sampled, choice)
+
+    def _not_held_back(
+        self, sampled: list[Sequence], logits: torch.Tensor
+    ) -> tuple[list[Sequence], torch.Tensor]:
+        kept = [index for index, sequence in enumerate(sampled) if not sequence.is_held_back]
+        if len(kept) == len(sampled):
+            return sampled, logits
+        rows = uploaded(kept, torch.int64, self.device)
+        return [sampled[index] for index in kept], logits[rows]
 
     def inputs(self, scheduled: list[Sequence]) -> StepInputs:
         """Returns what the scheduled sequences mean to `logits`."""

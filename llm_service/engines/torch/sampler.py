@@ -37,13 +37,12 @@ class Choice:
 def guide_masks(sequences: List[Sequence], vocabulary_size: int) -> torch.Tensor:
     """Returns which tokens the guides allow: [S, ceil(vocabulary_size / 32)] int32 of bits.
 
-    The row of a sequence without a guide allows all.
+    The masks have come. The row of a sequence without a guide allows all.
     """
     masks = torch.full((len(sequences), -(-vocabulary_size // 32)), -1, dtype=torch.int32)
     for row, sequence in zip(masks, sequences, strict=True):
-        if sequence.matcher is not None:
-            may_end = sequence.output_length >= sequence.params.min_tokens
-            sequence.matcher.fill_mask(row, may_end=may_end)
+        if sequence.mask is not None:
+            row.copy_(sequence.mask.bits)
     return masks
 
 

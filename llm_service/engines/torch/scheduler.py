@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from operator import attrgetter
 
+from llm_service.engines.base import Account
 from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.sequence import Sequence, Status
 
 _ORDER = attrgetter("order")
+_REST = attrgetter("uncomputed_count")
 
 
 class Scheduler:
-    """By priority, then first come, first served, within a token budget a step.
+    """Which sequences run, fair by request and not by sequence, within a token budget a step.
 
-    Running sequences come first, so that a long new prompt takes only what their next tokens leave
-    of the budget, and is read in chunks. A sequence is admitted when the cache has room for all the
-    tokens it has; it takes further blocks as it grows. When none is left, the last sequence in the
-    order gives its blocks back and is computed anew later.
+    A free slot goes to the highest priority, among these to the request that holds the fewest, then
+    to the oldest sequence. While others wait, a request keeps no more than a quarter of the slots:
+    for each that one below its quarter lacks, one above it gives back its last, one a step. Waiting
+    for its choices to end would take as long as it likes; and the quarter stops the giving back
+    before it can go to and fro.
+
+    The next tokens of running sequences come first, so that a long new prompt takes only what they
+    leave of the budget, and is read in chunks. Of several prompts the shortest is read first, also
+    where that lets a new request in, but for a quarter of the budget, which is the oldest's: no
+    prompt waits for a longer one, nor for ever. The choices of a request come one after the other,
+    so that all but the first find its prompt in the cache.
+
+    A sequence is admitted when the cache has room for all the tokens it has; it takes further
+    blocks as it grows. When none is left, the last sequence in the order gives its blocks back and
+    is computed anew later.
     """
 
     def __init__(
@@ -28,12 +42,19 @@ class Scheduler:
         self.running: list[Sequence] = []
         self._max_step_token_count = max_step_token_count
         self._free_slots = list(reversed(range(max_running_count)))
+        self._share = max(1, max_running_count // 4)
+        self._held_counts: Counter[Account] = Counter()
         self._unreadable: list[Sequence] = []
 
     @property
     def has_work(self) -> bool:
         """Whether any sequence is not finished."""
         return bool(self.waiting or self.running)
+
+    @property
+    def awaits_masks(self) -> bool:
+        """Whether a running sequence cannot go on before its mask has come."""
+        return any(sequence.awaits_mask for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
         """Queues a new sequence. Alone, it must fit into the cache up to its greatest length."""
@@ -42,16 +63,24 @@ class Scheduler:
     def schedule(self) -> list[Sequence]:
         """Returns the sequences of the next step, with `scheduled_count` set and blocks held.
 
-        Empty while every running sequence waits for a token in flight.
+        Empty while every running sequence waits for a token in flight, or for its mask.
         """
+        self._share_slots()
         scheduled: list[Sequence] = []
         budget = self._max_step_token_count
-        for sequence in [sequence for sequence in self.running if sequence.is_ready]:
+        decoding: list[Sequence] = []
+        reading: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.is_ready:
+                (decoding if sequence.uncomputed_count == 1 else reading).append(sequence)
+        for sequence in decoding:
             if budget == 0 or not self._make_room(sequence):
                 break
             scheduled.append(sequence)
             budget -= self._schedule_tokens(sequence, budget)
         self._refuse_unreadable()
+        readers = [sequence for sequence in reading if sequence.status is Status.RUNNING]
+        budget = self._read(scheduled, readers, budget)
         while budget > 0 and (admitted := self._admit()) is not None:
             scheduled.append(admitted)
             budget -= self._schedule_tokens(admitted, budget)
@@ -70,6 +99,35 @@ class Scheduler:
             self.waiting.remove(sequence)
         sequence.status = Status.FINISHED
 
+    def _read(self, scheduled: list[Sequence], readers: list[Sequence], budget: int) -> int:
+        """Schedules chunks of prompts; returns what is left of the budget."""
+        if not readers or budget == 0:
+            return budget
+        oldest = readers[0]
+        self._admit_shorter(readers, budget)
+        reserve = min(max(1, self._max_step_token_count // 4), oldest.uncomputed_count)
+        for reader in sorted(readers, key=_REST):
+            if reader is oldest:
+                reserve = 0
+            if budget > reserve:
+                scheduled.append(reader)
+                budget -= self._schedule_tokens(reader, budget - reserve)
+        return budget
+
+    def _admit_shorter(self, readers: list[Sequence], budget: int) -> None:
+        """Adds new requests whose prompts are shorter than one that is being read.
+
+        Only as many as this step can read: whoever is admitted holds blocks for its whole prompt.
+        """
+        longest = max(map(_REST, readers))
+        while sum(map(_REST, readers)) - longest < budget and self.waiting:
+            newcomer = self._next_waiting()
+            if self._held_counts[newcomer.account] or newcomer.uncomputed_count >= longest:
+                break
+            if self._admit() is None:
+                break
+            readers.append(newcomer)
+
     def _schedule_tokens(self, sequence: Sequence, budget: int) -> int:
         sequence.scheduled_count = min(sequence.uncomputed_count, budget)
         self.blocks.register(sequence)
@@ -82,14 +140,31 @@ class Scheduler:
             False when the sequence was itself the last, or has been preempted before.
         """
         while sequence.status is Status.RUNNING and not self.blocks.can_hold(sequence):
-            self._preempt_last()
+            self._preempt(self.running[-1])
         if sequence.status is not Status.RUNNING:
             return False
         self.blocks.allocate(sequence)
         return True
 
-    def _preempt_last(self) -> None:
-        sequence = self.running[-1]
+    def _share_slots(self) -> None:
+        """Frees the slot of a request with more than its share for one that has less."""
+        if self._free_slots or not self.waiting or max(self._held_counts.values()) <= self._share:
+            return
+        newcomer = self._next_waiting()
+        if self._held_counts[newcomer.account] >= self._share:
+            return
+        # One that relies on rows in the cache alone might not be readable any more afterwards.
+        givers = [
+            sequence
+            for sequence in self.running
+            if self._held_counts[sequence.account] > self._share
+            and sequence.order[0] >= newcomer.order[0]
+            and not sequence.required_count
+        ]
+        if givers:
+            self._preempt(max(givers, key=lambda one: (self._held_counts[one.account], one.order)))
+
+    def _preempt(self, sequence: Sequence) -> None:
         self._stop_running(sequence)
         sequence.computed_count = 0
         sequence.status = Status.WAITING
@@ -99,6 +174,9 @@ class Scheduler:
         self.running.remove(sequence)
         self.blocks.release(sequence)
         self._free_slots.append(sequence.slot)
+        self._held_counts[sequence.account] -= 1
+        if not self._held_counts[sequence.account]:
+            del self._held_counts[sequence.account]
 
     def _refuse_unreadable(self) -> None:
         """Ends waiting sequences that need more of the cache than it still holds."""
@@ -107,17 +185,24 @@ class Scheduler:
                 self.finish(sequence)
                 self._unreadable.append(sequence)
 
+    def _next_waiting(self) -> Sequence:
+        """Returns the waiting sequence whose turn it is."""
+        return min(
+            self.waiting, key=lambda one: (one.order[0], self._held_counts[one.account], one.order)
+        )
+
     def _admit(self) -> Sequence | None:
-        """Lets the first waiting sequence run; None where it cannot yet."""
+        """Lets the waiting sequence run whose turn it is; None where it cannot yet."""
         if not self.waiting or not self._free_slots:
             return None
-        sequence = self.waiting[0]
+        sequence = self._next_waiting()
         if not sequence.is_ready or not self.blocks.admit(sequence):
             return None
-        del self.waiting[0]
+        self.waiting.remove(sequence)
         if sequence.cached_count is None:
             sequence.cached_count = sequence.computed_count
         sequence.slot = self._free_slots.pop()
         sequence.status = Status.RUNNING
+        self._held_counts[sequence.account] += 1
         insort(self.running, sequence, key=_ORDER)
         return sequence

@@ -7,13 +7,14 @@ from enum import Enum, auto
 from random import Random
 from typing import TYPE_CHECKING
 
-from llm_service.engines.base import FinishReason, Prompt
+from llm_service.engines.base import Account, FinishReason, Prompt
 from llm_service.engines.torch.prefix import PrefixDigests
 from llm_service.sampling import SamplingParams
 from protos.errors import ServiceError
 
 if TYPE_CHECKING:
     from llm_service.engines.guides import TokenMatcher
+    from llm_service.engines.torch.mask import Mask
     from llm_service.engines.torch.token_history import TokenHistory
 
 
@@ -32,7 +33,9 @@ class Sequence:
         prompt: what it began with.
         params: how its tokens are chosen.
         matcher: which tokens may come next; None where all may.
+        mask: the matcher's for the next token, on its way or there; None without a matcher.
         order: sequences with a smaller one come first: by priority, then by arrival.
+        account: whose it is.
         token_ids: prompt, then output; ids from the vocabulary size on are virtual tokens.
         pending_count: tokens after those that a step in flight samples: 0 or 1.
         prompt_length: how many of the tokens are the prompt.
@@ -44,6 +47,8 @@ class Sequence:
         computed_count: leading tokens whose keys and values are in the cache, or will be once the
             steps in flight have run.
         scheduled_count: tokens after those that the present step computes.
+        is_held_back: whether the present step leaves its last token to a later one, which has the
+            mask of the next.
         required_count: leading tokens that the cache must hold: rows among them are not held.
         cached_count: prompt tokens that were in the cache when the sequence was first admitted;
             None before.
@@ -60,11 +65,14 @@ class Sequence:
         *,
         order: tuple[int, int] = (0, 0),
         matcher: TokenMatcher | None = None,
+        account: Account | None = None,
     ) -> None:
         self.prompt = prompt
         self.params = params
         self.matcher = matcher
+        self.mask: Mask | None = None
         self.order = order
+        self.account = account or Account()
         self.token_ids = list(prompt.token_ids)
         self.pending_count = 0
         self.prompt_length = len(prompt.token_ids)
@@ -75,6 +83,7 @@ class Sequence:
         self.registered_count = 0
         self.computed_count = 0
         self.scheduled_count = 0
+        self.is_held_back = False
         self.required_count = _required_count(prompt, vocabulary_size)
         self.cached_count: int | None = None
         self.history: TokenHistory | None = None
@@ -102,10 +111,21 @@ class Sequence:
     def is_ready(self) -> bool:
         """Whether the next step can compute tokens of it.
 
-        Not after its last token. A matcher, and a new admission, must know the token in flight.
+        Not after its last token. A matcher, and a new admission, must know the token in flight. A
+        mask that is slow must be there before the token that it is for is sampled.
         """
-        must_know = self.matcher is not None or self.status is Status.WAITING
-        return self.length < self._max_length and not (must_know and self.pending_count)
+        if self.length >= self._max_length:
+            return False
+        if self.status is Status.WAITING:
+            return not self.pending_count
+        if self.matcher is None:
+            return True
+        return not (self.pending_count or (self.awaits_mask and self.uncomputed_count == 1))
+
+    @property
+    def awaits_mask(self) -> bool:
+        """Whether it cannot be sampled until its mask has come, however long that takes."""
+        return self.mask is not None and self.mask.is_slow and not self.mask.has_come.is_set()
 
     @property
     def is_sampled(self) -> bool:
@@ -132,16 +152,18 @@ class Sequence:
 
     def mark_launched(self) -> None:
         """Counts the step's tokens as computed, and the one that it samples as in flight."""
-        self.pending_count += self.is_sampled
+        if self.is_held_back:
+            self.computed_count -= 1
+        else:
+            self.pending_count += self.is_sampled
         self.computed_count += self.scheduled_count
         self.scheduled_count = 0
+        self.is_held_back = False
 
     def append(self, token_id: int) -> None:
         """Adds the token that was in flight and decides whether it is the last."""
         self.pending_count -= 1
         self.token_ids.append(token_id)
-        if self.matcher is not None:
-            self.matcher.accept(token_id)
         if token_id in self.params.stop_token_ids:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self._max_length:

@@ -144,7 +144,7 @@ class GenerateStart(_message.Message):
     choice_count: _builtins.int
     """Choices to generate from this prompt, 1 to 16; default 1."""
     priority: _builtins.int
-    """Higher runs first; default 0."""
+    """Higher runs first; default 0, and nothing else unless the service allows it."""
     cache_salt: _builtins.str
     """Separates this request's prefix cache from that of requests with another salt; at most 128
     characters. Default: empty, shared.
@@ -240,7 +240,7 @@ class ChatPrompt(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """In order; the last is from the user. At least one."""
+        """In order; the last is from the user. At least one, at most 2048."""
 
     def __init__(
         self,
@@ -667,19 +667,25 @@ class EmbeddingTrailer(_message.Message):
 
     IMAGE_INDEX_FIELD_NUMBER: _builtins.int
     CRC32_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     image_index: _builtins.int
     """Index into GenerateStart.images."""
     crc32: _builtins.int
     """CRC-32 of all the tensor's bytes, as the vision service's trailer has it."""
+    signature: _builtins.bytes
+    """Likewise the signature. A service that has a key takes no embedding without it; one that has
+    none ignores it.
+    """
     def __init__(
         self,
         *,
         image_index: _builtins.int = ...,
         crc32: _builtins.int = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "image_index", b"image_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "image_index", b"image_index", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -926,7 +932,9 @@ class CountTokensRequest(_message.Message):
 
     @_builtins.property
     def image_row_counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Rows of each image's embedding, in order: its tile count x tokens per tile; each >= 1."""
+        """Rows of each image's embedding, in order: its tile count x tokens per tile; each >= 1; at most
+        max_image_count.
+        """
 
     def __init__(
         self,

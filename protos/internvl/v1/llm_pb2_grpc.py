@@ -68,21 +68,24 @@ class LLMServiceServicer(object):
 
         Client: one `start`, then, for every image that `wanted` lists (it may also send any image
         unasked), an embedding_header, its chunks in order and an embedding_trailer; several images may
-        interleave. Then it may half-close.
+        interleave. Each image is sent once at most. Then it may half-close.
         Server: one `wanted`, deltas, one `finished` per choice, one `usage`.
         Cancelling the call frees the sequence within one engine step.
+        The first message must come within 10 seconds. An embedding that has been announced must go on
+        within 30 seconds, and all must have arrived within the service's time for uploads.
 
         Errors: INVALID_ARGUMENT (a field, a placeholder count, a chunk out of order, an option that
         this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
         numbers), FAILED_PRECONDITION (an embedding that does not fit this model), DATA_LOSS (checksum),
-        RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+        PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CountTokens(self, request, context):
-        """Counts a prompt's tokens without generating.
+        """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
+        at a time, and a further call is RESOURCE_EXHAUSTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,17 +40,21 @@ class LLMServiceStub:
 
     Client: one `start`, then, for every image that `wanted` lists (it may also send any image
     unasked), an embedding_header, its chunks in order and an embedding_trailer; several images may
-    interleave. Then it may half-close.
+    interleave. Each image is sent once at most. Then it may half-close.
     Server: one `wanted`, deltas, one `finished` per choice, one `usage`.
     Cancelling the call frees the sequence within one engine step.
+    The first message must come within 10 seconds. An embedding that has been announced must go on
+    within 30 seconds, and all must have arrived within the service's time for uploads.
 
     Errors: INVALID_ARGUMENT (a field, a placeholder count, a chunk out of order, an option that
     this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
     numbers), FAILED_PRECONDITION (an embedding that does not fit this model), DATA_LOSS (checksum),
-    RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+    PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]
-    """Counts a prompt's tokens without generating."""
+    """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
+    at a time, and a further call is RESOURCE_EXHAUSTED.
+    """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_llm_pb2.LLMServiceGetModelInfoRequest, _llm_pb2.LLMServiceGetModelInfoResponse]
     """Describes the loaded checkpoint and the limits of this service."""
     GetLoad: _grpc.UnaryUnaryMultiCallable[_llm_pb2.GetLoadRequest, _llm_pb2.GetLoadResponse]
@@ -68,17 +72,21 @@ class LLMServiceAsyncStub(LLMServiceStub):
 
     Client: one `start`, then, for every image that `wanted` lists (it may also send any image
     unasked), an embedding_header, its chunks in order and an embedding_trailer; several images may
-    interleave. Then it may half-close.
+    interleave. Each image is sent once at most. Then it may half-close.
     Server: one `wanted`, deltas, one `finished` per choice, one `usage`.
     Cancelling the call frees the sequence within one engine step.
+    The first message must come within 10 seconds. An embedding that has been announced must go on
+    within 30 seconds, and all must have arrived within the service's time for uploads.
 
     Errors: INVALID_ARGUMENT (a field, a placeholder count, a chunk out of order, an option that
     this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
     numbers), FAILED_PRECONDITION (an embedding that does not fit this model), DATA_LOSS (checksum),
-    RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+    PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]  # type: ignore[assignment]
-    """Counts a prompt's tokens without generating."""
+    """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
+    at a time, and a further call is RESOURCE_EXHAUSTED.
+    """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_llm_pb2.LLMServiceGetModelInfoRequest, _llm_pb2.LLMServiceGetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded checkpoint and the limits of this service."""
     GetLoad: _aio.UnaryUnaryMultiCallable[_llm_pb2.GetLoadRequest, _llm_pb2.GetLoadResponse]  # type: ignore[assignment]
@@ -99,14 +107,16 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Client: one `start`, then, for every image that `wanted` lists (it may also send any image
         unasked), an embedding_header, its chunks in order and an embedding_trailer; several images may
-        interleave. Then it may half-close.
+        interleave. Each image is sent once at most. Then it may half-close.
         Server: one `wanted`, deltas, one `finished` per choice, one `usage`.
         Cancelling the call frees the sequence within one engine step.
+        The first message must come within 10 seconds. An embedding that has been announced must go on
+        within 30 seconds, and all must have arrived within the service's time for uploads.
 
         Errors: INVALID_ARGUMENT (a field, a placeholder count, a chunk out of order, an option that
         this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
         numbers), FAILED_PRECONDITION (an embedding that does not fit this model), DATA_LOSS (checksum),
-        RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+        PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod
@@ -115,7 +125,9 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _llm_pb2.CountTokensRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.CountTokensResponse, _abc.Awaitable[_llm_pb2.CountTokensResponse]]:
-        """Counts a prompt's tokens without generating."""
+        """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
+        at a time, and a further call is RESOURCE_EXHAUSTED.
+        """
 
     @_abc_1.abstractmethod
     def GetModelInfo(

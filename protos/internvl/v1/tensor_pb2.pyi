@@ -96,7 +96,9 @@ class TensorChunk(_message.Message):
     offset: _builtins.int
     """Position of the first byte of `data` in the tensor, in bytes: the sum of all earlier chunks."""
     data: _builtins.bytes
-    """1 byte to 1 MiB; senders use 256 KiB to 1 MiB."""
+    """1 byte to 1 MiB; senders use 256 KiB to 1 MiB. Smaller ones are refused when a tensor comes in
+    more than 64 pieces and one for each 16 KiB.
+    """
     def __init__(
         self,
         *,

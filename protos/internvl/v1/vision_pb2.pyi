@@ -156,8 +156,13 @@ class EncodeImageTrailer(_message.Message):
 
     CRC32_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     crc32: _builtins.int
     """CRC-32 (ISO-HDLC, as in zlib and gzip) of all the tensor's bytes."""
+    signature: _builtins.bytes
+    """HMAC-SHA256 over id, spec and rows with the key that the services share, 32 bytes; see
+    protos/signature.py. Empty when this service has no key.
+    """
     @_builtins.property
     def timings(self) -> Global___EncodeTimings:
         """Where the time went."""
@@ -167,10 +172,11 @@ class EncodeImageTrailer(_message.Message):
         *,
         crc32: _builtins.int = ...,
         timings: Global___EncodeTimings | None = ...,
+        signature: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "timings", b"timings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc32", b"crc32", "signature", b"signature", "timings", b"timings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.images import ByteBudget, decode_data_url, read_file_url
+from gateway.data_urls import decode_data_url
+from gateway.images import ImageBudget, read_file_url
 from protos.errors import (
     AccessDeniedError,
     ImageFetchError,
@@ -163,8 +164,16 @@ def test_no_open_file_is_left(root: Path) -> None:
     assert open_count() == before
 
 
-def test_a_budget_is_spent() -> None:
-    budget = ByteBudget(10)
+def test_bytes_are_spent() -> None:
+    budget = ImageBudget(max_byte_count=10, max_host_count=1)
     budget.spend(10)
-    with pytest.raises(ImageTooLargeError, match="10 bytes together"):
+    with pytest.raises(ImageTooLargeError, match="11 bytes together or more; the limit is 10"):
         budget.spend(1)
+
+
+def test_hosts_are_counted_once() -> None:
+    budget = ImageBudget(max_byte_count=10, max_host_count=2)
+    for host in ("a", "b", "a"):
+        budget.visit(host)
+    with pytest.raises(InvalidArgumentError, match="3 hosts; the limit is 2"):
+        budget.visit("c")

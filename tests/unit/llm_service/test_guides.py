@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -18,15 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.engines import guide_trial, guides
+from llm_service.engines.base import Account
 from llm_service.engines.guides import (
+    MASK_CREDIT_SECONDS,
     MAX_SOURCE_BYTE_COUNT,
+    SECONDS_PER_MASK,
     GuideCompiler,
     TokenMatcher,
     token_bits,
 )
 from llm_service.sampling import Guide
 from llm_service.tokenizer import MESSAGE_END
-from protos.errors import InvalidArgumentError
+from protos.errors import InvalidArgumentError, OverloadedError
 from protos.status import MAX_MESSAGE_LENGTH
 from tests.real_tokenizers import FAMILIES, real_tokenizer
 
@@ -46,7 +50,8 @@ def end_token(family: str) -> int:
 
 
 def new_matcher(family: str, guide: Guide, *stop_token_ids: int) -> TokenMatcher:
-    return compiler(family).matcher(guide, frozenset(stop_token_ids or [end_token(family)]))
+    ends = frozenset(stop_token_ids or [end_token(family)])
+    return asyncio.run(compiler(family).matcher(guide, ends, Account()))
 
 
 def allowed_ids(family: str, matcher: TokenMatcher) -> npt.NDArray[np.int64]:
@@ -289,6 +294,46 @@ def test_a_step_beyond_the_limits_is_a_failure() -> None:
     assert matcher.failure is not None
 
 
+# A word is derived in the more ways the longer it is, and its mask takes the longer to compute.
+AMBIGUOUS = Guide("grammar", 'start: a\na: a a | "a" | "b" | " "')
+
+
+def test_a_guide_that_takes_too_long_is_a_failure_of_all_choices_together() -> None:
+    account = Account()
+    ends = frozenset([end_token("qwen2_5")])
+    matchers = [
+        asyncio.run(compiler("qwen2_5").matcher(AMBIGUOUS, ends, account)) for _ in range(4)
+    ]
+    row = torch.zeros(-(-VOCABULARY_SIZES["qwen2_5"] // 32), dtype=torch.int32)
+    token_ids: list[int] = []
+    while not any(matcher.failure for matcher in matchers):
+        assert account.mask_count < 1000
+        for matcher in matchers:
+            matcher.advance(token_ids, row, may_end=False)
+            matcher.charge()
+        token_ids = real_tokenizer("qwen2_5").encode("a")
+    (failure, *_) = [matcher.failure for matcher in matchers if matcher.failure]
+    assert "the grammar takes too long to follow: " in failure.message
+    assert failure.field == "guided.grammar"
+    # What it may take, and at most one mask more than that, whose time llguidance bounds.
+    assert account.mask_seconds < MASK_CREDIT_SECONDS + SECONDS_PER_MASK * account.mask_count + 5
+
+
+def test_an_ordinary_guide_does_not_come_near_its_limit() -> None:
+    account = Account()
+    ends = frozenset([end_token("qwen2_5")])
+    matcher = asyncio.run(compiler("qwen2_5").matcher(Guide("json_object"), ends, account))
+    row = torch.zeros(-(-VOCABULARY_SIZES["qwen2_5"] // 32), dtype=torch.int32)
+    text = json.dumps({f"key {i}": [i, "a text", {"deeper": None}] for i in range(50)})
+    token_ids: list[int] = []
+    for token_id in real_tokenizer("qwen2_5").encode(text):
+        matcher.advance(token_ids, row)
+        matcher.charge()
+        token_ids = [token_id]
+    assert matcher.failure is None
+    assert account.mask_seconds < 0.1 * SECONDS_PER_MASK * account.mask_count
+
+
 def test_matchers_of_one_guide_do_not_share_their_place() -> None:
     first, second = (new_matcher("qwen2_5", SENTENCE) for _ in range(2))
     write("qwen2_5", first, "abab")
@@ -361,9 +406,20 @@ def test_a_guide_that_is_too_long_is_refused() -> None:
         new_matcher("qwen2_5", Guide("regex", "é" * (MAX_SOURCE_BYTE_COUNT // 2 + 1)))
 
 
+def test_a_machine_that_is_too_busy_to_try_a_guide_refuses_it_for_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guide = Guide("regex", "tried again")
+    monkeypatch.setattr(guides, "TRIAL_SECONDS", 0.001)
+    with pytest.raises(OverloadedError, match="too busy"):
+        new_matcher("qwen2_5", guide)
+    monkeypatch.undo()
+    new_matcher("qwen2_5", guide)
+
+
 def test_a_guide_without_a_token_to_end_with_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="ignores them all"):
-        compiler("qwen2_5").matcher(SENTENCE, frozenset())
+        asyncio.run(compiler("qwen2_5").matcher(SENTENCE, frozenset(), Account()))
 
 
 def test_bits_stand_where_llguidance_puts_them() -> None:

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
-from llm_service.__main__ import main
+from llm_service.__main__ import embedding_key, load, main
+from llm_service.engines.base import LLMEngine
+from llm_service.model import ModelInfo
+from llm_service.settings import Settings
 from tests.random_checkpoint import write_random_checkpoint
 
 OUTSIDE = "192.0.2.1"  # an address that no machine has
@@ -86,6 +90,48 @@ def test_a_checkpoint_that_lacks_a_file_or_has_a_damaged_one(
     assert str(tmp_path) in sentence_of_failure(monkeypatch, capsys, *words)
     file.unlink()
     assert str(tmp_path) in sentence_of_failure(monkeypatch, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("host", "has_key", "warned"),
+    [
+        ("127.0.0.1", False, False),
+        ("localhost", False, False),
+        ("0.0.0.0", False, True),
+        ("0.0.0.0", True, False),
+    ],
+)
+def test_a_service_that_others_reach_warns_when_it_takes_any_rows(
+    tmp_path: Path, checkpoint: Path, host: str, has_key: bool, warned: bool
+) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(bytes(32))
+    file.chmod(0o400)
+    key_file = file if has_key else None
+    settings = Settings(checkpoint=checkpoint, host=host, embedding_key_file=key_file)
+    with capture_logs() as events:
+        key = embedding_key(settings)
+    assert (key is not None) is has_key
+    assert [event["event"] for event in events] == ["embeddings_unsigned"] * warned
+
+
+def test_a_key_that_goes_before_the_service_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    checkpoint: Path,
+) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(bytes(32))
+
+    def load_and_lose(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
+        file.unlink()
+        return load(settings)
+
+    monkeypatch.setattr("llm_service.__main__.load", load_and_lose)
+    words = ("--checkpoint", str(checkpoint), "--embedding-key-file", str(file))
+    told = sentence_of_failure(monkeypatch, capsys, *words)
+    assert told == f"the key {file} cannot be read: No such file or directory"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:

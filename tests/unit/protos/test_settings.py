@@ -164,3 +164,22 @@ def test_wrong_options_are_named_as_they_are_typed(
     of_the_list, of_the_step = capsys.readouterr().err.splitlines()
     assert of_the_list.startswith("--tile-sizes.1: Input should be a valid integer")
     assert of_the_step.startswith("--item-count: Input should be a valid integer")
+
+
+@pytest.mark.parametrize(
+    ("words", "reflection"),
+    [
+        ((), True),
+        (("--host", "localhost"), True),
+        (("--host", "[::1]"), True),
+        (("--host", "0.0.0.0"), False),
+        (("--host", "::"), False),
+        (("--host", "0.0.0.0", "--reflection"), True),
+        (("--no-reflection",), False),
+    ],
+)
+def test_a_server_describes_itself_to_its_own_machine_alone(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], reflection: bool
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program", *words])
+    assert read_settings(Settings).reflection is reflection

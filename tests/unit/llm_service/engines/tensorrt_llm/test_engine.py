@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,12 +17,20 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import ImageRows, LLMEngine, Prompt, Request, RowsNeededError
+from llm_service.engines.base import (
+    Account,
+    ImageRows,
+    LLMEngine,
+    Prompt,
+    Request,
+    RowsNeededError,
+)
 from llm_service.engines.create import create_engine
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings, TensorRTLLMOptions, TorchOptions
 from protos.errors import (
     ContextLengthError,
+    DeadlineError,
     EngineDeadError,
     OverloadedError,
     ServiceError,
@@ -315,6 +324,43 @@ async def test_a_waiting_request_can_be_cancelled(start: Start, executors: list[
     executors[0].gate.set()
     assert sum(len(output.token_ids) for output in await running) == 8
     assert engine.load().waiting_sequence_count == 0
+
+
+async def test_choices_of_a_request_take_turns_with_others(
+    start: Start, executors: list[Any]
+) -> None:
+    engine = await start(max_running_sequence_count=2)
+    executors[0].close_gate()
+    several = Request(PROMPT, SamplingParams(max_tokens=8))
+
+    async def choice(request: Request) -> int:
+        async with aclosing(engine.generate(request)) as outputs:
+            return sum([len(output.token_ids) async for output in outputs])
+
+    tasks = [asyncio.ensure_future(choice(several)) for _ in range(4)]
+    await asyncio.sleep(0)
+    tasks += [asyncio.ensure_future(choice(replace(several, account=Account()))) for _ in range(2)]
+    for _ in range(2):
+        assert await asyncio.to_thread(executors[0].at_gate.acquire, timeout=30)
+    assert engine.load().waiting_sequence_count >= 4
+    executors[0].gate.set()
+    assert await asyncio.gather(*tasks) == [8] * 6
+    # After that of the start: the first two, then whose request has none running, the oldest first.
+    assert [request.client_id for request in executors[0].requests][1:] == [1, 2, 5, 3, 6, 4]
+
+
+async def test_a_request_is_over_in_time_while_it_waits_for_its_turn(
+    start: Start, executors: list[Any]
+) -> None:
+    engine = await start(max_running_sequence_count=1)
+    executors[0].close_gate()
+    running = asyncio.ensure_future(outputs_of(engine))
+    await asyncio.sleep(0)
+    with pytest.raises(DeadlineError):
+        await outputs_of(engine, deadline=time.monotonic() + 0.1)
+    executors[0].gate.set()
+    assert sum(len(output.token_ids) for output in await running) == 8
+    assert len(await outputs_of(engine))
 
 
 async def test_an_error_response_fails_its_request_alone(

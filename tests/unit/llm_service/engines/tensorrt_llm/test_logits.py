@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import torch
 
+from llm_service.engines.base import Account
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm.logits import (
     Constraint,
@@ -33,6 +36,12 @@ def processed(constraint: Constraint, *output: int, client_id: int | None = 4) -
     return logits[0, 0]
 
 
+def guided(guides: GuideCompiler, params: SamplingParams) -> Constraint:
+    assert params.guide is not None
+    matcher = asyncio.run(guides.matcher(params.guide, params.stop_token_ids, Account()))
+    return Constraint(params, len(PROMPT), matcher)
+
+
 def test_a_bias_is_added() -> None:
     params = SamplingParams(logit_bias=((3, -1.0), (8, 2.5)))
     logits = processed(Constraint(params, len(PROMPT), None))
@@ -51,8 +60,7 @@ def test_a_guide_goes_on_with_the_output(guides: GuideCompiler) -> None:
     tokenizer = real_tokenizer("qwen2_5")
     (yes,), (no,) = tokenizer.encode("yes"), tokenizer.encode("no")
     params = SamplingParams(guide=Guide("regex", "yes|no"), stop_token_ids=frozenset({END}))
-    matcher = guides.matcher(Guide("regex", "yes|no"), params.stop_token_ids)
-    constraint = Constraint(params, len(PROMPT), matcher)
+    constraint = guided(guides, params)
     logits = processed(constraint)
     allowed = {*(~logits[:VOCABULARY_SIZE].isinf()).nonzero()[:, 0].tolist()}
     assert {yes, no} <= allowed
@@ -66,11 +74,25 @@ def test_a_guide_goes_on_with_the_output(guides: GuideCompiler) -> None:
 def test_what_leaves_the_language_fails_its_request(guides: GuideCompiler) -> None:
     guide = Guide("regex", "a+")
     params = SamplingParams(guide=guide, stop_token_ids=frozenset({END}))
-    constraint = Constraint(params, len(PROMPT), guides.matcher(guide, params.stop_token_ids))
+    constraint = guided(guides, params)
     (b,) = real_tokenizer("qwen2_5").encode("b")
     logits = processed(constraint, b)[:VOCABULARY_SIZE]
     assert constraint.failure is not None
     assert constraint.failure.field == "guided.regex"
+    assert (~logits.isinf()).nonzero()[:, 0].tolist() == [END]
+
+
+def test_a_guide_that_takes_too_long_fails_its_request(
+    guides: GuideCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_service.engines.guides.MAX_MASK_SECONDS", 1e-9)
+    guide = Guide("regex", "a+")
+    constraint = guided(guides, SamplingParams(guide=guide, stop_token_ids=frozenset({END})))
+    processed(constraint)
+    assert constraint.failure is not None
+    assert "takes too long to follow: one token took" in constraint.failure.message
+    (a,) = real_tokenizer("qwen2_5").encode("a")
+    logits = processed(constraint, a)[:VOCABULARY_SIZE]
     assert (~logits.isinf()).nonzero()[:, 0].tolist() == [END]
 
 

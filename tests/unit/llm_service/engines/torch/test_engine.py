@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines import guides
 from llm_service.engines.base import (
+    Account,
     EngineStartError,
     ImageRows,
     LLMEngine,
@@ -22,12 +27,14 @@ from llm_service.engines.base import (
     RowsNeededError,
 )
 from llm_service.engines.create import create_engine
+from llm_service.engines.guides import MAX_COMPILING_COUNT, TokenMatcher
 from llm_service.engines.torch import engine as engine_module
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings, TorchOptions
-from protos.errors import EngineDeadError
+from protos.errors import EngineDeadError, InvalidArgumentError, OverloadedError
 from tests.embedding_ids import embedding_id
 from tests.unit.llm_service.engines.torch.answers import (
+    ENDS,
     HIDDEN_SIZE,
     LONG,
     PROMPT,
@@ -162,6 +169,182 @@ async def test_a_waiting_sequence_can_be_cancelled(
     assert len(await running) == 8
     assert {sequence for batch in gate.batches for sequence in batch} == {gate.batches[0][0]}
     assert engine.load().free_kv_token_count == engine.load().total_kv_token_count
+
+
+def guided(source: str, **options: Any) -> SamplingParams:
+    return SamplingParams(guide=Guide("regex", source), stop_token_ids=ENDS, **options)
+
+
+SOME = SamplingParams(max_tokens=60)
+
+
+class LateMasks:
+    """Holds back masks, as a guide that takes long does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.entered = threading.Event()
+        self.may_come = threading.Event()
+        self.seconds = 0.0
+        self.count = 0
+        fill_mask = TokenMatcher.fill_mask
+
+        def late(matcher: TokenMatcher, row: torch.Tensor, *, may_end: bool = True) -> None:
+            self.count += 1
+            self.entered.set()
+            assert self.may_come.wait(PATIENCE_SECONDS)
+            time.sleep(self.seconds)
+            fill_mask(matcher, row, may_end=may_end)
+
+        monkeypatch.setattr(TokenMatcher, "fill_mask", late)
+
+
+async def test_a_late_mask_holds_up_nobody_else(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    params = guided("[a-e]+", min_tokens=8, max_tokens=8)
+    expected = await tokens_of(engine, params)
+    masks = LateMasks(monkeypatch)
+    late = asyncio.ensure_future(tokens_of(engine, params))
+    await asyncio.to_thread(masks.entered.wait, PATIENCE_SECONDS)
+    for _ in range(3):
+        assert len(await asyncio.wait_for(tokens_of(engine, SOME), PATIENCE_SECONDS / 2)) == 60
+    assert not late.done()
+    masks.may_come.set()
+    assert await late == expected
+
+
+async def test_masks_of_requests_that_have_gone_are_not_computed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    await tokens_of(engine, guided("[a-c]+", max_tokens=3))
+    masks = LateMasks(monkeypatch)
+    gone = [asyncio.ensure_future(tokens_of(engine, guided("[a-c]+"))) for _ in range(4)]
+    await asyncio.to_thread(masks.entered.wait, PATIENCE_SECONDS)
+    await tokens_of(engine, SOME)
+    for request in gone:
+        request.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    await tokens_of(engine, SOME)  # behind the calls that drop them
+    masks.may_come.set()
+    await tokens_of(engine, guided("[a-c]+", max_tokens=1))
+    assert masks.count == 2
+
+
+async def test_sequences_that_sit_out_steps_get_the_same_tokens(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    several = [
+        guided("[a-z]+", min_tokens=12, max_tokens=12, temperature=1.0, seed=seed)
+        for seed in range(3)
+    ]
+    expected = [await tokens_of(engine, params) for params in several]
+    plain = await tokens_of(engine, SOME)
+    masks = LateMasks(monkeypatch)
+    masks.may_come.set()
+    masks.seconds = 0.02  # several times as long as a step waits
+    *late, beside = await asyncio.gather(
+        *(tokens_of(engine, params) for params in several), tokens_of(engine, SOME)
+    )
+    assert late == expected
+    assert beside == plain
+
+
+async def test_a_guide_that_takes_too_long_ends_its_request_alone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    await tokens_of(engine, guided("[a-c]+", max_tokens=3))  # compiled
+    monkeypatch.setattr(guides, "MASK_CREDIT_SECONDS", 0.0)
+    monkeypatch.setattr(guides, "SECONDS_PER_MASK", 1e-9)
+    plain = asyncio.ensure_future(tokens_of(engine, SOME))
+    with pytest.raises(InvalidArgumentError, match="takes too long to follow: 1 token") as failure:
+        await tokens_of(engine, guided("[a-c]+", max_tokens=30))
+    assert failure.value.field == "guided.regex"
+    assert len(await plain) == 60
+    assert engine.load().free_kv_token_count == engine.load().total_kv_token_count
+
+
+async def test_a_mask_that_cannot_be_computed_ends_the_engine_and_nobody_hangs(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no such pointer")
+
+    monkeypatch.setattr(TokenMatcher, "fill_mask", broken)
+    with pytest.raises(EngineDeadError):
+        await asyncio.wait_for(tokens_of(engine, guided("[a-c]+", max_tokens=3)), 30)
+    assert not engine.is_healthy()
+
+
+async def test_guides_to_be_compiled_hold_up_guides_and_nothing_else(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    known = guided("[a-d]+", max_tokens=3)
+    await tokens_of(engine, known)
+    tried: list[str] = []
+    entered, may_end = threading.Event(), threading.Event()
+
+    def trial(grammar: str) -> str:
+        tried.append(grammar)
+        entered.set()
+        assert may_end.wait(PATIENCE_SECONDS)
+        return "it takes too much time"
+
+    monkeypatch.setattr(guides, "_trial", trial)
+    refused = [
+        asyncio.ensure_future(tokens_of(engine, guided(f"a{{{count}}}", max_tokens=3)))
+        for count in [*range(1, MAX_COMPILING_COUNT + 1)] * 2
+    ]
+    # In the default executor, whose threads all but guides use.
+    assert await asyncio.to_thread(entered.wait, PATIENCE_SECONDS)
+    with pytest.raises(OverloadedError, match="16 guides wait to be compiled") as overload:
+        await tokens_of(engine, guided("one too many", max_tokens=3))
+    assert overload.value.retry_after
+    assert await tokens_of(engine, known)
+    assert len(await tokens_of(engine, SOME)) == 60
+    assert not any(request.done() for request in refused)
+    may_end.set()
+    failures = await asyncio.gather(*refused, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {InvalidArgumentError}
+    assert len(tried) == MAX_COMPILING_COUNT  # once each, though each was asked for twice
+    with pytest.raises(InvalidArgumentError, match="too much time"):
+        await tokens_of(engine, guided("a{1}", max_tokens=3))
+    assert len(tried) == MAX_COMPILING_COUNT
+
+
+async def test_choices_leave_room_in_the_queue_for_others(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start(max_running_sequence_count=1, max_waiting_sequence_count=8)
+    gate = Gate(monkeypatch)
+    gate.close()
+    tasks = [asyncio.ensure_future(outputs_of(engine))]
+    await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
+    account = Account()
+
+    async def choice() -> int:
+        async with aclosing(engine.generate(Request(PROMPT, LONG, account=account))) as outputs:
+            return len([output async for output in outputs])
+
+    tasks += (asyncio.ensure_future(choice()) for _ in range(6))
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match="at most 6 may where a request has several choices"):
+        await choice()
+    tasks += (asyncio.ensure_future(outputs_of(engine)) for _ in range(2))
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match="8 sequences wait already, and at most 8 may"):
+        await outputs_of(engine)
+    for task in tasks:
+        task.cancel()
+    gate.open()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert account.sequence_count == 0
 
 
 async def test_a_request_posted_as_the_thread_ends_does_not_hang(

@@ -155,7 +155,7 @@ def test_a_preempted_sequence_finds_its_own_blocks_again() -> None:
     assert scheduler.schedule() == [second]
     second.mark_launched()
     second.append(9)
-    scheduler._preempt_last()
+    scheduler._preempt(second)
     assert second.block_table.tolist() == []
     assert scheduler.schedule() == [second]
     assert (second.cached_count, second.computed_count, second.scheduled_count) == (0, 16, 3)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import count
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.engines.base import Prompt
+from llm_service.engines.base import Account, Prompt
 from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
@@ -25,6 +25,35 @@ def _sequence(prompt_length: int, max_tokens: int, token_id: int | None = None) 
     arrival = next(ARRIVALS)
     prompt = Prompt([token_id or arrival + 2] * prompt_length, torch.empty(0, 1))
     return Sequence(prompt, SamplingParams(), max_tokens, VOCABULARY_SIZE, order=(0, arrival))
+
+
+def _choices(count: int, prompt_length: int = 2, max_tokens: int = 30) -> list[Sequence]:
+    """Returns the sequences of one request."""
+    account, token_id = Account(), next(ARRIVALS) + 2
+    choices = [_sequence(prompt_length, max_tokens, token_id) for _ in range(count)]
+    for choice in choices:
+        choice.account = account
+    return choices
+
+
+def _scheduler(
+    *sequences: Sequence, max_running_count: int, budget: int = 50, block_count: int = 200
+) -> Scheduler:
+    scheduler = Scheduler(BlockManager(block_count, BLOCK_SIZE), budget, max_running_count)
+    for sequence in sequences:
+        scheduler.add(sequence)
+    return scheduler
+
+
+def _step(scheduler: Scheduler) -> list[Sequence]:
+    scheduled = scheduler.schedule()
+    _finish_step(scheduler, scheduled)
+    return scheduled
+
+
+def _held(scheduler: Scheduler, *requests: list[Sequence]) -> list[int]:
+    """Returns how many slots each request holds."""
+    return [sum(choice in scheduler.running for choice in choices) for choices in requests]
 
 
 def _finish_step(scheduler: Scheduler, scheduled: list[Sequence]) -> None:
@@ -55,6 +84,7 @@ def _check(scheduler: Scheduler, scheduled: list[Sequence], budget: int) -> None
         assert len(sequence.block_table) * BLOCK_SIZE >= end
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(
         st.tuples(st.integers(1, 30), st.integers(1, 10), st.sampled_from([None, 1])),
@@ -78,7 +108,7 @@ def test_every_sequence_ends_and_no_block_is_leaked_or_shared(
     scheduler = Scheduler(BlockManager(block_count, BLOCK_SIZE), budget, max_running)
     sequences = [_sequence(*length) for length in lengths]
     to_come = list(sequences)
-    first_scheduled: list[Sequence] = []
+    first_admitted: list[Sequence] = []
     aborted: set[Sequence] = set()
     step = 0
     while to_come or scheduler.has_work:
@@ -99,10 +129,10 @@ def test_every_sequence_ends_and_no_block_is_leaked_or_shared(
         scheduled = scheduler.schedule()
         assert len(scheduler.running) <= max_running
         _check(scheduler, scheduled, budget)
-        first_scheduled += [item for item in scheduled if item not in first_scheduled]
+        first_admitted += [item for item in scheduler.running if item not in first_admitted]
         _finish_step(scheduler, scheduled)
     assert scheduler.blocks.free_count == block_count
-    assert first_scheduled == [item for item in sequences if item in set(first_scheduled)]
+    assert first_admitted == [item for item in sequences if item in set(first_admitted)]
     for sequence, (_, max_tokens, _) in zip(sequences, lengths, strict=True):
         assert sequence.status is Status.FINISHED
         assert not sequence.block_table
@@ -149,3 +179,102 @@ def test_waiting_sequences_keep_their_order_behind_a_large_one() -> None:
         scheduler.add(sequence)
     assert scheduler.schedule() == [running]
     assert list(scheduler.waiting) == [large, small]
+
+
+def test_a_new_request_has_a_slot_within_two_steps_of_anyones_end() -> None:
+    several = [_choices(4) for _ in range(4)]  # twice as many as there are slots
+    scheduler = _scheduler(*sum(several, []), max_running_count=8)
+    _step(scheduler)
+    assert _held(scheduler, *several) == [2, 2, 2, 2]
+    (newcomer,) = _choices(1)
+    scheduler.add(newcomer)
+    for _ in range(3):
+        _step(scheduler)
+    assert newcomer not in scheduler.running
+    scheduler.finish(scheduler.running[5])
+    assert newcomer in [*_step(scheduler), *_step(scheduler)]
+
+
+def test_a_request_alone_has_all_slots_and_gives_back_what_is_above_a_quarter() -> None:
+    greedy = _choices(8)
+    scheduler = _scheduler(*greedy, max_running_count=8)
+    _step(scheduler)
+    assert _held(scheduler, greedy) == [8]
+    first, second = _choices(3), _choices(1)
+    for sequence in (*first, *second):
+        scheduler.add(sequence)
+    held = []
+    for _ in range(6):
+        _step(scheduler)
+        held.append(_held(scheduler, greedy, first, second))
+    # One in a step, and to and fro never: two is a quarter of eight.
+    assert held == [[7, 1, 0], [6, 1, 1], [5, 2, 1], [5, 2, 1], [5, 2, 1], [5, 2, 1]]
+    # The last choices have gone, and come back in their order when there is room.
+    assert [choice in scheduler.running for choice in greedy] == [True] * 5 + [False] * 3
+    scheduler.finish(second[0])
+    _step(scheduler)
+    assert _held(scheduler, greedy, first) == [5, 3]
+    for choice in first:
+        scheduler.finish(choice)
+    _step(scheduler)
+    assert _held(scheduler, greedy) == [8]
+
+
+def test_what_has_a_lower_priority_takes_no_slot_away() -> None:
+    greedy = _choices(8)
+    scheduler = _scheduler(*greedy, max_running_count=8)
+    _step(scheduler)
+    later, sooner = _sequence(2, 5), _sequence(2, 5)
+    later.order, sooner.order = (1, later.order[1]), (-1, sooner.order[1])
+    scheduler.add(later)
+    _step(scheduler)
+    assert _held(scheduler, greedy, [later]) == [8, 0]
+    scheduler.add(sooner)
+    _step(scheduler)
+    assert _held(scheduler, greedy, [later], [sooner]) == [7, 0, 1]
+
+
+def test_choices_read_their_prompt_once_whoever_else_reads() -> None:
+    several, other = _choices(4, prompt_length=33), _choices(1, prompt_length=37)
+    scheduler = _scheduler(*several, *other, max_running_count=8, budget=8)
+    read: dict[Sequence, int] = dict.fromkeys([*several, *other], 0)
+    while any(not choice.output_length for choice in read):
+        scheduled = scheduler.schedule()
+        for sequence in scheduled:
+            read[sequence] += 0 if sequence.output_length else sequence.scheduled_count
+        _finish_step(scheduler, scheduled)
+    # Eight full blocks are shared, and each computes its last token.
+    assert [read[choice] for choice in several] == [33, 1, 1, 1]
+    assert read[other[0]] == 37
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    long = _sequence(400, 1)
+    scheduler = _scheduler(long, max_running_count=8, budget=20)
+    _step(scheduler)
+    short = _sequence(12, 5)
+    scheduler.add(short)
+    _step(scheduler)
+    assert short.output_length == 1
+    assert long.computed_count == 20 + 8
+
+
+def test_a_long_prompt_is_read_however_many_short_ones_come() -> None:
+    long = _sequence(100, 1)
+    scheduler = _scheduler(long, max_running_count=8, budget=20)
+    for _ in range(100 // 5):
+        for _ in range(2):
+            scheduler.add(_sequence(20, 1))
+        _step(scheduler)
+    assert long.finish_reason == "length"
+
+
+def test_of_prompts_that_are_as_long_the_older_is_read_first() -> None:
+    first, second = _sequence(30, 1), _sequence(30, 1)
+    scheduler = _scheduler(first, second, max_running_count=8, budget=20)
+    counts = []
+    for _ in range(3):
+        scheduled = scheduler.schedule()
+        counts.append((first.scheduled_count, second.scheduled_count))
+        _finish_step(scheduler, scheduled)
+    assert counts == [(20, 0), (10, 10), (0, 20)]

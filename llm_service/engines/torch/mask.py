@@ -1,0 +1,54 @@
+"""Which tokens may come next in a guided sequence, computed while other things go on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from llm_service.engines.guides import TokenMatcher
+
+# CPU time, above which no step waits for a mask.
+SLOW_SECONDS = 0.001
+
+
+class Mask:
+    """One step of a sequence's matcher.
+
+    Attributes:
+        matcher: the sequence's.
+        bits: [ceil(vocabulary_size / 32)] int32; to be read once it has come.
+        is_slow: whether no step waits for it.
+        has_come: set when it is there.
+        is_wanted: whether its sequence still goes on; the engine's thread says so.
+    """
+
+    def __init__(
+        self,
+        matcher: TokenMatcher,
+        token_ids: Sequence[int],
+        vocabulary_size: int,
+        *,
+        may_end: bool,
+    ) -> None:
+        """Takes what TokenMatcher.advance needs to know."""
+        self.matcher = matcher
+        self.bits = torch.empty(-(-vocabulary_size // 32), dtype=torch.int32)
+        self.is_slow = self.is_expected_slow
+        self.has_come = threading.Event()
+        self.is_wanted = True
+        self._token_ids = token_ids
+        self._may_end = may_end
+
+    @property
+    def is_expected_slow(self) -> bool:
+        """Whether the latest mask was slow, or that of another choice of the request."""
+        return self.matcher.expected_seconds > SLOW_SECONDS
+
+    def compute(self) -> None:
+        """Computes it: no work for the engine's thread."""
+        if not self.is_wanted:
+            return
+        self.matcher.advance(self._token_ids, self.bits, may_end=self._may_end)
+        self.has_come.set()

@@ -1,0 +1,74 @@
+"""A DNS server of ours that knows one address, or says nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+from aiohttp.resolver import AsyncResolver
+
+from gateway import addresses
+
+HEADER_BYTE_COUNT = 12
+TYPE_A = 1
+
+
+class NameServer(asyncio.DatagramProtocol):
+    """Answers every name with one IPv4 address; without one it is silent.
+
+    Attributes:
+        questions: the names that were asked for.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.questions: list[str] = []
+        self._address = address
+        self._transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
+        end = data.index(b"\0", HEADER_BYTE_COUNT) + 5
+        question = data[HEADER_BYTE_COUNT:end]
+        self.questions.append(_name(question))
+        if self._address and self._transport:
+            self._transport.sendto(_answer(data, question, self._address), sender)
+
+
+def _name(question: bytes) -> str:
+    labels = []
+    while length := question[0]:
+        labels.append(question[1 : 1 + length].decode())
+        question = question[1 + length :]
+    return ".".join(labels)
+
+
+def _answer(query: bytes, question: bytes, address: str) -> bytes:
+    (kind,) = struct.unpack("!H", question[-4:-2])
+    header = query[:2] + struct.pack("!5H", 0x8180, 1, int(kind == TYPE_A), 0, 0)
+    record = struct.pack("!3HIH", 0xC00C, TYPE_A, 1, 60, 4) + socket.inet_aton(address)
+    return header + question + (record if kind == TYPE_A else b"")
+
+
+@asynccontextmanager
+async def name_server(
+    monkeypatch: pytest.MonkeyPatch, address: str | None = None
+) -> AsyncIterator[NameServer]:
+    """Runs one, which gateways that start meanwhile ask instead of the machine's."""
+    loop = asyncio.get_running_loop()
+    transport, server = await loop.create_datagram_endpoint(
+        lambda: NameServer(address), local_addr=("127.0.0.1", 0)
+    )
+    port = transport.get_extra_info("sockname")[1]
+    resolver = partial(AsyncResolver, nameservers=["127.0.0.1"], udp_port=port)
+    monkeypatch.setattr(addresses, "AsyncResolver", resolver)
+    try:
+        yield server
+    finally:
+        transport.close()

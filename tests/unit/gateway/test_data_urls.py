@@ -1,0 +1,176 @@
+"""Bodies taken apart while they arrive: the same as when they are read whole."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.data_urls import AttachmentLimits, Body, BodyReader
+from gateway.memory import FREE_BYTE_COUNT, Memory
+from protos.errors import (
+    ImageTooLargeError,
+    InvalidArgumentError,
+    InvalidImageError,
+    OverloadedError,
+)
+
+LIMITS = AttachmentLimits(max_image_count=4, max_image_byte_count=3000)
+
+
+def take_apart(body: bytes, *cuts: int, memory: Memory | None = None) -> Body:
+    """Returns the body that arrives in pieces, cut at these places."""
+    with (memory or Memory(1 << 20)).share() as share:
+        reader = BodyReader(LIMITS, share)
+        places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
+        for start, end in zip(places, [*places[1:], len(body)], strict=True):
+            reader.feed(body[start:end])
+        return reader.finish()
+
+
+def image_url(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def data_url(image: bytes, start: str = "data:image/png;base64,") -> str:
+    return start + base64.b64encode(image).decode()
+
+
+def put_together(value: Any, body: Body) -> Any:
+    """Returns the JSON value with images in the places of their names."""
+    if isinstance(value, dict):
+        return {key: put_together(item, body) for key, item in value.items()}
+    if isinstance(value, list):
+        return [put_together(item, body) for item in value]
+    if value in body.attachments.images:
+        return bytes(body.attachments.take(value).content)
+    return value
+
+
+def escaped(text: str, style: str) -> str:
+    match style:
+        case "slashes":  # as PHP writes them
+            return text.replace("/", "\\/")
+        case "unicode":  # as .NET writes some of them
+            return text.replace("+", "\\u002B").replace("/", "\\u002f")
+    return text
+
+
+@example([b"\xff" * 90], "slashes", list(range(400)), " ")
+@example([b"\xfb\xff" * 90], "unicode", list(range(600)), "")
+@given(
+    st.lists(st.binary(max_size=300), max_size=4),
+    st.sampled_from(["", "slashes", "unicode"]),
+    st.lists(st.integers(min_value=0), max_size=9),
+    st.sampled_from(["", " ", "\n\t"]),
+)
+def test_images_and_text_are_what_they_were(
+    images: list[bytes], style: str, cuts: list[int], space: str
+) -> None:
+    texts = [
+        'a "url": "data:;base64,AAAA"',
+        "data:image/png;base64,AAAA",
+        "\\",
+        '"',
+        "\u20ac",
+        "\n",
+    ]
+    parts = [{"type": "text", "text": text} for text in texts]
+    value = [*parts, *(image_url(data_url(image)) for image in images), *parts]
+    written = escaped(json.dumps(value, separators=(f"{space},", f":{space}")), style)
+    body = take_apart(written.encode(), *cuts)
+    assert len(body.attachments.images) == len(images)
+    expected = [
+        *parts,
+        *(image_url("") | {"image_url": {"url": image}} for image in images),
+        *parts,
+    ]
+    assert put_together(json.loads(body.text), body) == expected
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["DATA:;BASE64,", "data:image/svg+xml;charset=utf-8;base64,", "data:" + "a" * 100 + ";base64,"],
+)
+def test_any_form_of_a_data_url_is_known(start: str) -> None:
+    body = take_apart(json.dumps(image_url(data_url(b"abc", start))).encode(), *range(400))
+    (image,) = body.attachments.images.values()
+    assert image.file().content == b"abc"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    ["a", "aGk", "aG k=", "aGk=\n", "aG-_", "aGk%3D", "äöü", "aGk=aGk=", "aGk==", "====", "\ud800"],
+)
+@pytest.mark.parametrize("cuts", [(), range(100)])
+def test_what_is_no_base64_is_told_when_it_is_read(payload: str, cuts: tuple[int, ...]) -> None:
+    written = json.dumps(
+        image_url("data:image/png;base64," + payload), ensure_ascii="\ud800" in payload
+    )
+    body = take_apart(written.encode(), *cuts)
+    (name,) = body.attachments.images
+    with pytest.raises(InvalidImageError, match="base64"):
+        body.attachments.take(name)
+
+
+def test_an_image_too_large_is_not_held() -> None:
+    memory = Memory(1 << 20)
+    with memory.share() as share:
+        reader = BodyReader(LIMITS, share)
+        reader.feed(b'{"url":"data:image/png;base64,')
+        for _ in range(100):
+            reader.feed(base64.b64encode(bytes(300)))
+            assert share.byte_count < 3500
+        reader.feed(b'"}')
+        (name,) = reader.finish().attachments.images
+        attachments = reader.finish().attachments
+    with pytest.raises(ImageTooLargeError, match="the limit is 3000"):
+        attachments.take(name)
+
+
+def test_too_many_images_are_refused() -> None:
+    images = [image_url(data_url(b"abc"))] * 5
+    with pytest.raises(InvalidArgumentError, match="5 images or more; the limit is 4"):
+        take_apart(json.dumps(images).encode())
+
+
+@pytest.mark.parametrize("payload", ["AA\\x", "AA\\u00zz", "\\u12Z"])
+def test_a_string_that_json_does_not_have_is_refused(payload: str) -> None:
+    written = f'{{"url": "data:;base64,{payload}AAAAAAAA"}}'
+    with pytest.raises(InvalidArgumentError, match="not valid JSON"):
+        take_apart(written.encode(), *range(60))
+
+
+@pytest.mark.parametrize("end", ["", "\\", "\\u00", "AA"])
+def test_a_body_that_ends_within_an_image_is_no_json(end: str) -> None:
+    body = take_apart(f'{{"url": "data:;base64,AAAA{end}'.encode())
+    with pytest.raises(ValueError, match="Unterminated|Invalid"):
+        json.loads(body.text)
+
+
+def test_an_image_outside_of_the_images_is_refused() -> None:
+    body = take_apart(json.dumps({"metadata": image_url(data_url(b"abc"))}).encode())
+    with pytest.raises(InvalidArgumentError, match="where it has no image"):
+        body.attachments.check_used(["http://example.com"])
+    body.attachments.check_used([*body.attachments.images, "http://example.com"])
+
+
+def test_names_cannot_be_guessed() -> None:
+    written = json.dumps(image_url(data_url(b"abc"))).encode()
+    first, second = (next(iter(take_apart(written).attachments.images)) for _ in range(2))
+    assert first != second
+
+
+def test_all_that_comes_is_counted() -> None:
+    memory = Memory(max_byte_count=10_000)
+    body = json.dumps([image_url(data_url(bytes(2500)))] * 4).encode()
+    take_apart(body, memory=memory)
+    with pytest.raises(OverloadedError, match="the limit is 10000"):
+        take_apart(b" " * FREE_BYTE_COUNT + body, memory=memory)
+    with pytest.raises(OverloadedError, match="the limit is 10000"):
+        take_apart(b" " * (FREE_BYTE_COUNT + 10_001), memory=memory)
+    assert memory.held_byte_count == 0
