@@ -286,8 +286,8 @@ async def full_pipeline(target: Target) -> str:
 async def _idle(channel: grpc.aio.Channel) -> None:
     """Waits until no sequence runs; bystanders' short ones come and go."""
     stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
-    while (await stub.GetLoad(llm_pb2.GetLoadRequest())).running_sequence_count:
-        await asyncio.sleep(0.01)  # noqa: ASYNC110 - nobody would set an event
+    while (await stub.GetLoad(llm_pb2.GetLoadRequest())).running_sequence_count:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 async def _sent(target: Target, data: bytes) -> asyncio.StreamWriter:

@@ -22,7 +22,7 @@ from tests.chaos.aftermath import AftermathError, settle
 from tests.chaos.clients import Clients, PictureServer, Plan, about_a_picture, drawn_plan, questions
 from tests.chaos.ledger import Ending, Ledger
 from tests.chaos.schedule import Arena, Fault, Scheduled, drawn_disturbances, until
-from tests.chaos.stack import ChaosStack, Footprint, ServiceName, running_stack
+from tests.chaos.stack import MAX_HELD_BYTE_COUNT, ChaosStack, Footprint, ServiceName, running_stack
 from tests.e2e.questions import Conversation
 
 CONCURRENCY = 12
@@ -193,13 +193,17 @@ class Campaign:
         )
         return seconds
 
-    async def _witness(self, is_fresh: bool) -> Ending | None:
+    async def _witness(self, is_fresh: bool, padding_byte_count: int = 0) -> Ending | None:
         number = next(self._extra)
         asked = about_a_picture(random.Random(f"{self._ledger.seed}/{number}"))
-        return await self._clients.ask(Plan(number, asked, is_fresh=is_fresh))
+        plan = Plan(number, asked, is_fresh=is_fresh, padding_byte_count=padding_byte_count)
+        return await self._clients.ask(plan)
 
     async def _ask_in_calm(self) -> None:
-        """Asks a question about each picture; nothing is wrong, so all are answered."""
+        """Asks a question about each picture, and one about a file that takes all the memory.
+
+        Nothing is wrong, so all are answered; the last if no request holds a byte any more.
+        """
         places = asyncio.Semaphore(CALM_CONCURRENCY)
 
         async def ask(asked: Conversation) -> Ending | None:
@@ -208,6 +212,7 @@ class Campaign:
 
         asked = {one.pictures: one for one in questions()}
         endings = await asyncio.gather(*map(ask, asked.values()))
+        endings.append(await self._witness(True, MAX_HELD_BYTE_COUNT))
         if set(endings) != {Ending.WHOLE}:
             self._ledger.check()
             raise AftermathError(f"in calm, requests ended with {Counter(endings)}")

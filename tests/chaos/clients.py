@@ -40,6 +40,8 @@ SLOW_READ_SECONDS = 0.02
 SLOW_READ_BYTE_COUNT = 4 * KIB
 PICTURE_SIZE = (448, 448)  # one tile
 PNG_HEADER_BYTE_COUNT = 33
+# More than the gateway lets each request hold without counting it.
+PADDING_BYTE_COUNT = 200 * KIB
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Plan:
 
     Attributes:
         is_fresh: whether nobody has seen the picture's file before; its pixels are known.
+        padding_byte_count: bytes that a fresh picture's file has beside the picture.
         leaves_after: seconds until the client goes away, if it does.
     """
 
@@ -57,6 +60,7 @@ class Plan:
     choice_count: int = 1
     source: Source = "data"
     is_fresh: bool = False
+    padding_byte_count: int = 0
     manner: Manner = "patient"
     leaves_after: float = 0.0
 
@@ -76,7 +80,9 @@ class Plan:
     def picture(self) -> bytes:
         """Returns the file of the picture, a PNG."""
         file = _file(self.conversation.pictures[0])
-        return _with_comment(file, str(self.number)) if self.is_fresh else file
+        if not self.is_fresh:
+            return file
+        return _with_comment(file, f"{self.number}".ljust(self.padding_byte_count))
 
 
 @functools.cache
@@ -108,6 +114,7 @@ def drawn_plan(seed: int, number: int, *, may_leave: bool = True) -> Plan:
         choice_count=draw.choice((1, 1, 1, 2)),
         source=draw.choices(sources, (7, 2, 1))[0],
         is_fresh=draw.random() < FRESH_SHARE,
+        padding_byte_count=draw.choice((0, PADDING_BYTE_COUNT)),
         manner=draw.choices(manners, (17, 2, 3))[0],
         leaves_after=draw.uniform(0.0, 1.0),
     )

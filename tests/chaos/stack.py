@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,6 +31,8 @@ DRAIN_SECONDS = 5.0
 REQUEST_SECONDS = 30.0
 # Small, so that a few dozen clients fill it.
 MAX_REQUEST_COUNT = 40
+# What the files of all requests may hold together, without the first 64 KiB of each request.
+MAX_HELD_BYTE_COUNT = 8 * MIB
 # 6 layers of keys and values, 2 heads of 64 float32: sequences wait for room, and are preempted.
 KV_TOKEN_COUNT = 8192
 KV_CACHE_BYTE_COUNT = KV_TOKEN_COUNT * 6 * 2 * 2 * 64 * 4
@@ -49,6 +52,7 @@ LLM_OPTIONS = (
 )
 GATEWAY_OPTIONS = (
     *("--max-request-count", str(MAX_REQUEST_COUNT)),
+    *("--max-held-byte-count", str(MAX_HELD_BYTE_COUNT)),
     *("--request-seconds", str(REQUEST_SECONDS), "--drain-seconds", str(DRAIN_SECONDS)),
     *("--allowed-private-hosts", f'["{LOOPBACK}"]'),
 )
@@ -147,19 +151,18 @@ async def running_stack(
     seed: int,
     *,
     gateway_options: Sequence[str] = (),
-    service_options: Sequence[str] = (),
 ) -> AsyncIterator[ChaosStack]:
     """Runs the three services; on leaving, all have ended, whatever state they were in.
 
     Args:
         folder: gets the logs.
         seed: of the proxies' chance.
-        gateway_options, service_options: further ones of the gateway, and of the two services.
+        gateway_options: further ones.
     """
-    options = [*VISION_OPTIONS, *service_options]
-    vision = ServiceProcess("vision_service", options, folder / "vision.log")
-    options = [*LLM_OPTIONS, *service_options]
-    llm = ServiceProcess("llm_service", options, folder / "llm.log")
+    key = _written_key(folder / "embedding.key")
+    signed = ("--embedding-key-file", str(key))
+    vision = ServiceProcess("vision_service", [*VISION_OPTIONS, *signed], folder / "vision.log")
+    llm = ServiceProcess("llm_service", [*LLM_OPTIONS, *signed], folder / "llm.log")
     async with AsyncExitStack() as exits:
         links: dict[LinkName, Proxy] = {
             "vision": await exits.enter_async_context(Proxy(vision.port, f"{seed}/v").running()),
@@ -175,3 +178,9 @@ async def running_stack(
         finally:
             for name in SERVICE_NAMES:
                 await stack.kill(name)
+
+
+def _written_key(path: Path) -> Path:
+    path.write_bytes(secrets.token_bytes(32))
+    path.chmod(0o600)
+    return path
