@@ -14,7 +14,6 @@ from tests.chaos.clients import Clients, Plan, Source, about_a_picture, question
 from tests.chaos.ledger import Ending
 from tests.chaos.stack import ChaosStack
 
-ROUND_COUNT = 2
 POLL_SECONDS = 0.05
 SOURCES: tuple[Source, Source] = ("data", "url")
 
@@ -44,19 +43,18 @@ class Bystanders:
         self._numbers = itertools.count()
 
     async def watch(self, attack: asyncio.Future[str] | None = None) -> Waits:
-        """Returns what they see while an attack lasts, and for two rounds at least."""
+        """Returns what they see in rounds of questions, until an attack is over; one at least."""
         waits = Waits()
         probes = [asyncio.create_task(one) for one in (self._live(waits), self._memory(waits))]
         try:
-            round_count = 0
-            while round_count < ROUND_COUNT or not (attack is None or attack.done()):
+            while True:
                 for plan in self._plans():
                     waits.answer_seconds.append(await self._seconds(plan))
-                round_count += 1
+                if attack is None or attack.done():
+                    return waits
         finally:
             for probe in probes:
                 probe.cancel()
-        return waits
 
     def _plans(self) -> list[Plan]:
         number = next(self._numbers)
