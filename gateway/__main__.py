@@ -9,6 +9,7 @@ import sys
 import structlog
 
 from gateway.app import running_gateway
+from gateway.descriptors import raise_descriptor_limit
 from gateway.memory import give_freed_memory_back
 from gateway.settings import Settings
 from protos.process import logs
@@ -31,6 +32,7 @@ async def serve(settings: Settings) -> None:
 
 def main() -> None:
     """Serves OpenAI HTTP until SIGTERM; exit status 1 when it cannot start."""
+    raise_descriptor_limit()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     give_freed_memory_back()

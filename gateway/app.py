@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 from aiohttp import web
 
 from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatLimits, ChatPipeline
+from gateway.connections import Connection, Connections
 from gateway.images import ImageFetcher, ImageLimits, open_session
-from gateway.keys import LLM, MEMORY, PIPELINE, POOLS, SETTINGS, TRAFFIC, VISION
+from gateway.keys import CONNECTIONS, LLM, MEMORY, PIPELINE, POOLS, SETTINGS, TRAFFIC, VISION
+from gateway.listening import listen
 from gateway.memory import Memory
 from gateway.pools import open_pools
 from gateway.services.channel import open_channel
@@ -33,13 +35,20 @@ SHUTDOWN_SECONDS = 1.0
 def create_app(settings: Settings) -> web.Application:
     """Returns the whole application; it opens its channels when it starts."""
     app = web.Application(
-        middlewares=[middlewares.identify, middlewares.account, middlewares.answer_errors],
+        middlewares=[
+            middlewares.attend,
+            middlewares.identify,
+            middlewares.account,
+            middlewares.answer_errors,
+            middlewares.keep_spare,
+        ],
     )
     app[SETTINGS] = settings
     app[TRAFFIC] = Traffic(settings.max_request_count)
     app[MEMORY] = Memory(settings.max_held_byte_count)
+    app[CONNECTIONS] = Connections(settings.connection_limits)
     app.cleanup_ctx.extend([_pools, _services])
-    app.on_response_prepare.append(middlewares.send_request_id)
+    app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
             web.post(
@@ -90,35 +99,31 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
 async def running_gateway(settings: Settings) -> AsyncIterator[int]:
     """Serves the application, and yields the port that was bound.
 
-    On leaving, chat requests in flight get `drain_seconds` to end; meanwhile /health/ready says no
-    and new ones are refused with 503.
+    On leaving, chat requests in flight get `drain_seconds` to end, and are told so if that is too
+    short; meanwhile /health/ready says no and new ones are refused with 503.
 
     Raises:
         OSError: the address cannot be bound.
     """
     app = create_app(settings)
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
+    await runner.setup()
+    assert runner.server
+    connect = partial(
+        Connection,
+        runner.server,
+        app[CONNECTIONS],
         access_log=None,
         logger=QUIET,
-        shutdown_timeout=SHUTDOWN_SECONDS,
         auto_decompress=False,  # compressed bodies are refused
     )
-    await runner.setup()
     try:
-        await _listen(runner, settings.host, settings.port)
-        yield runner.addresses[0][1]
-        await app[TRAFFIC].drain(settings.drain_seconds)
+        with ExitStack() as exits:
+            listeners = await listen(settings.host, settings.port)
+            for listener in listeners:
+                exits.enter_context(listener)
+            async with app[CONNECTIONS].served(listeners, connect):
+                yield listeners[0].getsockname()[1]
+                await app[TRAFFIC].drain(settings.drain_seconds)
     finally:
         await runner.cleanup()
-
-
-async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        number = error.errno or 0
-        # A name that does not resolve has a number of its own kind, below 0.
-        reason = os.strerror(number) if number > 0 else error.strerror
-        raise OSError(f"cannot listen on {host}:{port}: {reason}") from error

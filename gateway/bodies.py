@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 
-from gateway.data_urls import AttachmentLimits, Body, BodyReader
+from gateway.data_urls import Body, BodyReader, ContentLimits
 from gateway.memory import Share
 
 
@@ -18,12 +18,12 @@ class BodyLimits:
     Attributes:
         max_byte_count: its largest size.
         seconds: longest time for it to arrive.
-        attachments: the images in it.
+        content: what it may hold.
     """
 
     max_byte_count: int
     seconds: float
-    attachments: AttachmentLimits
+    content: ContentLimits
 
 
 async def expect_nothing(_: web.Request) -> None:
@@ -36,6 +36,7 @@ async def receive(request: web.Request, limits: BodyLimits, share: Share) -> Bod
     Raises:
         HTTPException: 408, 413, 415 or 417.
         InvalidArgumentError: it has too many images, or is no JSON.
+        ContextLengthError: it has too much text.
         OverloadedError: all requests together hold too much.
     """
     _check_encoding(request)
@@ -50,7 +51,7 @@ async def receive(request: web.Request, limits: BodyLimits, share: Share) -> Bod
 
 
 async def _read(request: web.Request, limits: BodyLimits, share: Share) -> Body:
-    reader = BodyReader(limits.attachments, share)
+    reader = BodyReader(limits.content, share)
     byte_count = 0
     async for data in request.content.iter_any():
         byte_count += len(data)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from gateway.memory import HeldFile, Share
 from protos.errors import (
+    ContextLengthError,
     ImageTooLargeError,
     InvalidArgumentError,
     InvalidImageError,
@@ -186,9 +187,10 @@ class Body:
 
 
 @dataclass(frozen=True)
-class AttachmentLimits:
-    """How many images may be attached to a body, and how large a file may be."""
+class ContentLimits:
+    """What a body may hold: bytes of text, attached images, bytes of an image's file."""
 
+    max_text_byte_count: int
     max_image_count: int
     max_image_byte_count: int
 
@@ -200,7 +202,7 @@ class BodyReader:
     image, and this only for the piece that a socket gives.
     """
 
-    def __init__(self, limits: AttachmentLimits, share: Share) -> None:
+    def __init__(self, limits: ContentLimits, share: Share) -> None:
         self._limits = limits
         self._share = share
         self._text = bytearray()
@@ -214,6 +216,7 @@ class BodyReader:
 
         Raises:
             InvalidArgumentError: there are too many images, or it is not JSON.
+            ContextLengthError: there is too much text.
             OverloadedError: all requests together hold too much.
         """
         self._pending += data
@@ -265,6 +268,12 @@ class BodyReader:
         return self._image is None
 
     def _keep(self, text: bytes) -> None:
+        byte_count = len(self._text) + len(text)
+        if byte_count > self._limits.max_text_byte_count:
+            raise ContextLengthError(
+                f"the request has {byte_count} bytes of text or more;"
+                f" the limit is {self._limits.max_text_byte_count}"
+            )
         self._share.take(len(text))
         self._text += text
 

@@ -86,11 +86,12 @@ async def _stream(
     first = await anext(events)
     response = web.StreamResponse(headers=STREAM_HEADERS)
     await response.prepare(request)
-    await response.write(answer.opening() + answer.event(first))
     try:
-        async for event in events:
-            if data := answer.event(event):
-                await response.write(data)
+        with request.app[TRAFFIC].cut_short():
+            await response.write(answer.opening() + answer.event(first))
+            async for event in events:
+                if data := answer.event(event):
+                    await response.write(data)
     except ServiceError as error:
         request[RECORD].error = error.reason
         await response.write(error_event(error))
@@ -106,9 +107,7 @@ async def _collect(
     answer = WholeAnswer(_head(request, chat))
     async for event in events:
         answer.add(event)
-    # In a thread: log probabilities may be a million objects.
-    body = await request.app[POOLS].json.run(answer.body)
-    return web.Response(body=body, content_type="application/json", charset="utf-8")
+    return web.Response(body=answer.body(), content_type="application/json", charset="utf-8")
 
 
 def _head(request: web.Request, chat: ChatCompletionRequest) -> AnswerHead:

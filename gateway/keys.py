@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.chat import ChatPipeline, RequestRecord
+from gateway.connections import Connections
 from gateway.memory import Memory
 from gateway.pools import Pools
 from gateway.services.llm import LLMClient
@@ -16,6 +17,7 @@ SETTINGS = web.AppKey("settings", Settings)
 TRAFFIC = web.AppKey("traffic", Traffic)
 MEMORY = web.AppKey("memory", Memory)
 POOLS = web.AppKey("pools", Pools)
+CONNECTIONS = web.AppKey("connections", Connections)
 PIPELINE = web.AppKey("pipeline", ChatPipeline)
 VISION = web.AppKey("vision", VisionClient)
 LLM = web.AppKey("llm", LLMClient)

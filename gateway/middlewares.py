@@ -6,14 +6,16 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from typing import cast
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.chat import RequestRecord
-from gateway.keys import RECORD, REQUEST_ID
+from gateway.connections import SERVER_NAME, Connection
+from gateway.keys import CONNECTIONS, RECORD, REQUEST_ID
 from gateway.openai.errors import error_response, http_error_response
-from protos.errors import InvalidArgumentError, ServiceError
+from protos.errors import InvalidArgumentError, ServiceError, UnavailableError
 from protos.process.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
 
 logger = structlog.get_logger()
@@ -22,6 +24,36 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # What nginx logs when the client went away before the answer.
 CLIENT_CLOSED_REQUEST = 499
+
+
+HEALTH_PATH = "/health/"
+
+
+@web.middleware
+async def attend(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tells the request's connection that it is at work."""
+    connection = _connection(request)
+    connection.begin(request)
+    response = await handler(request)
+    if connection.is_spare:
+        response.force_close()
+    return response
+
+
+@web.middleware
+async def keep_spare(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuses all but health checks on connections beyond their limit."""
+    if _connection(request).is_spare and not request.path.startswith(HEALTH_PATH):
+        connections = request.app[CONNECTIONS]
+        raise UnavailableError(
+            f"{len(connections)} connections are open; the limit is {connections.limits.max_count}",
+            retry_after=1,
+        )
+    return await handler(request)
+
+
+def _connection(request: web.Request) -> Connection:
+    return cast(Connection, request.protocol)
 
 
 @web.middleware
@@ -33,8 +65,9 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     return await handler(request)
 
 
-async def send_request_id(request: web.Request, response: web.StreamResponse) -> None:
-    """Adds the request id to an answer that is about to be sent."""
+async def sign(request: web.Request, response: web.StreamResponse) -> None:
+    """Says in the head of an answer who sends it, and to which request."""
+    response.headers[hdrs.SERVER] = SERVER_NAME
     if REQUEST_ID in request:
         response.headers[REQUEST_ID_KEY] = request[REQUEST_ID]
 
@@ -53,7 +86,7 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         resource = request.match_info.route.resource
         route = resource.canonical if resource else "none"
-        log = logger.debug if route.startswith("/health/") else logger.info
+        log = logger.debug if route.startswith(HEALTH_PATH) else logger.info
         costs = {key: value for key, value in asdict(record).items() if key != "arrival"}
         log("request", route=route, status=status, total_seconds=record.elapsed(), **costs)
     return response

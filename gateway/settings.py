@@ -9,7 +9,9 @@ from pydantic_settings import SettingsConfigDict
 
 from gateway.addresses import AddressPolicy
 from gateway.bodies import BodyLimits
-from gateway.data_urls import AttachmentLimits
+from gateway.connections import ConnectionLimits
+from gateway.data_urls import ContentLimits
+from gateway.descriptors import default_connection_count, most_connections
 from protos.process.settings import GIB, MIB, ServingSettings
 
 
@@ -32,6 +34,8 @@ class Settings(ServingSettings):
     """Hosts and networks (JSON list) that image URLs may lead to though they are not public."""
     max_body_byte_count: int = Field(default=64 * MIB, ge=1)
     """Largest request body, in bytes."""
+    max_text_byte_count: int = Field(default=4 * MIB, ge=1)
+    """Most bytes of a request body without the images that it holds as data URLs."""
     max_image_byte_count: int = Field(default=20 * MIB, ge=1)
     """Largest image file, in bytes."""
     max_total_image_byte_count: int = Field(default=128 * MIB, ge=1)
@@ -45,6 +49,14 @@ class Settings(ServingSettings):
     max_held_byte_count: int = Field(default=3 * GIB, ge=1)
     """Most bytes of bodies and image files that all requests hold together, without the first
     64 KiB of each; further ones are refused with 429. The process may take a third more."""
+    max_connection_count: int = Field(default_factory=default_connection_count, ge=1)
+    """Most connections of clients; a further one takes the place of the longest idle one. By
+    default 4096, or what the limit of open files has room for."""
+    header_seconds: float = Field(default=30.0, gt=0)
+    """Longest time for a request's head to arrive, from its first byte."""
+    idle_seconds: float = Field(default=30.0, gt=0)
+    """Longest time that a connection may stay open without a request, or without reading on in the
+    end of an answer. Behind a load balancer: more than its own."""
     body_seconds: float = Field(default=30.0, gt=0)
     """Longest time for a request's body to arrive."""
     image_fetch_seconds: float = Field(default=10.0, gt=0)
@@ -59,6 +71,13 @@ class Settings(ServingSettings):
             raise ValueError(f"{root} is not a folder")
         return root
 
+    @field_validator("max_connection_count")
+    @classmethod
+    def _fits(cls, count: int) -> int:
+        if count > (most := most_connections()):
+            raise ValueError(f"{count} connections; the limit of open files has room for {most}")
+        return count
+
     @field_validator("allowed_private_hosts")
     @classmethod
     def _parsable(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -68,8 +87,15 @@ class Settings(ServingSettings):
     @property
     def body_limits(self) -> BodyLimits:
         """What the body of a request may cost."""
-        attachments = AttachmentLimits(self.max_image_count, self.max_image_byte_count)
-        return BodyLimits(self.max_body_byte_count, self.body_seconds, attachments)
+        content = ContentLimits(
+            self.max_text_byte_count, self.max_image_count, self.max_image_byte_count
+        )
+        return BodyLimits(self.max_body_byte_count, self.body_seconds, content)
+
+    @property
+    def connection_limits(self) -> ConnectionLimits:
+        """What clients may hold."""
+        return ConnectionLimits(self.max_connection_count, self.header_seconds, self.idle_seconds)
 
     @property
     def address_policy(self) -> AddressPolicy:

@@ -23,7 +23,7 @@ from vision_service.checkpoint import CheckpointError, VisionConfig
 from vision_service.encoder import ImageEncoder, ModelInfo
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine
-from vision_service.preprocessor import Preprocessor
+from vision_service.preprocessor import Preprocessor, PreprocessorLimits
 from vision_service.recipe import recipe_sha256
 from vision_service.servicer import SERVICE_NAME, VisionServicer
 from vision_service.settings import Settings
@@ -69,14 +69,9 @@ def load(settings: Settings) -> tuple[VisionConfig, VisionEngine]:
 async def open_service(
     settings: Settings, config: VisionConfig, engine: VisionEngine
 ) -> AsyncIterator[Service]:
-    """Yields the service over a warm engine; on leaving, its threads end."""
+    """Yields the service over a warm engine; on leaving, its threads and processes end."""
     info = model_info(settings, config, engine)
-    preprocessor = Preprocessor(
-        tile_size=config.tile_size,
-        max_pixel_count=settings.max_image_pixel_count,
-        worker_count=settings.preprocess_worker_count,
-        max_image_count=settings.max_preprocessing_image_count,
-    )
+    preprocessor = Preprocessor(config.tile_size, preprocessor_limits(settings))
     batcher = TileBatcher(
         engine,
         max_batch_tile_count=settings.max_batch_tile_count,
@@ -85,20 +80,29 @@ async def open_service(
     cache = EmbeddingCache(settings.cache_byte_count)
     key = read_embedding_key(settings)
     servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache, key))
-    try:
-        async with batcher:
-            yield Service(
-                name=SERVICE_NAME,
-                register=functools.partial(
-                    vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer
-                ),
-                is_healthy=batcher.is_healthy,
-                max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
-                max_call_count=settings.max_call_count,
-                reflection=settings.reflection,
-            )
-    finally:
-        preprocessor.close()
+    async with batcher, preprocessor:
+        yield Service(
+            name=SERVICE_NAME,
+            register=functools.partial(
+                vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer
+            ),
+            is_healthy=batcher.is_healthy,
+            is_ready=preprocessor.is_ready,
+            max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
+            max_call_count=settings.max_call_count,
+            reflection=settings.reflection,
+        )
+
+
+def preprocessor_limits(settings: Settings) -> PreprocessorLimits:
+    """Returns what images may take."""
+    return PreprocessorLimits(
+        worker_count=settings.preprocess_worker_count,
+        max_image_count=settings.max_preprocessing_image_count,
+        max_pixel_count=settings.max_image_pixel_count,
+        max_decode_byte_count=settings.max_decode_byte_count,
+        max_decode_seconds=settings.max_decode_seconds,
+    )
 
 
 def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -> ModelInfo:

@@ -1,61 +1,133 @@
-"""The preprocessor: the threads that decode and tile images, and how many images may wait."""
+"""The preprocessor: images on their way to tiles, and the workers that decode them."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-from protos.errors import OverloadedError
-from vision_service.tiling import TiledImage, tile_file
+from protos.errors import ImageTooLargeError, OverloadedError
+from vision_service.decoding.cost import Cost, CostModel
+from vision_service.decoding.headers import Header, read_header
+from vision_service.decoding.messages import Order
+from vision_service.decoding.seat import WorkerSeat
+from vision_service.decoding.shared import TilesFiles
+from vision_service.decoding.structure import check_runs
+from vision_service.decoding.waiting import Job, WaitingLine
+from vision_service.tiling import TiledImage, check_size
 
 RETRY_AFTER_SECONDS = 1.0
 
 
-class Preprocessor:
-    """Tiles images on worker threads (Pillow lets go of the interpreter while it works).
+@dataclass(frozen=True)
+class PreprocessorLimits:
+    """What images may take.
 
-    Its own state is touched by the event loop's thread alone.
+    Attributes:
+        worker_count: processes that decode, one image each at a time.
+        max_image_count: most images that wait or are being decoded.
+        max_pixel_count: of an image.
+        max_decode_byte_count: memory of all decodes together.
+        max_decode_seconds: CPU time for an image of max_pixel_count.
     """
 
-    def __init__(
-        self, *, tile_size: int, max_pixel_count: int, worker_count: int, max_image_count: int
-    ) -> None:
-        self._tile_file = functools.partial(
-            tile_file, tile_size=tile_size, max_pixel_count=max_pixel_count
-        )
-        self._pool = ThreadPoolExecutor(worker_count, thread_name_prefix="preprocess")
-        self._max_image_count = max_image_count
-        self._image_count = 0
+    worker_count: int
+    max_image_count: int
+    max_pixel_count: int
+    max_decode_byte_count: int
+    max_decode_seconds: float
+
+
+class Preprocessor:
+    """Tiles images in worker processes. Use as an async context manager.
+
+    All its state belongs to the event loop's thread.
+    """
+
+    def __init__(self, tile_size: int, limits: PreprocessorLimits) -> None:
+        self._tile_size = tile_size
+        self._limits = limits
+        self._costs = CostModel(tile_size, limits.max_pixel_count, limits.max_decode_seconds)
+        # Of one worker, large images may have it.
+        max_large_count = max(1, limits.worker_count // 2)
+        self._line = WaitingLine(limits.max_decode_byte_count, max_large_count)
+        self._pending: set[asyncio.Future[tuple[TiledImage, float]]] = set()
+        # These threads outlive the processes that they start: Linux ends those with them.
+        self._threads = ThreadPoolExecutor(limits.worker_count, thread_name_prefix="decoders")
+        # One that is filled, and one that the engine reads, for each.
+        tiles_files = TilesFiles(max_kept_count=2 * limits.worker_count)
+        self._seats = [
+            WorkerSeat(self._line, self._order, tiles_files, self._threads)
+            for _ in range(limits.worker_count)
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Preprocessor:
+        self._tasks = [asyncio.create_task(seat.work()) for seat in self._seats]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False)
+        for done in self._pending:
+            done.cancel()
+
+    def is_ready(self) -> bool:
+        """Whether a worker is free, or will be in time."""
+        return any(seat.is_in_time() for seat in self._seats)
 
     async def tile(self, data: bytes, max_tile_count: int) -> tuple[TiledImage, float]:
         """Returns the tiled image and the seconds that the work took, waiting not counted.
 
         Raises:
             OverloadedError: max_image_count images are waiting or being tiled.
-            InvalidImageError, ImageTooLargeError: as `tiling.tile_file`.
+            InvalidImageError: not an image, damaged, or made to be slow.
+            ImageTooLargeError: too many pixels, or too much memory or time to decode.
+            UnavailableError: its worker was killed by somebody else.
         """
-        if self._image_count >= self._max_image_count:
+        if len(self._pending) >= self._limits.max_image_count:
             raise OverloadedError(
-                f"{self._image_count} images wait to be decoded; "
-                f"the limit is {self._max_image_count}",
+                f"{len(self._pending)} images wait to be decoded; "
+                f"the limit is {self._limits.max_image_count}",
                 retry_after=RETRY_AFTER_SECONDS,
             )
-        self._image_count += 1
+        done = asyncio.get_running_loop().create_future()
+        self._pending.add(done)
         try:
-            # A cancelled request that still waits for a thread leaves the pool's queue.
-            return await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._timed, data, max_tile_count
-            )
+            header, cost = await asyncio.to_thread(self._weigh, data, max_tile_count)
+            return await self._tiled(Job(data, header, max_tile_count, cost, done))
         finally:
-            self._image_count -= 1
+            self._pending.discard(done)
 
-    def close(self) -> None:
-        """Lets the threads end."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+    def _weigh(self, data: bytes, max_tile_count: int) -> tuple[Header, Cost]:
+        header = read_header(data)
+        check_size(header.width, header.height, self._limits.max_pixel_count)
+        check_runs(header, len(data))
+        cost = self._costs.cost(header, len(data), max_tile_count)
+        if cost.memory_byte_count > self._limits.max_decode_byte_count:
+            raise ImageTooLargeError(
+                f"decoding the image takes up to {cost.memory_byte_count} bytes; "
+                f"the limit is {self._limits.max_decode_byte_count}",
+                field="image",
+            )
+        return header, cost
 
-    def _timed(self, data: bytes, max_tile_count: int) -> tuple[TiledImage, float]:
-        started = time.perf_counter()
-        tiled = self._tile_file(data, max_tile_count=max_tile_count)
-        return tiled, time.perf_counter() - started
+    async def _tiled(self, job: Job) -> tuple[TiledImage, float]:
+        self._line.put(job)
+        try:
+            return await job.done
+        finally:
+            self._line.remove(job)  # a cancelled request may still be in it
+
+    def _order(self, job: Job) -> Order:
+        return Order(
+            file_byte_count=len(job.data),
+            format=job.header.format,
+            tile_size=self._tile_size,
+            max_tile_count=job.max_tile_count,
+            max_pixel_count=self._limits.max_pixel_count,
+            cpu_seconds=job.cost.cpu_seconds,
+            memory_byte_count=job.cost.memory_byte_count,
+        )

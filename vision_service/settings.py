@@ -27,6 +27,10 @@ LARGEST_BATCH_TILE_COUNT = 1024
 LARGEST_IMAGE_BYTE_COUNT = GIB
 LARGEST_CALL_COUNT = 65_536
 
+# An image of no size takes this much.
+LEAST_DECODE_BYTE_COUNT = 64 * MIB
+LARGEST_DECODE_SECONDS = 3600.0
+
 EngineName = Literal["torch", "tensorrt"]
 
 
@@ -77,14 +81,24 @@ class Settings(EngineSettings):
     max_queued_tile_count: int = Field(default=512, ge=LARGEST_TILE_CAP + 1)
     """Most tiles that wait for the engine or are in it; more are refused. One is 0.6 MB."""
     preprocess_worker_count: int = Field(default=4, ge=1)
-    """Threads that decode and tile images."""
+    """Processes that decode and tile images, one at a time each. Large images, of 16 megapixels and
+    more, may have half of them."""
     max_preprocessing_image_count: int = Field(default=256, ge=1)
-    """Most images that wait for these threads or are in them; more are refused."""
+    """Most images that wait for these processes or are in them; more are refused."""
+    max_decode_byte_count: int = Field(default=2 * GIB, ge=LEAST_DECODE_BYTE_COUNT)
+    """Memory that all decodes may take together, in bytes. What an image takes is told from its
+    header: 4 to 16 bytes a pixel, by its format. It waits until that is free; one that never fits
+    is refused, and none gets more than that. 2 GiB are two of the largest WebP files and two
+    photos. Not in it: of each process 30 MB and up to
+    128 MiB that it has freed and kept, the files, and the tiles (max_queued_tile_count)."""
+    max_decode_seconds: float = Field(default=10.0, gt=0, le=LARGEST_DECODE_SECONDS)
+    """CPU time, in seconds, that an image of max_image_pixel_count may take; a smaller one gets a
+    share by its pixels, and each 1 s besides. One that takes longer, or four times that on the
+    clock, is refused, and its process is replaced."""
     max_image_byte_count: int = Field(default=20 * MIB, ge=1, le=LARGEST_IMAGE_BYTE_COUNT)
     """Largest accepted image file, in bytes."""
     max_image_pixel_count: int = Field(default=40_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
-    """Largest accepted image, in pixels (width x height); decoding takes up to 8 bytes for each, on
-    every preprocessing thread."""
+    """Largest accepted image, in pixels (width x height)."""
     max_call_count: int = Field(default=512, ge=1, le=LARGEST_CALL_COUNT)
     """Most calls at a time; each holds its image file. More are refused."""
     cache_byte_count: int = Field(default=256 * MIB, ge=0)

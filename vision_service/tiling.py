@@ -20,7 +20,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from protos.errors import ImageTooLargeError, InvalidImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+NOT_AN_IMAGE = f"the image is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
 MIN_EDGE = 2
+# Only PNG and BMP can say more, and no camera does. Resizing takes memory for each row.
+MAX_EDGE = 65_535
+# The model sees a strip as at most 64 tiles in a row. One that is sixteen times longer is a smear.
+MAX_ASPECT_RATIO = 1000
 # What Pillow's decoders raise on damaged files: the first three were seen with mutated files, the
 # others are those that Pillow itself (ImageFile, PngImagePlugin) catches around a decoder.
 DECODE_ERRORS = (
@@ -97,8 +102,8 @@ def tile_file(
         max_pixel_count: most pixels of the image.
 
     Raises:
-        InvalidImageError: not a file of FORMATS, damaged, or an edge below MIN_EDGE.
-        ImageTooLargeError: the header says more than max_pixel_count pixels.
+        InvalidImageError: not a file of FORMATS, or damaged; or as `check_size`.
+        ImageTooLargeError: as `check_size`.
     """
     image = decode(data, max_pixel_count)
     grid = choose_grid(image.width, image.height, max_tile_count, tile_size)
@@ -112,19 +117,17 @@ def decode(data: bytes, max_pixel_count: int) -> Image.Image:
         InvalidImageError, ImageTooLargeError: as `tile_file`.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.width, image.height, max_pixel_count)
-            image.load()
-            # Otherwise Pillow would look for a transparent colour, which RGB does not have.
-            image.info.pop("transparency", None)
-            orientation = _orientation(image)
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-            del image  # so that at most two copies of the pixels are in memory
-            return _upright(rgb, orientation)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        check_size(image.width, image.height, max_pixel_count)
+        image.load()
+        # Otherwise Pillow would look for a transparent colour, which RGB does not have.
+        image.info.pop("transparency", None)
+        orientation = _orientation(image)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        del image  # so that at most two copies of the pixels are in memory
+        return _upright(rgb, orientation)
     except UnidentifiedImageError as error:
-        raise InvalidImageError(
-            f"the image is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file", field="image"
-        ) from error
+        raise InvalidImageError(NOT_AN_IMAGE, field="image") from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(
             f"the image has far more pixels than the limit of {max_pixel_count}", field="image"
@@ -155,8 +158,15 @@ def cut(image: Image.Image, grid: Grid, tile_size: int) -> UInt8Array:
 
     The image is resized to the whole grid once (its aspect ratio is not kept), then cut.
     """
-    size = (tile_size * grid.column_count, tile_size * grid.row_count)
     tiles = np.empty((grid.tile_count, 3, tile_size, tile_size), dtype=np.uint8)
+    cut_into(tiles, image, grid)
+    return tiles
+
+
+def cut_into(tiles: UInt8Array, image: Image.Image, grid: Grid) -> None:
+    """Fills the tiles, [grid.tile_count, 3, tile_size, tile_size], as `cut`."""
+    tile_size = tiles.shape[-1]
+    size = (tile_size * grid.column_count, tile_size * grid.row_count)
     for channel, plane in enumerate(_planes(image, size)):
         cells = plane.reshape(grid.row_count, tile_size, grid.column_count, tile_size)
         # [rows, y, columns, x] -> [rows x columns, y, x]
@@ -164,7 +174,38 @@ def cut(image: Image.Image, grid: Grid, tile_size: int) -> UInt8Array:
         tiles[: grid.cell_count, channel] = cells
     if grid.cell_count > 1:
         tiles[-1] = _planes(image, (tile_size, tile_size))
-    return tiles
+
+
+def check_size(width: int, height: int, max_pixel_count: int) -> None:
+    """Refuses what cannot be tiled, or what is too large.
+
+    Raises:
+        InvalidImageError: an edge below MIN_EDGE, or a strip beyond MAX_ASPECT_RATIO.
+        ImageTooLargeError: over max_pixel_count pixels, or an edge over MAX_EDGE.
+    """
+    shortest, longest = sorted((width, height))
+    if shortest < MIN_EDGE:
+        raise InvalidImageError(
+            f"the image is {width}x{height} pixels; each edge must be {MIN_EDGE} or more",
+            field="image",
+        )
+    if width * height > max_pixel_count:
+        raise ImageTooLargeError(
+            f"the image has {width}x{height} = {width * height} pixels; "
+            f"the limit is {max_pixel_count}",
+            field="image",
+        )
+    if longest > MAX_EDGE:
+        raise ImageTooLargeError(
+            f"the image is {width}x{height} pixels; the limit of an edge is {MAX_EDGE}",
+            field="image",
+        )
+    if longest > MAX_ASPECT_RATIO * shortest:
+        raise InvalidImageError(
+            f"the image is {width}x{height} pixels; "
+            f"an edge may be {MAX_ASPECT_RATIO} times as long as the other",
+            field="image",
+        )
 
 
 @functools.lru_cache
@@ -180,20 +221,6 @@ def _planes(image: Image.Image, size: tuple[int, int]) -> list[UInt8Array]:
     # Pillow splits the channels faster than numpy transposes them.
     resized = image.resize(size, Image.Resampling.BICUBIC)
     return [np.asarray(plane) for plane in resized.split()]
-
-
-def _check_size(width: int, height: int, max_pixel_count: int) -> None:
-    if min(width, height) < MIN_EDGE:
-        raise InvalidImageError(
-            f"the image is {width}x{height} pixels; each edge must be {MIN_EDGE} or more",
-            field="image",
-        )
-    if width * height > max_pixel_count:
-        raise ImageTooLargeError(
-            f"the image has {width}x{height} = {width * height} pixels; "
-            f"the limit is {max_pixel_count}",
-            field="image",
-        )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -61,25 +61,28 @@ class WholeAnswer:
             self._choices[event.index].add(event)
 
     def body(self) -> bytes:
-        """Returns the JSON of the answer; log probabilities may make it a second's work.
+        """Returns the JSON of the answer.
 
         Raises:
             ServiceError: an event is missing.
         """
         if self._usage is None or len(self._choices) != self._head.choice_count:
             raise ServiceError("the LLM service left out a choice or the usage")
-        choices = [self._choices[index].json(index) for index in sorted(self._choices)]
-        whole = self._head.json("chat.completion")
-        whole |= {"choices": choices, "usage": _usage(self._usage)}
-        return json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
+        head = _text(self._head.json("chat.completion")).removesuffix("}")
+        choices = ",".join(self._choices[index].json(index) for index in sorted(self._choices))
+        return f'{head},"choices":[{choices}],"usage":{_text(_usage(self._usage))}}}'.encode()
 
 
 @dataclass
 class _CollectedChoice:
-    """What has come of one choice."""
+    """What has come of one choice.
+
+    Log probabilities are JSON at once: as objects they would take ten times the memory, and
+    writing a million of them at the end would hold the interpreter's lock for a second.
+    """
 
     texts: list[str] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
+    logprobs: list[str] = field(default_factory=list)
     reason: FinishReason | None = None
 
     def add(self, event: TextDelta | Finished) -> None:
@@ -87,17 +90,18 @@ class _CollectedChoice:
             self.reason = event.reason
         else:
             self.texts.append(event.text)
-            self.logprobs.extend(event.logprobs)
+            self.logprobs.extend(_text(_token_with_top(logprob)) for logprob in event.logprobs)
 
-    def json(self, index: int) -> JSONObject:
+    def json(self, index: int) -> str:
         if self.reason is None:
             raise ServiceError(f"the LLM service did not finish choice {index}")
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": "".join(self.texts), "refusal": None},
-            "logprobs": _logprobs(self.logprobs),
-            "finish_reason": self.reason,
-        }
+        message = {"role": "assistant", "content": "".join(self.texts), "refusal": None}
+        tokens = ",".join(self.logprobs)
+        logprobs = f'{{"content":[{tokens}],"refusal":null}}' if tokens else "null"
+        return (
+            f'{{"index":{index},"message":{_text(message)},"logprobs":{logprobs},'
+            f'"finish_reason":{_text(self.reason)}}}'
+        )
 
 
 class StreamedAnswer:
@@ -171,6 +175,10 @@ def _event(data: JSONObject) -> bytes:
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
+def _text(value: JSONObject | str) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def _usage(usage: Usage) -> JSONObject:
     return {
         "prompt_tokens": usage.prompt_token_count,
@@ -184,11 +192,12 @@ def _usage(usage: Usage) -> JSONObject:
 
 
 def _logprobs(logprobs: Iterable[TokenLogprob]) -> JSONObject | None:
-    content = [
-        _token(logprob) | {"top_logprobs": [_token(top) for top in logprob.top]}
-        for logprob in logprobs
-    ]
+    content = [_token_with_top(logprob) for logprob in logprobs]
     return {"content": content, "refusal": None} if content else None
+
+
+def _token_with_top(logprob: TokenLogprob) -> JSONObject:
+    return _token(logprob) | {"top_logprobs": [_token(top) for top in logprob.top]}
 
 
 def _token(logprob: TokenLogprob) -> JSONObject:

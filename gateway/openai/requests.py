@@ -17,10 +17,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import PydanticCustomError
 
-from gateway.openai.refusals import UNSUPPORTED, refusal
-from protos.errors import InvalidArgumentError
+from gateway.openai.json_limits import read_json
+from gateway.openai.refusals import MAX_SHOWN_LENGTH, UNSUPPORTED, refusal
 
 # Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
 # every entry, and a small body of half a million bad ones would take seconds and gigabytes.
@@ -91,6 +91,18 @@ class RequestModel(BaseModel):
     """A JSON object of a request: unknown fields and values of another JSON type are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_many(cls, value: object) -> object:
+        # Pydantic would collect an error for each unknown field.
+        if isinstance(value, dict) and len(value) > len(cls.model_fields):
+            known = {field.alias or name for name, field in cls.model_fields.items()}
+            name = next(name for name in value if name not in known)
+            message = "this server does not know the field '{name}'"
+            context = {"field": name, "name": name[:MAX_SHOWN_LENGTH]}
+            raise PydanticCustomError("unknown_field", message, context)
+        return value
 
     def at(self, path: str) -> Any:
         """Returns what stands at a JSON path of names, e.g. "stop"; None where nothing does."""
@@ -335,8 +347,6 @@ def parse_chat_request(body: bytes) -> ChatCompletionRequest:
         UnsupportedFieldError: a field asks for something of OpenAI's that we do not serve.
     """
     try:
-        return ChatCompletionRequest.model_validate(from_json(body, allow_inf_nan=False))
+        return ChatCompletionRequest.model_validate(read_json(body))
     except ValidationError as error:
         raise refusal(error.errors(include_url=False)[0]) from None
-    except ValueError as error:
-        raise InvalidArgumentError("the body is not valid JSON") from error

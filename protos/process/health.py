@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -11,17 +12,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Response = health_pb2.HealthCheckResponse
+POLL_SECONDS = 0.5
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it has no types
-    """SERVING for the names it knows, then NOT_SERVING for good.
+    """SERVING for the names it knows, as long as it is ready, then NOT_SERVING for good.
 
     gRPC's own servicer does not tell a watcher of a change once another watcher has left, and its
     watches never end.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], is_ready: Callable[[], bool]) -> None:
         self._names = names
+        self._is_ready = is_ready
         self._draining = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -36,11 +39,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it
     ) -> AsyncIterator[Any]:
         """Tells the status of a service and each change of it, until `end_watches`."""
         if request.service in self._names:
-            told = self._status
-            yield Response(status=told)
-            if told == Response.SERVING:
-                await self._draining.wait()
-                yield Response(status=self._status)
+            async for status in self._changes():
+                yield Response(status=status)
         else:
             yield Response(status=Response.SERVICE_UNKNOWN)
         await self._over.wait()
@@ -53,6 +53,17 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it
         """Ends the calls of those who watch: they never hang up by themselves."""
         self._over.set()
 
+    async def _changes(self) -> AsyncIterator[int]:
+        told = None
+        while not self._draining.is_set():
+            if told != self._status:
+                yield (told := self._status)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._draining.wait(), POLL_SECONDS)
+        if told != self._status:
+            yield self._status
+
     @property
     def _status(self) -> int:
-        return int(Response.NOT_SERVING if self._draining.is_set() else Response.SERVING)
+        serves = self._is_ready() and not self._draining.is_set()
+        return int(Response.SERVING if serves else Response.NOT_SERVING)

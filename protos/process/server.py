@@ -43,6 +43,7 @@ class Service:
         name: full name in the protos, e.g. "internvl.v1.VisionService".
         register: adds the servicer to a server.
         is_healthy: whether the engine behind it still works; polled.
+        is_ready: whether it can take calls now; health is NOT_SERVING while it cannot.
         max_message_byte_count: largest request message.
         max_call_count: most calls of it at a time; more are RESOURCE_EXHAUSTED.
         reflection: whether the server tells what its services look like.
@@ -51,6 +52,7 @@ class Service:
     name: str
     register: Callable[[grpc.aio.Server], None]
     is_healthy: Callable[[], bool]
+    is_ready: Callable[[], bool] = lambda: True
     max_message_byte_count: int = DEFAULT_MAX_MESSAGE_BYTE_COUNT
     max_call_count: int = DEFAULT_MAX_CALL_COUNT
     reflection: bool = True
@@ -72,7 +74,7 @@ async def running_server(
     interceptor = CallInterceptor(service.max_call_count)
     server = _make_server(service, interceptor)
     service.register(server)
-    health = HealthServicer(("", service.name))
+    health = HealthServicer(("", service.name), service.is_ready)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if service.reflection:
         names = (service.name, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)

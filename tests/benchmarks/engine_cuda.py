@@ -11,9 +11,7 @@ import faulthandler
 import gc
 import os
 import shlex
-import shutil
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -36,13 +34,10 @@ from tests.benchmarks.engine_parts import Sizes, Subject
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report, ReportBook
 from tests.benchmarks.serving import LoadSizes, Setup, serving
-from tests.benchmarks.shapes import FAMILIES, write_shape
+from tests.benchmarks.shapes import FAMILIES, open_shape
 
 TITLE = "The torch engine on one GPU, random weights"
 PART_SECONDS = 180.0
-SHARED_MEMORY = Path("/dev/shm")
-# The largest checkpoint has 16 GiB, and the processes that read it need room as well.
-LEAST_SHARED_MEMORY = 20 * GIB
 ENGINE_PARTS: Mapping[str, Callable[[Subject], Awaitable[list[Report]]]] = {
     "decode": engine_parts.decode,
     "prefill": engine_parts.prefill,
@@ -192,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     book = ReportBook(options.out, "engine_cuda", TITLE)
     failures: list[str] = []
     for shape in options.shape:
-        with _checkpoint(options.checkpoints, shape, options.device, options.tiny) as checkpoint:
+        with open_shape(options.checkpoints, shape, options.device, options.tiny) as checkpoint:
             scale = TINY if options.tiny else WHOLE
             bench = Bench(shape, checkpoint, options.device, scale, book)
             bench.run(options.part)
@@ -213,29 +208,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@contextmanager
-def _checkpoint(kept: Path | None, shape: str, device: str, tiny: bool) -> Iterator[Path]:
-    """Yields the folder of a shape's checkpoint, which is removed afterwards if not kept."""
-    with tempfile.TemporaryDirectory(dir=_fast_folder()) as temporary:
-        folder = (kept or Path(temporary)) / f"random-{shape}"
-        started = time.perf_counter()
-        write_shape(folder, shape, device=device, tiny=tiny)
-        print(f"{shape} checkpoint: {time.perf_counter() - started:.1f} s, {folder}", flush=True)
-        yield folder
-
-
 def _free_memory() -> None:
     """Gives back what PyTorch holds of the GPU without using it."""
     gc.collect()
     torch.cuda.empty_cache()
-
-
-def _fast_folder() -> Path | None:
-    """Returns where files are memory, if there is enough; None stands for Python's choice."""
-    has_room = (
-        SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > LEAST_SHARED_MEMORY
-    )
-    return SHARED_MEMORY if has_room else None
 
 
 if __name__ == "__main__":

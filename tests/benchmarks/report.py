@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +122,12 @@ def _machine() -> dict[str, str]:
         **({"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "system": f"{platform.system()} {platform.release()}",
         "Python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: version(package) for package in PACKAGES if _is_installed(package)},
     }
+
+
+def _is_installed(package: str) -> bool:
+    return any(distributions(name=package))
 
 
 def _cpu_model() -> str:

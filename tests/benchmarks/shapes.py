@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from protos.process.settings import GIB
 from tests.random_checkpoint import (
     Family,
     write_random_checkpoint,
@@ -20,6 +25,9 @@ from tests.real_tokenizers import FOLDER as TOKENIZERS
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 FAMILIES: Mapping[str, Family] = {"8B": "internlm2", "1B": "qwen2"}
 TOKENIZER_NAMES: Mapping[Family, str] = {"internlm2": "internlm2_5", "qwen2": "qwen2_5"}
+SHARED_MEMORY = Path("/dev/shm")
+# The largest checkpoint has 16 GiB, and the processes that read it need room as well.
+LEAST_SHARED_MEMORY = 20 * GIB
 
 
 def released_config(size: str) -> dict[str, Any]:
@@ -48,3 +56,27 @@ def write_shape(folder: Path, size: str, *, device: str, tiny: bool) -> None:
         write_tokenizer(folder, tokenizer)
         write_random_weights(folder, released_config(size), device=device)
     torch.cuda.empty_cache()
+
+
+@contextmanager
+def open_shape(kept: Path | None, size: str, device: str, tiny: bool) -> Iterator[Path]:
+    """Yields the folder of a shape's checkpoint, which is removed afterwards if not kept.
+
+    Args:
+        kept: keep it here, and use what is here already.
+        size, device, tiny: as for write_shape.
+    """
+    with tempfile.TemporaryDirectory(dir=_fast_folder()) as temporary:
+        folder = (kept or Path(temporary)) / f"random-{size}"
+        started = time.perf_counter()
+        write_shape(folder, size, device=device, tiny=tiny)
+        print(f"{size} checkpoint: {time.perf_counter() - started:.1f} s, {folder}", flush=True)
+        yield folder
+
+
+def _fast_folder() -> Path | None:
+    """Returns where files are memory, if there is enough; None stands for Python's choice."""
+    has_room = (
+        SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > LEAST_SHARED_MEMORY
+    )
+    return SHARED_MEMORY if has_room else None

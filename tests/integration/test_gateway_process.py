@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
+import resource
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
+import pytest
 
 from protos.process.settings import MIB
 from tests.fakes import (
@@ -30,11 +35,11 @@ CHAT = "/v1/chat/completions"
 
 @asynccontextmanager
 async def running_process(
-    vision: ScriptedVision, llm: ScriptedLLM
+    vision: ScriptedVision, llm: ScriptedLLM, *more_options: str
 ) -> AsyncIterator[tuple[Process, aiohttp.ClientSession]]:
     """Runs `python -m gateway`, and yields it with an HTTP client of the port that it logs."""
     async with running_vision(vision) as vision_address, running_llm(llm) as llm_address:
-        options = ["--vision-address", vision_address, "--llm-address", llm_address]
+        options = ["--vision-address", vision_address, "--llm-address", llm_address, *more_options]
         command = [sys.executable, "-m", "gateway", "--port", "0", *options]
         process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
         try:
@@ -99,6 +104,81 @@ async def test_sigterm_drains() -> None:
             llm.released.set()
             assert (await response.text()).endswith("data: [DONE]\n\n")
         assert await process.wait() == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_runs_at_the_end_of_the_drain_is_told(stream: bool) -> None:
+    llm = ScriptedLLM(stalls=True)
+    async with running_process(ScriptedVision(), llm, "--drain-seconds", "0.1") as (process, http):
+        request = asyncio.create_task(read_chat(http, json=chat_body(stream=stream)))
+        await happening(llm.stalled)
+        process.send_signal(signal.SIGTERM)
+        status, body = await request  # an answer that breaks off would fail here
+        assert await process.wait() == 0
+    assert status == (200 if stream else 503)
+    assert json.loads(body.rpartition("data: ")[2])["error"] == {
+        "message": "the gateway has stopped before the end of the answer",
+        "type": "server_error",
+        "param": None,
+        "code": "service_unavailable",
+    }
+
+
+async def read_chat(http: aiohttp.ClientSession, **content: Any) -> tuple[int, str]:
+    """Returns status and body of a chat completion."""
+    async with http.post(CHAT, **content) as response:
+        return response.status, await response.text()
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="another process's limits are Linux's")
+async def test_want_of_descriptors_is_survived_and_seldom_logged() -> None:
+    async with running_process(ScriptedVision(), ScriptedLLM()) as (process, http):
+        limit = psutil.Process(process.pid).num_fds() + 10
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        port = http._base_url.port if http._base_url else 0
+        flood = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
+        await log_event(process, "out_of_descriptors")
+        async with http.get("/health/live") as response:
+            assert response.status == 200
+        for _, writer in flood:
+            writer.transport.abort()
+        process.terminate()
+        _, log = await process.communicate()
+    assert len(log) < 10_000
+    assert b"Traceback" not in log
+
+
+def numbered(pattern: bytes, count: int) -> bytes:
+    return b",".join(pattern % number for number in range(count))
+
+
+async def test_no_body_stops_health_or_fills_the_memory() -> None:
+    """Without limits the first alone would freeze the gateway for 15 s, and take 1.5 GB."""
+    bodies = [
+        numbered(b'"%x":1', 1_500_000),
+        b'"metadata":[' + b"[]," * 1_300_000 + b"[]]",
+        b'"logit_bias":{' + numbered(b'"x%x":1', 400_000) + b"}",
+        b'"metadata":' + b"[" * 4_000_000,
+        b'"user":"' + b"\\u0000" * 10_000_000 + b'"',
+    ]
+    async with running_process(ScriptedVision(), ScriptedLLM()) as (process, http):
+        assert (await read_chat(http, json=chat_body()))[0] == 200
+        forget_peak(process)
+        before, _ = resident_byte_counts(process)
+        slowest_seconds = 0.0
+        for fields in bodies:
+            body = b'{"model":"scripted","messages":[{"role":"user","content":"a"}],%b}' % fields
+            request = asyncio.create_task(read_chat(http, data=io.BytesIO(body)))
+            while not request.done():
+                begin = time.monotonic()
+                async with http.get("/health/live") as response:
+                    assert response.status == 200
+                slowest_seconds = max(slowest_seconds, time.monotonic() - begin)
+                await asyncio.sleep(0.01)
+            assert (await request)[0] == 400
+        _, peak = resident_byte_counts(process)
+    assert slowest_seconds < 2
+    assert peak - before < 3 * 64 * MIB
 
 
 async def test_the_log_holds_no_content() -> None:

@@ -99,6 +99,7 @@ class EncodedImage:
 @asynccontextmanager
 async def running(engine: VisionEngine, **options: Any) -> AsyncIterator[Client]:
     """Runs the service on a free port over this engine."""
+    options = {"preprocess_worker_count": 1, **options}  # of which each takes time to start
     settings = Settings(checkpoint=CHECKPOINT, **options)
     async with (
         vision_main.open_service(settings, CONFIG, engine) as service,

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.data_urls import AttachmentLimits, Body, BodyReader
+from gateway.data_urls import Body, BodyReader, ContentLimits
 from gateway.memory import FREE_BYTE_COUNT, Memory
 from protos.errors import (
+    ContextLengthError,
     ImageTooLargeError,
     InvalidArgumentError,
     InvalidImageError,
     OverloadedError,
 )
 
-LIMITS = AttachmentLimits(max_image_count=4, max_image_byte_count=3000)
+LIMITS = ContentLimits(max_text_byte_count=100_000, max_image_count=4, max_image_byte_count=3000)
 
 
 def take_apart(body: bytes, *cuts: int, memory: Memory | None = None) -> Body:
@@ -130,6 +131,14 @@ def test_an_image_too_large_is_not_held() -> None:
         attachments = reader.finish().attachments
     with pytest.raises(ImageTooLargeError, match="the limit is 3000"):
         attachments.take(name)
+
+
+def test_text_is_bounded_and_an_image_is_none() -> None:
+    body = json.dumps(image_url(data_url(bytes(2000)))).encode()
+    text_byte_count = len(take_apart(body).text)
+    assert text_byte_count < 200
+    with pytest.raises(ContextLengthError, match="bytes of text or more; the limit is 100000"):
+        take_apart(json.dumps(["x" * 100_000, data_url(bytes(2000))]).encode(), *range(0, 1000, 7))
 
 
 def test_too_many_images_are_refused() -> None:

@@ -38,8 +38,49 @@ async def test_draining_waits_for_requests_and_refuses_new_ones() -> None:
     await drain
 
 
-async def test_draining_ends_when_its_time_is_over() -> None:
+async def test_what_runs_at_the_end_of_a_drain_is_cut_short() -> None:
     traffic = Traffic(max_request_count=1)
-    with traffic.arrival():
-        await traffic.drain(0.01)
-    assert traffic.draining
+
+    async def request() -> None:
+        with traffic.arrival():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(request())
+    await asyncio.sleep(0)  # the task has its first turn
+    await traffic.drain(0.01)
+    with pytest.raises(UnavailableError, match="before the end of the answer"):
+        await task
+
+
+async def test_a_request_may_say_that_it_is_cut_short() -> None:
+    traffic = Traffic(max_request_count=1)
+    said = []
+
+    async def request() -> None:
+        with traffic.arrival():
+            try:
+                with traffic.cut_short():
+                    await asyncio.Event().wait()
+            except UnavailableError as error:
+                await asyncio.sleep(0.01)
+                said.append(error.message)
+
+    task = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    await traffic.drain(0.01)
+    await task
+    assert said == ["the gateway has stopped before the end of the answer"]
+
+
+async def test_a_request_that_somebody_else_cancels_is_not_called_cut_short() -> None:
+    traffic = Traffic(max_request_count=1)
+
+    async def request() -> None:
+        with traffic.arrival():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(request())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

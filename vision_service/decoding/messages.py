@@ -1,0 +1,73 @@
+"""What the service and a worker tell each other: one line of JSON each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TypeVar
+
+# More than any message has, so that one read takes it whole.
+MAX_MESSAGE_BYTE_COUNT = 16_384
+Message = TypeVar("Message")
+
+
+@dataclass(frozen=True)
+class Order:
+    """A file to decode; the descriptors of the file and of the tiles' place go with it.
+
+    Attributes:
+        file_byte_count: of the file.
+        format: as its header says.
+        tile_size: edge of a tile, in pixels.
+        max_tile_count: most tiles without the thumbnail.
+        max_pixel_count: most pixels of the image.
+        cpu_seconds: that decoding and tiling may take.
+        memory_byte_count: that they may take.
+    """
+
+    file_byte_count: int
+    format: str
+    tile_size: int
+    max_tile_count: int
+    max_pixel_count: int
+    cpu_seconds: float
+    memory_byte_count: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of an order.
+
+    Attributes:
+        reason: of the error, as in `protos.errors.BY_REASON`; empty when the tiles are there.
+        message: the error's sentence; the traceback of a bug.
+        column_count: of the grid.
+        row_count: likewise.
+        width: of the upright image, in pixels.
+        height: likewise.
+        seconds: that it took.
+    """
+
+    reason: str = ""
+    message: str = ""
+    column_count: int = 0
+    row_count: int = 0
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
+
+
+def dump(message: Order | Reply) -> bytes:
+    """Returns the line."""
+    return json.dumps(dataclasses.asdict(message)).encode() + b"\n"
+
+
+def load(cls: type[Message], line: bytes) -> Message:
+    """Returns the message of a line.
+
+    Raises:
+        ValueError: it is no whole line.
+        TypeError: it is not made of the class's fields.
+    """
+    return cls(**json.loads(line))
