@@ -258,8 +258,8 @@ def slow_schemas(target: Target) -> Attacking:
 
 
 def many_choices(target: Target) -> Attacking:
-    """A dozen requests of sixteen choices each: three times as many as the engine has places."""
-    return target.post_all([chat(n=16, max_tokens=40, ignore_eos=True, temperature=1)] * 12)
+    """Sixteen requests of sixteen choices each: four times as many as the engine has places."""
+    return target.post_all([chat(n=16, max_tokens=20, ignore_eos=True, temperature=1)] * 16)
 
 
 async def deaf_readers(target: Target) -> str:

@@ -23,9 +23,9 @@ from tests.chaos.stack import REQUEST_SECONDS, ChaosStack, running_stack
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 # Without the limits that these attacks are about, bystanders wait for 5 to 60 seconds.
-SPARE_SECONDS = 3.0
-SLOWDOWN = 5.0
-SPARE_LIVE_SECONDS = 0.5
+SPARE_SECONDS = 4.0
+SLOWDOWN = 6.0
+SPARE_LIVE_SECONDS = 1.0
 ATTACK_SECONDS = 3 * REQUEST_SECONDS
 GROWTH_BYTE_COUNT = 2 * GIB
 DESCRIPTOR_COUNT = 512
@@ -70,7 +70,8 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
     timeout = aiohttp.ClientTimeout(total=None)
     async with AsyncExitStack() as exits:
         with few_descriptors():
-            running = running_stack(folder, 1, gateway_options=["--file-root", str(root)])
+            options = ["--file-root", str(root), "--max-held-byte-count", str(GIB // 4)]
+            running = running_stack(folder, 1, gateway_options=options)
             stack = await exits.enter_async_context(running)
         pictures = await exits.enter_async_context(PictureServer().running())
         http = aiohttp.ClientSession(stack.url, connector=connector, timeout=timeout)
