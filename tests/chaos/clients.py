@@ -39,6 +39,7 @@ SLOW_READ_SECONDS = 0.02
 # So little fits into a slow reader's buffer that the gateway has to wait for it.
 SLOW_READ_BYTE_COUNT = 4 * KIB
 PICTURE_SIZE = (448, 448)  # one tile
+PICTURE_COUNT = 12
 PNG_HEADER_BYTE_COUNT = 33
 # More than the gateway lets each request hold without counting it.
 PADDING_BYTE_COUNT = 200 * KIB
@@ -87,14 +88,15 @@ class Plan:
 
 @functools.cache
 def questions() -> tuple[Conversation, ...]:
-    """Returns single questions about nothing, or about one picture of one tile."""
-    asked = conversations("tasks") + conversations("single")
-    return tuple(
+    """Returns single questions about nothing, or about one of a dozen pictures of one tile."""
+    single = [
         one
-        for one in asked
-        if len(one.turns) == 1 and all(_size(path) == PICTURE_SIZE for path in one.pictures)
-        if len(one.pictures) <= 1
-    )
+        for one in conversations("tasks") + conversations("single")
+        if len(one.turns) == 1 and len(one.pictures) <= 1
+        if all(_size(path) == PICTURE_SIZE for path in one.pictures)
+    ]
+    pictures = [*dict.fromkeys(one.pictures for one in single if one.pictures)][:PICTURE_COUNT]
+    return tuple(one for one in single if not one.pictures or one.pictures in pictures)
 
 
 def about_a_picture(draw: random.Random) -> Conversation:
