@@ -118,6 +118,7 @@ class Campaign:
     ) -> Report:
         start = time.monotonic()
         await self._ask_in_calm()
+        self._progress("answered in calm")
         self.report.before = self._stack.footprints()
         sending = asyncio.gather(
             strike(), *(self._ask_in_turn(numbers) for _ in range(CONCURRENCY))
@@ -126,8 +127,11 @@ class Campaign:
             await sending
         finally:
             sending.cancel()
+        self._progress("all requests have ended")
         await self._ask_in_calm()
+        self._progress("answered in calm")
         self.report.after = await settle(self._stack, self.report.before)
+        self._progress("all is as before")
         self._ledger.check()
         self.report.manner_counts = self._clients.manner_counts
         self.report.seconds = time.monotonic() - start
