@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from tests.chaos.stack import ChaosStack, Footprint, ServiceName
 
-SETTLE_SECONDS = 30.0
+# Guides that nobody waits for any more are compiled to the end, one after the other.
+SETTLE_SECONDS = 90.0
 POLL_SECONDS = 0.1
 # What a process may hold more than before: connections that have just been made again, a thread.
 SPARE_COUNT = 4
@@ -24,7 +25,7 @@ async def settle(
     """Waits until all is as it was before, and returns what the services hold then.
 
     Raises:
-        AftermathError: something is left over after half a minute.
+        AftermathError: something is left over after a minute and a half.
     """
     deadline = time.monotonic() + SETTLE_SECONDS
     while left := [*await _left_in_engine(stack), *_left_in_processes(stack, before)]:
