@@ -100,6 +100,7 @@ class Preprocessor:
             return await self._tiled(Job(data, header, max_tile_count, cost, done))
         finally:
             self._pending.discard(done)
+            del done  # a refusal's frames would lead back to it, and hold the image
 
     def _weigh(self, data: bytes, max_tile_count: int) -> tuple[Header, Cost]:
         header = read_header(data)
@@ -120,6 +121,7 @@ class Preprocessor:
             return await job.done
         finally:
             self._line.remove(job)  # a cancelled request may still be in it
+            del job
 
     def _order(self, job: Job) -> Order:
         return Order(

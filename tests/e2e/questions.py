@@ -175,7 +175,7 @@ class BlindAsker:
             start.chat.messages.add(role=ROLES[role], parts=parts)
         requests = [llm_pb2.GenerateRequest(start=start)]
         for index in range(len(start.images)):
-            requests += _zeros(index, self._hidden_size)
+            requests += zero_rows(index, self._hidden_size)
         return "".join([answer.delta.text async for answer in self._stub.Generate(iter(requests))])
 
 
@@ -186,7 +186,7 @@ def _unknown_id() -> tensor_pb2.EmbeddingId:
     )
 
 
-def _zeros(index: int, hidden_size: int) -> Iterator[llm_pb2.GenerateRequest]:
+def zero_rows(index: int, hidden_size: int) -> Iterator[llm_pb2.GenerateRequest]:
     """Yields the messages that upload a picture's rows, all zero."""
     zeros = bytes(ROW_COUNT * hidden_size * 4)
     spec = tensor_pb2.TensorSpec(

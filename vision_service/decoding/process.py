@@ -137,19 +137,25 @@ class WorkerProcess:
             asyncio.TimeoutError: it took too long.
         """
         image = MemoryFile(len(data))
-        await asyncio.to_thread(image.write, data)
         # A cap of one tile gives one tile; every other one adds the thumbnail. Pages that no tile
         # is put into take no memory.
         most = order.max_tile_count + (order.max_tile_count > 1)
         tiles = self._tiles_files.take(tile_byte_count(most, order.tile_size))
         try:
-            socket.send_fds(self._connection, [dump(order)], [image.number, tiles.number])
+            await asyncio.to_thread(image.write, data)
+            self._send(order, [image.number, tiles.number])
+            reply = _reply(await self._line(WALL_FACTOR * order.cpu_seconds), order)
+            grid = Grid(reply.column_count, reply.row_count)
+            array = self._tiles_files.map(tiles, grid.tile_count, order.tile_size)
+            return TiledImage(array, grid, reply.width, reply.height), reply.seconds
+        finally:
+            del image, tiles  # the frames of an error that is kept would keep them
+
+    def _send(self, order: Order, numbers: list[int]) -> None:
+        try:
+            socket.send_fds(self._connection, [dump(order)], numbers)
         except OSError as error:
             raise WorkerNotThereError from error
-        reply = _reply(await self._line(WALL_FACTOR * order.cpu_seconds), order)
-        grid = Grid(reply.column_count, reply.row_count)
-        array = self._tiles_files.map(tiles, grid.tile_count, order.tile_size)
-        return TiledImage(array, grid, reply.width, reply.height), reply.seconds
 
     async def _line(self, seconds: float) -> bytes:
         line = await asyncio.wait_for(self.next_line(), seconds)

@@ -97,7 +97,8 @@ class WorkerSeat:
         try:
             job.settle(await worker.tile(order, job.data))
         except ServiceError as error:
-            job.refuse(error)
+            # Its frames lead back to the job: a circle would hold the image until it is found.
+            job.refuse(error.with_traceback(None))
         except WorkerNotThereError:
             self._line.put_back(job)
             return False

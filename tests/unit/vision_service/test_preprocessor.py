@@ -115,6 +115,22 @@ async def test_the_tiles_memory_goes_with_them(preprocessor: Preprocessor) -> No
     assert me.num_fds() < count
 
 
+async def test_a_refused_image_goes_at_once(preprocessor: Preprocessor) -> None:
+    """No circle of objects holds it, whose memory would be free only once somebody looks for it."""
+    broken = PICTURE[: len(PICTURE) // 2]
+    counts = []
+    gc.disable()
+    try:
+        for _ in range(5):
+            with pytest.raises(InvalidImageError):
+                await preprocessor.tile(broken, 2)
+            await asyncio.sleep(0)
+            counts.append((psutil.Process().num_fds(), sys.getrefcount(broken)))
+    finally:
+        gc.enable()
+    assert counts[-1] == counts[1]
+
+
 async def test_a_killed_worker_takes_one_image_with_it() -> None:
     async with preprocessor_of(worker_count=2) as preprocessor:
         await until(lambda: all(seat._due_at == math.inf for seat in preprocessor._seats))
