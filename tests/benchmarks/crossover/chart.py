@@ -71,7 +71,7 @@ def _draw_column(rates: Any, shares: Any, cells: dict[Cell, Figures]) -> None:
     picture_counts = sorted({cell.picture_count for cell in cells})
     rates.set(xscale="log", yscale="log")
     rates.set_xticks(picture_counts, [str(number) for number in picture_counts])
-    rates.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    rates.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 4, 5, 6, 8)))
     rates.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     rates.minorticks_off()
     rates.grid(alpha=0.3)
