@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
+import io
 import json
 import random
 import socket
@@ -233,7 +234,7 @@ class Clients:
         http = self._slow_http if slow else self._http
         headers = {"Content-Type": "application/json", "x-request-id": f"chaos-{plan.number}"}
         exchange.note("sent")
-        async with http.post(CHAT, data=body, headers=headers) as response:
+        async with http.post(CHAT, data=io.BytesIO(body), headers=headers) as response:
             exchange.status = response.status
             exchange.note(f"status {response.status}")
             async for piece in response.content.iter_chunked(SLOW_READ_BYTE_COUNT):
