@@ -17,7 +17,8 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -68,6 +69,15 @@ JSON_OPTIONS: JsonCompileOptions = {
 }
 
 
+@dataclass
+class _Compilation:
+    """A guide that is compiled, or waits to be: the work of the thread, and who wants its result."""
+
+    work: Future[LLMatcher | str]
+    result: asyncio.Task[LLMatcher | str]
+    waiter_count: int = 0
+
+
 class GuideCompiler:
     """Makes matchers, and keeps the compiled form of the latest guides, and why others are refused.
 
@@ -84,7 +94,7 @@ class GuideCompiler:
         self._vocabulary = Vocabulary(tokenizer, vocabulary_size)
         self._compiler_thread = ThreadPoolExecutor(1, thread_name_prefix="guide-compiler")
         self._matcher_thread = ThreadPoolExecutor(1, thread_name_prefix="guide-matchers")
-        self._compiling: dict[Guide, asyncio.Task[LLMatcher | str]] = {}
+        self._compiling: dict[Guide, _Compilation] = {}
         self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
         self._refused: OrderedDict[Guide, str] = OrderedDict()
         self._is_closed = False
@@ -143,11 +153,23 @@ class GuideCompiler:
         if guide in self._refused:
             self._refused.move_to_end(guide)
             return self._refused[guide]
-        if guide not in self._compiling:
-            self._check_queue()
-            self._compiling[guide] = asyncio.create_task(self._keep_compiled(guide))
-        # It goes on when a request that waits for it is cancelled: others may wait for it too.
-        return await asyncio.shield(self._compiling[guide])
+        compilation = self._compiling.get(guide) or self._begin(guide)
+        compilation.waiter_count += 1
+        try:
+            # It goes on when a request that waits for it is cancelled: others may wait for it too.
+            return await asyncio.shield(compilation.result)
+        finally:
+            compilation.waiter_count -= 1
+            # Nobody waits for it any more, and it has not begun.
+            if not compilation.waiter_count and compilation.work.cancel():
+                del self._compiling[guide]
+
+    def _begin(self, guide: Guide) -> _Compilation:
+        self._check_queue()
+        work = self._compiler_thread.submit(self._compile, guide)
+        result = asyncio.create_task(self._keep_compiled(guide, work))
+        self._compiling[guide] = compilation = _Compilation(work, result)
+        return compilation
 
     def _check_queue(self) -> None:
         if (count := len(self._compiling)) >= MAX_COMPILING_COUNT:
@@ -156,13 +178,12 @@ class GuideCompiler:
                 retry_after=RETRY_AFTER_SECONDS,
             )
 
-    async def _keep_compiled(self, guide: Guide) -> LLMatcher | str:
+    async def _keep_compiled(self, guide: Guide, work: Future[LLMatcher | str]) -> LLMatcher | str:
         try:
-            compiled = await asyncio.get_running_loop().run_in_executor(
-                self._compiler_thread, self._compile, guide
-            )
+            compiled = await asyncio.wrap_future(work)
         finally:
-            del self._compiling[guide]
+            if not work.cancelled():
+                del self._compiling[guide]
         if isinstance(compiled, str):
             _keep(self._refused, guide, compiled)
         else:

@@ -318,6 +318,42 @@ async def test_guides_to_be_compiled_hold_up_guides_and_nothing_else(
     assert len(tried) == MAX_COMPILING_COUNT
 
 
+async def test_a_guide_that_nobody_waits_for_any_more_is_not_compiled(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    tried: list[str] = []
+    entered, may_end = threading.Event(), threading.Event()
+
+    def trial(grammar: str) -> str:
+        tried.append(grammar)
+        entered.set()
+        assert may_end.wait(PATIENCE_SECONDS)
+        return "it takes too much time"
+
+    monkeypatch.setattr(guides, "_trial", trial)
+    tasks = [
+        asyncio.ensure_future(tokens_of(engine, guided(source, max_tokens=3)))
+        for source in ("a", "b", "b", "c", "c")
+    ]
+    assert await asyncio.to_thread(entered.wait, PATIENCE_SECONDS)
+    for left in (tasks[0], tasks[1], tasks[2], tasks[3]):
+        left.cancel()
+        await asyncio.wait({left})
+    again = asyncio.ensure_future(tokens_of(engine, guided("b", max_tokens=3)))
+    await asyncio.sleep(0)
+    may_end.set()
+    failures = await asyncio.gather(tasks[4], again, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {InvalidArgumentError}
+    # "a" had begun, and is known from now on; "b" was dropped, and came again behind "c".
+    assert len(tried) == 3
+    assert "c" in tried[1]
+    assert "b" in tried[2]
+    with pytest.raises(InvalidArgumentError, match="too much time"):
+        await tokens_of(engine, guided("a", max_tokens=3))
+    assert len(tried) == 3
+
+
 async def test_choices_leave_room_in_the_queue_for_others(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
