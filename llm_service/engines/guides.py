@@ -71,7 +71,7 @@ JSON_OPTIONS: JsonCompileOptions = {
 
 @dataclass
 class _Compilation:
-    """A guide that is compiled, or waits to be: the work of the thread, and who wants its result."""
+    """A guide that is compiled, or waits to be: the thread's work, and who wants the result."""
 
     work: Future[LLMatcher | str]
     result: asyncio.Task[LLMatcher | str]
