@@ -176,7 +176,10 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
         self, requests: AsyncIterator[llm_pb2.GenerateRequest], context: LLMContext
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
         try:
-            start = (await anext(requests)).start
+            first = await anext(requests, None)
+            if first is None:  # the caller has gone
+                return
+            start = first.start
             self._note(start, context)
             if self.failures:
                 raise self.failures.pop(0)

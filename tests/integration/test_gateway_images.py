@@ -462,7 +462,8 @@ async def test_a_file_system_that_hangs_holds_up_nobody(
 async def test_long_urls_are_refused_before_anything_is_done_with_them(
     url: str, sentence: str, tmp_path: Path
 ) -> None:
-    async with stack(file_root=tmp_path, max_body_byte_count=1 << 26) as gateway:
+    limits: dict[str, Any] = {"max_body_byte_count": 1 << 26, "max_text_byte_count": 1 << 26}
+    async with stack(file_root=tmp_path, **limits) as gateway:
         status, body = await gateway.chat(messages=user(url))
     assert status == 400
     assert sentence in body["error"]["message"]

@@ -36,8 +36,8 @@ def sentence_of_failure(
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 1
-    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("{"))
-    event = json.loads(line)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    (event,) = [event for event in map(json.loads, lines) if event["level"] == "error"]
     assert event["event"] == "start_failed"
     sentence: str = event["error"]
     assert "\n" not in sentence
