@@ -281,77 +281,79 @@ async def test_a_mask_that_cannot_be_computed_ends_the_engine_and_nobody_hangs(
     assert not engine.is_healthy()
 
 
+class SlowTrial:
+    """A trial of guides that takes until it may end, and refuses them all.
+
+    Attributes:
+        tried: the grammars so far.
+    """
+
+    def __init__(self) -> None:
+        self.tried: list[str] = []
+        self.entered, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, grammar: str) -> str:
+        self.tried.append(grammar)
+        self.entered.set()
+        assert self.may_end.wait(PATIENCE_SECONDS)
+        return "it takes too much time"
+
+
 async def test_guides_to_be_compiled_hold_up_guides_and_nothing_else(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await start()
     known = guided("[a-d]+", max_tokens=3)
     await tokens_of(engine, known)
-    tried: list[str] = []
-    entered, may_end = threading.Event(), threading.Event()
-
-    def trial(grammar: str) -> str:
-        tried.append(grammar)
-        entered.set()
-        assert may_end.wait(PATIENCE_SECONDS)
-        return "it takes too much time"
-
+    trial = SlowTrial()
     monkeypatch.setattr(guides, "_trial", trial)
     refused = [
         asyncio.ensure_future(tokens_of(engine, guided(f"a{{{count}}}", max_tokens=3)))
         for count in [*range(1, MAX_COMPILING_COUNT + 1)] * 2
     ]
     # In the default executor, whose threads all but guides use.
-    assert await asyncio.to_thread(entered.wait, PATIENCE_SECONDS)
+    assert await asyncio.to_thread(trial.entered.wait, PATIENCE_SECONDS)
     with pytest.raises(OverloadedError, match="16 guides wait to be compiled") as overload:
         await tokens_of(engine, guided("one too many", max_tokens=3))
     assert overload.value.retry_after
     assert await tokens_of(engine, known)
     assert len(await tokens_of(engine, SOME)) == 60
     assert not any(request.done() for request in refused)
-    may_end.set()
+    trial.may_end.set()
     failures = await asyncio.gather(*refused, return_exceptions=True)
     assert {type(failure) for failure in failures} == {InvalidArgumentError}
-    assert len(tried) == MAX_COMPILING_COUNT  # once each, though each was asked for twice
+    assert len(trial.tried) == MAX_COMPILING_COUNT  # once each, though each was asked for twice
     with pytest.raises(InvalidArgumentError, match="too much time"):
         await tokens_of(engine, guided("a{1}", max_tokens=3))
-    assert len(tried) == MAX_COMPILING_COUNT
+    assert len(trial.tried) == MAX_COMPILING_COUNT
 
 
 async def test_a_guide_that_nobody_waits_for_any_more_is_not_compiled(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await start()
-    tried: list[str] = []
-    entered, may_end = threading.Event(), threading.Event()
-
-    def trial(grammar: str) -> str:
-        tried.append(grammar)
-        entered.set()
-        assert may_end.wait(PATIENCE_SECONDS)
-        return "it takes too much time"
-
+    trial = SlowTrial()
     monkeypatch.setattr(guides, "_trial", trial)
     tasks = [
         asyncio.ensure_future(tokens_of(engine, guided(source, max_tokens=3)))
         for source in ("a", "b", "b", "c", "c")
     ]
-    assert await asyncio.to_thread(entered.wait, PATIENCE_SECONDS)
+    assert await asyncio.to_thread(trial.entered.wait, PATIENCE_SECONDS)
     for left in (tasks[0], tasks[1], tasks[2], tasks[3]):
         left.cancel()
         await asyncio.wait({left})
     again = asyncio.ensure_future(tokens_of(engine, guided("b", max_tokens=3)))
     await asyncio.sleep(0)
-    may_end.set()
+    trial.may_end.set()
     failures = await asyncio.gather(tasks[4], again, return_exceptions=True)
     assert {type(failure) for failure in failures} == {InvalidArgumentError}
     # "a" had begun, and is known from now on; "b" was dropped, and came again behind "c".
-    assert len(tried) == 3
-    assert "c" in tried[1]
-    assert "b" in tried[2]
+    assert len(trial.tried) == 3
+    assert "c" in trial.tried[1]
+    assert "b" in trial.tried[2]
     with pytest.raises(InvalidArgumentError, match="too much time"):
         await tokens_of(engine, guided("a", max_tokens=3))
-    assert len(tried) == 3
+    assert len(trial.tried) == 3
 
 
 async def test_choices_leave_room_in_the_queue_for_others(
