@@ -10,12 +10,14 @@ import structlog
 
 from gateway.app import running_gateway
 from gateway.descriptors import raise_descriptor_limit
-from gateway.memory import give_freed_memory_back
 from gateway.settings import Settings
 from protos.process import logs
-from protos.process.settings import read_settings
+from protos.process.allocator import keep_freed_memory
+from protos.process.settings import MIB, read_settings
 
 logger = structlog.get_logger()
+# What is larger is an image: kept, it would be 75 MB for each request that has none any more.
+LEAST_IMAGE_BLOCK_BYTE_COUNT = MIB
 
 
 async def serve(settings: Settings) -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     raise_descriptor_limit()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
-    give_freed_memory_back()
+    keep_freed_memory(LEAST_IMAGE_BLOCK_BYTE_COUNT)
     try:
         asyncio.run(serve(settings))
     except OSError as error:

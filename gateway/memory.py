@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from protos.errors import OverloadedError
-from protos.process.settings import KIB, MIB
+from protos.process.settings import KIB
 
 # Of each request: what others hold never refuses a request of plain text.
 FREE_BYTE_COUNT = 64 * KIB
-# Of glibc's malloc.h.
-M_MMAP_THRESHOLD = -3
-
-
-def give_freed_memory_back() -> None:
-    """Makes the C library return large blocks to the system as soon as they are freed.
-
-    glibc raises the size from which it does so to that of the blocks that are freed: after some
-    images of 14 MB it kept 75 MB a request that had no image any more.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(M_MMAP_THRESHOLD, MIB)
 
 
 class Memory:

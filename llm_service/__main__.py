@@ -19,6 +19,7 @@ from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer, TokenizerError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
+from protos.process.allocator import keep_freed_memory
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import is_loopback, read_settings
@@ -32,6 +33,7 @@ SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
 def main() -> None:
     """Serves a language model over gRPC until it is told to stop; status 1 when the engine dies."""
     exit_on_stop_signals()
+    keep_freed_memory()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     try:

@@ -12,6 +12,7 @@ import structlog
 
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
+from protos.process.allocator import keep_freed_memory
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
@@ -34,6 +35,7 @@ logger = structlog.get_logger()
 def main() -> None:
     """Runs the service; exits with 1 when it cannot start or when its engine dies."""
     exit_on_stop_signals()
+    keep_freed_memory()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     try:

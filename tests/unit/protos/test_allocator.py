@@ -1,0 +1,32 @@
+"""Memory that is freed is there for the next chunk, without a page fault."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from protos.process.allocator import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for _ in range(60):
+    if _ == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    chunks = [b"x" * 512 * 1024 for _ in range(16)]
+    del chunks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that gives memory back")
+def test_chunks_find_the_memory_of_those_before() -> None:
+    fault_counts = {
+        name: int(subprocess.check_output([sys.executable, "-c", PROGRAM, name]))
+        for name in ("kept", "given back")
+    }
+    assert fault_counts["given back"] > 10_000, "the C library keeps it by itself"
+    assert fault_counts["kept"] < 1000
