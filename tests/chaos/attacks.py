@@ -20,7 +20,7 @@ import grpc
 from gateway.local.ports import LOOPBACK
 from protos.identity import content_digest, recipe_digest
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2, vision_pb2, vision_pb2_grpc
-from tests.chaos import hostile_pictures
+from tests import hostile_pictures
 from tests.chaos.clients import CHAT, Plan, about_a_picture
 from tests.chaos.ledger import check_error, parsed
 from tests.chaos.stack import MODEL, REQUEST_SECONDS
@@ -133,14 +133,14 @@ def run_lengths(target: Target) -> Attacking:
 
 def empty_chunks(target: Target) -> Attacking:
     """A PNG of a million empty chunks."""
-    return target.post(about_file(hostile_pictures.chunked_png()))
+    return target.post(about_file(hostile_pictures.chunky_png(12 * MIB)))
 
 
 def pixel_bombs(target: Target) -> Attacking:
     """Four PNGs 2 pixels wide and 20,000,000 high, and four WebPs of 34 bytes."""
-    high = [hostile_pictures.high_png(height=20_000_000 - index) for index in range(4)]
+    high = [hostile_pictures.png(2, 20_000_000 - index) for index in range(4)]
     return target.post_all(
-        [about_file(file) for file in (*high, *[hostile_pictures.WEBP_BOMB] * 4)]
+        [about_file(file) for file in (*high, *[hostile_pictures.short_webp()] * 4)]
     )
 
 

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2
 
 from protos.errors import ImageTooLargeError, InvalidImageError, ServiceError, UnavailableError
 from protos.status import from_rpc_error
+from tests import hostile_pictures as hostile
 from tests.integration.test_vision_service import (
     CHECKPOINT,
     HIDDEN_SIZE,
@@ -26,7 +27,6 @@ from tests.integration.test_vision_service import (
     running,
     started_process,
 )
-from tests.unit.vision_service import attacks
 from tests.unit.vision_service.fakes import FakeEngine, encoded, picture
 from tests.unit.vision_service.workers import until, worker_pids
 
@@ -34,11 +34,11 @@ from tests.unit.vision_service.workers import until, worker_pids
 HONEST_SECONDS = 10.0
 SERVING = health_pb2.HealthCheckResponse.SERVING
 ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
-    "scans": (attacks.progressive_jpeg, "over 32 scans; the limit is 32"),
-    "fill bytes": (attacks.filled_jpeg, "over 4096 bytes between its segments"),
-    "runs": (attacks.run_length_bmp, "run-length coded BMP of 18001078 bytes"),
-    "chunks": (attacks.chunky_png, "over 16384 chunks"),
-    "tall": (attacks.tall_png, "2x20000000 pixels; the limit of an edge is 65535"),
+    "scans": (hostile.progressive_jpeg, "over 32 scans; the limit is 32"),
+    "fill bytes": (hostile.filled_jpeg, "over 4096 bytes between its segments"),
+    "runs": (hostile.run_length_bmp, "run-length coded BMP of 18001078 bytes"),
+    "chunks": (hostile.chunky_png, "over 16384 chunks"),
+    "tall": (hostile.tall_png, "2x20000000 pixels; the limit of an edge is 65535"),
 }
 
 
@@ -82,7 +82,7 @@ async def test_attacks_are_refused_and_delay_nobody() -> None:
 async def test_slow_large_images_leave_a_worker_to_others() -> None:
     """Within all limits, and slow: half of the workers are not for them."""
     async with running(engine(), preprocess_worker_count=2) as client:
-        data = await asyncio.to_thread(attacks.progressive_jpeg, scan_count=20)
+        data = await asyncio.to_thread(hostile.progressive_jpeg, scan_count=20)
         calls = [asyncio.create_task(outcome(client, data + bytes([n]))) for n in range(4)]
         await honest_seconds(client, 1)
         pending = [call for call in calls if not call.done()]
@@ -140,7 +140,7 @@ async def test_a_drain_waits_for_no_decoder() -> None:
             await client.encode(encoded(picture(300, 200)))
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
-            data = attacks.short_webp()  # may take 44 s
+            data = hostile.short_webp()  # may take 44 s
             calls = [asyncio.create_task(outcome(client, data + bytes([n]))) for n in range(4)]
             await asyncio.sleep(0.5)
             started = time.monotonic()

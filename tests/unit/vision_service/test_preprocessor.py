@@ -24,7 +24,7 @@ from protos.errors import (
     OverloadedError,
     UnavailableError,
 )
-from tests.unit.vision_service import attacks
+from tests import hostile_pictures as hostile
 from tests.unit.vision_service.fakes import encoded, picture
 from tests.unit.vision_service.workers import until, worker_pids
 from vision_service.decoding import cost
@@ -244,7 +244,7 @@ async def test_an_image_that_never_fits_is_refused() -> None:
         max_pixel_count=40_000_000, max_decode_byte_count=2**28
     ) as preprocessor:
         with pytest.raises(ImageTooLargeError, match=r"takes up to \d{9} bytes; .* 268435456"):
-            await preprocessor.tile(attacks.short_webp(), 12)
+            await preprocessor.tile(hostile.short_webp(), 12)
 
 
 def test_workers_do_not_outlive_a_service_that_is_killed() -> None:

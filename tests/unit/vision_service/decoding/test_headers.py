@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from protos.errors import InvalidImageError
-from tests.unit.vision_service import attacks
+from tests import hostile_pictures as hostile
 from tests.unit.vision_service.fakes import encoded, picture
 from vision_service.decoding.headers import Header, read_header
 
@@ -49,7 +49,7 @@ def test_a_progressive_jpegs_coefficients(subsampling: int, coefficient_count: i
 
 
 def test_a_bmp_of_runs_and_one_from_the_top_down() -> None:
-    assert read_header(attacks.run_length_bmp(400)) == Header("BMP", 1000, 1000, True)
+    assert read_header(hostile.run_length_bmp(400)) == Header("BMP", 1000, 1000, True)
     data = bytearray(encoded(SMALL, "BMP"))
     data[22:26] = struct.pack("<i", -20)
     assert read_header(bytes(data)) == Header("BMP", 36, 20)
@@ -67,8 +67,14 @@ def test_a_gif_frame_beyond_its_screen_counts() -> None:
     ("data", "complaint"),
     [
         (b"no image", "not a JPEG, PNG, WEBP, BMP or GIF file"),
-        (attacks.filled_jpeg(5000), "over 4096 bytes between its segments; the limit is 4096"),
-        (b"\xff\xd8" + attacks.segment(0xFE, b"") * 5000, "over 4096 segments before its pixels"),
+        (
+            hostile.filled_jpeg(5000),
+            "over 4096 bytes between its segments; the limit is 4096",
+        ),
+        (
+            b"\xff\xd8" + hostile.segment(0xFE, b"") * 5000,
+            "over 4096 segments before its pixels",
+        ),
         (b"GIF89a" + bytes(7) + b"!\xfe\0" * 5000, "over 4096 blocks before its pixels"),
         (b"GIF89a" + bytes(7) + b"!\xfe" + b"\1x" * 5000, "over 4096 sub-blocks in a row"),
         (encoded(SMALL, "JPEG")[:100], "its JPEG header has no size"),
@@ -100,10 +106,14 @@ def test_a_damaged_header_is_read_or_refused(data: bytes, changes: list[tuple[in
 
 def test_pillow_agrees_on_the_attacks() -> None:
     """So that what a test of them shows is not an accident of the file."""
-    jpeg = attacks.progressive_jpeg(1000, 3)
-    webp = attacks.short_webp(200, 100)
-    assert len(attacks.short_webp()) < 40
-    for data, size in ((jpeg, (1000, 1000)), (webp, (200, 100)), (attacks.png(7, 5), (7, 5))):
+    jpeg = hostile.progressive_jpeg(1000, 3)
+    webp = hostile.short_webp(200, 100)
+    assert len(hostile.short_webp()) < 40
+    for data, size in (
+        (jpeg, (1000, 1000)),
+        (webp, (200, 100)),
+        (hostile.png(7, 5), (7, 5)),
+    ):
         header = read_header(data)
         assert (header.width, header.height) == size
         assert decoded_size(data) == size

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from protos.errors import ImageTooLargeError, InvalidImageError
-from tests.unit.vision_service import attacks
+from tests import hostile_pictures as hostile
 from tests.unit.vision_service.fakes import encoded, picture
 from vision_service.decoding.headers import Header
 from vision_service.decoding.structure import check_runs, check_structure
@@ -36,14 +36,18 @@ def test_what_follows_the_picture_is_not_counted() -> None:
 @pytest.mark.parametrize(
     ("data", "image_format", "complaint"),
     [
-        (attacks.progressive_jpeg(64, 31), "JPEG", "has over 32 scans; the limit is 32"),
-        (attacks.filled_jpeg(5000), "JPEG", "a run of over 4096 fill bytes; the limit is 4096"),
+        (hostile.progressive_jpeg(64, 31), "JPEG", "has over 32 scans; the limit is 32"),
         (
-            encoded(PICTURE, "JPEG")[:-2] + attacks.segment(0xFE, b"") * 5000,
+            hostile.filled_jpeg(5000),
+            "JPEG",
+            "a run of over 4096 fill bytes; the limit is 4096",
+        ),
+        (
+            encoded(PICTURE, "JPEG")[:-2] + hostile.segment(0xFE, b"") * 5000,
             "JPEG",
             "over 4096 segments",
         ),
-        (attacks.chunky_png(300_000), "PNG", "over 16384 chunks; the limit is 16384"),
+        (hostile.chunky_png(300_000), "PNG", "over 16384 chunks; the limit is 16384"),
         (encoded(PICTURE, "WEBP") + b"XXXX\0\0\0\0" * 20_000, "WEBP", "over 16384 chunks"),
     ],
 )
@@ -53,7 +57,7 @@ def test_too_many_parts_are_refused(data: bytes, image_format: str, complaint: s
 
 
 def test_scans_up_to_the_limit_pass() -> None:
-    check_structure(attacks.progressive_jpeg(64, 30), "JPEG")
+    check_structure(hostile.progressive_jpeg(64, 30), "JPEG")
 
 
 @pytest.mark.parametrize(("edge", "byte_count"), [(100, 5_000_000), (4000, 1000)])
