@@ -37,7 +37,7 @@ def main() -> None:
     raise_descriptor_limit()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
-    keep_freed_memory(LEAST_IMAGE_BLOCK_BYTE_COUNT)
+    keep_freed_memory(block_byte_count=LEAST_IMAGE_BLOCK_BYTE_COUNT)
     try:
         asyncio.run(serve(settings))
     except OSError as error:

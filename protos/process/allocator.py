@@ -5,17 +5,20 @@ from __future__ import annotations
 import ctypes
 import sys
 
-from protos.process.settings import MIB
-
+# Not from settings.py: what decodes images starts without all that reads options.
+MIB = 1024 * 1024
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# Free memory at the end of a heap; more goes back to the system.
 KEPT_BYTE_COUNT = 64 * MIB
 # glibc takes no larger threshold.
 LARGEST_KEPT_BLOCK_BYTE_COUNT = 32 * MIB
 
 
-def keep_freed_memory(block_byte_count: int = LARGEST_KEPT_BLOCK_BYTE_COUNT) -> None:
+def keep_freed_memory(
+    *,
+    block_byte_count: int = LARGEST_KEPT_BLOCK_BYTE_COUNT,
+    kept_byte_count: int = KEPT_BYTE_COUNT,
+) -> None:
     """Makes glibc keep what is soon needed again, and give larger blocks back once they are freed.
 
     By itself it may give back the memory of every chunk of an embedding and take it anew, with a
@@ -23,7 +26,8 @@ def keep_freed_memory(block_byte_count: int = LARGEST_KEPT_BLOCK_BYTE_COUNT) -> 
 
     Args:
         block_byte_count: size from which a block goes back when it is freed.
+        kept_byte_count: how much of what smaller blocks free is kept at the end of a heap.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTE_COUNT)
+        library.mallopt(M_TRIM_THRESHOLD, kept_byte_count)
         library.mallopt(M_MMAP_THRESHOLD, block_byte_count)

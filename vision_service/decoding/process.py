@@ -31,13 +31,7 @@ RETRY_AFTER_SECONDS = 1.0
 REFUSALS = {error.reason: error for error in (InvalidImageError, ImageTooLargeError)}
 # Where a system's libraries are, and where it has temporary files.
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
-# Freed memory of up to 128 MiB stays with the process: to get cleared pages for each image anew
-# takes up to a third of the time that decoding does.
-WORKER_VARIABLES = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024),
-    "MALLOC_TRIM_THRESHOLD_": str(128 * 1024 * 1024),
-}
+WORKER_VARIABLES = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 class WorkerNotThereError(Exception):
