@@ -27,7 +27,6 @@ LARGEST_BATCH_TILE_COUNT = 1024
 # gRPC counts both in 32 bits.
 LARGEST_IMAGE_BYTE_COUNT = GIB
 LARGEST_CALL_COUNT = 65_536
-
 # An image of no size takes this much.
 LEAST_DECODE_BYTE_COUNT = 64 * MIB
 LARGEST_DECODE_SECONDS = 3600.0
@@ -95,8 +94,8 @@ class Settings(EngineSettings):
     """Memory that all decodes may take together, in bytes. What an image takes is told from its
     header: 4 to 16 bytes a pixel, by its format. It waits until that is free; one that never fits
     is refused, and none gets more than that. 2 GiB are two of the largest WebP files and two
-    photos. Not in it: of each process 30 MB and up to
-    128 MiB that it has freed and kept, the files, and the tiles (max_queued_tile_count)."""
+    photos. Not in it: of each process 30 MB and up to 128 MiB that it has freed and kept, the
+    files, and the tiles (max_queued_tile_count)."""
     max_decode_seconds: float = Field(default=10.0, gt=0, le=LARGEST_DECODE_SECONDS)
     """CPU time, in seconds, that an image of max_image_pixel_count may take; a smaller one gets a
     share by its pixels, and each 1 s besides. One that takes longer, or four times that on the

@@ -12,7 +12,6 @@ from vision_service.tiling import choose_grid
 # that it hands over.
 DECODING_BYTE_COUNT = {"JPEG": 8, "PNG": 8, "BMP": 8, "GIF": 8, "WEBP": 16}
 RGB_BYTE_COUNT = 4
-# A progressive JPEG's coefficients and its pixels are in memory together, but not the RGB copy.
 # What a process takes besides: a codec's tables, Pillow's blocks, the allocator's rounding.
 SPARE_BYTE_COUNT = 32 * 1024 * 1024
 # CPU time of what does not grow with the pixels, such as metadata, and of a page fault too many.
@@ -60,6 +59,7 @@ class CostModel:
         """
         pixel_count = header.width * header.height
         decoding = DECODING_BYTE_COUNT[header.format] * pixel_count
+        # A progressive JPEG's coefficients and its pixels are in memory together, not the RGB copy.
         scans = RGB_BYTE_COUNT * pixel_count + header.coefficient_byte_count
         tiling = RGB_BYTE_COUNT * pixel_count + self._resizing_byte_count(header, max_tile_count)
         share = pixel_count / self.max_pixel_count
