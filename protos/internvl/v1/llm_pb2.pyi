@@ -20,6 +20,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _ChatEnding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChatEndingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChatEnding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHAT_ENDING_UNSPECIFIED: _ChatEnding.ValueType  # 0
+    """Default: CHAT_ENDING_CONTINUED after a message of the assistant, else CHAT_ENDING_NEW_TURN."""
+    CHAT_ENDING_NEW_TURN: _ChatEnding.ValueType  # 1
+    """The assistant's turn begins."""
+    CHAT_ENDING_CONTINUED: _ChatEnding.ValueType  # 2
+    """The last message goes on: its end marker is left out."""
+    CHAT_ENDING_CLOSED: _ChatEnding.ValueType  # 3
+    """Nothing: the last message's end is the prompt's."""
+
+class ChatEnding(_ChatEnding, metaclass=_ChatEndingEnumTypeWrapper):
+    """What follows the last message of a conversation."""
+
+CHAT_ENDING_UNSPECIFIED: ChatEnding.ValueType  # 0
+"""Default: CHAT_ENDING_CONTINUED after a message of the assistant, else CHAT_ENDING_NEW_TURN."""
+CHAT_ENDING_NEW_TURN: ChatEnding.ValueType  # 1
+"""The assistant's turn begins."""
+CHAT_ENDING_CONTINUED: ChatEnding.ValueType  # 2
+"""The last message goes on: its end marker is left out."""
+CHAT_ENDING_CLOSED: ChatEnding.ValueType  # 3
+"""Nothing: the last message's end is the prompt's."""
+Global___ChatEnding: _TypeAlias = ChatEnding  # noqa: Y015
+
 class _Role:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -29,11 +57,15 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_UNSPECIFIED: _Role.ValueType  # 0
     """Never sent; a message that carries it is refused."""
     ROLE_SYSTEM: _Role.ValueType  # 1
-    """Replaces the template's default system text; only as the first message."""
+    """An instruction. Those that lead the conversation are joined by an empty line and replace the
+    template's default system text; later ones are turns of their own.
+    """
     ROLE_USER: _Role.ValueType  # 2
     """The person."""
     ROLE_ASSISTANT: _Role.ValueType  # 3
     """The model."""
+    ROLE_TOOL: _Role.ValueType  # 4
+    """A tool: what it returned for a call of the assistant's."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """Who speaks."""
@@ -41,11 +73,15 @@ class Role(_Role, metaclass=_RoleEnumTypeWrapper):
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Never sent; a message that carries it is refused."""
 ROLE_SYSTEM: Role.ValueType  # 1
-"""Replaces the template's default system text; only as the first message."""
+"""An instruction. Those that lead the conversation are joined by an empty line and replace the
+template's default system text; later ones are turns of their own.
+"""
 ROLE_USER: Role.ValueType  # 2
 """The person."""
 ROLE_ASSISTANT: Role.ValueType  # 3
 """The model."""
+ROLE_TOOL: Role.ValueType  # 4
+"""A tool: what it returned for a call of the assistant's."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 class _FinishReason:
@@ -238,18 +274,22 @@ class ChatPrompt(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
+    ending: Global___ChatEnding.ValueType
+    """What follows the last message."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
-        """In order; the last is from the user. At least one, at most 2048."""
+        """In order. At least one, at most 2048."""
 
     def __init__(
         self,
         *,
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        ending: Global___ChatEnding.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "messages", b"messages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,41 +303,77 @@ class ChatMessage(_message.Message):
 
     ROLE_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     role: Global___Role.ValueType
     """Who speaks."""
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
-        """Text and images in order. Consecutive texts are joined by a line feed."""
+        """Text and images in order; may be empty. See ContentPart for what stands where in the prompt."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Calls that the message makes, after its text. Only in the assistant's."""
 
     def __init__(
         self,
         *,
         role: Global___Role.ValueType = ...,
         parts: _abc.Iterable[Global___ContentPart] | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "role", b"role", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
 
 @_typing.final
+class ToolCall(_message.Message):
+    """A call of a tool, as the assistant made it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the tool."""
+    arguments: _builtins.str
+    """Its arguments, as the assistant wrote them: mostly the text of a JSON object."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
 class ContentPart(_message.Message):
-    """A piece of a turn."""
+    """A piece of a turn. Pieces are joined by a line feed.
+
+    In a turn without images "<image>" is text. Otherwise each "<image>" stands for the turn's next
+    image, and images that have none stand before the text, each followed by a line feed; in the last
+    user turn there may be no more of them than images, in earlier ones those beyond are text. Where no
+    text holds an "<image>" and there are several texts, all pieces stand in their order.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Text. In a user turn each "<image>" stands for the next image of that turn."""
+    """Text."""
     @_builtins.property
     def image(self) -> Global___ImagePart:
-        """An image: the next entry of GenerateStart.images. Only in user turns. An image without its own
-        "<image>" in the text stands before the text, followed by a line feed.
-        """
+        """An image: the next entry of GenerateStart.images. Only in user turns."""
 
     def __init__(
         self,
@@ -374,13 +450,13 @@ class SamplingParams(_message.Message):
     temperature: _builtins.float
     """0 (greedy) to 2; default 0."""
     top_p: _builtins.float
-    """Keep the most probable tokens up to this mass, 0 < p <= 1; default 1."""
+    """Keep the most probable tokens up to this mass, 0 to 1; 0 keeps the most probable one. Default 1."""
     top_k: _builtins.int
     """Keep this many most probable tokens, >= 1; default: all."""
     min_p: _builtins.float
     """Keep tokens at least this probable relative to the best, 0 to 1; default 0."""
     seed: _builtins.int
-    """Makes sampling repeatable; 0 <= seed < 2^63. Default: random."""
+    """Makes sampling repeatable. Default: random."""
     repetition_penalty: _builtins.float
     """Divides positive and multiplies negative logits of tokens seen in prompt or output, > 0 to 10;
     default 1.
@@ -483,7 +559,7 @@ class StopConditions(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     IGNORE_END_TOKENS_FIELD_NUMBER: _builtins.int
     max_token_count: _builtins.int
-    """Most tokens to generate, >= 1. Default: what the context leaves."""
+    """Most tokens to generate, >= 1. Default, and limit: what the context leaves."""
     min_token_count: _builtins.int
     """Least tokens before an end token may stop, >= 0; default 0."""
     ignore_end_tokens: _builtins.bool
@@ -1010,6 +1086,8 @@ class LLMServiceGetModelInfoResponse(_message.Message):
     MAX_CONTEXT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_COUNT_FIELD_NUMBER: _builtins.int
     FINGERPRINT_SHA256_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name under which the model is served."""
     engine: _builtins.str
@@ -1024,6 +1102,12 @@ class LLMServiceGetModelInfoResponse(_message.Message):
     """Most images in one request."""
     fingerprint_sha256: _builtins.bytes
     """SHA-256 of the language model's config and tokenizer; 32 bytes."""
+    created_unix_seconds: _builtins.int
+    """When the checkpoint's newest weight file was written, in seconds since 1970."""
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further names of the model."""
+
     def __init__(
         self,
         *,
@@ -1034,10 +1118,12 @@ class LLMServiceGetModelInfoResponse(_message.Message):
         max_context_token_count: _builtins.int = ...,
         max_image_count: _builtins.int = ...,
         fingerprint_sha256: _builtins.bytes = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        created_unix_seconds: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "fingerprint_sha256", b"fingerprint_sha256", "hidden_size", b"hidden_size", "max_context_token_count", b"max_context_token_count", "max_image_count", b"max_image_count", "model", b"model", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_unix_seconds", b"created_unix_seconds", "engine", b"engine", "fingerprint_sha256", b"fingerprint_sha256", "hidden_size", b"hidden_size", "max_context_token_count", b"max_context_token_count", "max_image_count", b"max_image_count", "model", b"model", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
