@@ -245,7 +245,7 @@ class ImageReference:
 class ChatCompletionRequest(RequestModel):
     """The body of POST /v1/chat/completions. An unset field takes the LLM service's default."""
 
-    model: str
+    model: str = ""
     messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None

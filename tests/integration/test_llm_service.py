@@ -523,7 +523,7 @@ BIG = bytes((1 << 20) + 32)
         (
             InvalidArgumentError,
             "chat.messages[0].role",
-            "role is 0; it must be system, user or assistant",
+            "role is 0; it must be system, user, assistant or tool",
             [
                 llm_pb2.GenerateRequest(
                     start=llm_pb2.GenerateStart(
@@ -550,11 +550,11 @@ BIG = bytes((1 << 20) + 32)
                 )
             ],
         ),
-        (ContextLengthError, "chat.messages", "context of 4096", [start("a b " * 4096)]),
+        (ContextLengthError, "chat.messages", "length is 4096", [start("a b " * 4096)]),
         (
             ContextLengthError,
             "chat.messages",
-            "context of 4096",
+            "prompt is too long: .* or more, .* This model's maximum context length is 4096 tokens",
             [start(images=["a"]), header(0, 4090)],
         ),
         (
@@ -743,7 +743,7 @@ async def test_long_text_is_refused_before_it_is_tokenized(
     stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tokenizer, "encode", None)
-    with pytest.raises(ContextLengthError, match="takes at most 65536"):
+    with pytest.raises(ContextLengthError, match="has 70[0-9]{3} bytes, and at most 65536"):
         await exchange(stub, start("x" * 70_000))
 
 

@@ -10,7 +10,7 @@ from gateway.openai.answers import AnswerHead, WholeAnswer
 
 
 def test_choices_of_a_whole_answer_hold_what_their_events_did() -> None:
-    answer = WholeAnswer(AnswerHead("a", 1, "m", 2))
+    answer = WholeAnswer(AnswerHead("a", 1, "m", "fp_0", 2))
     likely = TokenLogprob("é".encode(), -0.5, (TokenLogprob(b"\xf0", -9e9),))
     events: list[ChatEvent] = [TextDelta(1, "q"), TextDelta(0, 'é"', (likely,)), TextDelta(0, "\n")]
     events += [Finished(0, "stop"), Finished(1, "length"), Usage(1, 2, 0, 0)]
@@ -32,7 +32,7 @@ def test_choices_of_a_whole_answer_hold_what_their_events_did() -> None:
 
 def test_log_probabilities_are_written_as_they_come() -> None:
     """All at the end would hold up everybody, for twice as long as the whole stream has taken."""
-    answer = WholeAnswer(AnswerHead("a", 1, "m", 1))
+    answer = WholeAnswer(AnswerHead("a", 1, "m", "fp_0", 1))
     top = tuple(TokenLogprob(b"other", -2.0) for _ in range(20))
     begin = time.thread_time()
     for _ in range(3000):
