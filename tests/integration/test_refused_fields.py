@@ -120,21 +120,9 @@ VIOLATIONS: list[Violation] = [
     ),
     Violation(
         "GenerateStart",
-        "chat.messages[1].role",
-        chat(turn("ROLE_USER", {"text": "Hi"}), turn("ROLE_ASSISTANT", {"text": "Hello"})),
-        {
-            "messages": [
-                {"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "Hello"},
-            ]
-        },
-        "messages[1].role",
-    ),
-    Violation(
-        "GenerateStart",
         "chat.messages[0].parts",
-        chat(turn("ROLE_USER", {"text": "<image>"})),
-        user("<image>"),
+        chat(turn("ROLE_USER", {"text": "<image><image>"}, {"image": {}})) | {"images": [DIGESTS]},
+        user([{"type": "text", "text": "<image><image>"}, picture(b"a")]),
         "messages[0].content",
     ),
     Violation(
@@ -156,7 +144,6 @@ VIOLATIONS: list[Violation] = [
     option("sampling.top_p", 1.5, top_p=1.5),
     option("sampling.top_k", 0, top_k=0),
     option("sampling.min_p", -0.5, min_p=-0.5),
-    option("sampling.seed", -1, seed=-1),
     option("sampling.repetition_penalty", 0, repetition_penalty=0),
     option("sampling.presence_penalty", 2.5, presence_penalty=2.5),
     option("sampling.frequency_penalty", -2.5, frequency_penalty=-2.5),
@@ -183,7 +170,6 @@ VIOLATIONS: list[Violation] = [
     ),
     option("stop.max_token_count", 0, max_tokens=0),
     option("stop.max_token_count", 0, max_completion_tokens=0),
-    option("stop.max_token_count", 40_000, max_tokens=40_000),
     option("stop.min_token_count", -1, min_tokens=-1),
     option("stop.strings", ["x"] * 17, stop=["x"] * 17),
     option("stop.strings[0]", [""], stop=""),
@@ -280,6 +266,8 @@ NO_PROMPT_BUT_CHAT = "the gateway's prompts are conversations"
 NO_COUNTING = "the gateway does not count tokens"
 DIGESTS_ARE_OURS = "the gateway computes the digests itself"
 # Refused by a service, but never sent by the gateway.
+NO_SUCH_ENDING = {"chat": HI["chat"] | {"ending": 9}}
+USER_CALLS = chat(turn("ROLE_USER", {"text": "Hi"}) | {"tool_calls": [{"name": "weather"}]})
 OWN_VIOLATIONS: list[OwnViolation] = [
     OwnViolation(
         "GenerateStart", "request_id", {"request_id": "x" * 129}, "the id goes by metadata"
@@ -308,6 +296,21 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         "the gateway sends no part that is neither a text nor an image",
     ),
     OwnViolation(
+        "GenerateStart",
+        "chat.messages[0].role",
+        chat(turn("ROLE_UNSPECIFIED", {"text": "Hi"})),
+        "the gateway knows all roles that it sends",
+    ),
+    OwnViolation(
+        "GenerateStart", "chat.ending", NO_SUCH_ENDING, "the gateway sends none that is unknown"
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "chat.messages[0].tool_calls",
+        USER_CALLS,
+        "the gateway sends those of the assistant's messages alone",
+    ),
+    OwnViolation(
         "GenerateStart", "guided", HI | {"guided": {}}, "the gateway sends no guide that is unset"
     ),
     OwnViolation(
@@ -321,15 +324,17 @@ OWN_VIOLATIONS: list[OwnViolation] = [
     OwnViolation(
         "CountTokensRequest",
         "chat.messages[0].role",
-        chat(turn("ROLE_ASSISTANT", {"text": "Hi"})),
+        chat(turn("ROLE_UNSPECIFIED", {"text": "Hi"})),
         NO_COUNTING,
     ),
     OwnViolation(
         "CountTokensRequest",
         "chat.messages[0].parts",
-        chat(turn("ROLE_USER", {"text": "<image>"})),
+        chat(turn("ROLE_USER", {"text": "<image><image>"}, {"image": {}})),
         NO_COUNTING,
     ),
+    OwnViolation("CountTokensRequest", "chat.ending", NO_SUCH_ENDING, NO_COUNTING),
+    OwnViolation("CountTokensRequest", "chat.messages[0].tool_calls", USER_CALLS, NO_COUNTING),
     OwnViolation(
         "CountTokensRequest", "chat.messages[0].parts[0]", chat(turn("ROLE_USER", {})), NO_COUNTING
     ),
@@ -385,11 +390,17 @@ NEVER_WRONG = [
     NeverWrong(
         "images[0].content_sha256", TWO_PARTS, "messages[0].content[0].image_url", DIGESTS_ARE_OURS
     ),
+    NeverWrong("sampling.seed", {"seed": -1}, "seed", "any 64 bits are a seed"),
     NeverWrong("stop.ignore_end_tokens", {"ignore_eos": True}, "ignore_eos", "yes or no"),
     NeverWrong(
         "skip_special_tokens", {"skip_special_tokens": False}, "skip_special_tokens", "yes or no"
     ),
 ]
+# Of both requests: any string may be the name of a tool in a history, or what it was called with.
+NEVER_WRONG_OF_TOOLS = {
+    "chat.messages[].tool_calls[].name",
+    "chat.messages[].tool_calls[].arguments",
+}
 # Of CountTokensRequest; as in NEVER_WRONG.
 NEVER_WRONG_TO_COUNT = {"chat.messages[].parts[].text", "chat.messages[].parts[].image"}
 
@@ -506,9 +517,9 @@ async def test_every_field_has_a_case(request_name: Request) -> None:
     cases = [case for case in cases if case.request == request_name]
     named = walked((case.field for case in cases), known)
     if request_name == "GenerateStart":
-        named |= walked((case.field for case in NEVER_WRONG), known)
+        named |= walked((case.field for case in NEVER_WRONG), known) | NEVER_WRONG_OF_TOOLS
     if request_name == "CountTokensRequest":
-        named |= NEVER_WRONG_TO_COUNT
+        named |= NEVER_WRONG_TO_COUNT | NEVER_WRONG_OF_TOOLS
     assert named == known
 
 
