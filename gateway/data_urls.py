@@ -283,8 +283,8 @@ class BodyReader:
         byte_count = len(self._text) + len(text)
         if byte_count > self._limits.max_text_byte_count:
             raise ContextLengthError(
-                f"the request has {byte_count} bytes of text or more;"
-                f" the limit is {self._limits.max_text_byte_count}"
+                f"the prompt is too long: the request has {byte_count} bytes of text or more;"
+                f" the limit is {self._limits.max_text_byte_count} bytes; shorten the messages"
             )
         self._share.take(len(text))
         self._text += text
