@@ -136,7 +136,10 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /health/ready: both services serve, and their models fit together; else 503 and why."""
+    """GET /health/ready: both services serve, and their models fit together; else 503 and why.
+
+    Also GET /health and GET /ping: vLLM's clients wait for these until they may send requests.
+    """
     reasons = await _unready_reasons(request.app)
     if reasons:
         return web.json_response({"status": "not ready", "reasons": reasons}, status=503)
