@@ -68,6 +68,10 @@ class Settings(ServingSettings):
     request_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """Longest time for one chat request, images included; at most a day."""
 
+    sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
+    """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
+    none is sent."""
+
     @field_validator("file_root")
     @classmethod
     def _is_folder(cls, root: Path | None) -> Path | None:

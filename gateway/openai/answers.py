@@ -14,12 +14,6 @@ from protos.errors import ServiceError
 
 JSONObject = dict[str, Any]
 
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    # Asks nginx not to collect the stream.
-    "X-Accel-Buffering": "no",
-}
 LEAST_LOGPROB = -9999.0
 DONE = b"data: [DONE]\n\n"
 
