@@ -82,12 +82,16 @@ async def _stream(
     request: web.Request, chat: ChatCompletionRequest, events: AsyncGenerator[ChatEvent, None]
 ) -> web.StreamResponse:
     """Sends events as they come; until something has been sent, an error is an HTTP status."""
-    answer = StreamedAnswer(_head(request, chat), include_usage=chat.include_usage)
+    answer = StreamedAnswer(
+        _head(request, chat),
+        include_usage=chat.include_usage,
+        continuous_usage=chat.continuous_usage,
+    )
     stream = EventStream(request, request.app[SETTINGS].sse_keep_alive_seconds)
     try:
         with request.app[TRAFFIC].cut_short():
             async with stream.kept_alive():
-                await stream.write(answer.opening() + answer.event(await anext(events)))
+                await stream.write(answer.opening(await anext(events)))
                 async for event in events:
                     if data := answer.event(event):
                         await stream.write(data)

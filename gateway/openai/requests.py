@@ -242,6 +242,7 @@ class StreamOptions(RequestModel):
     """What a stream holds besides the text."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Annotated[Any, _unsupported(False)] = None
 
 
@@ -335,6 +336,13 @@ class ChatCompletionRequest(RequestModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream holds the usage so far."""
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
 
     @property
     def choice_count(self) -> int:
