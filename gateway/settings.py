@@ -12,6 +12,7 @@ from gateway.bodies import BodyLimits
 from gateway.connections import ConnectionLimits
 from gateway.data_urls import ContentLimits
 from gateway.descriptors import default_connection_count, most_connections
+from gateway.origins import AllowedOrigins
 from protos.process.settings import GIB, MIB, ServingSettings
 
 
@@ -32,6 +33,9 @@ class Settings(ServingSettings):
     """Folder below which file:// URLs may read; none: they are refused."""
     allowed_private_hosts: tuple[str, ...] = ()
     """Hosts and networks (JSON list) that image URLs may lead to though they are not public."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins (JSON list) whose web pages may call, e.g. '["https://chat.example.com"]'; '["*"]':
+    all."""
     max_body_byte_count: int = Field(default=64 * MIB, ge=1)
     """Largest request body, in bytes."""
     max_text_byte_count: int = Field(default=4 * MIB, ge=1)
@@ -64,6 +68,10 @@ class Settings(ServingSettings):
     request_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """Longest time for one chat request, images included; at most a day."""
 
+    sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
+    """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
+    none is sent."""
+
     @field_validator("file_root")
     @classmethod
     def _is_folder(cls, root: Path | None) -> Path | None:
@@ -82,6 +90,12 @@ class Settings(ServingSettings):
     @classmethod
     def _parsable(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         AddressPolicy.parse(entries)
+        return entries
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        AllowedOrigins(entries)
         return entries
 
     @property

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from gateway.openai.json_limits import read_json
 from gateway.openai.refusals import MAX_SHOWN_LENGTH, UNSUPPORTED, refusal
+from gateway.openai.strictness import close
 
 # Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
 # every entry, and a small body of half a million bad ones would take seconds and gigabytes.
@@ -177,16 +178,26 @@ class Message(RequestModel):
 
 
 class JSONSchemaFormat(RequestModel):
-    """A JSON Schema, and labels for it; its enforcement is strict whether asked for or not.
+    """A JSON Schema, and labels for it. All of it is enforced, strict or not.
 
     Attributes:
         definition: the schema as JSON text.
+        strict: whether objects are closed that do not say so themselves.
     """
 
     name: str
     description: str | None = None
     definition: Annotated[str, BeforeValidator(_as_schema_text), Field(alias="schema")]
     strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _close_if_strict(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("strict") is True:
+            schema = value.get("schema")
+            if isinstance(schema, dict):
+                close(schema)
+        return value
 
 
 class ResponseFormat(RequestModel):
@@ -231,6 +242,7 @@ class StreamOptions(RequestModel):
     """What a stream holds besides the text."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Annotated[Any, _unsupported(False)] = None
 
 
@@ -324,6 +336,13 @@ class ChatCompletionRequest(RequestModel):
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream holds the usage so far."""
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
 
     @property
     def choice_count(self) -> int:

@@ -202,7 +202,9 @@ SCHEMA = {"type": "object", "properties": {"size": {"type": "integer"}}}
                     "json_schema": {"name": "size", "schema": SCHEMA, "strict": True},
                 }
             },
-            llm_pb2.GuidedDecoding(json_schema=json.dumps(SCHEMA)),
+            llm_pb2.GuidedDecoding(
+                json_schema=json.dumps(SCHEMA | {"additionalProperties": False})
+            ),
         ),
         (
             {"structured_outputs": {"grammar": 'start: "a"'}},
