@@ -27,6 +27,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 HEALTH_PATH = "/health/"
+IGNORED_KEY = "x-internvl-ignored"
 
 
 @web.middleware
@@ -66,10 +67,12 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
-    """Says in the head of an answer who sends it, and to which request."""
+    """Says in the head of an answer who sends it, to which request, and what of it was ignored."""
     response.headers[hdrs.SERVER] = SERVER_NAME
     if REQUEST_ID in request:
         response.headers[REQUEST_ID_KEY] = request[REQUEST_ID]
+    if RECORD in request and (names := request[RECORD].ignored_fields):
+        response.headers[IGNORED_KEY] = names
 
 
 @web.middleware
