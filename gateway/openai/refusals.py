@@ -31,7 +31,7 @@ WORDS = frozenset({"literal_error"})
 # Names that do not speak for themselves in a sentence; others are taken as they are.
 SUBJECTS = {
     "add_generation_prompt": "the switch for a new turn",
-    "arguments": "the arguments of a call",
+    "arguments": "the text of the arguments",
     "cache_salt": "the cache salt",
     "content": "a message's content",
     "continue_final_message": "the switch for going on with the last message",
@@ -61,8 +61,10 @@ SUBJECTS = {
     "stop": "the list of stop strings",
     "stop_token_ids": "the list of stop tokens",
     "stream": "the switch for a stream",
+    "stream_options": "the object of stream options",
     "strict": "the switch for strictness",
     "tool_calls": "the list of tool calls",
+    "structured_outputs": "the form of the answer",
     "top_k": "top-k",
     "top_logprobs": "the number of alternatives to a token",
     "top_p": "top-p",
