@@ -100,7 +100,7 @@ def with_value(document: Any, path: Path, value: object) -> Any:
     """Returns a copy in which something else stands at a place."""
     if not path:
         return value
-    copied = copy.copy(document)
+    copied: Any = copy.copy(document)
     copied[path[0]] = with_value(document[path[0]], path[1:], value)
     return copied
 
@@ -171,7 +171,8 @@ def test_each_type_at_each_field() -> None:
 def test_a_field_that_is_missing() -> None:
     for document, path in PLACES:
         if path and isinstance(path[-1], str):
-            copied = node = copy.deepcopy(document)
+            copied: Any = copy.deepcopy(document)
+            node = copied
             for key in path[:-1]:
                 node = node[key]
             del node[path[-1]]
