@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from gateway.openai.json_limits import read_json
-from gateway.openai.refusals import refusal, shown_kind
+from gateway.openai.refusals import refusal, shown, shown_kind
 from gateway.openai.screening import listed, screen
 
 # Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
@@ -35,8 +35,14 @@ SPEECHLESS_ROLES = frozenset({"assistant", "tool", "function"})
 # Names of the JSON that pydantic's own methods have, and what they are called here.
 ATTRIBUTES = {"schema": "definition", "json": "definition"}
 
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64)]
+
+def _as_whole(value: object) -> object:
+    """Returns 256.0 as 256: to JSON they are the same."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), BeforeValidator(_as_whole)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), BeforeValidator(_as_whole)]
 Float = Annotated[float, Field(allow_inf_nan=False)]
 StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_COUNT)]
 
@@ -88,7 +94,7 @@ def _as_json(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        message = "it holds a number that is too large"
+        message = "a number is infinite; it must be at most 1.7e308"
         raise PydanticCustomError("number", message) from None
 
 
@@ -115,10 +121,15 @@ def _by_token_id(value: object) -> object:
             context = {"count": len(value), "limit": MAX_BIAS_COUNT}
             raise PydanticCustomError("biases", message, context)
         for key in value:
-            if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
-                message = "a token id of the logit bias must be a whole number of at most 9 digits"
-                raise PydanticCustomError("bias_key", message, {"field": key})
+            _check_token_id(key)
     return value
+
+
+def _check_token_id(key: str) -> None:
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
+        message = "a token id is {shown}; it must be a whole number of at most 9 digits"
+        context = {"field": key, "shown": shown(key)}
+        raise PydanticCustomError("bias_key", message, context)
 
 
 class RequestModel(BaseModel):
@@ -148,7 +159,9 @@ class ImageURL(RequestModel):
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
-    max_dynamic_patch: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_dynamic_patch: Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_as_whole)] | None = (
+        None
+    )
 
 
 class BareURL(ImageURL):
@@ -340,7 +353,7 @@ class ChatCompletionRequest(RequestModel):
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    priority: Annotated[int, Field(gt=-(2**31), lt=2**31)] | None = None
+    priority: Annotated[int, Field(gt=-(2**31), lt=2**31), BeforeValidator(_as_whole)] | None = None
     cache_salt: str | None = None
     structured_outputs: Annotated[StructuredOutputs | None, BeforeValidator(_none_if_empty)] = None
     add_generation_prompt: bool | None = None

@@ -62,6 +62,12 @@ def test_no_model_is_an_empty_name(model: dict[str, Any]) -> None:
     assert parse_chat_request(json.dumps(body).encode()).model == ""
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "seed", "top_k", "n", "priority"])
+def test_a_whole_number_may_have_a_point(name: str) -> None:
+    value = getattr(parse(**{name: 2.0}), name)
+    assert (value, type(value)) == (2, int)
+
+
 def test_usage_in_each_chunk_needs_the_usage() -> None:
     both = {"include_usage": True, "continuous_usage_stats": True}
     assert parse(stream=True, stream_options=both).continuous_usage
@@ -360,7 +366,7 @@ TEXT = {"type": "text", "text": "?"}
         ({"top_logprobs": 3}, "3 alternatives are asked for, but no log probabilities"),
         (
             {"logit_bias": {"five": 1}},
-            "a token id of the logit bias must be a whole number of at most 9 digits",
+            "a token id is 'five'; it must be a whole number of at most 9 digits",
         ),
         ({"logit_bias": {"5": "1"}}, "a token's bias is a string; it must be a number"),
         (
@@ -408,3 +414,13 @@ def test_a_long_number_is_cut(name: str, value: object) -> None:
         parse(**{name: value})
     assert len(caught.value.message) < 300
     assert len(caught.value.field) <= 200
+
+
+def test_a_schema_with_a_number_beyond_all_is_refused() -> None:
+    """JSON has no word for infinity, so that it could not be handed on."""
+    schema = b'{"type":"json_schema","json_schema":{"name":"x","schema":{"maximum":1e999}}}'
+    body = b'{"messages":[{"role":"user","content":"Hi"}],"response_format":' + schema + b"}"
+    with pytest.raises(InvalidArgumentError) as caught:
+        parse_chat_request(body)
+    assert caught.value.field == "response_format.json_schema.schema"
+    assert caught.value.message == "a number is infinite; it must be at most 1.7e308"
