@@ -50,6 +50,7 @@ class RequestRecord:
     output_token_count: int | None = None
     first_token_seconds: float | None = None
     error: str | None = None
+    ignored_fields: str | None = None
 
     def elapsed(self) -> float:
         """Returns the seconds since the request's arrival."""
@@ -82,7 +83,7 @@ class NamedImage:
     def param_of(self, field: str) -> str:
         """Returns the JSON path of what a field of EncodeImageRequest was made from, or nothing."""
         param = self.options.param_of(self.reference.source, field)
-        return param and f"{self.reference.param}.{param}"
+        return param and self.reference.param_of(param)
 
 
 class ChatPipeline:
@@ -185,7 +186,7 @@ class ChatPipeline:
         attachments: Attachments,
         budget: ImageBudget,
     ) -> HeldFile:
-        param = f"{reference.param}.url"
+        param = reference.param_of("url")
         file = await self._fetcher.fetch(reference.source.url, param, attachments, budget)
         if file.byte_count > info.max_image_byte_count:
             raise ImageTooLargeError(

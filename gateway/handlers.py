@@ -53,7 +53,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     ):
         body = await receive(request, app[SETTINGS].body_limits, share)
         with app[TRAFFIC].place():
-            chat = await app[POOLS].json.run(parse_chat_request, body.text)
+            strict = app[SETTINGS].strict_fields
+            chat = await app[POOLS].json.run(parse_chat_request, body.text, strict)
+            request[RECORD].ignored_fields = chat.ignored_fields
             stream = app[PIPELINE].stream(chat, body.attachments, deadline, request[RECORD])
             del body  # its text would be held until the answer's end
             async with aclosing(stream) as events:

@@ -48,6 +48,8 @@ class Settings(ServingSettings):
     """Most images in one request."""
     max_image_host_count: int = Field(default=16, ge=1)
     """Most hosts that the image URLs of one request lead to, redirects included."""
+    strict_fields: bool = False
+    """Refuse requests with fields that this server does not know, rather than ignore these."""
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
     max_held_byte_count: int = Field(default=3 * GIB, ge=1)
