@@ -39,20 +39,35 @@ def test_a_data_url_one_byte_too_large_is_refused(length: int) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "data:image/png;base64,a",
         "data:image/png;base64,aGk",
-        "data:image/png;base64,aG k=",
-        "data:image/png;base64,aGk=\n",
-        "data:image/png;base64,aG-_",
-        "data:image/png;base64,aGk%3D",
-        "data:image/png;base64,äöüß",
-        "data:image/png,hi",
-        "data:image/png;base64",
-        "data:",
+        " data:image/png;base64, aG\nk= \n",
+        "data:image/png;charset=utf-8;BASE64,aGk%3D",
+        "data:image/png;   base64 ,aGk",
+        "da\tta:image/png;ba\nse64,aGk=",
+        "data:,hi",
+        "data:image/png,h%69#there",
     ],
 )
-def test_a_malformed_data_url_is_refused(url: str) -> None:
-    with pytest.raises(InvalidImageError):
+def test_a_data_url_is_read_as_browsers_do(url: str) -> None:
+    assert decode_data_url(url, max_byte_count=2) == b"hi"
+    with pytest.raises(ImageTooLargeError, match="the limit is 1"):
+        decode_data_url(url, max_byte_count=1)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("data:image/png;base64,a", "was cut"),
+        ("data:image/png;base64,äöüß", "beyond ASCII .at character 1 "),
+        ("data:image/png;base64,\ud800", "beyond ASCII .at character 1 "),
+        ("data:image/png;base64", "no comma"),
+        ("data:image/png#;base64,aGk", "no comma"),
+        ("data:", "no comma"),
+        ("data:image/png;base64;charset=utf-8,aGk", "the last before the comma"),
+    ],
+)
+def test_a_malformed_data_url_is_refused(url: str, sentence: str) -> None:
+    with pytest.raises(InvalidImageError, match=sentence):
         decode_data_url(url, max_byte_count=100)
 
 
