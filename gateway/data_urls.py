@@ -124,10 +124,12 @@ class Attachments:
 
     Attributes:
         share: counts all that the request holds.
+        from_loopback: whether the client is on this machine, and may be told about its folders.
         images: by their names, which stand in the place of URLs and which no client can guess.
     """
 
     share: Share
+    from_loopback: bool = False
     images: dict[str, AttachedImage] = field(default_factory=dict)
 
     def take(self, name: str) -> HeldFile:
@@ -173,11 +175,11 @@ class BodyReader:
     image, and this only for the piece that a socket gives.
     """
 
-    def __init__(self, limits: ContentLimits, share: Share) -> None:
+    def __init__(self, limits: ContentLimits, share: Share, *, from_loopback: bool = False) -> None:
         self._limits = limits
         self._share = share
         self._text = bytearray()
-        self._attachments = Attachments(share)
+        self._attachments = Attachments(share, from_loopback)
         self._image: AttachedImage | None = None
         self._pending = b""
         self._secret = secrets.token_hex(16)

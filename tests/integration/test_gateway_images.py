@@ -178,7 +178,7 @@ async def test_redirects_are_followed_three_times() -> None:
 
 @pytest.mark.parametrize("to", ["file:///etc/hostname", "ftp://127.0.0.1/", "data:,x", "http://"])
 async def test_a_redirect_to_another_scheme_is_refused(to: str) -> None:
-    options: dict[str, Any] = {"allowed_private_hosts": LOCAL, "file_root": Path("/etc")}
+    options: dict[str, Any] = {"allowed_private_hosts": LOCAL, "file_root": (Path("/etc"),)}
     async with picture_server() as pictures, stack(**options) as gateway:
         status, error = await ask(gateway, pictures.url(f"/redirect?to={to}"))
     assert (status, error[1]) == (400, PARAM)
@@ -342,7 +342,7 @@ async def test_files_are_read_below_the_root_only(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.png").write_bytes(PICTURE)
     (tmp_path / "b.png").write_bytes(PICTURE)
-    async with stack(file_root=tmp_path / "root") as gateway:
+    async with stack(file_root=(tmp_path / "root",)) as gateway:
         assert await ask(gateway, f"file://{tmp_path}/root/a.png") == (200, None)
         denied = await ask(gateway, f"file://{tmp_path}/b.png")
     assert gateway.vision.requests[0].image == PICTURE
@@ -449,13 +449,13 @@ async def test_a_file_system_that_hangs_holds_up_nobody(
     reading, released = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def hang(*_: object) -> bytes:
+    def hang(*_: object, **__: object) -> bytes:
         loop.call_soon_threadsafe(reading.set)
         released.wait()
         return b""
 
     monkeypatch.setattr(images, "read_file_url", hang)
-    async with stack(file_root=tmp_path, image_fetch_seconds=1) as gateway:
+    async with stack(file_root=(tmp_path,), image_fetch_seconds=1) as gateway:
         slow = asyncio.create_task(ask(gateway, *[f"file://{tmp_path}/a.png"] * 64))
         await happening(reading)
         assert await ask(gateway, "data:image/png;base64,aGk=") == (200, None)
@@ -478,7 +478,7 @@ async def test_long_urls_are_refused_before_anything_is_done_with_them(
     url: str, sentence: str, tmp_path: Path
 ) -> None:
     limits: dict[str, Any] = {"max_body_byte_count": 1 << 26, "max_text_byte_count": 1 << 26}
-    async with stack(file_root=tmp_path, **limits) as gateway:
+    async with stack(file_root=(tmp_path,), **limits) as gateway:
         status, body = await gateway.chat(messages=user(url))
     assert status == 400
     assert sentence in body["error"]["message"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway.data_urls import decode_data_url
-from gateway.images import ImageBudget, read_file_url
+from gateway.file_urls import read_file_url
+from gateway.image_budget import ImageBudget
 from protos.errors import (
     AccessDeniedError,
     ImageFetchError,
@@ -84,8 +85,8 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def read(url: str, root: Path | None, max_byte_count: int = 100) -> bytes:
-    return read_file_url(url, root, max_byte_count)
+def read(url: str, root: Path, max_byte_count: int = 100) -> bytes:
+    return read_file_url(url, [root], max_byte_count)
 
 
 def test_files_below_the_root_are_read(root: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_root_behind_a_link_is_read(root: Path) -> None:
 
 def test_without_a_root_nothing_is_read(root: Path) -> None:
     with pytest.raises(AccessDeniedError, match="file_root"):
-        read(f"file://{root}/a.png", None)
+        read_file_url(f"file://{root}/a.png", [], 100)
 
 
 @pytest.mark.parametrize("path", ["/../secret.png", "/%2e%2e/secret.png", "2/secret.png", "/.."])
