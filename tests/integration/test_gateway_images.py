@@ -4,104 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import AsyncResolver
-from aiohttp.test_utils import TestServer
 
 from gateway import images
-from tests.fakes import Gateway, happening, stack
+from tests.fakes import chat_body, happening, stack
 from tests.integration.name_server import name_server
+from tests.integration.picture_server import LOCAL, PARAM, PICTURE, ask, picture_server, user
 
-PICTURE = b"picture" * 1000
-PARAM = "messages[0].content[0].image_url.url"
-LOCAL = ("127.0.0.1",)
 pytestmark = pytest.mark.timeout(30)
-
-
-@dataclass
-class PictureServer:
-    """An HTTP server of pictures, and the requests that reached it."""
-
-    requests: list[web.Request] = field(default_factory=list)
-    both: asyncio.Event = field(default_factory=asyncio.Event)
-    port: int = 0
-
-    def url(self, path: str = "/picture", host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.port}{path}"
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(request)
-        match request.path:
-            case "/picture":
-                response = web.Response(body=PICTURE)
-                response.set_cookie("a", "b")
-                return response
-            case "/empty":
-                return web.Response()
-            case "/gzip":
-                headers = {"Content-Encoding": "gzip"}
-                return web.Response(body=gzip.compress(PICTURE), headers=headers)
-            case "/redirect":
-                return web.Response(status=302, headers={"Location": request.query["to"]})
-            case "/loop":
-                return web.Response(status=307, headers={"Location": "/loop"})
-            case "/nowhere":
-                return web.Response(status=302)
-            case "/endless":
-                return await self._endless(request)
-            case "/together":
-                if len(self.requests) >= 2:
-                    self.both.set()
-                await self.both.wait()
-                return web.Response(body=PICTURE)
-            case "/slow":
-                await asyncio.Event().wait()
-        return web.Response(status=404)
-
-    async def _endless(self, request: web.Request) -> web.StreamResponse:
-        """Sends for ever, without saying how much."""
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(bytes(100_000))
-
-
-@asynccontextmanager
-async def picture_server() -> AsyncIterator[PictureServer]:
-    pictures = PictureServer()
-    app = web.Application()
-    app.router.add_get("/{path:.*}", pictures.answer)
-    server = TestServer(app, host="127.0.0.1")
-    await server.start_server(shutdown_timeout=0.1)
-    pictures.port = server.port or 0
-    try:
-        yield pictures
-    finally:
-        await server.close()
-
-
-def user(*urls: str) -> list[dict[str, Any]]:
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return [{"role": "user", "content": parts}]
-
-
-async def ask(gateway: Gateway, *urls: str) -> tuple[int, Any]:
-    """Returns the status, and the error's code and path or None."""
-    status, body = await gateway.chat(messages=user(*urls))
-    error = body.get("error")
-    return status, error and (error["code"], error["param"])
 
 
 async def test_a_picture_is_fetched() -> None:
@@ -347,6 +265,20 @@ async def test_files_are_read_below_the_root_only(tmp_path: Path) -> None:
         denied = await ask(gateway, f"file://{tmp_path}/b.png")
     assert gateway.vision.requests[0].image == PICTURE
     assert denied == (403, ("access_denied", PARAM))
+
+
+@pytest.mark.parametrize("header", [None, "X-Forwarded-For", "Forwarded", "Via"])
+async def test_the_roots_are_told_to_this_machine_only(header: str | None, tmp_path: Path) -> None:
+    """A proxy on this machine brings the requests of others."""
+    body = chat_body(messages=user("\nfile:///etc/hostname"))
+    headers = {header: "192.0.2.1"} if header else {}
+    async with stack(file_root=(tmp_path, Path("/usr"))) as gateway:
+        path = "/v1/chat/completions"
+        async with gateway.http.post(path, json=body, headers=headers) as response:
+            message = (await response.json())["error"]["message"]
+    assert response.status == 403
+    assert "which its option file_root names" in message
+    assert (f": {tmp_path}, /usr" in message) == (header is None)
 
 
 async def test_without_a_root_no_file_is_read(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -136,7 +137,7 @@ payloads = st.builds(
     st.integers(1, 80),
     st.sampled_from(["", "\n", "\r\n", " ", "\f", "%0A"]),
 )
-STYLES = {
+STYLES: dict[str, Callable[[str], str]] = {
     "": str,
     "slashes": lambda text: text.replace("/", "\\/"),
     "unicode": lambda text: text.replace("+", "\\u002B").replace("\\n", "\\u000a"),

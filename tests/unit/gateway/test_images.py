@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 from pathlib import Path
 
@@ -138,15 +139,60 @@ def test_a_link_that_appears_after_the_check_is_not_followed(
 def test_pipes_and_folders_are_refused(root: Path) -> None:
     os.mkfifo(root / "pipe")
     for path in ("pipe", "sub", ""):
-        with pytest.raises(AccessDeniedError, match="regular file"):
+        with pytest.raises(AccessDeniedError, match="regular file") as error:
             read(f"file://{root}/{path}", root)
+        assert ("folder" in error.value.message) == (path != "pipe")
 
 
-@pytest.mark.parametrize("path", ["/missing.png", "/a.png/b", "/loop", "/" + "x" * 300])
-def test_missing_files_are_refused(root: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/missing.png", "there is no such file"),
+        ("/sub/missing/a.png", "there is no such file"),
+        ("/a.png/b", "a part of its path is a file, not a folder"),
+        ("/loop", "links in a circle"),
+        ("/" + "x" * 300, "a name in its path is too long"),
+    ],
+)
+def test_missing_files_are_refused(root: Path, path: str, sentence: str) -> None:
     (root / "loop").symlink_to("loop")
-    with pytest.raises(ImageFetchError):
+    with pytest.raises(ImageFetchError, match=sentence):
         read(f"file://{root}{path}", root)
+
+
+def test_a_file_that_may_not_be_read_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)  # the tests may run as root
+    with pytest.raises(ImageFetchError, match="the gateway's user has no permission"):
+        read(f"file://{root}/a.png", root)
+
+
+def test_files_below_any_root_are_read(root: Path) -> None:
+    roots = [root / "sub", root.parent / "root2"]
+    assert read_file_url(f"file://{root}/sub/b%20c.png", roots, 100) == b"other"
+    assert read_file_url(f"file://{root.parent}/root2/secret.png", roots, 100) == b"secret"
+    for path in ("root/a.png", "secret.png", "root2/../secret.png"):
+        with pytest.raises(AccessDeniedError, match="option file_root"):
+            read_file_url(f"file://{root.parent}/{path}", roots, 100)
+
+
+def test_roots_are_told_only_to_who_may_know(root: Path) -> None:
+    roots = [root, root.parent / "root2"]
+    for tell_roots in (False, True):
+        with pytest.raises(AccessDeniedError) as error:
+            read_file_url("file:///etc/passwd", roots, 100, tell_roots=tell_roots)
+        assert (f": {root}, {root}2" in error.value.message) == tell_roots
+        assert (str(root) in error.value.message) == tell_roots
+
+
+@pytest.mark.parametrize("url", ["file://C:/a.png", "file://home/me/a.png", "FILE://host/a"])
+def test_a_host_in_a_file_url_is_explained(root: Path, url: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="three slashes: after two stands a host"):
+        read(url, root)
 
 
 @pytest.mark.parametrize("url", ["file:", "file://", "file://host/a", "file:a", "file:////a"])
