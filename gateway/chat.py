@@ -13,7 +13,8 @@ from gateway.data_urls import Attachments
 from gateway.events import ChatEvent, Usage
 from gateway.fairness import FetchLanes
 from gateway.fields import CHAT, Options, generate_fields, image_options
-from gateway.images import ImageBudget, ImageFetcher
+from gateway.image_budget import ImageBudget
+from gateway.images import ImageFetcher
 from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools
