@@ -8,7 +8,7 @@ from demo_training.vocabulary import (
     TOKENIZER_FOLDER,
     VOCABULARY_SIZE,
 )
-from llm_service.prompt import DEFAULT_SYSTEM_TEXT
+from llm_service.conversation import DEFAULT_SYSTEM_TEXT
 from llm_service.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.from_checkpoint(TOKENIZER_FOLDER)
