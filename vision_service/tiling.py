@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from protos.errors import ImageTooLargeError, InvalidImageError
+from vision_service.damage import damaged
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 NOT_AN_IMAGE = f"the image is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
@@ -116,6 +117,8 @@ def decode(data: bytes, max_pixel_count: int) -> Image.Image:
     Raises:
         InvalidImageError, ImageTooLargeError: as `tile_file`.
     """
+    # Pillow has a limit of its own, and refuses what has over twice that, before it takes memory.
+    Image.MAX_IMAGE_PIXELS = max_pixel_count
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(image.width, image.height, max_pixel_count)
@@ -127,15 +130,15 @@ def decode(data: bytes, max_pixel_count: int) -> Image.Image:
         del image  # so that at most two copies of the pixels are in memory
         return _upright(rgb, orientation)
     except UnidentifiedImageError as error:
-        raise InvalidImageError(NOT_AN_IMAGE, field="image") from error
+        raise InvalidImageError(
+            f"{NOT_AN_IMAGE} that can be read: it is damaged, or of a rare kind", field="image"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(
             f"the image has far more pixels than the limit of {max_pixel_count}", field="image"
         ) from error
     except DECODE_ERRORS as error:
-        raise InvalidImageError(
-            f"the image file is damaged or cut short: {error}", field="image"
-        ) from error
+        raise damaged(error) from error
 
 
 def choose_grid(width: int, height: int, max_tile_count: int, tile_size: int) -> Grid:

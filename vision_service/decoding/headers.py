@@ -1,6 +1,7 @@
 """Headers of image files: what a file says of itself, read without decoding it.
 
-Nothing here runs a codec, and the work is bounded by MAX_BLOCK_COUNT, whatever the file's size.
+Nothing here runs a codec, and the work is bounded by MAX_BLOCK_COUNT and its like, whatever the
+file's size.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from dataclasses import dataclass
 from protos.errors import InvalidImageError
 from vision_service.tiling import NOT_AN_IMAGE
 
-# Blocks (segments, chunks, sub-blocks) before the pixels; a profile or a preview of 16 MB that is
-# cut into JPEG's segments of 64 KB has 256.
-MAX_BLOCK_COUNT = 4096
+# Blocks (segments, extensions) before the pixels; a profile or a preview of 48 MB that is cut into
+# JPEG's segments of 64 KB has 768.
+MAX_BLOCK_COUNT = 16_384
+# GIF cuts a comment of 48 MB into so many.
+MAX_SUB_BLOCK_COUNT = 200_000
+# Bytes between a JPEG's segments.
+MAX_FILL_BYTE_COUNT = 4096
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Markers of JPEG (ITU-T T.81, table B.1): frames, of which every fourth is something else.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -80,8 +85,10 @@ def jpeg_segments(data: bytes, position: int) -> Iterator[tuple[int, int]]:
         while data[position] != 0xFF or data[position + 1] in (0x00, 0xFF):
             position += 1
             padding += 1
-            if padding > MAX_BLOCK_COUNT:
-                raise too_many(f"over {MAX_BLOCK_COUNT} bytes between its segments", padding - 1)
+            if padding > MAX_FILL_BYTE_COUNT:
+                raise too_many(
+                    f"over {MAX_FILL_BYTE_COUNT} bytes between its segments", MAX_FILL_BYTE_COUNT
+                )
         marker = data[position + 1]
         position += 2
         yield marker, position
@@ -99,22 +106,26 @@ def gif_blocks(data: bytes, position: int) -> Iterator[tuple[int, int]]:
         IndexError: the file ends before a block does.
         InvalidImageError: too many sub-blocks.
     """
+    left = MAX_SUB_BLOCK_COUNT
     for _ in range(MAX_BLOCK_COUNT):
         kind = data[position]
         yield kind, position + 1
         if kind in (0x2C, 0x3B):
             return
-        position = _behind_sub_blocks(data, position + 2) if kind == 0x21 else position + 1
+        position += 1
+        if kind == 0x21:
+            position, left = _behind_sub_blocks(data, position + 1, left)
     raise too_many(f"over {MAX_BLOCK_COUNT} blocks before its pixels", MAX_BLOCK_COUNT)
 
 
-def _behind_sub_blocks(data: bytes, position: int) -> int:
-    for _ in range(MAX_BLOCK_COUNT):
+def _behind_sub_blocks(data: bytes, position: int, left: int) -> tuple[int, int]:
+    """Returns what follows a run of sub-blocks, and how many more there may be after it."""
+    for index in range(left):
         size = data[position]
         position += 1 + size
         if not size:
-            return position
-    raise too_many(f"over {MAX_BLOCK_COUNT} sub-blocks in a row", MAX_BLOCK_COUNT)
+            return position, left - index
+    raise too_many(f"over {MAX_SUB_BLOCK_COUNT} sub-blocks", MAX_SUB_BLOCK_COUNT)
 
 
 def _read_jpeg(data: bytes) -> Header:

@@ -173,6 +173,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", 0)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     with pytest.raises(ImageTooLargeError, match=r"1001x1000 = 1001000 pixels.* 1000000") as caught:
         tile(png_header(1001, 1000))
