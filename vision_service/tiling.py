@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from protos.errors import ImageTooLargeError, InvalidImageError
 from vision_service.damage import damaged
+from vision_service.rows import load_all_rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 NOT_AN_IMAGE = f"the image is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
@@ -117,12 +118,10 @@ def decode(data: bytes, max_pixel_count: int) -> Image.Image:
     Raises:
         InvalidImageError, ImageTooLargeError: as `tile_file`.
     """
-    # Pillow has a limit of its own, and refuses what has over twice that, before it takes memory.
-    Image.MAX_IMAGE_PIXELS = max_pixel_count
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(image.width, image.height, max_pixel_count)
-        image.load()
+        load_all_rows(image, data)
         # Otherwise Pillow would look for a transparent colour, which RGB does not have.
         image.info.pop("transparency", None)
         orientation = _orientation(image)

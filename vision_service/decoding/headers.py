@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from protos.errors import InvalidImageError
+from vision_service.chunks import PNG_SIGNATURE
 from vision_service.tiling import NOT_AN_IMAGE
 
 # Blocks (segments, extensions) before the pixels; a profile or a preview of 48 MB that is cut into
@@ -20,7 +21,6 @@ MAX_BLOCK_COUNT = 16_384
 MAX_SUB_BLOCK_COUNT = 200_000
 # Bytes between a JPEG's segments.
 MAX_FILL_BYTE_COUNT = 4096
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Markers of JPEG (ITU-T T.81, table B.1): frames, of which every fourth is something else.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})

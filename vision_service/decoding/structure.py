@@ -6,14 +6,11 @@ An honest file is far below each limit. One above it would take minutes, most of
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Iterator
 
 from protos.errors import ImageTooLargeError
 from vision_service.decoding.headers import (
     MAX_BLOCK_COUNT,
     MAX_FILL_BYTE_COUNT,
-    PNG_SIGNATURE,
     WITHOUT_CONTENT,
     Header,
     too_many,
@@ -22,8 +19,6 @@ from vision_service.decoding.headers import (
 # Each scan of a progressive JPEG costs a pass over all its pixels, even if it has no bytes. The
 # usual scripts make 6 to 12.
 MAX_SCAN_COUNT = 32
-# libpng writes a chunk for each 8 KB, others for each 1 KB: 48 MB are 6,144 and 49,152.
-MAX_CHUNK_COUNT = 65_536
 # Pillow decodes runs in Python, 3 MB or 10 megapixels a second.
 MAX_RUN_BYTE_COUNT = 4 * 1024 * 1024
 MAX_RUN_PIXEL_COUNT = 10_000_000
@@ -32,8 +27,6 @@ TOO_LONG_FILL = b"\xff" * (MAX_FILL_BYTE_COUNT + 1)
 # A marker that ends a JPEG's scan: neither an escaped FF, nor a restart, nor fill.
 SEGMENT = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
-
-Chunk = tuple[bytes, int, int]
 
 
 def check_runs(header: Header, byte_count: int) -> None:
@@ -81,46 +74,3 @@ def _end_of_scans(data: bytes) -> int:
         if marker not in WITHOUT_CONTENT:
             position += int.from_bytes(data[position : position + 2], "big")
     raise too_many(f"over {MAX_BLOCK_COUNT} segments", MAX_BLOCK_COUNT)
-
-
-def png_chunks(data: bytes) -> Iterator[Chunk]:
-    """Yields the kind of each chunk of a PNG, and where its content begins and the chunk ends.
-
-    The last one may end behind the file's end. What follows something that is no chunk, or IEND,
-    is not looked at.
-
-    Raises:
-        InvalidImageError: too many chunks.
-    """
-    position = len(PNG_SIGNATURE)
-    for _ in range(MAX_CHUNK_COUNT):
-        kind = data[position + 4 : position + 8]
-        if len(kind) < 4 or not kind.isalpha():
-            return
-        (byte_count,) = struct.unpack_from(">I", data, position)
-        start, position = position + 8, position + 12 + byte_count
-        yield kind, start, position
-        if kind == b"IEND":
-            return
-    raise too_many(f"over {MAX_CHUNK_COUNT} chunks", MAX_CHUNK_COUNT)
-
-
-def riff_chunks(data: bytes, end: int) -> Iterator[Chunk]:
-    """Yields the kind of each chunk of a WebP, and where its content begins and ends.
-
-    Args:
-        data: the file.
-        end: where it says that it ends; the last chunk may end behind that.
-
-    Raises:
-        InvalidImageError: too many chunks.
-    """
-    position, last = 12, min(end, len(data)) - 8
-    for _ in range(MAX_CHUNK_COUNT):
-        if position > last:
-            return
-        (byte_count,) = struct.unpack_from("<I", data, position + 4)
-        start = position + 8
-        position = start + byte_count + byte_count % 2
-        yield data[start - 8 : start - 4], start, start + byte_count
-    raise too_many(f"over {MAX_CHUNK_COUNT} chunks", MAX_CHUNK_COUNT)

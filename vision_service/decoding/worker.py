@@ -98,6 +98,8 @@ def _tile(order: Order, image_file: int, tiles_file: int) -> Reply:
 
 
 def _decoded(data: bytes, order: Order) -> Image.Image:
+    # Pillow has a limit of its own, and refuses what has over twice that, before it takes memory.
+    Image.MAX_IMAGE_PIXELS = order.max_pixel_count
     try:
         return decode(data, order.max_pixel_count)
     except InvalidImageError:

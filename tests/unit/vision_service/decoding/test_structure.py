@@ -13,8 +13,6 @@ from vision_service.decoding.headers import Header
 from vision_service.decoding.structure import (
     check_runs,
     check_scans,
-    png_chunks,
-    riff_chunks,
 )
 
 PICTURE = picture(300, 200)
@@ -43,21 +41,6 @@ def test_what_follows_the_picture_is_not_counted() -> None:
 def test_too_many_parts_are_refused(data: bytes, complaint: str) -> None:
     with pytest.raises(InvalidImageError, match=complaint):
         check_scans(data)
-
-
-def test_too_many_chunks_are_refused() -> None:
-    with pytest.raises(InvalidImageError, match="over 65536 chunks; the limit is 65536"):
-        list(png_chunks(hostile.chunky_png(1_000_000)))
-    webp = encoded(PICTURE, "WEBP") + b"XXXX\0\0\0\0" * 70_000
-    with pytest.raises(InvalidImageError, match="over 65536 chunks"):
-        list(riff_chunks(webp, len(webp)))
-
-
-def test_chunks_end_where_the_file_says() -> None:
-    data = hostile.png(2, 2, before=hostile.chunk(b"teSt", b"abc")) + hostile.chunk(b"teSt")
-    assert [kind for kind, _, _ in png_chunks(data)] == [b"IHDR", b"teSt", b"IDAT", b"IEND"]
-    kinds = [kind for kind, _, end in png_chunks(data[:50]) if end <= 50]
-    assert kinds == [b"IHDR", b"teSt"][: len(kinds)]
 
 
 def test_scans_up_to_the_limit_pass() -> None:
