@@ -32,11 +32,11 @@ class Settings(ServingSettings):
     """Folder below which file:// URLs may read; none: they are refused."""
     allowed_private_hosts: tuple[str, ...] = ()
     """Hosts and networks (JSON list) that image URLs may lead to though they are not public."""
-    max_body_byte_count: int = Field(default=64 * MIB, ge=1)
-    """Largest request body, in bytes."""
+    max_body_byte_count: int = Field(default=72 * MIB, ge=1)
+    """Largest request body, in bytes. In it, the largest image file takes a third more."""
     max_text_byte_count: int = Field(default=4 * MIB, ge=1)
     """Most bytes of a request body without the images that it holds as data URLs."""
-    max_image_byte_count: int = Field(default=20 * MIB, ge=1)
+    max_image_byte_count: int = Field(default=48 * MIB, ge=1)
     """Largest image file, in bytes."""
     max_total_image_byte_count: int = Field(default=128 * MIB, ge=1)
     """Most bytes of all image files of one request together."""
