@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from protos.errors import InvalidImageError
 
 ENDS_EARLY = "it ends before its last pixel"
@@ -22,6 +24,32 @@ CAUSES = {
     "image not found in GIF frame": "it has no frame",
     "Unsupported BMP": "it is a BMP of a kind that is not read",
 }
+# How an image file begins, and how far that may be from where it should be to be told so.
+BEGINNINGS = {
+    "JPEG": rb"\xff\xd8\xff[\xc0-\xfe]",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "GIF": rb"GIF8[79]a",
+    "WEBP": rb"RIFF.{4}WEBP",
+}
+BEGINNING = re.compile(
+    b"|".join(b"(?P<%b>%b)" % (name.encode(), it) for name, it in BEGINNINGS.items()), re.DOTALL
+)
+MAX_LEADING_BYTE_COUNT = 1024
+
+
+def check_beginning(data: bytes) -> None:
+    """Looks whether what is not an image has one a little behind its beginning.
+
+    Raises:
+        InvalidImageError: it has; lines of a protocol are a usual cause.
+    """
+    found = BEGINNING.search(data, 1, MAX_LEADING_BYTE_COUNT)
+    if found is not None:
+        raise InvalidImageError(
+            f"the image file has {found.start()} other bytes before its {found.lastgroup} data "
+            "begins; send it without them",
+            field="image",
+        )
 
 
 def damaged(error: Exception) -> InvalidImageError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from protos.errors import InvalidImageError
 from vision_service.chunks import PNG_SIGNATURE
+from vision_service.damage import check_beginning
 from vision_service.tiling import NOT_AN_IMAGE
 
 # Blocks (segments, extensions) before the pixels; a profile or a preview of 48 MB that is cut into
@@ -27,6 +28,8 @@ PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # Those that Pillow does not step over: to it, what follows is bytes between segments.
 WITHOUT_CONTENT = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 RLE_COMPRESSIONS = (1, 2)
+# PNG specification, table 12: bits a sample, by colour type.
+PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,18 @@ def read_header(data: bytes) -> Header:
                     f"the image file is damaged or cut short: its {format_} header has no size",
                     field="image",
                 ) from error
+    check_beginning(data)
     raise InvalidImageError(NOT_AN_IMAGE, field="image")
 
 
 def too_many(found: str, limit: int) -> InvalidImageError:
     """Returns the refusal of a file that has too much of something that takes time."""
     return InvalidImageError(f"the image file has {found}; the limit is {limit}", field="image")
+
+
+def not_read(what: str) -> InvalidImageError:
+    """Returns the refusal of a file of a kind that is not read."""
+    return InvalidImageError(f"the image is {what}", field="image")
 
 
 def jpeg_segments(data: bytes, position: int) -> Iterator[tuple[int, int]]:
@@ -131,7 +140,11 @@ def _behind_sub_blocks(data: bytes, position: int, left: int) -> tuple[int, int]
 def _read_jpeg(data: bytes) -> Header:
     for marker, position in jpeg_segments(data, 2):
         if marker in START_OF_FRAME:
-            _, height, width, component_count = struct.unpack_from(">BHHB", data, position + 2)
+            bits, height, width, component_count = struct.unpack_from(">BHHB", data, position + 2)
+            if bits != 8:
+                raise not_read(f"a JPEG of {bits} bits a sample; 8 are read")
+            if component_count not in (1, 3, 4):
+                raise not_read(f"a JPEG of {component_count} components; 1, 3 and 4 are read")
             coefficients = 0
             if marker in PROGRESSIVE:
                 samplings = data[position + 9 : position + 8 + 3 * component_count : 3]
@@ -152,7 +165,10 @@ def _read_png(data: bytes) -> Header:
     # The specification says that this chunk is the first one.
     if data[12:16] != b"IHDR":
         raise IndexError
-    return Header("PNG", *struct.unpack_from(">II", data, 16))
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    if bits not in PNG_BITS.get(colour, ()):
+        raise not_read(f"a PNG of colour type {colour} with {bits} bits, which PNG does not have")
+    return Header("PNG", width, height)
 
 
 def _read_webp(data: bytes) -> Header:
