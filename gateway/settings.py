@@ -51,11 +51,11 @@ class Settings(ServingSettings):
     then what image URLs may lead to: only addresses written as numbers are still checked here.
     Better given as a variable than as a flag, which other users of the machine can see. HTTP_PROXY
     and the like are not read."""
-    max_body_byte_count: int = Field(default=64 * MIB, ge=1)
-    """Largest request body, in bytes."""
+    max_body_byte_count: int = Field(default=72 * MIB, ge=1)
+    """Largest request body, in bytes. In it, the largest image file takes a third more."""
     max_text_byte_count: int = Field(default=4 * MIB, ge=1)
     """Most bytes of a request body without the images that it holds as data URLs."""
-    max_image_byte_count: int = Field(default=20 * MIB, ge=1)
+    max_image_byte_count: int = Field(default=48 * MIB, ge=1)
     """Largest image file, in bytes."""
     max_total_image_byte_count: int = Field(default=128 * MIB, ge=1)
     """Most bytes of all image files of one request together."""
