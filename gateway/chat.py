@@ -13,7 +13,8 @@ from gateway.data_urls import Attachments
 from gateway.events import ChatEvent, Usage
 from gateway.fairness import FetchLanes
 from gateway.fields import CHAT, Options, generate_fields, image_options
-from gateway.images import ImageBudget, ImageFetcher
+from gateway.image_budget import ImageBudget
+from gateway.images import ImageFetcher
 from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools
@@ -50,6 +51,7 @@ class RequestRecord:
     output_token_count: int | None = None
     first_token_seconds: float | None = None
     error: str | None = None
+    ignored_fields: str | None = None
 
     def elapsed(self) -> float:
         """Returns the seconds since the request's arrival."""
@@ -82,7 +84,7 @@ class NamedImage:
     def param_of(self, field: str) -> str:
         """Returns the JSON path of what a field of EncodeImageRequest was made from, or nothing."""
         param = self.options.param_of(self.reference.source, field)
-        return param and f"{self.reference.param}.{param}"
+        return param and self.reference.param_of(param)
 
 
 class ChatPipeline:
@@ -186,7 +188,7 @@ class ChatPipeline:
         attachments: Attachments,
         budget: ImageBudget,
     ) -> HeldFile:
-        param = f"{reference.param}.url"
+        param = reference.param_of("url")
         file = await self._fetcher.fetch(reference.source.url, param, attachments, budget)
         if file.byte_count > info.max_image_byte_count:
             raise ImageTooLargeError(

@@ -10,6 +10,7 @@ from contextlib import aclosing, contextmanager
 from aiohttp import web
 
 from gateway.bodies import receive
+from gateway.event_stream import EventStream
 from gateway.events import ChatEvent
 from gateway.keys import (
     LLM,
@@ -24,7 +25,6 @@ from gateway.keys import (
 )
 from gateway.openai.answers import (
     DONE,
-    STREAM_HEADERS,
     AnswerHead,
     JSONObject,
     StreamedAnswer,
@@ -55,7 +55,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     ):
         body = await receive(request, app[SETTINGS].body_limits, share)
         with app[TRAFFIC].place():
-            chat = await app[POOLS].json.run(parse_chat_request, body.text)
+            strict = app[SETTINGS].strict_fields
+            chat = await app[POOLS].json.run(parse_chat_request, body.text, strict)
+            request[RECORD].ignored_fields = chat.ignored_fields
             info = await app[PIPELINE].model_info(chat.model, deadline)
             head = _head(request, chat, info)
             stream = app[PIPELINE].stream(chat, body.attachments, deadline, request[RECORD])
@@ -88,23 +90,28 @@ async def _stream(
     head: AnswerHead,
     events: AsyncGenerator[ChatEvent, None],
 ) -> web.StreamResponse:
-    """Sends events as they come; until the first one has come, an error is an HTTP status."""
-    answer = StreamedAnswer(head, include_usage=chat.include_usage)
-    first = await anext(events)
-    response = web.StreamResponse(headers=STREAM_HEADERS)
-    await response.prepare(request)
+    """Sends events as they come; until something has been sent, an error is an HTTP status."""
+    answer = StreamedAnswer(
+        head,
+        include_usage=chat.include_usage,
+        continuous_usage=chat.continuous_usage,
+    )
+    stream = EventStream(request, request.app[SETTINGS].sse_keep_alive_seconds)
     try:
         with request.app[TRAFFIC].cut_short():
-            await response.write(answer.opening() + answer.event(first))
-            async for event in events:
-                if data := answer.event(event):
-                    await response.write(data)
+            async with stream.kept_alive():
+                await stream.write(answer.opening(await anext(events)))
+                async for event in events:
+                    if data := answer.event(event):
+                        await stream.write(data)
     except ServiceError as error:
+        if not stream.has_begun:
+            raise
         request[RECORD].error = error.reason
-        await response.write(error_event(error))
+        await stream.write(error_event(error))
     else:
-        await response.write(DONE)
-    return response
+        await stream.write(DONE)
+    return stream.response
 
 
 async def _collect(
@@ -154,7 +161,10 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /health/ready: both services serve, and their models fit together; else 503 and why."""
+    """GET /health/ready: both services serve, and their models fit together; else 503 and why.
+
+    Also GET /health and GET /ping: vLLM's clients wait for these until they may send requests.
+    """
     reasons = await _unready_reasons(request.app)
     if reasons:
         return web.json_response({"status": "not ready", "reasons": reasons}, status=503)

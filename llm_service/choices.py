@@ -20,11 +20,13 @@ class TextDelta:
         text: whole characters.
         token_ids: the new tokens, also those that the text leaves out.
         logprobs: one for each of them if the request asks for them, else empty.
+        prompt_token_count: tokens of the prompt, where this is the first of all deltas.
     """
 
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob] = ()
+    prompt_token_count: int | None = None
 
 
 @dataclass(frozen=True)

@@ -381,6 +381,7 @@ def _token_delta(index: int, delta: TextDelta, tokenizer: Tokenizer) -> llm_pb2.
         text=delta.text,
         token_ids=delta.token_ids,
         logprobs=[_token_logprob(logprob, tokenizer) for logprob in delta.logprobs],
+        prompt_token_count=delta.prompt_token_count,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -110,7 +111,8 @@ def make_stack(settings: Settings) -> Stack:
     for name in ("config", "log_level", "log_format"):
         if name in settings.model_fields_set:
             shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    files = ["--file-root", str(settings.file_root)] if settings.file_root else []
+    roots = json.dumps([str(root) for root in settings.file_root])
+    files = ["--file-root", roots] if settings.file_root else []
     return Stack(
         settings.checkpoint,
         settings.state_folder,

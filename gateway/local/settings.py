@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
-from pydantic_settings import SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from gateway.folders import split_folders
 from protos.process.settings import ModelNames, Options, ServingSettings
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -45,8 +46,9 @@ class Settings(ServingSettings):
     served_model_name: ModelNames = ()
     """Name under which the model is served; default: the checkpoint folder's name. Given several
     times, or as a JSON list, the others are names for it too."""
-    file_root: AbsolutePath | None = None
-    """Folder below which file:// URLs may read; none: they are refused."""
+    file_root: Annotated[tuple[AbsolutePath, ...], NoDecode, BeforeValidator(split_folders)] = ()
+    """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
+    None: they are refused."""
     vision_port: int = Field(default=50051, ge=0, le=65535)
     """Port of the vision service, on 127.0.0.1; if it is taken or 0, a free one."""
     llm_port: int = Field(default=50052, ge=0, le=65535)

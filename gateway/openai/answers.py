@@ -16,12 +16,6 @@ from protos.errors import ServiceError
 
 JSONObject = dict[str, Any]
 
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    # Asks nginx not to collect the stream.
-    "X-Accel-Buffering": "no",
-}
 VERSION = metadata.version("internvl-serving")
 LEAST_LOGPROB = -9999.0
 DONE = b"data: [DONE]\n\n"
@@ -118,15 +112,26 @@ class _CollectedChoice:
 class StreamedAnswer:
     """Writes an answer's events as chat.completion.chunk events."""
 
-    def __init__(self, head: AnswerHead, *, include_usage: bool) -> None:
-        """With `include_usage` a last chunk holds the usage, and all others a null."""
+    def __init__(
+        self, head: AnswerHead, *, include_usage: bool, continuous_usage: bool = False
+    ) -> None:
+        """With `include_usage` a last chunk holds the usage, and all others a null.
+
+        With `continuous_usage` the others hold what all choices together have used so far.
+        """
         self._head = head
         self._include_usage = include_usage
+        self._continuous_usage = continuous_usage
+        self._prompt_token_count: int | None = None
+        self._output_token_count = 0
 
-    def opening(self) -> bytes:
-        """Returns the first chunk of each choice: the role."""
+    def opening(self, first: ChatEvent) -> bytes:
+        """Returns the first chunk of each choice, the role, and that of the first event."""
+        if isinstance(first, TextDelta):
+            self._prompt_token_count = first.prompt_token_count
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return b"".join(self._choice(index, delta) for index in range(self._head.choice_count))
+        roles = [self._choice(index, delta) for index in range(self._head.choice_count)]
+        return b"".join([*roles, self.event(first)])
 
     def event(self, event: ChatEvent) -> bytes:
         """Returns the chunk of an event; nothing for an empty delta or a usage nobody asked for."""
@@ -134,6 +139,7 @@ class StreamedAnswer:
             return self._chunk([], _usage(event)) if self._include_usage else b""
         if isinstance(event, Finished):
             return self._choice(event.index, {}, finish_reason=event.reason)
+        self._output_token_count += event.token_count
         if not (event.text or event.logprobs):
             return b""
         return self._choice(event.index, {"content": event.text}, _logprobs(event.logprobs))
@@ -151,7 +157,12 @@ class StreamedAnswer:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        return self._chunk([choice], None)
+        return self._chunk([choice], self._usage_so_far() if self._continuous_usage else None)
+
+    def _usage_so_far(self) -> JSONObject | None:
+        if self._prompt_token_count is None:
+            return None
+        return _token_counts(self._prompt_token_count, self._output_token_count)
 
     def _chunk(self, choices: list[JSONObject], usage: JSONObject | None) -> bytes:
         chunk = self._head.json("chat.completion.chunk") | {"choices": choices}
@@ -197,15 +208,16 @@ def _text(value: JSONObject | str) -> str:
 
 
 def _usage(usage: Usage) -> JSONObject:
-    return {
-        "prompt_tokens": usage.prompt_token_count,
-        "completion_tokens": usage.output_token_count,
-        "total_tokens": usage.prompt_token_count + usage.output_token_count,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_token_count,
-            "image_tokens": usage.image_token_count,  # ours, not OpenAI's
-        },
+    details = {
+        "cached_tokens": usage.cached_token_count,
+        "image_tokens": usage.image_token_count,  # ours, not OpenAI's
     }
+    counts = _token_counts(usage.prompt_token_count, usage.output_token_count)
+    return counts | {"prompt_tokens_details": details}
+
+
+def _token_counts(prompt: int, output: int) -> JSONObject:
+    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
 def _logprobs(logprobs: Iterable[TokenLogprob]) -> JSONObject | None:

@@ -204,7 +204,9 @@ SCHEMA = {"type": "object", "properties": {"size": {"type": "integer"}}}
                     "json_schema": {"name": "size", "schema": SCHEMA, "strict": True},
                 }
             },
-            llm_pb2.GuidedDecoding(json_schema=json.dumps(SCHEMA)),
+            llm_pb2.GuidedDecoding(
+                json_schema=json.dumps(SCHEMA | {"additionalProperties": False})
+            ),
         ),
         (
             {"structured_outputs": {"grammar": 'start: "a"'}},
@@ -532,3 +534,102 @@ async def test_many_requests_at_once() -> None:
         )
     assert {status for status, _ in answers} == {200}
     assert len({answer["id"] for _, answer in answers}) == 24
+
+
+async def test_unknown_fields_are_named_in_the_answers_head_and_in_the_log() -> None:
+    """A client learns that it asked for what this server never heard of; the values stay unsaid."""
+    body = chat_body(wizardry="a secret", name_of_spell={"b": 1}, asks_nothing={})
+    with structlog.testing.capture_logs() as logs:
+        async with stack() as gateway:
+            for stream in (False, True):
+                async with gateway.http.post(
+                    "/v1/chat/completions", json=body | {"stream": stream}
+                ) as response:
+                    assert response.status == 200
+                    assert response.headers["x-internvl-ignored"] == "wizardry, name_of_spell"
+                    await response.read()
+            async with gateway.http.post("/v1/chat/completions", json=chat_body()) as response:
+                assert "x-internvl-ignored" not in response.headers
+    lines = [line["ignored_fields"] for line in logs if line["event"] == "request"]
+    assert lines == ["wizardry, name_of_spell"] * 2 + [None]
+    assert "secret" not in str(logs)
+
+
+async def test_strict_fields_are_refused() -> None:
+    async with stack(strict_fields=True) as gateway:
+        status, answer = await gateway.chat(wizardry=1)
+        assert (await gateway.chat(wizardry=None, user="somebody"))[0] == 200
+    assert (status, answer["error"]["param"]) == (400, "wizardry")
+    assert (
+        answer["error"]["message"] == "this server does not know the field 'wizardry'; leave it out"
+    )
+
+
+async def test_a_history_of_other_servers_reaches_the_llm_service() -> None:
+    messages = [
+        {"role": "system", "content": "Be short.", "name": "rules"},
+        {"role": "user", "content": [text("Sunny?"), {"type": "image_url", "image_url": URL}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "hm",
+            "tool_calls": [{"id": "1", "function": {"name": "weather", "arguments": {}}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+        {"role": "developer", "content": "Be kind."},
+        {"role": "assistant", "content": "It is"},
+    ]
+    async with stack() as gateway:
+        status, _ = await gateway.chat(
+            model="scripted", messages=messages, continue_final_message=True, seed=2**64 - 1
+        )
+    assert status == 200
+    (start,) = gateway.llm.starts
+    call = llm_pb2.ToolCall(name="weather", arguments="{}")
+    assert start.chat == llm_pb2.ChatPrompt(
+        messages=[
+            turn(llm_pb2.ROLE_SYSTEM, "Be short."),
+            turn(llm_pb2.ROLE_USER, "Sunny?", llm_pb2.ImagePart()),
+            llm_pb2.ChatMessage(role=llm_pb2.ROLE_ASSISTANT, tool_calls=[call]),
+            turn(llm_pb2.ROLE_TOOL, "sunny"),
+            turn(llm_pb2.ROLE_SYSTEM, "Be kind."),
+            turn(llm_pb2.ROLE_ASSISTANT, "It is"),
+        ],
+        ending=llm_pb2.CHAT_ENDING_CONTINUED,
+    )
+    assert start.sampling.seed == -1
+
+
+URL = "data:image/png;base64," + base64.b64encode(CAT).decode()
+
+
+def turn(role: llm_pb2.Role.ValueType, *parts: str | llm_pb2.ImagePart) -> llm_pb2.ChatMessage:
+    """Returns a message as the LLM service gets it."""
+    return llm_pb2.ChatMessage(
+        role=role,
+        parts=[
+            llm_pb2.ContentPart(text=part)
+            if isinstance(part, str)
+            else llm_pb2.ContentPart(image=part)
+            for part in parts
+        ],
+    )
+
+
+async def test_a_bare_image_url_is_named_as_the_client_wrote_it() -> None:
+    async with stack() as gateway:
+        bare = {"type": "image_url", "image_url": "ftp://example.com/a.png"}
+        status, answer = await gateway.chat(messages=user(bare))
+    assert (status, answer["error"]["param"]) == (400, "messages[0].content[0].image_url")
+
+
+async def test_json_that_is_cut_or_marked_is_answered() -> None:
+    body = '\ufeff{"model": "scripted", "messages": [{"role": "user", "content": "a \\ud83d"}]}'
+    async with stack() as gateway:
+        async with gateway.http.post("/v1/chat/completions", data=body.encode()) as response:
+            assert response.status == 200
+        async with gateway.http.post("/v1/chat/completions", data=b'{"a": 1,\n}') as response:
+            assert response.status == 400
+            message = (await response.json())["error"]["message"]
+    assert gateway.llm.starts[0].chat.messages[0].parts[0].text == "a \ufffd"
+    assert message == "the body is not valid JSON: trailing comma, at line 2, column 1"

@@ -133,6 +133,8 @@ async def test_text_only_conversation(
     assert text_of(deltas) == "Hello, world!"
     assert finished.finished.reason == llm_pb2.FINISH_REASON_STOP
     assert usage.usage.prompt_token_count == len(engine.prompts[0].token_ids)
+    assert deltas[0].delta.prompt_token_count == usage.usage.prompt_token_count
+    assert not any(delta.delta.HasField("prompt_token_count") for delta in deltas[1:])
     assert usage.usage.output_token_count == 5  # four of the text and the end token
     assert 0 < usage.usage.first_token_seconds <= usage.usage.total_seconds
 
@@ -353,6 +355,8 @@ async def test_choices_come_by_their_index_and_cost_together(
     ends = [r.finished.choice_index for r in responses if r.HasField("finished")]
     assert sorted(ends) == [0, 1, 2]
     usage = responses[-1].usage
+    told = [each.delta for each in responses if each.delta.HasField("prompt_token_count")]
+    assert [delta.prompt_token_count for delta in told] == [usage.prompt_token_count]
     assert usage.output_token_count == 3 * 5
     assert usage.prompt_token_count == len(engine.prompts[0].token_ids)
     assert usage.cached_token_count == 16  # the first choice's, not the three's

@@ -121,8 +121,8 @@ VIOLATIONS: list[Violation] = [
     Violation(
         "GenerateStart",
         "chat.messages[0].parts",
-        chat(turn("ROLE_USER", {"text": "<image><image>"}, {"image": {}})) | {"images": [DIGESTS]},
-        user([{"type": "text", "text": "<image><image>"}, picture(b"a")]),
+        chat(turn("ROLE_USER", {"image": {}}, {"text": "<image><image>"})) | {"images": [DIGESTS]},
+        user([picture(b"a"), {"type": "text", "text": "<image><image>"}]),
         "messages[0].content",
     ),
     Violation(
@@ -142,7 +142,7 @@ VIOLATIONS: list[Violation] = [
     option("priority", 4, priority=-4),
     option("sampling.temperature", 3, temperature=3),
     option("sampling.top_p", 1.5, top_p=1.5),
-    option("sampling.top_k", 0, top_k=0),
+    option("sampling.top_k", -2, top_k=-2),
     option("sampling.min_p", -0.5, min_p=-0.5),
     option("sampling.repetition_penalty", 0, repetition_penalty=0),
     option("sampling.presence_penalty", 2.5, presence_penalty=2.5),
@@ -264,10 +264,9 @@ class OwnViolation:
 
 NO_PROMPT_BUT_CHAT = "the gateway's prompts are conversations"
 NO_COUNTING = "the gateway does not count tokens"
+CALL = {"name": "f", "arguments": "{}"}
 DIGESTS_ARE_OURS = "the gateway computes the digests itself"
 # Refused by a service, but never sent by the gateway.
-NO_SUCH_ENDING = {"chat": HI["chat"] | {"ending": 9}}
-USER_CALLS = chat(turn("ROLE_USER", {"text": "Hi"}) | {"tool_calls": [{"name": "weather"}]})
 OWN_VIOLATIONS: list[OwnViolation] = [
     OwnViolation(
         "GenerateStart", "request_id", {"request_id": "x" * 129}, "the id goes by metadata"
@@ -299,16 +298,19 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         "GenerateStart",
         "chat.messages[0].role",
         chat(turn("ROLE_UNSPECIFIED", {"text": "Hi"})),
-        "the gateway knows all roles that it sends",
-    ),
-    OwnViolation(
-        "GenerateStart", "chat.ending", NO_SUCH_ENDING, "the gateway sends none that is unknown"
+        "the gateway refuses other roles itself",
     ),
     OwnViolation(
         "GenerateStart",
         "chat.messages[0].tool_calls",
-        USER_CALLS,
-        "the gateway sends those of the assistant's messages alone",
+        chat(turn("ROLE_USER", {"text": "Hi"}) | {"tool_calls": [CALL]}),
+        "the gateway sends the calls of the assistant alone",
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "chat.ending",
+        {"chat": {**HI["chat"], "ending": 9}},
+        "the gateway knows the endings",
     ),
     OwnViolation(
         "GenerateStart", "guided", HI | {"guided": {}}, "the gateway sends no guide that is unset"
@@ -329,12 +331,22 @@ OWN_VIOLATIONS: list[OwnViolation] = [
     ),
     OwnViolation(
         "CountTokensRequest",
-        "chat.messages[0].parts",
-        chat(turn("ROLE_USER", {"text": "<image><image>"}, {"image": {}})),
+        "chat.messages[0].tool_calls",
+        chat(turn("ROLE_USER", {"text": "Hi"}) | {"tool_calls": [CALL]}),
         NO_COUNTING,
     ),
-    OwnViolation("CountTokensRequest", "chat.ending", NO_SUCH_ENDING, NO_COUNTING),
-    OwnViolation("CountTokensRequest", "chat.messages[0].tool_calls", USER_CALLS, NO_COUNTING),
+    OwnViolation(
+        "CountTokensRequest",
+        "chat.ending",
+        {"chat": {**HI["chat"], "ending": 9}},
+        NO_COUNTING,
+    ),
+    OwnViolation(
+        "CountTokensRequest",
+        "chat.messages[0].parts",
+        chat(turn("ROLE_USER", {"image": {}}, {"text": "<image><image>"})),
+        NO_COUNTING,
+    ),
     OwnViolation(
         "CountTokensRequest", "chat.messages[0].parts[0]", chat(turn("ROLE_USER", {})), NO_COUNTING
     ),
@@ -373,6 +385,12 @@ class NeverWrong:
         return self.field
 
 
+CALLING = {
+    "messages": [
+        {"role": "assistant", "tool_calls": [{"function": CALL}]},
+        {"role": "tool", "content": "sunny"},
+    ]
+}
 TWO_PARTS = user([picture(b"a"), {"type": "text", "text": "?"}])
 NEVER_WRONG = [
     NeverWrong(
@@ -390,19 +408,36 @@ NEVER_WRONG = [
     NeverWrong(
         "images[0].content_sha256", TWO_PARTS, "messages[0].content[0].image_url", DIGESTS_ARE_OURS
     ),
-    NeverWrong("sampling.seed", {"seed": -1}, "seed", "any 64 bits are a seed"),
+    NeverWrong(
+        "chat.messages[0].tool_calls[0].name",
+        CALLING,
+        "messages[0].tool_calls[0].function.name",
+        "any string is laid out",
+    ),
+    NeverWrong(
+        "chat.messages[0].tool_calls[0].arguments",
+        CALLING,
+        "messages[0].tool_calls[0].function.arguments",
+        "any string is laid out",
+    ),
+    NeverWrong(
+        "sampling.seed",
+        {"seed": -1},
+        "seed",
+        "any number of 64 bits is a seed, and the gateway refuses others itself",
+    ),
     NeverWrong("stop.ignore_end_tokens", {"ignore_eos": True}, "ignore_eos", "yes or no"),
     NeverWrong(
         "skip_special_tokens", {"skip_special_tokens": False}, "skip_special_tokens", "yes or no"
     ),
 ]
-# Of both requests: any string may be the name of a tool in a history, or what it was called with.
-NEVER_WRONG_OF_TOOLS = {
+# Of CountTokensRequest; as in NEVER_WRONG.
+NEVER_WRONG_TO_COUNT = {
+    "chat.messages[].parts[].text",
+    "chat.messages[].parts[].image",
     "chat.messages[].tool_calls[].name",
     "chat.messages[].tool_calls[].arguments",
 }
-# Of CountTokensRequest; as in NEVER_WRONG.
-NEVER_WRONG_TO_COUNT = {"chat.messages[].parts[].text", "chat.messages[].parts[].image"}
 
 
 class Services:
@@ -517,9 +552,9 @@ async def test_every_field_has_a_case(request_name: Request) -> None:
     cases = [case for case in cases if case.request == request_name]
     named = walked((case.field for case in cases), known)
     if request_name == "GenerateStart":
-        named |= walked((case.field for case in NEVER_WRONG), known) | NEVER_WRONG_OF_TOOLS
+        named |= walked((case.field for case in NEVER_WRONG), known)
     if request_name == "CountTokensRequest":
-        named |= NEVER_WRONG_TO_COUNT | NEVER_WRONG_OF_TOOLS
+        named |= NEVER_WRONG_TO_COUNT
     assert named == known
 
 
