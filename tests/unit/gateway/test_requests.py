@@ -153,11 +153,13 @@ def test_parts_in_short_forms() -> None:
     parts = [
         "a",
         {"type": "refusal", "refusal": "no"},
-        {"type": "thinking", "thinking": "hm", "signature": "x"},
+        {"type": "thinking", "thinking": "hm", "signature": "x", "text": "t"},
+        {"type": "reasoning", "image_url": "data:,"},
         {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}},
     ]
     (message,) = parse(messages=[{"role": "assistant", "content": parts}]).messages
     assert [part.text for part in message.content if part.is_read] == ["a", "no", "b"]
+    assert [part.image for part in message.content] == [None] * 5
 
 
 def test_an_image_may_be_its_url_alone() -> None:
