@@ -43,6 +43,8 @@ def _as_whole(value: object) -> object:
 
 Whole = BeforeValidator(_as_whole)
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), Whole]
+# Clients send caps of their own, larger than any context.
+Limit = Annotated[int, Field(ge=-(2**31), lt=2**63), Whole]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), Whole]
 Float = Annotated[float, Field(allow_inf_nan=False)]
 StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_COUNT)]
@@ -333,8 +335,8 @@ class ChatCompletionRequest(RequestModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    max_completion_tokens: Int32 | None = None
-    max_tokens: Int32 | None = None
+    max_completion_tokens: Limit | None = None
+    max_tokens: Limit | None = None
     temperature: Float | None = None
     top_p: Float | None = None
     seed: Seed | None = None
