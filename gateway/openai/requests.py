@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from gateway.openai.json_limits import read_json
 from gateway.openai.refusals import refusal, shown, shown_kind
 from gateway.openai.screening import listed, screen
+from gateway.openai.strictness import close
 
 # Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
 # every entry, and a small body of half a million bad ones would take seconds and gigabytes.
@@ -258,16 +259,26 @@ class Message(RequestModel):
 
 
 class JSONSchemaFormat(RequestModel):
-    """A JSON Schema, and labels for it; its enforcement is strict whether asked for or not.
+    """A JSON Schema, and labels for it. All of it is enforced, strict or not.
 
     Attributes:
         definition: the schema as JSON text.
+        strict: whether objects are closed that do not say so themselves.
     """
 
     name: str
     description: str | None = None
     definition: Annotated[str, BeforeValidator(_as_schema_text), Field(alias="schema")]
     strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _close_if_strict(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("strict") is True:
+            schema = value.get("schema")
+            if isinstance(schema, dict):
+                close(schema)
+        return value
 
 
 class ResponseFormat(RequestModel):

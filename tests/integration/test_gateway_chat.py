@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ async def test_an_answer_is_openais_object() -> None:
     assert status == 200
     assert answer.pop("id").startswith("chatcmpl-")
     assert answer.pop("created") > 0
+    assert re.fullmatch("fp_[0-9a-f]{10}", answer.pop("system_fingerprint"))
     assert answer == {
         "object": "chat.completion",
         "model": "scripted",
@@ -202,7 +204,9 @@ SCHEMA = {"type": "object", "properties": {"size": {"type": "integer"}}}
                     "json_schema": {"name": "size", "schema": SCHEMA, "strict": True},
                 }
             },
-            llm_pb2.GuidedDecoding(json_schema=json.dumps(SCHEMA)),
+            llm_pb2.GuidedDecoding(
+                json_schema=json.dumps(SCHEMA | {"additionalProperties": False})
+            ),
         ),
         (
             {"structured_outputs": {"grammar": 'start: "a"'}},
@@ -440,14 +444,34 @@ async def test_the_deadline_goes_to_the_services() -> None:
     assert 0 < gateway.llm.time_remaining[0] <= 50
 
 
-async def test_models_are_listed() -> None:
-    async with stack() as gateway:
+async def test_models_are_listed_by_all_their_names() -> None:
+    async with stack(llm=ScriptedLLM(aliases=["gpt-4o", "Open/VL"])) as gateway:
         _, models = await gateway.get("/v1/models")
-        assert [model["id"] for model in models["data"]] == ["scripted"]
-        assert models["data"][0]["max_model_len"] == 32768
-        assert await gateway.get("/v1/models/scripted") == (200, models["data"][0])
+        assert [model["id"] for model in models["data"]] == ["scripted", "gpt-4o", "Open/VL"]
+        for model in models["data"]:
+            assert (model["created"], model["max_model_len"]) == (1_700_000_000, 32768)
+            assert await gateway.get(f"/v1/models/{model['id']}") == (200, model)
         status, body = await gateway.get("/v1/models/Open/Other")
     assert (status, body["error"]["code"]) == (404, "model_not_found")
+    assert "'scripted' and 'gpt-4o' and 'Open/VL'" in body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [("scripted", "scripted"), ("gpt-4o", "gpt-4o"), ("", "scripted")]
+)
+async def test_an_answer_says_the_name_that_was_asked_for(asked: str, said: str) -> None:
+    async with stack(llm=ScriptedLLM(aliases=["gpt-4o"])) as gateway:
+        _, answer = await gateway.chat(model=asked)
+        *chunks, _ = await events(gateway, model=asked)
+    assert {piece["model"] for piece in (answer, *chunks)} == {said}
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {answer["system_fingerprint"]}
+
+
+async def test_a_request_without_a_model_means_the_one_served() -> None:
+    async with stack() as gateway:
+        body = {"messages": [{"role": "user", "content": "Hi"}]}
+        async with gateway.http.post("/v1/chat/completions", json=body) as response:
+            assert (await response.json())["model"] == "scripted"
 
 
 async def test_a_model_that_was_exchanged_is_found() -> None:

@@ -62,6 +62,24 @@ async def test_a_stream() -> None:
     assert chunks[-1].usage.total_tokens == 286 + 3
 
 
+@pytest.mark.parametrize("include", [True, False])
+async def test_a_stream_with_the_usage_in_each_chunk(include: bool) -> None:
+    options: Any = {"include_usage": include, "continuous_usage_stats": True}
+    async with stack() as gateway, connect(gateway) as client:
+        stream = await client.chat.completions.create(
+            model=MODEL,
+            messages=QUESTION,
+            stream=True,
+            stream_options=options,
+        )
+        usages = [chunk.usage async for chunk in stream]
+    if not include:  # as vLLM has it
+        assert not any(usages)
+        return
+    assert [usage and usage.completion_tokens for usage in usages] == [0, 1, 3, 3, 3]
+    assert [usage and usage.prompt_tokens for usage in usages] == [286] * 5
+
+
 class Size(pydantic.BaseModel):
     """What a parsed answer is."""
 

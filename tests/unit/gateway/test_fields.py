@@ -232,7 +232,7 @@ def test_a_lone_text_may_have_no_part() -> None:
                     "json_schema": {
                         "name": "size",
                         "schema": SCHEMA,
-                        "strict": True,
+                        "strict": False,
                         "description": "How large",
                     },
                 }
@@ -300,3 +300,14 @@ def test_a_tile_cap_is_a_number_or_a_detail(
     assert options.param_of(source, "max_tile_count") == param
     assert options.param_of(source, "image") == "url"
     assert options.param_of(source, "expected_recipe_sha256") == ""
+
+
+def test_a_place_in_a_schema_is_one_in_the_request() -> None:
+    body = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    field = "guided.json_schema.properties.tags.uniqueItems"
+    assert param_of(parse(response_format=body), field) == (
+        "response_format.json_schema.schema.properties.tags.uniqueItems"
+    )
+    assert param_of(parse(structured_outputs={"json": SCHEMA}), field) == (
+        "structured_outputs.json.properties.tags.uniqueItems"
+    )
