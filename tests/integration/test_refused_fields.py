@@ -204,17 +204,17 @@ VIOLATIONS: list[Violation] = [
     ),
     Violation(
         "GenerateStart",
-        "guided.json_schema",
+        "guided.json_schema.type",
         _at("guided.json_schema", json.dumps(SCHEMA)),
         {"response_format": SCHEMA_FORMAT},
-        "response_format.json_schema.schema",
+        "response_format.json_schema.schema.type",
     ),
     Violation(
         "GenerateStart",
-        "guided.json_schema",
+        "guided.json_schema.type",
         _at("guided.json_schema", json.dumps(SCHEMA)),
         {"structured_outputs": {"json": SCHEMA}},
-        "structured_outputs.json",
+        "structured_outputs.json.type",
     ),
     Violation(
         "GenerateStart",
@@ -540,8 +540,12 @@ def fields_of(descriptor: Any, above: str = "") -> Iterator[str]:
 
 
 def walked(fields: Iterable[str], known: set[str]) -> set[str]:
-    """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]"."""
+    """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]".
+
+    A path may lead on into the schema that a field holds as text.
+    """
     paths = {re.sub(r"\[\d+\]", "[]", field) for field in fields}
+    paths = {re.sub(r"(\.json_schema)\..*", r"\1", path) for path in paths}
     return {f"{path}[]" if f"{path}[]" in known else path for path in paths} & known
 
 
