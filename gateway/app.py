@@ -13,7 +13,8 @@ from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatLimits, ChatPipeline
 from gateway.connections import Connection, Connections
-from gateway.images import ImageFetcher, ImageLimits, open_session
+from gateway.downloads import open_downloads
+from gateway.images import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
     LLM,
@@ -85,19 +86,18 @@ async def _pools(app: web.Application) -> AsyncIterator[None]:
 
 async def _services(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
-    policy = settings.address_policy
     limits = ImageLimits(
-        settings.max_image_byte_count, settings.image_fetch_seconds, settings.file_root, policy
+        settings.max_image_byte_count, settings.image_fetch_seconds, settings.file_root
     )
     async with (
         open_channel(settings.vision_address) as vision,
         open_channel(settings.llm_address) as llm,
-        open_session(policy) as session,
+        open_downloads(settings.download_options) as downloads,
     ):
         app[VISION] = VisionClient(vision)
         app[LLM] = LLMClient(llm)
         app[PIPELINE] = ChatPipeline(
-            ImageFetcher(session, app[POOLS], limits),
+            ImageFetcher(downloads, app[POOLS], limits),
             app[VISION],
             app[LLM],
             app[POOLS],

@@ -27,6 +27,9 @@ SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 CLIENT_CLOSED_REQUEST = 499
 
 
+IGNORED_KEY = "x-internvl-ignored"
+
+
 @web.middleware
 async def attend(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Tells the request's connection that it is at work."""
@@ -68,6 +71,8 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers[hdrs.SERVER] = SERVER_NAME
     if REQUEST_ID in request:
         response.headers[REQUEST_ID_KEY] = request[REQUEST_ID]
+    if RECORD in request and (names := request[RECORD].ignored_fields):
+        response.headers[IGNORED_KEY] = names
     response.headers.update(request.app[ORIGINS].answer_headers(request.headers))
 
 

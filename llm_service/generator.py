@@ -219,6 +219,7 @@ class Generator:
         self, prompt: Prompt, generation: Generation
     ) -> list[AsyncGenerator[TextEvent, None]]:
         request = Request(prompt, generation.params, generation.priority, generation.deadline)
+        keeps_first_space = generation.params.guide is not None or generation.prompt.goes_on
         return [
             generate_text(
                 self._engine,
@@ -226,7 +227,7 @@ class Generator:
                 Detokenizer(
                     self.info.tokenizer,
                     skip_special_tokens=generation.skip_special_tokens,
-                    keep_first_space=generation.params.guide is not None,
+                    keep_first_space=keeps_first_space,
                 ),
                 StopStrings(generation.stop_strings),
             )

@@ -141,6 +141,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     texts: Sequence[str] = ("Hel", "", "lo")
     reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_STOP
     model: str = MODEL
+    aliases: Sequence[str] = ()
     hidden_size: int = HIDDEN_SIZE
     failures: list[ServiceError] = field(default_factory=list)
     failure_after_wanted: ServiceError | None = None
@@ -163,7 +164,11 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     ) -> llm_pb2.LLMServiceGetModelInfoResponse:
         self.info_count += 1
         return llm_pb2.LLMServiceGetModelInfoResponse(
-            model=self.model, hidden_size=self.hidden_size, max_context_token_count=32768
+            model=self.model,
+            aliases=self.aliases,
+            hidden_size=self.hidden_size,
+            max_context_token_count=32768,
+            created_unix_seconds=1_700_000_000,
         )
 
     async def CountTokens(self, request: llm_pb2.CountTokensRequest, context: Any) -> NoReturn:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
@@ -14,6 +16,7 @@ from protos.errors import ServiceError
 
 JSONObject = dict[str, Any]
 
+VERSION = metadata.version("internvl-serving")
 LEAST_LOGPROB = -9999.0
 DONE = b"data: [DONE]\n\n"
 
@@ -26,17 +29,25 @@ class AnswerHead:
         id: the answer's id.
         created: Unix time in seconds.
         model: name of the model.
+        system_fingerprint: what made it, as `system_fingerprint` gives it.
         choice_count: how many choices the answer has.
     """
 
     id: str
     created: int
     model: str
+    system_fingerprint: str
     choice_count: int
 
     def json(self, kind: str) -> JSONObject:
         """Returns the first members of an object of this kind."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
 
 
 class WholeAnswer:
@@ -165,12 +176,18 @@ def error_event(error: ServiceError) -> bytes:
     return _event(error_body(error))
 
 
-def model_object(name: str, max_context_token_count: int) -> JSONObject:
-    """Returns a model as /v1/models has it."""
+def system_fingerprint(model_fingerprint: bytes) -> str:
+    """Returns a name for what makes answers: this checkpoint, read by this version."""
+    digest = hashlib.sha256(model_fingerprint + VERSION.encode())
+    return f"fp_{digest.hexdigest()[:10]}"
+
+
+def model_object(name: str, created: int, max_context_token_count: int) -> JSONObject:
+    """Returns a model as /v1/models has it; `created` is its Unix time in seconds."""
     return {
         "id": name,
         "object": "model",
-        "created": 0,  # the model's age, by which clients sort
+        "created": created,
         "owned_by": "internvl-serving",
         "max_model_len": max_context_token_count,
     }

@@ -140,8 +140,10 @@ async def test_models() -> None:
 async def test_errors_are_the_clients_own() -> None:
     async with stack() as gateway, connect(gateway) as client:
         with pytest.raises(openai.BadRequestError) as caught:
-            await client.chat.completions.create(model=MODEL, messages=QUESTION, store=True)
-        assert (caught.value.param, caught.value.code) == ("store", "unsupported_field")
+            await client.chat.completions.create(
+                model=MODEL, messages=QUESTION, modalities=["audio"]
+            )
+        assert (caught.value.param, caught.value.code) == ("modalities", "unsupported_field")
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="other", messages=QUESTION)
         gateway.llm.failures = [OverloadedError("full")]

@@ -31,7 +31,9 @@ class _ChatEndingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChatEnding
     CHAT_ENDING_NEW_TURN: _ChatEnding.ValueType  # 1
     """The assistant's turn begins."""
     CHAT_ENDING_CONTINUED: _ChatEnding.ValueType  # 2
-    """The last message goes on: its end marker is left out."""
+    """The last message goes on: its end marker is left out. It must be the user's or the assistant's,
+    without tool_calls.
+    """
     CHAT_ENDING_CLOSED: _ChatEnding.ValueType  # 3
     """Nothing: the last message's end is the prompt's."""
 
@@ -43,7 +45,9 @@ CHAT_ENDING_UNSPECIFIED: ChatEnding.ValueType  # 0
 CHAT_ENDING_NEW_TURN: ChatEnding.ValueType  # 1
 """The assistant's turn begins."""
 CHAT_ENDING_CONTINUED: ChatEnding.ValueType  # 2
-"""The last message goes on: its end marker is left out."""
+"""The last message goes on: its end marker is left out. It must be the user's or the assistant's,
+without tool_calls.
+"""
 CHAT_ENDING_CLOSED: ChatEnding.ValueType  # 3
 """Nothing: the last message's end is the prompt's."""
 Global___ChatEnding: _TypeAlias = ChatEnding  # noqa: Y015
@@ -312,7 +316,9 @@ class ChatMessage(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """Calls that the message makes, after its text. Only in the assistant's."""
+        """Calls that the message makes, after its text. Only in the assistant's; at most 2048 in the
+        conversation.
+        """
 
     def __init__(
         self,
