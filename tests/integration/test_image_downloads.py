@@ -8,7 +8,6 @@ import ssl
 from functools import partial
 from typing import Any
 
-import aiohttp
 import pytest
 from pydantic import SecretStr
 
@@ -45,8 +44,8 @@ SIGNED = [
 def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes gateways trust the tests' authority."""
     context = ssl.create_default_context(cafile=CERTIFICATES / "authority.pem")
-    connector = partial(aiohttp.TCPConnector, ssl=context)
-    monkeypatch.setattr(downloads.aiohttp, "TCPConnector", connector)
+    connector = partial(downloads._Connector, ssl=context)
+    monkeypatch.setattr(downloads, "_Connector", connector)
 
 
 async def test_a_server_is_asked_for_what_was_written() -> None:
@@ -177,7 +176,7 @@ async def test_lateness_says_what_was_waited_for() -> None:
     late = "the image did not arrive within 0.3 s: "
     assert unanswered == late + "its server had not answered"
     assert unfinished == late + f"only 100 of {len(PICTURE)} bytes had come"
-    assert unconnected == late + "its server had not taken the connection"
+    assert unconnected == late + "there was no connection to its server yet"
 
 
 async def test_a_server_that_does_not_talk_http_is_told() -> None:
@@ -188,7 +187,7 @@ async def test_a_server_that_does_not_talk_http_is_told() -> None:
         writer.write(b"SSH-2.0-OpenSSH\r\n\r\n")
         writer.close()
 
-    sentences = []
+    sentences, port = [], 0
     async with stack(allowed_private_hosts=LOCAL) as gateway:
         for answer in (close, greet):
             async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
@@ -201,10 +200,15 @@ async def test_a_server_that_does_not_talk_http_is_told() -> None:
 
 
 async def test_a_name_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with name_server(monkeypatch, "") as names, stack() as gateway:
-        unknown = await reason(gateway, "http://no-such-host.invalid/a.png")
-    assert names.questions
+    proxy = SecretStr("http://no-such-proxy.invalid:3128")
+    async with name_server(monkeypatch, "") as names:
+        async with stack() as gateway:
+            unknown = await reason(gateway, "http://no-such-host.invalid/a.png")
+        async with stack(image_proxy=proxy) as gateway:
+            unknown_proxy = await reason(gateway, "http://no-such-host.invalid/a.png")
+    assert set(names.questions) == {"no-such-host.invalid", "no-such-proxy.invalid"}
     assert unknown == "the host of the image's URL has no address: no name server knows it"
+    assert unknown_proxy == "the proxy for images has no address: no name server knows it"
 
 
 @pytest.mark.usefixtures("trusted")
