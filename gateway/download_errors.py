@@ -78,7 +78,7 @@ TLS_REASONS = {
 STATUS_HINTS = {
     HTTPStatus.UNAUTHORIZED: "it wants a login",
     HTTPStatus.FORBIDDEN: "it wants other rights, e.g. a signature in the URL that is still valid,"
-    " or does not serve programs",
+    " or a User-Agent that says who asks (this server's option image_user_agent)",
     HTTPStatus.NOT_FOUND: "there is nothing at this URL",
     HTTPStatus.GONE: "there is nothing at this URL any more",
     HTTPStatus.TOO_MANY_REQUESTS: "it was asked too often",

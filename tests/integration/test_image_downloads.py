@@ -127,6 +127,21 @@ async def test_a_url_of_another_form_is_told_what_is_wrong() -> None:
             assert body["error"]["message"] == sentence
 
 
+async def test_a_private_network_cannot_be_explored() -> None:
+    """Whether something listens there, or what it answers, changes nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    async with (
+        picture_server() as pictures,
+        stack(allowed_private_hosts=("pictures.test",)) as gateway,
+    ):
+        urls = [pictures.url(), pictures.url("/status/404"), f"https://127.0.0.1:{port}/"]
+        answers = [await gateway.chat(messages=user(url)) for url in [*urls, "http://10.0.0.1/"]]
+    assert not pictures.requests
+    assert {status for status, _ in answers} == {403}
+    assert len({body["error"]["message"] for _, body in answers}) == 1
+
+
 async def test_servers_are_told_who_asks() -> None:
     options: dict[str, Any] = {"allowed_private_hosts": LOCAL}
     async with picture_server() as pictures:
