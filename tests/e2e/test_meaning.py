@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -89,3 +90,18 @@ async def test_a_follow_up_needs_the_turn_before(stack: Stack) -> None:
     answers = await ask(stack, "forgotten")
     assert len(answers) >= 20
     assert share(answers) <= 70, answers
+
+
+async def test_a_cut_answer_goes_on_to_the_same_end(stack: Stack) -> None:
+    question: dict[str, Any] = {"role": "user", "content": "Hello, who are you?"}
+    async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+
+        async def said(*messages: Any, **options: Any) -> str:
+            answer = await client.chat.completions.create(model="", messages=messages, **options)
+            return answer.choices[0].message.content or ""
+
+        whole = await said(question)
+        for count in (1, 2, 3):
+            cut = await said(question, max_tokens=count)
+            rest = await said(question, {"role": "assistant", "content": cut})
+            assert (cut + rest, bool(rest)) == (whole, True)
