@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -15,6 +15,7 @@ from ipaddress import (
     ip_network,
 )
 
+from aiodns.error import ARES_EBADNAME, ARES_ENODATA, ARES_ENONAME, ARES_ENOTFOUND
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import AsyncResolver
 
@@ -25,6 +26,8 @@ from protos.errors import AccessDeniedError
 RESOLVE_SECONDS = 5.0
 FIRST_TRY_SECONDS = 1.0
 TRY_COUNT = 5
+# A name server's answers for a name that is not there, or has no addresses.
+UNKNOWN_NAME_CODES = frozenset({ARES_ENOTFOUND, ARES_ENODATA, ARES_ENONAME, ARES_EBADNAME})
 # IPv6 addresses that the Internet routes (RFC 4291, section 2.4); all others are special.
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 # IPv4 addresses seen through a translator (RFC 6052, section 2.1).
@@ -60,6 +63,10 @@ class AddressPolicy:
                 raise ValueError("an allowed host is empty")
         return cls(frozenset(names), tuple(networks))
 
+    def allowing(self, name: str) -> AddressPolicy:
+        """Returns a policy that allows all addresses of one more name."""
+        return replace(self, names=self.names | {_canonical(name)})
+
     def check(self, host: str, address: str) -> None:
         """Passes an address that `host` (a name, or the address itself) stands for.
 
@@ -79,6 +86,20 @@ class AddressPolicy:
             return False
         listed = _canonical(host) in self.names or any(parsed in net for net in self.networks)
         return listed or _is_public(parsed)
+
+
+def read_address(host: str) -> str:
+    """Returns the address that a URL's host is, not the name of; empty if it is a name.
+
+    Old spellings come as they are when they look like addresses, and as addresses (127.0.0.1 for
+    0x7f.1) when they look like names.
+    """
+    if is_numeric(host):
+        return host
+    try:
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return ""
 
 
 def is_numeric(host: str) -> bool:
@@ -125,11 +146,11 @@ class CheckedResolver(AbstractResolver):
 
         Raises:
             AccessDeniedError: one of them is not allowed.
-            OSError: the name has none, or no name server answers in time.
+            gaierror: the name has none (EAI_NONAME), or no name server answers (EAI_AGAIN).
             ValueError: no name has this form.
         """
         host.encode("idna")  # refuses what has empty or too long parts
-        results = _read_address(host, port) or await self._ask(host, port, family)
+        results = _spelled(host, port) or await self._ask(host, port, family)
         for result in results:
             self._policy.check(host, result["host"])
         return results
@@ -139,18 +160,22 @@ class CheckedResolver(AbstractResolver):
             asking = self._resolver.resolve(host, port, family)
             return await asyncio.wait_for(asking, RESOLVE_SECONDS)
         except asyncio.TimeoutError as error:
-            raise OSError("no name server answered in time") from error
+            raise socket.gaierror(socket.EAI_AGAIN, "no name server answered in time") from error
+        except OSError as error:
+            code = getattr(error.__cause__, "args", (None,))[0]
+            known = code in UNKNOWN_NAME_CODES
+            raise socket.gaierror(
+                socket.EAI_NONAME if known else socket.EAI_AGAIN, "the name has no address"
+            ) from error
 
     async def close(self) -> None:
         """Ends the questions that are under way."""
         await self._resolver.close()
 
 
-def _read_address(host: str, port: int) -> list[ResolveResult]:
+def _spelled(host: str, port: int) -> list[ResolveResult]:
     """Returns the IPv4 address that a name such as 0x7f.1 spells in an old way, if it is one."""
-    try:
-        address = socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
+    if not (address := read_address(host)):
         return []
     flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     return [

@@ -13,10 +13,22 @@ from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatLimits, ChatPipeline
 from gateway.connections import Connection, Connections
-from gateway.images import ImageFetcher, ImageLimits, open_session
-from gateway.keys import CONNECTIONS, LLM, MEMORY, PIPELINE, POOLS, SETTINGS, TRAFFIC, VISION
+from gateway.downloads import open_downloads
+from gateway.images import ImageFetcher, ImageLimits
+from gateway.keys import (
+    CONNECTIONS,
+    LLM,
+    MEMORY,
+    ORIGINS,
+    PIPELINE,
+    POOLS,
+    SETTINGS,
+    TRAFFIC,
+    VISION,
+)
 from gateway.listening import listen
 from gateway.memory import Memory
+from gateway.origins import AllowedOrigins
 from gateway.pools import open_pools
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
@@ -40,6 +52,7 @@ def create_app(settings: Settings) -> web.Application:
             middlewares.identify,
             middlewares.account,
             middlewares.answer_errors,
+            middlewares.answer_preflight,
             middlewares.keep_spare,
         ],
     )
@@ -47,6 +60,7 @@ def create_app(settings: Settings) -> web.Application:
     app[TRAFFIC] = Traffic(settings.max_request_count)
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
+    app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
     app.cleanup_ctx.extend([_pools, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
@@ -56,8 +70,10 @@ def create_app(settings: Settings) -> web.Application:
             ),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
+            web.get("/health", handlers.ready),
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
+            web.get("/ping", handlers.ready),
         ]
     )
     return app
@@ -70,19 +86,18 @@ async def _pools(app: web.Application) -> AsyncIterator[None]:
 
 async def _services(app: web.Application) -> AsyncIterator[None]:
     settings = app[SETTINGS]
-    policy = settings.address_policy
     limits = ImageLimits(
-        settings.max_image_byte_count, settings.image_fetch_seconds, settings.file_root, policy
+        settings.max_image_byte_count, settings.image_fetch_seconds, settings.file_root
     )
     async with (
         open_channel(settings.vision_address) as vision,
         open_channel(settings.llm_address) as llm,
-        open_session(policy) as session,
+        open_downloads(settings.download_options) as downloads,
     ):
         app[VISION] = VisionClient(vision)
         app[LLM] = LLMClient(llm)
         app[PIPELINE] = ChatPipeline(
-            ImageFetcher(session, app[POOLS], limits),
+            ImageFetcher(downloads, app[POOLS], limits),
             app[VISION],
             app[LLM],
             app[POOLS],

@@ -9,6 +9,10 @@ from aiohttp import HttpVersion11, web
 
 from gateway.data_urls import Body, BodyReader, ContentLimits
 from gateway.memory import Share
+from protos.process.settings import is_loopback
+
+# What a proxy on this machine adds to the requests of others.
+FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,19 @@ async def receive(request: web.Request, limits: BodyLimits, share: Share) -> Bod
 
 
 async def _read(request: web.Request, limits: BodyLimits, share: Share) -> Body:
-    reader = BodyReader(limits.content, share)
+    reader = BodyReader(limits.content, share, from_loopback=_is_from_loopback(request))
     byte_count = 0
     async for data in request.content.iter_any():
         byte_count += len(data)
         _check_size(byte_count, limits.max_byte_count)
         reader.feed(data)
     return reader.finish()
+
+
+def _is_from_loopback(request: web.Request) -> bool:
+    """Says whether the client itself is on this machine, not a proxy that brings its request."""
+    forwarded = any(name in request.headers for name in FORWARDED)
+    return is_loopback(request.remote or "") and not forwarded
 
 
 def _check_encoding(request: web.Request) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator
-from pydantic_settings import SettingsConfigDict
+import yarl
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.addresses import AddressPolicy
 from gateway.bodies import BodyLimits
 from gateway.connections import ConnectionLimits
 from gateway.data_urls import ContentLimits
 from gateway.descriptors import default_connection_count, most_connections
+from gateway.downloads import DownloadOptions, default_user_agent
+from gateway.folders import split_folders
+from gateway.origins import AllowedOrigins
 from protos.process.settings import GIB, MIB, ServingSettings
 
 
@@ -28,15 +33,29 @@ class Settings(ServingSettings):
     """Address of the vision service as gRPC writes it; all addresses of a name share the calls."""
     llm_address: str = Field(default="127.0.0.1:50052", min_length=1)
     """Address of the LLM service as gRPC writes it; all addresses of a name share the calls."""
-    file_root: Path | None = None
-    """Folder below which file:// URLs may read; none: they are refused."""
+    file_root: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_folders)] = ()
+    """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
+    None: they are refused."""
     allowed_private_hosts: tuple[str, ...] = ()
     """Hosts and networks (JSON list) that image URLs may lead to though they are not public."""
-    max_body_byte_count: int = Field(default=64 * MIB, ge=1)
-    """Largest request body, in bytes."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins (JSON list) whose web pages may call, e.g. '["https://chat.example.com"]'; '["*"]':
+    all."""
+    image_user_agent: str = Field(
+        default_factory=default_user_agent, max_length=512, pattern=r"^[!-~]([ -~]*[!-~])?$"
+    )
+    """What the servers of image URLs are told about this one (User-Agent). Some want an address in
+    it where its operator can be reached. By default internvl-serving/VERSION."""
+    image_proxy: SecretStr | None = None
+    """HTTP proxy through which images are fetched, http://[USER:PASSWORD@]HOST:PORT. It decides
+    then what image URLs may lead to: only addresses written as numbers are still checked here.
+    Better given as a variable than as a flag, which other users of the machine can see. HTTP_PROXY
+    and the like are not read."""
+    max_body_byte_count: int = Field(default=72 * MIB, ge=1)
+    """Largest request body, in bytes. In it, the largest image file takes a third more."""
     max_text_byte_count: int = Field(default=4 * MIB, ge=1)
     """Most bytes of a request body without the images that it holds as data URLs."""
-    max_image_byte_count: int = Field(default=20 * MIB, ge=1)
+    max_image_byte_count: int = Field(default=48 * MIB, ge=1)
     """Largest image file, in bytes."""
     max_total_image_byte_count: int = Field(default=128 * MIB, ge=1)
     """Most bytes of all image files of one request together."""
@@ -44,6 +63,8 @@ class Settings(ServingSettings):
     """Most images in one request."""
     max_image_host_count: int = Field(default=16, ge=1)
     """Most hosts that the image URLs of one request lead to, redirects included."""
+    strict_fields: bool = False
+    """Refuse requests with fields that this server does not know, rather than ignore these."""
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
     max_held_byte_count: int = Field(default=3 * GIB, ge=1)
@@ -64,12 +85,29 @@ class Settings(ServingSettings):
     request_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """Longest time for one chat request, images included; at most a day."""
 
+    sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
+    """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
+    none is sent."""
+
     @field_validator("file_root")
     @classmethod
-    def _is_folder(cls, root: Path | None) -> Path | None:
-        if root is not None and not root.is_dir():
-            raise ValueError(f"{root} is not a folder")
-        return root
+    def _are_folders(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        for root in roots:
+            if not root.is_dir():
+                raise ValueError(f"{root} is not a folder")
+        return roots
+
+    @field_validator("image_proxy")
+    @classmethod
+    def _is_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:
+        if proxy is not None:
+            try:
+                url = yarl.URL(proxy.get_secret_value())
+            except ValueError:
+                url = yarl.URL()
+            if url.scheme != "http" or not url.host or url.raw_path_qs != "/":
+                raise ValueError("a proxy must have the form http://[USER:PASSWORD@]HOST:PORT")
+        return proxy
 
     @field_validator("max_connection_count")
     @classmethod
@@ -82,6 +120,12 @@ class Settings(ServingSettings):
     @classmethod
     def _parsable(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         AddressPolicy.parse(entries)
+        return entries
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        AllowedOrigins(entries)
         return entries
 
     @property
@@ -101,3 +145,15 @@ class Settings(ServingSettings):
     def address_policy(self) -> AddressPolicy:
         """Which addresses image URLs may lead to."""
         return AddressPolicy.parse(self.allowed_private_hosts)
+
+    @property
+    def download_options(self) -> DownloadOptions:
+        """How images are fetched from http(s):// URLs."""
+        proxy = self.image_proxy.get_secret_value() if self.image_proxy else ""
+        return DownloadOptions(
+            self.address_policy,
+            self.image_fetch_seconds,
+            self.max_image_byte_count,
+            self.image_user_agent,
+            yarl.URL(proxy) if proxy else None,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -42,7 +43,7 @@ def serve() -> int:
     settings = read_settings(Settings)
     stack = _start(settings)
     try:
-        _say(f"{settings.model_name} is served at {stack.url}/v1; Ctrl-C stops it")
+        _say(f"{settings.model_names[0]} is served at {stack.url}/v1; Ctrl-C stops it")
         ended = stack.wait_for_an_end()
     except KeyboardInterrupt:
         ended = None
@@ -60,7 +61,7 @@ def start() -> int:
     """Serves in the background."""
     settings = read_settings(Settings)
     stack = _start(settings)
-    _say(f"{settings.model_name} is served at {stack.url}/v1; `internvl-serve stop` stops it")
+    _say(f"{settings.model_names[0]} is served at {stack.url}/v1; `internvl-serve stop` stops it")
     return 0
 
 
@@ -105,11 +106,13 @@ def make_stack(settings: Settings) -> Stack:
     Raises:
         StartError: the port for clients is not to be had.
     """
+    name, *aliases = settings.model_names
     shared = ["--drain-seconds", str(settings.drain_seconds)]
     for name in ("config", "log_level", "log_format"):
         if name in settings.model_fields_set:
             shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    files = ["--file-root", str(settings.file_root)] if settings.file_root else []
+    roots = json.dumps([str(root) for root in settings.file_root])
+    files = ["--file-root", roots] if settings.file_root else []
     return Stack(
         settings.checkpoint,
         settings.state_folder,
@@ -117,9 +120,10 @@ def make_stack(settings: Settings) -> Stack:
         host=LOOPBACKS.get(settings.host, settings.host),
         service_arguments=[
             *("--host", LOOPBACK),
-            *("--served-model-name", settings.model_name),
+            *("--served-model-name", name),
             *shared,
         ],
+        llm_arguments=[word for alias in aliases for word in ("--served-model-name", alias)],
         gateway_arguments=["--host", settings.host, *files, *shared],
     )
 
@@ -140,7 +144,7 @@ def _port(settings: Settings) -> int:
 def _record(settings: Settings, stack: Stack) -> Record:
     return Record(
         url=stack.url,
-        model=settings.model_name,
+        model=settings.model_names[0],
         checkpoint=str(settings.checkpoint),
         drain_seconds=settings.drain_seconds,
         services=[

@@ -13,7 +13,8 @@ import torch
 
 from gateway.chat import ChatLimits, ChatPipeline, RequestRecord
 from gateway.data_urls import Attachments
-from gateway.images import ImageFetcher, ImageLimits, open_session
+from gateway.downloads import open_downloads
+from gateway.images import ImageFetcher, ImageLimits
 from gateway.memory import Memory
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.pools import open_pools
@@ -81,15 +82,14 @@ async def open_relay(
 ) -> AsyncIterator[Relay]:
     """Yields a relay between two services; it asks about the images in turn."""
     settings = Settings()
-    policy = settings.address_policy
-    limits = ImageLimits(settings.max_image_byte_count, REQUEST_SECONDS, None, policy)
+    limits = ImageLimits(settings.max_image_byte_count, REQUEST_SECONDS, ())
     async with AsyncExitStack() as exits:
         pools = exits.enter_context(open_pools())
         vision = await exits.enter_async_context(open_channel(vision_address))
         llm = await exits.enter_async_context(open_channel(llm_address))
-        session = await exits.enter_async_context(open_session(policy))
+        downloads = await exits.enter_async_context(open_downloads(settings.download_options))
         pipeline = ChatPipeline(
-            ImageFetcher(session, pools, limits),
+            ImageFetcher(downloads, pools, limits),
             VisionClient(vision),
             LLMClient(llm),
             pools,

@@ -93,11 +93,11 @@ def test_messages(client: OpenAI, model: str, messages: list[Any], status: int, 
         ("max_tokens", 0, "max_tokens", "is 0"),
         ("max_tokens", 40_000, "max_tokens", "40000"),
         ("n", 17, "n", "17 choices"),
-        ("tools", [{"type": "function", "function": {"name": "f"}}], "tools", "'tools'"),
+        ("tools", [{"type": "function", "function": {"name": "f"}}], "tools", "leave it out"),
         ("response_format", {"type": "xml"}, "response_format.type", "must be 'text'"),
         ("top_logprobs", 2, "top_logprobs", "2 alternatives"),
         ("stop", ["x"] * 17, "stop", "17"),
-        ("wizardry", 1, "wizardry", "'wizardry'"),
+        ("best_of", 4, "best_of", "use 'n'"),
     ],
 )
 def test_options(

@@ -19,7 +19,7 @@ TYPE_A = 1
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers every name with one IPv4 address; without one it is silent.
+    """Answers every name with one IPv4 address, with "" that there is no such name; else is silent.
 
     Attributes:
         questions: the names that were asked for.
@@ -37,7 +37,7 @@ class NameServer(asyncio.DatagramProtocol):
         end = data.index(b"\0", HEADER_BYTE_COUNT) + 5
         question = data[HEADER_BYTE_COUNT:end]
         self.questions.append(_name(question))
-        if self._address and self._transport:
+        if self._address is not None and self._transport:
             self._transport.sendto(_answer(data, question, self._address), sender)
 
 
@@ -50,6 +50,8 @@ def _name(question: bytes) -> str:
 
 
 def _answer(query: bytes, question: bytes, address: str) -> bytes:
+    if not address:
+        return query[:2] + struct.pack("!5H", 0x8183, 1, 0, 0, 0) + question  # NXDOMAIN
     (kind,) = struct.unpack("!H", question[-4:-2])
     header = query[:2] + struct.pack("!5H", 0x8180, 1, int(kind == TYPE_A), 0, 0)
     record = struct.pack("!3HIH", 0xC00C, TYPE_A, 1, 60, 4) + socket.inet_aton(address)

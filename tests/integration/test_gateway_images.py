@@ -4,104 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import gzip
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import AsyncResolver
-from aiohttp.test_utils import TestServer
 
 from gateway import images
-from tests.fakes import Gateway, happening, stack
+from tests.fakes import chat_body, happening, stack
 from tests.integration.name_server import name_server
+from tests.integration.picture_server import LOCAL, PARAM, PICTURE, ask, picture_server, user
 
-PICTURE = b"picture" * 1000
-PARAM = "messages[0].content[0].image_url.url"
-LOCAL = ("127.0.0.1",)
 pytestmark = pytest.mark.timeout(30)
-
-
-@dataclass
-class PictureServer:
-    """An HTTP server of pictures, and the requests that reached it."""
-
-    requests: list[web.Request] = field(default_factory=list)
-    both: asyncio.Event = field(default_factory=asyncio.Event)
-    port: int = 0
-
-    def url(self, path: str = "/picture", host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.port}{path}"
-
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append(request)
-        match request.path:
-            case "/picture":
-                response = web.Response(body=PICTURE)
-                response.set_cookie("a", "b")
-                return response
-            case "/empty":
-                return web.Response()
-            case "/gzip":
-                headers = {"Content-Encoding": "gzip"}
-                return web.Response(body=gzip.compress(PICTURE), headers=headers)
-            case "/redirect":
-                return web.Response(status=302, headers={"Location": request.query["to"]})
-            case "/loop":
-                return web.Response(status=307, headers={"Location": "/loop"})
-            case "/nowhere":
-                return web.Response(status=302)
-            case "/endless":
-                return await self._endless(request)
-            case "/together":
-                if len(self.requests) >= 2:
-                    self.both.set()
-                await self.both.wait()
-                return web.Response(body=PICTURE)
-            case "/slow":
-                await asyncio.Event().wait()
-        return web.Response(status=404)
-
-    async def _endless(self, request: web.Request) -> web.StreamResponse:
-        """Sends for ever, without saying how much."""
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(bytes(100_000))
-
-
-@asynccontextmanager
-async def picture_server() -> AsyncIterator[PictureServer]:
-    pictures = PictureServer()
-    app = web.Application()
-    app.router.add_get("/{path:.*}", pictures.answer)
-    server = TestServer(app, host="127.0.0.1")
-    await server.start_server(shutdown_timeout=0.1)
-    pictures.port = server.port or 0
-    try:
-        yield pictures
-    finally:
-        await server.close()
-
-
-def user(*urls: str) -> list[dict[str, Any]]:
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return [{"role": "user", "content": parts}]
-
-
-async def ask(gateway: Gateway, *urls: str) -> tuple[int, Any]:
-    """Returns the status, and the error's code and path or None."""
-    status, body = await gateway.chat(messages=user(*urls))
-    error = body.get("error")
-    return status, error and (error["code"], error["param"])
 
 
 async def test_a_picture_is_fetched() -> None:
@@ -178,7 +96,7 @@ async def test_redirects_are_followed_three_times() -> None:
 
 @pytest.mark.parametrize("to", ["file:///etc/hostname", "ftp://127.0.0.1/", "data:,x", "http://"])
 async def test_a_redirect_to_another_scheme_is_refused(to: str) -> None:
-    options: dict[str, Any] = {"allowed_private_hosts": LOCAL, "file_root": Path("/etc")}
+    options: dict[str, Any] = {"allowed_private_hosts": LOCAL, "file_root": (Path("/etc"),)}
     async with picture_server() as pictures, stack(**options) as gateway:
         status, error = await ask(gateway, pictures.url(f"/redirect?to={to}"))
     assert (status, error[1]) == (400, PARAM)
@@ -308,7 +226,7 @@ async def test_an_allowed_name_may_have_a_private_address(monkeypatch: pytest.Mo
         ("", "invalid_value"),
         ("data:image/png;base64,!!!!", "invalid_image"),
         ("data:image/png;base64,", "invalid_image"),
-        ("data:image/png,abcd", "invalid_image"),
+        ("data:image/png,", "invalid_image"),
     ],
 )
 async def test_a_url_that_cannot_be_read_is_refused(url: str, code: str) -> None:
@@ -316,10 +234,25 @@ async def test_a_url_that_cannot_be_read_is_refused(url: str, code: str) -> None
         assert await ask(gateway, url) == (400, (code, PARAM))
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64,cGlj\ndHVy\r\nZQ==\n",
+        "\n data:image/png;base64, cGljdHVyZQ",
+        "DATA:image/png;charset=utf-8;base64,cGljdHVyZQ%3D%3D",
+        "data:,pict%75re",
+    ],
+)
+async def test_a_data_url_may_be_written_as_browsers_read_it(url: str) -> None:
+    async with stack() as gateway:
+        assert await ask(gateway, url) == (200, None)
+    assert gateway.vision.requests[0].image == b"picture"
+
+
 async def test_the_second_picture_is_named() -> None:
     good = "data:image/png;base64,aGk="
     async with stack() as gateway:
-        _, error = await ask(gateway, good, "data:image/png;base64,aGk")
+        _, error = await ask(gateway, good, "data:image/png;base64,aGkhb")
     assert error == ("invalid_image", "messages[0].content[1].image_url.url")
 
 
@@ -327,11 +260,25 @@ async def test_files_are_read_below_the_root_only(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.png").write_bytes(PICTURE)
     (tmp_path / "b.png").write_bytes(PICTURE)
-    async with stack(file_root=tmp_path / "root") as gateway:
+    async with stack(file_root=(tmp_path / "root",)) as gateway:
         assert await ask(gateway, f"file://{tmp_path}/root/a.png") == (200, None)
         denied = await ask(gateway, f"file://{tmp_path}/b.png")
     assert gateway.vision.requests[0].image == PICTURE
     assert denied == (403, ("access_denied", PARAM))
+
+
+@pytest.mark.parametrize("header", [None, "X-Forwarded-For", "Forwarded", "Via"])
+async def test_the_roots_are_told_to_this_machine_only(header: str | None, tmp_path: Path) -> None:
+    """A proxy on this machine brings the requests of others."""
+    body = chat_body(messages=user("\nfile:///etc/hostname"))
+    headers = {header: "192.0.2.1"} if header else {}
+    async with stack(file_root=(tmp_path, Path("/usr"))) as gateway:
+        path = "/v1/chat/completions"
+        async with gateway.http.post(path, json=body, headers=headers) as response:
+            message = (await response.json())["error"]["message"]
+    assert response.status == 403
+    assert "which its option file_root names" in message
+    assert (f": {tmp_path}, /usr" in message) == (header is None)
 
 
 async def test_without_a_root_no_file_is_read(tmp_path: Path) -> None:
@@ -434,13 +381,13 @@ async def test_a_file_system_that_hangs_holds_up_nobody(
     reading, released = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def hang(*_: object) -> bytes:
+    def hang(*_: object, **__: object) -> bytes:
         loop.call_soon_threadsafe(reading.set)
         released.wait()
         return b""
 
     monkeypatch.setattr(images, "read_file_url", hang)
-    async with stack(file_root=tmp_path, image_fetch_seconds=1) as gateway:
+    async with stack(file_root=(tmp_path,), image_fetch_seconds=1) as gateway:
         slow = asyncio.create_task(ask(gateway, *[f"file://{tmp_path}/a.png"] * 64))
         await happening(reading)
         assert await ask(gateway, "data:image/png;base64,aGk=") == (200, None)
@@ -463,7 +410,7 @@ async def test_long_urls_are_refused_before_anything_is_done_with_them(
     url: str, sentence: str, tmp_path: Path
 ) -> None:
     limits: dict[str, Any] = {"max_body_byte_count": 1 << 26, "max_text_byte_count": 1 << 26}
-    async with stack(file_root=tmp_path, **limits) as gateway:
+    async with stack(file_root=(tmp_path,), **limits) as gateway:
         status, body = await gateway.chat(messages=user(url))
     assert status == 400
     assert sentence in body["error"]["message"]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.data_urls import Body, BodyReader, ContentLimits
+from gateway.data_urls import Body, BodyReader, ContentLimits, decode_data_url
 from gateway.memory import FREE_BYTE_COUNT, Memory, Share
 from protos.errors import (
     ContextLengthError,
@@ -104,7 +105,7 @@ def test_any_form_of_a_data_url_is_known(start: str) -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    ["a", "aGk", "aG k=", "aGk=\n", "aG-_", "aGk%3D", "äöü", "aGk=aGk=", "aGk==", "====", "\ud800"],
+    ["a", "aG*k", "aGkhb", "aGk%2", "äöü", "aGk=aGk=", "aGk==", "====", "\ud800", "aG\\k"],
 )
 @pytest.mark.parametrize("cuts", [(), range(100)])
 def test_what_is_no_base64_is_told_when_it_is_read(payload: str, cuts: tuple[int, ...]) -> None:
@@ -115,6 +116,89 @@ def test_what_is_no_base64_is_told_when_it_is_read(payload: str, cuts: tuple[int
     (name,) = body.attachments.images
     with pytest.raises(InvalidImageError, match="base64"):
         body.attachments.take(name)
+
+
+headers = st.sampled_from(
+    [
+        "data:image/png;base64,",
+        "DATA:;BASE64,",
+        " data:image/png; base64,",
+        "\n\tdata:image/svg+xml;charset=utf-8;base64 ,",
+        "data:" + "a" * 200 + ";base64,",
+        "da\nta:;base64,",
+    ]
+)
+payloads = st.builds(
+    lambda content, line, end: (
+        end.join(base64.b64encode(content).decode()[i : i + line] for i in range(0, 200, line))
+        + end
+    ),
+    st.binary(max_size=90),
+    st.integers(1, 80),
+    st.sampled_from(["", "\n", "\r\n", " ", "\f", "%0A"]),
+)
+STYLES: dict[str, Callable[[str], str]] = {
+    "": str,
+    "slashes": lambda text: text.replace("/", "\\/"),
+    "unicode": lambda text: text.replace("+", "\\u002B").replace("\\n", "\\u000a"),
+    "raw lines": lambda text: text.replace("\\n", "\n").replace("\\r", "\r"),
+}
+
+
+@given(
+    headers,
+    payloads,
+    st.sampled_from(sorted(STYLES)),
+    st.booleans(),
+    st.lists(st.integers(min_value=0), max_size=9),
+)
+def test_an_image_is_the_same_while_it_arrives_and_after(
+    header: str, payload: str, style: str, bare: bool, cuts: list[int]
+) -> None:
+    """A header that is long or strange stays in the text, whose URL is decoded later."""
+    url = header + payload
+    part = {"image_url": url} if bare else image_url(url)
+    written = STYLES[style](json.dumps({"content": [part]}))
+    body = take_apart(written.encode(), *cuts)
+    (left,) = json.loads(body.text, strict=False)["content"]
+    found = left["image_url"] if bare else left["image_url"]["url"]
+    expected = decode_data_url(url, 3000)
+    if found in body.attachments.images:
+        assert body.attachments.take(found).content == expected
+    else:
+        assert decode_data_url(found, 3000) == expected
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        '{"url": " ',
+        '{"url":"\\n',
+        '{"image_url":"',
+        '{"image_url" : "\\r\\n ',
+    ],
+)
+def test_an_image_is_attached_after_blanks_and_without_an_object(start: str) -> None:
+    body = take_apart(f'{start}data:image/png;base64,aGk="}}'.encode(), *range(90))
+    (image,) = body.attachments.images.values()
+    assert image.file().content == b"hi"
+
+
+@pytest.mark.parametrize("key", ['"curl"', '"my_image_url"', '"image_url2"'])
+def test_other_names_hold_no_images(key: str) -> None:
+    body = take_apart(f'{{{key}: "data:image/png;base64,aGk="}}'.encode())
+    assert not body.attachments.images
+
+
+def test_the_bytes_that_come_at_the_end_are_counted() -> None:
+    with Memory(1 << 20).share() as share:
+        reader = BodyReader(LIMITS, share)
+        reader.feed(b'{"url":"data:;base64,')
+        before = share.byte_count
+        reader.feed(b'aG"}')
+        assert share.byte_count == before + 1
+        reader.finish()
+        assert share.byte_count == before + 1 + len('"}')
 
 
 def test_an_image_too_large_is_not_held() -> None:

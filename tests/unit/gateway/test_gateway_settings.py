@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import subprocess
 import sys
+from email.message import Message
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from gateway.settings import Settings
+from protos.process.settings import read_settings
 
 
 def test_environment_variables_are_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,12 +30,81 @@ def test_a_malformed_network_is_refused_at_the_start() -> None:
         Settings(allowed_private_hosts=("10.0.0.1/8",))
 
 
+def test_what_is_no_origin_is_refused_at_the_start() -> None:
+    with pytest.raises(ValidationError, match="allowed_origins"):
+        Settings(allowed_origins=("chat.example.com",))
+
+
 def test_a_root_that_is_no_folder_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "nowhere", tmp_path / "file"):
         with pytest.raises(ValidationError, match=f"{root} is not a folder"):
-            Settings(file_root=root)
-    assert Settings(file_root=tmp_path).file_root == tmp_path
+            Settings(file_root=(tmp_path, root))
+    assert Settings(file_root=(tmp_path,)).file_root == (tmp_path,)
+
+
+def test_roots_come_as_a_path_a_list_or_several_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one := tmp_path / "one").mkdir()
+    (two := tmp_path / "two, with a comma").mkdir()
+    both = json.dumps([str(one), str(two)])
+    monkeypatch.setenv("INTERNVL_GATEWAY_FILE_ROOT", str(one))
+    assert Settings().file_root == (one,)
+    monkeypatch.setenv("INTERNVL_GATEWAY_FILE_ROOT", both)
+    assert Settings().file_root == (one, two)
+    flags = ["--file-root", str(one), "--file-root", str(tmp_path)]
+    assert Settings(_cli_parse_args=flags).file_root == (one, tmp_path)
+    assert Settings(_cli_parse_args=["--file-root", both]).file_root == (one, two)
+    (file := tmp_path / "options.toml").write_text(f"[gateway]\nfile_root = {both}\n")
+    monkeypatch.delenv("INTERNVL_GATEWAY_FILE_ROOT")
+    assert Settings(config=file).file_root == (one, two)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "proxy.example:8080",
+        "https://proxy.example",
+        "socks5://secret:word@proxy.example",
+        "http://",
+        "http://secret:word@proxy.example:port",
+        "http://secret:word@proxy.example/path",
+    ],
+)
+def test_a_proxy_of_another_form_is_refused_and_not_shown(
+    proxy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INTERNVL_GATEWAY_IMAGE_PROXY", proxy)
+    monkeypatch.setattr(sys, "argv", ["internvl-gateway"])
+    with pytest.raises(SystemExit):
+        read_settings(Settings)
+    told = capsys.readouterr().err
+    assert "a proxy must have the form http://[USER:PASSWORD@]HOST:PORT" in told
+    assert "word" not in told
+
+
+def test_a_proxys_password_is_not_shown() -> None:
+    settings = Settings(image_proxy=SecretStr("http://user:word@proxy.example:3128"))
+    assert "word" not in repr(settings)
+    proxy = settings.download_options.proxy
+    assert proxy is not None
+    assert str(proxy) == "http://user:word@proxy.example:3128"
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\r\nX: y", "caf\u00e9", "a "])
+def test_a_user_agent_that_is_no_header_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="image_user_agent"):
+        Settings(image_user_agent=name)
+
+
+def test_the_user_agent_names_project_version_and_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Message()
+    package["Version"] = "1.2"
+    monkeypatch.setattr(metadata, "metadata", lambda _: package)
+    assert Settings().image_user_agent == "internvl-serving/1.2"
+    package["Project-URL"] = "Homepage, https://example.com/internvl"
+    assert Settings().image_user_agent == "internvl-serving/1.2 (+https://example.com/internvl)"
 
 
 def test_connections_leave_room_for_other_files(monkeypatch: pytest.MonkeyPatch) -> None:

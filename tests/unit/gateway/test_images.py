@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from gateway.data_urls import decode_data_url
-from gateway.images import ImageBudget, read_file_url
+from gateway.file_urls import read_file_url
+from gateway.image_budget import ImageBudget
 from protos.errors import (
     AccessDeniedError,
     ImageFetchError,
@@ -39,20 +41,35 @@ def test_a_data_url_one_byte_too_large_is_refused(length: int) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "data:image/png;base64,a",
         "data:image/png;base64,aGk",
-        "data:image/png;base64,aG k=",
-        "data:image/png;base64,aGk=\n",
-        "data:image/png;base64,aG-_",
-        "data:image/png;base64,aGk%3D",
-        "data:image/png;base64,äöüß",
-        "data:image/png,hi",
-        "data:image/png;base64",
-        "data:",
+        " data:image/png;base64, aG\nk= \n",
+        "data:image/png;charset=utf-8;BASE64,aGk%3D",
+        "data:image/png;   base64 ,aGk",
+        "da\tta:image/png;ba\nse64,aGk=",
+        "data:,hi",
+        "data:image/png,h%69#there",
     ],
 )
-def test_a_malformed_data_url_is_refused(url: str) -> None:
-    with pytest.raises(InvalidImageError):
+def test_a_data_url_is_read_as_browsers_do(url: str) -> None:
+    assert decode_data_url(url, max_byte_count=2) == b"hi"
+    with pytest.raises(ImageTooLargeError, match="the limit is 1"):
+        decode_data_url(url, max_byte_count=1)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("data:image/png;base64,a", "was cut"),
+        ("data:image/png;base64,äöüß", "beyond ASCII .at character 1 "),
+        ("data:image/png;base64,\ud800", "beyond ASCII .at character 1 "),
+        ("data:image/png;base64", "no comma"),
+        ("data:image/png#;base64,aGk", "no comma"),
+        ("data:", "no comma"),
+        ("data:image/png;base64;charset=utf-8,aGk", "the last before the comma"),
+    ],
+)
+def test_a_malformed_data_url_is_refused(url: str, sentence: str) -> None:
+    with pytest.raises(InvalidImageError, match=sentence):
         decode_data_url(url, max_byte_count=100)
 
 
@@ -69,8 +86,8 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def read(url: str, root: Path | None, max_byte_count: int = 100) -> bytes:
-    return read_file_url(url, root, max_byte_count)
+def read(url: str, root: Path, max_byte_count: int = 100) -> bytes:
+    return read_file_url(url, [root], max_byte_count)
 
 
 def test_files_below_the_root_are_read(root: Path) -> None:
@@ -91,7 +108,7 @@ def test_a_root_behind_a_link_is_read(root: Path) -> None:
 
 def test_without_a_root_nothing_is_read(root: Path) -> None:
     with pytest.raises(AccessDeniedError, match="file_root"):
-        read(f"file://{root}/a.png", None)
+        read_file_url(f"file://{root}/a.png", [], 100)
 
 
 @pytest.mark.parametrize("path", ["/../secret.png", "/%2e%2e/secret.png", "2/secret.png", "/.."])
@@ -122,15 +139,60 @@ def test_a_link_that_appears_after_the_check_is_not_followed(
 def test_pipes_and_folders_are_refused(root: Path) -> None:
     os.mkfifo(root / "pipe")
     for path in ("pipe", "sub", ""):
-        with pytest.raises(AccessDeniedError, match="regular file"):
+        with pytest.raises(AccessDeniedError, match="regular file") as error:
             read(f"file://{root}/{path}", root)
+        assert ("folder" in error.value.message) == (path != "pipe")
 
 
-@pytest.mark.parametrize("path", ["/missing.png", "/a.png/b", "/loop", "/" + "x" * 300])
-def test_missing_files_are_refused(root: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/missing.png", "there is no such file"),
+        ("/sub/missing/a.png", "there is no such file"),
+        ("/a.png/b", "a part of its path is a file, not a folder"),
+        ("/loop", "links in a circle"),
+        ("/" + "x" * 300, "a name in its path is too long"),
+    ],
+)
+def test_missing_files_are_refused(root: Path, path: str, sentence: str) -> None:
     (root / "loop").symlink_to("loop")
-    with pytest.raises(ImageFetchError):
+    with pytest.raises(ImageFetchError, match=sentence):
         read(f"file://{root}{path}", root)
+
+
+def test_a_file_that_may_not_be_read_is_refused(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)  # the tests may run as root
+    with pytest.raises(ImageFetchError, match="the gateway's user has no permission"):
+        read(f"file://{root}/a.png", root)
+
+
+def test_files_below_any_root_are_read(root: Path) -> None:
+    roots = [root / "sub", root.parent / "root2"]
+    assert read_file_url(f"file://{root}/sub/b%20c.png", roots, 100) == b"other"
+    assert read_file_url(f"file://{root.parent}/root2/secret.png", roots, 100) == b"secret"
+    for path in ("root/a.png", "secret.png", "root2/../secret.png"):
+        with pytest.raises(AccessDeniedError, match="option file_root"):
+            read_file_url(f"file://{root.parent}/{path}", roots, 100)
+
+
+def test_roots_are_told_only_to_who_may_know(root: Path) -> None:
+    roots = [root, root.parent / "root2"]
+    for tell_roots in (False, True):
+        with pytest.raises(AccessDeniedError) as error:
+            read_file_url("file:///etc/passwd", roots, 100, tell_roots=tell_roots)
+        assert (f": {root}, {root}2" in error.value.message) == tell_roots
+        assert (str(root) in error.value.message) == tell_roots
+
+
+@pytest.mark.parametrize("url", ["file://C:/a.png", "file://home/me/a.png", "FILE://host/a"])
+def test_a_host_in_a_file_url_is_explained(root: Path, url: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="three slashes: after two stands a host"):
+        read(url, root)
 
 
 @pytest.mark.parametrize("url", ["file:", "file://", "file://host/a", "file:a", "file:////a"])

@@ -13,7 +13,7 @@ from demo_training.vocabulary import (
     VOCABULARY_SIZE,
     tokenizer_config,
 )
-from llm_service.prompt import DEFAULT_SYSTEM_TEXT
+from llm_service.conversation import DEFAULT_SYSTEM_TEXT
 from llm_service.tokenizer import Tokenizer
 from models.demo import DEMO_CHECKPOINT
 
