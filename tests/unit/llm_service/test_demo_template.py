@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from llm_service.prompt import DEFAULT_SYSTEM_TEXT
+from llm_service.conversation import DEFAULT_SYSTEM_TEXT
 from llm_service.tokenizer import Tokenizer
 from models.demo import DEMO_CHECKPOINT
 
