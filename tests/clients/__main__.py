@@ -20,6 +20,7 @@ from tests.clients.outcome import Outcome, read_outcome
 from tests.clients.roster import CLIENTS, PROGRAMS, Client
 
 MODEL = "internvl-demo"
+ALIAS = "internvl"
 RUN_SECONDS = 900.0
 # Clients tell their makers what they do, and look up prices, unless they are asked not to.
 QUIET = {
@@ -56,14 +57,20 @@ def main() -> None:
 def _served(folder: Path) -> Iterator[dict[str, str]]:
     """Serves the toy model, and yields what programs are told of it."""
     print("starting the services", flush=True)
-    name = ("--served-model-name", MODEL)
-    with Stack(DEMO_CHECKPOINT, folder, service_arguments=name) as stack:
+    option = "--served-model-name"
+    with Stack(
+        DEMO_CHECKPOINT,
+        folder,
+        service_arguments=(option, MODEL),
+        llm_arguments=(option, ALIAS),
+    ) as stack:
         yield (
             os.environ
             | QUIET
             | {
                 "INTERNVL_URL": f"{stack.url}/v1",
                 "INTERNVL_MODEL": MODEL,
+                "INTERNVL_ALIAS": ALIAS,
                 "INTERNVL_PICTURES": str(PICTURES),
                 "INTERNVL_CHECKPOINT": str(DEMO_CHECKPOINT),
             }

@@ -36,7 +36,7 @@ async def test_stream_with_usage(options: dict[str, str]) -> None:
         **options,
     )
     chunks = [chunk async for chunk in stream]
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert litellm.stream_chunk_builder(chunks).usage.completion_tokens > 0
 
 

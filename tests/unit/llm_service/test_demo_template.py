@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import Qwen2TokenizerFast
+from transformers import AutoTokenizer
 
 from llm_service.conversation import DEFAULT_SYSTEM_TEXT
 from llm_service.tokenizer import Tokenizer
@@ -37,12 +37,12 @@ USER = {"role": "user", "content": "Hello"}
     ],
 )
 def test_template_is_internvls(messages: list[dict[str, Any]], expected: str) -> None:
-    tokenizer = Qwen2TokenizerFast.from_pretrained(DEMO_CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_CHECKPOINT)
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == expected
 
 
 def test_transformers_cuts_texts_as_the_service_does() -> None:
     text = "What animal is on the left? 左边是什么动物？"
-    tokenizer = Qwen2TokenizerFast.from_pretrained(DEMO_CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_CHECKPOINT)
     assert tokenizer.encode(text) == list(Tokenizer.from_checkpoint(DEMO_CHECKPOINT).encode(text))
