@@ -8,7 +8,7 @@ BASE_TESTS := $(wildcard tests/unit/gateway tests/unit/protos tests/integration/
   tests/integration/test_server.py)
 WORKERS := -n 2 --dist loadgroup
 
-.PHONY: help demo serve test test-all lint types protos locks bench clean
+.PHONY: help demo serve test test-all test-clients lint types protos locks bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ test-all: $(BASE_VENV)/stamp lint types ## every test, those of the demo model's
 	cd models/demo/training && $(CURDIR)/$(BIN)/mypy
 	cd models/demo/training && OMP_NUM_THREADS=1 $(CURDIR)/$(BIN)/pytest $(WORKERS)
 
+test-clients: $(VENV)/demo.stamp ## other projects' clients against our server (CLIENTS="langchain guidellm")
+	$(BIN)/python -m tests.clients $(CLIENTS)
+
 lint: $(VENV)/dev.stamp ## ruff, import contracts, buf
 	$(BIN)/ruff format --diff .
 	$(BIN)/ruff check .
@@ -74,4 +77,4 @@ bench: $(VENV)/dev.stamp ## measure, and write tables to docs/benchmarks/
 	$(BIN)/python -m tests.benchmarks
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) $(BASE_VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info
+	rm -rf $(VENV) $(BASE_VENV) .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info

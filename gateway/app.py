@@ -15,9 +15,20 @@ from gateway.chat import ChatLimits, ChatPipeline
 from gateway.connections import Connection, Connections
 from gateway.downloads import open_downloads
 from gateway.images import ImageFetcher, ImageLimits
-from gateway.keys import CONNECTIONS, LLM, MEMORY, PIPELINE, POOLS, SETTINGS, TRAFFIC, VISION
+from gateway.keys import (
+    CONNECTIONS,
+    LLM,
+    MEMORY,
+    ORIGINS,
+    PIPELINE,
+    POOLS,
+    SETTINGS,
+    TRAFFIC,
+    VISION,
+)
 from gateway.listening import listen
 from gateway.memory import Memory
+from gateway.origins import AllowedOrigins
 from gateway.pools import open_pools
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
@@ -41,6 +52,7 @@ def create_app(settings: Settings) -> web.Application:
             middlewares.identify,
             middlewares.account,
             middlewares.answer_errors,
+            middlewares.answer_preflight,
             middlewares.keep_spare,
         ],
     )
@@ -48,6 +60,7 @@ def create_app(settings: Settings) -> web.Application:
     app[TRAFFIC] = Traffic(settings.max_request_count)
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
+    app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
     app.cleanup_ctx.extend([_pools, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
@@ -57,8 +70,10 @@ def create_app(settings: Settings) -> web.Application:
             ),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
+            web.get("/health", handlers.ready),
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
+            web.get("/ping", handlers.ready),
         ]
     )
     return app

@@ -19,6 +19,7 @@ from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools
 from gateway.services.llm import Generation, LLMClient
+from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.messages import EmbeddingHeader, EmbeddingPiece
 from gateway.services.vision import EncodeRequest, ModelInfo, VisionClient
 from gateway.tasks import owning
@@ -27,7 +28,6 @@ from protos.errors import (
     ImageTooLargeError,
     InvalidArgumentError,
     ModelMismatchError,
-    NotFoundError,
     UnavailableError,
 )
 from protos.identity import EmbeddingId, content_digest, recipe_digest
@@ -51,6 +51,7 @@ class RequestRecord:
     output_token_count: int | None = None
     first_token_seconds: float | None = None
     error: str | None = None
+    ignored_fields: str | None = None
 
     def elapsed(self) -> float:
         """Returns the seconds since the request's arrival."""
@@ -83,7 +84,7 @@ class NamedImage:
     def param_of(self, field: str) -> str:
         """Returns the JSON path of what a field of EncodeImageRequest was made from, or nothing."""
         param = self.options.param_of(self.reference.source, field)
-        return param and f"{self.reference.param}.{param}"
+        return param and self.reference.param_of(param)
 
 
 class ChatPipeline:
@@ -104,6 +105,18 @@ class ChatPipeline:
         self._limits = limits
         self._lanes = FetchLanes(SHARED_FETCH_COUNT, CONCURRENT_FETCH_COUNT)
 
+    async def model_info(self, name: str, deadline: float) -> LLMInfo:
+        """Returns what answers to a name that a client gave.
+
+        Raises:
+            NotFoundError: nothing does.
+        """
+        info = await self._llm.model_info(deadline)
+        if not info.serves(name):  # perhaps it changed since we asked
+            info = await self._llm.ask_model_info(deadline)
+        info.check_serves(name)
+        return info
+
     async def stream(
         self,
         request: ChatCompletionRequest,
@@ -122,7 +135,6 @@ class ChatPipeline:
         Raises:
             ServiceError: with the JSON path of the field at fault.
         """
-        await self._check_model(request.model, deadline)
         images = await self._named_images(request, attachments, deadline)
         record.image_count = len(images)
         fields = generate_fields(request, [image.encoding.embedding_id for image in images])
@@ -138,16 +150,6 @@ class ChatPipeline:
                 _note(event, record)
                 yield event
                 event = await generation.read()
-
-    async def _check_model(self, name: str, deadline: float) -> None:
-        info = await self._llm.model_info(deadline)
-        if info.model != name:  # perhaps it changed since we asked
-            info = await self._llm.ask_model_info(deadline)
-        if info.model != name:
-            raise NotFoundError(
-                f"the model {name[:100]!r} does not exist; this server has {info.model!r}",
-                field="model",
-            )
 
     async def _named_images(
         self, request: ChatCompletionRequest, attachments: Attachments, deadline: float
@@ -186,7 +188,7 @@ class ChatPipeline:
         attachments: Attachments,
         budget: ImageBudget,
     ) -> HeldFile:
-        param = f"{reference.param}.url"
+        param = reference.param_of("url")
         file = await self._fetcher.fetch(reference.source.url, param, attachments, budget)
         if file.byte_count > info.max_image_byte_count:
             raise ImageTooLargeError(

@@ -157,16 +157,29 @@ class Connection(web.RequestHandler):
         if data and self._request is None and self._head_since is None:
             self._head_since = self._loop.time()
         super().data_received(data)
+        self._end_broken_body()
 
     def begin(self, request: web.BaseRequest) -> None:
         """A request's head has come, and its handler runs."""
         self._request, self._is_answered, self._head_since = request, False, None
         self._connections.note_busy(self)
+        self._end_broken_body()
+
+    def _end_broken_body(self) -> None:
+        """Tells a request that its body is malformed: what it waits for will never come.
+
+        aiohttp leaves it at queueing the answer. Before a body's end nothing else can be queued.
+        """
+        request = self._request
+        if request is not None and self._messages and not request.content.is_eof():
+            request.content.set_exception(web.RequestPayloadError("malformed"))
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Sends the rest of an answer."""
+        if isinstance(resp, web.HTTPExpectationFailed):  # raised before our handlers
+            resp = http_error_response(resp, "the request expects what this server does not know")
         self._is_answered = True
         self._progress_at = self._loop.time()
         try:

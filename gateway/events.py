@@ -19,11 +19,21 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """New text of one choice; may be empty. `logprobs` are of its new tokens, if asked for."""
+    """New text of one choice.
+
+    Attributes:
+        index: of the choice.
+        text: may be empty.
+        logprobs: of the new tokens, if asked for.
+        token_count: how many new tokens there are.
+        prompt_token_count: tokens of the prompt; known of an answer's first delta alone.
+    """
 
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    token_count: int = 0
+    prompt_token_count: int | None = None
 
 
 @dataclass(frozen=True)

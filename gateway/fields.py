@@ -10,6 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from gateway.openai.requests import ChatCompletionRequest, Message, RequestModel, ResponseFormat
@@ -17,11 +18,14 @@ from protos.identity import EmbeddingId
 
 Entry = TypeVar("Entry")
 
+MAX_INT32 = 2**31 - 1
 ROLES = {
     "system": "ROLE_SYSTEM",
     "developer": "ROLE_SYSTEM",
     "user": "ROLE_USER",
     "assistant": "ROLE_ASSISTANT",
+    "tool": "ROLE_TOOL",
+    "function": "ROLE_TOOL",  # the older name
 }
 
 
@@ -34,16 +38,21 @@ def _elsewhere(_: Any) -> None:
 
 
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [
-        {
-            "role": ROLES[message.role],
-            "parts": [
-                {"image": {}} if part.text is None else {"text": part.text}
-                for part in message.content
-            ],
-        }
-        for message in messages
-    ]
+    return [_turn(message) for message in messages]
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {
+        "role": ROLES[message.role],
+        "parts": [
+            {"image": {}} if part.text is None else {"text": part.text}
+            for part in message.content
+            if part.is_read
+        ],
+    }
+    if calls := message.calls:
+        turn["tool_calls"] = [call.model_dump() for call in calls]
+    return turn
 
 
 def _biases(biases: dict[str, float]) -> list[dict[str, Any]]:
@@ -56,6 +65,20 @@ def _any_object(response_format: ResponseFormat) -> dict[str, Any] | None:
 
 def _nonzero(count: int) -> int | None:
     return count or None
+
+
+def _signed(seed: int) -> int:
+    """Returns an unsigned 64-bit number as the signed one of the same bits."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _limit(token_count: int) -> int | None:
+    """Returns an output limit as the contract can hold it; -1 is none, as for llama.cpp."""
+    return None if token_count == -1 else min(token_count, MAX_INT32)
+
+
+def _none_if_all(top_k: int) -> int | None:
+    return None if top_k in (0, -1) else top_k
 
 
 def _zero_if(wanted: bool) -> int | None:
@@ -79,11 +102,27 @@ def _key_of_bias(request: ChatCompletionRequest, rest: str) -> str:
 
 def _place_in_messages(request: ChatCompletionRequest, rest: str) -> str:
     """Turns "[0].parts[1].image" into "[0].content[1].image_url"; a lone text has no part."""
-    place = rest.replace(".parts", ".content").replace(".image", ".image_url")
     message = _entry(rest, request.messages)
-    if message and len(message.content) == 1 and place.endswith(".text"):
+    if message is None:
+        return rest
+    place = re.sub(r"\.tool_calls\[(\d+)\]", partial(_place_of_call, message), rest)
+    place = re.sub(r"\.parts\[(\d+)\]", partial(_place_of_part, message), place)
+    place = place.replace(".parts", ".content").replace(".image", ".image_url")
+    if len(message.content) == 1 and place.endswith(".text"):
         return place.removesuffix("[0].text")
     return place
+
+
+def _place_of_call(message: Message, path: re.Match[str]) -> str:
+    """Returns where a call is; the one after the list's last is in the older form."""
+    in_list = int(path[1]) < len(message.tool_calls or ())
+    return f"{path[0]}.function" if in_list else ".function_call"
+
+
+def _place_of_part(message: Message, path: re.Match[str]) -> str:
+    """Returns where the part is, whose index counts only those that are read."""
+    read = [index for index, part in enumerate(message.content) if part.is_read]
+    return f".content[{read[int(path[1])]}]" if int(path[1]) < len(read) else path[0]
 
 
 def _place_of_image(request: ChatCompletionRequest, rest: str) -> str:
@@ -153,18 +192,25 @@ class Options:
 # GenerateStart, of a ChatCompletionRequest.
 CHAT = Options(
     Option("chat.messages", "messages", _turns, _place_in_messages),
+    Option("chat.ending", "continue_final_message", {True: "CHAT_ENDING_CONTINUED"}.get),
+    Option(
+        "chat.ending",
+        "add_generation_prompt",
+        {True: "CHAT_ENDING_NEW_TURN", False: "CHAT_ENDING_CLOSED"}.get,
+    ),
+    Option("chat.ending", "continue_final_message", {False: "CHAT_ENDING_NEW_TURN"}.get),
     Option("images", "messages", _elsewhere, _place_of_image),
     Option("sampling.temperature", "temperature"),
     Option("sampling.top_p", "top_p"),
-    Option("sampling.top_k", "top_k"),
+    Option("sampling.top_k", "top_k", _none_if_all),
     Option("sampling.min_p", "min_p"),
-    Option("sampling.seed", "seed"),
+    Option("sampling.seed", "seed", _signed),
     Option("sampling.repetition_penalty", "repetition_penalty"),
     Option("sampling.presence_penalty", "presence_penalty"),
     Option("sampling.frequency_penalty", "frequency_penalty"),
     Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
-    Option("stop.max_token_count", "max_completion_tokens"),
-    Option("stop.max_token_count", "max_tokens"),
+    Option("stop.max_token_count", "max_completion_tokens", _limit),
+    Option("stop.max_token_count", "max_tokens", _limit),
     Option("stop.min_token_count", "min_tokens"),
     Option("stop.strings", "stop", rest=_index_of_several),
     Option("stop.token_ids", "stop_token_ids"),
@@ -186,10 +232,11 @@ CHAT = Options(
 
 def image_options(max_tile_count: int) -> Options:
     """Returns the rows of EncodeImageRequest, of an ImageURL, by the service's largest tile cap."""
+    caps = {"low": 1, "high": max_tile_count, "original": max_tile_count}
     return Options(
         Option("image", "url", _elsewhere),
         Option("max_tile_count", "max_dynamic_patch"),
-        Option("max_tile_count", "detail", {"low": 1, "high": max_tile_count}.get),
+        Option("max_tile_count", "detail", caps.get),
     )
 
 

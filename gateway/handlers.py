@@ -10,6 +10,7 @@ from contextlib import aclosing, contextmanager
 from aiohttp import web
 
 from gateway.bodies import receive
+from gateway.event_stream import EventStream
 from gateway.events import ChatEvent
 from gateway.keys import (
     LLM,
@@ -24,18 +25,19 @@ from gateway.keys import (
 )
 from gateway.openai.answers import (
     DONE,
-    STREAM_HEADERS,
     AnswerHead,
+    JSONObject,
     StreamedAnswer,
     WholeAnswer,
     error_event,
     model_list,
     model_object,
+    system_fingerprint,
 )
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
-from gateway.services.llm import LLMClient
+from gateway.services.llm import LLMClient, ModelInfo
 from gateway.services.vision import VisionClient
-from protos.errors import NotFoundError, ServiceError
+from protos.errors import ServiceError
 
 # Health and model questions are answered at once or not at all.
 PROBE_SECONDS = 5.0
@@ -53,12 +55,16 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     ):
         body = await receive(request, app[SETTINGS].body_limits, share)
         with app[TRAFFIC].place():
-            chat = await app[POOLS].json.run(parse_chat_request, body.text)
+            strict = app[SETTINGS].strict_fields
+            chat = await app[POOLS].json.run(parse_chat_request, body.text, strict)
+            request[RECORD].ignored_fields = chat.ignored_fields
+            info = await app[PIPELINE].model_info(chat.model, deadline)
+            head = _head(request, chat, info)
             stream = app[PIPELINE].stream(chat, body.attachments, deadline, request[RECORD])
             del body  # its text would be held until the answer's end
             async with aclosing(stream) as events:
                 answer = _stream if chat.stream else _collect
-                return await answer(request, chat, events)
+                return await answer(request, chat, head, events)
 
 
 @contextmanager
@@ -79,55 +85,74 @@ def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
 
 
 async def _stream(
-    request: web.Request, chat: ChatCompletionRequest, events: AsyncGenerator[ChatEvent, None]
+    request: web.Request,
+    chat: ChatCompletionRequest,
+    head: AnswerHead,
+    events: AsyncGenerator[ChatEvent, None],
 ) -> web.StreamResponse:
-    """Sends events as they come; until the first one has come, an error is an HTTP status."""
-    answer = StreamedAnswer(_head(request, chat), include_usage=chat.include_usage)
-    first = await anext(events)
-    response = web.StreamResponse(headers=STREAM_HEADERS)
-    await response.prepare(request)
+    """Sends events as they come; until something has been sent, an error is an HTTP status."""
+    answer = StreamedAnswer(
+        head,
+        include_usage=chat.include_usage,
+        continuous_usage=chat.continuous_usage,
+    )
+    stream = EventStream(request, request.app[SETTINGS].sse_keep_alive_seconds)
     try:
         with request.app[TRAFFIC].cut_short():
-            await response.write(answer.opening() + answer.event(first))
-            async for event in events:
-                if data := answer.event(event):
-                    await response.write(data)
+            async with stream.kept_alive():
+                await stream.write(answer.opening(await anext(events)))
+                async for event in events:
+                    if data := answer.event(event):
+                        await stream.write(data)
     except ServiceError as error:
+        if not stream.has_begun:
+            raise
         request[RECORD].error = error.reason
-        await response.write(error_event(error))
+        await stream.write(error_event(error))
     else:
-        await response.write(DONE)
-    return response
+        await stream.write(DONE)
+    return stream.response
 
 
 async def _collect(
-    request: web.Request, chat: ChatCompletionRequest, events: AsyncGenerator[ChatEvent, None]
+    request: web.Request,
+    chat: ChatCompletionRequest,
+    head: AnswerHead,
+    events: AsyncGenerator[ChatEvent, None],
 ) -> web.Response:
     """Answers at once, with all that the stream held."""
-    answer = WholeAnswer(_head(request, chat))
+    answer = WholeAnswer(head)
     async for event in events:
         answer.add(event)
     return web.Response(body=answer.body(), content_type="application/json", charset="utf-8")
 
 
-def _head(request: web.Request, chat: ChatCompletionRequest) -> AnswerHead:
-    answer_id = f"chatcmpl-{request[REQUEST_ID]}"
-    return AnswerHead(answer_id, int(time.time()), chat.model, chat.choice_count)
+def _head(request: web.Request, chat: ChatCompletionRequest, info: ModelInfo) -> AnswerHead:
+    return AnswerHead(
+        id=f"chatcmpl-{request[REQUEST_ID]}",
+        created=int(time.time()),
+        model=chat.model or info.model,
+        system_fingerprint=system_fingerprint(info.fingerprint_sha256),
+        choice_count=chat.choice_count,
+    )
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """GET /v1/models."""
+    """GET /v1/models: each name of the model."""
     info = await request.app[LLM].ask_model_info(_probe_deadline())
-    model = model_object(info.model, info.max_context_token_count)
-    return web.json_response(model_list(model))
+    return web.json_response(model_list(*(_model_object(name, info) for name in info.names)))
 
 
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{id}."""
+    name = request.match_info["id"]
     info = await request.app[LLM].ask_model_info(_probe_deadline())
-    if request.match_info["id"] != info.model:
-        raise NotFoundError(f"no such model; this server has {info.model!r}")
-    return web.json_response(model_object(info.model, info.max_context_token_count))
+    info.check_serves(name)
+    return web.json_response(_model_object(name, info))
+
+
+def _model_object(name: str, info: ModelInfo) -> JSONObject:
+    return model_object(name, info.created_unix_seconds, info.max_context_token_count)
 
 
 async def live(request: web.Request) -> web.Response:
@@ -136,7 +161,10 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /health/ready: both services serve, and their models fit together; else 503 and why."""
+    """GET /health/ready: both services serve, and their models fit together; else 503 and why.
+
+    Also GET /health and GET /ping: vLLM's clients wait for these until they may send requests.
+    """
     reasons = await _unready_reasons(request.app)
     if reasons:
         return web.json_response({"status": "not ready", "reasons": reasons}, status=503)

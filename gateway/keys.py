@@ -7,6 +7,7 @@ from aiohttp import web
 from gateway.chat import ChatPipeline, RequestRecord
 from gateway.connections import Connections
 from gateway.memory import Memory
+from gateway.origins import AllowedOrigins
 from gateway.pools import Pools
 from gateway.services.llm import LLMClient
 from gateway.services.vision import VisionClient
@@ -18,6 +19,7 @@ TRAFFIC = web.AppKey("traffic", Traffic)
 MEMORY = web.AppKey("memory", Memory)
 POOLS = web.AppKey("pools", Pools)
 CONNECTIONS = web.AppKey("connections", Connections)
+ORIGINS = web.AppKey("origins", AllowedOrigins)
 PIPELINE = web.AppKey("pipeline", ChatPipeline)
 VISION = web.AppKey("vision", VisionClient)
 LLM = web.AppKey("llm", LLMClient)

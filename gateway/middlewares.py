@@ -13,8 +13,9 @@ from aiohttp import hdrs, web
 
 from gateway.chat import RequestRecord
 from gateway.connections import SERVER_NAME, Connection
-from gateway.keys import CONNECTIONS, RECORD, REQUEST_ID
+from gateway.keys import CONNECTIONS, ORIGINS, RECORD, REQUEST_ID
 from gateway.openai.errors import error_response, http_error_response
+from gateway.paths import HEALTH_PATHS, guidance
 from protos.errors import InvalidArgumentError, ServiceError, UnavailableError
 from protos.process.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
 
@@ -26,7 +27,7 @@ SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 CLIENT_CLOSED_REQUEST = 499
 
 
-HEALTH_PATH = "/health/"
+IGNORED_KEY = "x-internvl-ignored"
 
 
 @web.middleware
@@ -43,7 +44,7 @@ async def attend(request: web.Request, handler: Handler) -> web.StreamResponse:
 @web.middleware
 async def keep_spare(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuses all but health checks on connections beyond their limit."""
-    if _connection(request).is_spare and not request.path.startswith(HEALTH_PATH):
+    if _connection(request).is_spare and request.path not in HEALTH_PATHS:
         connections = request.app[CONNECTIONS]
         raise UnavailableError(
             f"{len(connections)} connections are open; the limit is {connections.limits.max_count}",
@@ -66,10 +67,23 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 async def sign(request: web.Request, response: web.StreamResponse) -> None:
-    """Says in the head of an answer who sends it, and to which request."""
+    """Says in the head of an answer who sends it, to which request, and which pages may read it."""
     response.headers[hdrs.SERVER] = SERVER_NAME
     if REQUEST_ID in request:
         response.headers[REQUEST_ID_KEY] = request[REQUEST_ID]
+    if RECORD in request and (names := request[RECORD].ignored_fields):
+        response.headers[IGNORED_KEY] = names
+    response.headers.update(request.app[ORIGINS].answer_headers(request.headers))
+
+
+@web.middleware
+async def answer_preflight(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answers what a browser asks before it lets a page of another origin call."""
+    if request.method == hdrs.METH_OPTIONS:
+        headers = request.app[ORIGINS].preflight_headers(request.headers)
+        if headers is not None:
+            return web.Response(status=204, headers=headers)
+    return await handler(request)
 
 
 @web.middleware
@@ -86,7 +100,7 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         resource = request.match_info.route.resource
         route = resource.canonical if resource else "none"
-        log = logger.debug if route.startswith(HEALTH_PATH) else logger.info
+        log = logger.debug if route in HEALTH_PATHS else logger.info
         costs = {key: value for key, value in asdict(record).items() if key != "arrival"}
         log("request", route=route, status=status, total_seconds=record.elapsed(), **costs)
     return response
@@ -101,6 +115,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """
     try:
         return await handler(request)
+    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:  # by the router alone
+        return http_error_response(error, guidance(request))
     except web.HTTPException as error:
         return http_error_response(error)
     except ServiceError as error:

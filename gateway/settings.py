@@ -16,6 +16,7 @@ from gateway.data_urls import ContentLimits
 from gateway.descriptors import default_connection_count, most_connections
 from gateway.downloads import DownloadOptions, default_user_agent
 from gateway.folders import split_folders
+from gateway.origins import AllowedOrigins
 from protos.process.settings import GIB, MIB, ServingSettings
 
 
@@ -37,6 +38,9 @@ class Settings(ServingSettings):
     None: they are refused."""
     allowed_private_hosts: tuple[str, ...] = ()
     """Hosts and networks (JSON list) that image URLs may lead to though they are not public."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins (JSON list) whose web pages may call, e.g. '["https://chat.example.com"]'; '["*"]':
+    all."""
     image_user_agent: str = Field(
         default_factory=default_user_agent, max_length=512, pattern=r"^[!-~]([ -~]*[!-~])?$"
     )
@@ -47,11 +51,11 @@ class Settings(ServingSettings):
     then what image URLs may lead to: only addresses written as numbers are still checked here.
     Better given as a variable than as a flag, which other users of the machine can see. HTTP_PROXY
     and the like are not read."""
-    max_body_byte_count: int = Field(default=64 * MIB, ge=1)
-    """Largest request body, in bytes."""
+    max_body_byte_count: int = Field(default=72 * MIB, ge=1)
+    """Largest request body, in bytes. In it, the largest image file takes a third more."""
     max_text_byte_count: int = Field(default=4 * MIB, ge=1)
     """Most bytes of a request body without the images that it holds as data URLs."""
-    max_image_byte_count: int = Field(default=20 * MIB, ge=1)
+    max_image_byte_count: int = Field(default=48 * MIB, ge=1)
     """Largest image file, in bytes."""
     max_total_image_byte_count: int = Field(default=128 * MIB, ge=1)
     """Most bytes of all image files of one request together."""
@@ -59,6 +63,8 @@ class Settings(ServingSettings):
     """Most images in one request."""
     max_image_host_count: int = Field(default=16, ge=1)
     """Most hosts that the image URLs of one request lead to, redirects included."""
+    strict_fields: bool = False
+    """Refuse requests with fields that this server does not know, rather than ignore these."""
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
     max_held_byte_count: int = Field(default=3 * GIB, ge=1)
@@ -78,6 +84,10 @@ class Settings(ServingSettings):
     """Longest time to fetch one image, redirects included."""
     request_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """Longest time for one chat request, images included; at most a day."""
+
+    sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
+    """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
+    none is sent."""
 
     @field_validator("file_root")
     @classmethod
@@ -110,6 +120,12 @@ class Settings(ServingSettings):
     @classmethod
     def _parsable(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         AddressPolicy.parse(entries)
+        return entries
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        AllowedOrigins(entries)
         return entries
 
     @property

@@ -7,7 +7,7 @@ import sys
 
 import structlog
 
-from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.checkpoint import CheckpointError, LLMConfig, created_unix_seconds
 from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
 from llm_service.generator import Generator
@@ -69,14 +69,17 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     _check_vocabulary(config, tokenizer)
     engine = create_engine(settings, config, tokenizer)
+    model, *aliases = settings.model_names
     info = ModelInfo(
-        model=settings.model_name,
+        model=model,
         engine=settings.engine,
         config=config,
         tokenizer=tokenizer,
         max_context_token_count=engine.context_length,
         max_image_count=settings.max_image_count,
         max_upload_seconds=settings.max_upload_seconds,
+        created_unix_seconds=created_unix_seconds(settings.checkpoint),
+        aliases=tuple(aliases),
         allows_priority=settings.allow_priority,
     )
     return info, engine

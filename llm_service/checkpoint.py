@@ -116,6 +116,15 @@ def weight_files(checkpoint: Path) -> list[Path]:
     return files
 
 
+def created_unix_seconds(checkpoint: Path) -> int:
+    """Returns when the newest weight file was written, in seconds since 1970.
+
+    A folder without any, which an engine built before may be served from, is as old as its config.
+    """
+    files = list(checkpoint.glob("*.safetensors")) or [checkpoint / "config.json"]
+    return int(max(file.stat().st_mtime for file in files))
+
+
 def _shard_names(index: Path) -> set[str]:
     weight_map = _required(_read_json(index), "weight_map", index.name)
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import FinishReason, LLMEngine, Request, TokenLogprob
-from llm_service.sampling import MAX_SEED, SamplingParams
+from llm_service.sampling import MIN_SEED, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class TextDelta:
         text: whole characters.
         token_ids: the new tokens, also those that the text leaves out.
         logprobs: one for each of them if the request asks for them, else empty.
+        prompt_token_count: tokens of the prompt, where this is the first of all deltas.
     """
 
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob] = ()
+    prompt_token_count: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,15 @@ TextEvent = TextDelta | TextEnd
 
 
 def choice_request(request: Request, index: int) -> Request:
-    """Returns the request for one of several choices: each has its own seed, counted on."""
+    """Returns the request for one of several choices: each has its own seed, counted on.
+
+    After the largest seed comes the smallest.
+    """
     params = request.params
     if params.seed is None:
         return request
-    return replace(request, params=replace(params, seed=(params.seed + index) % (MAX_SEED + 1)))
+    seed = (params.seed + index - MIN_SEED) % 2**64 + MIN_SEED
+    return replace(request, params=replace(params, seed=seed))
 
 
 async def interleaved(

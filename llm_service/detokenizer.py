@@ -24,7 +24,8 @@ class Detokenizer:
             tokenizer: what the ids are of.
             skip_special_tokens: whether special tokens are left out.
             keep_first_space: whether a first space stays that SentencePiece would drop: a guided
-                text is exactly its tokens' bytes.
+                text is exactly its tokens' bytes, and one that goes on with another is no first
+                word.
         """
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens

@@ -6,11 +6,18 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from llm_service.choices import TextEnd, TextEvent, choice_request, generate_text, interleaved
+from llm_service.choices import (
+    TextDelta,
+    TextEnd,
+    TextEvent,
+    choice_request,
+    generate_text,
+    interleaved,
+)
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import EngineLoad, LLMEngine, Prompt, Request, RowsNeededError
 from llm_service.images import RequestImages
@@ -189,6 +196,8 @@ class Generator:
         cached_token_count = output_token_count = 0
         async with aclosing(interleaved(self._choices(prompt, generation))) as events:
             async for index, event in events:
+                if not clock.has_ticked and isinstance(event, TextDelta):
+                    event = replace(event, prompt_token_count=len(prompt.token_ids))
                 clock.tick()
                 yield index, event
                 if isinstance(event, TextEnd):
@@ -210,6 +219,7 @@ class Generator:
         self, prompt: Prompt, generation: Generation
     ) -> list[AsyncGenerator[TextEvent, None]]:
         request = Request(prompt, generation.params, generation.priority, generation.deadline)
+        keeps_first_space = generation.params.guide is not None or generation.prompt.goes_on
         return [
             generate_text(
                 self._engine,
@@ -217,7 +227,7 @@ class Generator:
                 Detokenizer(
                     self.info.tokenizer,
                     skip_special_tokens=generation.skip_special_tokens,
-                    keep_first_space=generation.params.guide is not None,
+                    keep_first_space=keeps_first_space,
                 ),
                 StopStrings(generation.stop_strings),
             )

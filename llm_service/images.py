@@ -200,8 +200,8 @@ class RequestImages:
         known = sum(self._row_counts.get(image, 0) for image in self._ids)
         count = self._layout.text_token_count + known
         if count >= self._info.max_context_token_count:
-            raise ContextLengthError(
-                f"the prompt has {count} tokens or more, which leaves no room for an answer in the"
-                f" context of {self._info.max_context_token_count}",
+            raise ContextLengthError.of_prompt(
+                f"it has {count} tokens or more, which leaves no room for an answer",
+                self._info.max_context_token_count,
                 field=self._layout.field,
             )

@@ -21,6 +21,8 @@ class ModelInfo:
         max_context_token_count: most tokens of prompt and output together.
         max_image_count: most images in one request.
         max_upload_seconds: longest time for the embeddings of one request to arrive.
+        created_unix_seconds: when the checkpoint's newest weight file was written.
+        aliases: further names of the model.
         allows_priority: whether a request may have a priority.
     """
 
@@ -31,6 +33,8 @@ class ModelInfo:
     max_context_token_count: int
     max_image_count: int
     max_upload_seconds: float
+    created_unix_seconds: int
+    aliases: tuple[str, ...] = ()
     allows_priority: bool = False
 
     @property

@@ -7,7 +7,7 @@ from typing import Literal
 
 from protos.errors import InvalidArgumentError
 
-MAX_SEED = 2**63 - 1
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_LOGPROB_COUNT = 20
 
 
@@ -31,15 +31,15 @@ class SamplingParams:
 
     Attributes:
         temperature: 0 (greedy) to 2.
-        top_p: keep the most probable tokens up to this mass, 0 < p <= 1.
+        top_p: keep the most probable tokens up to this mass, 0 to 1; 0 keeps the most probable one.
         top_k: keep this many most probable tokens, >= 1; None keeps all.
         min_p: keep tokens at least this probable relative to the best, 0 to 1.
-        seed: makes sampling repeatable, 0 <= seed < 2^63; None draws one.
+        seed: makes sampling repeatable, -2^63 <= seed < 2^63; None draws one.
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in the
             prompt's text or the output, 0 < penalty <= 10.
         presence_penalty: subtracted from logits of tokens seen in the output, -2 to 2.
         frequency_penalty: subtracted once for each occurrence in the output, -2 to 2.
-        max_tokens: most tokens to generate, >= 1; None stands for what the context leaves.
+        max_tokens: most tokens to generate, >= 1, within what the context leaves; None: all of it.
         min_tokens: before so many tokens none of `stop_token_ids` is generated, >= 0.
         stop_token_ids: tokens that end the output, the checkpoint's own end tokens included.
         logit_bias: pairs of token id and what is added to its logit, -100 to 100.
@@ -68,10 +68,10 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _check_range("sampling.temperature", "the temperature", self.temperature, 0, 2)
-        _check_positive("sampling.top_p", "top-p", self.top_p, 1)
+        _check_range("sampling.top_p", "top-p", self.top_p, 0, 1)
         _check_least("sampling.top_k", "top-k", self.top_k, 1)
         _check_range("sampling.min_p", "min-p", self.min_p, 0, 1)
-        _check_range("sampling.seed", "the seed", self.seed or 0, 0, MAX_SEED)
+        _check_range("sampling.seed", "the seed", self.seed or 0, MIN_SEED, MAX_SEED)
         penalty = "sampling.repetition_penalty", "the repetition penalty"
         _check_positive(*penalty, self.repetition_penalty, 10)
         penalty = "sampling.presence_penalty", "the presence penalty"
@@ -92,7 +92,12 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether the most probable token is always taken."""
-        return self.temperature == 0
+        return self.temperature == 0 or self.top_p == 0
+
+    @property
+    def unsigned_seed(self) -> int | None:
+        """The seed's 64 bits as a number >= 0: generators drop the sign, or take none."""
+        return None if self.seed is None else self.seed % 2**64
 
     @property
     def is_plain(self) -> bool:

@@ -24,6 +24,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.conversation import Message, Role
 from llm_service.engines.base import (
     EngineStartError,
     ImageRows,
@@ -33,7 +34,8 @@ from llm_service.engines.base import (
     TokenLogprob,
 )
 from llm_service.engines.create import create_engine, serves_callers
-from llm_service.prompt import Message, Role, chat_layout
+from llm_service.pieces import ImagePart
+from llm_service.prompt import chat_layout
 from llm_service.sampling import MAX_LOGPROB_COUNT, SamplingParams
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer, TokenizerError
@@ -43,10 +45,13 @@ from protos.process import logs
 from protos.process.settings import read_settings
 
 QUESTIONS = (
-    Message(Role.USER, "Write a short story about a lighthouse."),
-    Message(Role.USER, "请用三句话介绍一下长城。"),
-    Message(Role.USER, "What do you see in the picture?", image_count=1),
-    Message(Role.USER, "Image-1: <image>\nImage-2: <image>\nCompare the two.", image_count=2),
+    Message(Role.USER, ("Write a short story about a lighthouse.",)),
+    Message(Role.USER, ("请用三句话介绍一下长城。",)),
+    Message(Role.USER, (ImagePart(), "What do you see in the picture?")),
+    Message(
+        Role.USER,
+        (*[ImagePart()] * 2, "Image-1: <image>\nImage-2: <image>\nCompare the two."),
+    ),
 )
 ROWS_PER_TILE = 256
 

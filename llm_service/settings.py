@@ -13,6 +13,7 @@ from protos.process.settings import (
     LARGEST_THREAD_COUNT,
     EngineOptions,
     EngineSettings,
+    ModelNames,
     half_of_the_cores,
 )
 
@@ -64,8 +65,9 @@ class Settings(EngineSettings):
     """Port to listen on; 0 takes a free one and logs it."""
     checkpoint: Path
     """Folder of an original InternVL2.5 checkpoint: config.json, safetensors, tokenizer files."""
-    served_model_name: str = Field(default="", max_length=256)
-    """Name under which the model is served; empty: the checkpoint folder's name."""
+    served_model_name: ModelNames = ()
+    """Name under which the model is served; default: the checkpoint folder's name. Given several
+    times, or as a JSON list, the others are names for it too."""
     engine: EngineName = "torch"
     """What runs the language model."""
     torch: TorchOptions = TorchOptions()
@@ -104,6 +106,6 @@ class Settings(EngineSettings):
         return self
 
     @property
-    def model_name(self) -> str:
-        """The name under which the model is served."""
-        return self.served_model_name or self.checkpoint.resolve().name
+    def model_names(self) -> tuple[str, ...]:
+        """The names under which the model is served, of which the first is its own."""
+        return self.served_model_name or (self.checkpoint.resolve().name,)

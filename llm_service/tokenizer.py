@@ -128,6 +128,10 @@ class Tokenizer:
             raise TokenizerError(f"the tokenizer has no token {content}")
         return self._added[content].id
 
+    def has_token(self, content: str) -> bool:
+        """Returns whether there is an added token, e.g. "<tool_call>"."""
+        return content in self._added
+
     def is_special(self, token_id: int) -> bool:
         """Returns whether an id is a special token, which answers leave out by default."""
         return token_id in self._special_ids

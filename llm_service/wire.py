@@ -12,18 +12,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 import torch
 
 from llm_service.choices import TextDelta, TextEnd
+from llm_service.conversation import Ending, Message, Role
 from llm_service.engines.base import EngineLoad, TokenLogprob
 from llm_service.generator import Event, Generation, TokenCount, Usage, Wanted
+from llm_service.hermes import ToolCall
 from llm_service.model import ModelInfo
-from llm_service.prompt import (
-    PLACEHOLDER,
-    ChatPrompt,
-    Message,
-    PromptSource,
-    Role,
-    TextPrompt,
-    TokenPrompt,
-)
+from llm_service.pieces import PLACEHOLDER, ImagePart
+from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.tables import TableChunk, TableHeader, TableMessage, TableSpec, TableTrailer
 from llm_service.tokenizer import Tokenizer
@@ -39,6 +34,7 @@ MAX_CACHE_SALT_LENGTH = 128
 MAX_LOGIT_BIAS_COUNT = 1024
 # Each costs the tokenizer a call, however short it is.
 MAX_MESSAGE_COUNT = 2048
+MAX_TOOL_CALL_COUNT = 2048
 DIGEST_BYTE_COUNT = 32
 # English has about 4, Chinese 5; only runs of spaces come near this.
 MAX_BYTES_PER_TOKEN = 16
@@ -52,6 +48,13 @@ ROLES = {
     llm_pb2.ROLE_SYSTEM: Role.SYSTEM,
     llm_pb2.ROLE_USER: Role.USER,
     llm_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+    llm_pb2.ROLE_TOOL: Role.TOOL,
+}
+ENDINGS = {
+    llm_pb2.CHAT_ENDING_UNSPECIFIED: None,
+    llm_pb2.CHAT_ENDING_NEW_TURN: Ending.NEW_TURN,
+    llm_pb2.CHAT_ENDING_CONTINUED: Ending.CONTINUED,
+    llm_pb2.CHAT_ENDING_CLOSED: Ending.CLOSED,
 }
 FINISH_REASONS = {
     "stop": llm_pb2.FINISH_REASON_STOP,
@@ -111,14 +114,15 @@ def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
     """Returns the prompt of a request.
 
     Raises:
-        InvalidArgumentError: there is none, a role is unknown, an image is in a turn that is not
-            the user's, or there are too many messages or images.
+        InvalidArgumentError: there is none, a role or ending is unknown, an image is in a turn
+            that is not the user's or a tool's call in one that is not the assistant's, or there
+            are too many of them or of messages.
         ContextLengthError: it has more bytes than any prompt that fits.
     """
     match message.WhichOneof("prompt"):
         case "chat":
             _check_size("chat.messages", message.chat.ByteSize(), info)
-            return ChatPrompt(_messages(message.chat.messages, info.max_image_count))
+            return _chat_prompt(message.chat, info.max_image_count)
         case "text":
             _check_size("text", len(message.text.encode()), info)
             _check_count("text", "images", message.text.count(PLACEHOLDER), info.max_image_count)
@@ -135,43 +139,61 @@ def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
     """Refuses what cannot fit before seconds are spent on tokenizing it."""
     limit = MAX_BYTES_PER_TOKEN * info.max_context_token_count
     if byte_count > limit:
-        raise ContextLengthError(
-            f"the prompt has {byte_count} bytes; a context of {info.max_context_token_count}"
-            f" tokens takes at most {limit}",
+        raise ContextLengthError.of_prompt(
+            f"it has {byte_count} bytes, and at most {limit} may fit",
+            info.max_context_token_count,
             field=field,
         )
 
 
-def _messages(sent: Sequence[llm_pb2.ChatMessage], max_image_count: int) -> list[Message]:
-    _check_count("chat.messages", "messages", len(sent), MAX_MESSAGE_COUNT)
-    messages = [_message(index, message) for index, message in enumerate(sent)]
+def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
+    field = "chat.messages"
+    _check_count(field, "messages", len(chat.messages), MAX_MESSAGE_COUNT)
+    messages = [_message(index, message) for index, message in enumerate(chat.messages)]
     image_count = sum(message.image_count for message in messages)
-    _check_count("chat.messages", "images", image_count, max_image_count)
-    return messages
+    _check_count(field, "images", image_count, max_image_count)
+    call_count = sum(len(message.tool_calls) for message in messages)
+    _check_count(field, "calls of tools", call_count, MAX_TOOL_CALL_COUNT)
+    if chat.ending not in ENDINGS:
+        raise InvalidArgumentError(
+            f"the conversation's ending is {chat.ending}; it must be a new turn (1), continued (2)"
+            " or closed (3)",
+            field="chat.ending",
+        )
+    return ChatPrompt(messages, ENDINGS[chat.ending])
 
 
-def _message(index: int, message: llm_pb2.ChatMessage) -> Message:
+def _message(index: int, sent: llm_pb2.ChatMessage) -> Message:
     field = f"chat.messages[{index}]"
-    role = ROLES.get(message.role)
+    role = ROLES.get(sent.role)
     if role is None:
         raise InvalidArgumentError(
-            f"a message's role is {message.role}; it must be system, user or assistant",
+            f"a message's role is {sent.role}; it must be system, user, assistant or tool",
             field=f"{field}.role",
         )
-    for position, part in enumerate(message.parts):
-        if part.WhichOneof("part") is None:
-            raise InvalidArgumentError(
-                "a part of a message holds neither text nor an image",
-                field=f"{field}.parts[{position}]",
-            )
-    texts = [part.text for part in message.parts if part.HasField("text")]
-    image_count = sum(part.HasField("image") for part in message.parts)
-    if image_count and role is not Role.USER:
+    parts = [_part(f"{field}.parts[{i}]", part) for i, part in enumerate(sent.parts)]
+    calls = [ToolCall(call.name, call.arguments) for call in sent.tool_calls]
+    message = Message(role, tuple(parts), tuple(calls))
+    if (count := message.image_count) and role is not Role.USER:
         raise InvalidArgumentError(
-            f"a message of the {role.value} has {image_count} images; only a user's may have any",
+            f"a message of the {role.value} has {count} images; only a user's may have any",
             field=f"{field}.parts",
         )
-    return Message(role, "\n".join(texts), image_count)
+    if calls and role is not Role.ASSISTANT:
+        raise InvalidArgumentError(
+            f"a message of the {role.value} calls {len(calls)} tools; only the assistant's may",
+            field=f"{field}.tool_calls",
+        )
+    return message
+
+
+def _part(field: str, part: llm_pb2.ContentPart) -> str | ImagePart:
+    match part.WhichOneof("part"):
+        case "text":
+            return part.text
+        case "image":
+            return ImagePart()
+    raise InvalidArgumentError("a part of a message holds neither text nor an image", field=field)
 
 
 def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> list[int]:
@@ -359,6 +381,7 @@ def _token_delta(index: int, delta: TextDelta, tokenizer: Tokenizer) -> llm_pb2.
         text=delta.text,
         token_ids=delta.token_ids,
         logprobs=[_token_logprob(logprob, tokenizer) for logprob in delta.logprobs],
+        prompt_token_count=delta.prompt_token_count,
     )
 
 
@@ -399,6 +422,8 @@ def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoRespon
         max_context_token_count=info.max_context_token_count,
         max_image_count=info.max_image_count,
         fingerprint_sha256=info.fingerprint,
+        aliases=info.aliases,
+        created_unix_seconds=info.created_unix_seconds,
     )
 
 

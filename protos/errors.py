@@ -108,10 +108,31 @@ class InvalidTensorError(InvalidArgumentError):
 
 
 class ContextLengthError(ServiceError):
-    """Prompt and output do not fit into the model's context."""
+    """The prompt does not fit into the model's context."""
 
     code = Code.OUT_OF_RANGE
     reason = "CONTEXT_LENGTH_EXCEEDED"
+
+    @classmethod
+    def of_prompt(
+        cls, length: str, max_context_token_count: int, *, field: str
+    ) -> ContextLengthError:
+        """Returns the refusal of a prompt that a model cannot read.
+
+        Clients know it by its words, whatever its code is: LangChain looks for "prompt is too
+        long", litellm for "This model's maximum context length is".
+
+        Args:
+            length: a clause that says how long it is, e.g. "it has 9 tokens".
+            max_context_token_count: most tokens of prompt and output together.
+            field: path of the field that holds the prompt.
+        """
+        return cls(
+            f"the prompt is too long: {length}. This model's maximum context length is"
+            f" {max_context_token_count} tokens; shorten the messages, or send fewer images or"
+            " tiles",
+            field=field,
+        )
 
 
 class ModelMismatchError(ServiceError):

@@ -44,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _group(item: pytest.Item) -> str:
     """Returns a test's file; of the end-to-end tests that share three processes, their engine."""
     callspec = getattr(item, "callspec", None)
+    if "served" in getattr(item, "fixturenames", ()):
+        return "e2e-served"
     if item.path.parent.name == "e2e" and callspec is not None and "engine" in callspec.params:
         return f"e2e-{callspec.params['engine']}"
     return str(item.path)

@@ -141,6 +141,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     texts: Sequence[str] = ("Hel", "", "lo")
     reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_STOP
     model: str = MODEL
+    aliases: Sequence[str] = ()
     hidden_size: int = HIDDEN_SIZE
     failures: list[ServiceError] = field(default_factory=list)
     failure_after_wanted: ServiceError | None = None
@@ -163,7 +164,11 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     ) -> llm_pb2.LLMServiceGetModelInfoResponse:
         self.info_count += 1
         return llm_pb2.LLMServiceGetModelInfoResponse(
-            model=self.model, hidden_size=self.hidden_size, max_context_token_count=32768
+            model=self.model,
+            aliases=self.aliases,
+            hidden_size=self.hidden_size,
+            max_context_token_count=32768,
+            created_unix_seconds=1_700_000_000,
         )
 
     async def CountTokens(self, request: llm_pb2.CountTokensRequest, context: Any) -> NoReturn:
@@ -238,12 +243,17 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
         self, start: llm_pb2.GenerateStart
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
         choices = range(start.choice_count if start.HasField("choice_count") else 1)
+        usage = self._usage(start, len(choices))
+        told = False
         for text in self.texts:
             for index in choices:
                 logprobs = scripted_logprobs(start, text)
                 delta = llm_pb2.TokenDelta(
                     choice_index=index, text=text, token_ids=[1], logprobs=logprobs
                 )
+                if not told:
+                    delta.prompt_token_count = usage.prompt_token_count
+                    told = True
                 yield llm_pb2.GenerateResponse(delta=delta)
         if self.late_failure:
             raise self.late_failure
@@ -253,13 +263,15 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
         for index in reversed(choices):
             finished = llm_pb2.Finished(choice_index=index, reason=self.reason)
             yield llm_pb2.GenerateResponse(finished=finished)
-        usage = llm_pb2.Usage(
+        yield llm_pb2.GenerateResponse(usage=usage)
+
+    def _usage(self, start: llm_pb2.GenerateStart, choice_count: int) -> llm_pb2.Usage:
+        return llm_pb2.Usage(
             prompt_token_count=30 + 256 * len(start.images),
-            output_token_count=len(self.texts) * len(choices),
+            output_token_count=len(self.texts) * choice_count,
             cached_token_count=16,
             image_token_count=256 * len(start.images),
         )
-        yield llm_pb2.GenerateResponse(usage=usage)
 
 
 def scripted_logprobs(start: llm_pb2.GenerateStart, text: str) -> list[llm_pb2.TokenLogprob]:

@@ -20,8 +20,8 @@ from protos.process.settings import (
 
 # More columns or rows than this serve no picture; it also keeps one image within the tile queue.
 LARGEST_TILE_CAP = 64
-# Pillow itself refuses images above twice its MAX_IMAGE_PIXELS (2 x 89,478,485).
-LARGEST_PIXEL_LIMIT = 178_956_970
+# The largest sensors have 400 megapixels. Decoding takes up to 16 bytes for each.
+LARGEST_PIXEL_LIMIT = 1_000_000_000
 # On a GPU the memory of a batch is taken at the start.
 LARGEST_BATCH_TILE_COUNT = 1024
 # gRPC counts both in 32 bits.
@@ -90,19 +90,19 @@ class Settings(EngineSettings):
     fewer cores. Large images, of 16 megapixels and more, may have half of them."""
     max_preprocessing_image_count: int = Field(default=256, ge=1)
     """Most images that wait for these processes or are in them; more are refused."""
-    max_decode_byte_count: int = Field(default=2 * GIB, ge=LEAST_DECODE_BYTE_COUNT)
+    max_decode_byte_count: int = Field(default=3 * GIB, ge=LEAST_DECODE_BYTE_COUNT)
     """Memory that all decodes may take together, in bytes. What an image takes is told from its
-    header: 4 to 16 bytes a pixel, by its format. It waits until that is free; one that never fits
-    is refused, and none gets more than that. 2 GiB are two of the largest WebP files and two
-    photos. Not in it: of each process 30 MB and up to 128 MiB that it has freed and kept, the
-    files, and the tiles (max_queued_tile_count)."""
-    max_decode_seconds: float = Field(default=10.0, gt=0, le=LARGEST_DECODE_SECONDS)
+    header: 4 bytes a pixel and more, by its format. It waits until that is free; one that never
+    fits is refused, and none gets more than that. 3 GiB are the largest image of any format, or
+    three photos of 108 megapixels. Not in it: of each process 30 MB and up to 128 MiB that it has
+    freed and kept, the files, and the tiles (max_queued_tile_count)."""
+    max_decode_seconds: float = Field(default=30.0, gt=0, le=LARGEST_DECODE_SECONDS)
     """CPU time, in seconds, that an image of max_image_pixel_count may take; a smaller one gets a
     share by its pixels, and each 1 s besides. One that takes longer, or four times that on the
     clock, is refused, and its process is replaced."""
-    max_image_byte_count: int = Field(default=20 * MIB, ge=1, le=LARGEST_IMAGE_BYTE_COUNT)
-    """Largest accepted image file, in bytes."""
-    max_image_pixel_count: int = Field(default=40_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
+    max_image_byte_count: int = Field(default=48 * MIB, ge=1, le=LARGEST_IMAGE_BYTE_COUNT)
+    """Largest accepted image file, in bytes. A phone's photo of 108 megapixels has 12 to 45 MB."""
+    max_image_pixel_count: int = Field(default=128_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
     """Largest accepted image, in pixels (width x height)."""
     max_call_count: int = Field(default=512, ge=1, le=LARGEST_CALL_COUNT)
     """Most calls at a time; each holds its image file. More are refused."""

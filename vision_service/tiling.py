@@ -18,6 +18,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from protos.errors import ImageTooLargeError, InvalidImageError
+from vision_service.damage import damaged
+from vision_service.rows import load_all_rows
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 NOT_AN_IMAGE = f"the image is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
@@ -119,7 +121,7 @@ def decode(data: bytes, max_pixel_count: int) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_size(image.width, image.height, max_pixel_count)
-        image.load()
+        load_all_rows(image, data)
         # Otherwise Pillow would look for a transparent colour, which RGB does not have.
         image.info.pop("transparency", None)
         orientation = _orientation(image)
@@ -127,15 +129,15 @@ def decode(data: bytes, max_pixel_count: int) -> Image.Image:
         del image  # so that at most two copies of the pixels are in memory
         return _upright(rgb, orientation)
     except UnidentifiedImageError as error:
-        raise InvalidImageError(NOT_AN_IMAGE, field="image") from error
+        raise InvalidImageError(
+            f"{NOT_AN_IMAGE} that can be read: it is damaged, or of a rare kind", field="image"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(
             f"the image has far more pixels than the limit of {max_pixel_count}", field="image"
         ) from error
     except DECODE_ERRORS as error:
-        raise InvalidImageError(
-            f"the image file is damaged or cut short: {error}", field="image"
-        ) from error
+        raise damaged(error) from error
 
 
 def choose_grid(width: int, height: int, max_tile_count: int, tile_size: int) -> Grid:

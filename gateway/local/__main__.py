@@ -43,7 +43,7 @@ def serve() -> int:
     settings = read_settings(Settings)
     stack = _start(settings)
     try:
-        _say(f"{settings.model_name} is served at {stack.url}/v1; Ctrl-C stops it")
+        _say(f"{settings.model_names[0]} is served at {stack.url}/v1; Ctrl-C stops it")
         ended = stack.wait_for_an_end()
     except KeyboardInterrupt:
         ended = None
@@ -61,7 +61,7 @@ def start() -> int:
     """Serves in the background."""
     settings = read_settings(Settings)
     stack = _start(settings)
-    _say(f"{settings.model_name} is served at {stack.url}/v1; `internvl-serve stop` stops it")
+    _say(f"{settings.model_names[0]} is served at {stack.url}/v1; `internvl-serve stop` stops it")
     return 0
 
 
@@ -106,6 +106,7 @@ def make_stack(settings: Settings) -> Stack:
     Raises:
         StartError: the port for clients is not to be had.
     """
+    model, *aliases = settings.model_names
     shared = ["--drain-seconds", str(settings.drain_seconds)]
     for name in ("config", "log_level", "log_format"):
         if name in settings.model_fields_set:
@@ -119,9 +120,10 @@ def make_stack(settings: Settings) -> Stack:
         host=LOOPBACKS.get(settings.host, settings.host),
         service_arguments=[
             *("--host", LOOPBACK),
-            *("--served-model-name", settings.model_name),
+            *("--served-model-name", model),
             *shared,
         ],
+        llm_arguments=[word for alias in aliases for word in ("--served-model-name", alias)],
         gateway_arguments=["--host", settings.host, *files, *shared],
     )
 
@@ -142,7 +144,7 @@ def _port(settings: Settings) -> int:
 def _record(settings: Settings, stack: Stack) -> Record:
     return Record(
         url=stack.url,
-        model=settings.model_name,
+        model=settings.model_names[0],
         checkpoint=str(settings.checkpoint),
         drain_seconds=settings.drain_seconds,
         services=[

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.folders import split_folders
-from protos.process.settings import Options, ServingSettings
+from protos.process.settings import ModelNames, Options, ServingSettings
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
@@ -43,8 +43,9 @@ class Settings(ServingSettings):
     """Port of the OpenAI API; 0 takes a free one."""
     checkpoint: AbsolutePath
     """Folder of an original InternVL2.5 checkpoint."""
-    served_model_name: str = Field(default="", max_length=256)
-    """Name under which the model is served; empty: the checkpoint folder's name."""
+    served_model_name: ModelNames = ()
+    """Name under which the model is served; default: the checkpoint folder's name. Given several
+    times, or as a JSON list, the others are names for it too."""
     file_root: Annotated[tuple[AbsolutePath, ...], NoDecode, BeforeValidator(split_folders)] = ()
     """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
     None: they are refused."""
@@ -59,9 +60,9 @@ class Settings(ServingSettings):
     checkpoint at a time. Default: internvl in $XDG_STATE_HOME or ~/.local/state."""
 
     @property
-    def model_name(self) -> str:
-        """The name under which the model is served."""
-        return self.served_model_name or self.checkpoint.resolve().name
+    def model_names(self) -> tuple[str, ...]:
+        """The names under which the model is served, of which the first is its own."""
+        return self.served_model_name or (self.checkpoint.resolve().name,)
 
 
 class StatusSettings(Options):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
@@ -14,12 +16,7 @@ from protos.errors import ServiceError
 
 JSONObject = dict[str, Any]
 
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    # Asks nginx not to collect the stream.
-    "X-Accel-Buffering": "no",
-}
+VERSION = metadata.version("internvl-serving")
 LEAST_LOGPROB = -9999.0
 DONE = b"data: [DONE]\n\n"
 
@@ -32,17 +29,25 @@ class AnswerHead:
         id: the answer's id.
         created: Unix time in seconds.
         model: name of the model.
+        system_fingerprint: what made it, as `system_fingerprint` gives it.
         choice_count: how many choices the answer has.
     """
 
     id: str
     created: int
     model: str
+    system_fingerprint: str
     choice_count: int
 
     def json(self, kind: str) -> JSONObject:
         """Returns the first members of an object of this kind."""
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
 
 
 class WholeAnswer:
@@ -107,15 +112,26 @@ class _CollectedChoice:
 class StreamedAnswer:
     """Writes an answer's events as chat.completion.chunk events."""
 
-    def __init__(self, head: AnswerHead, *, include_usage: bool) -> None:
-        """With `include_usage` a last chunk holds the usage, and all others a null."""
+    def __init__(
+        self, head: AnswerHead, *, include_usage: bool, continuous_usage: bool = False
+    ) -> None:
+        """With `include_usage` a last chunk holds the usage, and all others a null.
+
+        With `continuous_usage` the others hold what all choices together have used so far.
+        """
         self._head = head
         self._include_usage = include_usage
+        self._continuous_usage = continuous_usage
+        self._prompt_token_count: int | None = None
+        self._output_token_count = 0
 
-    def opening(self) -> bytes:
-        """Returns the first chunk of each choice: the role."""
+    def opening(self, first: ChatEvent) -> bytes:
+        """Returns the first chunk of each choice, the role, and that of the first event."""
+        if isinstance(first, TextDelta):
+            self._prompt_token_count = first.prompt_token_count
         delta = {"role": "assistant", "content": "", "refusal": None}
-        return b"".join(self._choice(index, delta) for index in range(self._head.choice_count))
+        roles = [self._choice(index, delta) for index in range(self._head.choice_count)]
+        return b"".join([*roles, self.event(first)])
 
     def event(self, event: ChatEvent) -> bytes:
         """Returns the chunk of an event; nothing for an empty delta or a usage nobody asked for."""
@@ -123,6 +139,7 @@ class StreamedAnswer:
             return self._chunk([], _usage(event)) if self._include_usage else b""
         if isinstance(event, Finished):
             return self._choice(event.index, {}, finish_reason=event.reason)
+        self._output_token_count += event.token_count
         if not (event.text or event.logprobs):
             return b""
         return self._choice(event.index, {"content": event.text}, _logprobs(event.logprobs))
@@ -140,7 +157,12 @@ class StreamedAnswer:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        return self._chunk([choice], None)
+        return self._chunk([choice], self._usage_so_far() if self._continuous_usage else None)
+
+    def _usage_so_far(self) -> JSONObject | None:
+        if self._prompt_token_count is None:
+            return None
+        return _token_counts(self._prompt_token_count, self._output_token_count)
 
     def _chunk(self, choices: list[JSONObject], usage: JSONObject | None) -> bytes:
         chunk = self._head.json("chat.completion.chunk") | {"choices": choices}
@@ -154,12 +176,18 @@ def error_event(error: ServiceError) -> bytes:
     return _event(error_body(error))
 
 
-def model_object(name: str, max_context_token_count: int) -> JSONObject:
-    """Returns a model as /v1/models has it."""
+def system_fingerprint(model_fingerprint: bytes) -> str:
+    """Returns a name for what makes answers: this checkpoint, read by this version."""
+    digest = hashlib.sha256(model_fingerprint + VERSION.encode())
+    return f"fp_{digest.hexdigest()[:10]}"
+
+
+def model_object(name: str, created: int, max_context_token_count: int) -> JSONObject:
+    """Returns a model as /v1/models has it; `created` is its Unix time in seconds."""
     return {
         "id": name,
         "object": "model",
-        "created": 0,  # the model's age, by which clients sort
+        "created": created,
         "owned_by": "internvl-serving",
         "max_model_len": max_context_token_count,
     }
@@ -180,15 +208,16 @@ def _text(value: JSONObject | str) -> str:
 
 
 def _usage(usage: Usage) -> JSONObject:
-    return {
-        "prompt_tokens": usage.prompt_token_count,
-        "completion_tokens": usage.output_token_count,
-        "total_tokens": usage.prompt_token_count + usage.output_token_count,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_token_count,
-            "image_tokens": usage.image_token_count,  # ours, not OpenAI's
-        },
+    details = {
+        "cached_tokens": usage.cached_token_count,
+        "image_tokens": usage.image_token_count,  # ours, not OpenAI's
     }
+    counts = _token_counts(usage.prompt_token_count, usage.output_token_count)
+    return counts | {"prompt_tokens_details": details}
+
+
+def _token_counts(prompt: int, output: int) -> JSONObject:
+    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
 
 def _logprobs(logprobs: Iterable[TokenLogprob]) -> JSONObject | None:

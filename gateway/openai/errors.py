@@ -58,10 +58,10 @@ def error_response(error: ServiceError) -> web.Response:
     return web.json_response(error_body(error), status=http_status(error), headers=headers)
 
 
-def http_error_response(error: web.HTTPException) -> web.Response:
+def http_error_response(error: web.HTTPException, message: str = "") -> web.Response:
     """Returns the answer to what aiohttp itself refuses: path, method, size of the body."""
     code = HTTP_CODES.get(error.status, "invalid_request")
-    body = _body(error.status, error.text or error.reason, None, code)
+    body = _body(error.status, message or error.text or error.reason, None, code)
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
     return web.json_response(body, status=error.status, headers=headers)
 

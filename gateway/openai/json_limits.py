@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from typing import Any
 
 from pydantic_core import from_json
 
+from gateway.openai.json_errors import json_refusal, without_lone_surrogates
 from protos.errors import InvalidArgumentError
 
 # Entries of objects and lists. An entry of three bytes takes a hundred as an object, and the
@@ -16,14 +18,21 @@ MAX_VALUE_COUNT = 32_768
 def read_json(text: bytes) -> Any:
     """Returns what `json.loads` would, at a cost that the text's size bounds.
 
+    A byte order mark is skipped, and a half of a surrogate pair becomes U+FFFD.
+
     Raises:
         InvalidArgumentError: it has too many values, or is not JSON.
     """
+    text = text.removeprefix(BOM_UTF8)
     _check_value_count(text)
     try:
         return from_json(text, allow_inf_nan=False)
+    except ValueError:
+        text = without_lone_surrogates(text)
+    try:
+        return from_json(text, allow_inf_nan=False)
     except ValueError as error:
-        raise InvalidArgumentError("the body is not valid JSON") from error
+        raise json_refusal(text, str(error)) from None
 
 
 def _check_value_count(text: bytes) -> None:

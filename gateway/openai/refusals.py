@@ -4,36 +4,42 @@ from __future__ import annotations
 
 from pydantic_core import ErrorDetails
 
-from protos.errors import InvalidArgumentError, UnsupportedFieldError
+from protos.errors import InvalidArgumentError
 
 MAX_PARAM_LENGTH = 200
 MAX_SHOWN_LENGTH = 64
-UNSUPPORTED = "unsupported_field"
 
 # What pydantic finds, by its name for it; what our own validators find is a sentence already.
 SENTENCES = {
-    "bool_type": "{subject} must be true or false",
-    "dict_type": "{subject} must be an object",
-    "extra_forbidden": "this server does not know the field '{name}'",
+    "bool_type": "{subject} is {shown}; it must be true or false",
+    "dict_type": "{subject} is {shown}; it must be an object",
     "finite_number": "{subject} must be a finite number",
-    "float_type": "{subject} must be a number",
-    "greater_than": "{subject} is {input}; it must be above {gt}",
-    "greater_than_equal": "{subject} is {input}; it must be at least {ge}",
-    "int_type": "{subject} must be a whole number",
-    "less_than": "{subject} is {input}; it must be below {lt}",
-    "list_type": "{subject} must be a list",
-    "literal_error": "{subject} must be {expected}",
+    "float_type": "{subject} is {shown}; it must be a number",
+    "greater_than": "{subject} is {shown}; it must be above {gt}",
+    "greater_than_equal": "{subject} is {shown}; it must be at least {ge}",
+    "int_type": "{subject} is {shown}; it must be a whole number",
+    "less_than": "{subject} is {shown}; it must be below {lt}",
+    "list_type": "{subject} is {shown}; it must be a list",
+    "literal_error": "{subject} is {shown}; it must be {expected}",
     "missing": "{subject} is missing",
-    "model_type": "{subject} must be an object",
-    "string_type": "{subject} must be a string",
+    "model_type": "{subject} is {shown}; it must be an object",
+    "string_type": "{subject} is {shown}; it must be a string",
     "too_long": "{subject} has {actual_length} entries; it must have at most {max_length}",
-    UNSUPPORTED: "this server does not support the field '{name}'",
 }
+# Where a value is one of few words, the one that was sent is shown; others may be anything.
+WORDS = frozenset({"literal_error"})
 # Names that do not speak for themselves in a sentence; others are taken as they are.
 SUBJECTS = {
+    "add_generation_prompt": "the switch for a new turn",
+    "arguments": "the text of the arguments",
     "cache_salt": "the cache salt",
     "content": "a message's content",
+    "continue_final_message": "the switch for going on with the last message",
+    "continuous_usage_stats": "the switch for the usage in each chunk",
+    "description": "the description of the JSON Schema",
     "detail": "an image's detail",
+    "function": "the function of a call",
+    "function_call": "the call of a function",
     "ignore_eos": "the switch for going on past end tokens",
     "image_url": "an image",
     "include_usage": "the switch for the usage",
@@ -55,13 +61,17 @@ SUBJECTS = {
     "stop": "the list of stop strings",
     "stop_token_ids": "the list of stop tokens",
     "stream": "the switch for a stream",
+    "stream_options": "the object of stream options",
     "strict": "the switch for strictness",
+    "tool_calls": "the list of tool calls",
+    "structured_outputs": "the form of the answer",
     "top_k": "top-k",
     "top_logprobs": "the number of alternatives to a token",
     "top_p": "top-p",
     "url": "an image's URL",
 }
 ENTRIES = {
+    "tool_calls": "a tool call",
     "content": "a content part",
     "logit_bias": "a token's bias",
     "messages": "a message",
@@ -72,25 +82,41 @@ ENTRIES = {
 
 def refusal(detail: ErrorDetails) -> InvalidArgumentError:
     """Returns the error for the first thing that pydantic found wrong."""
-    cls = UnsupportedFieldError if detail["type"] == UNSUPPORTED else InvalidArgumentError
-    return cls(_sentence(detail), field=_param(detail))
+    return InvalidArgumentError(_sentence(detail), field=_param(detail))
+
+
+def shown(value: object) -> str:
+    """Returns a value for a sentence: a word or a number as it was sent, else what it is."""
+    return f"'{value[:MAX_SHOWN_LENGTH]}'" if isinstance(value, str) else shown_kind(value)
+
+
+def shown_kind(value: object) -> str:
+    """Returns the same, but of a string only that it is one: it may be anything."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int | float):
+        return _number(value)
+    names: dict[type, str] = {str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+def _number(value: int | float) -> str:
+    try:
+        return str(value)[:MAX_SHOWN_LENGTH]
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def _sentence(detail: ErrorDetails) -> str:
     sentence = SENTENCES.get(detail["type"])
     if sentence is None:
         return detail["msg"]
+    show = shown if detail["type"] in WORDS else shown_kind
     return sentence.format(
         subject=_subject(detail["loc"]),
-        name=str(detail["loc"][-1])[:MAX_SHOWN_LENGTH] if detail["loc"] else "",
-        input=_shown(detail["input"]),
+        shown=show(detail["input"]),
         **detail.get("ctx", {}),
     )
-
-
-def _shown(value: object) -> str:
-    """Returns a number as it was written; all else stays unsaid, for it may be anything."""
-    return str(value)[:MAX_SHOWN_LENGTH] if isinstance(value, int | float) else ""
 
 
 def _subject(location: tuple[int | str, ...]) -> str:
@@ -99,6 +125,8 @@ def _subject(location: tuple[int | str, ...]) -> str:
     *above, name = location
     if above and above[-1] in ENTRIES:
         return ENTRIES[str(above[-1])]
+    if name == "name" and "function" in str(above[-1:]):
+        return "the name of a function"
     return SUBJECTS.get(str(name)) or f"the {str(name).replace('_', ' ')}"
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from gateway.openai.json_limits import read_json
-from gateway.openai.refusals import MAX_SHOWN_LENGTH, UNSUPPORTED, refusal
+from gateway.openai.refusals import refusal, shown, shown_kind
+from gateway.openai.screening import listed, screen
+from gateway.openai.strictness import close
 
 # Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
 # every entry, and a small body of half a million bad ones would take seconds and gigabytes.
@@ -28,45 +31,86 @@ MAX_MESSAGE_COUNT = 4096
 MAX_PART_COUNT = 1024
 MAX_STOP_COUNT = 1024
 MAX_BIAS_COUNT = 4096
+# Whose messages may have no content: calls of tools, and what a tool returned.
+SPEECHLESS_ROLES = frozenset({"assistant", "tool", "function"})
 # Names of the JSON that pydantic's own methods have, and what they are called here.
 ATTRIBUTES = {"schema": "definition", "json": "definition"}
 
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+def _as_whole(value: object) -> object:
+    """Returns 256.0 as 256: to JSON they are the same."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_as_whole)
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), Whole]
+# Clients send caps of their own, larger than any context.
+Limit = Annotated[int, Field(ge=-(2**31), lt=2**63), Whole]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), Whole]
 Float = Annotated[float, Field(allow_inf_nan=False)]
 StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_COUNT)]
 
 
-def _unsupported(*harmless: object) -> AfterValidator:
-    """Marks a field of OpenAI's that we do not serve: null and values that ask for nothing pass."""
-
-    def check(value: object) -> None:
-        # By type too: in Python True equals 1, in JSON it is something else.
-        if value is not None and not any(
-            type(value) is type(other) and value == other for other in harmless
-        ):
-            raise PydanticCustomError(UNSUPPORTED, "this server does not support the field")
-
-    return AfterValidator(check)
+def _as_name(value: object) -> object:
+    return "" if value is None else value
 
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _as_parts(value: object) -> object:
+def _as_parts(value: object, info: ValidationInfo) -> object:
     if isinstance(value, str):
         return [{"type": "text", "text": value}]
+    if value is None and info.data.get("role") in SPEECHLESS_ROLES:
+        return []
     if not isinstance(value, list):
-        message = "a message's content must be a string or a list of parts"
-        raise PydanticCustomError("content_type", message)
+        message = "a message's content is {shown}; it must be a string or a list of parts"
+        raise PydanticCustomError("content_type", message, {"shown": shown_kind(value)})
+    return [_as_part(part) for part in value]
+
+
+def _as_part(value: object) -> object:
+    """Writes out the short forms of a part: a string, and a refusal of an assistant's."""
+    if isinstance(value, str):
+        return {"type": "text", "text": value}
+    if isinstance(value, dict) and value.get("type") == "refusal" and "refusal" in value:
+        return {"type": "text", "text": value["refusal"]}
     return value
+
+
+def _as_image(value: object) -> object:
+    if isinstance(value, str):
+        return BareURL(url=value)
+    if value is None or isinstance(value, dict):
+        return value
+    message = "an image is {shown}; it must be a URL or an object with one"
+    raise PydanticCustomError("image_type", message, {"shown": shown_kind(value)})
+
+
+def _as_arguments(value: object) -> object:
+    if value is None:
+        return ""
+    return _as_json(value) if isinstance(value, dict | list) else value
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        message = "a number is infinite; it must be at most 1.7e308"
+        raise PydanticCustomError("number", message) from None
+
+
+def _none_if_empty(value: object) -> object:
+    return None if value == {} else value
 
 
 def _as_schema_text(value: object) -> object:
     if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    raise PydanticCustomError("schema_type", "a JSON Schema must be an object")
+        return _as_json(value)
+    message = "a JSON Schema is {shown}; it must be an object"
+    raise PydanticCustomError("schema_type", message, {"shown": shown_kind(value)})
 
 
 def _as_optional_schema_text(value: object) -> object:
@@ -81,28 +125,24 @@ def _by_token_id(value: object) -> object:
             context = {"count": len(value), "limit": MAX_BIAS_COUNT}
             raise PydanticCustomError("biases", message, context)
         for key in value:
-            if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
-                message = "a token id of the logit bias must be a whole number of at most 9 digits"
-                raise PydanticCustomError("bias_key", message, {"field": key})
+            _check_token_id(key)
     return value
 
 
+def _check_token_id(key: str) -> None:
+    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
+        message = "a token id is {shown}; it must be a whole number of at most 9 digits"
+        context = {"field": key, "shown": shown(key)}
+        raise PydanticCustomError("bias_key", message, context)
+
+
 class RequestModel(BaseModel):
-    """A JSON object of a request: unknown fields and values of another JSON type are refused."""
+    """A JSON object of a request: values of another JSON type are refused.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    Fields that it does not have are the matter of `screening`.
+    """
 
-    @model_validator(mode="before")
-    @classmethod
-    def _not_too_many(cls, value: object) -> object:
-        # Pydantic would collect an error for each unknown field.
-        if isinstance(value, dict) and len(value) > len(cls.model_fields):
-            known = {field.alias or name for name, field in cls.model_fields.items()}
-            name = next(name for name in value if name not in known)
-            message = "this server does not know the field '{name}'"
-            context = {"field": name, "name": name[:MAX_SHOWN_LENGTH]}
-            raise PydanticCustomError("unknown_field", message, context)
-        return value
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     def at(self, path: str) -> Any:
         """Returns what stands at a JSON path of names, e.g. "stop"; None where nothing does."""
@@ -117,24 +157,43 @@ class ImageURL(RequestModel):
 
     Attributes:
         url: data:, file:// or http(s)://.
-        detail: low is one tile, high as many as the vision service allows.
+        detail: low is one tile, high and original are as many as the vision service allows.
         max_dynamic_patch: tile cap without the thumbnail; goes before `detail`.
     """
 
     url: str
-    detail: Literal["auto", "low", "high"] | None = None
-    max_dynamic_patch: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    max_dynamic_patch: Annotated[int, Field(ge=1, lt=2**31), Whole] | None = None
+
+
+class BareURL(ImageURL):
+    """An image that the client wrote as its URL alone."""
 
 
 class ContentPart(RequestModel):
-    """A piece of a message: its type, and the one field that the type names."""
+    """A piece of a message: its type, and the one field that the type names.
 
-    type: Literal["text", "image_url"]
+    What a model has thought, in a history of another server's, has a type and is not read.
+    """
+
+    type: Literal["text", "image_url", "thinking", "redacted_thinking", "reasoning"]
     text: str | None = None
-    image_url: ImageURL | None = None
+    image_url: Annotated[ImageURL | None, BeforeValidator(_as_image)] = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it is a text or an image."""
+        return self.type in ("text", "image_url")
+
+    @property
+    def image(self) -> ImageURL | None:
+        """The image, if it is one."""
+        return self.image_url if self.type == "image_url" else None
 
     @model_validator(mode="after")
     def _has_its_field(self) -> ContentPart:
+        if not self.is_read:
+            return self
         if getattr(self, self.type) is None:
             message = (
                 "a text part has no text" if self.type == "text" else "an image part has no image"
@@ -147,29 +206,52 @@ class ContentPart(RequestModel):
         return self
 
 
+class FunctionCall(RequestModel):
+    """A call of a function, as the assistant made it.
+
+    Attributes:
+        arguments: as it wrote them; an object, as some clients send it, has become JSON text.
+    """
+
+    name: str
+    arguments: Annotated[str, BeforeValidator(_as_arguments)] = ""
+
+
+class ToolCall(RequestModel):
+    """A call of a tool."""
+
+    function: FunctionCall
+
+
 class Message(RequestModel):
     """One message of the conversation; a string as content has become one text part."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         list[ContentPart],
         Field(fail_fast=True, max_length=MAX_PART_COUNT),
         BeforeValidator(_as_parts),
-    ]
+    ] = []
+    tool_calls: (
+        Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_PART_COUNT)] | None
+    ) = None
+    function_call: FunctionCall | None = None
 
-    # An assistant's message comes back with these as the client library read it.
-    annotations: Annotated[Any, _unsupported([])] = None
-    audio: Annotated[Any, _unsupported()] = None
-    function_call: Annotated[Any, _unsupported()] = None
-    name: Annotated[Any, _unsupported()] = None
-    parsed: Any = None  # the client library's own reading of the content
-    refusal: Annotated[Any, _unsupported()] = None
-    tool_calls: Annotated[Any, _unsupported([])] = None
+    @property
+    def calls(self) -> list[FunctionCall]:
+        """The calls that an assistant's message makes; the older form is the last."""
+        if self.role != "assistant":
+            return []
+        calls = [call.function for call in self.tool_calls or ()]
+        return calls if self.function_call is None else [*calls, self.function_call]
 
     @model_validator(mode="after")
-    def _images_from_users(self) -> Message:
-        count = sum(part.image_url is not None for part in self.content)
-        if self.role != "user" and count:  # what the LLM service says, before they are fetched
+    def _has_content(self) -> Message:
+        if self.role not in SPEECHLESS_ROLES and "content" not in self.model_fields_set:
+            message = "a message's content is missing"
+            raise PydanticCustomError("no_field", message, {"field": "content"})
+        count = 0 if self.role == "user" else sum(part.image is not None for part in self.content)
+        if count:  # what the LLM service says, before they are fetched
             message = "a message of the {role} has {count} images; only a user's may have any"
             context = {"field": "content", "role": self.role, "count": count}
             raise PydanticCustomError("image_role", message, context)
@@ -177,16 +259,26 @@ class Message(RequestModel):
 
 
 class JSONSchemaFormat(RequestModel):
-    """A JSON Schema, and labels for it; its enforcement is strict whether asked for or not.
+    """A JSON Schema, and labels for it. All of it is enforced, strict or not.
 
     Attributes:
         definition: the schema as JSON text.
+        strict: whether objects are closed that do not say so themselves.
     """
 
     name: str
     description: str | None = None
     definition: Annotated[str, BeforeValidator(_as_schema_text), Field(alias="schema")]
     strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _close_if_strict(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("strict") is True:
+            schema = value.get("schema")
+            if isinstance(schema, dict):
+                close(schema)
+        return value
 
 
 class ResponseFormat(RequestModel):
@@ -231,7 +323,7 @@ class StreamOptions(RequestModel):
     """What a stream holds besides the text."""
 
     include_usage: bool | None = None
-    include_obfuscation: Annotated[Any, _unsupported(False)] = None
+    continuous_usage_stats: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -241,20 +333,24 @@ class ImageReference:
     param: str
     source: ImageURL
 
+    def param_of(self, name: str) -> str:
+        """Returns the JSON path of a field of the object; a URL alone stands for itself."""
+        return self.param if isinstance(self.source, BareURL) else f"{self.param}.{name}"
+
 
 class ChatCompletionRequest(RequestModel):
     """The body of POST /v1/chat/completions. An unset field takes the LLM service's default."""
 
-    model: str
+    model: Annotated[str, BeforeValidator(_as_name)] = ""
     messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    max_completion_tokens: Int32 | None = None
-    max_tokens: Int32 | None = None
+    max_completion_tokens: Limit | None = None
+    max_tokens: Limit | None = None
     temperature: Float | None = None
     top_p: Float | None = None
-    seed: Int64 | None = None
+    seed: Seed | None = None
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
     stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
@@ -262,7 +358,7 @@ class ChatCompletionRequest(RequestModel):
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
     logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
-    response_format: ResponseFormat | None = None
+    response_format: Annotated[ResponseFormat | None, BeforeValidator(_none_if_empty)] = None
 
     # Not OpenAI's; named as vLLM and LMDeploy name them.
     top_k: Int32 | None = None
@@ -274,37 +370,27 @@ class ChatCompletionRequest(RequestModel):
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    priority: Annotated[int, Field(gt=-(2**31), lt=2**31)] | None = None
+    priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
     cache_salt: str | None = None
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: Annotated[StructuredOutputs | None, BeforeValidator(_none_if_empty)] = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
-    # Labels for the caller's own books: they ask for nothing.
-    metadata: Any = None
-    prompt_cache_key: Any = None
-    safety_identifier: Any = None
-    user: Any = None
+    _ignored: str | None = PrivateAttr(None)
 
-    audio: Annotated[Any, _unsupported()] = None
-    function_call: Annotated[Any, _unsupported("none")] = None
-    functions: Annotated[Any, _unsupported([])] = None
-    modalities: Annotated[Any, _unsupported(["text"])] = None
-    moderation: Annotated[Any, _unsupported()] = None
-    parallel_tool_calls: Annotated[Any, _unsupported(True, False)] = None
-    prediction: Annotated[Any, _unsupported()] = None
-    prompt_cache_options: Annotated[Any, _unsupported()] = None
-    prompt_cache_retention: Annotated[Any, _unsupported("in_memory", "in-memory")] = None
-    reasoning_effort: Annotated[Any, _unsupported("none")] = None
-    service_tier: Annotated[Any, _unsupported("auto", "default")] = None
-    store: Annotated[Any, _unsupported(False)] = None
-    tool_choice: Annotated[Any, _unsupported("none", "auto")] = None
-    tools: Annotated[Any, _unsupported([])] = None
-    verbosity: Annotated[Any, _unsupported("medium")] = None
-    web_search_options: Annotated[Any, _unsupported()] = None
+    def model_post_init(self, context: Sequence[str] | None, /) -> None:
+        """Takes the paths of unknown fields, which are found before."""
+        self._ignored = listed(context) if context else None
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatCompletionRequest:
         limits = (self.max_tokens, self.max_completion_tokens)
-        if self.stream_options is not None and not self.stream:
+        options = self.stream_options
+        if (
+            not self.stream
+            and options
+            and (options.include_usage or options.continuous_usage_stats)
+        ):
             message = "options of a stream are given, but no stream is asked for"
             raise PydanticCustomError("stream_options", message, {"field": "stream_options"})
         if None not in limits and limits[0] != limits[1]:
@@ -320,10 +406,36 @@ class ChatCompletionRequest(RequestModel):
             raise PydanticCustomError("two_formats", message, {"field": "structured_outputs"})
         return self
 
+    @model_validator(mode="after")
+    def _ends_one_way(self) -> ChatCompletionRequest:
+        if not self.continue_final_message:
+            return self
+        context = {"field": "continue_final_message"}
+        if self.add_generation_prompt:
+            message = "the last message cannot both go on and be followed by a new turn"
+            raise PydanticCustomError("two_endings", message, context)
+        if self.messages and self.messages[-1].role != "assistant":
+            message = "the last message is one of the {role}; only the assistant's can go on"
+            context["role"] = self.messages[-1].role
+            raise PydanticCustomError("ending_role", message, context)
+        return self
+
+    @property
+    def ignored_fields(self) -> str | None:
+        """The fields that were passed over though they ask for something, for header and log."""
+        return self._ignored
+
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream holds the usage so far."""
+        return self.include_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
 
     @property
     def choice_count(self) -> int:
@@ -334,19 +446,25 @@ class ChatCompletionRequest(RequestModel):
         """Yields the images in their order."""
         for i, message in enumerate(self.messages):
             for j, part in enumerate(message.content):
-                if part.image_url is not None:
+                if part.image is not None:
                     param = f"messages[{i}].content[{j}].image_url"
-                    yield ImageReference(param, part.image_url)
+                    yield ImageReference(param, part.image)
 
 
-def parse_chat_request(body: bytes) -> ChatCompletionRequest:
+def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompletionRequest:
     """Returns the request that a body holds.
 
+    Args:
+        body: JSON.
+        strict_fields: refuse unknown fields that ask for something, outside of messages.
+
     Raises:
-        InvalidArgumentError: it is not JSON, or a field is unknown, missing or malformed.
-        UnsupportedFieldError: a field asks for something of OpenAI's that we do not serve.
+        InvalidArgumentError: it is not JSON; a field is missing or malformed, or strictly unknown.
+        UnsupportedFieldError: a field asks for something that we do not serve.
     """
+    document = read_json(body)
+    ignored = screen(document, strict=strict_fields) if isinstance(document, dict) else []
     try:
-        return ChatCompletionRequest.model_validate(read_json(body))
+        return ChatCompletionRequest.model_validate(document, context=ignored)
     except ValidationError as error:
         raise refusal(error.errors(include_url=False)[0]) from None

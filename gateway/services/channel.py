@@ -52,7 +52,7 @@ SERVICE_CONFIG = {
 CHANNEL_OPTIONS = [
     ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
     # An image file has to fit, or its call could not be tried again.
-    ("grpc.per_rpc_retry_buffer_size", 32 * MIB),
+    ("grpc.per_rpc_retry_buffer_size", 64 * MIB),
     # gRPC would let the receive window grow with the bandwidth, to 10 MB an image and more.
     ("grpc.http2.bdp_probe", 0),
     # Proxies of the environment stand between us and the world, not between us and the services.

@@ -24,7 +24,7 @@ from gateway.services.messages import (
     embedding_request,
     generate_start,
 )
-from protos.errors import ContextLengthError, ServiceError, UnavailableError
+from protos.errors import ContextLengthError, NotFoundError, ServiceError, UnavailableError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.logs import request_metadata
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, MESSAGE_OVERHEAD_BYTE_COUNT
@@ -38,8 +38,29 @@ class ModelInfo:
     """What the LLM service runs; fields as in LLMServiceGetModelInfoResponse."""
 
     model: str
+    aliases: tuple[str, ...]
     hidden_size: int
     max_context_token_count: int
+    created_unix_seconds: int
+    fingerprint_sha256: bytes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the model, its own first."""
+        return self.model, *self.aliases
+
+    def serves(self, name: str) -> bool:
+        """Whether a caller that says this name means this model; none stands for any."""
+        return not name or name in self.names
+
+    def check_serves(self, name: str) -> None:
+        """Raises NotFoundError unless a caller that says this name means this model."""
+        if not self.serves(name):
+            raise NotFoundError(
+                f"the model {name[:100]!r} does not exist; this server has"
+                f" {' and '.join(map(repr, self.names))}",
+                field="model",
+            )
 
 
 class LLMClient:
@@ -66,7 +87,14 @@ class LLMClient:
                 timeout=seconds_until(deadline),
                 metadata=request_metadata(),
             )
-        self._info = ModelInfo(answer.model, answer.hidden_size, answer.max_context_token_count)
+        self._info = ModelInfo(
+            answer.model,
+            tuple(answer.aliases),
+            answer.hidden_size,
+            answer.max_context_token_count,
+            answer.created_unix_seconds,
+            answer.fingerprint_sha256,
+        )
         return self._info
 
     @asynccontextmanager
@@ -85,8 +113,10 @@ class LLMClient:
         """
         start = generate_start(fields)
         if start.ByteSize() > MAX_START_BYTE_COUNT:
-            raise ContextLengthError(
-                f"the messages have {start.ByteSize()} bytes; the limit is {MAX_START_BYTE_COUNT}",
+            raise ContextLengthError.of_prompt(
+                f"its messages have {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be"
+                " sent",
+                (await self.model_info(deadline)).max_context_token_count,
                 field=name_field("chat.messages"),
             )
         call = self._stub.Generate(timeout=seconds_until(deadline), metadata=request_metadata())

@@ -126,7 +126,13 @@ def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
     """Returns what a response of Generate tells, other than the wanted images."""
     if response.HasField("delta"):
         delta = response.delta
-        return TextDelta(delta.choice_index, delta.text, tuple(map(_logprob, delta.logprobs)))
+        return TextDelta(
+            delta.choice_index,
+            delta.text,
+            tuple(map(_logprob, delta.logprobs)),
+            len(delta.token_ids),
+            delta.prompt_token_count if delta.HasField("prompt_token_count") else None,
+        )
     if response.HasField("finished"):
         finished = response.finished
         return Finished(finished.choice_index, FINISH_REASONS[finished.reason])

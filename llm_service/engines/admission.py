@@ -51,19 +51,20 @@ def _check_ids(field: str, name: str, token_ids: Collection[int], limit: int) ->
 
 
 def output_room(prompt: Prompt, max_tokens: int | None, context: int) -> int:
-    """Returns how many tokens may be generated: max_tokens, or else what the context leaves.
+    """Returns how many tokens may be generated: what the context leaves, or less if asked for.
 
     Raises:
-        ContextLengthError: the prompt leaves no room for that many, or for one.
+        ContextLengthError: the prompt leaves no room for a single one.
     """
-    length, wanted = len(prompt.token_ids), max_tokens or 1
-    if length + wanted > context:
-        raise ContextLengthError(
-            f"the prompt has {length} tokens and the answer may have {wanted}, together"
-            f" {length + wanted}, but the context holds {context}",
-            field="stop.max_token_count" if max_tokens else prompt.field,
+    length = len(prompt.token_ids)
+    room = context - length
+    if room < 1:
+        raise ContextLengthError.of_prompt(
+            f"it has {length} tokens, which leaves no room for an answer",
+            context,
+            field=prompt.field,
         )
-    return max_tokens or context - length
+    return min(max_tokens or room, room)
 
 
 def check_queue(

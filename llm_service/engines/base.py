@@ -190,7 +190,7 @@ class LLMEngine(Protocol):
             InvalidArgumentError: a token id or a stop token id does not exist, there is none, or
                 the guide is no valid schema, expression or grammar, or takes too long to follow.
             InvalidTensorError: the prompt table is not [rows, hidden_size].
-            ContextLengthError: prompt and max_tokens, or the prompt alone, exceed context_length.
+            ContextLengthError: the prompt leaves no room for a token within context_length.
             OverloadedError: too many sequences wait already, or too many guides to be compiled.
             RowsNeededError: an image's rows are not held, and the KV cache does not replace them;
                 before the first output, unless the cache has dropped them since.

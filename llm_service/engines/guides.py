@@ -3,8 +3,9 @@
 llguidance does the matching. A "grammar" is in its dialect of Lark (llguidance, docs/syntax.md); a
 "regex" is one of Rust's regex crate, without look-around, and matches the whole output; a
 "json_schema" is one of Draft 2020-12 as far as llguidance enforces it, and refused where it does
-not. JSON has whitespace between its tokens as llama.cpp's grammars have it, at most a line feed and
-20 blanks: where any whitespace may follow, a weak model writes nothing else to its last token.
+not; schemas.py leaves out before what asks for nothing. JSON has whitespace between its tokens as
+llama.cpp's grammars have it, at most a line feed and 20 blanks: where any whitespace may follow, a
+weak model writes nothing else to its last token.
 (llguidance 0.7.29, which TensorRT-LLM 1.2.1 pins, ignores this limit.)
 """
 
@@ -29,6 +30,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llm_service.engines import guide_trial
 from llm_service.engines.admission import RETRY_AFTER_SECONDS, engine_dead
 from llm_service.engines.base import Account
+from llm_service.engines.schemas import REGEX_ERROR, Fault, explained, lean, pattern_complaint
 from llm_service.sampling import Guide
 from llm_service.tokenizer import MESSAGE_END, Tokenizer
 from protos.errors import InvalidArgumentError, OverloadedError
@@ -73,8 +75,8 @@ JSON_OPTIONS: JsonCompileOptions = {
 class _Compilation:
     """A guide that is compiled, or waits to be: the thread's work, and who wants the result."""
 
-    work: Future[LLMatcher | str]
-    result: asyncio.Task[LLMatcher | str]
+    work: Future[LLMatcher | Fault]
+    result: asyncio.Task[LLMatcher | Fault]
     waiter_count: int = 0
 
 
@@ -96,7 +98,7 @@ class GuideCompiler:
         self._matcher_thread = ThreadPoolExecutor(1, thread_name_prefix="guide-matchers")
         self._compiling: dict[Guide, _Compilation] = {}
         self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
-        self._refused: OrderedDict[Guide, str] = OrderedDict()
+        self._refused: OrderedDict[Guide, Fault] = OrderedDict()
         self._is_closed = False
 
     async def matcher(
@@ -127,7 +129,7 @@ class GuideCompiler:
         if (size := len(guide.source.encode())) > MAX_SOURCE_BYTE_COUNT:
             raise _refusal(guide, f"has {size} bytes; it must have at most {MAX_SOURCE_BYTE_COUNT}")
         compiled = await self._known(guide)
-        if isinstance(compiled, str):
+        if isinstance(compiled, Fault):
             raise _unfollowable(guide, compiled)
         return await asyncio.get_running_loop().run_in_executor(
             self._matcher_thread, self._matcher, guide, compiled, stop_token_ids, account
@@ -145,7 +147,7 @@ class GuideCompiler:
         own = compiled.deep_copy()
         return TokenMatcher(guide, own, self._vocabulary, stop_token_ids, account)
 
-    async def _known(self, guide: Guide) -> LLMatcher | str:
+    async def _known(self, guide: Guide) -> LLMatcher | Fault:
         """Returns a guide's compiled form, or why it has none; has it compiled if it is new."""
         if guide in self._compiled:
             self._compiled.move_to_end(guide)
@@ -178,32 +180,35 @@ class GuideCompiler:
                 retry_after=RETRY_AFTER_SECONDS,
             )
 
-    async def _keep_compiled(self, guide: Guide, work: Future[LLMatcher | str]) -> LLMatcher | str:
+    async def _keep_compiled(
+        self, guide: Guide, work: Future[LLMatcher | Fault]
+    ) -> LLMatcher | Fault:
         try:
             compiled = await asyncio.wrap_future(work)
         finally:
             if not work.cancelled():
                 del self._compiling[guide]
-        if isinstance(compiled, str):
+        if isinstance(compiled, Fault):
             _keep(self._refused, guide, compiled)
         else:
             _keep(self._compiled, guide, compiled)
         return compiled
 
-    def _compile(self, guide: Guide) -> LLMatcher | str:
+    def _compile(self, guide: Guide) -> LLMatcher | Fault:
         if self._is_closed:
             raise engine_dead()
         try:
             grammar = _grammar(guide)
         except ValueError as error:  # a schema that is no JSON object
-            return str(error)
+            return _fault(guide, str(error))
         if reason := _trial(grammar):
-            return reason
+            return _fault(guide, reason)
         compiled = LLMatcher(
             self._vocabulary.tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS
         )
         # The first mask is computed on a copy: a stepped matcher takes longer to copy.
-        return guide_trial.first_error(compiled.deep_copy()) or compiled
+        reason = guide_trial.first_error(compiled.deep_copy())
+        return _fault(guide, reason) if reason else compiled
 
 
 class Vocabulary:
@@ -328,7 +333,7 @@ class TokenMatcher:
 
     def _fail(self) -> None:
         reason = self._matcher.get_error() or "no token of the vocabulary can follow"
-        self.failure = _unfollowable(self._guide, reason)
+        self.failure = _unfollowable(self._guide, _fault(self._guide, reason))
 
 
 def token_bits(token_ids: Iterable[int], vocabulary_size: int) -> torch.Tensor:
@@ -354,7 +359,7 @@ def _grammar(guide: Guide) -> str:
         case "json_object":
             return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=JSON_OPTIONS)
         case "json_schema":
-            return LLMatcher.grammar_from_json_schema(guide.source, overrides=JSON_OPTIONS)
+            return LLMatcher.grammar_from_json_schema(lean(guide.source), overrides=JSON_OPTIONS)
         case "regex":
             return LLMatcher.grammar_from_regex(guide.source)
         case "grammar":
@@ -390,13 +395,23 @@ def _keep(kept: OrderedDict[Guide, Kept], guide: Guide, value: Kept) -> None:
         kept.popitem(last=False)
 
 
-def _unfollowable(guide: Guide, reason: str) -> InvalidArgumentError:
-    # A message of the regex parser repeats the expression first.
-    stated = re.search(r"^error: (.*)", reason, re.MULTILINE)
-    line = stated[1] if stated else reason.split("\n", 1)[0]
-    line = line.replace("NoExtensionBias", "no text belongs to its language")
-    return _refusal(guide, f"cannot be followed: {line[:MAX_REASON_LENGTH]}")
+def _fault(guide: Guide, message: str) -> Fault:
+    """Returns llguidance's message in words for who wrote the guide."""
+    if "NoExtensionBias" in message:
+        return Fault("no text belongs to its language")
+    if guide.kind == "json_schema":
+        return explained(message, guide.source)
+    if message.startswith(REGEX_ERROR):
+        return Fault(pattern_complaint(message))
+    stated = re.search(r"^error: (.*)", message, re.MULTILINE)
+    return Fault(stated[1] if stated else message.split("\n", 1)[0])
 
 
-def _refusal(guide: Guide, predicate: str) -> InvalidArgumentError:
-    return InvalidArgumentError(f"{NAMES[guide.kind]} {predicate}", field=f"guided.{guide.kind}")
+def _unfollowable(guide: Guide, fault: Fault) -> InvalidArgumentError:
+    reason = fault.reason[:MAX_REASON_LENGTH]
+    return _refusal(guide, f"cannot be followed: {reason}", fault.place)
+
+
+def _refusal(guide: Guide, predicate: str, place: str = "") -> InvalidArgumentError:
+    field = f"guided.{guide.kind}{place}"
+    return InvalidArgumentError(f"{NAMES[guide.kind]} {predicate}", field=field)

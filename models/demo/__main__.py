@@ -176,7 +176,7 @@ def main() -> None:
             DEMO_CHECKPOINT,
             Path(logs),
             gateway_arguments=gateway,
-            llm_arguments=["--served-model-name", "internvl-demo"],
+            service_arguments=["--served-model-name", "internvl-demo"],
         ) as stack,
     ):
         console.print(f"Up at {stack.url}. Asking about models/demo/{PICTURES.name}/ ...\n")

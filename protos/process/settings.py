@@ -6,6 +6,7 @@ The programs that serve also take them from a TOML file, where each has a table 
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
@@ -27,6 +29,7 @@ from pydantic_settings import (
     CliApp,
     CliSubCommand,
     InitSettingsSource,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -47,6 +50,37 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 # More than any machine's cores; PyTorch takes memory for each thread.
 LARGEST_THREAD_COUNT = 1024
+
+
+MAX_MODEL_NAME_LENGTH = 256
+
+
+def _listed(names: object) -> object:
+    """Reads what stands in a variable or on the command line: names, or a JSON list of them."""
+    if not isinstance(names, str):
+        return names
+    if not names.startswith("["):
+        return names.split(",") if names else ()
+    try:
+        return json.loads(names)
+    except ValueError as error:
+        raise ValueError(f"{names} is not a JSON list of names") from error
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if not 1 <= len(name) <= MAX_MODEL_NAME_LENGTH or "," in name:
+            raise ValueError(
+                f"{name!r} cannot be a model's name, which has 1 to {MAX_MODEL_NAME_LENGTH}"
+                " characters and no comma"
+            )
+    return tuple(dict.fromkeys(names))
+
+
+# Repeated on the command line they arrive as one text, with commas between them.
+ModelNames = Annotated[
+    tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)
+]
 
 
 def half_of_the_cores() -> int:

@@ -19,8 +19,10 @@ import torch
 
 from gateway.local.stack import Stack
 from llm_service.__main__ import load as load_llm
+from llm_service.conversation import Message, Role
 from llm_service.engines.base import ImageRows, Prompt, Request
-from llm_service.prompt import Message, Role, chat_layout
+from llm_service.pieces import ImagePart
+from llm_service.prompt import chat_layout
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings as LLMSettings
 from llm_service.settings import TorchOptions
@@ -66,8 +68,9 @@ class Case:
 
     def messages(self) -> list[Message]:
         """Returns it as the LLM service has it."""
-        turns = [Message(role, text) for role, text in self._turns()]
-        return [replace(turns[0], image_count=self.image_count), *turns[1:]]
+        turns = [Message(role, (text,)) for role, text in self._turns()]
+        first = replace(turns[0], parts=(*turns[0].parts, *[ImagePart()] * self.image_count))
+        return [first, *turns[1:]]
 
     def _turns(self) -> Iterator[tuple[Role, str]]:
         return zip(cycle([Role.USER, Role.ASSISTANT]), self.texts, strict=False)

@@ -79,6 +79,7 @@ async def serve_llm(settings: LLMSettings) -> None:
         max_context_token_count=context,
         max_image_count=settings.max_image_count,
         max_upload_seconds=settings.max_upload_seconds,
+        created_unix_seconds=0,
     )
     engine = ScriptedLLMEngine()
     await serve(make_service(settings, info, engine, Metrics(engine)), settings)

@@ -6,25 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from gateway.local.stack import Stack
-from models.demo import DEMO_CHECKPOINT
-from tests.e2e.conftest import SERVICE_ARGUMENTS
 
 ROOT = Path(__file__).parents[2]
 PICTURE = "models/demo/pictures/scene.png"
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """What `make serve` runs."""
-    folder = tmp_path_factory.mktemp("serve")
-    with Stack(DEMO_CHECKPOINT, folder, service_arguments=SERVICE_ARGUMENTS) as stack:
-        yield stack
 
 
 def blocks() -> list[str]:
@@ -46,26 +33,26 @@ def run(script: Path, *arguments: str) -> str:
     return completed.stdout
 
 
-def test_openai_block(stack: Stack, tmp_path: Path) -> None:
+def test_openai_block(served: Stack, tmp_path: Path) -> None:
     script = tmp_path / "openai_client.py"
-    script.write_text(blocks()[0].replace("http://127.0.0.1:8000", stack.url))
+    script.write_text(blocks()[0].replace("http://127.0.0.1:8000", served.url))
     answer = run(script)
     assert "panda" in answer
     assert "prompt_tokens=" in answer
 
 
-def test_form_block(stack: Stack, tmp_path: Path) -> None:
+def test_form_block(served: Stack, tmp_path: Path) -> None:
     script = tmp_path / "form_client.py"
-    script.write_text(blocks()[1].replace("http://127.0.0.1:8000", stack.url))
+    script.write_text(blocks()[1].replace("http://127.0.0.1:8000", served.url))
     answers = re.findall(r"^(\d) animal='(?:cat|dog|panda)' likes='", run(script), re.M)
     assert answers == ["0", "1"]
 
 
-def test_grpc_blocks(stack: Stack, tmp_path: Path) -> None:
+def test_grpc_blocks(served: Stack, tmp_path: Path) -> None:
     vision_client, llm_client = tmp_path / "vision_client.py", tmp_path / "llm_client.py"
     vision_client.write_text(blocks()[2])
     llm_client.write_text(blocks()[3])
-    vision, llm = (f"127.0.0.1:{service.port}" for service in (stack.vision, stack.llm))
+    vision, llm = (f"127.0.0.1:{service.port}" for service in (served.vision, served.llm))
     assert run(vision_client, vision, PICTURE).startswith("1 tiles, embedding [256, 256]")
     answer = run(llm_client, vision, llm, PICTURE)
     assert "panda" in answer

@@ -147,7 +147,7 @@ def test_a_guide_that_ends_early_ends_before_min_tokens(
                     "json_schema": {"name": "x", "schema": {"type": "strng"}},
                 }
             },
-            "response_format.json_schema.schema",
+            "response_format.json_schema.schema.type",
         ),
         (
             {"response_format": {"type": "json_object"}, "extra_body": {"ignore_eos": True}},

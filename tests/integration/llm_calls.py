@@ -56,7 +56,16 @@ async def serving(
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
     info = ModelInfo(
-        "tiny", "torch", CONFIG, tokenizer, CONTEXT, 4, upload_seconds, allows_priority
+        "tiny",
+        "torch",
+        CONFIG,
+        tokenizer,
+        CONTEXT,
+        4,
+        upload_seconds,
+        created_unix_seconds=1_700_000_000,
+        aliases=("small", "toy"),
+        allows_priority=allows_priority,
     )
     tables = TableCache(table_byte_count, key)
     servicer = LLMServicer(Generator(info, engine, tables, metrics or Metrics(engine)))

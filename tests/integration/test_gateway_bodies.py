@@ -105,7 +105,7 @@ async def test_an_unknown_expectation_is_417() -> None:
         assert (await read_error(reader))[0] == 417
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "GZIP, identity"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "GZIP, identity"])
 @pytest.mark.parametrize("expectation", [(), ("Expect: 100-continue",)])
 async def test_a_compressed_body_is_refused_before_it_comes(
     encoding: str, expectation: tuple[str, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ async def test_an_answer_is_openais_object() -> None:
     assert status == 200
     assert answer.pop("id").startswith("chatcmpl-")
     assert answer.pop("created") > 0
+    assert re.fullmatch("fp_[0-9a-f]{10}", answer.pop("system_fingerprint"))
     assert answer == {
         "object": "chat.completion",
         "model": "scripted",
@@ -202,7 +204,9 @@ SCHEMA = {"type": "object", "properties": {"size": {"type": "integer"}}}
                     "json_schema": {"name": "size", "schema": SCHEMA, "strict": True},
                 }
             },
-            llm_pb2.GuidedDecoding(json_schema=json.dumps(SCHEMA)),
+            llm_pb2.GuidedDecoding(
+                json_schema=json.dumps(SCHEMA | {"additionalProperties": False})
+            ),
         ),
         (
             {"structured_outputs": {"grammar": 'start: "a"'}},
@@ -440,14 +444,34 @@ async def test_the_deadline_goes_to_the_services() -> None:
     assert 0 < gateway.llm.time_remaining[0] <= 50
 
 
-async def test_models_are_listed() -> None:
-    async with stack() as gateway:
+async def test_models_are_listed_by_all_their_names() -> None:
+    async with stack(llm=ScriptedLLM(aliases=["gpt-4o", "Open/VL"])) as gateway:
         _, models = await gateway.get("/v1/models")
-        assert [model["id"] for model in models["data"]] == ["scripted"]
-        assert models["data"][0]["max_model_len"] == 32768
-        assert await gateway.get("/v1/models/scripted") == (200, models["data"][0])
+        assert [model["id"] for model in models["data"]] == ["scripted", "gpt-4o", "Open/VL"]
+        for model in models["data"]:
+            assert (model["created"], model["max_model_len"]) == (1_700_000_000, 32768)
+            assert await gateway.get(f"/v1/models/{model['id']}") == (200, model)
         status, body = await gateway.get("/v1/models/Open/Other")
     assert (status, body["error"]["code"]) == (404, "model_not_found")
+    assert "'scripted' and 'gpt-4o' and 'Open/VL'" in body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [("scripted", "scripted"), ("gpt-4o", "gpt-4o"), ("", "scripted")]
+)
+async def test_an_answer_says_the_name_that_was_asked_for(asked: str, said: str) -> None:
+    async with stack(llm=ScriptedLLM(aliases=["gpt-4o"])) as gateway:
+        _, answer = await gateway.chat(model=asked)
+        *chunks, _ = await events(gateway, model=asked)
+    assert {piece["model"] for piece in (answer, *chunks)} == {said}
+    assert {chunk["system_fingerprint"] for chunk in chunks} == {answer["system_fingerprint"]}
+
+
+async def test_a_request_without_a_model_means_the_one_served() -> None:
+    async with stack() as gateway:
+        body = {"messages": [{"role": "user", "content": "Hi"}]}
+        async with gateway.http.post("/v1/chat/completions", json=body) as response:
+            assert (await response.json())["model"] == "scripted"
 
 
 async def test_a_model_that_was_exchanged_is_found() -> None:
@@ -510,3 +534,102 @@ async def test_many_requests_at_once() -> None:
         )
     assert {status for status, _ in answers} == {200}
     assert len({answer["id"] for _, answer in answers}) == 24
+
+
+async def test_unknown_fields_are_named_in_the_answers_head_and_in_the_log() -> None:
+    """A client learns that it asked for what this server never heard of; the values stay unsaid."""
+    body = chat_body(wizardry="a secret", name_of_spell={"b": 1}, asks_nothing={})
+    with structlog.testing.capture_logs() as logs:
+        async with stack() as gateway:
+            for stream in (False, True):
+                async with gateway.http.post(
+                    "/v1/chat/completions", json=body | {"stream": stream}
+                ) as response:
+                    assert response.status == 200
+                    assert response.headers["x-internvl-ignored"] == "wizardry, name_of_spell"
+                    await response.read()
+            async with gateway.http.post("/v1/chat/completions", json=chat_body()) as response:
+                assert "x-internvl-ignored" not in response.headers
+    lines = [line["ignored_fields"] for line in logs if line["event"] == "request"]
+    assert lines == ["wizardry, name_of_spell"] * 2 + [None]
+    assert "secret" not in str(logs)
+
+
+async def test_strict_fields_are_refused() -> None:
+    async with stack(strict_fields=True) as gateway:
+        status, answer = await gateway.chat(wizardry=1)
+        assert (await gateway.chat(wizardry=None, user="somebody"))[0] == 200
+    assert (status, answer["error"]["param"]) == (400, "wizardry")
+    assert (
+        answer["error"]["message"] == "this server does not know the field 'wizardry'; leave it out"
+    )
+
+
+async def test_a_history_of_other_servers_reaches_the_llm_service() -> None:
+    messages = [
+        {"role": "system", "content": "Be short.", "name": "rules"},
+        {"role": "user", "content": [text("Sunny?"), {"type": "image_url", "image_url": URL}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "hm",
+            "tool_calls": [{"id": "1", "function": {"name": "weather", "arguments": {}}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+        {"role": "developer", "content": "Be kind."},
+        {"role": "assistant", "content": "It is"},
+    ]
+    async with stack() as gateway:
+        status, _ = await gateway.chat(
+            model="scripted", messages=messages, continue_final_message=True, seed=2**64 - 1
+        )
+    assert status == 200
+    (start,) = gateway.llm.starts
+    call = llm_pb2.ToolCall(name="weather", arguments="{}")
+    assert start.chat == llm_pb2.ChatPrompt(
+        messages=[
+            turn(llm_pb2.ROLE_SYSTEM, "Be short."),
+            turn(llm_pb2.ROLE_USER, "Sunny?", llm_pb2.ImagePart()),
+            llm_pb2.ChatMessage(role=llm_pb2.ROLE_ASSISTANT, tool_calls=[call]),
+            turn(llm_pb2.ROLE_TOOL, "sunny"),
+            turn(llm_pb2.ROLE_SYSTEM, "Be kind."),
+            turn(llm_pb2.ROLE_ASSISTANT, "It is"),
+        ],
+        ending=llm_pb2.CHAT_ENDING_CONTINUED,
+    )
+    assert start.sampling.seed == -1
+
+
+URL = "data:image/png;base64," + base64.b64encode(CAT).decode()
+
+
+def turn(role: llm_pb2.Role.ValueType, *parts: str | llm_pb2.ImagePart) -> llm_pb2.ChatMessage:
+    """Returns a message as the LLM service gets it."""
+    return llm_pb2.ChatMessage(
+        role=role,
+        parts=[
+            llm_pb2.ContentPart(text=part)
+            if isinstance(part, str)
+            else llm_pb2.ContentPart(image=part)
+            for part in parts
+        ],
+    )
+
+
+async def test_a_bare_image_url_is_named_as_the_client_wrote_it() -> None:
+    async with stack() as gateway:
+        bare = {"type": "image_url", "image_url": "ftp://example.com/a.png"}
+        status, answer = await gateway.chat(messages=user(bare))
+    assert (status, answer["error"]["param"]) == (400, "messages[0].content[0].image_url")
+
+
+async def test_json_that_is_cut_or_marked_is_answered() -> None:
+    body = '\ufeff{"model": "scripted", "messages": [{"role": "user", "content": "a \\ud83d"}]}'
+    async with stack() as gateway:
+        async with gateway.http.post("/v1/chat/completions", data=body.encode()) as response:
+            assert response.status == 200
+        async with gateway.http.post("/v1/chat/completions", data=b'{"a": 1,\n}') as response:
+            assert response.status == 400
+            message = (await response.json())["error"]["message"]
+    assert gateway.llm.starts[0].chat.messages[0].parts[0].text == "a \ufffd"
+    assert message == "the body is not valid JSON: trailing comma, at line 2, column 1"

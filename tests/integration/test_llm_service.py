@@ -133,6 +133,8 @@ async def test_text_only_conversation(
     assert text_of(deltas) == "Hello, world!"
     assert finished.finished.reason == llm_pb2.FINISH_REASON_STOP
     assert usage.usage.prompt_token_count == len(engine.prompts[0].token_ids)
+    assert deltas[0].delta.prompt_token_count == usage.usage.prompt_token_count
+    assert not any(delta.delta.HasField("prompt_token_count") for delta in deltas[1:])
     assert usage.usage.output_token_count == 5  # four of the text and the end token
     assert 0 < usage.usage.first_token_seconds <= usage.usage.total_seconds
 
@@ -353,6 +355,8 @@ async def test_choices_come_by_their_index_and_cost_together(
     ends = [r.finished.choice_index for r in responses if r.HasField("finished")]
     assert sorted(ends) == [0, 1, 2]
     usage = responses[-1].usage
+    told = [each.delta for each in responses if each.delta.HasField("prompt_token_count")]
+    assert [delta.prompt_token_count for delta in told] == [usage.prompt_token_count]
     assert usage.output_token_count == 3 * 5
     assert usage.prompt_token_count == len(engine.prompts[0].token_ids)
     assert usage.cached_token_count == 16  # the first choice's, not the three's
@@ -369,6 +373,24 @@ async def test_cancelled_call_closes_every_choice(
     call.cancel()
     for _ in range(3):
         await asyncio.wait_for(engine.closings.acquire(), 5)
+
+
+async def test_an_answer_that_goes_on_keeps_the_space_before_its_first_word() -> None:
+    engine = ScriptedEngine()
+    engine.tokenizer, engine.text = real_tokenizer("internlm2_5"), " Hi"
+    said = llm_pb2.ContentPart(text="Oh,")
+    open_turn = llm_pb2.ChatMessage(role=llm_pb2.ROLE_ASSISTANT, parts=[said])
+    async with serving(engine, engine.tokenizer) as channel:
+        stub = llm_pb2_grpc.LLMServiceStub(channel)
+        texts = []
+        for ending in (llm_pb2.CHAT_ENDING_UNSPECIFIED, llm_pb2.CHAT_ENDING_NEW_TURN):
+            request = start()
+            request.start.chat.messages.append(open_turn)
+            request.start.chat.ending = ending
+            texts.append(text_of(await exchange(stub, request)))
+    assert texts == [" Hi", "Hi"]
+    open_ids, new_turn_ids = (prompt.token_ids for prompt in engine.prompts)
+    assert new_turn_ids[: len(open_ids)] == open_ids
 
 
 @pytest.mark.parametrize(("regex", "text"), [("", "Hi"), (" Hi", " Hi")])
@@ -467,7 +489,7 @@ BIG = bytes((1 << 20) + 32)
         (
             InvalidArgumentError,
             "sampling.top_p",
-            "top-p is 1.5; it must be above 0 and at most 1",
+            "top-p is 1.5; it must be 0 to 1",
             [start(sampling=llm_pb2.SamplingParams(top_p=1.5))],
         ),
         (
@@ -523,7 +545,7 @@ BIG = bytes((1 << 20) + 32)
         (
             InvalidArgumentError,
             "chat.messages[0].role",
-            "role is 0; it must be system, user or assistant",
+            "role is 0; it must be system, user, assistant or tool",
             [
                 llm_pb2.GenerateRequest(
                     start=llm_pb2.GenerateStart(
@@ -550,11 +572,11 @@ BIG = bytes((1 << 20) + 32)
                 )
             ],
         ),
-        (ContextLengthError, "chat.messages", "context of 4096", [start("a b " * 4096)]),
+        (ContextLengthError, "chat.messages", "length is 4096", [start("a b " * 4096)]),
         (
             ContextLengthError,
             "chat.messages",
-            "context of 4096",
+            "prompt is too long: .* or more, .* This model's maximum context length is 4096 tokens",
             [start(images=["a"]), header(0, 4090)],
         ),
         (
@@ -743,7 +765,7 @@ async def test_long_text_is_refused_before_it_is_tokenized(
     stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tokenizer, "encode", None)
-    with pytest.raises(ContextLengthError, match="takes at most 65536"):
+    with pytest.raises(ContextLengthError, match="has 70[0-9]{3} bytes, and at most 65536"):
         await exchange(stub, start("x" * 70_000))
 
 
@@ -841,6 +863,11 @@ async def test_count_tokens_refuses_rows_that_no_image_has(
 USER = llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER)
 PICTURE = llm_pb2.ContentPart(image=llm_pb2.ImagePart())
 MANY_MESSAGES = llm_pb2.ChatPrompt(messages=[USER] * 2049)
+MANY_CALLS = llm_pb2.ChatPrompt(
+    messages=[
+        llm_pb2.ChatMessage(role=llm_pb2.ROLE_ASSISTANT, tool_calls=[llm_pb2.ToolCall()] * 2049)
+    ]
+)
 MANY_PICTURES = llm_pb2.ChatPrompt(
     messages=[llm_pb2.ChatMessage(role=llm_pb2.ROLE_USER, parts=[PICTURE] * 5)]
 )
@@ -850,10 +877,11 @@ MANY_PICTURES = llm_pb2.ChatPrompt(
     ("field", "sentence", "prompt"),
     [
         ("chat.messages", "has 2049 messages; at most 2048", {"chat": MANY_MESSAGES}),
+        ("chat.messages", "has 2049 calls of tools; at most 2048", {"chat": MANY_CALLS}),
         ("chat.messages", "has 5 images; at most 4", {"chat": MANY_PICTURES}),
         ("text", "has 5 images; at most 4", {"text": "<image>" * 5}),
     ],
-    ids=["messages", "pictures", "placeholders"],
+    ids=["messages", "calls", "pictures", "placeholders"],
 )
 async def test_a_prompt_of_many_parts_is_refused_before_it_is_tokenized(
     stub: llm_pb2_grpc.LLMServiceAsyncStub,
@@ -916,6 +944,7 @@ async def test_model_info_and_load(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> No
     assert (info.model, info.engine, info.hidden_size) == ("tiny", "torch", HIDDEN_SIZE)
     assert info.vocabulary_size == 151674
     assert len(info.fingerprint_sha256) == 32
+    assert (list(info.aliases), info.created_unix_seconds) == (["small", "toy"], 1_700_000_000)
     load = await stub.GetLoad(llm_pb2.GetLoadRequest())
     assert (load.running_sequence_count, load.waiting_sequence_count) == (1, 2)
     assert (load.free_kv_token_count, load.total_kv_token_count) == (3, 4)

@@ -37,7 +37,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "scans": (hostile.progressive_jpeg, "over 32 scans; the limit is 32"),
     "fill bytes": (hostile.filled_jpeg, "over 4096 bytes between its segments"),
     "runs": (hostile.run_length_bmp, "run-length coded BMP of 18001078 bytes"),
-    "chunks": (hostile.chunky_png, "over 16384 chunks"),
+    "chunks": (hostile.chunky_png, "over 65536 chunks"),
     "tall": (hostile.tall_png, "2x20000000 pixels; the limit of an edge is 65535"),
 }
 

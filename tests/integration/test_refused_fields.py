@@ -120,21 +120,9 @@ VIOLATIONS: list[Violation] = [
     ),
     Violation(
         "GenerateStart",
-        "chat.messages[1].role",
-        chat(turn("ROLE_USER", {"text": "Hi"}), turn("ROLE_ASSISTANT", {"text": "Hello"})),
-        {
-            "messages": [
-                {"role": "user", "content": "Hi"},
-                {"role": "assistant", "content": "Hello"},
-            ]
-        },
-        "messages[1].role",
-    ),
-    Violation(
-        "GenerateStart",
         "chat.messages[0].parts",
-        chat(turn("ROLE_USER", {"text": "<image>"})),
-        user("<image>"),
+        chat(turn("ROLE_USER", {"image": {}}, {"text": "<image><image>"})) | {"images": [DIGESTS]},
+        user([picture(b"a"), {"type": "text", "text": "<image><image>"}]),
         "messages[0].content",
     ),
     Violation(
@@ -154,9 +142,8 @@ VIOLATIONS: list[Violation] = [
     option("priority", 4, priority=-4),
     option("sampling.temperature", 3, temperature=3),
     option("sampling.top_p", 1.5, top_p=1.5),
-    option("sampling.top_k", 0, top_k=0),
+    option("sampling.top_k", -2, top_k=-2),
     option("sampling.min_p", -0.5, min_p=-0.5),
-    option("sampling.seed", -1, seed=-1),
     option("sampling.repetition_penalty", 0, repetition_penalty=0),
     option("sampling.presence_penalty", 2.5, presence_penalty=2.5),
     option("sampling.frequency_penalty", -2.5, frequency_penalty=-2.5),
@@ -183,7 +170,6 @@ VIOLATIONS: list[Violation] = [
     ),
     option("stop.max_token_count", 0, max_tokens=0),
     option("stop.max_token_count", 0, max_completion_tokens=0),
-    option("stop.max_token_count", 40_000, max_tokens=40_000),
     option("stop.min_token_count", -1, min_tokens=-1),
     option("stop.strings", ["x"] * 17, stop=["x"] * 17),
     option("stop.strings[0]", [""], stop=""),
@@ -218,17 +204,17 @@ VIOLATIONS: list[Violation] = [
     ),
     Violation(
         "GenerateStart",
-        "guided.json_schema",
+        "guided.json_schema.type",
         _at("guided.json_schema", json.dumps(SCHEMA)),
         {"response_format": SCHEMA_FORMAT},
-        "response_format.json_schema.schema",
+        "response_format.json_schema.schema.type",
     ),
     Violation(
         "GenerateStart",
-        "guided.json_schema",
+        "guided.json_schema.type",
         _at("guided.json_schema", json.dumps(SCHEMA)),
         {"structured_outputs": {"json": SCHEMA}},
-        "structured_outputs.json",
+        "structured_outputs.json.type",
     ),
     Violation(
         "GenerateStart",
@@ -278,6 +264,7 @@ class OwnViolation:
 
 NO_PROMPT_BUT_CHAT = "the gateway's prompts are conversations"
 NO_COUNTING = "the gateway does not count tokens"
+CALL = {"name": "f", "arguments": "{}"}
 DIGESTS_ARE_OURS = "the gateway computes the digests itself"
 # Refused by a service, but never sent by the gateway.
 OWN_VIOLATIONS: list[OwnViolation] = [
@@ -308,6 +295,24 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         "the gateway sends no part that is neither a text nor an image",
     ),
     OwnViolation(
+        "GenerateStart",
+        "chat.messages[0].role",
+        chat(turn("ROLE_UNSPECIFIED", {"text": "Hi"})),
+        "the gateway refuses other roles itself",
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "chat.messages[0].tool_calls",
+        chat(turn("ROLE_USER", {"text": "Hi"}) | {"tool_calls": [CALL]}),
+        "the gateway sends the calls of the assistant alone",
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "chat.ending",
+        {"chat": {**HI["chat"], "ending": 9}},
+        "the gateway knows the endings",
+    ),
+    OwnViolation(
         "GenerateStart", "guided", HI | {"guided": {}}, "the gateway sends no guide that is unset"
     ),
     OwnViolation(
@@ -321,13 +326,25 @@ OWN_VIOLATIONS: list[OwnViolation] = [
     OwnViolation(
         "CountTokensRequest",
         "chat.messages[0].role",
-        chat(turn("ROLE_ASSISTANT", {"text": "Hi"})),
+        chat(turn("ROLE_UNSPECIFIED", {"text": "Hi"})),
+        NO_COUNTING,
+    ),
+    OwnViolation(
+        "CountTokensRequest",
+        "chat.messages[0].tool_calls",
+        chat(turn("ROLE_USER", {"text": "Hi"}) | {"tool_calls": [CALL]}),
+        NO_COUNTING,
+    ),
+    OwnViolation(
+        "CountTokensRequest",
+        "chat.ending",
+        {"chat": {**HI["chat"], "ending": 9}},
         NO_COUNTING,
     ),
     OwnViolation(
         "CountTokensRequest",
         "chat.messages[0].parts",
-        chat(turn("ROLE_USER", {"text": "<image>"})),
+        chat(turn("ROLE_USER", {"image": {}}, {"text": "<image><image>"})),
         NO_COUNTING,
     ),
     OwnViolation(
@@ -368,6 +385,12 @@ class NeverWrong:
         return self.field
 
 
+CALLING = {
+    "messages": [
+        {"role": "assistant", "tool_calls": [{"function": CALL}]},
+        {"role": "tool", "content": "sunny"},
+    ]
+}
 TWO_PARTS = user([picture(b"a"), {"type": "text", "text": "?"}])
 NEVER_WRONG = [
     NeverWrong(
@@ -385,13 +408,36 @@ NEVER_WRONG = [
     NeverWrong(
         "images[0].content_sha256", TWO_PARTS, "messages[0].content[0].image_url", DIGESTS_ARE_OURS
     ),
+    NeverWrong(
+        "chat.messages[0].tool_calls[0].name",
+        CALLING,
+        "messages[0].tool_calls[0].function.name",
+        "any string is laid out",
+    ),
+    NeverWrong(
+        "chat.messages[0].tool_calls[0].arguments",
+        CALLING,
+        "messages[0].tool_calls[0].function.arguments",
+        "any string is laid out",
+    ),
+    NeverWrong(
+        "sampling.seed",
+        {"seed": -1},
+        "seed",
+        "any number of 64 bits is a seed, and the gateway refuses others itself",
+    ),
     NeverWrong("stop.ignore_end_tokens", {"ignore_eos": True}, "ignore_eos", "yes or no"),
     NeverWrong(
         "skip_special_tokens", {"skip_special_tokens": False}, "skip_special_tokens", "yes or no"
     ),
 ]
 # Of CountTokensRequest; as in NEVER_WRONG.
-NEVER_WRONG_TO_COUNT = {"chat.messages[].parts[].text", "chat.messages[].parts[].image"}
+NEVER_WRONG_TO_COUNT = {
+    "chat.messages[].parts[].text",
+    "chat.messages[].parts[].image",
+    "chat.messages[].tool_calls[].name",
+    "chat.messages[].tool_calls[].arguments",
+}
 
 
 class Services:
@@ -494,8 +540,12 @@ def fields_of(descriptor: Any, above: str = "") -> Iterator[str]:
 
 
 def walked(fields: Iterable[str], known: set[str]) -> set[str]:
-    """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]"."""
+    """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]".
+
+    A path may lead on into the schema that a field holds as text.
+    """
     paths = {re.sub(r"\[\d+\]", "[]", field) for field in fields}
+    paths = {re.sub(r"(\.json_schema)\..*", r"\1", path) for path in paths}
     return {f"{path}[]" if f"{path}[]" in known else path for path in paths} & known
 
 

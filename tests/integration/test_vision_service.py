@@ -178,8 +178,8 @@ async def test_model_info_describes_checkpoint_and_limits(client: Client) -> Non
     assert (info.hidden_size, info.tokens_per_tile, info.tile_size) == (64, 256, 448)
     assert info.dtype == tensor_pb2.DATA_TYPE_FP32
     assert (info.default_tile_count, info.max_tile_count) == (12, 24)
-    assert info.max_image_byte_count == 20 * 1024 * 1024
-    assert info.max_image_pixel_count == 40_000_000
+    assert info.max_image_byte_count == 48 * 1024 * 1024
+    assert info.max_image_pixel_count == 128_000_000
 
 
 async def test_the_tile_cap_of_the_request_holds(client: Client) -> None:
@@ -247,7 +247,7 @@ async def test_too_many_pixels_are_refused(client: Client) -> None:
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
     error = await client.refusal(png + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT")
     assert isinstance(error, ImageTooLargeError)
-    assert "40000000" in error.message
+    assert "128000000" in error.message
 
 
 async def test_too_many_bytes_are_refused(fake_engine: FakeEngine) -> None:

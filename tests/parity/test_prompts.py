@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from llm_service.prompt import Message, Role, chat_layout
+from llm_service.conversation import Message, Role
+from llm_service.pieces import ImagePart
+from llm_service.prompt import chat_layout
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
 from tests.parity import golden
 from tests.real_tokenizers import FAMILIES, real_tokenizer
@@ -33,11 +35,11 @@ def test_ids_of_the_checkpoints_own_conversations(checkpoint_dir: Path) -> None:
     tokenizer = Tokenizer.from_checkpoint(checkpoint_dir)
     for conversation in golden.read_json(checkpoint_dir / "golden.json")["conversations"]:
         messages = [
-            Message(Role(role), text, image_count=text.count("<image>"))
+            Message(Role(role), (text, *[ImagePart()] * text.count("<image>")))
             for role, text in conversation["turns"]
         ]
         if conversation["system"] is not None:
-            messages.insert(0, Message(Role.SYSTEM, conversation["system"]))
+            messages.insert(0, Message(Role.SYSTEM, (conversation["system"],)))
         rows = [256 * tiles for tiles in conversation["tiles"]]
         expected = golden.decode_run_lengths(conversation["input_ids_rle"])
         assert _ids(tokenizer, messages, rows) == expected, conversation["name"]
@@ -46,10 +48,9 @@ def test_ids_of_the_checkpoints_own_conversations(checkpoint_dir: Path) -> None:
 def _message(message: dict[str, Any]) -> Message:
     content = message["content"]
     if isinstance(content, str):
-        return Message(Role(message["role"]), content)
-    texts = [part["text"] for part in content if part["type"] == "text"]
-    images = sum(part["type"] == "image_url" for part in content)
-    return Message(Role(message["role"]), "\n".join(texts), images)
+        return Message(Role(message["role"]), (content,))
+    parts = (part["text"] if part["type"] == "text" else ImagePart() for part in content)
+    return Message(Role(message["role"]), tuple(parts))
 
 
 def _ids(tokenizer: Tokenizer, messages: list[Message], row_counts: list[int]) -> list[int]:

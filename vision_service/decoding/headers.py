@@ -1,6 +1,7 @@
 """Headers of image files: what a file says of itself, read without decoding it.
 
-Nothing here runs a codec, and the work is bounded by MAX_BLOCK_COUNT, whatever the file's size.
+Nothing here runs a codec, and the work is bounded by MAX_BLOCK_COUNT and its like, whatever the
+file's size.
 """
 
 from __future__ import annotations
@@ -10,18 +11,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from protos.errors import InvalidImageError
+from vision_service.chunks import PNG_SIGNATURE
+from vision_service.damage import check_beginning
 from vision_service.tiling import NOT_AN_IMAGE
 
-# Blocks (segments, chunks, sub-blocks) before the pixels; a profile or a preview of 16 MB that is
-# cut into JPEG's segments of 64 KB has 256.
-MAX_BLOCK_COUNT = 4096
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Blocks (segments, extensions) before the pixels; a profile or a preview of 48 MB that is cut into
+# JPEG's segments of 64 KB has 768.
+MAX_BLOCK_COUNT = 16_384
+# GIF cuts a comment of 48 MB into so many.
+MAX_SUB_BLOCK_COUNT = 200_000
+# Bytes between a JPEG's segments.
+MAX_FILL_BYTE_COUNT = 4096
 # Markers of JPEG (ITU-T T.81, table B.1): frames, of which every fourth is something else.
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # Those that Pillow does not step over: to it, what follows is bytes between segments.
 WITHOUT_CONTENT = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 RLE_COMPRESSIONS = (1, 2)
+# PNG specification, table 12: bits a sample, by colour type.
+PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,18 @@ def read_header(data: bytes) -> Header:
                     f"the image file is damaged or cut short: its {format_} header has no size",
                     field="image",
                 ) from error
+    check_beginning(data)
     raise InvalidImageError(NOT_AN_IMAGE, field="image")
 
 
 def too_many(found: str, limit: int) -> InvalidImageError:
     """Returns the refusal of a file that has too much of something that takes time."""
     return InvalidImageError(f"the image file has {found}; the limit is {limit}", field="image")
+
+
+def not_read(what: str) -> InvalidImageError:
+    """Returns the refusal of a file of a kind that is not read."""
+    return InvalidImageError(f"the image is {what}", field="image")
 
 
 def jpeg_segments(data: bytes, position: int) -> Iterator[tuple[int, int]]:
@@ -80,8 +94,10 @@ def jpeg_segments(data: bytes, position: int) -> Iterator[tuple[int, int]]:
         while data[position] != 0xFF or data[position + 1] in (0x00, 0xFF):
             position += 1
             padding += 1
-            if padding > MAX_BLOCK_COUNT:
-                raise too_many(f"over {MAX_BLOCK_COUNT} bytes between its segments", padding - 1)
+            if padding > MAX_FILL_BYTE_COUNT:
+                raise too_many(
+                    f"over {MAX_FILL_BYTE_COUNT} bytes between its segments", MAX_FILL_BYTE_COUNT
+                )
         marker = data[position + 1]
         position += 2
         yield marker, position
@@ -99,28 +115,36 @@ def gif_blocks(data: bytes, position: int) -> Iterator[tuple[int, int]]:
         IndexError: the file ends before a block does.
         InvalidImageError: too many sub-blocks.
     """
+    left = MAX_SUB_BLOCK_COUNT
     for _ in range(MAX_BLOCK_COUNT):
         kind = data[position]
         yield kind, position + 1
         if kind in (0x2C, 0x3B):
             return
-        position = _behind_sub_blocks(data, position + 2) if kind == 0x21 else position + 1
+        position += 1
+        if kind == 0x21:
+            position, left = _behind_sub_blocks(data, position + 1, left)
     raise too_many(f"over {MAX_BLOCK_COUNT} blocks before its pixels", MAX_BLOCK_COUNT)
 
 
-def _behind_sub_blocks(data: bytes, position: int) -> int:
-    for _ in range(MAX_BLOCK_COUNT):
+def _behind_sub_blocks(data: bytes, position: int, left: int) -> tuple[int, int]:
+    """Returns what follows a run of sub-blocks, and how many more there may be after it."""
+    for index in range(left):
         size = data[position]
         position += 1 + size
         if not size:
-            return position
-    raise too_many(f"over {MAX_BLOCK_COUNT} sub-blocks in a row", MAX_BLOCK_COUNT)
+            return position, left - index
+    raise too_many(f"over {MAX_SUB_BLOCK_COUNT} sub-blocks", MAX_SUB_BLOCK_COUNT)
 
 
 def _read_jpeg(data: bytes) -> Header:
     for marker, position in jpeg_segments(data, 2):
         if marker in START_OF_FRAME:
-            _, height, width, component_count = struct.unpack_from(">BHHB", data, position + 2)
+            bits, height, width, component_count = struct.unpack_from(">BHHB", data, position + 2)
+            if bits != 8:
+                raise not_read(f"a JPEG of {bits} bits a sample; 8 are read")
+            if component_count not in (1, 3, 4):
+                raise not_read(f"a JPEG of {component_count} components; 1, 3 and 4 are read")
             coefficients = 0
             if marker in PROGRESSIVE:
                 samplings = data[position + 9 : position + 8 + 3 * component_count : 3]
@@ -141,7 +165,10 @@ def _read_png(data: bytes) -> Header:
     # The specification says that this chunk is the first one.
     if data[12:16] != b"IHDR":
         raise IndexError
-    return Header("PNG", *struct.unpack_from(">II", data, 16))
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    if bits not in PNG_BITS.get(colour, ()):
+        raise not_read(f"a PNG of colour type {colour} with {bits} bits, which PNG does not have")
+    return Header("PNG", width, height)
 
 
 def _read_webp(data: bytes) -> Header:

@@ -23,16 +23,18 @@ from pathlib import Path
 from PIL import (
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
+    Image,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     WebPImagePlugin,  # noqa: F401
 )
 
-from protos.errors import ImageTooLargeError, ServiceError
+from protos.errors import ImageTooLargeError, InvalidImageError, ServiceError
 from protos.process.allocator import keep_freed_memory
 from vision_service.decoding.messages import MAX_MESSAGE_BYTE_COUNT, Order, Reply, dump, load
+from vision_service.decoding.metadata import check_sums, without_metadata
 from vision_service.decoding.shared import map_tiles, read_file
-from vision_service.decoding.structure import check_structure
+from vision_service.decoding.structure import check_scans
 from vision_service.tiling import choose_grid, cut_into, decode
 
 # A sentence may quote a decoder, and JSON takes up to twelve bytes for a character.
@@ -80,9 +82,10 @@ def answer(order: Order, image_file: int, tiles_file: int) -> Reply:
 
 def _tile(order: Order, image_file: int, tiles_file: int) -> Reply:
     started = time.perf_counter()
-    data = read_file(image_file, order.file_byte_count)
-    check_structure(data, order.format)
-    image = decode(data, order.max_pixel_count)
+    data = without_metadata(read_file(image_file, order.file_byte_count), order.format)
+    if order.format == "JPEG":
+        check_scans(data)
+    image = _decoded(data, order)
     grid = choose_grid(image.width, image.height, order.max_tile_count, order.tile_size)
     cut_into(map_tiles(tiles_file, grid.tile_count, order.tile_size), image, grid)
     return Reply(
@@ -92,6 +95,16 @@ def _tile(order: Order, image_file: int, tiles_file: int) -> Reply:
         height=image.height,
         seconds=time.perf_counter() - started,
     )
+
+
+def _decoded(data: bytes, order: Order) -> Image.Image:
+    # Pillow has a limit of its own, and refuses what has over twice that, before it takes memory.
+    Image.MAX_IMAGE_PIXELS = order.max_pixel_count
+    try:
+        return decode(data, order.max_pixel_count)
+    except InvalidImageError:
+        check_sums(data, order.format)  # says more, where the format can tell
+        raise
 
 
 @contextmanager

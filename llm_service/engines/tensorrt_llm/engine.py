@@ -189,13 +189,15 @@ class TensorRTLLMEngine:
         check_supported(params, processes_logits=self._processor is not None)
         length, row_count = len(prompt.token_ids), len(prompt.prompt_table)
         if length > (limit := self._folder.max_prompt_length):
-            raise ContextLengthError(
-                f"the prompt has {length} tokens, but the engine reads {limit} at most",
+            raise ContextLengthError.of_prompt(
+                f"it has {length} tokens, and the engine reads {limit} at most",
+                self.context_length,
                 field=prompt.field,
             )
         if row_count > (limit := self._folder.max_request_rows):
-            raise ContextLengthError(
-                f"the images have {row_count} rows, but the engine takes {limit} at most",
+            raise ContextLengthError.of_prompt(
+                f"its images have {row_count} rows, and the engine takes {limit} at most",
+                self.context_length,
                 field="images",
             )
         max_tokens = output_room(prompt, params.max_tokens, self.context_length)

@@ -7,7 +7,7 @@ import random
 from tensorrt_llm.bindings import executor
 
 from llm_service.engines.tensorrt_llm.logits import constraining_option
-from llm_service.sampling import MAX_SEED, SamplingParams
+from llm_service.sampling import SamplingParams
 from protos.errors import UnsupportedFieldError
 
 # The smallest normal float32: what is less may become 0 in the executor, which refuses it.
@@ -52,7 +52,7 @@ def sampling_config(params: SamplingParams) -> executor.SamplingConfig:
         top_p=max(params.top_p, SMALLEST),
         min_p=params.min_p or None,
         temperature=params.temperature,
-        seed=random.randint(0, MAX_SEED) if params.seed is None else params.seed,
+        seed=random.getrandbits(64) if params.unsigned_seed is None else params.unsigned_seed,
         **penalties,
     )
 

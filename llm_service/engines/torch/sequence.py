@@ -76,7 +76,7 @@ class Sequence:
         self.token_ids = list(prompt.token_ids)
         self.pending_count = 0
         self.prompt_length = len(prompt.token_ids)
-        self.random = Random(params.seed)
+        self.random = Random(params.unsigned_seed)
         self.status = Status.WAITING
         self.slot = -1
         self.block_table = array("i")

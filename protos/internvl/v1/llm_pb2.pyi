@@ -31,7 +31,9 @@ class _ChatEndingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChatEnding
     CHAT_ENDING_NEW_TURN: _ChatEnding.ValueType  # 1
     """The assistant's turn begins."""
     CHAT_ENDING_CONTINUED: _ChatEnding.ValueType  # 2
-    """The last message goes on: its end marker is left out."""
+    """The last message goes on: its end marker is left out. It must be the user's or the assistant's,
+    without tool_calls.
+    """
     CHAT_ENDING_CLOSED: _ChatEnding.ValueType  # 3
     """Nothing: the last message's end is the prompt's."""
 
@@ -43,7 +45,9 @@ CHAT_ENDING_UNSPECIFIED: ChatEnding.ValueType  # 0
 CHAT_ENDING_NEW_TURN: ChatEnding.ValueType  # 1
 """The assistant's turn begins."""
 CHAT_ENDING_CONTINUED: ChatEnding.ValueType  # 2
-"""The last message goes on: its end marker is left out."""
+"""The last message goes on: its end marker is left out. It must be the user's or the assistant's,
+without tool_calls.
+"""
 CHAT_ENDING_CLOSED: ChatEnding.ValueType  # 3
 """Nothing: the last message's end is the prompt's."""
 Global___ChatEnding: _TypeAlias = ChatEnding  # noqa: Y015
@@ -312,7 +316,9 @@ class ChatMessage(_message.Message):
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
-        """Calls that the message makes, after its text. Only in the assistant's."""
+        """Calls that the message makes, after its text. Only in the assistant's; at most 2048 in the
+        conversation.
+        """
 
     def __init__(
         self,
@@ -848,10 +854,13 @@ class TokenDelta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     choice_index: _builtins.int
     """Which choice, 0 <= index < choice_count."""
     text: _builtins.str
     """New text: whole characters, no stop string; may be empty."""
+    prompt_token_count: _builtins.int
+    """Tokens of the prompt, as in Usage. Only in the call's first delta."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The new tokens' ids, end tokens included."""
@@ -867,12 +876,15 @@ class TokenDelta(_message.Message):
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        prompt_token_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prompt_token_count", b"_prompt_token_count", "prompt_token_count", b"prompt_token_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prompt_token_count", b"_prompt_token_count", "choice_index", b"choice_index", "logprobs", b"logprobs", "prompt_token_count", b"prompt_token_count", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prompt_token_count: _TypeAlias = _typing.Literal["prompt_token_count"]  # noqa: Y015
+    _WhichOneofArgType__prompt_token_count: _TypeAlias = _typing.Literal["_prompt_token_count", b"_prompt_token_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_token_count) -> _WhichOneofReturnType__prompt_token_count | None: ...
 
 Global___TokenDelta: _TypeAlias = TokenDelta  # noqa: Y015
 

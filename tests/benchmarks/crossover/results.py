@@ -129,8 +129,15 @@ def merged(parts: Sequence[Results]) -> Results:
     for part in parts:
         whole.cells |= part.cells
         whole.skipped |= part.skipped
+    whole.cells = {cell: whole.cells[cell] for cell in sorted(whole.cells, key=_place)}
     whole.skipped = {cell: why for cell, why in whole.skipped.items() if cell not in whole.cells}
     return whole
+
+
+def _place(cell: Cell) -> tuple[str, int, int, int, int]:
+    """Returns what puts cells into the order in which a grid is run."""
+    arrangement = list(ARRANGEMENTS).index(cell.arrangement)
+    return cell.shape, arrangement, -cell.client_count, -cell.tile_count, cell.picture_count
 
 
 def _name(cell: Cell) -> str:

@@ -316,13 +316,14 @@ async def serve_llm(simulation: Simulation, settings: LLMSettings) -> None:
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     info = ModelInfo(
-        settings.model_name,
+        settings.model_names[0],
         "simulated",
         config,
         tokenizer,
         config.max_position_embeddings,
         settings.max_image_count,
         settings.max_upload_seconds,
+        created_unix_seconds=0,
     )
     token_id = tokenizer.encode("a")[-1]
     engine = SimulatedLLMEngine(simulation, token_id, settings.max_running_sequence_count)

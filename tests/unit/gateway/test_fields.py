@@ -53,6 +53,110 @@ def test_either_name_limits_the_output() -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "field", "value"),
+    [
+        ({"seed": 2**63 - 1}, "sampling.seed", 2**63 - 1),
+        ({"seed": 2**63}, "sampling.seed", -(2**63)),
+        ({"seed": 2**64 - 1}, "sampling.seed", -1),
+        ({"seed": -1}, "sampling.seed", -1),
+        ({"top_k": -1}, "sampling.top_k", None),
+        ({"top_k": 0}, "sampling.top_k", None),
+        ({"top_k": 1}, "sampling.top_k", 1),
+        ({"top_k": -2}, "sampling.top_k", -2),
+        ({"top_p": 0}, "sampling.top_p", 0),
+        ({"max_tokens": 2**40}, "stop.max_token_count", 2**31 - 1),
+        ({"max_completion_tokens": -1}, "stop.max_token_count", None),
+        ({"max_tokens": 0}, "stop.max_token_count", 0),
+    ],
+)
+def test_a_value_goes_over_as_the_contract_has_it(
+    fields: dict[str, Any], field: str, value: object
+) -> None:
+    assert CHAT.values(parse(**fields)).get(field) == value
+
+
+HELLO = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "ending", "param"),
+    [
+        ({}, None, "continue_final_message"),
+        ({"continue_final_message": True}, "CONTINUED", "continue_final_message"),
+        ({"continue_final_message": False}, "NEW_TURN", "continue_final_message"),
+        ({"add_generation_prompt": True}, "NEW_TURN", "add_generation_prompt"),
+        ({"add_generation_prompt": False}, "CLOSED", "add_generation_prompt"),
+        (
+            {"add_generation_prompt": False, "continue_final_message": True},
+            "CONTINUED",
+            "continue_final_message",
+        ),
+        (
+            {"add_generation_prompt": False, "continue_final_message": False},
+            "CLOSED",
+            "add_generation_prompt",
+        ),
+    ],
+)
+def test_how_a_conversation_ends(fields: dict[str, Any], ending: str | None, param: str) -> None:
+    request = parse(messages=HELLO, **fields)
+    expected = ending and f"CHAT_ENDING_{ending}"
+    assert CHAT.values(request).get("chat.ending") == expected
+    assert param_of(request, "chat.ending") == param
+
+
+CALLS = {
+    "role": "assistant",
+    "content": [
+        {"type": "thinking", "thinking": "hm"},
+        {"type": "text", "text": "a"},
+        {"type": "text", "text": "b"},
+    ],
+    "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
+        {"id": "2", "type": "function", "function": {"name": "g", "arguments": "[]"}},
+    ],
+    "function_call": {"name": "old"},
+}
+
+
+def test_a_history_of_calls_goes_over() -> None:
+    result = {"role": "function", "name": "old", "content": "sunny"}
+    turns = CHAT.values(parse(messages=[CALLS, result]))["chat.messages"]
+    assert turns == [
+        {
+            "role": "ROLE_ASSISTANT",
+            "parts": [{"text": "a"}, {"text": "b"}],
+            "tool_calls": [
+                {"name": "f", "arguments": '{"a": 1}'},
+                {"name": "g", "arguments": "[]"},
+                {"name": "old", "arguments": ""},
+            ],
+        },
+        {"role": "ROLE_TOOL", "parts": [{"text": "sunny"}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ("chat.messages[0].tool_calls[1].name", "messages[0].tool_calls[1].function.name"),
+        (
+            "chat.messages[0].tool_calls[0].arguments",
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ("chat.messages[0].tool_calls[2].name", "messages[0].function_call.name"),
+        ("chat.messages[0].tool_calls", "messages[0].tool_calls"),
+        ("chat.messages[0].parts[0].text", "messages[0].content[1].text"),
+        ("chat.messages[0].parts[1]", "messages[0].content[2]"),
+        ("chat.messages[0].parts[7]", "messages[0].content[7]"),
+    ],
+)
+def test_a_place_in_a_history_of_calls(field: str, param: str) -> None:
+    assert param_of(parse(messages=[CALLS]), field) == param
+
+
+@pytest.mark.parametrize(
     ("field", "param"),
     [
         ("sampling.top_p", "top_p"),
@@ -128,7 +232,7 @@ def test_a_lone_text_may_have_no_part() -> None:
                     "json_schema": {
                         "name": "size",
                         "schema": SCHEMA,
-                        "strict": True,
+                        "strict": False,
                         "description": "How large",
                     },
                 }
@@ -184,6 +288,7 @@ def test_any_text_is_no_guide(fields: dict[str, Any]) -> None:
         ({"detail": "auto"}, None, "max_dynamic_patch"),
         ({"detail": "low"}, 1, "detail"),
         ({"detail": "high"}, 24, "detail"),
+        ({"detail": "original"}, 24, "detail"),
         ({"detail": "high", "max_dynamic_patch": 6}, 6, "max_dynamic_patch"),
     ],
 )
@@ -195,3 +300,14 @@ def test_a_tile_cap_is_a_number_or_a_detail(
     assert options.param_of(source, "max_tile_count") == param
     assert options.param_of(source, "image") == "url"
     assert options.param_of(source, "expected_recipe_sha256") == ""
+
+
+def test_a_place_in_a_schema_is_one_in_the_request() -> None:
+    body = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    field = "guided.json_schema.properties.tags.uniqueItems"
+    assert param_of(parse(response_format=body), field) == (
+        "response_format.json_schema.schema.properties.tags.uniqueItems"
+    )
+    assert param_of(parse(structured_outputs={"json": SCHEMA}), field) == (
+        "structured_outputs.json.properties.tags.uniqueItems"
+    )

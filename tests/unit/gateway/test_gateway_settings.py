@@ -30,6 +30,11 @@ def test_a_malformed_network_is_refused_at_the_start() -> None:
         Settings(allowed_private_hosts=("10.0.0.1/8",))
 
 
+def test_what_is_no_origin_is_refused_at_the_start() -> None:
+    with pytest.raises(ValidationError, match="allowed_origins"):
+        Settings(allowed_origins=("chat.example.com",))
+
+
 def test_a_root_that_is_no_folder_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "nowhere", tmp_path / "file"):

@@ -160,7 +160,8 @@ def asked(port: int) -> Iterator[HTTPResponse]:
 
 def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
     (user.folder / "site.toml").write_text(
-        '[serve]\ncheckpoint = "toy"\n[llm]\nmax_image_count = 7\n[gateway]\nbody_seconds = 7\n'
+        '[serve]\ncheckpoint = "toy"\nserved_model_name = ["toy", "gpt-4o", "t"]\n'
+        "[llm]\nmax_image_count = 7\n[gateway]\nbody_seconds = 7\n"
     )
     started = user.runs("start", "--config", "site.toml", *options[2:], "--drain-seconds", "5")
     assert started.status == 0, started.error
@@ -176,6 +177,7 @@ def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
     given = llm["loading"]["options"]
     assert (given["max_image_count"], given["drain_seconds"]) == (7, 5)
     assert given["checkpoint"] == str(user.folder / "toy")
+    assert given["served_model_name"] == ["toy", "gpt-4o", "t"]
 
     shown = here("status")
     assert shown.status == 0

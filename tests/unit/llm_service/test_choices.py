@@ -17,7 +17,7 @@ from llm_service.choices import (
 )
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import FinishReason, Prompt, Request, TokenLogprob, TokenOutput
-from llm_service.sampling import MAX_SEED, SamplingParams
+from llm_service.sampling import MAX_SEED, MIN_SEED, SamplingParams
 from protos.errors import EngineDeadError
 from tests.idle_engine import IdleEngine
 from tests.real_tokenizers import real_tokenizer
@@ -141,7 +141,7 @@ async def test_each_token_has_its_logprob_while_its_text_is_held_back() -> None:
 def test_seeds_of_choices_are_a_row_that_begins_anew_at_its_end() -> None:
     seeded = Request(PROMPT, SamplingParams(seed=MAX_SEED), priority=3)
     choices = [choice_request(seeded, index) for index in range(3)]
-    assert [choice.params.seed for choice in choices] == [MAX_SEED, 0, 1]
+    assert [choice.params.seed for choice in choices] == [MAX_SEED, MIN_SEED, MIN_SEED + 1]
     assert {choice.priority for choice in choices} == {3}
     free = Request(PROMPT, SamplingParams())
     assert choice_request(free, 3).params.seed is None

@@ -232,26 +232,41 @@ async def test_rows_of_the_table_decide_and_its_dtype_is_converted(start: Start)
     assert await tokens_of(engine, params, Prompt(ids, table.flip(0))) != tokens
 
 
-@pytest.mark.parametrize(
-    ("length", "max_tokens", "numbers", "field"),
-    [
-        (500, 13, ("500", "13", "512"), "stop.max_token_count"),
-        (512, None, ("512", "1", "512"), "text"),
-    ],
-)
-async def test_refuses_what_exceeds_the_context(
-    start: Start, length: int, max_tokens: int | None, numbers: tuple[str, ...], field: str
-) -> None:
+@pytest.mark.parametrize("length", [512, 600])
+async def test_refuses_a_prompt_that_leaves_no_room(start: Start, length: int) -> None:
     engine = await start()
-    with pytest.raises(ContextLengthError) as caught:
-        await outputs_of(
-            engine,
-            Prompt([1] * length, NO_ROWS, field="text"),
-            SamplingParams(max_tokens=max_tokens),
-        )
-    assert caught.value.field == field
-    for number in numbers:
-        assert number in caught.value.message
+    prompt = Prompt([1] * length, NO_ROWS, field="text")
+    sentence = (
+        f"prompt is too long: it has {length} tokens, .* This model's maximum context length is"
+        " 512 tokens;"
+    )
+    with pytest.raises(ContextLengthError, match=sentence) as caught:
+        await outputs_of(engine, prompt, SamplingParams(max_tokens=1))
+    assert caught.value.field == "text"
+
+
+async def test_a_limit_above_the_room_left_is_lowered(start: Start) -> None:
+    engine = await start()
+    params = SamplingParams(max_tokens=2**31 - 1)
+    outputs = await outputs_of(engine, Prompt([1] * 508, NO_ROWS), params)
+    assert sum(len(output.token_ids) for output in outputs) == 4
+    assert outputs[-1].finish_reason == "length"
+
+
+async def test_no_mass_at_all_is_the_most_probable_token(start: Start) -> None:
+    engine = await start()
+    params = SamplingParams(max_tokens=20)
+    sampled = replace(params, temperature=1.0, top_p=0.0)
+    assert await tokens_of(engine, sampled) == await tokens_of(engine, params)
+
+
+async def test_seeds_differ_by_their_sign(start: Start) -> None:
+    engine = await start()
+    params = SamplingParams(max_tokens=20, temperature=1.5)
+    seeds = [-1, 1, -(2**63), 2**63 - 1, -1]
+    first, *others, again = [await tokens_of(engine, replace(params, seed=s)) for s in seeds]
+    assert first == again
+    assert len({tuple(tokens) for tokens in (first, *others)}) == 4
 
 
 async def test_context_is_what_the_cache_holds_when_that_is_less(start: Start) -> None:
@@ -260,7 +275,7 @@ async def test_context_is_what_the_cache_holds_when_that_is_less(start: Start) -
     assert engine.context_length == engine.load().total_kv_token_count == 64
     assert len(await tokens_of(engine, SamplingParams(), Prompt([1] * 60, NO_ROWS))) == 4
     with pytest.raises(ContextLengthError, match="64"):
-        await outputs_of(engine, Prompt([1] * 60, NO_ROWS), SamplingParams(max_tokens=5))
+        await outputs_of(engine, Prompt([1] * 64, NO_ROWS), SamplingParams())
 
 
 @pytest.mark.parametrize(

@@ -365,10 +365,10 @@ REFUSED: list[tuple[Kind, str, str]] = [
     ("json_schema", '{"type": "strng"}', "strng"),
     ("json_schema", '{"not": {"type": "string"}}', "not"),
     ("json_schema", '{"x-guidance": {"lenient": true}, "not": {}}', "not"),
-    ("json_schema", '{"type": "string", "enum": [1]}', "Unsatisfiable"),
+    ("json_schema", '{"type": "string", "enum": [1]}', "of two types"),
     ("json_schema", '{"$ref": "#"}', "no text"),
     ("json_schema", '{"$ref": "http://localhost/schema"}', "not fetch"),
-    ("json_schema", '{"items":' * 2000 + "{}" + "}" * 2000, "recursion limit"),
+    ("json_schema", '{"items":' * 2000 + "{}" + "}" * 2000, "levels deep"),
     # These three are what the trial in a child process is for.
     ("json_schema", chain_of_arrays(1400), "too much"),
     ("json_schema", '{"type": "integer", "multipleOf": 999983}', "too much"),
@@ -396,7 +396,7 @@ def test_a_bad_guide_is_refused_by_its_field_and_reason(
 ) -> None:
     with pytest.raises(InvalidArgumentError, match=re.escape(reason)) as refusal:
         new_matcher("qwen2_5", Guide(kind, source))
-    assert refusal.value.field == f"guided.{kind}"
+    assert re.fullmatch(rf"guided\.{kind}(\..*)?", refusal.value.field)
     assert len(refusal.value.message) < MAX_MESSAGE_LENGTH
     new_matcher("qwen2_5", SENTENCE)
 

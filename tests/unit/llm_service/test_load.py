@@ -40,6 +40,7 @@ def test_end_tokens_are_the_templates_and_the_checkpoints(checkpoint: Path) -> N
         max_context_token_count=100,
         max_image_count=1,
         max_upload_seconds=300,
+        created_unix_seconds=0,
     )
     assert model.end_token_ids == {5, model.tokenizer.special_id("<|im_end|>")}
 

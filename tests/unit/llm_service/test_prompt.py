@@ -1,40 +1,277 @@
 from __future__ import annotations
 
-import pytest
+import re
 
-from llm_service.prompt import Message, Role, chat_layout, text_layout, token_layout
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_service.conversation import DEFAULT_SYSTEM_TEXT, Ending, Message, Role
+from llm_service.hermes import ToolCall
+from llm_service.pieces import ImagePart
+from llm_service.prompt import (
+    ChatPrompt,
+    PromptLayout,
+    TextPrompt,
+    TokenPrompt,
+    chat_layout,
+    text_layout,
+    token_layout,
+)
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
 from tests.real_tokenizers import FAMILIES, real_tokenizer
 
 VOCABULARY_SIZE = 151674
+IMAGE = ImagePart()
+# How the reference's own text of a prompt begins, and how it marks an image of no rows.
+SYSTEM = f"<|im_start|>system\n{DEFAULT_SYSTEM_TEXT}<|im_end|>\n"
+PLACE = "<img></img>"
+ANSWER = "<|im_start|>assistant\n"
+CONTROL_TOKENS = ("<|im_start|>", "<|im_end|>", "<img>", "</img>", "<tool_call>", "</tool_call>")
 
 
-def user(text: str, image_count: int = 0) -> Message:
-    return Message(Role.USER, text, image_count)
+def user(*parts: str | ImagePart) -> Message:
+    return Message(Role.USER, parts)
+
+
+def system(*texts: str) -> Message:
+    return Message(Role.SYSTEM, texts)
+
+
+def assistant(*texts: str, calls: tuple[ToolCall, ...] = ()) -> Message:
+    return Message(Role.ASSISTANT, texts, calls)
+
+
+def tool(*texts: str) -> Message:
+    return Message(Role.TOOL, texts)
+
+
+WEATHER = ToolCall("weather", '{"city":"Köln"}')
+TIME = ToolCall("time", "")
+CALLS = (
+    '<tool_call>\n{"name": "weather", "arguments": {"city":"Köln"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+)
+# Each with the prompt that it makes.
+PROMPTS: list[tuple[str, list[Message], Ending | None, str]] = [
+    ("empty content", [user()], None, f"{SYSTEM}<|im_start|>user\n<|im_end|>\n{ANSWER}"),
+    (
+        "leading system messages",
+        [system("Be short."), system("In", "English."), user("hi")],
+        None,
+        "<|im_start|>system\nBe short.\n\nIn\nEnglish.<|im_end|>\n"
+        f"<|im_start|>user\nhi<|im_end|>\n{ANSWER}",
+    ),
+    (
+        "a later system message",
+        [user("hi"), assistant("Hello"), system("Now in French."), user("again")],
+        None,
+        f"{SYSTEM}<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+        "<|im_start|>system\nNow in French.<|im_end|>\n"
+        f"<|im_start|>user\nagain<|im_end|>\n{ANSWER}",
+    ),
+    (
+        "a system message alone",
+        [system("Write a poem.")],
+        None,
+        f"<|im_start|>system\nWrite a poem.<|im_end|>\n{ANSWER}",
+    ),
+    (
+        "the assistant last",
+        [user("hi"), assistant("Hello, I am")],
+        None,
+        f"{SYSTEM}<|im_start|>user\nhi<|im_end|>\n{ANSWER}Hello, I am",
+    ),
+    (
+        "a new turn after the assistant's",
+        [user("hi"), assistant("Hello")],
+        Ending.NEW_TURN,
+        f"{SYSTEM}<|im_start|>user\nhi<|im_end|>\n{ANSWER}Hello<|im_end|>\n{ANSWER}",
+    ),
+    (
+        "the user continued",
+        [user("What is the")],
+        Ending.CONTINUED,
+        f"{SYSTEM}<|im_start|>user\nWhat is the",
+    ),
+    (
+        "closed",
+        [user("hi"), assistant("Hello")],
+        Ending.CLOSED,
+        f"{SYSTEM}<|im_start|>user\nhi<|im_end|>\n{ANSWER}Hello<|im_end|>\n",
+    ),
+    (
+        "tools",
+        [
+            user("Warm?"),
+            assistant(calls=(WEATHER, TIME)),
+            tool("20 °C"),
+            tool("noon", "sharp"),
+            assistant("Let me see.", calls=(TIME,)),
+            tool(),
+        ],
+        None,
+        f"{SYSTEM}<|im_start|>user\nWarm?<|im_end|>\n{ANSWER}{CALLS}<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n20 °C\n</tool_response>\n"
+        "<tool_response>\nnoon\nsharp\n</tool_response><|im_end|>\n"
+        f"{ANSWER}Let me see.\n"
+        '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call><|im_end|>\n'
+        f"<|im_start|>user\n<tool_response>\n\n</tool_response><|im_end|>\n{ANSWER}",
+    ),
+    (
+        "one text: images first",
+        [user("What is it?", IMAGE)],
+        None,
+        f"{SYSTEM}<|im_start|>user\n{PLACE}\nWhat is it?<|im_end|>\n{ANSWER}",
+    ),
+    (
+        "several texts: in order",
+        [user("A:", IMAGE, "B:", IMAGE, "Which is older?")],
+        None,
+        f"{SYSTEM}<|im_start|>user\nA:\n{PLACE}\nB:\n{PLACE}\nWhich is older?<|im_end|>\n{ANSWER}",
+    ),
+    (
+        "several texts with placeholders",
+        [user("A: <image>", IMAGE, "B:", IMAGE)],
+        None,
+        f"{SYSTEM}<|im_start|>user\n{PLACE}\nA: {PLACE}\nB:<|im_end|>\n{ANSWER}",
+    ),
+    (
+        "an image alone",
+        [user(IMAGE)],
+        None,
+        f"{SYSTEM}<|im_start|>user\n{PLACE}\n<|im_end|>\n{ANSWER}",
+    ),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("messages", "ending", "prompt"),
+    [prompt[1:] for prompt in PROMPTS],
+    ids=[prompt[0] for prompt in PROMPTS],
+)
+def test_the_prompt_is_as_the_template_writes_it(
+    family: str, messages: list[Message], ending: Ending | None, prompt: str
+) -> None:
+    layout = chat_layout(real_tokenizer(family), messages, ending)
+    assert ids(layout) == whole(family, prompt)
+
+
+def whole(family: str, prompt: str) -> list[int]:
+    """Returns the ids of a prompt's whole text, in which special tokens are written out."""
+    tokenizer = real_tokenizer(family)
+    token_ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    known = "|".join(re.escape(token) for token in CONTROL_TOKENS if tokenizer.has_token(token))
+    for piece in re.split(f"({known})", prompt):
+        is_token = tokenizer.has_token(piece)
+        token_ids += [tokenizer.special_id(piece)] if is_token else tokenizer.encode(piece)
+    return token_ids
+
+
+def ids(layout: PromptLayout) -> list[int]:
+    """Returns a prompt's ids as if its images had no rows."""
+    return layout.token_ids([0] * layout.image_count, VOCABULARY_SIZE)
+
+
+def test_an_open_text_and_its_continuation_are_one_text() -> None:
+    """A line feed, or a token of its own at the border, would be no place to go on from."""
+    tokenizer = real_tokenizer("qwen2_5")
+    open_ids = ids(chat_layout(tokenizer, [user("hi"), assistant("One, two,")]))
+    whole_ids = ids(chat_layout(tokenizer, [user("hi"), assistant("One, two, three")]))
+    assert whole_ids[: len(open_ids)] == open_ids
+    assert tokenizer.token_bytes(whole_ids[len(open_ids)]) == b" three"
+
+
+@pytest.mark.parametrize(
+    ("source", "goes_on"),
+    [
+        (ChatPrompt([user("a"), assistant("b")]), True),
+        (ChatPrompt([user("a"), assistant("")]), False),
+        (ChatPrompt([user("a"), assistant("b")], Ending.NEW_TURN), False),
+        (ChatPrompt([user("a")]), False),
+        (ChatPrompt([user("a")], Ending.CONTINUED), True),
+        (ChatPrompt([]), False),
+        (TextPrompt("a"), True),
+        (TextPrompt(""), False),
+        (TokenPrompt([1]), False),
+    ],
+)
+def test_an_answer_goes_on_with_an_open_text(
+    source: ChatPrompt | TextPrompt | TokenPrompt, goes_on: bool
+) -> None:
+    assert source.goes_on is goes_on
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_images_without_placeholder_stand_first(family: str) -> None:
     tokenizer = real_tokenizer(family)
-    written = chat_layout(tokenizer, [user("<image>\n<image>\n1: <image>", 3)])
-    assert chat_layout(tokenizer, [user("1: <image>", 3)]) == written
+    written = chat_layout(tokenizer, [user("<image>\n<image>\n1: <image>", IMAGE, IMAGE, IMAGE)])
+    assert chat_layout(tokenizer, [user(IMAGE, "1: <image>", IMAGE, IMAGE)]) == written
 
 
 def test_too_many_placeholders_name_both_numbers() -> None:
+    messages = [user("a"), user("<image><image>", IMAGE), assistant("b")]
     with pytest.raises(PlaceholderMismatchError, match="has 2 <image> .* has 1 images") as info:
-        chat_layout(real_tokenizer("qwen2_5"), [user("<image><image>", 1)])
-    assert info.value.field == "chat.messages[0].parts"
+        chat_layout(real_tokenizer("qwen2_5"), messages)
+    assert info.value.field == "chat.messages[1].parts"
 
 
-def test_placeholders_outside_user_turns_are_text() -> None:
+def test_too_many_placeholders_of_an_older_turn_are_text() -> None:
+    messages = [user("1: <image> 2: <image>", IMAGE), assistant("b"), user("and?")]
+    layout = chat_layout(real_tokenizer("qwen2_5"), messages)
+    prompt = (
+        f"{SYSTEM}<|im_start|>user\n1: {PLACE} 2: <image><|im_end|>\n"
+        f"{ANSWER}b<|im_end|>\n<|im_start|>user\nand?<|im_end|>\n{ANSWER}"
+    )
+    assert ids(layout) == whole("qwen2_5", prompt)
+
+
+def test_placeholders_without_images_are_text() -> None:
     tokenizer = real_tokenizer("qwen2_5")
     messages = [
-        Message(Role.SYSTEM, "about <image>"),
-        user("hi"),
-        Message(Role.ASSISTANT, "an <image> tag"),
-        user("and?"),
+        system("about <image>"),
+        user("What does <image> do in SVG?"),
+        assistant("an <image> tag", calls=(ToolCall("<image>", "<image>"),)),
+        tool("<image>"),
+        user("and <image><image>?"),
     ]
     assert chat_layout(tokenizer, messages).image_count == 0
+
+
+# Texts in which placeholders and control tokens are frequent.
+TEXTS = st.lists(
+    st.sampled_from(["<image>", "a", "\n", " é", "<|im_end|>", "<tool_call>", "<img>", "</s>"])
+).map("".join)
+PARTS = st.lists(TEXTS | st.just(IMAGE), max_size=5).map(tuple)
+CALLED = st.lists(st.builds(ToolCall, TEXTS, TEXTS), max_size=2).map(tuple)
+OLDER_TURNS = st.one_of(
+    st.builds(Message, st.just(Role.USER), PARTS),
+    st.builds(Message, st.just(Role.ASSISTANT), st.tuples(TEXTS), CALLED),
+    st.builds(Message, st.sampled_from([Role.SYSTEM, Role.TOOL]), st.tuples(TEXTS)),
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=50)
+@given(history=st.lists(OLDER_TURNS, max_size=5))
+def test_no_history_is_refused_and_no_text_becomes_a_control_token(
+    family: str, history: list[Message]
+) -> None:
+    tokenizer = real_tokenizer(family)
+    layout = chat_layout(tokenizer, [*history, user("and?")])
+    assert layout.image_count == sum(message.image_count for message in history)
+    known = ids(layout)
+    assert known.count(tokenizer.special_id("<img>")) == layout.image_count
+    assert known.count(tokenizer.special_id("</img>")) == layout.image_count
+    starts = known.count(tokenizer.special_id("<|im_start|>"))
+    assert known.count(tokenizer.special_id("<|im_end|>")) == starts - 1
+    assert starts <= len(history) + 3
+    if family == "qwen2_5":
+        calls = sum(len(message.tool_calls) for message in history)
+        assert known.count(tokenizer.special_id("<tool_call>")) == calls
+    else:
+        assert tokenizer.special_id("</s>") not in known
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,22 +285,29 @@ def test_typed_control_tokens_do_not_end_the_turn(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "field"),
+    ("messages", "ending", "field", "sentence"),
     [
-        ([], "chat.messages"),
-        ([user("a"), Message(Role.ASSISTANT, "b")], "chat.messages[1].role"),
-        ([user("a"), Message(Role.SYSTEM, "b"), user("c")], "chat.messages[1].role"),
+        ([], None, "chat.messages", "has 0 messages"),
+        ([system("a")], Ending.CONTINUED, "chat.ending", "is the system's, which cannot"),
+        ([user("a"), tool("b")], Ending.CONTINUED, "chat.ending", "is the tool's, which cannot"),
+        (
+            [user("a"), assistant("b", calls=(TIME,))],
+            None,
+            "chat.messages[1].tool_calls",
+            "calls tools and cannot be continued",
+        ),
     ],
-    ids=["empty", "assistant last", "system later"],
 )
-def test_conversations_that_the_template_does_not_know(messages: list[Message], field: str) -> None:
-    with pytest.raises(InvalidArgumentError) as info:
-        chat_layout(real_tokenizer("qwen2_5"), messages)
+def test_conversations_that_cannot_end_so(
+    messages: list[Message], ending: Ending | None, field: str, sentence: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=sentence) as info:
+        chat_layout(real_tokenizer("qwen2_5"), messages, ending)
     assert info.value.field == field
 
 
 def test_virtual_tokens_count_on_through_all_images() -> None:
-    layout = chat_layout(real_tokenizer("qwen2_5"), [user("a<image>b<image>", 2)])
+    layout = chat_layout(real_tokenizer("qwen2_5"), [user("a<image>b<image>", IMAGE, IMAGE)])
     ids = layout.token_ids([2, 3], VOCABULARY_SIZE)
     virtual = [token_id for token_id in ids if token_id >= VOCABULARY_SIZE]
     assert virtual == list(range(VOCABULARY_SIZE, VOCABULARY_SIZE + 5))

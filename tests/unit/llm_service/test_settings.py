@@ -36,6 +36,24 @@ def test_groups_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
+    ("words", "variable", "names"),
+    [
+        ((), "", ("model",)),
+        (("--served-model-name", "a"), "b", ("a",)),
+        (("--served-model-name", "a", "--served-model-name", "b/c"), "", ("a", "b/c")),
+        (("--served-model-name", '["a", "b", "a"]'), "", ("a", "b")),
+        ((), "internvl2.5", ("internvl2.5",)),
+        ((), '["a", "b"]', ("a", "b")),
+    ],
+)
+def test_a_model_has_a_name_and_others(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], variable: str, names: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("INTERNVL_LLM_SERVED_MODEL_NAME", variable)
+    assert read(monkeypatch, *words).model_names == names
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("--engine", "tensorrt_llm"), "--tensorrt-llm.engine-folder: the engine tensorrt_llm"),
@@ -44,6 +62,9 @@ def test_groups_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
             ("--engine", "tensorrt_llm", *FOLDER, "--torch.block-size", "8"),
             "--torch.block-size: an option of the engine torch",
         ),
+        (("--served-model-name", "a" * 257), "--served-model-name: 'aaaa"),
+        (("--served-model-name", '["a"'), '--served-model-name: ["a" is not a JSON list'),
+        (("--served-model-name", '["a,b"]'), "--served-model-name: 'a,b' cannot be a model's"),
         (("--torch.thread-count", "0"), "--torch.thread-count: Input should be greater"),
         (("--max-running-sequence-count", "100000"), "--max-running-sequence-count: Input should"),
         (("--kv-cache-byte-count", str(10**20)), "--kv-cache-byte-count: Input should be less"),

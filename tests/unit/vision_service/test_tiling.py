@@ -204,7 +204,6 @@ FILES = [
 
 
 # As in the service, where Pillow's warnings are off; pytest has its own way with them.
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(FILES), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3))))
 def test_a_damaged_file_is_decoded_or_refused(

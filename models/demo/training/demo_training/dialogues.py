@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from demo_training.samples import Turn
 from demo_training.scores import Label
-from llm_service.prompt import Message, Role, chat_layout
+from llm_service.conversation import Message, Role
+from llm_service.pieces import ImagePart
+from llm_service.prompt import chat_layout
 from llm_service.tokenizer import MESSAGE_END, Tokenizer
 
 IGNORED = -100  # what cross_entropy leaves out by default
@@ -53,18 +55,19 @@ def encode_dialogue(
     tokenizer: Tokenizer, turns: Iterable[Turn], image_count: int, system: str | None
 ) -> Dialogue:
     """Lays out a conversation whose first question has all the images."""
-    messages = [] if system is None else [Message(Role.SYSTEM, system)]
+    messages = [] if system is None else [Message(Role.SYSTEM, (system,))]
     spans: list[tuple[int, list[int]]] = []
     labels: list[Label] = []
     parts: Prefix = ((),)
     answer: list[int] = []
     for turn in turns:
-        messages.append(Message(Role.USER, turn.question, 0 if labels else image_count))
+        images = [] if labels else [ImagePart()] * image_count
+        messages.append(Message(Role.USER, (*images, turn.question)))
         parts = chat_layout(tokenizer, messages).segments
         answer = [*tokenizer.encode(turn.answer), tokenizer.special_id(MESSAGE_END)]
         spans.append((len(parts[-1]) - 1, answer))
         labels.append((turn.task, turn.language, turn.form))
-        messages.append(Message(Role.ASSISTANT, turn.answer))
+        messages.append(Message(Role.ASSISTANT, (turn.answer,)))
     token_ids = np.array([*parts[-1], *answer[:-1]])
     targets, owners = np.full((2, len(token_ids)), IGNORED)
     for index, (start, said) in enumerate(spans):

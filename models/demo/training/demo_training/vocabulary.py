@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
@@ -57,6 +57,27 @@ QWEN2_PATTERN: Final = (
 SYSTEM_TEXT: Final = (
     "你是书生·万象，英文名是InternVL，"
     "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+# That template as Jinja, for what counts or lays out prompts with transformers. Of a content in
+# parts it takes the texts: how many tokens an image has, only its file says.
+CHAT_TEMPLATE: Final = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{ '<|im_start|>system\n" + SYSTEM_TEXT + "<|im_end|>\n' }}"
+    "{%- endif -%}"
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- if message['content'] is string -%}"
+    "{{ message['content'] }}"
+    "{%- else -%}"
+    "{%- for part in message['content'] if part['type'] == 'text' -%}"
+    "{{ part['text'] }}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+    "{{ '<|im_end|>\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}"
+    "{{ '<|im_start|>assistant\n' }}"
+    "{%- endif -%}"
 )
 _CHINESE_WORDS: Final = (
     "什么 哪里 哪个 哪张图 哪一张 多少 没有 东西 图片 这张图 这幅图 两张图 第一张图 第二张图 位置"
@@ -146,6 +167,12 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))
+    text = json.dumps(tokenizer_config(tokenizer), ensure_ascii=False, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns what transformers wants to know beside the vocabulary."""
     added = {
         str(tokenizer.token_to_id(name)): {
             "content": name,
@@ -157,12 +184,13 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         }
         for name in SPECIAL_TOKENS
     }
-    config = {
+    return {
         "add_bos_token": False,
         "add_prefix_space": False,
         "added_tokens_decoder": added,
         "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
         "bos_token": None,
+        "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "eos_token": "<|im_end|>",
         "errors": "replace",
@@ -172,8 +200,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     }
-    text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

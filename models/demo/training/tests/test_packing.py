@@ -16,9 +16,11 @@ from demo_training.dialogues import IGNORED
 from demo_training.network import DemoModel
 from demo_training.samples import Picture, Sample
 from llm_service.checkpoint import LLMConfig
+from llm_service.conversation import Message, Role
 from llm_service.engines.base import LLMEngine, Prompt, Request
 from llm_service.engines.create import create_engine
-from llm_service.prompt import Message, Role, chat_layout
+from llm_service.pieces import ImagePart
+from llm_service.prompt import chat_layout
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
@@ -163,8 +165,8 @@ def served_prompt(checkpoint: Path, tokenizer: Tokenizer, sample: Sample) -> Pro
     engine = TorchEngine(vision, config, digest)
     tables = [engine.encode(tiles_of(picture)).flatten(0, 1) for picture in sample.pictures]
     [[turn]] = sample.dialogues
-    messages = [] if sample.system is None else [Message(Role.SYSTEM, sample.system)]
-    messages.append(Message(Role.USER, turn.question, len(tables)))
+    messages = [] if sample.system is None else [Message(Role.SYSTEM, (sample.system,))]
+    messages.append(Message(Role.USER, (*[ImagePart()] * len(tables), turn.question)))
     llm = LLMConfig.from_checkpoint(checkpoint)
     row_counts = [len(table) for table in tables]
     token_ids = chat_layout(tokenizer, messages).token_ids(row_counts, llm.vocabulary_size)

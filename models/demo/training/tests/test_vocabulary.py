@@ -1,5 +1,9 @@
 """The demo model's tokenizer files: sizes, special ids, coverage of its world."""
 
+import json
+
+import tokenizers
+
 from demo_training.lexicon import CHARACTERS, COLOUR_NAMES, CONCEPTS, PLACES, SHAPES
 from demo_training.samples import KIND_SHARES, make_sample
 from demo_training.vocabulary import (
@@ -7,9 +11,11 @@ from demo_training.vocabulary import (
     SYSTEM_TEXT,
     TOKENIZER_FOLDER,
     VOCABULARY_SIZE,
+    tokenizer_config,
 )
-from llm_service.prompt import DEFAULT_SYSTEM_TEXT
+from llm_service.conversation import DEFAULT_SYSTEM_TEXT
 from llm_service.tokenizer import Tokenizer
+from models.demo import DEMO_CHECKPOINT
 
 TOKENIZER = Tokenizer.from_checkpoint(TOKENIZER_FOLDER)
 
@@ -55,3 +61,10 @@ def test_answers_are_short() -> None:
 
 def test_the_system_text_is_the_service_s_own() -> None:
     assert SYSTEM_TEXT == DEFAULT_SYSTEM_TEXT
+
+
+def test_the_files_beside_the_vocabulary_are_written_from_here() -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(TOKENIZER_FOLDER / "tokenizer.json"))
+    for folder in (TOKENIZER_FOLDER, DEMO_CHECKPOINT):
+        written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        assert written == tokenizer_config(tokenizer)

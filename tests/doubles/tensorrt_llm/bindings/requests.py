@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 
 from llm_service.engines.base import ImageRows, Prompt
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import MIN_SEED, SamplingParams
 from protos.identity import EmbeddingId
 
 from .values import PromptTuningConfig, Request
@@ -108,7 +108,7 @@ class Limits:
             top_k=config.top_k or None,
             top_p=config.top_p or 1.0,
             min_p=config.min_p or 0.0,
-            seed=config.seed or 0,
+            seed=((config.seed or 0) - MIN_SEED) % 2**64 + MIN_SEED,
             repetition_penalty=config.repetition_penalty or 1.0,
             presence_penalty=config.presence_penalty or 0.0,
             frequency_penalty=config.frequency_penalty or 0.0,

@@ -19,6 +19,13 @@ from vision_service.decoding.headers import Header, read_header
 SMALL = picture(36, 20)
 
 
+def _changed(image_format: str, name: bytes, offset: int, byte: int) -> bytes:
+    """Returns the picture as a file with another byte so far behind a name."""
+    data = bytearray(encoded(SMALL, image_format))
+    data[data.index(name) + offset] = byte
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("image_format", "options"),
     [
@@ -72,11 +79,18 @@ def test_a_gif_frame_beyond_its_screen_counts() -> None:
             "over 4096 bytes between its segments; the limit is 4096",
         ),
         (
-            b"\xff\xd8" + hostile.segment(0xFE, b"") * 5000,
-            "over 4096 segments before its pixels",
+            b"\xff\xd8" + hostile.segment(0xFE, b"") * 20_000,
+            "over 16384 segments before its pixels",
         ),
-        (b"GIF89a" + bytes(7) + b"!\xfe\0" * 5000, "over 4096 blocks before its pixels"),
-        (b"GIF89a" + bytes(7) + b"!\xfe" + b"\1x" * 5000, "over 4096 sub-blocks in a row"),
+        (b"GIF89a" + bytes(7) + b"!\xfe\0" * 20_000, "over 16384 blocks before its pixels"),
+        (b"GIF89a" + bytes(7) + b"!\xfe" + b"\1x" * 250_000, "over 200000 sub-blocks"),
+        (b"\r\n\r\n" + encoded(SMALL, "JPEG"), "4 other bytes before its JPEG data"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + encoded(SMALL, "WEBP"), "19 other bytes before its WEBP"),
+        (b"\xef\xbb\xbf" + encoded(SMALL, "PNG"), "3 other bytes .*; send it without them"),
+        (bytes(2000) + encoded(SMALL, "GIF"), "not a JPEG, PNG"),
+        (_changed("JPEG", b"\xff\xc0", 4, 12), "a JPEG of 12 bits a sample; 8 are read"),
+        (_changed("JPEG", b"\xff\xc0", 9, 2), "a JPEG of 2 components; 1, 3 and 4 are read"),
+        (_changed("PNG", b"IHDR", 12, 3), "a PNG of colour type 2 with 3 bits, which PNG does not"),
         (encoded(SMALL, "JPEG")[:100], "its JPEG header has no size"),
         (encoded(SMALL, "PNG")[:20], "its PNG header has no size"),
         (encoded(SMALL, "GIF")[:20], "its GIF header has no size"),

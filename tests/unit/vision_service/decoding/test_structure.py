@@ -10,54 +10,41 @@ from protos.errors import ImageTooLargeError, InvalidImageError
 from tests import hostile_pictures as hostile
 from tests.unit.vision_service.fakes import encoded, picture
 from vision_service.decoding.headers import Header
-from vision_service.decoding.structure import check_runs, check_structure
+from vision_service.decoding.structure import (
+    check_runs,
+    check_scans,
+)
 
 PICTURE = picture(300, 200)
 
 
-@pytest.mark.parametrize(
-    ("image_format", "options"),
-    [
-        ("JPEG", {}),
-        ("JPEG", {"progressive": True}),
-        ("PNG", {}),
-        ("WEBP", {}),
-        ("WEBP", {"save_all": True, "append_images": [PICTURE.rotate(180)]}),
-    ],
-)
-def test_honest_files_pass(image_format: str, options: dict[str, Any]) -> None:
-    check_structure(encoded(PICTURE, image_format, **options), image_format)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_honest_files_pass(options: dict[str, Any]) -> None:
+    check_scans(encoded(PICTURE, "JPEG", **options))
 
 
 def test_what_follows_the_picture_is_not_counted() -> None:
-    check_structure(encoded(PICTURE, "JPEG") + b"\xff\xda\0\2" * 100, "JPEG")
+    check_scans(encoded(PICTURE, "JPEG") + b"\xff\xda\0\2" * 100 + b"\xff" * 5000)
 
 
 @pytest.mark.parametrize(
-    ("data", "image_format", "complaint"),
+    ("data", "complaint"),
     [
-        (hostile.progressive_jpeg(64, 31), "JPEG", "has over 32 scans; the limit is 32"),
+        (hostile.progressive_jpeg(64, 31), "has over 32 scans; the limit is 32"),
+        (hostile.filled_jpeg(5000), "a run of over 4096 fill bytes; the limit is 4096"),
         (
-            hostile.filled_jpeg(5000),
-            "JPEG",
-            "a run of over 4096 fill bytes; the limit is 4096",
+            encoded(PICTURE, "JPEG")[:-2] + hostile.segment(0xFE, b"") * 20_000,
+            "over 16384 segments",
         ),
-        (
-            encoded(PICTURE, "JPEG")[:-2] + hostile.segment(0xFE, b"") * 5000,
-            "JPEG",
-            "over 4096 segments",
-        ),
-        (hostile.chunky_png(300_000), "PNG", "over 16384 chunks; the limit is 16384"),
-        (encoded(PICTURE, "WEBP") + b"XXXX\0\0\0\0" * 20_000, "WEBP", "over 16384 chunks"),
     ],
 )
-def test_too_many_parts_are_refused(data: bytes, image_format: str, complaint: str) -> None:
+def test_too_many_parts_are_refused(data: bytes, complaint: str) -> None:
     with pytest.raises(InvalidImageError, match=complaint):
-        check_structure(data, image_format)
+        check_scans(data)
 
 
 def test_scans_up_to_the_limit_pass() -> None:
-    check_structure(hostile.progressive_jpeg(64, 30), "JPEG")
+    check_scans(hostile.progressive_jpeg(64, 30))
 
 
 @pytest.mark.parametrize(("edge", "byte_count"), [(100, 5_000_000), (4000, 1000)])

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llm_service.checkpoint import CheckpointError, LLMConfig, weight_files
+from llm_service.checkpoint import (
+    CheckpointError,
+    LLMConfig,
+    created_unix_seconds,
+    weight_files,
+)
 from tests.unit.llm_service.engines.torch.tiny import INTERNLM2, QWEN2, write_config
 
 
@@ -114,6 +120,16 @@ def test_finds_the_single_file_and_the_shards(tmp_path: Path) -> None:
     for name in set(weight_map.values()):
         (tmp_path / name).touch()
     assert weight_files(tmp_path) == [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+
+
+def test_a_model_is_as_old_as_its_newest_weight_file(tmp_path: Path) -> None:
+    for name, seconds in (("config.json", 40), ("a.safetensors", 10), ("b.safetensors", 20)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (seconds, seconds))
+    assert created_unix_seconds(tmp_path) == 20
+    for file in tmp_path.glob("*.safetensors"):
+        file.unlink()
+    assert created_unix_seconds(tmp_path) == 40
 
 
 @pytest.mark.parametrize("weight_map", [["a", "b"], {"a": 1}, {}])

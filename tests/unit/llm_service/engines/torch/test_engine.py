@@ -418,5 +418,6 @@ def test_refuses_cuda_where_there_is_none(checkpoint: Path) -> None:
 
 
 def test_model_is_named_after_its_folder_unless_told(checkpoint: Path) -> None:
-    assert Settings(checkpoint=checkpoint).model_name == checkpoint.name
-    assert Settings(checkpoint=checkpoint, served_model_name="pilot").model_name == "pilot"
+    assert Settings(checkpoint=checkpoint).model_names == (checkpoint.name,)
+    settings = Settings(checkpoint=checkpoint, served_model_name=("pilot", "gpt-4o", "pilot"))
+    assert settings.model_names == ("pilot", "gpt-4o")

@@ -17,16 +17,16 @@ from protos.errors import InvalidArgumentError
         ({"temperature": -0.1}, "sampling.temperature", "0 to 2", "-0.1"),
         ({"temperature": 2.1}, "sampling.temperature", "0 to 2", "2.1"),
         ({"temperature": math.nan}, "sampling.temperature", "0 to 2", "nan"),
-        ({"top_p": 0.0}, "sampling.top_p", "above 0 and at most 1", "0"),
-        ({"top_p": 1.1}, "sampling.top_p", "above 0 and at most 1", "1.1"),
-        ({"top_p": math.nan}, "sampling.top_p", "above 0 and at most 1", "nan"),
+        ({"top_p": -0.1}, "sampling.top_p", "0 to 1", "-0.1"),
+        ({"top_p": 1.1}, "sampling.top_p", "0 to 1", "1.1"),
+        ({"top_p": math.nan}, "sampling.top_p", "0 to 1", "nan"),
         ({"top_k": 0}, "sampling.top_k", "at least 1", "0"),
         ({"top_k": -1}, "sampling.top_k", "at least 1", "-1"),
         ({"min_p": -0.1}, "sampling.min_p", "0 to 1", "-0.1"),
         ({"min_p": 1.1}, "sampling.min_p", "0 to 1", "1.1"),
         ({"min_p": math.nan}, "sampling.min_p", "0 to 1", "nan"),
-        ({"seed": -1}, "sampling.seed", "0 to 9223372036854775807", "-1"),
-        ({"seed": 2**63}, "sampling.seed", "0 to 9223372036854775807", str(2**63)),
+        ({"seed": -(2**63) - 1}, "sampling.seed", "to 9223372036854775807", str(-(2**63) - 1)),
+        ({"seed": 2**63}, "sampling.seed", "-9223372036854775808 to", str(2**63)),
         ({"repetition_penalty": 0.0}, "sampling.repetition_penalty", "above 0", "0"),
         ({"repetition_penalty": 11.0}, "sampling.repetition_penalty", "at most 10", "11"),
         ({"repetition_penalty": math.nan}, "sampling.repetition_penalty", "at most 10", "nan"),
@@ -58,6 +58,7 @@ def test_refuses_by_field_limit_and_value(
     [
         {"temperature": 0.0, "top_p": 1.0, "min_p": 0.0, "seed": 0, "top_k": 1},
         {"temperature": 2.0, "top_p": 1e-6, "min_p": 1.0, "seed": 2**63 - 1},
+        {"top_p": 0.0, "seed": -(2**63)},
         {"repetition_penalty": 10.0, "presence_penalty": -2.0, "frequency_penalty": -2.0},
         {"repetition_penalty": 1e-6, "presence_penalty": 2.0, "frequency_penalty": 2.0},
         {"max_tokens": 1, "min_tokens": 0, "stop_token_ids": frozenset({0})},
@@ -71,3 +72,4 @@ def test_accepts_the_borders(options: dict[str, Any]) -> None:
 def test_is_greedy_by_default() -> None:
     assert SamplingParams().is_greedy
     assert not SamplingParams(temperature=0.1).is_greedy
+    assert SamplingParams(temperature=0.1, top_p=0.0).is_greedy

@@ -1,0 +1,187 @@
+"""Conversations, and how the chat template `internvl2_5` lays them out.
+
+OpenGVLab/InternVL, internvl_chat/internvl/conversation.py. The template has one system text, and
+turns of user and assistant in any order; what it lacks is laid out as Qwen2.5's own does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import groupby, takewhile
+
+from llm_service.hermes import ToolCall, call_pieces, response_pieces
+from llm_service.pieces import (
+    PLACEHOLDER,
+    ImagePart,
+    Piece,
+    SpecialToken,
+    image_place,
+    with_images,
+)
+from llm_service.tokenizer import MESSAGE_END, MESSAGE_START
+from protos.errors import InvalidArgumentError, PlaceholderMismatchError
+
+DEFAULT_SYSTEM_TEXT = (
+    "你是书生·万象，英文名是InternVL，"
+    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+
+class Role(str, Enum):
+    """Who speaks; the values are the template's words, but for TOOL, which speaks as the user."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+class Ending(Enum):
+    """What follows the last message: the assistant's turn, the same turn's rest, or nothing."""
+
+    NEW_TURN = "new turn"
+    CONTINUED = "continued"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn.
+
+    Attributes:
+        role: who speaks.
+        parts: texts and images in their order; only the user's has images.
+        tool_calls: calls that follow the text; only the assistant's has any.
+    """
+
+    role: Role
+    parts: tuple[str | ImagePart, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """The parts that are texts."""
+        return [part for part in self.parts if isinstance(part, str)]
+
+    @property
+    def text(self) -> str:
+        """All texts."""
+        return "\n".join(self.texts)
+
+    @property
+    def image_count(self) -> int:
+        """Images in this turn."""
+        return len(self.parts) - len(self.texts)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    role: Role
+    pieces: Iterable[Piece]
+
+
+def ending_of(messages: Sequence[Message], ending: Ending | None) -> Ending:
+    """Returns what follows the last message; None stands for what its role suggests."""
+    if ending is not None:
+        return ending
+    answers = bool(messages) and messages[-1].role is Role.ASSISTANT
+    return Ending.CONTINUED if answers else Ending.NEW_TURN
+
+
+def conversation_pieces(messages: Sequence[Message], ending: Ending) -> list[Piece]:
+    """Lays out a conversation.
+
+    Raises:
+        InvalidArgumentError: there is no message, or the last is not one that can be continued.
+        PlaceholderMismatchError: the last user turn has more placeholders than images.
+    """
+    if not messages:
+        raise InvalidArgumentError(
+            "the conversation has 0 messages; it must have at least 1", field="chat.messages"
+        )
+    pieces: list[Piece] = []
+    for turn in _turns(messages):
+        pieces += (SpecialToken(MESSAGE_START), f"{turn.role.value}\n", *turn.pieces)
+        pieces += (SpecialToken(MESSAGE_END), "\n")
+    if ending is Ending.CONTINUED:
+        _check_continuable(messages)
+        del pieces[-2:]
+    if ending is Ending.NEW_TURN:
+        pieces += (SpecialToken(MESSAGE_START), f"{Role.ASSISTANT.value}\n")
+    return pieces
+
+
+def _check_continuable(messages: Sequence[Message]) -> None:
+    index, last = len(messages) - 1, messages[-1]
+    if last.role not in (Role.USER, Role.ASSISTANT):
+        raise InvalidArgumentError(
+            f"the last message is the {last.role.value}'s, which cannot be continued; let the"
+            " assistant's turn begin, or end with a message of the user or the assistant",
+            field="chat.ending",
+        )
+    if last.tool_calls:
+        raise InvalidArgumentError(
+            "the last message calls tools and cannot be continued; send what they returned after"
+            " it, or let a new turn begin",
+            field=f"chat.messages[{index}].tool_calls",
+        )
+
+
+def _turns(messages: Sequence[Message]) -> Iterator[_Turn]:
+    leading = [message.text for message in takewhile(_is_system, messages)]
+    system_text = "\n\n".join(leading) if leading else DEFAULT_SYSTEM_TEXT
+    yield _Turn(Role.SYSTEM, [system_text])
+    users = [index for index, message in enumerate(messages) if message.role is Role.USER]
+    others = list(enumerate(messages))[len(leading) :]
+    for is_tool, run in groupby(others, lambda entry: entry[1].role is Role.TOOL):
+        if is_tool:
+            responses = [response_pieces(message.text) for _, message in run]
+            yield _Turn(Role.USER, _lines(responses))
+            continue
+        for index, message in run:
+            if message.role is Role.USER:
+                is_last = index == users[-1]
+                yield _Turn(Role.USER, _user_pieces(index, message, is_last=is_last))
+            else:
+                yield _Turn(message.role, _spoken_pieces(message))
+
+
+def _is_system(message: Message) -> bool:
+    return message.role is Role.SYSTEM
+
+
+def _spoken_pieces(message: Message) -> Iterator[Piece]:
+    """Yields text and calls; no line is left empty for a text that is missing beside calls."""
+    has_text = bool(message.text) or not message.tool_calls
+    calls = map(call_pieces, message.tool_calls)
+    return _lines([*([[message.text]] if has_text else []), *calls])
+
+
+def _user_pieces(index: int, message: Message, *, is_last: bool) -> Iterator[Piece]:
+    """Yields a turn's texts and images.
+
+    An image without its own placeholder stands before the text with a line feed, as the reference's
+    chat() does for its one image; among several texts without placeholders it stands in its place.
+    """
+    text, image_count = message.text, message.image_count
+    written = text.count(PLACEHOLDER)
+    if image_count and not written and len(message.texts) > 1:
+        return _lines([part] if isinstance(part, str) else image_place() for part in message.parts)
+    if is_last and written > image_count > 0:
+        raise PlaceholderMismatchError(
+            f"the text has {written} {PLACEHOLDER} placeholders, but the message has"
+            f" {image_count} images; send an image for each, or write less of them",
+            field=f"chat.messages[{index}].parts",
+        )
+    missing = f"{PLACEHOLDER}\n" * (image_count - written)
+    return with_images(missing + text, image_count)
+
+
+def _lines(lines: Iterable[Iterable[Piece]]) -> Iterator[Piece]:
+    """Yields what stands in lines, with line feeds between them."""
+    for index, line in enumerate(lines):
+        if index:
+            yield "\n"
+        yield from line

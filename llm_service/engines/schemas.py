@@ -1,0 +1,284 @@
+"""JSON Schemas and llguidance: what asks for nothing is left out, and what it refuses explained."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from protos.json_schema import MAX_DEPTH, Place, Schema, subschemas
+
+MAX_PLACE_LENGTH = 200
+# What llguidance enforces. Any other format is a note, as JSON Schema has it.
+FORMATS = frozenset(
+    {
+        "date",
+        "date-time",
+        "duration",
+        "email",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "time",
+        "uri",
+        "uuid",
+    }
+)
+# What to do without a keyword that llguidance does not enforce.
+ADVICE = {
+    "$dynamicAnchor": "use $anchor",
+    "$dynamicRef": "use $ref",
+    "$recursiveRef": "use $ref",
+    "contains": "say with items what each item is",
+    "dependencies": "use anyOf, with a branch for each case",
+    "dependentRequired": "use anyOf, with a branch for each case",
+    "dependentSchemas": "use anyOf, with a branch for each case",
+    "else": "use anyOf, with a branch for each case",
+    "if": "use anyOf, with a branch for each case",
+    "maxContains": "say with items what each item is",
+    "minContains": "say with items what each item is",
+    "not": "say with enum, pattern or anyOf what is allowed instead",
+    "propertyNames": "use patternProperties, and additionalProperties false",
+    "then": "use anyOf, with a branch for each case",
+    "unevaluatedItems": "use items beside prefixItems",
+    "unevaluatedProperties": "use additionalProperties",
+    "uniqueItems": "leave it out, and ask for it in the prompt",
+}
+TYPES = "array, boolean, integer, null, number, object and string"
+UNIMPLEMENTED = "Unimplemented keys: "
+REGEX_ERROR = "regex parse error:"
+LOOK_AROUND = "look-around, (?= (?! (?<= or (?<!, cannot be followed; write it without"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a guide cannot be followed.
+
+    Attributes:
+        reason: the end of a sentence.
+        place: where in a JSON Schema, as the end of a JSON path; empty where that is not known.
+    """
+
+    reason: str
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A message of llguidance's, and ours; {0} is the first group of the former's pattern.
+
+    Attributes:
+        message: a pattern of the whole of llguidance's first line.
+        sentence: what we say.
+        keyword: what it is about; empty: no keyword of its own.
+        value: what the keyword has there, as text or as JSON; empty: whatever.
+    """
+
+    message: str
+    sentence: str
+    keyword: str = ""
+    value: str = ""
+
+
+EXPLANATIONS = (
+    Explanation(
+        "oneOf (constraints are not|not fully) supported.*",
+        "'oneOf' needs branches that exclude each other, e.g. by a const in each; use anyOf",
+        "oneOf",
+    ),
+    Explanation(
+        "Pointer '(.*)' does not exist", "'$ref' leads to #{0}, where nothing is", "$ref", "#{0}"
+    ),
+    Explanation(
+        "Resource '(.*)' is not present.*",
+        "'$ref' leads to {0}, and schemas are not fetched; put it below $defs",
+        "$ref",
+        "{0}",
+    ),
+    Explanation(
+        "circular references with sibling keys are not supported.*",
+        "a '$ref' that leads back to itself must have nothing beside it",
+    ),
+    Explanation("Invalid type: (.*)", f"'{{0}}' is no type; there are {TYPES}", "type", "{0}"),
+    Explanation(
+        "Unsatisfiable schema: (anyOf|oneOf) is empty",
+        "no JSON fits it: an enum, anyOf, oneOf or type has no entries",
+    ),
+    Explanation(
+        "Unsatisfiable schema: incompatible types",
+        "no JSON fits it: a value would have to be of two types",
+    ),
+    Explanation(
+        "Unsatisfiable schema: Regex is empty.*",
+        "no JSON fits it: a string's pattern, format and length exclude each other",
+    ),
+    Explanation("Unsatisfiable schema: (.*)", "no JSON fits it: {0}"),
+    Explanation("Expected f64 for '(.*)', got (.*)", "'{0}' must be a number", "{0}", "{1}"),
+    Explanation(
+        "Expected positive integer for '(.*)', got (.*)",
+        "'{0}' must be a whole number from 0 on, without a point",
+        "{0}",
+        "{1}",
+    ),
+    Explanation("Expected array for '(.*)', got (.*)", "'{0}' must be a list", "{0}", "{1}"),
+    Explanation("Expected object for '(.*)', got (.*)", "'{0}' must be an object", "{0}", "{1}"),
+    Explanation("Expected string for '(.*)', got (.*)", "'{0}' must be a string", "{0}", "{1}"),
+    Explanation(
+        "schema must be an object or boolean", "each schema in it must be an object, true or false"
+    ),
+    Explanation("Expecting object schema to apply options", "it must be an object"),
+    Explanation("recursion limit exceeded.*", f"it is more than {MAX_DEPTH - 1} levels deep"),
+)
+
+
+def lean(source: str) -> str:
+    """Returns a JSON Schema without the keywords that ask for nothing; as it is where it is none.
+
+    llguidance refuses some of these, for it does not look at what they ask for.
+    """
+    try:
+        schema = json.loads(source)
+        changes = [_drop_idle(each) for _, each in subschemas(schema)]
+        return json.dumps(schema, allow_nan=False) if any(changes) else source
+    except (AttributeError, ValueError, RecursionError):
+        return source  # llguidance says what is wrong with it
+
+
+def _drop_idle(schema: Schema) -> bool:
+    """Takes keywords that ask for nothing out of one schema, and says whether there were any."""
+    nulls = [name for name, value in schema.items() if value is None and name != "const"]
+    for name in nulls:
+        del schema[name]
+    idle = [name for name in IDLE.keys() & schema.keys() if IDLE[name](schema)]
+    for name in idle:
+        del schema[name]
+    return bool(nulls or idle)
+
+
+def _is_any(schema: object) -> bool:
+    return schema is True or schema == {}
+
+
+def _all_any(name: str) -> Callable[[Schema], bool]:
+    """Returns a test for keywords that hold lists of names, or schemas, by names."""
+
+    def check(schema: Schema) -> bool:
+        entries = schema[name]
+        return isinstance(entries, dict) and all(
+            each == [] or _is_any(each) for each in entries.values()
+        )
+
+    return check
+
+
+def _is_any_at(name: str) -> Callable[[Schema], bool]:
+    return lambda schema: _is_any(schema[name])
+
+
+def _contains_nothing(schema: Schema) -> bool:
+    least_is_none = schema.get("minContains") == 0 and "maxContains" not in schema
+    return "contains" not in schema or least_is_none
+
+
+def _has_no_condition(schema: Schema) -> bool:
+    return "if" not in schema or all(_is_any(schema.get(name, True)) for name in ("then", "else"))
+
+
+IDLE: dict[str, Callable[[Schema], bool]] = {
+    "contains": _contains_nothing,
+    "dependencies": _all_any("dependencies"),
+    "dependentRequired": _all_any("dependentRequired"),
+    "dependentSchemas": _all_any("dependentSchemas"),
+    "else": _has_no_condition,
+    "format": lambda schema: isinstance(schema["format"], str) and schema["format"] not in FORMATS,
+    "if": _has_no_condition,
+    "maxContains": _contains_nothing,
+    "minContains": _contains_nothing,
+    "not": lambda schema: schema["not"] is False,
+    "propertyNames": _is_any_at("propertyNames"),
+    "then": _has_no_condition,
+    "unevaluatedItems": _is_any_at("unevaluatedItems"),
+    "unevaluatedProperties": _is_any_at("unevaluatedProperties"),
+    "uniqueItems": lambda schema: schema["uniqueItems"] is False,
+}
+
+
+def explained(message: str, source: str) -> Fault:
+    """Returns llguidance's message about a JSON Schema in our words, with its place."""
+    line = message.split("\n", 1)[0]
+    if line.startswith(UNIMPLEMENTED):
+        return _unimplemented(line, source)
+    if line.startswith(REGEX_ERROR):
+        return _bad_pattern(message, source)
+    for each in EXPLANATIONS:
+        if found := re.fullmatch(each.message, line, re.DOTALL):
+            groups = found.groups()
+            place = _lone_place(source, each.keyword.format(*groups), each.value.format(*groups))
+            return Fault(each.sentence.format(*groups), place)
+    return Fault(line)
+
+
+def pattern_complaint(message: str) -> str:
+    """Returns what llguidance finds wrong with a regular expression, which it repeats first."""
+    reason = message.rpartition("error: ")[2].split("\n", 1)[0]
+    return LOOK_AROUND if "look-around" in reason else reason
+
+
+def _bad_pattern(message: str, source: str) -> Fault:
+    pattern = message.partition("\n")[2].split("\n", 1)[0].removeprefix("    ")
+    place = _lone_place(source, "pattern", pattern)
+    return Fault(f"a pattern is refused: {pattern_complaint(message)}", place)
+
+
+def _unimplemented(line: str, source: str) -> Fault:
+    names = re.findall('"([^"]+)"', line) or ["a keyword"]
+    name = next((name for name in names if name in ADVICE), names[0])
+    places = _places(source, name)
+    sentence = f"'{name}' cannot be enforced; {ADVICE.get(name, 'leave it out')}"
+    return Fault(sentence, places[0] if places else "")
+
+
+def _lone_place(source: str, keyword: str, value: str) -> str:
+    places = _places(source, keyword, value)
+    return places[0] if len(places) == 1 else ""
+
+
+def _places(source: str, keyword: str, value: str = "") -> list[str]:
+    """Returns where a keyword stands, e.g. ".items.type"; with a value only where it has this."""
+    try:
+        return [
+            _written((*place, keyword))
+            for place, schema in _used_schemas(json.loads(source))
+            if keyword in schema and (not value or _is_written_as(schema[keyword], value))
+        ]
+    except (AttributeError, ValueError, RecursionError):
+        return []
+
+
+def _used_schemas(root: Schema) -> Iterator[tuple[Place, Schema]]:
+    """Leaves out definitions that no $ref names, for llguidance does not look at them."""
+    schemas = list(subschemas(root))
+    references = {schema.get("$ref") for _, schema in schemas if type(schema.get("$ref")) is str}
+    for place, schema in schemas:
+        is_definition = place[:1] in (("$defs",), ("definitions",))
+        if not is_definition or "#/" + "/".join(map(str, place[:2])) in references:
+            yield place, schema
+
+
+def _is_written_as(value: Any, text: str) -> bool:
+    is_among = isinstance(value, list) and text in value
+    return is_among or text in (value, json.dumps(value, separators=(",", ":")))
+
+
+def _written(place: Place) -> str:
+    """Returns a place as the end of a JSON path, whole or its first steps."""
+    steps = ""
+    for step in place:
+        name = str(step)
+        is_plain = isinstance(step, str) and re.fullmatch(r"[A-Za-z_$][A-Za-z0-9_$-]*", name)
+        steps += f".{name}" if is_plain else f"[{json.dumps(step)}]"
+        if len(steps) > MAX_PLACE_LENGTH:
+            return steps[:MAX_PLACE_LENGTH]
+    return steps

@@ -1,0 +1,255 @@
+"""JSON Schemas as clients' libraries write them, and what is said of those that are refused."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import ipaddress
+import json
+import pathlib
+import uuid
+from typing import Annotated, Any, Literal
+
+import pytest
+from llguidance import LLMatcher
+from pydantic import AnyUrl, BaseModel, Field, SecretStr
+
+from llm_service.engines import guide_trial, guides
+from llm_service.engines.schemas import FORMATS, Fault, explained, lean
+from llm_service.sampling import Guide
+
+TEXT = {"type": "string"}
+
+
+def fault(schema: Any) -> Fault | None:
+    """Returns what is wrong with a schema, as llguidance sees it and we say it."""
+    guide = Guide("json_schema", json.dumps(schema))
+    try:
+        reason = guide_trial.refusal(guides._grammar(guide))
+    except ValueError as error:
+        reason = str(error)
+    return explained(reason, guide.source) if reason else None
+
+
+IDLE: list[dict[str, Any]] = [
+    {"uniqueItems": False},
+    {"format": "password"},
+    {"format": "made-up"},
+    {"type": "integer", "format": "int64"},
+    {"patternProperties": {}},
+    {"dependentRequired": {}},
+    {"dependentRequired": {"a": []}},
+    {"dependentSchemas": {"a": True}},
+    {"dependencies": {"a": [], "b": {}}},
+    {"propertyNames": {}},
+    {"unevaluatedProperties": True},
+    {"unevaluatedItems": {}},
+    {"contains": {"const": 1}, "minContains": 0},
+    {"minContains": 3, "maxContains": 5},
+    {"if": {"const": 1}},
+    {"if": {"const": 1}, "then": {}, "else": True},
+    {"then": {"const": 1}, "else": False},
+    {"not": False},
+    {"minLength": None, "pattern": None, "enum": None, "$ref": None, "items": None, "anyOf": None},
+]
+
+
+@pytest.mark.parametrize("keywords", IDLE, ids=json.dumps)
+def test_keywords_that_ask_for_nothing_are_left_out(keywords: dict[str, Any]) -> None:
+    kept = {"type": "integer"} if "type" in keywords else {}
+    if "patternProperties" not in keywords:  # llguidance sees itself that this is empty
+        assert json.loads(lean(json.dumps(keywords))) == kept
+    nested = {"type": "object", "properties": {"a": {"anyOf": [TEXT, keywords]}}}
+    assert fault(nested) is None
+    assert fault({"$defs": {"a": keywords}, "$ref": "#/$defs/a"}) is None
+
+
+NOTES = {
+    "$comment": "x",
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": "https://example.com/s",
+    "contentEncoding": "base64",
+    "contentMediaType": "image/png",
+    "default": "a",
+    "deprecated": True,
+    "description": "x",
+    "discriminator": {"propertyName": "a"},
+    "example": "a",
+    "examples": ["a"],
+    "readOnly": True,
+    "title": "x",
+    "writeOnly": True,
+    "x-order": 3,
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_notes_pass(name: str) -> None:
+    assert fault(TEXT | {name: NOTES[name]}) is None
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": {"uniqueItems": False, "format": "x", "not": None}},
+        {"enum": [{"uniqueItems": False}, None]},
+        {"const": None},
+        {"properties": {"uniqueItems": {"const": False}, "format": {"const": "x"}}},
+        {"uniqueItems": True, "not": {}, "format": "uuid"},
+        {"patternProperties": {"^not$": {}}, "propertyNames": {"pattern": "n"}},
+    ],
+)
+def test_what_asks_for_something_stays_as_it_is_written(schema: dict[str, Any]) -> None:
+    source = json.dumps(schema, indent=1)
+    assert lean(source) == source
+
+
+@pytest.mark.parametrize("source", ["", "{", "[1]", "null", "[" * 99_999, '{"a": NaN}', "1" * 9999])
+def test_what_is_no_schema_is_left_to_llguidance(source: str) -> None:
+    assert lean(source) == source
+
+
+def test_properties_keep_their_order_and_numbers_their_value() -> None:
+    numbers = '"properties": {"z": {"minimum": 0.1}, "a": {"maximum": 12345678901234567890}}'
+    schema = f'{{{numbers}, "format": "x"}}'
+    assert lean(schema) == schema.replace(', "format": "x"', "")
+
+
+def test_the_formats_are_those_that_llguidance_enforces() -> None:
+    others = {"idn-email", "uri-reference", "iri", "json-pointer", "regex", "binary", "uuid4"}
+    for name in FORMATS | others:
+        schema = {"type": "string", "format": name}
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=guides.JSON_OPTIONS)
+        assert bool(guide_trial.refusal(grammar)) == (name in others), name
+
+
+class Mood(enum.Enum):
+    """An enumeration."""
+
+    GOOD = "good"
+    BAD = "bad"
+
+
+class Cat(BaseModel):
+    """One branch of a union."""
+
+    kind: Literal["cat"]
+    lives: Annotated[int, Field(ge=1, le=9)]
+
+
+class Dog(BaseModel):
+    """The other branch."""
+
+    kind: Literal["dog"]
+
+
+class Everything(BaseModel):
+    """What pydantic's users have in their models."""
+
+    secret: SecretStr
+    path: pathlib.Path
+    data: bytes
+    when: datetime.datetime
+    day: datetime.date
+    span: datetime.timedelta
+    name: uuid.UUID
+    link: AnyUrl
+    address: ipaddress.IPv4Address
+    network: ipaddress.IPv4Network
+    mood: Mood | None = None
+    pair: tuple[int, str] = (1, "a")
+    counts: dict[str, int] = Field(default_factory=dict, deprecated=True)
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+    pets: list[Cat | Dog] = Field(min_length=1, examples=[[]])
+    short: Annotated[str, Field(min_length=1, max_length=5, pattern="^[a-z]+$")]
+    share: Annotated[float, Field(gt=0, lt=1, multiple_of=0.5)]
+    child: Everything | None = None
+
+
+def test_pydantics_schemas_pass() -> None:
+    assert fault(Everything.model_json_schema()) is None
+
+
+NESTED = {
+    "type": "object",
+    "properties": {"a b": {"type": "array", "items": {"$ref": "#/$defs/c"}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason", "place"),
+    [
+        ({"uniqueItems": True}, "'uniqueItems' cannot be enforced; leave it out", ".uniqueItems"),
+        (
+            {"anyOf": [TEXT, {"properties": {"a b": {"not": TEXT}}}]},
+            "'not' cannot be enforced; say with enum",
+            '.anyOf[1].properties["a b"].not',
+        ),
+        (NESTED | {"$defs": {"c": {"contains": {}}}}, "'contains' cannot", ".$defs.c.contains"),
+        ({"if": TEXT, "then": {"minLength": 1}}, "'if' cannot be enforced; use anyOf", ".if"),
+        ({"propertyNames": {"enum": ["a"]}}, "use patternProperties", ".propertyNames"),
+        ({"dependentRequired": {"a": ["b"]}}, "use anyOf", ".dependentRequired"),
+        ({"unevaluatedProperties": False}, "use additionalProperties", ".unevaluatedProperties"),
+        (
+            {"properties": {"n": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}},
+            "'oneOf' needs branches that exclude each other, e.g. by a const in each; use anyOf",
+            ".properties.n.oneOf",
+        ),
+        ({"anyOf": [{"oneOf": [{}, {}]}, {"oneOf": [{}, {}]}]}, "'oneOf' needs branches", ""),
+        ({"items": {"$ref": "#/$defs/no"}}, "leads to #/$defs/no, where nothing is", ".items.$ref"),
+        ({"$ref": "http://x/y"}, "schemas are not fetched; put it below $defs", ".$ref"),
+        ({"type": ["null", "strng"]}, "'strng' is no type; there are array", ".type"),
+        ({"items": {"minimum": "1"}}, "'minimum' must be a number", ".items.minimum"),
+        ({"required": "a"}, "'required' must be a list", ".required"),
+        ({"pattern": "a(?=b)"}, "a pattern is refused: look-around, ", ".pattern"),
+        ({"pattern": "("}, "a pattern is refused: unclosed group", ".pattern"),
+        ({"enum": []}, "no JSON fits it: an enum, anyOf, oneOf or type has no entries", ""),
+        ({"allOf": [TEXT, {"type": "null"}]}, "a value would have to be of two types", ""),
+        ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum (3) is greater than", ""),
+        ({"properties": {"a": 1}}, "each schema in it must be an object, true or false", ""),
+    ],
+)
+def test_what_cannot_be_enforced_is_named_with_its_place(
+    schema: dict[str, Any], reason: str, place: str
+) -> None:
+    found = fault(schema)
+    assert found is not None
+    assert reason in found.reason
+    assert found.place == place
+    assert "coerce" not in found.reason
+
+
+def test_a_definition_that_is_not_used_is_not_blamed() -> None:
+    schema = {"$defs": {"unused": {"not": {}}, "used": {"not": {}}}, "$ref": "#/$defs/used"}
+    assert fault(schema) == Fault(
+        "'not' cannot be enforced; say with enum, pattern or anyOf what is allowed instead",
+        ".$defs.used.not",
+    )
+
+
+def test_a_place_is_not_longer_than_a_path_may_be() -> None:
+    schema = {"properties": {"é" * 500: {"uniqueItems": True}}}
+    found = fault(schema)
+    assert found is not None
+    assert len(found.place) == 200
+    assert found.place.isascii()
+
+
+def test_what_llguidance_says_beyond_our_table_is_passed_on() -> None:
+    assert explained("Something new\nand more", "{}") == Fault("Something new")
+    assert explained('Unimplemented keys: ["newKey"]', "{}") == Fault(
+        "'newKey' cannot be enforced; leave it out"
+    )
+
+
+def test_decimals_pattern_is_refused_by_its_place() -> None:
+    class Price(BaseModel):
+        """Pydantic writes a pattern with look-around for it."""
+
+        price: decimal.Decimal
+
+    found = fault(Price.model_json_schema())
+    if found is not None:
+        assert "look-around" in found.reason
+        assert found.place == ".properties.price.anyOf[1].pattern"
