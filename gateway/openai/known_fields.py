@@ -368,8 +368,8 @@ IMAGE_URL = Section(
     "`image_url`",
     served(
         "url",
-        meaning="`data:` (base64), `http(s)://` (public addresses only, unless the gateway's"
-        " `--allowed-private-hosts` says otherwise), `file://` below the gateway's `--file-root`",
+        meaning="`data:`, `http(s)://` or `file://`; see"
+        " [where pictures come from](#where-pictures-come-from)",
     ),
     served(
         "detail",
