@@ -19,20 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Each registers its format, so that Pillow does not import all it has at the first WebP file.
-from PIL import (
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    WebPImagePlugin,  # noqa: F401
-)
-
 from protos.errors import ImageTooLargeError, ServiceError
 from protos.process.allocator import keep_freed_memory
 from vision_service.decoding.messages import MAX_MESSAGE_BYTE_COUNT, Order, Reply, dump, load
 from vision_service.decoding.shared import map_tiles, read_file
 from vision_service.decoding.structure import check_structure
+from vision_service.opening import import_plugins
 from vision_service.tiling import choose_grid, cut_into, decode
 
 # A sentence may quote a decoder, and JSON takes up to twelve bytes for a character.
@@ -49,6 +41,7 @@ def main() -> None:
     """Answers orders until the service closes its end of the socket."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     _settle(parent=int(sys.argv[2]))
+    import_plugins()
     keep_freed_memory(kept_byte_count=KEPT_BYTE_COUNT)
     connection.sendall(dump(Reply()))
     while True:
@@ -82,7 +75,7 @@ def _tile(order: Order, image_file: int, tiles_file: int) -> Reply:
     started = time.perf_counter()
     data = read_file(image_file, order.file_byte_count)
     check_structure(data, order.format)
-    image = decode(data, order.max_pixel_count)
+    image = decode(data, order.format, order.max_pixel_count, order.transparency)
     grid = choose_grid(image.width, image.height, order.max_tile_count, order.tile_size)
     cut_into(map_tiles(tiles_file, grid.tile_count, order.tile_size), image, grid)
     return Reply(
