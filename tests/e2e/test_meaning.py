@@ -8,6 +8,8 @@ questions more are asked by the tests of `models/demo/training`, which draw them
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from openai import AsyncOpenAI
+from PIL import Image, ImageDraw, ImageFont
 
 from gateway.local.stack import Stack
 from models.demo import DEMO_CHECKPOINT
@@ -64,6 +67,29 @@ async def test_held_out_questions_of_every_task(stack: Stack) -> None:
     for language in ("en", "zh"):
         spoken = [answer for answer in answers if answer.question.language == language]
         assert share(spoken) >= 90, wrong(spoken)
+
+
+def sign(text: str) -> str:
+    """Returns black text on nothing, as the URL of a PNG whose transparent pixels are black too."""
+    picture = Image.new("RGBA", (448, 448))
+    font = ImageFont.load_default(size=130)
+    ImageDraw.Draw(picture).text((224, 224), text, "black", font, anchor="mm", stroke_width=4)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+async def test_black_text_on_transparency_is_read(stack: Stack) -> None:
+    async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+        model = (await client.models.list()).data[0].id
+        for text in ("BUS", "STOP"):
+            image = {"type": "image_url", "image_url": {"url": sign(text)}}
+            question = {"type": "text", "text": "What is written in the picture?"}
+            messages: list[Any] = [{"role": "user", "content": [image, question]}]
+            answer = await client.chat.completions.create(
+                model=model, messages=messages, max_tokens=16, temperature=0
+            )
+            assert text in (answer.choices[0].message.content or "")
 
 
 async def test_large_pictures_need_all_their_tiles_in_order(stack: Stack) -> None:
