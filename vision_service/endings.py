@@ -16,6 +16,11 @@ START_OF_SCAN = 0xDA
 MARKER = re.compile(rb"\xff([\x01-\xcf\xda-\xfe])")
 MAX_SEGMENT_COUNT = 4096
 COEFFICIENT_COUNT = 64
+# A restart in a scan, and what says that there are some (ITU-T T.81, B.2.4.4).
+RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+RESTART_INTERVAL = b"\xff\xdd\0\4"
+# The first bits behind a file's end: each of the four pairs.
+BEGINNINGS = (0x2B, 0xB2, 0x65, 0xE4)
 TAIL_BYTE_COUNT = 65_536
 DIGEST_ROW_COUNT = 64
 RIFF_HEADER_BYTE_COUNT = 12
@@ -24,9 +29,9 @@ RIFF_HEADER_BYTE_COUNT = 12
 def lengthened_jpeg(data: bytes, decode: Callable[[bytes], Image.Image]) -> Image.Image | None:
     """Returns the picture of a JPEG without its end marker; None if it lacks pixels too.
 
-    Decoders replace missing bits with zeros and do not tell. So the bits behind the file's end are
-    made to be zeros, and others twice: where they change the picture, it needed them. That shows
-    the smallest lack, of the last bits of the last block.
+    Decoders replace missing bits with zeros and do not tell. So other bits are put behind the
+    file's end, several times: where they change the picture, it needed them. That shows the lack of
+    a single bit, unless it makes no difference that can be seen.
 
     Args:
         data: the file; its decoder has missed its end.
@@ -35,7 +40,11 @@ def lengthened_jpeg(data: bytes, decode: Callable[[bytes], Image.Image]) -> Imag
     data = data.removesuffix(b"\xff")  # half of the marker
     if not _has_all_scans(data):
         return None
-    digests = {_digest(decode(data + tail + END_OF_IMAGE)) for tail in _tails()}
+    digests: set[bytes] = set()
+    for tail in _tails(data):
+        digests.add(_digest(decode(data + tail + END_OF_IMAGE)))
+        if len(digests) > 1:
+            return None
     image = decode(data + END_OF_IMAGE)
     return image if digests == {_digest(image)} else None
 
@@ -51,10 +60,23 @@ def corrected_webp(data: bytes) -> bytes:
     return data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:]
 
 
-def _tails() -> list[bytes]:
-    """Returns two runs of bits, of which the first ones differ, and no marker."""
-    body = random.Random(0).randbytes(TAIL_BYTE_COUNT).replace(b"\xff", b"\xfe")
-    return [b"\x2b" + body, b"\xb2" + body[::-1]]
+def _tails(data: bytes) -> Iterator[bytes]:
+    """Yields what may stand behind a file's end: bits of which the first ones differ each time.
+
+    The decoder of a file with restarts steps over bits that no restart stands before. So these are
+    there, in their order from the last one of the file on.
+    """
+    restarts = RESTART.findall(data)
+    first = restarts[-1][0] + 1 if restarts else 0
+    for seed, beginning in enumerate(BEGINNINGS):
+        body = random.Random(seed).randbytes(TAIL_BYTE_COUNT).replace(b"\xff", b"\xfe")
+        pieces = [body[place : place + 64] for place in range(0, TAIL_BYTE_COUNT, 64)]
+        if restarts or RESTART_INTERVAL in data:
+            pieces = [
+                piece + bytes([0xFF, 0xD0 + (first + index) % 8])
+                for index, piece in enumerate(pieces)
+            ]
+        yield bytes([beginning]) + b"".join(pieces)
 
 
 def _digest(image: Image.Image) -> bytes:

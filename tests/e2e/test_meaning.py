@@ -69,27 +69,26 @@ async def test_held_out_questions_of_every_task(stack: Stack) -> None:
         assert share(spoken) >= 90, wrong(spoken)
 
 
-def sign(text: str) -> str:
+def bus_sign() -> str:
     """Returns black text on nothing, as the URL of a PNG whose transparent pixels are black too."""
     picture = Image.new("RGBA", (448, 448))
     font = ImageFont.load_default(size=130)
-    ImageDraw.Draw(picture).text((224, 224), text, "black", font, anchor="mm", stroke_width=4)
+    ImageDraw.Draw(picture).text((224, 224), "BUS", "black", font, anchor="mm", stroke_width=4)
     file = io.BytesIO()
     picture.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 async def test_black_text_on_transparency_is_read(stack: Stack) -> None:
+    image = {"type": "image_url", "image_url": {"url": bus_sign()}}
+    question = {"type": "text", "text": "What is written in the picture?"}
+    messages: list[Any] = [{"role": "user", "content": [image, question]}]
     async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
         model = (await client.models.list()).data[0].id
-        for text in ("BUS", "STOP"):
-            image = {"type": "image_url", "image_url": {"url": sign(text)}}
-            question = {"type": "text", "text": "What is written in the picture?"}
-            messages: list[Any] = [{"role": "user", "content": [image, question]}]
-            answer = await client.chat.completions.create(
-                model=model, messages=messages, max_tokens=16, temperature=0
-            )
-            assert text in (answer.choices[0].message.content or "")
+        answer = await client.chat.completions.create(
+            model=model, messages=messages, max_tokens=16, temperature=0
+        )
+    assert "BUS" in (answer.choices[0].message.content or "")
 
 
 async def test_large_pictures_need_all_their_tiles_in_order(stack: Stack) -> None:

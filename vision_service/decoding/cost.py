@@ -17,8 +17,8 @@ DECODING_BYTE_COUNT = {
     "GIF": 8,
     "WEBP": 16,
     "TIFF": 12,
-    "AVIF": 24,
-    "HEIC": 24,
+    "AVIF": 20,
+    "HEIC": 20,
 }
 RGB_BYTE_COUNT = 4
 # What a process takes besides: a codec's tables, Pillow's blocks, the allocator's rounding.

@@ -14,6 +14,7 @@ from PIL import Image
 from protos.errors import InvalidImageError
 from tests.hostile_pictures import chunk
 from tests.unit.vision_service.fakes import encoded, picture
+from vision_service.decoding.headers import Header, read_header
 from vision_service.formats import image_format
 from vision_service.tiling import decode
 from vision_service.transparency import Transparency
@@ -74,6 +75,19 @@ def test_transparent_pixels_are_white_or_dropped(
     assert pixels(data).min() == 255
     colour = image.convert("RGB").getpixel((0, 0))
     assert np.abs(pixels(data, "drop")[0, 0] - colour).max() <= (3 if name == "AVIF" else 0)
+
+
+def test_a_heic_file_is_decoded_and_put_on_white() -> None:
+    pytest.importorskip("pillow_heif", reason="needs the extra heif").register_heif_opener()
+    image = Image.new("RGBA", (64, 48), (*COLOUR, 255))
+    image.paste((*COLOUR, 0), (0, 0, 32, 48))
+    data = encoded(image, "HEIF", quality=95, chroma=444)
+    # What is stored, which is then cropped to the picture.
+    assert read_header(data) == Header("HEIC", 64, 64)
+    found = pixels(data)
+    assert found[:, :24].min() > 250
+    assert np.abs(found[:, 40:] - COLOUR).max() < 8
+    assert np.abs(pixels(data, "drop") - COLOUR).mean() < 8
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB", "1", "CMYK"])

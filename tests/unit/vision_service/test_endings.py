@@ -51,6 +51,17 @@ def test_a_jpeg_that_lacks_a_bit_is_refused_or_the_same(
     assert refused >= 6
 
 
+@pytest.mark.parametrize("block_count", [1, 2, 5])
+def test_a_jpeg_that_lacks_its_last_restarts_is_refused(block_count: int) -> None:
+    data = encoded(picture(61, 43), "JPEG", restart_marker_blocks=block_count)
+    restarts = [place for place in range(len(data) - 1) if data[place] == 0xFF]
+    ends = [place for place in restarts if 0xD0 <= data[place + 1] <= 0xD7]
+    for end in ends[-4:]:
+        for cut in (end - 3, end, end + 1, end + 2, end + 3):
+            with pytest.raises(InvalidImageError, match="truncated"):
+                pixels(data[:cut])
+
+
 def test_a_progressive_jpeg_that_lacks_its_last_scan_is_refused() -> None:
     data = encoded(picture(61, 43), "JPEG", progressive=True)
     with pytest.raises(InvalidImageError, match="truncated"):
