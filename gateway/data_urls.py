@@ -250,7 +250,7 @@ class BodyReader:
         byte_count = len(self._text) + len(text)
         if byte_count > self._limits.max_text_byte_count:
             raise ContextLengthError(
-                f"the request has {byte_count} bytes of text or more;"
+                f"the prompt is too long: the request has {byte_count} bytes of text or more;"
                 f" the limit is {self._limits.max_text_byte_count}; an image counts as text unless"
                 " its URL has the form data:image/png;base64,..."
             )

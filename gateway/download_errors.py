@@ -19,8 +19,7 @@ import aiohttp
 class Stage(Enum):
     """What a download waits for."""
 
-    NAME = "its host's name had not been looked up"
-    CONNECTION = "its server had not taken the connection"
+    CONNECTION = "there was no connection to its server yet"
     ANSWER = "its server had not answered"
     BODY = "its bytes"
 
@@ -30,7 +29,8 @@ class Progress:
     """How far a download has come.
 
     Attributes:
-        server: who was asked, as the subject of a sentence.
+        server: who is asked, as the subject of a sentence.
+        named: whose name is looked up for it.
         stage: what it waits for.
         redirect_count: how often it was sent elsewhere.
         byte_count: how much of the file has come.
@@ -38,6 +38,7 @@ class Progress:
     """
 
     server: str = "the image's server"
+    named: str = "the host of the image's URL"
     stage: Stage = Stage.CONNECTION
     redirect_count: int = 0
     byte_count: int = 0
@@ -77,7 +78,7 @@ TLS_REASONS = {
 STATUS_HINTS = {
     HTTPStatus.UNAUTHORIZED: "it wants a login",
     HTTPStatus.FORBIDDEN: "it wants other rights, e.g. a signature in the URL that is still valid,"
-    " or does not serve programs",
+    " or a User-Agent that says who asks (this server's option image_user_agent)",
     HTTPStatus.NOT_FOUND: "there is nothing at this URL",
     HTTPStatus.GONE: "there is nothing at this URL any more",
     HTTPStatus.TOO_MANY_REQUESTS: "it was asked too often",
@@ -118,7 +119,7 @@ def _failure(error: aiohttp.ClientError | OSError, progress: Progress) -> str:
         case aiohttp.ClientHttpProxyError():
             return bad_status(error.status, "asked for the image's server, the proxy for images")
         case aiohttp.ClientConnectorDNSError():
-            return _name_reason(error.os_error)
+            return f"{progress.named} {_name_reason(error.os_error)}"
         case aiohttp.ClientConnectorCertificateError():
             return _certificate_reason(error.certificate_error)
         case aiohttp.ClientConnectorSSLError():
@@ -141,8 +142,8 @@ def _connection_reason(error: OSError) -> str:
 
 def _name_reason(error: OSError) -> str:
     if error.errno == socket.EAI_NONAME:
-        return "the host of the image's URL has no address: no name server knows it"
-    return "the host of the image's URL could not be looked up: no name server answered"
+        return "has no address: no name server knows it"
+    return "could not be looked up: no name server answered"
 
 
 def _certificate_reason(error: Exception) -> str:

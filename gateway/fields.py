@@ -18,6 +18,7 @@ from protos.identity import EmbeddingId
 
 Entry = TypeVar("Entry")
 
+MAX_INT32 = 2**31 - 1
 ROLES = {
     "system": "ROLE_SYSTEM",
     "developer": "ROLE_SYSTEM",
@@ -69,6 +70,11 @@ def _nonzero(count: int) -> int | None:
 def _signed(seed: int) -> int:
     """Returns an unsigned 64-bit number as the signed one of the same bits."""
     return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _limit(token_count: int) -> int | None:
+    """Returns an output limit as the contract can hold it; -1 is none, as for llama.cpp."""
+    return None if token_count == -1 else min(token_count, MAX_INT32)
 
 
 def _none_if_all(top_k: int) -> int | None:
@@ -203,8 +209,8 @@ CHAT = Options(
     Option("sampling.presence_penalty", "presence_penalty"),
     Option("sampling.frequency_penalty", "frequency_penalty"),
     Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
-    Option("stop.max_token_count", "max_completion_tokens"),
-    Option("stop.max_token_count", "max_tokens"),
+    Option("stop.max_token_count", "max_completion_tokens", _limit),
+    Option("stop.max_token_count", "max_tokens", _limit),
     Option("stop.min_token_count", "min_tokens"),
     Option("stop.strings", "stop", rest=_index_of_several),
     Option("stop.token_ids", "stop_token_ids"),

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests import hostile_pictures as hostile
 from vision_service.chunks import PNG_SIGNATURE, png_chunks
-from vision_service.tiling import FORMATS
+from vision_service.formats import FORMATS
 
 WIDTH, HEIGHT = 44, 36
 # What a number in a header may be changed to, in as many bytes as it has.

@@ -73,7 +73,9 @@ async def open_service(
 ) -> AsyncIterator[Service]:
     """Yields the service over a warm engine; on leaving, its threads and processes end."""
     info = model_info(settings, config, engine)
-    preprocessor = Preprocessor(config.tile_size, preprocessor_limits(settings))
+    preprocessor = Preprocessor(
+        config.tile_size, preprocessor_limits(settings), settings.transparency
+    )
     batcher = TileBatcher(
         engine,
         max_batch_tile_count=settings.max_batch_tile_count,
@@ -113,7 +115,9 @@ def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -
     return ModelInfo(
         model=settings.served_model_name or settings.checkpoint.name,
         engine=settings.engine,
-        recipe_sha256=recipe_sha256(config, engine.weights_sha256, engine.dtype),
+        recipe_sha256=recipe_sha256(
+            config, engine.weights_sha256, engine.dtype, settings.transparency
+        ),
         hidden_size=config.output_size,
         tokens_per_tile=config.tokens_per_tile,
         tile_size=config.tile_size,

@@ -15,6 +15,7 @@ from vision_service.decoding.shared import TilesFiles
 from vision_service.decoding.structure import check_runs
 from vision_service.decoding.waiting import Job, WaitingLine
 from vision_service.tiling import TiledImage, check_size
+from vision_service.transparency import Transparency
 
 RETRY_AFTER_SECONDS = 1.0
 
@@ -44,9 +45,12 @@ class Preprocessor:
     All its state belongs to the event loop's thread.
     """
 
-    def __init__(self, tile_size: int, limits: PreprocessorLimits) -> None:
+    def __init__(
+        self, tile_size: int, limits: PreprocessorLimits, transparency: Transparency = "white"
+    ) -> None:
         self._tile_size = tile_size
         self._limits = limits
+        self._transparency = transparency
         self._costs = CostModel(tile_size, limits.max_pixel_count, limits.max_decode_seconds)
         # Of one worker, large images may have it.
         max_large_count = max(1, limits.worker_count // 2)
@@ -130,6 +134,7 @@ class Preprocessor:
             tile_size=self._tile_size,
             max_tile_count=job.max_tile_count,
             max_pixel_count=self._limits.max_pixel_count,
+            transparency=self._transparency,
             cpu_seconds=job.cost.cpu_seconds,
             memory_byte_count=job.cost.memory_byte_count,
         )

@@ -17,6 +17,7 @@ from protos.process.settings import (
     EngineSettings,
     half_of_the_cores,
 )
+from vision_service.transparency import Transparency
 
 # More columns or rows than this serve no picture; it also keeps one image within the tile queue.
 LARGEST_TILE_CAP = 64
@@ -104,6 +105,10 @@ class Settings(EngineSettings):
     """Largest accepted image file, in bytes. A phone's photo of 108 megapixels has 12 to 45 MB."""
     max_image_pixel_count: int = Field(default=128_000_000, ge=4, le=LARGEST_PIXEL_LIMIT)
     """Largest accepted image, in pixels (width x height)."""
+    transparency: Transparency = "white"
+    """What transparent pixels become: put on white, as browsers show them; or drop, which shows the
+    colours that a file has for them, often black, as the reference's code does. Opaque pictures are
+    the same either way. It is part of the recipe."""
     max_call_count: int = Field(default=512, ge=1, le=LARGEST_CALL_COUNT)
     """Most calls at a time; each holds its image file. More are refused."""
     cache_byte_count: int = Field(default=256 * MIB, ge=0)

@@ -7,7 +7,6 @@ The grid, the resize and the order of the tiles are those of the reference's `dy
 from __future__ import annotations
 
 import functools
-import io
 import struct
 import warnings
 import zlib
@@ -15,21 +14,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from protos.errors import ImageTooLargeError, InvalidImageError
+from vision_service.colours import to_rgb
 from vision_service.damage import damaged
-from vision_service.rows import load_all_rows
+from vision_service.endings import corrected_webp, lengthened_jpeg
+from vision_service.formats import image_format
+from vision_service.opening import load_image, open_image
+from vision_service.transparency import Transparency
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-NOT_AN_IMAGE = f"the image is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
-MIN_EDGE = 2
-# Only PNG and BMP can say more, and no camera does. Resizing takes memory for each row.
+MIN_EDGE = 1
+# No camera makes more. Resizing takes memory for each row. A strip may be as narrow as one pixel:
+# the reference stretches it to its grid, and so do we.
 MAX_EDGE = 65_535
-# The model sees a strip as at most 64 tiles in a row. One that is sixteen times longer is a smear.
-MAX_ASPECT_RATIO = 1000
 # What Pillow's decoders raise on damaged files: the first three were seen with mutated files, the
-# others are those that Pillow itself (ImageFile, PngImagePlugin) catches around a decoder.
+# others are those that Pillow itself (ImageFile, PngImagePlugin) catches around a decoder, and the
+# last one is what the libraries of AVIF and HEIC have for all that went wrong.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -40,6 +41,7 @@ DECODE_ERRORS = (
     TypeError,
     struct.error,
     zlib.error,
+    RuntimeError,
 )
 # EXIF orientation (TIFF 6.0, tag 274) -> what brings the picture upright; 1 is upright.
 UPRIGHT = {
@@ -93,7 +95,12 @@ class TiledImage:
 
 
 def tile_file(
-    data: bytes, *, tile_size: int, max_tile_count: int, max_pixel_count: int
+    data: bytes,
+    *,
+    tile_size: int,
+    max_tile_count: int,
+    max_pixel_count: int,
+    transparency: Transparency = "white",
 ) -> TiledImage:
     """Decodes a file and cuts it into tiles.
 
@@ -102,36 +109,37 @@ def tile_file(
         tile_size: edge of a tile in pixels.
         max_tile_count: most tiles without the thumbnail; 1 or more.
         max_pixel_count: most pixels of the image.
+        transparency: what transparent pixels become; as `colours.to_rgb`.
 
     Raises:
-        InvalidImageError: not a file of FORMATS, or damaged; or as `check_size`.
-        ImageTooLargeError: as `check_size`.
+        InvalidImageError, ImageTooLargeError: as `decode`.
     """
-    image = decode(data, max_pixel_count)
+    image = decode(data, image_format(data), max_pixel_count, transparency)
     grid = choose_grid(image.width, image.height, max_tile_count, tile_size)
     return TiledImage(cut(image, grid, tile_size), grid, image.width, image.height)
 
 
-def decode(data: bytes, max_pixel_count: int) -> Image.Image:
-    """Returns the file's first frame, upright (EXIF), as RGB: alpha is dropped, not composited.
+def decode(
+    data: bytes, format_: str, max_pixel_count: int, transparency: Transparency = "white"
+) -> Image.Image:
+    """Returns the file's first picture, upright (EXIF and what else its format has), as RGB.
+
+    Args:
+        data: the encoded file.
+        format_: as `formats.image_format` tells it.
+        max_pixel_count: most pixels of the image.
+        transparency: as `tile_file`.
 
     Raises:
-        InvalidImageError, ImageTooLargeError: as `tile_file`.
+        InvalidImageError: the file is damaged, or its pixels are no colours; or as `check_size`.
+        ImageTooLargeError: as `check_size`.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        check_size(image.width, image.height, max_pixel_count)
-        load_all_rows(image, data)
-        # Otherwise Pillow would look for a transparent colour, which RGB does not have.
-        image.info.pop("transparency", None)
+        image = _loaded(data, format_, max_pixel_count)
         orientation = _orientation(image)
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        rgb = to_rgb(image, transparency)
         del image  # so that at most two copies of the pixels are in memory
         return _upright(rgb, orientation)
-    except UnidentifiedImageError as error:
-        raise InvalidImageError(
-            f"{NOT_AN_IMAGE} that can be read: it is damaged, or of a rare kind", field="image"
-        ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLargeError(
             f"the image has far more pixels than the limit of {max_pixel_count}", field="image"
@@ -182,7 +190,7 @@ def check_size(width: int, height: int, max_pixel_count: int) -> None:
     """Refuses what cannot be tiled, or what is too large.
 
     Raises:
-        InvalidImageError: an edge below MIN_EDGE, or a strip beyond MAX_ASPECT_RATIO.
+        InvalidImageError: an edge below MIN_EDGE.
         ImageTooLargeError: over max_pixel_count pixels, or an edge over MAX_EDGE.
     """
     shortest, longest = sorted((width, height))
@@ -202,12 +210,6 @@ def check_size(width: int, height: int, max_pixel_count: int) -> None:
             f"the image is {width}x{height} pixels; the limit of an edge is {MAX_EDGE}",
             field="image",
         )
-    if longest > MAX_ASPECT_RATIO * shortest:
-        raise InvalidImageError(
-            f"the image is {width}x{height} pixels; "
-            f"an edge may be {MAX_ASPECT_RATIO} times as long as the other",
-            field="image",
-        )
 
 
 @functools.lru_cache
@@ -223,6 +225,26 @@ def _planes(image: Image.Image, size: tuple[int, int]) -> list[UInt8Array]:
     # Pillow splits the channels faster than numpy transposes them.
     resized = image.resize(size, Image.Resampling.BICUBIC)
     return [np.asarray(plane) for plane in resized.split()]
+
+
+def _loaded(data: bytes, format_: str, max_pixel_count: int) -> Image.Image:
+    """Returns the decoded picture; of a file without its end too, if it has all pixels."""
+
+    def load(file: bytes) -> Image.Image:
+        image = open_image(file, format_)
+        check_size(image.width, image.height, max_pixel_count)
+        load_image(image, file)
+        return image
+
+    try:
+        return load(data)
+    except OSError as error:
+        cause = error.with_traceback(None)  # so that the picture so far is free again
+    if format_ == "WEBP":
+        return load(corrected_webp(data))
+    if format_ == "JPEG" and (image := lengthened_jpeg(data, load)) is not None:
+        return image
+    raise cause
 
 
 def _orientation(image: Image.Image) -> int:

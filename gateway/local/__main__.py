@@ -106,7 +106,7 @@ def make_stack(settings: Settings) -> Stack:
     Raises:
         StartError: the port for clients is not to be had.
     """
-    name, *aliases = settings.model_names
+    model, *aliases = settings.model_names
     shared = ["--drain-seconds", str(settings.drain_seconds)]
     for name in ("config", "log_level", "log_format"):
         if name in settings.model_fields_set:
@@ -120,7 +120,7 @@ def make_stack(settings: Settings) -> Stack:
         host=LOOPBACKS.get(settings.host, settings.host),
         service_arguments=[
             *("--host", LOOPBACK),
-            *("--served-model-name", name),
+            *("--served-model-name", model),
             *shared,
         ],
         llm_arguments=[word for alias in aliases for word in ("--served-model-name", alias)],

@@ -116,7 +116,8 @@ TOP_LEVEL = Section(
         "max_completion_tokens",
         meaning="as OpenAI's; **the default temperature is 0**, the reference's greedy decoding."
         " `top_p` 0 takes the most probable token; a `seed` is any 64-bit number, signed or"
-        " unsigned; more `max_tokens` than the context has room for are as many as it has",
+        " unsigned; more `max_tokens` than the context has room for are as many as it has, and -1"
+        " sets no limit",
     ),
     served(
         "n",
@@ -367,8 +368,8 @@ IMAGE_URL = Section(
     "`image_url`",
     served(
         "url",
-        meaning="`data:` (base64), `http(s)://` (public addresses only, unless the gateway's"
-        " `--allowed-private-hosts` says otherwise), `file://` below the gateway's `--file-root`",
+        meaning="`data:`, `http(s)://` or `file://`; see"
+        " [where pictures come from](#where-pictures-come-from)",
     ),
     served(
         "detail",

@@ -42,8 +42,11 @@ def _as_whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), BeforeValidator(_as_whole)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), BeforeValidator(_as_whole)]
+Whole = BeforeValidator(_as_whole)
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), Whole]
+# Clients send caps of their own, larger than any context.
+Limit = Annotated[int, Field(ge=-(2**31), lt=2**63), Whole]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), Whole]
 Float = Annotated[float, Field(allow_inf_nan=False)]
 StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_COUNT)]
 
@@ -160,9 +163,7 @@ class ImageURL(RequestModel):
 
     url: str
     detail: Literal["auto", "low", "high", "original"] | None = None
-    max_dynamic_patch: Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_as_whole)] | None = (
-        None
-    )
+    max_dynamic_patch: Annotated[int, Field(ge=1, lt=2**31), Whole] | None = None
 
 
 class BareURL(ImageURL):
@@ -183,6 +184,11 @@ class ContentPart(RequestModel):
     def is_read(self) -> bool:
         """Whether it is a text or an image."""
         return self.type in ("text", "image_url")
+
+    @property
+    def image(self) -> ImageURL | None:
+        """The image, if it is one."""
+        return self.image_url if self.type == "image_url" else None
 
     @model_validator(mode="after")
     def _has_its_field(self) -> ContentPart:
@@ -244,7 +250,7 @@ class Message(RequestModel):
         if self.role not in SPEECHLESS_ROLES and "content" not in self.model_fields_set:
             message = "a message's content is missing"
             raise PydanticCustomError("no_field", message, {"field": "content"})
-        count = 0 if self.role == "user" else sum(p.image_url is not None for p in self.content)
+        count = 0 if self.role == "user" else sum(part.image is not None for part in self.content)
         if count:  # what the LLM service says, before they are fetched
             message = "a message of the {role} has {count} images; only a user's may have any"
             context = {"field": "content", "role": self.role, "count": count}
@@ -340,8 +346,8 @@ class ChatCompletionRequest(RequestModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    max_completion_tokens: Int32 | None = None
-    max_tokens: Int32 | None = None
+    max_completion_tokens: Limit | None = None
+    max_tokens: Limit | None = None
     temperature: Float | None = None
     top_p: Float | None = None
     seed: Seed | None = None
@@ -364,7 +370,7 @@ class ChatCompletionRequest(RequestModel):
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
-    priority: Annotated[int, Field(gt=-(2**31), lt=2**31), BeforeValidator(_as_whole)] | None = None
+    priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
     cache_salt: str | None = None
     structured_outputs: Annotated[StructuredOutputs | None, BeforeValidator(_none_if_empty)] = None
     add_generation_prompt: bool | None = None
@@ -440,9 +446,9 @@ class ChatCompletionRequest(RequestModel):
         """Yields the images in their order."""
         for i, message in enumerate(self.messages):
             for j, part in enumerate(message.content):
-                if part.image_url is not None:
+                if part.image is not None:
                     param = f"messages[{i}].content[{j}].image_url"
-                    yield ImageReference(param, part.image_url)
+                    yield ImageReference(param, part.image)
 
 
 def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompletionRequest:

@@ -55,8 +55,10 @@ CASES: dict[str, Callable[[], bytes]] = {
 }
 
 
-async def measure(worker_count: int, count: int, cases: Sequence[str]) -> Report:
-    """Measures each kind of file."""
+async def measure(
+    worker_count: int, count: int, cases: Sequence[str], write: Callable[[Report], None]
+) -> Report:
+    """Measures each kind of file; what there is so far is written after each."""
     compared = COMPARED.format(
         count=count, width=4 * PIECE_WIDTH, height=4 * PIECE_HEIGHT, worker_count=worker_count
     )
@@ -65,7 +67,7 @@ async def measure(worker_count: int, count: int, cases: Sequence[str]) -> Report
     for case in cases:
         data = await asyncio.to_thread(CASES[case])
         await _measure_case(report, case, data, worker_count, count)
-        print(*report.rows[-1], flush=True)
+        write(report)
     return report
 
 
@@ -133,8 +135,11 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, help="files")
     options = parser.parse_args()
     load, _, _ = os.getloadavg()
-    report = asyncio.run(measure(options.workers, options.images, options.cases))
-    report.write(options.out, "decoding_memory", load)
+
+    def write(report: Report) -> None:
+        report.write(options.out, "decoding_memory", load)
+
+    report = asyncio.run(measure(options.workers, options.images, options.cases, write))
     print(f"{report.title}\n\n{report.table()}", flush=True)
 
 

@@ -13,6 +13,7 @@ from tests.benchmarks.reference import MAX_TILE_COUNT, TILE_SIZE, reference_pixe
 from tests.benchmarks.report import Report
 from vision_service.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from vision_service.engines.torch.engine import normalise
+from vision_service.formats import image_format
 from vision_service.tiling import choose_grid, decode, tile_file
 
 MAX_PIXEL_COUNT = 100_000_000
@@ -85,7 +86,7 @@ def _add_image(report: Report, name: str, data: bytes) -> None:
 
 def decode_and_resize(data: bytes) -> None:
     """What no way to these pixels can leave out, as long as Pillow does it."""
-    image = decode(data, MAX_PIXEL_COUNT)
+    image = decode(data, image_format(data), MAX_PIXEL_COUNT)
     grid = choose_grid(image.width, image.height, MAX_TILE_COUNT, TILE_SIZE)
     image.resize((TILE_SIZE * grid.column_count, TILE_SIZE * grid.row_count))
     if grid.cell_count > 1:

@@ -8,12 +8,16 @@ questions more are asked by the tests of `models/demo/training`, which draw them
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from openai import AsyncOpenAI
+from PIL import Image, ImageDraw, ImageFont
 
 from gateway.local.stack import Stack
 from models.demo import DEMO_CHECKPOINT
@@ -65,6 +69,28 @@ async def test_held_out_questions_of_every_task(stack: Stack) -> None:
         assert share(spoken) >= 90, wrong(spoken)
 
 
+def bus_sign() -> str:
+    """Returns black text on nothing, as the URL of a PNG whose transparent pixels are black too."""
+    picture = Image.new("RGBA", (448, 448))
+    font = ImageFont.load_default(size=130)
+    ImageDraw.Draw(picture).text((224, 224), "BUS", "black", font, anchor="mm", stroke_width=4)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+async def test_black_text_on_transparency_is_read(stack: Stack) -> None:
+    image = {"type": "image_url", "image_url": {"url": bus_sign()}}
+    question = {"type": "text", "text": "What is written in the picture?"}
+    messages: list[Any] = [{"role": "user", "content": [image, question]}]
+    async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+        model = (await client.models.list()).data[0].id
+        answer = await client.chat.completions.create(
+            model=model, messages=messages, max_tokens=16, temperature=0
+        )
+    assert "BUS" in (answer.choices[0].message.content or "")
+
+
 async def test_large_pictures_need_all_their_tiles_in_order(stack: Stack) -> None:
     right = share(await ask(stack, "tiles"))
     shuffled = share(await ask(stack, "tiles_shuffled"))
@@ -89,3 +115,18 @@ async def test_a_follow_up_needs_the_turn_before(stack: Stack) -> None:
     answers = await ask(stack, "forgotten")
     assert len(answers) >= 20
     assert share(answers) <= 70, answers
+
+
+async def test_a_cut_answer_goes_on_to_the_same_end(stack: Stack) -> None:
+    question: dict[str, Any] = {"role": "user", "content": "Hello, who are you?"}
+    async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="none") as client:
+
+        async def said(*messages: Any, **options: Any) -> str:
+            answer = await client.chat.completions.create(model="", messages=messages, **options)
+            return answer.choices[0].message.content or ""
+
+        whole = await said(question)
+        for count in (1, 2, 3):
+            cut = await said(question, max_tokens=count)
+            rest = await said(question, {"role": "assistant", "content": cut})
+            assert (cut + rest, bool(rest)) == (whole, True)

@@ -8,7 +8,6 @@ import ssl
 from functools import partial
 from typing import Any
 
-import aiohttp
 import pytest
 from pydantic import SecretStr
 
@@ -45,8 +44,8 @@ SIGNED = [
 def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes gateways trust the tests' authority."""
     context = ssl.create_default_context(cafile=CERTIFICATES / "authority.pem")
-    connector = partial(aiohttp.TCPConnector, ssl=context)
-    monkeypatch.setattr(downloads.aiohttp, "TCPConnector", connector)
+    connector = partial(downloads._Connector, ssl=context)
+    monkeypatch.setattr(downloads, "_Connector", connector)
 
 
 async def test_a_server_is_asked_for_what_was_written() -> None:
@@ -128,6 +127,21 @@ async def test_a_url_of_another_form_is_told_what_is_wrong() -> None:
             assert body["error"]["message"] == sentence
 
 
+async def test_a_private_network_cannot_be_explored() -> None:
+    """Whether something listens there, or what it answers, changes nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    async with (
+        picture_server() as pictures,
+        stack(allowed_private_hosts=("pictures.test",)) as gateway,
+    ):
+        urls = [pictures.url(), pictures.url("/status/404"), f"https://127.0.0.1:{port}/"]
+        answers = [await gateway.chat(messages=user(url)) for url in [*urls, "http://10.0.0.1/"]]
+    assert not pictures.requests
+    assert {status for status, _ in answers} == {403}
+    assert len({body["error"]["message"] for _, body in answers}) == 1
+
+
 async def test_servers_are_told_who_asks() -> None:
     options: dict[str, Any] = {"allowed_private_hosts": LOCAL}
     async with picture_server() as pictures:
@@ -177,7 +191,7 @@ async def test_lateness_says_what_was_waited_for() -> None:
     late = "the image did not arrive within 0.3 s: "
     assert unanswered == late + "its server had not answered"
     assert unfinished == late + f"only 100 of {len(PICTURE)} bytes had come"
-    assert unconnected == late + "its server had not taken the connection"
+    assert unconnected == late + "there was no connection to its server yet"
 
 
 async def test_a_server_that_does_not_talk_http_is_told() -> None:
@@ -188,7 +202,7 @@ async def test_a_server_that_does_not_talk_http_is_told() -> None:
         writer.write(b"SSH-2.0-OpenSSH\r\n\r\n")
         writer.close()
 
-    sentences = []
+    sentences, port = [], 0
     async with stack(allowed_private_hosts=LOCAL) as gateway:
         for answer in (close, greet):
             async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
@@ -201,10 +215,15 @@ async def test_a_server_that_does_not_talk_http_is_told() -> None:
 
 
 async def test_a_name_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with name_server(monkeypatch, "") as names, stack() as gateway:
-        unknown = await reason(gateway, "http://no-such-host.invalid/a.png")
-    assert names.questions
+    proxy = SecretStr("http://no-such-proxy.invalid:3128")
+    async with name_server(monkeypatch, "") as names:
+        async with stack() as gateway:
+            unknown = await reason(gateway, "http://no-such-host.invalid/a.png")
+        async with stack(image_proxy=proxy) as gateway:
+            unknown_proxy = await reason(gateway, "http://no-such-host.invalid/a.png")
+    assert set(names.questions) == {"no-such-host.invalid", "no-such-proxy.invalid"}
     assert unknown == "the host of the image's URL has no address: no name server knows it"
+    assert unknown_proxy == "the proxy for images has no address: no name server knows it"
 
 
 @pytest.mark.usefixtures("trusted")

@@ -69,7 +69,7 @@ def picture(image: bytes, **options: Any) -> dict[str, Any]:
 
 
 HI = chat(turn("ROLE_USER", {"text": "Hi"}))
-SCHEMA = {"type": "wish"}
+SCHEMA: dict[str, Any] = {"enum": []}
 SCHEMA_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 OPEN_GRAMMAR = 'start: "a'
 
@@ -204,17 +204,17 @@ VIOLATIONS: list[Violation] = [
     ),
     Violation(
         "GenerateStart",
-        "guided.json_schema",
+        "guided.json_schema.type",
         _at("guided.json_schema", json.dumps(SCHEMA)),
         {"response_format": SCHEMA_FORMAT},
-        "response_format.json_schema.schema",
+        "response_format.json_schema.schema.type",
     ),
     Violation(
         "GenerateStart",
-        "guided.json_schema",
+        "guided.json_schema.type",
         _at("guided.json_schema", json.dumps(SCHEMA)),
         {"structured_outputs": {"json": SCHEMA}},
-        "structured_outputs.json",
+        "structured_outputs.json.type",
     ),
     Violation(
         "GenerateStart",
@@ -540,8 +540,12 @@ def fields_of(descriptor: Any, above: str = "") -> Iterator[str]:
 
 
 def walked(fields: Iterable[str], known: set[str]) -> set[str]:
-    """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]"."""
+    """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]".
+
+    A path may lead on into the schema that a field holds as text.
+    """
     paths = {re.sub(r"\[\d+\]", "[]", field) for field in fields}
+    paths = {re.sub(r"(\.json_schema)\..*", r"\1", path) for path in paths}
     return {f"{path}[]" if f"{path}[]" in known else path for path in paths} & known
 
 
@@ -603,6 +607,17 @@ async def test_a_refusal_that_never_comes_would_name_the_clients_path(case: Neve
         _, answer = await gateway.chat(**case.body)
     assert (answer["error"]["message"], answer["error"]["param"]) == ("a sentence", case.param)
     assert written(case.body, case.param)
+
+
+async def test_a_fault_within_a_schema_is_told_with_its_place(services: Services) -> None:
+    schema = {"properties": {"sizes": {"anyOf": [{"type": "null"}, {"uniqueItems": True}]}}}
+    body = {"response_format": SCHEMA_FORMAT | {"json_schema": {"name": "x", "schema": schema}}}
+    status, error = await services.chat(body)
+    place = "response_format.json_schema.schema.properties.sizes.anyOf[1].uniqueItems"
+    assert (status, error["param"]) == (400, place)
+    assert written(body, place)
+    assert speaks_in_words(error["message"])
+    assert "'uniqueItems' cannot be enforced; leave it out" in error["message"]
 
 
 async def test_a_sentence_about_images_reaches_the_client_as_one_about_images(

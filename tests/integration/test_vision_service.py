@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import signal
 import struct
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import torch
 from blockbuster import blockbuster_ctx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 from safetensors.torch import load_file
 
 from protos.errors import (
@@ -35,6 +37,7 @@ from protos.internvl.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 from protos.process.server import running_server
 from protos.status import from_rpc_error
 from protos.transport import CHUNK_BYTE_COUNT, MAX_CHUNK_BYTE_COUNT
+from tests import hostile_pictures as hostile
 from tests.unit.vision_service.fakes import FakeEngine, encoded, picture
 from vision_service import __main__ as vision_main
 from vision_service.batcher import EncodedTiles, TileBatcher
@@ -230,9 +233,9 @@ async def test_a_tile_cap_out_of_range_is_refused(client: Client, cap: int) -> N
     ("image", "complaint"),
     [
         pytest.param(b"", "the image is empty: 0 bytes", id="empty"),
-        pytest.param(b"no image", "not a JPEG, PNG, WEBP, BMP or GIF", id="no image"),
+        pytest.param(b"no image", "not a JPEG, PNG, WEBP, BMP, GIF, TIFF", id="no image"),
         pytest.param(IMAGE_B[:20_000], "damaged or cut short", id="truncated"),
-        pytest.param(encoded(picture(1, 1)), "is 1x1 pixels", id="one pixel"),
+        pytest.param(b"<html><body>Not found", "is an HTML page; send a JPEG", id="a page"),
     ],
 )
 async def test_what_is_no_image_is_refused(client: Client, image: bytes, complaint: str) -> None:
@@ -240,6 +243,27 @@ async def test_what_is_no_image_is_refused(client: Client, image: bytes, complai
     assert isinstance(error, InvalidImageError)
     assert complaint in error.message
     assert error.field == "image"
+
+
+async def test_files_of_phones_and_editors_are_encoded(fake_engine: FakeEngine) -> None:
+    """A profile of 3 MB, a text with a wrong checksum, a photo of 48 megapixels."""
+    png = encoded(picture(60, 40))
+    profile = hostile.chunk(b"iCCP", b"screen\0\0" + zlib.compress(os.urandom(3_000_000), 0))
+    text = hostile.chunk(b"tEXt", b"Comment\0made by an editor")[:-4] + b"\0\0\0\0"
+    photo = encoded(Image.linear_gradient("L").resize((8064, 6048)), "JPEG")
+    async with running(fake_engine) as client:
+        plain = await client.encode(png)
+        for chunk in (profile, text):
+            found = await client.encode(png[:33] + chunk + png[33:])
+            assert torch.equal(found.rows, plain.rows)
+        assert (await client.encode(photo)).header.tile_count > 1
+
+
+async def test_a_wrong_checksum_is_named(client: Client) -> None:
+    png = encoded(picture(60, 40))
+    error = await client.refusal(png[:29] + b"\0\0\0\0" + png[33:])
+    assert isinstance(error, InvalidImageError)
+    assert error.message == "the image file is damaged: the checksum of its IHDR chunk is wrong"
 
 
 async def test_too_many_pixels_are_refused(client: Client) -> None:

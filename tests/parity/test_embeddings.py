@@ -45,6 +45,7 @@ def image_tiles(data: bytes, config: VisionConfig) -> torch.Tensor:
         tile_size=config.tile_size,
         max_tile_count=config.max_dynamic_patch,
         max_pixel_count=10**8,
+        transparency="drop",
     )
     return torch.from_numpy(tiled.tiles)
 

@@ -18,7 +18,11 @@ MAX_TILE_COUNT = 12
 
 def image_tiles(data: bytes) -> torch.Tensor:
     tiled = tile_file(
-        data, tile_size=TILE_SIZE, max_tile_count=MAX_TILE_COUNT, max_pixel_count=10**8
+        data,
+        tile_size=TILE_SIZE,
+        max_tile_count=MAX_TILE_COUNT,
+        max_pixel_count=10**8,
+        transparency="drop",
     )
     return torch.from_numpy(tiled.tiles)
 

@@ -10,7 +10,16 @@ from vision_service.tiling import choose_grid
 # Bytes a pixel that decoding takes at its peak: what Pillow makes of the file, and its RGB copy or
 # the one that is turned upright, four bytes a pixel each. libwebp holds two canvases, and one more
 # that it hands over.
-DECODING_BYTE_COUNT = {"JPEG": 8, "PNG": 8, "BMP": 8, "GIF": 8, "WEBP": 16}
+DECODING_BYTE_COUNT = {
+    "JPEG": 8,
+    "PNG": 8,
+    "BMP": 8,
+    "GIF": 8,
+    "WEBP": 16,
+    "TIFF": 12,
+    "AVIF": 20,
+    "HEIC": 20,
+}
 RGB_BYTE_COUNT = 4
 # What a process takes besides: a codec's tables, Pillow's blocks, the allocator's rounding.
 SPARE_BYTE_COUNT = 32 * 1024 * 1024

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from protos.errors import InvalidImageError
-from vision_service.chunks import PNG_SIGNATURE
-from vision_service.damage import check_beginning
-from vision_service.tiling import NOT_AN_IMAGE
+from vision_service.decoding.containers import media_size, tiff_size
+from vision_service.formats import image_format
 
 # Blocks (segments, extensions) before the pixels; a profile or a preview of 48 MB that is cut into
 # JPEG's segments of 64 KB has 768.
@@ -37,7 +36,7 @@ class Header:
     """What decides the cost of decoding a file.
 
     Attributes:
-        format: one of `tiling.FORMATS`.
+        format: one of `formats.FORMATS`.
         width: in pixels, as stored.
         height: likewise.
         is_run_length_coded: a BMP of runs, which Pillow decodes in Python.
@@ -55,19 +54,16 @@ def read_header(data: bytes) -> Header:
     """Returns what the file's header says.
 
     Raises:
-        InvalidImageError: not of `tiling.FORMATS`, or no size within MAX_BLOCK_COUNT.
+        InvalidImageError: not of `formats.FORMATS`, or no size within MAX_BLOCK_COUNT.
     """
-    for format_, is_it, read in READERS:
-        if is_it(data):
-            try:
-                return read(data)
-            except (IndexError, struct.error) as error:
-                raise InvalidImageError(
-                    f"the image file is damaged or cut short: its {format_} header has no size",
-                    field="image",
-                ) from error
-    check_beginning(data)
-    raise InvalidImageError(NOT_AN_IMAGE, field="image")
+    format_ = image_format(data)
+    try:
+        return READERS[format_](data)
+    except (IndexError, struct.error) as error:
+        raise InvalidImageError(
+            f"the image file is damaged or cut short: its {format_} header has no size",
+            field="image",
+        ) from error
 
 
 def too_many(found: str, limit: int) -> InvalidImageError:
@@ -210,10 +206,13 @@ def _uint24(data: bytes, position: int) -> int:
     return int(low | high << 16)
 
 
-READERS: tuple[tuple[str, Callable[[bytes], bool], Callable[[bytes], Header]], ...] = (
-    ("JPEG", lambda data: data.startswith(b"\xff\xd8\xff"), _read_jpeg),
-    ("PNG", lambda data: data.startswith(PNG_SIGNATURE), _read_png),
-    ("WEBP", lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", _read_webp),
-    ("BMP", lambda data: data.startswith(b"BM"), _read_bmp),
-    ("GIF", lambda data: data.startswith((b"GIF87a", b"GIF89a")), _read_gif),
-)
+READERS: dict[str, Callable[[bytes], Header]] = {
+    "JPEG": _read_jpeg,
+    "PNG": _read_png,
+    "WEBP": _read_webp,
+    "BMP": _read_bmp,
+    "GIF": _read_gif,
+    "TIFF": lambda data: Header("TIFF", *tiff_size(data)),
+    "AVIF": lambda data: Header("AVIF", *media_size(data)),
+    "HEIC": lambda data: Header("HEIC", *media_size(data)),
+}

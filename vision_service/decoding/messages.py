@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from typing import TypeVar
 
+from vision_service.transparency import Transparency
+
 # More than any message has, so that one read takes it whole.
 MAX_MESSAGE_BYTE_COUNT = 16_384
 Message = TypeVar("Message")
@@ -22,6 +24,7 @@ class Order:
         tile_size: edge of a tile, in pixels.
         max_tile_count: most tiles without the thumbnail.
         max_pixel_count: most pixels of the image.
+        transparency: what transparent pixels become; see `colours.to_rgb`.
         cpu_seconds: that decoding and tiling may take.
         memory_byte_count: that they may take.
     """
@@ -31,6 +34,7 @@ class Order:
     tile_size: int
     max_tile_count: int
     max_pixel_count: int
+    transparency: Transparency
     cpu_seconds: float
     memory_byte_count: int
 

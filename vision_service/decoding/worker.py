@@ -19,15 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Each registers its format, so that Pillow does not import all it has at the first WebP file.
-from PIL import (
-    BmpImagePlugin,  # noqa: F401
-    GifImagePlugin,  # noqa: F401
-    Image,
-    JpegImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
-    WebPImagePlugin,  # noqa: F401
-)
+from PIL import Image
 
 from protos.errors import ImageTooLargeError, InvalidImageError, ServiceError
 from protos.process.allocator import keep_freed_memory
@@ -35,6 +27,7 @@ from vision_service.decoding.messages import MAX_MESSAGE_BYTE_COUNT, Order, Repl
 from vision_service.decoding.metadata import check_sums, without_metadata
 from vision_service.decoding.shared import map_tiles, read_file
 from vision_service.decoding.structure import check_scans
+from vision_service.opening import import_plugins
 from vision_service.tiling import choose_grid, cut_into, decode
 
 # A sentence may quote a decoder, and JSON takes up to twelve bytes for a character.
@@ -51,6 +44,7 @@ def main() -> None:
     """Answers orders until the service closes its end of the socket."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     _settle(parent=int(sys.argv[2]))
+    import_plugins()
     keep_freed_memory(kept_byte_count=KEPT_BYTE_COUNT)
     connection.sendall(dump(Reply()))
     while True:
@@ -101,7 +95,7 @@ def _decoded(data: bytes, order: Order) -> Image.Image:
     # Pillow has a limit of its own, and refuses what has over twice that, before it takes memory.
     Image.MAX_IMAGE_PIXELS = order.max_pixel_count
     try:
-        return decode(data, order.max_pixel_count)
+        return decode(data, order.format, order.max_pixel_count, order.transparency)
     except InvalidImageError:
         check_sums(data, order.format)  # says more, where the format can tell
         raise

@@ -27,7 +27,9 @@ class EncodeImageRequest(_message.Message):
     MAX_TILE_COUNT_FIELD_NUMBER: _builtins.int
     EXPECTED_RECIPE_SHA256_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
-    """The encoded file: JPEG, PNG, WEBP, BMP or GIF (its first frame). At most max_image_byte_count."""
+    """The encoded file: JPEG, PNG, WEBP, BMP, GIF, TIFF, and AVIF or HEIC where the service has their
+    decoders; of several pictures the first one. At most max_image_byte_count.
+    """
     max_tile_count: _builtins.int
     """Most tiles that the image may be cut into, without the thumbnail; 1 to max_tile_count.
     Default: default_tile_count. 1 gives exactly one tile and no thumbnail.
@@ -252,7 +254,8 @@ class VisionServiceGetModelInfoResponse(_message.Message):
     """Engine in use: "torch" or "tensorrt"."""
     recipe_sha256: _builtins.bytes
     """SHA-256 of everything but the image and the tile cap that decides an embedding: the vision
-    weights and config, tile policy, resize kernel, engine dtype, contract version. 32 bytes.
+    weights and config, tile policy, resize kernel, what becomes of transparent pixels, engine
+    dtype, contract version. 32 bytes.
     """
     hidden_size: _builtins.int
     """Length of one embedding row; equals the LLM's hidden size."""

@@ -19,7 +19,7 @@ from pydantic_settings import SettingsConfigDict
 from protos.internvl.v1 import llm_pb2_grpc, vision_pb2_grpc
 from protos.process import logs
 from protos.process.server import Service, exit_on_stop_signals, serve
-from protos.process.settings import ServingSettings, read_settings
+from protos.process.settings import ModelNames, ServingSettings, read_settings
 from tests.fakes import ScriptedLLM, ScriptedVision
 
 logger = structlog.get_logger()
@@ -35,22 +35,25 @@ class VisionSettings(ServingSettings):
     served_model_name: str
 
 
-class LLMSettings(VisionSettings):
+class LLMSettings(ServingSettings):
     """Options of the scripted LLM service."""
 
     model_config = SettingsConfigDict(env_prefix="INTERNVL_LLM_")
 
+    checkpoint: Path
+    served_model_name: ModelNames
     max_image_count: int = 64
 
 
 def run(name: str) -> None:
     """Runs one of the two until it is told to stop."""
     exit_on_stop_signals()
-    settings = read_settings(LLMSettings if name == "llm" else VisionSettings)
+    cls: type[VisionSettings | LLMSettings] = LLMSettings if name == "llm" else VisionSettings
+    settings = read_settings(cls)
     logs.configure(settings.log_level, settings.log_format)
     logger.info("loading", options=settings.model_dump(mode="json"))
     behave(settings.checkpoint / name)
-    service = vision() if name == "vision" else llm(settings)
+    service = llm(settings) if isinstance(settings, LLMSettings) else vision()
     sys.exit(0 if asyncio.run(serve(service, settings)) else 1)
 
 
@@ -77,10 +80,10 @@ def vision() -> Service:
     )
 
 
-def llm(settings: VisionSettings) -> Service:
+def llm(settings: LLMSettings) -> Service:
     """Returns the service, not yet served."""
     stalls = (settings.checkpoint / "llm").exists()
-    servicer = ScriptedLLM(model=settings.served_model_name, stalls=stalls)
+    servicer = ScriptedLLM(model=settings.served_model_name[0], stalls=stalls)
 
     def register(server: grpc.aio.Server) -> None:
         llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server)

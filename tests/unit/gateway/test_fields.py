@@ -64,6 +64,9 @@ def test_either_name_limits_the_output() -> None:
         ({"top_k": 1}, "sampling.top_k", 1),
         ({"top_k": -2}, "sampling.top_k", -2),
         ({"top_p": 0}, "sampling.top_p", 0),
+        ({"max_tokens": 2**40}, "stop.max_token_count", 2**31 - 1),
+        ({"max_completion_tokens": -1}, "stop.max_token_count", None),
+        ({"max_tokens": 0}, "stop.max_token_count", 0),
     ],
 )
 def test_a_value_goes_over_as_the_contract_has_it(

@@ -19,10 +19,12 @@ from typing import Any
 
 import pytest
 
-from gateway.local.__main__ import COMMANDS
+from gateway.local.__main__ import COMMANDS, make_stack
 from gateway.local.ports import FREE_PORTS, free_port, is_free
 from gateway.local.processes import ENDED, Service, ServiceProcess, StartError
 from gateway.local.record import Record
+from gateway.local.settings import Settings
+from gateway.settings import Settings as GatewaySettings
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_SECONDS = 60.0
@@ -158,7 +160,8 @@ def asked(port: int) -> Iterator[HTTPResponse]:
 
 def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
     (user.folder / "site.toml").write_text(
-        '[serve]\ncheckpoint = "toy"\n[llm]\nmax_image_count = 7\n[gateway]\nbody_seconds = 7\n'
+        '[serve]\ncheckpoint = "toy"\nserved_model_name = ["toy", "gpt-4o", "t"]\n'
+        "[llm]\nmax_image_count = 7\n[gateway]\nbody_seconds = 7\n"
     )
     started = user.runs("start", "--config", "site.toml", *options[2:], "--drain-seconds", "5")
     assert started.status == 0, started.error
@@ -174,6 +177,7 @@ def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
     given = llm["loading"]["options"]
     assert (given["max_image_count"], given["drain_seconds"]) == (7, 5)
     assert given["checkpoint"] == str(user.folder / "toy")
+    assert given["served_model_name"] == ["toy", "gpt-4o", "t"]
 
     shown = here("status")
     assert shown.status == 0
@@ -368,3 +372,12 @@ def test_a_port_that_is_taken_is_not_chosen() -> None:
         assert not is_free("127.0.0.1", taken)
         assert free_port(taken) in FREE_PORTS
     assert free_port(taken) == taken
+
+
+def test_the_gateway_gets_all_folders(tmp_path: Path) -> None:
+    roots = (tmp_path / "a", tmp_path / "b, c")
+    for root in roots:
+        root.mkdir()
+    stack = make_stack(Settings(checkpoint=tmp_path, port=0, file_root=roots))
+    given = GatewaySettings(_cli_parse_args=stack.gateway.arguments)
+    assert given.file_root == roots

@@ -153,11 +153,13 @@ def test_parts_in_short_forms() -> None:
     parts = [
         "a",
         {"type": "refusal", "refusal": "no"},
-        {"type": "thinking", "thinking": "hm", "signature": "x"},
+        {"type": "thinking", "thinking": "hm", "signature": "x", "text": "t"},
+        {"type": "reasoning", "image_url": "data:,"},
         {"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}},
     ]
     (message,) = parse(messages=[{"role": "assistant", "content": parts}]).messages
     assert [part.text for part in message.content if part.is_read] == ["a", "no", "b"]
+    assert [part.image for part in message.content] == [None] * 5
 
 
 def test_an_image_may_be_its_url_alone() -> None:
@@ -235,7 +237,8 @@ def schema_format(json_schema: object) -> dict[str, Any]:
             "messages[0].content[0].image_url.max_dynamic_patch",
         ),
         ({"temperature": "hot"}, "temperature"),
-        ({"max_tokens": 2**31}, "max_tokens"),
+        ({"max_tokens": 2**63}, "max_tokens"),
+        ({"n": 2**31}, "n"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
@@ -354,8 +357,8 @@ TEXT = {"type": "text", "text": "?"}
         ),
         ({"top_p": "half"}, "top-p is a string; it must be a number"),
         (
-            {"max_tokens": 2**31},
-            "the most tokens to generate is 2147483648; it must be below 2147483648",
+            {"n": 2**31},
+            "the number of choices is 2147483648; it must be below 2147483648",
         ),
         (
             {"max_tokens": 1, "max_completion_tokens": 2},

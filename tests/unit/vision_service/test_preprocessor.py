@@ -33,6 +33,7 @@ from vision_service.decoding.cost import Cost, CostModel
 from vision_service.decoding.process import WorkerProcess
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
 from vision_service.tiling import Grid, tile_file
+from vision_service.transparency import Transparency
 
 PICTURE = encoded(picture(40, 20))
 LIMITS = PreprocessorLimits(
@@ -83,6 +84,16 @@ async def test_an_image_is_tiled(preprocessor: Preprocessor) -> None:
     assert (tiled.grid, tiled.width, tiled.height) == (Grid(2, 1), 40, 20)
     assert np.array_equal(tiled.tiles, expected.tiles)
     assert seconds > 0
+
+
+@pytest.mark.parametrize(("transparency", "grey"), [("white", 255), ("drop", 0)])
+async def test_the_workers_know_what_becomes_of_transparency(
+    transparency: Transparency, grey: int
+) -> None:
+    nothing = encoded(Image.new("RGBA", (30, 30)))
+    async with Preprocessor(28, LIMITS, transparency) as preprocessor:
+        tiled, _ = await preprocessor.tile(nothing, 1)
+    assert (tiled.tiles == grey).all()
 
 
 async def test_errors_free_their_place(preprocessor: Preprocessor) -> None:
@@ -216,11 +227,15 @@ async def test_honest_images_fit_their_limits(monkeypatch: pytest.MonkeyPatch) -
         encoded(colours, "WEBP", exif=turned),
         encoded(palette, "GIF", save_all=True, append_images=[palette.rotate(180)]),
         encoded(alpha, "BMP"),
+        encoded(alpha, "TIFF", compression="tiff_lzw", exif=turned),
+        encoded(grey.convert("F"), "TIFF"),
+        encoded(alpha, "AVIF", speed=10, subsampling="4:4:4", exif=turned),
+        encoded(colours, "JPEG", progressive=True, subsampling=0)[:-2],
     ]
     # So that the bytes for each pixel are what decides.
     monkeypatch.setattr(cost, "SPARE_BYTE_COUNT", 8 * 2**20)
     async with preprocessor_of(
-        worker_count=4, max_image_count=8, max_pixel_count=4_000_000
+        worker_count=4, max_image_count=12, max_pixel_count=4_000_000
     ) as preprocessor:
         found = await asyncio.gather(*(preprocessor.tile(data, 12) for data in files))
     for data, (tiled, _) in zip(files, found, strict=True):

@@ -35,6 +35,7 @@ def test_it_covers_weights_type_config_and_code(
         recipe_sha256(config, bytes(31) + b"\1", torch.float32),
         recipe_sha256(config, WEIGHTS, torch.bfloat16),
         recipe_sha256(other, WEIGHTS, torch.float32),
+        recipe_sha256(config, WEIGHTS, torch.float32, "drop"),
     ]
     for name in ("CONTRACT", "RESIZE"):
         monkeypatch.setattr(recipe, name, f"another {name}")

@@ -48,6 +48,19 @@ def test_an_engines_options_are_flags_and_variables(monkeypatch: pytest.MonkeyPa
     assert settings.tensorrt.plan == Path.cwd() / "p"
 
 
+def test_transparency_is_part_of_the_recipe(tmp_path: Path) -> None:
+    config = VisionConfig.from_checkpoint(write_checkpoint(tmp_path))
+    recipes = {
+        model_info(
+            CliApp.run(Settings, cli_args=["--checkpoint", str(tmp_path), *arguments]),
+            config,
+            FakeEngine(),
+        ).recipe_sha256
+        for arguments in ([], ["--transparency", "white"], ["--transparency", "drop"])
+    }
+    assert len(recipes) == 2
+
+
 def test_settings_are_frozen() -> None:
     settings = Settings(checkpoint=Path("a"))
     with pytest.raises(ValidationError, match="frozen"):

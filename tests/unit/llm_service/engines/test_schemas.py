@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import decimal
 import enum
 import ipaddress
 import json
@@ -241,15 +240,3 @@ def test_what_llguidance_says_beyond_our_table_is_passed_on() -> None:
     assert explained('Unimplemented keys: ["newKey"]', "{}") == Fault(
         "'newKey' cannot be enforced; leave it out"
     )
-
-
-def test_decimals_pattern_is_refused_by_its_place() -> None:
-    class Price(BaseModel):
-        """Pydantic writes a pattern with look-around for it."""
-
-        price: decimal.Decimal
-
-    found = fault(Price.model_json_schema())
-    if found is not None:
-        assert "look-around" in found.reason
-        assert found.place == ".properties.price.anyOf[1].pattern"

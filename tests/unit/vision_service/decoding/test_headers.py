@@ -73,7 +73,7 @@ def test_a_gif_frame_beyond_its_screen_counts() -> None:
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (b"no image", "not a JPEG, PNG, WEBP, BMP or GIF file"),
+        (b"no image", "not a JPEG, PNG, WEBP, BMP, GIF, TIFF"),
         (
             hostile.filled_jpeg(5000),
             "over 4096 bytes between its segments; the limit is 4096",
