@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib import metadata
 
 import aiohttp
 import yarl
@@ -21,7 +20,6 @@ from gateway.image_budget import ImageBudget, check_byte_count
 from gateway.memory import HeldFile, Share
 from protos.errors import ImageFetchError, InvalidArgumentError
 
-PROJECT = "internvl-serving"
 MAX_REDIRECT_COUNT = 3
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 READ_BYTE_COUNT = 64 * 1024
@@ -50,16 +48,6 @@ class DownloadOptions:
     max_byte_count: int
     user_agent: str
     proxy: yarl.URL | None = None
-
-
-def default_user_agent() -> str:
-    """Returns what names this project, its version, and its page if the package has one."""
-    try:
-        package = metadata.metadata(PROJECT)
-    except metadata.PackageNotFoundError:  # run from its files
-        return PROJECT
-    pages = [entry.rpartition(" ")[2] for entry in package.get_all("Project-URL", [])]
-    return f"{PROJECT}/{package['Version']}{f' (+{pages[0]})' if pages else ''}"
 
 
 @asynccontextmanager

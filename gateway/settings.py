@@ -14,9 +14,10 @@ from gateway.bodies import BodyLimits
 from gateway.connections import ConnectionLimits
 from gateway.data_urls import ContentLimits
 from gateway.descriptors import default_connection_count, most_connections
-from gateway.downloads import DownloadOptions, default_user_agent
+from gateway.downloads import DownloadOptions
 from gateway.folders import split_folders
 from gateway.origins import AllowedOrigins
+from gateway.release import release
 from protos.process.settings import GIB, MIB, ServingSettings
 
 
@@ -42,10 +43,12 @@ class Settings(ServingSettings):
     """Origins (JSON list) whose web pages may call, e.g. '["https://chat.example.com"]'; '["*"]':
     all."""
     image_user_agent: str = Field(
-        default_factory=default_user_agent, max_length=512, pattern=r"^[!-~]([ -~]*[!-~])?$"
+        default_factory=lambda: release().user_agent,
+        max_length=512,
+        pattern=r"^[!-~]([ -~]*[!-~])?$",
     )
     """What the servers of image URLs are told about this one (User-Agent). Some want an address in
-    it where its operator can be reached. By default internvl-serving/VERSION."""
+    it where its operator can be reached. By default internvl-serving/VERSION and its page."""
     image_proxy: SecretStr | None = None
     """HTTP proxy through which images are fetched, http://[USER:PASSWORD@]HOST:PORT. It decides
     then what image URLs may lead to: only addresses written as numbers are still checked here.

@@ -7,16 +7,15 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
 from gateway.openai.errors import error_body
+from gateway.release import release
 from protos.errors import ServiceError
 
 JSONObject = dict[str, Any]
 
-VERSION = metadata.version("internvl-serving")
 LEAST_LOGPROB = -9999.0
 DONE = b"data: [DONE]\n\n"
 
@@ -178,7 +177,7 @@ def error_event(error: ServiceError) -> bytes:
 
 def system_fingerprint(model_fingerprint: bytes) -> str:
     """Returns a name for what makes answers: this checkpoint, read by this version."""
-    digest = hashlib.sha256(model_fingerprint + VERSION.encode())
+    digest = hashlib.sha256(model_fingerprint + release().version.encode())
     return f"fp_{digest.hexdigest()[:10]}"
 
 

@@ -6,8 +6,6 @@ import json
 import resource
 import subprocess
 import sys
-from email.message import Message
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -97,15 +95,6 @@ def test_a_proxys_password_is_not_shown() -> None:
 def test_a_user_agent_that_is_no_header_is_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="image_user_agent"):
         Settings(image_user_agent=name)
-
-
-def test_the_user_agent_names_project_version_and_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    package = Message()
-    package["Version"] = "1.2"
-    monkeypatch.setattr(metadata, "metadata", lambda _: package)
-    assert Settings().image_user_agent == "internvl-serving/1.2"
-    package["Project-URL"] = "Homepage, https://example.com/internvl"
-    assert Settings().image_user_agent == "internvl-serving/1.2 (+https://example.com/internvl)"
 
 
 def test_connections_leave_room_for_other_files(monkeypatch: pytest.MonkeyPatch) -> None:
