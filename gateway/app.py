@@ -13,8 +13,8 @@ from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatLimits, ChatPipeline
 from gateway.connections import Connection, Connections
-from gateway.downloads import open_downloads
-from gateway.images import ImageFetcher, ImageLimits
+from gateway.images.downloads import open_downloads
+from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
     LLM,

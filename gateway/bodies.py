@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 
-from gateway.data_urls import Body, BodyReader, ContentLimits
+from gateway.images.data_urls import Body, BodyReader, ContentLimits
 from gateway.memory import Share
 from protos.process.settings import is_loopback
 

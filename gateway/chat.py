@@ -9,12 +9,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
-from gateway.data_urls import Attachments
 from gateway.events import ChatEvent, Usage
 from gateway.fairness import FetchLanes
 from gateway.fields import CHAT, Options, generate_fields, image_options
-from gateway.image_budget import ImageBudget
-from gateway.images import ImageFetcher
+from gateway.images.budget import ImageBudget
+from gateway.images.data_urls import Attachments
+from gateway.images.fetcher import ImageFetcher
 from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools

@@ -9,13 +9,13 @@ import yarl
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from gateway.addresses import AddressPolicy
 from gateway.bodies import BodyLimits
 from gateway.connections import ConnectionLimits
-from gateway.data_urls import ContentLimits
 from gateway.descriptors import default_connection_count, most_connections
-from gateway.downloads import DownloadOptions
-from gateway.folders import split_folders
+from gateway.images.addresses import AddressPolicy
+from gateway.images.data_urls import ContentLimits
+from gateway.images.downloads import DownloadOptions
+from gateway.images.folders import split_folders
 from gateway.origins import AllowedOrigins
 from gateway.release import release
 from protos.process.settings import GIB, MIB, ServingSettings

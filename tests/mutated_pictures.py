@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from tests import hostile_pictures as hostile
-from vision_service.chunks import PNG_SIGNATURE, png_chunks
-from vision_service.formats import FORMATS
+from vision_service.pictures.chunks import PNG_SIGNATURE, png_chunks
+from vision_service.pictures.formats import FORMATS
 
 WIDTH, HEIGHT = 44, 36
 # What a number in a header may be changed to, in as many bytes as it has.

@@ -14,8 +14,8 @@ from vision_service.decoding.seat import WorkerSeat
 from vision_service.decoding.shared import TilesFiles
 from vision_service.decoding.structure import check_runs
 from vision_service.decoding.waiting import Job, WaitingLine
+from vision_service.pictures.transparency import Transparency
 from vision_service.tiling import TiledImage, check_size
-from vision_service.transparency import Transparency
 
 RETRY_AFTER_SECONDS = 1.0
 

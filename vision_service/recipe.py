@@ -10,7 +10,7 @@ import PIL
 import torch
 
 from vision_service.checkpoint import VisionConfig
-from vision_service.transparency import Transparency
+from vision_service.pictures.transparency import Transparency
 
 # Raised when tiling or the model's arithmetic changes what an embedding holds.
 CONTRACT = "internvl.v1/2"

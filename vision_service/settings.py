@@ -17,7 +17,7 @@ from protos.process.settings import (
     EngineSettings,
     half_of_the_cores,
 )
-from vision_service.transparency import Transparency
+from vision_service.pictures.transparency import Transparency
 
 # More columns or rows than this serve no picture; it also keeps one image within the tile queue.
 LARGEST_TILE_CAP = 64

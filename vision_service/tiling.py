@@ -17,12 +17,12 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from protos.errors import ImageTooLargeError, InvalidImageError
-from vision_service.colours import to_rgb
-from vision_service.damage import damaged
-from vision_service.endings import corrected_webp, lengthened_jpeg
-from vision_service.formats import image_format
-from vision_service.opening import load_image, open_image
-from vision_service.transparency import Transparency
+from vision_service.pictures.colours import to_rgb
+from vision_service.pictures.damage import damaged
+from vision_service.pictures.endings import corrected_webp, lengthened_jpeg
+from vision_service.pictures.formats import image_format
+from vision_service.pictures.opening import load_image, open_image
+from vision_service.pictures.transparency import Transparency
 
 MIN_EDGE = 1
 # No camera makes more. Resizing takes memory for each row. A strip may be as narrow as one pixel:

@@ -12,9 +12,9 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 import torch
 
 from gateway.chat import ChatLimits, ChatPipeline, RequestRecord
-from gateway.data_urls import Attachments
-from gateway.downloads import open_downloads
-from gateway.images import ImageFetcher, ImageLimits
+from gateway.images.data_urls import Attachments
+from gateway.images.downloads import open_downloads
+from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.memory import Memory
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.pools import open_pools

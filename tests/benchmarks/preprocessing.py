@@ -13,7 +13,7 @@ from tests.benchmarks.reference import MAX_TILE_COUNT, TILE_SIZE, reference_pixe
 from tests.benchmarks.report import Report
 from vision_service.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from vision_service.engines.torch.engine import normalise
-from vision_service.formats import image_format
+from vision_service.pictures.formats import image_format
 from vision_service.tiling import choose_grid, decode, tile_file
 
 MAX_PIXEL_COUNT = 100_000_000

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from aiohttp.resolver import AsyncResolver
 
-from gateway import addresses
+from gateway.images import addresses
 
 HEADER_BYTE_COUNT = 12
 TYPE_A = 1

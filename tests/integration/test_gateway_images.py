@@ -14,7 +14,7 @@ import pytest
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import AsyncResolver
 
-from gateway import images
+from gateway.images import fetcher
 from tests.fakes import chat_body, happening, stack
 from tests.integration.name_server import name_server
 from tests.integration.picture_server import LOCAL, PARAM, PICTURE, ask, picture_server, user
@@ -386,7 +386,7 @@ async def test_a_file_system_that_hangs_holds_up_nobody(
         released.wait()
         return b""
 
-    monkeypatch.setattr(images, "read_file_url", hang)
+    monkeypatch.setattr(fetcher, "read_file_url", hang)
     async with stack(file_root=(tmp_path,), image_fetch_seconds=1) as gateway:
         slow = asyncio.create_task(ask(gateway, *[f"file://{tmp_path}/a.png"] * 64))
         await happening(reading)

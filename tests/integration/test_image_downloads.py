@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from gateway import downloads
+from gateway.images import downloads
 from tests.fakes import stack
 from tests.integration.image_proxy import image_proxy
 from tests.integration.name_server import name_server

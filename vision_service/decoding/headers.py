@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from protos.errors import InvalidImageError
 from vision_service.decoding.containers import media_size, tiff_size
-from vision_service.formats import image_format
+from vision_service.pictures.formats import image_format
 
 # Blocks (segments, extensions) before the pixels; a profile or a preview of 48 MB that is cut into
 # JPEG's segments of 64 KB has 768.

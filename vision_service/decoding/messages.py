@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vision_service.transparency import Transparency
+from vision_service.pictures.transparency import Transparency
 
 # More than any message has, so that one read takes it whole.
 MAX_MESSAGE_BYTE_COUNT = 16_384

@@ -27,7 +27,7 @@ from vision_service.decoding.messages import MAX_MESSAGE_BYTE_COUNT, Order, Repl
 from vision_service.decoding.metadata import check_sums, without_metadata
 from vision_service.decoding.shared import map_tiles, read_file
 from vision_service.decoding.structure import check_scans
-from vision_service.opening import import_plugins
+from vision_service.pictures.opening import import_plugins
 from vision_service.tiling import choose_grid, cut_into, decode
 
 # A sentence may quote a decoder, and JSON takes up to twelve bytes for a character.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.data_urls import BodyReader, ContentLimits
+from gateway.images.data_urls import BodyReader, ContentLimits
 from gateway.memory import Memory
 from gateway.openai.json_errors import MAX_LONE_COUNT
 from gateway.openai.json_limits import read_json

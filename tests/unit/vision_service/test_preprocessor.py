@@ -31,9 +31,9 @@ from vision_service.decoding import cost
 from vision_service.decoding import seat as seat_module
 from vision_service.decoding.cost import Cost, CostModel
 from vision_service.decoding.process import WorkerProcess
+from vision_service.pictures.transparency import Transparency
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
 from vision_service.tiling import Grid, tile_file
-from vision_service.transparency import Transparency
 
 PICTURE = encoded(picture(40, 20))
 LIMITS = PreprocessorLimits(

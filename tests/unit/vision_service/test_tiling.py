@@ -14,7 +14,7 @@ from PIL import Image
 
 from protos.errors import ImageTooLargeError, InvalidImageError
 from tests.unit.vision_service.fakes import encoded, picture
-from vision_service.formats import image_format
+from vision_service.pictures.formats import image_format
 from vision_service.tiling import TiledImage, choose_grid, decode, tile_file
 
 TILE_SIZE = 28

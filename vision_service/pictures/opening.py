@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from protos.errors import InvalidImageError
-from vision_service.formats import FORMATS
-from vision_service.rows import load_all_rows
+from vision_service.pictures.formats import FORMATS
+from vision_service.pictures.rows import load_all_rows
 
 # Not by Image.open, which imports further plug-ins, and tries them.
 PLUGINS = {

@@ -15,9 +15,9 @@ from protos.errors import InvalidImageError
 from tests.hostile_pictures import chunk
 from tests.unit.vision_service.fakes import encoded, picture
 from vision_service.decoding.headers import Header, read_header
-from vision_service.formats import image_format
+from vision_service.pictures.formats import image_format
+from vision_service.pictures.transparency import Transparency
 from vision_service.tiling import decode
-from vision_service.transparency import Transparency
 
 Pixels = npt.NDArray[np.int64]
 COLOUR = (10, 200, 30)

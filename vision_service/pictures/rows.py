@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vision_service.chunks import png_chunks
+from vision_service.pictures.chunks import png_chunks
 
 # Samples a pixel, by the header's colour type.
 SAMPLE_COUNTS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}

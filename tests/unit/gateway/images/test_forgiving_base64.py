@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.forgiving_base64 import Base64Decoder
+from gateway.images.forgiving_base64 import Base64Decoder
 from protos.errors import ImageTooLargeError, InvalidImageError
 
 LIMIT = 10_000

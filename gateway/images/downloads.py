@@ -13,10 +13,10 @@ import yarl
 from aiohttp.connector import Connection
 from aiohttp.tracing import Trace
 
-from gateway.addresses import AddressPolicy, CheckedResolver, read_address
-from gateway.download_errors import Progress, Stage, bad_status, failure, lateness
-from gateway.http_urls import join, read_http_url
-from gateway.image_budget import ImageBudget, check_byte_count
+from gateway.images.addresses import AddressPolicy, CheckedResolver, read_address
+from gateway.images.budget import ImageBudget, check_byte_count
+from gateway.images.download_errors import Progress, Stage, bad_status, failure, lateness
+from gateway.images.http_urls import join, read_http_url
 from gateway.memory import HeldFile, Share
 from protos.errors import ImageFetchError, InvalidArgumentError
 

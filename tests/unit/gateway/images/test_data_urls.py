@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.data_urls import Body, BodyReader, ContentLimits, decode_data_url
+from gateway.images.data_urls import Body, BodyReader, ContentLimits, decode_data_url
 from gateway.memory import FREE_BYTE_COUNT, Memory, Share
 from protos.errors import (
     ContextLengthError,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from protos.errors import InvalidImageError
-from vision_service.transparency import Transparency
+from vision_service.pictures.transparency import Transparency
 
 Band = Callable[[Image.Image], Image.Image]
 # A picture is converted so many pixels at a time: that takes the least memory, and stays in a

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
-from gateway.forgiving_base64 import Base64Decoder
+from gateway.images.forgiving_base64 import Base64Decoder
 from gateway.memory import HeldFile, Share
 from protos.errors import (
     ContextLengthError,

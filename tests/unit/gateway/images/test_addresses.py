@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.addresses import AddressPolicy, is_numeric
+from gateway.images.addresses import AddressPolicy, is_numeric
 from protos.errors import AccessDeniedError
 
 CLOSED = AddressPolicy.parse([])

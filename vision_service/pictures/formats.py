@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from PIL import features
 
 from protos.errors import InvalidImageError
-from vision_service.damage import check_beginning
+from vision_service.pictures.damage import check_beginning
 
 # As they are named in sentences; the last ones depend on what is installed.
 FORMATS = (

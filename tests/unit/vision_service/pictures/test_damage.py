@@ -8,7 +8,7 @@ import pytest
 
 from protos.errors import InvalidImageError
 from tests.unit.vision_service.fakes import encoded, picture
-from vision_service.damage import damaged
+from vision_service.pictures.damage import damaged
 from vision_service.tiling import decode
 
 LARGE = picture(120, 90)

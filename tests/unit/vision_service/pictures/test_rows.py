@@ -13,7 +13,7 @@ from protos.errors import InvalidImageError
 from tests import hostile_pictures as hostile
 from tests.mutated_pictures import interlaced_png
 from tests.unit.vision_service.fakes import encoded, picture
-from vision_service.chunks import PNG_SIGNATURE
+from vision_service.pictures.chunks import PNG_SIGNATURE
 from vision_service.tiling import decode
 
 # Bits and colour type: the modes that Pillow has for them, 1, L, I;16, RGB, P, LA and RGBA.

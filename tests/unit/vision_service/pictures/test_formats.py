@@ -11,8 +11,8 @@ import pytest
 
 from protos.errors import InvalidImageError
 from tests.unit.vision_service.fakes import encoded, picture
-from vision_service import formats
-from vision_service.formats import FORMATS, image_format
+from vision_service.pictures import formats
+from vision_service.pictures.formats import FORMATS, image_format
 
 
 def brand(major: bytes, *others: bytes) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 
 from protos.errors import InvalidImageError
 from tests.unit.vision_service.fakes import encoded, picture
-from vision_service.formats import image_format
+from vision_service.pictures.formats import image_format
 from vision_service.tiling import decode
 
 JPEGS: list[dict[str, Any]] = [

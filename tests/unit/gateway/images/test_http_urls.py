@@ -7,7 +7,7 @@ import yarl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http_urls import join, read_http_url
+from gateway.images.http_urls import join, read_http_url
 from protos.errors import InvalidArgumentError
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.data_urls import decode_data_url
-from gateway.file_urls import read_file_url
-from gateway.image_budget import ImageBudget
+from gateway.images.budget import ImageBudget
+from gateway.images.data_urls import decode_data_url
+from gateway.images.file_urls import read_file_url
 from protos.errors import (
     AccessDeniedError,
     ImageFetchError,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from gateway.image_budget import check_byte_count
+from gateway.images.budget import check_byte_count
 from protos.errors import AccessDeniedError, ImageFetchError, InvalidArgumentError
 
 # RFC 8089: the host is empty or this machine's.

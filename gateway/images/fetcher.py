@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gateway.data_urls import Attachments, decode_data_url
-from gateway.downloads import Downloads
-from gateway.file_urls import read_file_url
-from gateway.http_urls import stripped
-from gateway.image_budget import ImageBudget
+from gateway.images.budget import ImageBudget
+from gateway.images.data_urls import Attachments, decode_data_url
+from gateway.images.downloads import Downloads
+from gateway.images.file_urls import read_file_url
+from gateway.images.http_urls import stripped
 from gateway.memory import HeldFile
 from gateway.pools import Pools
 from protos.errors import (

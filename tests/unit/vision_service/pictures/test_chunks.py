@@ -7,7 +7,7 @@ import pytest
 from protos.errors import InvalidImageError
 from tests import hostile_pictures as hostile
 from tests.unit.vision_service.fakes import encoded, picture
-from vision_service.chunks import png_chunks, riff_chunks
+from vision_service.pictures.chunks import png_chunks, riff_chunks
 
 
 def test_too_many_chunks_are_refused() -> None:
