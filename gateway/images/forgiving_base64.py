@@ -67,9 +67,10 @@ class Base64Decoder:
         Raises:
             InvalidImageError: something is missing.
         """
-        rest = _cleaned(self._rest.translate(None, LINE_WHITESPACE))
+        url, _, _ = self._rest.partition(b"#")
+        rest = _cleaned(url.translate(None, LINE_WHITESPACE))
         if (self._padded and rest) or rest.translate(None, ALPHABET):
-            raise _wrong(self._rest, self._character_count - len(self._rest))
+            raise _wrong(url, self._character_count - len(self._rest))
         if b"=" in rest:
             raise InvalidImageError(
                 "the data URL's base64 ends with too few '='; none will do, too"

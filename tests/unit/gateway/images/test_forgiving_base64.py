@@ -186,6 +186,8 @@ written = st.builds(
 
 @example(b"aG%6\nB#=", [1, 2, 3, 4, 5, 6, 7])
 @example(b"aGk=aGk=", [4])
+@example(b"aGk=#", [])
+@example(b"#", [])
 @given(payloads | written, st.lists(st.integers(min_value=0), max_size=9))
 def test_any_cut_decodes_as_the_standard_says(payload: bytes, cuts: list[int]) -> None:
     expected = reference(payload)
