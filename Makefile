@@ -7,6 +7,8 @@ BASE_VENV := .venv-base
 BASE_TESTS := $(wildcard tests/unit/gateway tests/unit/protos tests/integration/test_gateway_*.py \
   tests/integration/test_server.py)
 WORKERS := -n 2 --dist loadgroup
+# Property tests draw the same examples each time; `make test-all` looks for new ones.
+SAME_EXAMPLES := --hypothesis-profile=ci
 
 .PHONY: help demo serve test test-all test-clients lint types protos locks bench clean
 
@@ -45,8 +47,8 @@ serve: $(VENV)/demo.stamp ## start the three services and keep them up (Ctrl-C s
 	$(BIN)/internvl-serve $(if $(or $(findstring --checkpoint,$(ARGS)),$(findstring --config,$(ARGS))),,$(TOY)) $(ARGS)
 
 test: $(BASE_VENV)/stamp lint types ## lint, types and every test that ends within minutes
-	$(BASE_VENV)/bin/pytest $(WORKERS) $(BASE_TESTS)
-	$(BIN)/pytest $(WORKERS) $(addprefix --ignore=,$(BASE_TESTS)) -m 'not slow and not gpu'
+	$(BASE_VENV)/bin/pytest $(WORKERS) $(SAME_EXAMPLES) $(BASE_TESTS)
+	$(BIN)/pytest $(WORKERS) $(SAME_EXAMPLES) $(addprefix --ignore=,$(BASE_TESTS)) -m 'not slow and not gpu'
 
 test-all: $(BASE_VENV)/stamp lint types ## every test, those of the demo model's training too
 	$(BASE_VENV)/bin/pytest $(WORKERS) $(BASE_TESTS)
