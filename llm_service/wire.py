@@ -176,7 +176,8 @@ def _message(index: int, sent: llm_pb2.ChatMessage) -> Message:
     message = Message(role, tuple(parts), tuple(calls))
     if (count := message.image_count) and role is not Role.USER:
         raise InvalidArgumentError(
-            f"a message of the {role.value} has {count} images; only a user's may have any",
+            f"a message of the {role.value} has {count} images; only a user's may have any:"
+            " show them in one",
             field=f"{field}.parts",
         )
     if calls and role is not Role.ASSISTANT:

@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,13 @@ def originals() -> dict[str, bytes]:
         ("AVIF", rgb, {"exif": turned}),
         ("AVIF", alpha, {}),
     ]
+    if "HEIC" in FORMATS:
+        import_module("pillow_heif").register_heif_opener()
+        kinds += [("HEIF", rgb, {"exif": turned}), ("HEIF", alpha, {})]
     files = {
         f"{index} {format_} {image.mode}": _saved(image, format_, **options)
         for index, (format_, image, options) in enumerate(kinds)
-        if format_ in (*FORMATS, "MPO")
+        if format_ in (*FORMATS, "MPO", "HEIF")
     }
     return files | {
         "PNG interlaced": interlaced_png(grey),

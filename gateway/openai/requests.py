@@ -252,7 +252,10 @@ class Message(RequestModel):
             raise PydanticCustomError("no_field", message, {"field": "content"})
         count = 0 if self.role == "user" else sum(part.image is not None for part in self.content)
         if count:  # what the LLM service says, before they are fetched
-            message = "a message of the {role} has {count} images; only a user's may have any"
+            message = (
+                "a message of the {role} has {count} images; only a user's may have any:"
+                " show them in one"
+            )
             context = {"field": "content", "role": self.role, "count": count}
             raise PydanticCustomError("image_role", message, context)
         return self

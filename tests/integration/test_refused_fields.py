@@ -204,17 +204,17 @@ VIOLATIONS: list[Violation] = [
     ),
     Violation(
         "GenerateStart",
-        "guided.json_schema.type",
+        "guided.json_schema",
         _at("guided.json_schema", json.dumps(SCHEMA)),
         {"response_format": SCHEMA_FORMAT},
-        "response_format.json_schema.schema.type",
+        "response_format.json_schema.schema",
     ),
     Violation(
         "GenerateStart",
-        "guided.json_schema.type",
+        "guided.json_schema",
         _at("guided.json_schema", json.dumps(SCHEMA)),
         {"structured_outputs": {"json": SCHEMA}},
-        "structured_outputs.json.type",
+        "structured_outputs.json",
     ),
     Violation(
         "GenerateStart",
