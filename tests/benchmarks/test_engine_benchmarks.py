@@ -44,13 +44,14 @@ def test_engine_cpu_on_a_tiny_model() -> None:
         assert all(float(cell) >= 0 for cell in row[1:4])
 
 
-@pytest.mark.parametrize("shape", ["8B", "1B"])
+@pytest.mark.parametrize("shape", ["8B", pytest.param("1B", marks=pytest.mark.slow)])
 def test_engine_cuda_in_one_process(tmp_path: Path, shape: str) -> None:
     out = ["--out", str(tmp_path), "--shape", shape]
     assert engine_cuda.main([*TINY, *out, "--part", *ONE_PROCESS_PARTS]) == 0
     assert len(_parts(tmp_path)) == len(ONE_PROCESS_PARTS) + 1  # the host's are two
 
 
+@pytest.mark.slow
 def test_engine_cuda_serving_joins_the_other_parts(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "kept")]
     assert engine_cuda.main([*TINY, *out, "--part", "prefill"]) == 0

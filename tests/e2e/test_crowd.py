@@ -20,7 +20,9 @@ import pytest
 from gateway.local.stack import Stack
 from models.demo import DEMO_CHECKPOINT
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
-from tests.e2e.conftest import Engine, make_stack
+from tests.e2e.conftest import TORCH_AND_SLOWLY_TENSORRT_LLM, Engine, make_stack
+
+pytestmark = pytest.mark.parametrize("engine", TORCH_AND_SLOWLY_TENSORRT_LLM, indirect=True)
 
 PICTURES = Path(__file__).parents[2] / "models" / "demo" / "pictures"
 REQUEST_COUNT = 200

@@ -15,7 +15,9 @@ from openai.types.chat import ChatCompletionChunk
 from gateway.local.processes import ServiceProcess
 from gateway.local.stack import Stack
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
-from tests.e2e.conftest import picture_url
+from tests.e2e.conftest import TORCH_AND_SLOWLY_TENSORRT_LLM, picture_url
+
+pytestmark = pytest.mark.parametrize("engine", TORCH_AND_SLOWLY_TENSORRT_LLM, indirect=True)
 
 TEXT: list[Any] = [{"role": "user", "content": "Tell me a long story."}]
 PICTURE: list[Any] = [

@@ -2,8 +2,9 @@
 
 The same weights are asked in both layouts: as they ship (Qwen2), and rewritten for InternLM2, so
 that both decoders, tokenizers and all of the path between picture and answer are tested for
-meaning; and as they ship once more through the TensorRT-LLM engine over its double. A thousand
-questions more are asked by the tests of `models/demo/training`, which draw them.
+meaning; and as they ship once more through the TensorRT-LLM engine over its double. The first takes
+a minute, the others are slow tests. A thousand questions more are asked by the tests of
+`models/demo/training`, which draw them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.internlm2_layout import write_internlm2
     scope="module",
     params=[
         pytest.param(("torch", "qwen2"), id="qwen2"),
-        pytest.param(("torch", "internlm2"), id="internlm2"),
+        pytest.param(("torch", "internlm2"), id="internlm2", marks=pytest.mark.slow),
         pytest.param(("tensorrt_llm", "qwen2"), id="tensorrt_llm", marks=pytest.mark.slow),
     ],
 )

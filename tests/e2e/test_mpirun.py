@@ -71,6 +71,7 @@ def event(process: subprocess.Popen[str], name: str) -> dict[str, object]:
     return next(found for found in map(json.loads, lines) if found["event"] == name)
 
 
+@pytest.mark.slow
 def test_rank_0_serves_and_all_end_when_its_answers_are_complete(
     ranks: subprocess.Popen[str],
 ) -> None:
