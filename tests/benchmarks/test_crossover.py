@@ -250,8 +250,9 @@ def test_a_simulated_run_from_processes_to_the_chart(tmp_path: Path, name: str) 
         assert len(found.gpu_use) == 2
         assert all(0 <= share <= 1 for share in found.gpu_use)
         # 0.9 ms of the GPU, 1.2 ms of the host, and whatever this machine adds; but of so few
-        # tokens, which leave in eights, some come with the first.
-        assert found.output_token_seconds[0] >= 0.0012 / 3
+        # tokens, which leave in eights, some come with the first, and to a reader that was busy
+        # all of an answer's at once.
+        assert found.output_token_seconds[-1] >= 0.0012 / 3
     assert 256 + 10 < one.prompt_token_count < 2 * 256 < two.prompt_token_count < 3 * 256
     page = file.with_suffix(".md").read_text(encoding="utf-8")
     assert "**Simulated**" in page
