@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 
+from vision_service.pictures.chunks import PNG_SIGNATURE
+
 MEGABYTE = 1_000_000
 
 
@@ -57,14 +59,27 @@ def chunk(kind: bytes, content: bytes = b"") -> bytes:
     return struct.pack(">I", len(content)) + kind + content + crc
 
 
+def png_file(
+    size: tuple[int, int],
+    bits: int,
+    colour: int,
+    rows: bytes,
+    *,
+    before: bytes = b"",
+    is_interlaced: bool = False,
+) -> bytes:
+    """Returns a PNG of this header and these compressed rows, with other chunks before them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, is_interlaced))
+    return PNG_SIGNATURE + header + before + chunk(b"IDAT", rows) + chunk(b"IEND")
+
+
 def png(width: int, height: int, before: bytes = b"") -> bytes:
     """Returns a grey PNG of zeros, with other chunks before its pixels."""
     packer = zlib.compressobj(9)
     row = bytes(1 + width)
     pixels = b"".join(packer.compress(row * 1000) for _ in range(height // 1000))
     pixels += packer.compress(row * (height % 1000)) + packer.flush()
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", pixels) + chunk(b"IEND")
+    return png_file((width, height), 8, 0, pixels, before=before)
 
 
 def chunky_png(byte_count: int = 12 * MEGABYTE) -> bytes:

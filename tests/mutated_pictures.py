@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 
 from tests import hostile_pictures as hostile
-from vision_service.pictures.chunks import PNG_SIGNATURE, png_chunks
+from vision_service.pictures.chunks import png_chunks
 from vision_service.pictures.formats import FORMATS
+from vision_service.pictures.rows import PASSES
 
 WIDTH, HEIGHT = 44, 36
 # What a number in a header may be changed to, in as many bytes as it has.
@@ -41,16 +42,6 @@ NUMBERS = (
 )
 MAX_HEADER_BYTE_COUNT = 120
 MAX_SLICE_BYTE_COUNT = 200
-# Adam7: each pass' first column and row, and its steps.
-PASSES = (
-    (0, 0, 8, 8),
-    (4, 0, 8, 8),
-    (0, 4, 4, 8),
-    (2, 0, 4, 4),
-    (0, 2, 2, 4),
-    (1, 0, 2, 2),
-    (0, 1, 1, 2),
-)
 
 
 def _saved(image: Image.Image, image_format: str, **options: Any) -> bytes:
@@ -65,10 +56,8 @@ def interlaced_png(grey: Image.Image, missing_row_count: int = 0) -> bytes:
     rows = [
         b"\0" + row.tobytes() for x, y, dx, dy in PASSES for row in values[y::dy, x::dx] if row.size
     ]
-    header = struct.pack(">IIBBBBB", grey.width, grey.height, 8, 0, 0, 0, 1)
     pixels = zlib.compress(b"".join(rows[: len(rows) - missing_row_count]))
-    chunks = [(b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")]
-    return PNG_SIGNATURE + b"".join(hostile.chunk(*chunk) for chunk in chunks)
+    return hostile.png_file(grey.size, 8, 0, pixels, is_interlaced=True)
 
 
 def _top_down_bmp(image: Image.Image) -> bytes:

@@ -6,7 +6,8 @@ A request passes through the modules in this order:
    what gRPC calls. Nothing else knows the protos.
 2. `encoder.py` checks the request, names the embedding and asks `cache.py`; on a miss it goes on.
 3. `preprocessor.py` has the image decoded and tiled (`tiling.py`: file -> uint8 tiles) by one of a
-   few worker processes; `decoding/` holds what it takes to trust none of them.
+   few worker processes; `pictures/` holds what a file becomes, `decoding/` what it takes to trust
+   none of them.
 4. `batcher.py` joins the tiles of all requests and calls the engine on its one thread.
 5. `engines/` holds the engines: tiles -> embeddings. `create.py` there knows which there are.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from gateway.images.forgiving_base64 import Base64Decoder
+from gateway.images.http_urls import stripped
 from gateway.memory import HeldFile, Share
 from protos.errors import (
     ContextLengthError,
@@ -19,8 +20,6 @@ from protos.errors import (
     ServiceError,
 )
 
-C0_CONTROL_OR_SPACE = "".join(map(chr, range(0x21)))
-NO_LINE_WHITESPACE = str.maketrans("", "", "\t\n\r")
 IN_BASE64 = re.compile(r"; *base64[ \f]*\Z", re.IGNORECASE)
 # In valid JSON this is always a member's name and the begin of its value: within a string a
 # quotation mark has a backslash before it. What is longer stays in the text, and is decoded later.
@@ -44,7 +43,7 @@ def decode_data_url(url: str, max_byte_count: int) -> bytes:
         InvalidImageError: it has no comma, or what it says to be base64 is none.
         ImageTooLargeError: it decodes to more than max_byte_count bytes.
     """
-    whole = url.strip(C0_CONTROL_OR_SPACE).partition("#")[0].translate(NO_LINE_WHITESPACE)
+    whole = stripped(url).partition("#")[0]
     media_type, comma, payload = whole.partition(",")
     if not comma:
         raise InvalidImageError("a data URL must have the form data:image/png;base64,...: no comma")

@@ -11,7 +11,8 @@ import re
 import string
 from urllib.parse import unquote_to_bytes
 
-from protos.errors import ImageTooLargeError, InvalidImageError
+from gateway.images.budget import check_byte_count
+from protos.errors import InvalidImageError
 
 WHITESPACE = b" \t\n\f\r"
 LINE_WHITESPACE = b"\t\n\r"  # a URL may hold it anywhere, even within an escape
@@ -106,11 +107,7 @@ class Base64Decoder:
                 return False
             self._padded = True
         self.content += decoded
-        if len(self.content) > self._max_byte_count:
-            raise ImageTooLargeError(
-                f"the image has {len(self.content)} bytes or more;"
-                f" the limit is {self._max_byte_count}"
-            )
+        check_byte_count(len(self.content), self._max_byte_count)
         return True
 
 

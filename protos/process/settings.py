@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -88,6 +89,7 @@ def half_of_the_cores() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
+@lru_cache  # the gateway asks it of each request's client
 def is_loopback(host: str) -> bool:
     """Says whether what listens on this address is reached from this machine alone."""
     try:

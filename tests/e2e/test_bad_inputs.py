@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import struct
 import zlib
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from openai import APIStatusError, OpenAI
 
 from tests.e2e.conftest import PICTURES, picture_url
+from tests.hostile_pictures import png_file
 
 IMAGE_PATH = "messages[0].content[0].image_url.url"
 
@@ -21,13 +21,7 @@ def data_url(data: bytes) -> str:
 
 def png_header(width: int, height: int) -> bytes:
     """Returns a PNG that announces a size and has no pixels."""
-    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    idat = b"IDAT" + zlib.compress(b"")
-    chunks = [
-        struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-        for body in (ihdr, idat, b"IEND")
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return png_file((width, height), 8, 2, zlib.compress(b""))
 
 
 def image(url: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from protos.errors import InvalidImageError
 from vision_service.decoding.containers import media_size, tiff_size
 from vision_service.pictures.formats import image_format
+from vision_service.pictures.markers import END_OF_IMAGE, START_OF_FRAME
 
 # Blocks (segments, extensions) before the pixels; a profile or a preview of 48 MB that is cut into
 # JPEG's segments of 64 KB has 768.
@@ -21,8 +22,7 @@ MAX_BLOCK_COUNT = 16_384
 MAX_SUB_BLOCK_COUNT = 200_000
 # Bytes between a JPEG's segments.
 MAX_FILL_BYTE_COUNT = 4096
-# Markers of JPEG (ITU-T T.81, table B.1): frames, of which every fourth is something else.
-START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers of JPEG: frames whose scans refine each other.
 PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 # Those that Pillow does not step over: to it, what follows is bytes between segments.
 WITHOUT_CONTENT = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
@@ -146,7 +146,7 @@ def _read_jpeg(data: bytes) -> Header:
                 samplings = data[position + 9 : position + 8 + 3 * component_count : 3]
                 coefficients = _coefficient_byte_count(width * height, samplings)
             return Header("JPEG", width, height, coefficient_byte_count=coefficients)
-        if marker == 0xD9:
+        if marker == END_OF_IMAGE:
             break
     raise IndexError
 

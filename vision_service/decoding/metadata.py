@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from protos.errors import InvalidImageError
 from vision_service.decoding.headers import jpeg_segments
 from vision_service.decoding.orientation import EXIF_PREFIX, UPRIGHT, exif_of, read_orientation
-from vision_service.decoding.structure import START_OF_SCAN
 from vision_service.pictures.chunks import png_chunks, riff_chunks
+from vision_service.pictures.markers import START_OF_SCAN
 
 # JPEG: these two tell how colours are stored. A shorter one is none to libjpeg.
 COLOUR_SEGMENTS = ((0xE0, b"JFIF\0", 14), (0xEE, b"Adobe", 12))

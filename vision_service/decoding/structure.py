@@ -15,6 +15,7 @@ from vision_service.decoding.headers import (
     Header,
     too_many,
 )
+from vision_service.pictures.markers import END_OF_IMAGE, START_OF_SCAN
 
 # Each scan of a progressive JPEG costs a pass over all its pixels, even if it has no bytes. The
 # usual scripts make 6 to 12.
@@ -26,7 +27,6 @@ MAX_RUN_PIXEL_COUNT = 10_000_000
 TOO_LONG_FILL = b"\xff" * (MAX_FILL_BYTE_COUNT + 1)
 # A marker that ends a JPEG's scan: neither an escaped FF, nor a restart, nor fill.
 SEGMENT = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 
 
 def check_runs(header: Header, byte_count: int) -> None:

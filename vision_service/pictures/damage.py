@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from protos.errors import InvalidImageError
+from vision_service.pictures.chunks import PNG_SIGNATURE
 
 ENDS_EARLY = "it ends before its last pixel"
 BROKEN_PIXELS = "its compressed pixels are damaged"
@@ -27,7 +28,7 @@ CAUSES = {
 # How an image file begins, and how far that may be from where it should be to be told so.
 BEGINNINGS = {
     "JPEG": rb"\xff\xd8\xff[\xc0-\xfe]",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "PNG": re.escape(PNG_SIGNATURE),
     "GIF": rb"GIF8[79]a",
     "WEBP": rb"RIFF.{4}WEBP",
 }

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 from PIL import Image
 
-END_OF_IMAGE = b"\xff\xd9"
-# The markers that begin a frame (ITU-T T.81, table B.1) or a scan; those without content.
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-START_OF_SCAN = 0xDA
+from vision_service.pictures.markers import END_OF_IMAGE, START_OF_FRAME, START_OF_SCAN
+
+JPEG_END = bytes([0xFF, END_OF_IMAGE])
+# What begins a segment: a marker that has content.
 MARKER = re.compile(rb"\xff([\x01-\xcf\xda-\xfe])")
 MAX_SEGMENT_COUNT = 4096
 COEFFICIENT_COUNT = 64
@@ -42,10 +42,10 @@ def lengthened_jpeg(data: bytes, decode: Callable[[bytes], Image.Image]) -> Imag
         return None
     digests: set[bytes] = set()
     for tail in _tails(data):
-        digests.add(_digest(decode(data + tail + END_OF_IMAGE)))
+        digests.add(_digest(decode(data + tail + JPEG_END)))
         if len(digests) > 1:
             return None
-    image = decode(data + END_OF_IMAGE)
+    image = decode(data + JPEG_END)
     return image if digests == {_digest(image)} else None
 
 
@@ -92,7 +92,7 @@ def _has_all_scans(data: bytes) -> bool:
     component_count = 0
     missing_bit_counts: dict[tuple[int, int], int] = {}
     for marker, content in _segments(data):
-        if marker in FRAMES:
+        if marker in START_OF_FRAME:
             component_count = content[5]
         elif marker == START_OF_SCAN:
             components = content[1 : 1 + 2 * content[0] : 2]

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from PIL import features
 
 from protos.errors import InvalidImageError
+from vision_service.pictures.chunks import PNG_SIGNATURE
 from vision_service.pictures.damage import check_beginning
 
 # As they are named in sentences; the last ones depend on what is installed.
@@ -101,7 +102,7 @@ MISSING = {
 }
 SIGNATURES: tuple[tuple[str, Callable[[bytes], bool]], ...] = (
     ("JPEG", _begins(b"\xff\xd8\xff")),
-    ("PNG", _begins(b"\x89PNG\r\n\x1a\n")),
+    ("PNG", _begins(PNG_SIGNATURE)),
     ("WEBP", _riff(b"WEBP")),
     ("BMP", _begins(b"BM")),
     ("GIF", _begins(b"GIF87a", b"GIF89a")),

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from protos.errors import InvalidImageError
-from tests.hostile_pictures import chunk
+from tests.hostile_pictures import chunk, png_file
 from tests.unit.vision_service.fakes import encoded, picture
 from vision_service.decoding.headers import Header, read_header
 from vision_service.pictures.formats import image_format
@@ -37,14 +37,9 @@ def png(values: npt.NDArray[Any], colour_type: int, bits: int, key: tuple[int, .
         np.packbits(np.unpackbits(row).reshape(-1, 8)[:, 8 - bits :]) if bits < 8 else row
         for row in samples
     ]
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
-    chunks = [
-        chunk(b"IHDR", header),
-        chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)) if key else b"",
-        chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
-        chunk(b"IEND"),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    transparent = chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)) if key else b""
+    return png_file((width, height), bits, colour_type, packed, before=transparent)
 
 
 def test_every_value_with_every_alpha_is_rounded_exactly() -> None:

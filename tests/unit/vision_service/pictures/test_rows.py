@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import zlib
 
 import numpy as np
@@ -13,7 +12,6 @@ from protos.errors import InvalidImageError
 from tests import hostile_pictures as hostile
 from tests.mutated_pictures import interlaced_png
 from tests.unit.vision_service.fakes import encoded, picture
-from vision_service.pictures.chunks import PNG_SIGNATURE
 from vision_service.tiling import decode
 
 # Bits and colour type: the modes that Pillow has for them, 1, L, I;16, RGB, P, LA and RGBA.
@@ -24,11 +22,8 @@ SAMPLE_COUNTS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 def png(bits: int, colour: int, row_count: int, byte: bytes = b"\x12") -> bytes:
     """Returns a PNG of 10 x 8 pixels with so many rows, whose compressed stream is whole."""
     row = b"\0" + byte * -(-10 * bits * SAMPLE_COUNTS[colour] // 8)
-    header = struct.pack(">IIBBBBB", 10, 8, bits, colour, 0, 0, 0)
-    palette = [(b"PLTE", bytes(range(96)))] if colour == 3 else []
-    pixels = (b"IDAT", zlib.compress(row * row_count))
-    chunks = [(b"IHDR", header), *palette, pixels, (b"IEND", b"")]
-    return PNG_SIGNATURE + b"".join(hostile.chunk(*chunk) for chunk in chunks)
+    palette = hostile.chunk(b"PLTE", bytes(range(96))) if colour == 3 else b""
+    return hostile.png_file((10, 8), bits, colour, zlib.compress(row * row_count), before=palette)
 
 
 @pytest.mark.parametrize(("bits", "colour"), KINDS)
