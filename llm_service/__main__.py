@@ -7,7 +7,7 @@ import sys
 
 import structlog
 
-from llm_service.checkpoint import CheckpointError, LLMConfig, created_unix_seconds
+from llm_service.checkpoint import LLMConfig, created_unix_seconds
 from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
 from llm_service.generator import Generator
@@ -17,6 +17,7 @@ from llm_service.servicer import LLMServicer
 from llm_service.settings import Settings
 from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer, TokenizerError
+from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llm_service.decoders import FAMILIES
 from llm_service.decoders.family import DecoderFamily
-from llm_service.json_object import read_json_object
+from protos.checkpoint.section import CheckpointError, Section
 
 TEMPLATE = "internvl2_5"
 # Of an image's embedding: a tile of 448 pixels has (448 / 14)^2 patches, and the pixel shuffle
 # joins 2 x 2 of them.
 ROWS_PER_TILE = 256
-
-
-class CheckpointError(Exception):
-    """The checkpoint folder is incomplete, damaged or of a kind that we do not serve."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +72,21 @@ class LLMConfig:
         llm = _llm_section(checkpoint / "config.json")
         architecture = _architecture(llm)
         for key, value in FAMILIES[architecture].options.items():
-            if llm.get(key, value) != value:
-                raise CheckpointError(f"llm_config.{key} is {llm[key]!r}; only {value!r} is served")
-        hidden_size, head_count = _number(llm, "hidden_size"), _number(llm, "num_attention_heads")
+            if llm.read(key, type(value), value) != value:
+                raise llm.error(key, f"is {llm.values[key]!r}; supported: {value!r}")
+        hidden_size, head_count = llm.size("hidden_size"), llm.size("num_attention_heads")
         config = cls(
             architecture=architecture,
             hidden_size=hidden_size,
-            intermediate_size=_number(llm, "intermediate_size"),
-            layer_count=_number(llm, "num_hidden_layers"),
+            intermediate_size=llm.size("intermediate_size"),
+            layer_count=llm.size("num_hidden_layers"),
             head_count=head_count,
-            kv_head_count=_number(llm, "num_key_value_heads"),
+            kv_head_count=llm.size("num_key_value_heads"),
             head_dim=hidden_size // head_count,
-            vocabulary_size=_number(llm, "vocab_size"),
-            max_position_embeddings=_number(llm, "max_position_embeddings"),
-            rope_theta=_positive(llm, "rope_theta"),
-            rms_norm_eps=_positive(llm, "rms_norm_eps"),
+            vocabulary_size=llm.size("vocab_size"),
+            max_position_embeddings=llm.size("max_position_embeddings"),
+            rope_theta=llm.positive("rope_theta"),
+            rms_norm_eps=llm.positive("rms_norm_eps"),
             end_token_ids=_end_token_ids(checkpoint, llm),
         )
         _check_heads(config)
@@ -126,33 +121,25 @@ def created_unix_seconds(checkpoint: Path) -> int:
 
 
 def _shard_names(index: Path) -> set[str]:
-    weight_map = _required(_read_json(index), "weight_map", index.name)
-    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
-    if not names or not all(isinstance(name, str) for name in names):
+    weight_map = Section.of_file(index).section("weight_map")
+    names = {weight_map.read(name, str) for name in weight_map.values}
+    if not names:
         raise CheckpointError(f"{index} has no weight_map from the tensors' names to files")
-    return set(names)
+    return names
 
 
-def _llm_section(path: Path) -> dict[str, Any]:
-    document = _read_json(path)
-    template = document.get("template", TEMPLATE)
-    if template != TEMPLATE:
-        raise CheckpointError(f"template is {template!r}; only {TEMPLATE!r} is served")
-    llm = _required(document, "llm_config", path.name)
-    if not isinstance(llm, dict):
-        raise CheckpointError(f"llm_config is {llm!r}; it must be an object")
-    return llm
+def _llm_section(path: Path) -> Section:
+    document = Section.of_file(path)
+    document.one_of("template", (TEMPLATE,), default=TEMPLATE)
+    return document.section("llm_config")
 
 
-def _architecture(llm: dict[str, Any]) -> str:
-    architectures = _required(llm, "architectures", "llm_config")
-    listed = architectures if isinstance(architectures, list) else []
+def _architecture(llm: Section) -> str:
+    listed = llm.read("architectures", list)
     architecture = str(next(iter(listed), None))
     if architecture not in FAMILIES:
         known = " and ".join(FAMILIES)
-        raise CheckpointError(
-            f"llm_config.architectures names {architecture}; only {known} are served"
-        )
+        raise llm.error("architectures", f"names {architecture}; only {known} are served")
     return architecture
 
 
@@ -165,38 +152,14 @@ def _check_heads(config: LLMConfig) -> None:
         )
 
 
-def _end_token_ids(checkpoint: Path, llm: dict[str, Any]) -> frozenset[int]:
+def _end_token_ids(checkpoint: Path, llm: Section) -> frozenset[int]:
     generation = checkpoint / "generation_config.json"
-    documents = [llm, _read_json(generation)] if generation.is_file() else [llm]
-    token_ids: list[Any] = []
-    for document in documents:
-        listed = document.get("eos_token_id")
-        if listed is not None:
-            token_ids += listed if isinstance(listed, list) else [listed]
-    if not all(isinstance(token_id, int) for token_id in token_ids):
-        raise CheckpointError(f"eos_token_id holds {token_ids}; it must hold token ids")
+    sections = [llm, Section.of_file(generation)] if generation.is_file() else [llm]
+    token_ids: list[int] = []
+    for section in sections:
+        listed = section.values.get("eos_token_id")
+        found = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        if not all(isinstance(token_id, int) for token_id in found):
+            raise section.error("eos_token_id", f"is {listed!r}; it must be token ids")
+        token_ids += found
     return frozenset(token_ids)
-
-
-def _positive(document: dict[str, Any], key: str) -> float:
-    value = _required(document, key, "llm_config")
-    if not isinstance(value, int | float) or not value > 0:
-        raise CheckpointError(f"llm_config.{key} is {value!r}; it must be a number above 0")
-    return float(value)
-
-
-def _number(document: dict[str, Any], key: str) -> int:
-    value = _required(document, key, "llm_config")
-    if not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"llm_config.{key} is {value!r}; it must be a whole number above 0")
-    return value
-
-
-def _required(document: dict[str, Any], key: str, owner: str) -> Any:
-    if key not in document:
-        raise CheckpointError(f"{owner} has no key {key!r}")
-    return document[key]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path, "the checkpoint", CheckpointError)

@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.checkpoint import LLMConfig
 from llm_service.conversation import Message, Role
 from llm_service.engines.base import (
     EngineStartError,
@@ -39,6 +39,7 @@ from llm_service.prompt import chat_layout
 from llm_service.sampling import MAX_LOGPROB_COUNT, SamplingParams
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer, TokenizerError
+from protos.checkpoint.section import CheckpointError
 from protos.errors import ServiceError
 from protos.identity import EmbeddingId, content_digest
 from protos.process import logs

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
@@ -20,7 +21,7 @@ from protos.signature import EmbeddingKeyError
 from protos.transport import MESSAGE_OVERHEAD_BYTE_COUNT
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
-from vision_service.checkpoint import CheckpointError, VisionConfig
+from vision_service.checkpoint import VisionConfig
 from vision_service.encoder import ImageEncoder, ModelInfo
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine

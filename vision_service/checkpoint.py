@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from protos.checkpoint.section import CheckpointError, Section
 from vision_service.settings import LARGEST_TILE_CAP
 
 TENSOR_PREFIXES = ("vision_model.", "mlp1.")
@@ -23,10 +22,6 @@ SHUFFLE_FACTOR = 2
 # ImageNet's, as in the reference's transform; used when there is no preprocessor_config.json.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Of a size in config.json: five times the largest of InternVL2.5. Products of three sizes, which a
-# tensor's shape may have, stay far within 64 bits.
-LARGEST_SIZE = 65_536
-
 # What the released InternVL2.5 checkpoints have, and the only values that the code implements.
 SUPPORTED_MODEL = {
     "ps_version": "v2",
@@ -38,11 +33,6 @@ SUPPORTED_MODEL = {
 SUPPORTED_TOWER = {"num_channels": 3, "hidden_act": "gelu"}
 
 NormType = Literal["layer_norm", "rms_norm"]
-Value = TypeVar("Value")
-
-
-class CheckpointError(Exception):
-    """The checkpoint cannot be served: a sentence that names the file and the key or tensor."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +90,7 @@ class VisionConfig:
         Raises:
             CheckpointError: a file or a key is missing, or a value is one that is not supported.
         """
-        model = _Section.of_file(path / "config.json")
+        model = Section.of_file(path / "config.json")
         model.require_values(SUPPORTED_MODEL)
         tower = model.section("vision_config")
         tower.require_values({**SUPPORTED_TOWER, "image_size": model.size("force_image_size")})
@@ -154,7 +144,7 @@ class TensorDigest:
         return self._hash.digest()
 
 
-def _used_layer_count(model: _Section, layer_count: int) -> int:
+def _used_layer_count(model: Section, layer_count: int) -> int:
     """Counts as the reference does: hidden_states[select_layer], where [0] is before layer 1."""
     select_layer = model.read("select_layer", int)
     used = select_layer if select_layer >= 0 else layer_count + 1 + select_layer
@@ -166,8 +156,8 @@ def _used_layer_count(model: _Section, layer_count: int) -> int:
 def _mean_and_std(path: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     if not path.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
-    section = _Section.of_file(path)
-    mean, std = section.triple("image_mean"), section.triple("image_std")
+    section = Section.of_file(path)
+    mean, std = _triple(section, "image_mean"), _triple(section, "image_std")
     if min(std) <= 0:
         raise section.error("image_std", f"is {list(std)}; each must be more than 0")
     return mean, std
@@ -176,8 +166,8 @@ def _mean_and_std(path: Path) -> tuple[tuple[float, float, float], tuple[float, 
 def _files_of_tensors(path: Path) -> dict[str, Path]:
     """Returns the file of each vision tensor: from the index when there is one."""
     if (path / INDEX_FILE).is_file():
-        index = _Section.of_file(path / INDEX_FILE).section("weight_map")
-        files = {name: path / index.read(name, str) for name in index.names(TENSOR_PREFIXES)}
+        index = Section.of_file(path / INDEX_FILE).section("weight_map")
+        files = {name: path / index.read(name, str) for name in _vision_names(index)}
     else:
         with _open(path / SINGLE_FILE) as tensors:
             names = [name for name in tensors.keys() if name.startswith(TENSOR_PREFIXES)]  # noqa: SIM118 - a safetensors file is no dict
@@ -185,6 +175,18 @@ def _files_of_tensors(path: Path) -> dict[str, Path]:
     if not files:
         raise CheckpointError(f"{path}: there are no tensors vision_model.* and mlp1.*")
     return files
+
+
+def _triple(section: Section, key: str) -> tuple[float, float, float]:
+    values = section.read(key, list)
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if not len(numbers) == len(values) == 3 or not all(0 <= value <= 1 for value in numbers):
+        raise section.error(key, f"is {values!r}, not three numbers from 0 to 1")
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def _vision_names(index: Section) -> list[str]:
+    return [name for name in index.values if name.startswith(TENSOR_PREFIXES)]
 
 
 def _open(file: Path) -> Any:  # safetensors has no type for it
@@ -200,77 +202,3 @@ def _get(tensors: Any, file: Path, name: str) -> torch.Tensor:
     except SafetensorError as error:
         raise CheckpointError(f"{file}: cannot read tensor {name}: {error}") from error
     return tensor
-
-
-@dataclass(frozen=True)
-class _Section:
-    """An object of a JSON file, read key by key; an error names the file and the key's path."""
-
-    file: Path
-    values: dict[str, Any]
-    prefix: str = ""
-
-    @classmethod
-    def of_file(cls, file: Path) -> _Section:
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{file}: cannot be read: {error}") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{file}: is not a JSON object")
-        return cls(file, values)
-
-    def error(self, key: str, complaint: str) -> CheckpointError:
-        return CheckpointError(f"{self.file}: {self.prefix}{key} {complaint}")
-
-    def names(self, prefixes: tuple[str, ...]) -> list[str]:
-        return [name for name in self.values if name.startswith(prefixes)]
-
-    def read(self, key: str, kind: type[Value]) -> Value:
-        if key not in self.values:
-            raise self.error(key, "is missing")
-        value = self.values[key]
-        # In Python True is an int; in a config it never stands for a number.
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(key, f"is {value!r}, not of type {kind.__name__}")
-        return value
-
-    def section(self, key: str) -> _Section:
-        return _Section(self.file, self.read(key, dict), f"{self.prefix}{key}.")
-
-    def size(self, key: str, largest: int = LARGEST_SIZE) -> int:
-        value = self.read(key, int)
-        if not 1 <= value <= largest:
-            raise self.error(key, f"is {value}; it must be 1 to {largest}")
-        return value
-
-    def positive(self, key: str) -> float:
-        value = self.read(key, float)
-        if not 0 < value < math.inf:
-            raise self.error(key, f"is {value}; it must be more than 0")
-        return value
-
-    def multiple(self, key: str, factor: int) -> int:
-        value = self.size(key)
-        if value % factor:
-            raise self.error(key, f"is {value}, not a multiple of {factor}")
-        return value
-
-    def one_of(self, key: str, supported: tuple[str, ...]) -> str:
-        value = self.read(key, str)
-        if value not in supported:
-            raise self.error(key, f"is {value!r}; supported: {', '.join(supported)}")
-        return value
-
-    def triple(self, key: str) -> tuple[float, float, float]:
-        values = self.read(key, list)
-        numbers = [value for value in values if isinstance(value, int | float)]
-        if not len(numbers) == len(values) == 3 or not all(0 <= value <= 1 for value in numbers):
-            raise self.error(key, f"is {values!r}, not three numbers from 0 to 1")
-        return float(values[0]), float(values[1]), float(values[2])
-
-    def require_values(self, supported: dict[str, Any]) -> None:
-        for key, value in supported.items():
-            found = self.read(key, type(value))
-            if found != value:
-                raise self.error(key, f"is {found!r}; supported: {value!r}")

@@ -21,9 +21,10 @@ from pydantic import Field, PositiveInt
 from pydantic_settings import SettingsConfigDict
 from torch.nn import functional
 
+from protos.checkpoint.section import CheckpointError
 from protos.process import logs
 from protos.process.settings import read_settings
-from vision_service.checkpoint import CheckpointError, VisionConfig
+from vision_service.checkpoint import VisionConfig
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine, run_tile_counts
 from vision_service.settings import Settings, TensorrtOptions

@@ -11,11 +11,12 @@ from typing import cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm_service.checkpoint import CheckpointError, LLMConfig, weight_files
+from llm_service.checkpoint import LLMConfig, weight_files
 from llm_service.decoders.family import GROUPED, ROOT, head_rows
 from llm_service.engines.torch.decoder import Attention, Decoder, Layer
 from llm_service.engines.torch.kernels.base import Kernels
 from llm_service.engines.torch.kernels.create import kernels_for
+from protos.checkpoint.section import CheckpointError
 
 CONCURRENT_FILE_COUNT = 8
 

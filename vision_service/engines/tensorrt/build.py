@@ -13,10 +13,11 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from protos.checkpoint.section import CheckpointError
 from protos.process import logs
 from protos.process.logs import LogFormat
 from protos.process.settings import Options, read_settings
-from vision_service.checkpoint import CheckpointError, VisionConfig
+from vision_service.checkpoint import VisionConfig
 from vision_service.engines.base import DTYPES
 from vision_service.engines.tensorrt.builder import (
     BuildError,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from vision_service.checkpoint import CheckpointError, TensorDigest, VisionConfig, vision_tensors
+from protos.checkpoint.section import CheckpointError
+from vision_service.checkpoint import TensorDigest, VisionConfig, vision_tensors
 from vision_service.engines.base import DTYPES, EngineStartError, VisionEngine
 from vision_service.engines.torch.intern_vit import VisionModel
 from vision_service.settings import Settings

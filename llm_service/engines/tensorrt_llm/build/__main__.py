@@ -8,7 +8,7 @@ import sys
 import torch
 from pydantic_settings import get_subcommand
 
-from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines.tensorrt_llm.build.conversion import convert
 from llm_service.engines.tensorrt_llm.build.engine import build, build_command
 from llm_service.engines.tensorrt_llm.build.options import (
@@ -18,6 +18,7 @@ from llm_service.engines.tensorrt_llm.build.options import (
 )
 from llm_service.engines.tensorrt_llm.build.sizing import Card, report
 from llm_service.engines.tensorrt_llm.build.target import BuildError
+from protos.checkpoint.section import CheckpointError
 from protos.process.settings import read_settings
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm_service.checkpoint import CheckpointError, weight_files
+from llm_service.checkpoint import weight_files
 from llm_service.decoders.family import ROOT
 from llm_service.engines.tensorrt_llm.build.layout import Block
+from protos.checkpoint.section import CheckpointError
 
 # 8 MiB of bfloat16: more in one read was not faster.
 READ_VALUE_COUNT = 4 * 1024**2

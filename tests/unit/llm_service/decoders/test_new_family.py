@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.checkpoint import LLMConfig
 from llm_service.decoders import FAMILIES
 from llm_service.decoders.family import HeadOrder
 from llm_service.engines.tensorrt_llm.build.config_file import config_document
 from llm_service.engines.tensorrt_llm.build.conversion import convert
 from llm_service.engines.tensorrt_llm.build.target import Target
 from llm_service.engines.torch.weights import load_decoder
+from protos.checkpoint.section import CheckpointError
 from tests.unit.llm_service.decoders import orchid
 from tests.unit.llm_service.decoders.orchid import ORCHID
 from tests.unit.llm_service.engines.torch.tiny import (
@@ -139,7 +140,7 @@ def test_its_own_option_is_served_with_one_value(
 ) -> None:
     monkeypatch.setitem(FAMILIES, ORCHID.architecture, ORCHID)
     folder = write_config(tmp_path, QWEN2 | ARCHITECTURE | {"parallel_attention": True})
-    with pytest.raises(CheckpointError, match=r"parallel_attention is True; only False is served"):
+    with pytest.raises(CheckpointError, match=r"parallel_attention is True; supported: False"):
         LLMConfig.from_checkpoint(folder)
 
 

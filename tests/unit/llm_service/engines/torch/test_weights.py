@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
 from llm_service.engines.torch.weights import destinations, empty_decoder, load_decoder
+from protos.checkpoint.section import CheckpointError
 from tests.unit.llm_service.engines.torch.tiny import (
     EVERY_FAMILY,
     QWEN2,

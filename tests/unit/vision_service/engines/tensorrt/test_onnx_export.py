@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from protos.checkpoint.section import CheckpointError
 from tests.unit.vision_service.engines.tensorrt.towers import GOLDEN, write_released, write_small_6b
-from vision_service.checkpoint import CheckpointError, VisionConfig
+from vision_service.checkpoint import VisionConfig
 from vision_service.engines.base import DTYPES
 from vision_service.engines.tensorrt.build import BuildSettings, build
 from vision_service.engines.tensorrt.record import ONNX_FILE, PLAN_FILE, RECORD_FILE

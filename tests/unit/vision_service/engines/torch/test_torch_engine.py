@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from protos.checkpoint.section import CheckpointError
 from tests.unit.vision_service.checkpoints import (
     SMALL_6B,
     changed,
     random_tensors,
     write_checkpoint,
 )
-from vision_service.checkpoint import CheckpointError, VisionConfig
+from vision_service.checkpoint import VisionConfig
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine
 from vision_service.settings import Settings

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_service.checkpoint import CheckpointError, LLMConfig
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import Prompt
 from llm_service.engines.tensorrt_llm.build import source
 from llm_service.engines.tensorrt_llm.build.conversion import convert
@@ -25,6 +25,7 @@ from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.weights import load_decoder
 from llm_service.sampling import SamplingParams
+from protos.checkpoint.section import CheckpointError
 from tests.unit.llm_service.engines.tensorrt_llm.build.split_model import SplitModel
 from tests.unit.llm_service.engines.torch.tiny import (
     EVERY_FAMILY,
