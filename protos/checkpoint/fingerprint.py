@@ -17,6 +17,8 @@ from protos.checkpoint.section import CheckpointError, Section
 PROJECTOR, LANGUAGE_MODEL = "mlp1.", "language_model."
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# Which old versions of transformers stored with the weights, and whoever loads them computes.
+BUFFER = ".rotary_emb.inv_freq"
 PART_NAMES = {
     "config_sha256": "configuration",
     "projector_sha256": "projector",
@@ -127,7 +129,7 @@ def _indexed_files(checkpoint: Path) -> dict[str, str]:
 
 
 def _is_in_a_part(name: str) -> bool:
-    return name.startswith((PROJECTOR, LANGUAGE_MODEL))
+    return name.startswith((PROJECTOR, LANGUAGE_MODEL)) and not name.endswith(BUFFER)
 
 
 def _part_digest(prefix: str, names: Iterable[str], digests: Mapping[str, bytes]) -> bytes:

@@ -175,8 +175,8 @@ async def test_a_copy_of_the_checkpoint_fits_in_files_of_its_own(
 
 
 async def test_two_checkpoints_can_be_allowed(vision: str, checkpoints: Path) -> None:
-    options = {"allow_mismatched_checkpoints": True}
-    async with serving(vision, checkpoints / "another", **options) as server:
+    another = checkpoints / "another"
+    async with serving(vision, another, allow_mismatched_checkpoints=True) as server:
         assert (await server.ready())[0] == 200
         assert (await server.ask(SHAPES))[0] == 200
 
@@ -196,7 +196,7 @@ async def test_a_folder_without_weights_fits_by_its_config(
         assert (await server.ask(SHAPES))[0] == 200
 
 
-async def test_files_of_the_safetensors_library_are_read_whole(checkpoints: Path) -> None:
+async def test_files_of_the_safetensors_library_are_read(checkpoints: Path) -> None:
     found = {
         name: CheckpointFingerprint.from_checkpoint(checkpoints / name)
         for name in ("base", "sharded", "tuned", "another", "bare")

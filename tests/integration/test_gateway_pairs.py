@@ -120,8 +120,8 @@ async def test_mismatched_checkpoints_can_be_allowed_with_one_warning() -> None:
 
 @pytest.mark.parametrize("allowed", [False, True])
 async def test_rows_of_another_length_are_never_allowed(allowed: bool) -> None:
-    options = {"allow_mismatched_checkpoints": allowed}
-    async with stack(vision(hidden_size=16), llm(), **options) as gateway:
+    wide = vision(hidden_size=16)
+    async with stack(wide, llm(), allow_mismatched_checkpoints=allowed) as gateway:
         status, error = await ask(gateway)
         assert (status, error["code"]) == (503, "model_mismatch")
         _, ready = await gateway.get("/health/ready")

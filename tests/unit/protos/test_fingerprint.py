@@ -178,6 +178,11 @@ def test_the_tower_has_no_part(tmp_path: Path, base: CheckpointFingerprint) -> N
     assert write(tmp_path / "other", TENSORS | {"vision_model.a": b"other"}) == base
 
 
+def test_buffers_do_not_count(tmp_path: Path, base: CheckpointFingerprint) -> None:
+    buffers = {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": b"computed"}
+    assert write(tmp_path / "old", TENSORS | buffers) == base
+
+
 @pytest.mark.parametrize(
     ("prefix", "empty"),
     [("mlp1.", "projector_sha256"), ("language_model.", "language_model_sha256")],
