@@ -18,8 +18,8 @@ logger = structlog.get_logger()
 class ServicePair:
     """Compares what the vision service and the LLM service run.
 
-    Rows of another model's projector have the right length as often as not, and mean nothing to the
-    language model: its answers would be wrong without a sign.
+    Rows of another model's projector often have the right length, and mean nothing to the language
+    model: its answers would be wrong without a sign.
 
     Attributes:
         vision, llm: the two.

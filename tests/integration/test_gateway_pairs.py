@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import structlog.testing
 
 from protos.checkpoint.fingerprint import CheckpointFingerprint
-from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, stack
+from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, running_llm, stack
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -129,8 +130,21 @@ async def test_rows_of_another_length_are_never_allowed(allowed: bool) -> None:
         assert gateway.vision.requests == []
 
 
-async def test_an_llm_service_that_is_replaced_is_noticed_without_a_probe() -> None:
-    """It was away between two requests, so that none of them failed."""
+async def test_a_service_that_restarts_with_another_checkpoint_is_noticed() -> None:
+    async with AsyncExitStack() as exits:
+        address = await exits.enter_async_context(running_llm(llm()))
+        async with stack(vision(), llm_address=address) as gateway:
+            assert await ask(gateway) == (200, "Hello")
+            await exits.aclose()
+            async with running_llm(llm(TUNED), int(address.rpartition(":")[2])):
+                status, error = await ask(gateway)
+                while error["code"] == "service_unavailable":
+                    status, error = await ask(gateway)
+                assert (status, error) == (503, refusal("language model"))
+            assert len(gateway.vision.requests) == 1
+
+
+async def test_an_llm_service_that_is_replaced_is_noticed_without_a_failure() -> None:
     async with stack(vision(), llm()) as gateway:
         assert await ask(gateway) == (200, "Hello")
         gateway.llm.checkpoint = TUNED
