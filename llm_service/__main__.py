@@ -17,6 +17,7 @@ from llm_service.servicer import LLMServicer
 from llm_service.settings import Settings
 from llm_service.tables import TableCache
 from llm_service.tokenizer import Tokenizer, TokenizerError
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
@@ -82,6 +83,7 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         created_unix_seconds=created_unix_seconds(settings.checkpoint),
         aliases=tuple(aliases),
         allows_priority=settings.allow_priority,
+        checkpoint=CheckpointFingerprint.from_checkpoint(settings.checkpoint),
     )
     return info, engine
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.tokenizer import MESSAGE_END, Tokenizer
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ModelInfo:
         created_unix_seconds: when the checkpoint's newest weight file was written.
         aliases: further names of the model.
         allows_priority: whether a request may have a priority.
+        checkpoint: names the whole checkpoint.
     """
 
     model: str
@@ -36,6 +38,7 @@ class ModelInfo:
     created_unix_seconds: int
     aliases: tuple[str, ...] = ()
     allows_priority: bool = False
+    checkpoint: CheckpointFingerprint = CheckpointFingerprint()
 
     @property
     def end_token_ids(self) -> frozenset[int]:
