@@ -99,7 +99,8 @@ def created_unix_seconds(checkpoint: Path) -> int:
 
     A folder without any, which an engine built before may be served from, is as old as its config.
     """
-    files = list(checkpoint.glob("*.safetensors")) or [checkpoint / "config.json"]
+    weights = [file for file in checkpoint.glob("*.safetensors") if file.is_file()]
+    files = weights or [checkpoint / "config.json"]
     return int(max(file.stat().st_mtime for file in files))
 
 

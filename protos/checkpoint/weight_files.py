@@ -33,10 +33,8 @@ def weight_files(folder: Path, prefixes: tuple[str, ...] = ("",)) -> list[Path]:
     """
     has_index = (folder / INDEX_FILE).is_file()
     files = _indexed_files(folder, prefixes) if has_index else [folder / SINGLE_FILE]
-    if not os.path.lexists(files[0]):
-        raise CheckpointError(
-            f"the checkpoint has no file {files[0].name} ({folder}){_hint(folder)}"
-        )
+    if not has_index and not os.path.lexists(files[0]):
+        raise CheckpointError(f"the checkpoint has no file {SINGLE_FILE} ({folder}){_hint(folder)}")
     for file in files:
         require_content(file)
     return files
@@ -80,16 +78,18 @@ def _indexed_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
     index, single = folder / INDEX_FILE, folder / SINGLE_FILE
     file_names = _indexed_names(index)
     files = [folder / name for name in sorted(set(file_names.values()))]
-    present = [file for file in files if os.path.lexists(file)]
+    missing = {file for file in files if not os.path.lexists(file)}
     if single not in files and os.path.lexists(single):
-        raise CheckpointError(_two_saves(index, single, files[0], is_stale=not present))
+        is_stale = len(missing) == len(files)
+        raise CheckpointError(_two_saves(index, single, files[0], is_stale))
     needed = {folder / file for name, file in file_names.items() if name.startswith(prefixes)}
-    if missing := sorted(needed.difference(present)):
+    if lacking := sorted(needed & missing):
         raise CheckpointError(
-            f"{index} names {len(files)} files, of which {len(files) - len(present)} are missing:"
-            f" the checkpoint has no file {missing[0].name} ({folder}); fetch it again"
+            f"{index} names {len(files)} files, of which {len(missing)} are missing: the checkpoint"
+            f" has no file {lacking[0].name} ({folder}); fetch it again"
         )
-    return present
+    # Of a cache, a shard that is not there may be a link to what was never fetched.
+    return [file for file in files if file in needed or file.is_file()]
 
 
 def _indexed_names(index: Path) -> dict[str, str]:

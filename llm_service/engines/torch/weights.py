@@ -61,8 +61,9 @@ def load_decoder(
     require_names(checkpoint, stored.keys(), destinations(decoder).keys())
     decoder.to_empty(device=device)
     places = destinations(decoder)
+    files = sorted(set(stored.values()))
     with ThreadPoolExecutor(CONCURRENT_FILE_COUNT) as pool:
-        filling = [pool.submit(_fill_from, file, places) for file in set(stored.values())]
+        filling = [pool.submit(_fill_from, file, places) for file in files]
     for filled in filling:
         filled.result()
     return decoder

@@ -87,6 +87,10 @@ def test_no_weights_at_all(single: Path) -> None:
 def test_a_shard_of_tensors_that_nobody_needs_may_be_missing(sharded: Path) -> None:
     (sharded / SHARD_2).unlink()
     assert checked_folder(sharded, ("a",)) == {"a": sharded / SHARD_1}
+    assert checked_folder(sharded, ("x",)) == {}
+    (sharded / "model-9.safetensors").symlink_to("../../blobs/0a1b")
+    write_index(sharded, a=SHARD_1, b=SHARD_1, c=SHARD_2, d="model-9.safetensors")
+    assert checked_folder(sharded, ("a",)) == {"a": sharded / SHARD_1}
     with pytest.raises(CheckpointError, match=f"no file {SHARD_2}"):
         checked_folder(sharded, ("c",))
 

@@ -58,6 +58,22 @@ def test_weights_of_another_model(start: Callable[..., str], tmp_path: Path) -> 
     assert told.endswith("floats [65]")
 
 
+def test_kinds_of_checkpoints_that_are_not_served(
+    start: Callable[..., str], tmp_path: Path
+) -> None:
+    lora = {
+        name.replace("vision_model.", "vision_model.base_model.model."): tensor
+        for name, tensor in random_tensors(SMALL_6B).items()
+    }
+    write_checkpoint(tmp_path, changed({**SMALL_6B, "use_backbone_lora": 16}), lora)
+    told = start()
+    assert "is of a LoRA that is not merged (use_backbone_lora is 16); merge it with" in told
+    assert len(told) < 400
+    awq = {**SMALL_6B, "quantization_config": {"quant_method": "awq"}}
+    write_checkpoint(tmp_path, awq)
+    assert "quantization_config.quant_method is 'awq', that of a quantised checkpoint" in start()
+
+
 def test_a_device_that_is_not_there(
     start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,7 @@ class SourceTensors:
         """
         self._file_of = checked_folder(checkpoint, (ROOT,))
         require_names(checkpoint, self._file_of.keys(), shapes.keys())
-        for file in set(self._file_of.values()):
+        for file in sorted(set(self._file_of.values())):
             _check_tensors(file, shapes)
 
     def rows(self, block: Block) -> Iterator[torch.Tensor]:
