@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llm_service.decoders import FAMILIES
 from llm_service.decoders.family import DecoderFamily
+from protos.checkpoint.folder import checked_config
 from protos.checkpoint.section import CheckpointError, Section
 
 TEMPLATE = "internvl2_5"
@@ -69,7 +70,7 @@ class LLMConfig:
         Raises:
             CheckpointError: a file or key is missing, or has a value that we do not serve.
         """
-        llm = _llm_section(checkpoint / "config.json")
+        llm = _llm_section(checkpoint)
         architecture = _architecture(llm)
         for key, value in FAMILIES[architecture].options.items():
             if llm.read(key, type(value), value) != value:
@@ -93,43 +94,18 @@ class LLMConfig:
         return config
 
 
-def weight_files(checkpoint: Path) -> list[Path]:
-    """Returns the checkpoint's safetensors files: one, or those that its index names.
-
-    Raises:
-        CheckpointError: there is neither model.safetensors nor its index, the index is damaged, or
-            a file is missing.
-    """
-    single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
-    if index.is_file():
-        files = [checkpoint / name for name in sorted(_shard_names(index))]
-    else:
-        files = [single]
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"the checkpoint has no file {file.name} ({checkpoint})")
-    return files
-
-
 def created_unix_seconds(checkpoint: Path) -> int:
     """Returns when the newest weight file was written, in seconds since 1970.
 
     A folder without any, which an engine built before may be served from, is as old as its config.
     """
-    files = list(checkpoint.glob("*.safetensors")) or [checkpoint / "config.json"]
+    weights = [file for file in checkpoint.glob("*.safetensors") if file.is_file()]
+    files = weights or [checkpoint / "config.json"]
     return int(max(file.stat().st_mtime for file in files))
 
 
-def _shard_names(index: Path) -> set[str]:
-    weight_map = Section.of_file(index).section("weight_map")
-    names = {weight_map.read(name, str) for name in weight_map.values}
-    if not names:
-        raise CheckpointError(f"{index} has no weight_map from the tensors' names to files")
-    return names
-
-
-def _llm_section(path: Path) -> Section:
-    document = Section.of_file(path)
+def _llm_section(checkpoint: Path) -> Section:
+    document = checked_config(checkpoint)
     document.one_of("template", (TEMPLATE,), default=TEMPLATE)
     return document.section("llm_config")
 

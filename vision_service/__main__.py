@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from protos.checkpoint.fingerprint import CheckpointFingerprint
+from protos.checkpoint.location import model_name
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
@@ -115,7 +116,7 @@ def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -
     """Returns what the service tells of itself; reads bytes of all of the checkpoint's files."""
     max_tile_count = settings.max_tile_count or config.max_dynamic_patch
     return ModelInfo(
-        model=settings.served_model_name or settings.checkpoint.name,
+        model=settings.served_model_name or model_name(settings.checkpoint),
         engine=settings.engine,
         recipe_sha256=recipe_sha256(
             config, engine.weights_sha256, engine.dtype, settings.transparency

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -11,12 +11,11 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
+from protos.checkpoint.folder import checked_config, checked_folder
 from protos.checkpoint.section import CheckpointError, Section
 from vision_service.settings import LARGEST_TILE_CAP
 
 TENSOR_PREFIXES = ("vision_model.", "mlp1.")
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 # Edge, in patches, of the square that pixel shuffle folds into one token: 1 / downsample_ratio.
 SHUFFLE_FACTOR = 2
 # ImageNet's, as in the reference's transform; used when there is no preprocessor_config.json.
@@ -90,7 +89,7 @@ class VisionConfig:
         Raises:
             CheckpointError: a file or a key is missing, or a value is one that is not supported.
         """
-        model = Section.of_file(path / "config.json")
+        model = checked_config(path)
         model.require_values(SUPPORTED_MODEL)
         tower = model.section("vision_config")
         tower.require_values({**SUPPORTED_TOWER, "image_size": model.size("force_image_size")})
@@ -115,15 +114,27 @@ class VisionConfig:
         )
 
 
-def vision_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the tensors `vision_model.*` and `mlp1.*` by name, on the CPU, as they are stored.
-
-    Only the files that hold such tensors are opened; memory is mapped, not copied.
+def vision_tensor_files(path: Path) -> dict[str, Path]:
+    """Returns the file of each tensor `vision_model.*` and `mlp1.*`, by name and in its order.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or holds no such tensor.
+        CheckpointError: the checkpoint is not one that is served, or has no such tensor.
     """
-    for name, file in sorted(_files_of_tensors(path).items()):
+    files = checked_folder(path, TENSOR_PREFIXES)
+    if not files:
+        raise CheckpointError(f"{path}: there are no tensors vision_model.* and mlp1.*")
+    return dict(sorted(files.items()))
+
+
+def vision_tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors of `vision_tensor_files`, on the CPU, as they are stored.
+
+    Memory is mapped, not copied.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    for name, file in files.items():
         with _open(file) as tensors:
             yield name, _get(tensors, file, name)
 
@@ -163,30 +174,12 @@ def _mean_and_std(path: Path) -> tuple[tuple[float, float, float], tuple[float, 
     return mean, std
 
 
-def _files_of_tensors(path: Path) -> dict[str, Path]:
-    """Returns the file of each vision tensor: from the index when there is one."""
-    if (path / INDEX_FILE).is_file():
-        index = Section.of_file(path / INDEX_FILE).section("weight_map")
-        files = {name: path / index.read(name, str) for name in _vision_names(index)}
-    else:
-        with _open(path / SINGLE_FILE) as tensors:
-            names = [name for name in tensors.keys() if name.startswith(TENSOR_PREFIXES)]  # noqa: SIM118 - a safetensors file is no dict
-        files = dict.fromkeys(names, path / SINGLE_FILE)
-    if not files:
-        raise CheckpointError(f"{path}: there are no tensors vision_model.* and mlp1.*")
-    return files
-
-
 def _triple(section: Section, key: str) -> tuple[float, float, float]:
     values = section.read(key, list)
     numbers = [value for value in values if isinstance(value, int | float)]
     if not len(numbers) == len(values) == 3 or not all(0 <= value <= 1 for value in numbers):
         raise section.error(key, f"is {values!r}, not three numbers from 0 to 1")
     return float(values[0]), float(values[1]), float(values[2])
-
-
-def _vision_names(index: Section) -> list[str]:
-    return [name for name in index.values if name.startswith(TENSOR_PREFIXES)]
 
 
 def _open(file: Path) -> Any:  # safetensors has no type for it

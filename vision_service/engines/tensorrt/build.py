@@ -13,6 +13,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from protos.checkpoint.location import CheckpointFolder
 from protos.checkpoint.section import CheckpointError
 from protos.process import logs
 from protos.process.logs import LogFormat
@@ -47,8 +48,9 @@ class BuildSettings(Options):
         env_prefix="INTERNVL_VISION_BUILD_", cli_prog_name="internvl-vision-build"
     )
 
-    checkpoint: Annotated[Path, AfterValidator(Path.absolute)]
-    """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
+    checkpoint: CheckpointFolder
+    """Folder of an original InternVL checkpoint, with config.json and its safetensors, or a hub id
+    such as OpenGVLab/InternVL2_5-8B, which is taken from the local Hugging Face cache."""
     output: Annotated[Path, AfterValidator(Path.absolute)]
     """Folder for the ONNX graph, the plan and plan.json; what an earlier build left is replaced."""
     dtype: Dtype = "bfloat16"

@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 
-from vision_service.checkpoint import TensorDigest, VisionConfig, vision_tensors
+from vision_service.checkpoint import (
+    TensorDigest,
+    VisionConfig,
+    vision_tensor_files,
+    vision_tensors,
+)
 from vision_service.engines.base import DTYPES, EngineStartError
 from vision_service.engines.tensorrt.record import INPUT, OUTPUT, PLAN_FILE, Gpu, PlanRecord
 from vision_service.recipe import recipe_sha256
@@ -189,7 +194,7 @@ def _import_library(record: PlanRecord) -> ModuleType:
 
 def _digest(checkpoint: Path) -> bytes:
     digest = TensorDigest()
-    for name, tensor in vision_tensors(checkpoint):
+    for name, tensor in vision_tensors(vision_tensor_files(checkpoint)):
         digest.add(name, tensor)
     return digest.digest()
 

@@ -9,6 +9,7 @@ from pydantic_settings import CliSubCommand, SettingsConfigDict
 
 from llm_service.engines.tensorrt_llm.build.sizing import Limits
 from llm_service.engines.tensorrt_llm.build.target import Dtype, Quantization, Target
+from protos.checkpoint.location import CheckpointFolder
 from protos.process.settings import Options
 
 
@@ -17,8 +18,9 @@ class ModelOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, extra="forbid")
 
-    checkpoint: Path
-    """Folder of an original InternVL2.5 checkpoint: config.json and safetensors."""
+    checkpoint: CheckpointFolder
+    """Folder of an original InternVL checkpoint, with config.json and safetensors, or a hub id such
+    as OpenGVLab/InternVL2_5-8B, which is taken from the local Hugging Face cache."""
     converted: Path
     """Folder of the TensorRT-LLM checkpoint, which convert makes and engine reads."""
     dtype: Dtype = "bfloat16"

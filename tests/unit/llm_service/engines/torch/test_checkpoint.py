@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llm_service.checkpoint import LLMConfig, created_unix_seconds, weight_files
+from llm_service.checkpoint import LLMConfig, created_unix_seconds
 from protos.checkpoint.section import CheckpointError
 from tests.unit.llm_service.engines.torch.tiny import INTERNLM2, QWEN2, write_config
 
@@ -106,18 +106,6 @@ def test_refuses_a_damaged_config(tmp_path: Path, text: str | None, message: str
         LLMConfig.from_checkpoint(tmp_path)
 
 
-def test_finds_the_single_file_and_the_shards(tmp_path: Path) -> None:
-    single = tmp_path / "model.safetensors"
-    single.touch()
-    assert weight_files(tmp_path) == [single]
-    weight_map = {"a": "two.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    for name in set(weight_map.values()):
-        (tmp_path / name).touch()
-    assert weight_files(tmp_path) == [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
-
-
 def test_a_model_is_as_old_as_its_newest_weight_file(tmp_path: Path) -> None:
     for name, seconds in (("config.json", 40), ("a.safetensors", 10), ("b.safetensors", 20)):
         (tmp_path / name).touch()
@@ -126,20 +114,3 @@ def test_a_model_is_as_old_as_its_newest_weight_file(tmp_path: Path) -> None:
     for file in tmp_path.glob("*.safetensors"):
         file.unlink()
     assert created_unix_seconds(tmp_path) == 40
-
-
-@pytest.mark.parametrize("weight_map", [["a", "b"], {"a": 1}, {}])
-def test_refuses_a_damaged_index(tmp_path: Path, weight_map: object) -> None:
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(CheckpointError, match=r"index\.json.* weight_map"):
-        weight_files(tmp_path)
-
-
-def test_names_a_missing_weight_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no file model\.safetensors "):
-        weight_files(tmp_path)
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": {"a": "lost.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"no file lost\.safetensors "):
-        weight_files(tmp_path)
