@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm_service.checkpoint import LLMConfig, weight_files
+from llm_service.checkpoint import LLMConfig, missing_tensors, weight_files
 from llm_service.decoders.family import GROUPED, ROOT, head_rows
 from llm_service.engines.torch.decoder import Attention, Decoder, Layer
 from llm_service.engines.torch.kernels.base import Kernels
@@ -61,9 +61,7 @@ def load_decoder(
     for filled in filling:
         filled.result()
     if unfilled:
-        raise CheckpointError(
-            f"the checkpoint lacks {len(unfilled)} tensors, among them {min(unfilled)}"
-        )
+        raise missing_tensors(unfilled)
     return decoder
 
 
@@ -100,6 +98,8 @@ def _layer_destinations(layer: Layer, config: LLMConfig) -> Iterator[tuple[str, 
         (family.down, layer.feed_forward.down.weight),
     ):
         yield f"{name}.weight", Destination((parameter,))
+    for part, name in family.head_norms.items():
+        yield f"{name}.weight", Destination((layer.attention.get_parameter(f"{part}_norm"),))
     yield from _qkv_destinations(layer.attention, config)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm_service.checkpoint import weight_files
+from llm_service.checkpoint import missing_tensors, weight_files
 from llm_service.decoders.family import ROOT
 from llm_service.engines.tensorrt_llm.build.layout import Block
 from protos.checkpoint.section import CheckpointError
@@ -35,9 +35,7 @@ class SourceTensors:
             self._file_of |= dict.fromkeys(_checked_names(file, shapes), file)
         missing = shapes.keys() - self._file_of.keys()
         if missing:
-            raise CheckpointError(
-                f"the checkpoint lacks {len(missing)} tensors, among them {min(missing)}"
-            )
+            raise missing_tensors(missing)
 
     def rows(self, block: Block) -> Iterator[torch.Tensor]:
         """Yields a block's rows in order, at most READ_VALUE_COUNT numbers at a time.

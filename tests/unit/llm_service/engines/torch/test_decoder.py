@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import Prompt
@@ -28,6 +38,13 @@ from tests.unit.llm_service.engines.torch.tiny import (
 
 Tensors = dict[str, torch.Tensor]
 
+# transformers itself has no InternLM2, which is a Llama but for its names.
+REFERENCES: dict[str, tuple[type[PreTrainedConfig], Callable[..., PreTrainedModel]]] = {
+    "InternLM2ForCausalLM": (LlamaConfig, LlamaForCausalLM),
+    "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),
+    "Qwen2ForCausalLM": (Qwen2Config, Qwen2ForCausalLM),
+    "Qwen3ForCausalLM": (Qwen3Config, Qwen3ForCausalLM),
+}
 BLOCK_COUNT, BLOCK_SIZE = 64, 4
 TABLE = torch.randn(5, 32, generator=torch.Generator().manual_seed(7))
 TOKEN_IDS = [
@@ -109,17 +126,14 @@ def _sequence(token_ids: list[int]) -> Sequence:
 
 
 def _reference(llm: Config, tensors: Tensors) -> torch.nn.Module:
-    options = {
-        key: value for key, value in llm.items() if key not in ("architectures", "rope_scaling")
-    }
+    ours = ("architectures", "rope_scaling", "bias")
+    options = {key: value for key, value in llm.items() if key not in ours}
     options["rope_parameters"] = {"rope_type": "default", "rope_theta": options.pop("rope_theta")}
     options["tie_word_embeddings"] = False
-    model: torch.nn.Module
-    if llm is QWEN2:
-        model = Qwen2ForCausalLM(Qwen2Config(**options))
-        renamed = {name.removeprefix("language_model."): t for name, t in tensors.items()}
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**options))
+    config_class, model_class = REFERENCES[llm["architectures"][0]]
+    model = model_class(config_class(**options))
+    renamed = {name.removeprefix("language_model."): t for name, t in tensors.items()}
+    if llm["architectures"] == ["InternLM2ForCausalLM"]:
         renamed = _llama_tensors(llm, tensors)
     model.load_state_dict(renamed)
     model.train(False)
