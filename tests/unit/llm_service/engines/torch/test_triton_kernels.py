@@ -24,10 +24,7 @@ HAS_CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_CUDA else "cpu")
 DTYPES = [torch.float32, torch.bfloat16] if HAS_CUDA else [torch.float32]
 
-pytestmark = pytest.mark.skipif(
-    not HAS_CUDA and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a CUDA device, or TRITON_INTERPRET=1 with the package triton",
-)
+pytestmark = [] if os.environ.get("TRITON_INTERPRET") == "1" else [pytest.mark.gpu]
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
