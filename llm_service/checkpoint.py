@@ -13,7 +13,6 @@ from llm_service.decoders import FAMILIES
 from llm_service.decoders.family import DecoderFamily
 from protos.checkpoint.section import CheckpointError, Section
 
-TEMPLATE = "internvl2_5"
 # Of an image's embedding: a tile of 448 pixels has (448 / 14)^2 patches, and the pixel shuffle
 # joins 2 x 2 of them.
 ROWS_PER_TILE = 256
@@ -69,7 +68,7 @@ class LLMConfig:
         Raises:
             CheckpointError: a file or key is missing, or has a value that we do not serve.
         """
-        llm = _llm_section(checkpoint / "config.json")
+        llm = Section.of_file(checkpoint / "config.json").section("llm_config")
         architecture = _architecture(llm)
         for key, value in FAMILIES[architecture].options.items():
             if llm.read(key, type(value), value) != value:
@@ -126,12 +125,6 @@ def _shard_names(index: Path) -> set[str]:
     if not names:
         raise CheckpointError(f"{index} has no weight_map from the tensors' names to files")
     return names
-
-
-def _llm_section(path: Path) -> Section:
-    document = Section.of_file(path)
-    document.one_of("template", (TEMPLATE,), default=TEMPLATE)
-    return document.section("llm_config")
 
 
 def _architecture(llm: Section) -> str:
