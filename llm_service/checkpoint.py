@@ -17,7 +17,6 @@ from protos.checkpoint.folder import checked_config
 from protos.checkpoint.section import CheckpointError, Section
 from protos.checkpoint.tensor_names import require_names
 
-TEMPLATE = "internvl2_5"
 # Of an image's embedding: a tile of 448 pixels has (448 / 14)^2 patches, and the pixel shuffle
 # joins 2 x 2 of them.
 ROWS_PER_TILE = 256
@@ -74,7 +73,7 @@ class LLMConfig:
         Raises:
             CheckpointError: a file or key is missing, or has a value that we do not serve.
         """
-        llm = _llm_section(checkpoint)
+        llm = checked_config(checkpoint).section("llm_config")
         family = FAMILIES[_architecture(llm)]
         _check_options(llm, family)
         default = family.defaults.get
@@ -120,12 +119,6 @@ def created_unix_seconds(checkpoint: Path) -> int:
     weights = [file for file in checkpoint.glob("*.safetensors") if file.is_file()]
     files = weights or [checkpoint / "config.json"]
     return int(max(file.stat().st_mtime for file in files))
-
-
-def _llm_section(checkpoint: Path) -> Section:
-    document = checked_config(checkpoint)
-    document.one_of("template", (TEMPLATE,), default=TEMPLATE)
-    return document.section("llm_config")
 
 
 def _architecture(llm: Section) -> str:

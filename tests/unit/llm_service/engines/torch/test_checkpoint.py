@@ -133,7 +133,10 @@ def test_refuses_an_option_of_a_family(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["Phi3ForCausalLM"]}, "names Phi3ForCausalLM, Phi-3; of the series InternVL2"),
+        (
+            {"architectures": ["Phi3ForCausalLM"]},
+            "names Phi3ForCausalLM, Phi-3; of the series InternVL2",
+        ),
         ({"architectures": 7}, "architectures is 7, not of type list"),
         ({"eos_token_id": {}}, r"llm_config.eos_token_id is \{\}; it must be token ids"),
         ({"bias": True}, "llm_config.bias is True"),

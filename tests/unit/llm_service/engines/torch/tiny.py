@@ -14,13 +14,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from llm_service.added_tokens import AddedToken
 from llm_service.tokenizer import (
     IMAGE_CONTEXT,
     IMAGE_END,
     IMAGE_START,
     MESSAGE_END,
     MESSAGE_START,
-    AddedToken,
     Tokenizer,
 )
 
