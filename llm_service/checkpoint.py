@@ -12,11 +12,9 @@ from pathlib import Path
 from llm_service.decoders import FAMILIES
 from llm_service.decoders.family import DecoderFamily
 from protos.checkpoint.section import CheckpointError, Section
+from protos.checkpoint.tile import Tile
 
 TEMPLATE = "internvl2_5"
-# Of an image's embedding: a tile of 448 pixels has (448 / 14)^2 patches, and the pixel shuffle
-# joins 2 x 2 of them.
-ROWS_PER_TILE = 256
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class LLMConfig:
         max_position_embeddings: most tokens of prompt and output together.
         rope_theta: base of the rotary embedding's wavelengths.
         end_token_ids: the tokens that end an answer, of config.json and generation_config.json.
+        rows_per_tile: rows of an image's embedding that a tile has, which are as many tokens.
     """
 
     architecture: str
@@ -44,6 +43,7 @@ class LLMConfig:
     rope_theta: float
     rms_norm_eps: float
     end_token_ids: frozenset[int]
+    rows_per_tile: int
 
     @property
     def family(self) -> DecoderFamily:
@@ -69,7 +69,8 @@ class LLMConfig:
         Raises:
             CheckpointError: a file or key is missing, or has a value that we do not serve.
         """
-        llm = _llm_section(checkpoint / "config.json")
+        model = _model_section(checkpoint / "config.json")
+        llm = model.section("llm_config")
         architecture = _architecture(llm)
         for key, value in FAMILIES[architecture].options.items():
             if llm.read(key, type(value), value) != value:
@@ -88,6 +89,7 @@ class LLMConfig:
             rope_theta=llm.positive("rope_theta"),
             rms_norm_eps=llm.positive("rms_norm_eps"),
             end_token_ids=_end_token_ids(checkpoint, llm),
+            rows_per_tile=Tile.of_model(model).token_count,
         )
         _check_heads(config)
         return config
@@ -128,10 +130,10 @@ def _shard_names(index: Path) -> set[str]:
     return names
 
 
-def _llm_section(path: Path) -> Section:
+def _model_section(path: Path) -> Section:
     document = Section.of_file(path)
     document.one_of("template", (TEMPLATE,), default=TEMPLATE)
-    return document.section("llm_config")
+    return document
 
 
 def _architecture(llm: Section) -> str:

@@ -36,7 +36,7 @@ def main() -> None:
 
 def _build_engine(options: BuildOptions) -> None:
     config = LLMConfig.from_checkpoint(options.checkpoint)
-    target, limits = options.target, options.limits
+    target, limits = options.target, options.limits(config)
     target.check(config)
     command = build_command(options.converted, options.output, target, limits)
     lines = report(options.checkpoint.resolve().name, config, target, limits, _card())
