@@ -143,6 +143,7 @@ def load_model(
         model.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
+    model.vision_model.embeddings.fit_positions()
     return model, digest.digest()
 
 
