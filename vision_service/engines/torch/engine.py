@@ -150,6 +150,7 @@ def load_model(
         digest.add(name, tensor)
         weights[name] = tensor.to(device, dtype or tensor.dtype)
     model.load_state_dict(weights, strict=True, assign=True)
+    model.vision_model.embeddings.fit_positions()
     return model, digest.digest()
 
 
