@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,14 @@ def free_host_memory(*, root: Path = Path("/")) -> FreeMemory | None:
     """
     limits = [*_machine(root), *_containers(root), *_address_space(root)]
     return min(limits, key=lambda limit: limit.byte_count, default=None)
+
+
+def shortage(needs: Sequence[str], free: FreeMemory | None, ways: Sequence[str]) -> str:
+    """Returns a sentence: what takes how much, what there is, and what helps."""
+    there = "" if free is None else f"; {gib(free.byte_count)} {free.source}"
+    return (
+        f"there is too little memory: {', '.join(needs)}{there}. What helps: {', or '.join(ways)}"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from llm_service.engines.base import EngineStartError
 from llm_service.memory import weight_byte_count
 from llm_service.settings import Settings
 from protos.errors import OverloadedError
-from protos.process.memory import FreeMemory, free_host_memory, gib, is_out_of_memory
+from protos.process.memory import FreeMemory, free_host_memory, gib, is_out_of_memory, shortage
 from protos.process.settings import GIB
 
 CPU_KV_CACHE_BYTE_COUNT = GIB
@@ -76,12 +76,10 @@ class StartMemory:
             raise
 
     def _shortage(self) -> EngineStartError:
-        kv_cache = f", the KV cache {gib(self.kv_cache)}" if self.kv_cache else ""
-        free = "" if self.free is None else f"; {gib(self.free.byte_count)} {self.free.source}"
-        return EngineStartError(
-            f"there is too little memory: the weights take {gib(self.weights)} in"
-            f" {_name(self.dtype)}{kv_cache}{free}. What helps: {', or '.join(self._ways())}"
-        )
+        needs = [f"the weights take {gib(self.weights)} in {_name(self.dtype)}"]
+        if self.kv_cache:
+            needs.append(f"the KV cache {gib(self.kv_cache)}")
+        return EngineStartError(shortage(needs, self.free, self._ways()))
 
     def _ways(self) -> list[str]:
         left = 0 if self.free is None else self.free.byte_count - self.weights
