@@ -16,7 +16,9 @@ from llm_service.model import ModelInfo
 from llm_service.servicer import LLMServicer
 from llm_service.settings import Settings
 from llm_service.tables import TableCache
-from llm_service.tokenizer import Tokenizer, TokenizerError
+from llm_service.templates import read_template
+from llm_service.tokenizer import Tokenizer
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
@@ -39,7 +41,7 @@ def main() -> None:
     logs.configure(settings.log_level, settings.log_format)
     try:
         info, engine = load(settings)
-    except (CheckpointError, TokenizerError, EngineStartError, OSError) as error:
+    except (CheckpointError, EngineStartError, OSError) as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)
     sys.exit(asyncio.run(_run(settings, info, engine)))
@@ -63,9 +65,10 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
     """Reads the checkpoint and returns what it is served as, and its engine, warm.
 
     Raises:
-        CheckpointError, TokenizerError: the checkpoint is not one that we serve.
+        CheckpointError: the checkpoint is not one that we serve.
         EngineStartError: the engine cannot run here.
     """
+    template = read_template(settings.checkpoint, settings.template)
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     _check_vocabulary(config, tokenizer)
@@ -76,12 +79,14 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         engine=settings.engine,
         config=config,
         tokenizer=tokenizer,
+        template=template,
         max_context_token_count=engine.context_length,
         max_image_count=settings.max_image_count,
         max_upload_seconds=settings.max_upload_seconds,
         created_unix_seconds=created_unix_seconds(settings.checkpoint),
         aliases=tuple(aliases),
         allows_priority=settings.allow_priority,
+        checkpoint=CheckpointFingerprint.from_checkpoint(settings.checkpoint),
     )
     return info, engine
 

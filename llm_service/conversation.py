@@ -1,6 +1,6 @@
-"""Conversations, and how the chat template `internvl2_5` lays them out.
+"""Conversations, and how a chat template lays them out.
 
-OpenGVLab/InternVL, internvl_chat/internvl/conversation.py. The template has one system text, and
+OpenGVLab/InternVL, internvl_chat/internvl/conversation.py. A template has one system text, and
 turns of user and assistant in any order; what it lacks is laid out as Qwen2.5's own does.
 """
 
@@ -11,22 +11,18 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby, takewhile
 
-from llm_service.hermes import ToolCall, call_pieces, response_pieces
+from llm_service.hermes import ToolCall, call_text, response_text
 from llm_service.pieces import (
     PLACEHOLDER,
+    ControlToken,
     ImagePart,
     Piece,
-    SpecialToken,
     image_place,
     with_images,
 )
+from llm_service.templates import Template
 from llm_service.tokenizer import MESSAGE_END, MESSAGE_START
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
-
-DEFAULT_SYSTEM_TEXT = (
-    "你是书生·万象，英文名是InternVL，"
-    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
-)
 
 
 class Role(str, Enum):
@@ -80,6 +76,14 @@ class Message:
 class _Turn:
     role: Role
     pieces: Iterable[Piece]
+    always_ends: bool = False
+
+    def laid_out(self, separator: str) -> tuple[list[Piece], list[Piece]]:
+        """Returns the turn, and its end: none where nothing is said, as in the reference."""
+        said = [piece for piece in self.pieces if piece != ""]
+        start = [ControlToken(MESSAGE_START), f"{self.role.value}\n", *said]
+        has_end = said or self.always_ends
+        return start, [ControlToken(MESSAGE_END), separator] if has_end else []
 
 
 def ending_of(messages: Sequence[Message], ending: Ending | None) -> Ending:
@@ -90,7 +94,9 @@ def ending_of(messages: Sequence[Message], ending: Ending | None) -> Ending:
     return Ending.CONTINUED if answers else Ending.NEW_TURN
 
 
-def conversation_pieces(messages: Sequence[Message], ending: Ending) -> list[Piece]:
+def conversation_pieces(
+    template: Template, messages: Sequence[Message], ending: Ending
+) -> list[Piece]:
     """Lays out a conversation.
 
     Raises:
@@ -101,15 +107,18 @@ def conversation_pieces(messages: Sequence[Message], ending: Ending) -> list[Pie
         raise InvalidArgumentError(
             "the conversation has 0 messages; it must have at least 1", field="chat.messages"
         )
-    pieces: list[Piece] = []
-    for turn in _turns(messages):
-        pieces += (SpecialToken(MESSAGE_START), f"{turn.role.value}\n", *turn.pieces)
-        pieces += (SpecialToken(MESSAGE_END), "\n")
     if ending is Ending.CONTINUED:
         _check_continuable(messages)
-        del pieces[-2:]
+    pieces: list[Piece] = []
+    end: list[Piece] = []
+    for turn in _turns(template, messages):
+        start, next_end = turn.laid_out(template.turn_separator)
+        pieces += end + start
+        end = next_end
+    if ending is not Ending.CONTINUED:
+        pieces += end
     if ending is Ending.NEW_TURN:
-        pieces += (SpecialToken(MESSAGE_START), f"{Role.ASSISTANT.value}\n")
+        pieces += (ControlToken(MESSAGE_START), f"{Role.ASSISTANT.value}\n")
     return pieces
 
 
@@ -129,15 +138,15 @@ def _check_continuable(messages: Sequence[Message]) -> None:
         )
 
 
-def _turns(messages: Sequence[Message]) -> Iterator[_Turn]:
+def _turns(template: Template, messages: Sequence[Message]) -> Iterator[_Turn]:
     leading = [message.text for message in takewhile(_is_system, messages)]
-    system_text = "\n\n".join(leading) if leading else DEFAULT_SYSTEM_TEXT
-    yield _Turn(Role.SYSTEM, [system_text])
+    system_text = "\n\n".join(leading) if leading else template.system_text
+    yield _Turn(Role.SYSTEM, [system_text], always_ends=True)
     users = [index for index, message in enumerate(messages) if message.role is Role.USER]
     others = list(enumerate(messages))[len(leading) :]
     for is_tool, run in groupby(others, lambda entry: entry[1].role is Role.TOOL):
         if is_tool:
-            responses = [response_pieces(message.text) for _, message in run]
+            responses = [[response_text(message.text)] for _, message in run]
             yield _Turn(Role.USER, _lines(responses))
             continue
         for index, message in run:
@@ -155,8 +164,8 @@ def _is_system(message: Message) -> bool:
 def _spoken_pieces(message: Message) -> Iterator[Piece]:
     """Yields text and calls; no line is left empty for a text that is missing beside calls."""
     has_text = bool(message.text) or not message.tool_calls
-    calls = map(call_pieces, message.tool_calls)
-    return _lines([*([[message.text]] if has_text else []), *calls])
+    texts = [message.text] if has_text else []
+    return _lines([text] for text in (*texts, *map(call_text, message.tool_calls)))
 
 
 def _user_pieces(index: int, message: Message, *, is_last: bool) -> Iterator[Piece]:

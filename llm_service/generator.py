@@ -166,8 +166,10 @@ class Generator:
         return self._engine.load()
 
     async def _layout(self, source: PromptSource) -> PromptLayout:
-        vocabulary_size = self.info.config.vocabulary_size
-        return await asyncio.to_thread(prompt_layout, self.info.tokenizer, source, vocabulary_size)
+        info = self.info
+        return await asyncio.to_thread(
+            prompt_layout, info.tokenizer, info.template, source, info.config.vocabulary_size
+        )
 
     async def _answer_from_cache(
         self, images: RequestImages, generation: Generation, clock: _Clock

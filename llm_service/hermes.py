@@ -7,10 +7,7 @@ turn after its text, and what consecutive tools returned is one turn of the user
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from llm_service.pieces import Piece, Tag
 
 
 @dataclass(frozen=True)
@@ -26,16 +23,13 @@ class ToolCall:
     arguments: str
 
 
-def call_pieces(call: ToolCall) -> Iterator[Piece]:
-    """Yields a call, which begins a line of its own."""
+def call_text(call: ToolCall) -> str:
+    """Returns a call, which begins a line of its own."""
     name = json.dumps(call.name, ensure_ascii=False)
-    yield Tag("<tool_call>")
-    yield f'\n{{"name": {name}, "arguments": {call.arguments or "{}"}}}\n'
-    yield Tag("</tool_call>")
+    arguments = call.arguments or "{}"
+    return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 
 
-def response_pieces(text: str) -> Iterator[Piece]:
-    """Yields what a tool returned, which begins a line of its own."""
-    yield Tag("<tool_response>")
-    yield f"\n{text}\n"
-    yield Tag("</tool_response>")
+def response_text(text: str) -> str:
+    """Returns what a tool returned, which begins a line of its own."""
+    return f"<tool_response>\n{text}\n</tool_response>"

@@ -6,7 +6,9 @@ import hashlib
 from dataclasses import dataclass
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.tokenizer import MESSAGE_END, Tokenizer
+from llm_service.templates import Template
+from llm_service.tokenizer import MESSAGE_END, MESSAGE_START, Tokenizer
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 
 
 @dataclass(frozen=True)
@@ -18,31 +20,41 @@ class ModelInfo:
         engine: the engine's name.
         config: of the checkpoint.
         tokenizer: of the checkpoint.
+        template: how conversations are laid out.
         max_context_token_count: most tokens of prompt and output together.
         max_image_count: most images in one request.
         max_upload_seconds: longest time for the embeddings of one request to arrive.
         created_unix_seconds: when the checkpoint's newest weight file was written.
         aliases: further names of the model.
         allows_priority: whether a request may have a priority.
+        checkpoint: names the whole checkpoint.
     """
 
     model: str
     engine: str
     config: LLMConfig
     tokenizer: Tokenizer
+    template: Template
     max_context_token_count: int
     max_image_count: int
     max_upload_seconds: float
     created_unix_seconds: int
     aliases: tuple[str, ...] = ()
     allows_priority: bool = False
+    checkpoint: CheckpointFingerprint = CheckpointFingerprint()
 
     @property
     def end_token_ids(self) -> frozenset[int]:
-        """The tokens that end an answer: the template's and the checkpoint's own."""
-        return self.config.end_token_ids | {self.tokenizer.special_id(MESSAGE_END)}
+        """The tokens that end an answer: the template's and the checkpoint's own.
+
+        Some generation_config.json list the token that begins a turn, too: the reference's code
+        ends no answer there.
+        """
+        end_id, start_id = map(self.tokenizer.special_id, (MESSAGE_END, MESSAGE_START))
+        return self.config.end_token_ids - {start_id} | {end_id}
 
     @property
     def fingerprint(self) -> bytes:
-        """SHA-256 of config and tokenizer."""
-        return hashlib.sha256(repr(self.config).encode() + self.tokenizer.fingerprint).digest()
+        """SHA-256 of config, tokenizer and template."""
+        facts = repr((self.config, self.template)).encode()
+        return hashlib.sha256(facts + self.tokenizer.fingerprint).digest()

@@ -1,4 +1,4 @@
-"""What a prompt is made of before it is tokenized: texts, special tokens and places of images."""
+"""What a prompt is made of before it is tokenized: texts, control tokens and places of images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ PLACEHOLDER = "<image>"
 
 
 @dataclass(frozen=True)
-class SpecialToken:
+class ControlToken:
     """A token that enters a prompt by its id alone; no text becomes it."""
-
-    content: str
-
-
-@dataclass(frozen=True)
-class Tag:
-    """A word of a format, e.g. "<tool_call>": one token where the tokenizer has it, else text."""
 
     content: str
 
@@ -30,7 +23,7 @@ class ImagePart:
     """The place of the next image."""
 
 
-Piece = str | SpecialToken | Tag | ImagePart
+Piece = str | ControlToken | ImagePart
 
 
 def with_images(text: str, count: int = -1) -> Iterator[Piece]:
@@ -43,29 +36,22 @@ def with_images(text: str, count: int = -1) -> Iterator[Piece]:
 
 def image_place() -> tuple[Piece, ...]:
     """Returns an image's place between the tokens that mark its begin and end."""
-    return SpecialToken(IMAGE_START), ImagePart(), SpecialToken(IMAGE_END)
+    return ControlToken(IMAGE_START), ImagePart(), ControlToken(IMAGE_END)
 
 
 def tokenized(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[tuple[int, ...], ...]:
     """Returns the token ids before, between and after the images.
 
-    Texts that touch are one text, as merges may cross their border.
+    Texts that touch are one text, as merges and tags may cross their border.
     """
     segments: list[list[int]] = [[] if tokenizer.bos_id is None else [tokenizer.bos_id]]
-    known = (_known(tokenizer, piece) for piece in pieces)
-    for is_text, run in groupby(known, lambda piece: isinstance(piece, str)):
+    for is_text, run in groupby(pieces, lambda piece: isinstance(piece, str)):
         if is_text:
             segments[-1].extend(tokenizer.encode("".join(map(str, run))))
             continue
         for piece in run:
-            if isinstance(piece, SpecialToken):
+            if isinstance(piece, ControlToken):
                 segments[-1].append(tokenizer.special_id(piece.content))
             else:
                 segments.append([])
     return tuple(map(tuple, segments))
-
-
-def _known(tokenizer: Tokenizer, piece: Piece) -> str | SpecialToken | ImagePart:
-    if not isinstance(piece, Tag):
-        return piece
-    return SpecialToken(piece.content) if tokenizer.has_token(piece.content) else piece.content

@@ -8,6 +8,7 @@ from itertools import groupby
 
 from llm_service.conversation import Ending, Message, conversation_pieces, ending_of
 from llm_service.pieces import tokenized, with_images
+from llm_service.templates import Template
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
 
@@ -130,11 +131,13 @@ class PromptLayout:
         return ids
 
 
-def prompt_layout(tokenizer: Tokenizer, source: PromptSource, vocabulary_size: int) -> PromptLayout:
+def prompt_layout(
+    tokenizer: Tokenizer, template: Template, source: PromptSource, vocabulary_size: int
+) -> PromptLayout:
     """Lays out any prompt; a long text takes seconds. Errors as of the three below."""
     match source:
         case ChatPrompt(messages, ending):
-            return chat_layout(tokenizer, messages, ending)
+            return chat_layout(tokenizer, template, messages, ending)
         case TextPrompt(text):
             return text_layout(tokenizer, text)
         case TokenPrompt(token_ids):
@@ -142,10 +145,13 @@ def prompt_layout(tokenizer: Tokenizer, source: PromptSource, vocabulary_size: i
 
 
 def chat_layout(
-    tokenizer: Tokenizer, messages: Sequence[Message], ending: Ending | None = None
+    tokenizer: Tokenizer,
+    template: Template,
+    messages: Sequence[Message],
+    ending: Ending | None = None,
 ) -> PromptLayout:
-    """Lays out a conversation by the template `internvl2_5`; errors as of conversation_pieces."""
-    pieces = conversation_pieces(messages, ending_of(messages, ending))
+    """Lays out a conversation; errors as of conversation_pieces."""
+    pieces = conversation_pieces(template, messages, ending_of(messages, ending))
     return PromptLayout("chat.messages", tokenized(tokenizer, pieces))
 
 

@@ -38,7 +38,8 @@ from llm_service.pieces import ImagePart
 from llm_service.prompt import chat_layout
 from llm_service.sampling import MAX_LOGPROB_COUNT, SamplingParams
 from llm_service.settings import Settings
-from llm_service.tokenizer import Tokenizer, TokenizerError
+from llm_service.templates import Template, read_template
+from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.section import CheckpointError
 from protos.errors import ServiceError
 from protos.identity import EmbeddingId, content_digest
@@ -105,7 +106,7 @@ def main() -> None:
     logs.configure("warning", settings.log_format)
     try:
         agreement = asyncio.run(compare(settings))
-    except (CheckpointError, TokenizerError, EngineStartError, ServiceError, OSError) as error:
+    except (CheckpointError, EngineStartError, ServiceError, OSError) as error:
         sys.exit(str(error))
     if agreement < settings.least_agreement:
         sys.exit(f"FAILED: {agreement:.1%} is less than --least-agreement")
@@ -116,15 +117,16 @@ async def compare(settings: SelftestSettings) -> float:
     """Returns the share of the torch engine's tokens that the settings' engine agrees with.
 
     Raises:
-        CheckpointError, TokenizerError: the checkpoint is not one that we serve.
+        CheckpointError: the checkpoint is not one that we serve.
         ServiceError: an engine failed, or takes no such prompt.
         EngineStartError: an engine cannot run here.
     """
+    template = read_template(settings.checkpoint, settings.template)
     config = LLMConfig.from_checkpoint(settings.checkpoint)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     if not serves_callers(settings):
         await asyncio.to_thread(create_engine, settings, config, tokenizer)  # ends this process
-    prompts = [make_prompt(question, config, tokenizer) for question in QUESTIONS]
+    prompts = [make_prompt(question, config, tokenizer, template) for question in QUESTIONS]
     greedy = SamplingParams(max_tokens=settings.answer_token_count)
     async with running_engine(settings.reference, config, tokenizer) as engine:
         scored = replace(greedy, logprob_count=MAX_LOGPROB_COUNT)
@@ -156,10 +158,13 @@ async def running_engine(
         await engine.close()
 
 
-def make_prompt(question: Message, config: LLMConfig, tokenizer: Tokenizer) -> Prompt:
+def make_prompt(
+    question: Message, config: LLMConfig, tokenizer: Tokenizer, template: Template
+) -> Prompt:
     """Returns a question as a prompt; an image is one tile of noise, the same in every prompt."""
     row_counts = [ROWS_PER_TILE] * question.image_count
-    token_ids = chat_layout(tokenizer, [question]).token_ids(row_counts, config.vocabulary_size)
+    layout = chat_layout(tokenizer, template, [question])
+    token_ids = layout.token_ids(row_counts, config.vocabulary_size)
     table = torch.empty(sum(row_counts), config.hidden_size)
     for index, rows in enumerate(table.view(-1, ROWS_PER_TILE, config.hidden_size)):
         rows.normal_(generator=torch.Generator().manual_seed(index))

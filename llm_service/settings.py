@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from llm_service.templates import TemplateName
 from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.settings import (
     GIB,
@@ -70,6 +71,9 @@ class Settings(EngineSettings):
     served_model_name: ModelNames = ()
     """Name under which the model is served; default: the checkpoint folder's name, or the hub's.
     Given several times, or as a JSON list, the others are names for it too."""
+    template: TemplateName | None = None
+    """How conversations are laid out; default: as the `template` of config.json says, which this
+    wins over."""
     engine: EngineName = "torch"
     """What runs the language model."""
     torch: TorchOptions = TorchOptions()

@@ -1,7 +1,8 @@
-"""The checkpoint's tokenizer: ordinary text to ids, special tokens by name, ids to bytes.
+"""The checkpoint's tokenizer: text to ids, special tokens by name, ids to bytes.
 
-Control tokens enter a prompt only by their ids (`special_id`): text that a user typed is always
-encoded as ordinary text, so `<|im_end|>` in a question is ten characters, not the end of a turn.
+Typed text is encoded as the reference's tokenizers do: `<ref>`, `<think>` and whatever a fine-tune
+added become their tokens. Control tokens alone enter a prompt only by their ids (`special_id`):
+`<|im_end|>` in a question is ten characters, not the end of a turn.
 
 The checkpoint folder has one of
 - `tokenizer.json`;
@@ -16,15 +17,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from sentencepiece import SentencePieceProcessor
 
-from llm_service.json_object import read_json_object
+from llm_service.added_tokens import (
+    SENTENCEPIECE_NAMES,
+    AddedToken,
+    TokenNames,
+    bos_token,
+    read_added_tokens,
+    section_of,
+)
+from llm_service.vocabularies import SPACE_MARK, byte_level_definition, sentencepiece_definition
+from protos.checkpoint.section import CheckpointError, Section
 
 IMAGE_START = "<img>"
 IMAGE_END = "</img>"
@@ -32,30 +40,23 @@ IMAGE_CONTEXT = "<IMG_CONTEXT>"
 MESSAGE_START = "<|im_start|>"
 MESSAGE_END = "<|im_end|>"
 
-# The pre-tokenizer pattern of Qwen2 and Qwen2.5, which vocab.json and merges.txt do not carry
-# (transformers, models/qwen2/tokenization_qwen2.py, PRETOKENIZE_REGEX).
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEMPLATE_TOKENS = (MESSAGE_START, MESSAGE_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
+# What begins or ends turns in the chat formats that the language models brought with them: of all,
+# InternLM2's agents, Yi, Llama 3. No text becomes one of these, be the template what it may: typed
+# by a user, it would be a turn that nobody gave them.
+CHAT_MARKERS = (
+    "<|endoftext|>",
+    *("<|plugin|>", "<|interpreter|>", "<|action_start|>", "<|action_end|>"),
+    *("<|startoftext|>", "<|im_sep|>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eot_id|>", "<|eom_id|>"),
 )
-SPACE_MARK = "▁"
+QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast")
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
-class TokenizerError(Exception):
-    """The checkpoint folder holds no tokenizer that we can read."""
-
-
-@dataclass(frozen=True)
-class AddedToken:
-    """A token beside the trained vocabulary; `special` ones are left out of answers by default."""
-
-    id: int
-    special: bool
-
-
 class Tokenizer:
-    """Encodes ordinary text and decodes ids to bytes.
+    """Encodes text and decodes ids to bytes.
 
     Attributes:
         bos_id: the token that begins every prompt; None where the model has none (Qwen2).
@@ -65,19 +66,35 @@ class Tokenizer:
     """
 
     def __init__(
-        self, definition: dict[str, Any], added: Mapping[str, AddedToken], bos_token: str | None
+        self,
+        definition: dict[str, Any],
+        added: Mapping[str, AddedToken],
+        bos_token: str | None,
+        named: Collection[str] = (),
     ) -> None:
-        """Builds it from a `tokenizer.json` document and the added tokens by content."""
+        """Builds it.
+
+        Args:
+            definition: a `tokenizer.json` document.
+            added: the added tokens by content.
+            bos_token: what begins every prompt.
+            named: added tokens that are for control, as bos, eos, pad and unk.
+
+        Raises:
+            CheckpointError: a token is missing, or has a flag that we do not serve.
+        """
         self._added = dict(added)
         self._added_contents = {token.id: content for content, token in added.items()}
         self._special_ids = {token.id for token in added.values() if token.special}
-        ordinary = json.dumps(_without_added_tokens(definition, set(self._added_contents)))
-        self._ordinary = tokenizers.Tokenizer.from_str(ordinary)
         self._byte_level = definition["decoder"]["type"] == "ByteLevel"
+        typed = self._typed_tokens({*TEMPLATE_TOKENS, *CHAT_MARKERS, *named, bos_token or ""})
+        plain = json.dumps(_without_control_tokens(definition, set(self._added_contents), typed))
+        self._plain = _tokenizer(plain)
+        self._typed = self._with_typed_tokens(typed)
         self.drops_first_space = not self._byte_level
         self.bos_id = self.special_id(bos_token) if bos_token else None
         self.highest_id = max([*self._added_contents, *definition["model"]["vocab"].values()])
-        facts = json.dumps([ordinary, sorted((c, t.id) for c, t in added.items()), bos_token])
+        facts = json.dumps([plain, sorted((c, t.id) for c, t in added.items()), bos_token])
         self.fingerprint = hashlib.sha256(facts.encode()).digest()
 
     @classmethod
@@ -85,36 +102,47 @@ class Tokenizer:
         """Reads the tokenizer of a checkpoint folder.
 
         Raises:
-            TokenizerError: no known file is there, or a token that InternVL needs is missing.
+            CheckpointError: no known file is there, one cannot be read or is of a kind that we do
+                not serve, or a token that InternVL needs is missing.
         """
-        config = _read_json(folder / "tokenizer_config.json")
-        added = _added_tokens(folder, config)
-        if (folder / "tokenizer.json").is_file():
-            definition = _read_json(folder / "tokenizer.json")
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            definition = _byte_level_definition(folder)
-        elif (folder / "tokenizer.model").is_file():
-            definition = _sentencepiece_definition(folder / "tokenizer.model")
-        else:
-            raise TokenizerError(
-                f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt,"
-                " or tokenizer.model"
-            )
+        config = section_of(folder / "tokenizer_config.json")
         try:
-            byte_level = definition["decoder"]["type"] == "ByteLevel"
-            bos_token = "<s>" if config.get("add_bos_token", not byte_level) else None
-            tokenizer = cls(definition, added, bos_token)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise TokenizerError(f"{folder}: a tokenizer file is damaged: {error!r}") from error
-        for content in (MESSAGE_START, MESSAGE_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT):
-            tokenizer.special_id(content)
+            definition = _definition(folder, config)
+            is_sentencepiece = definition["decoder"]["type"] != "ByteLevel"
+            names = TokenNames.read(folder, SENTENCEPIECE_NAMES if is_sentencepiece else {})
+            added = read_added_tokens(folder, definition, names)
+            bos = bos_token(config, definition, names)
+            tokenizer = cls(definition, added, bos, names.named.values())
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise CheckpointError(f"{folder}: a tokenizer file is damaged: {error!r}") from error
+        tokenizer._check_template_tokens()
         return tokenizer
 
+    def _check_template_tokens(self) -> None:
+        """Refuses a tokenizer whose prompts would not be as InternVL's templates write them.
+
+        Raises:
+            CheckpointError: a token is missing, or takes blanks around it away.
+        """
+        for content in TEMPLATE_TOKENS:
+            self.special_id(content)
+            if self._added[content].lstrip or self._added[content].rstrip:
+                raise CheckpointError(f"the token {content} must have neither lstrip nor rstrip")
+
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of ordinary text: never a special token, no beginning token."""
+        """Returns the ids of typed text: tags and the like are tokens, control tokens are text.
+
+        No beginning token.
+        """
         # encode would do, but of the two only encode_batch lets go of the interpreter's lock: a
         # long text on another thread must not stop the event loop.
-        (encoding,) = self._ordinary.encode_batch([text], add_special_tokens=False)
+        (encoding,) = self._typed.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Returns the ids of text in which no added token is one."""
+        (encoding,) = self._plain.encode_batch([text], add_special_tokens=False)
         ids: list[int] = encoding.ids
         return ids
 
@@ -122,10 +150,10 @@ class Tokenizer:
         """Returns the id of an added token, e.g. "<|im_end|>".
 
         Raises:
-            TokenizerError: the tokenizer has no such token.
+            CheckpointError: the tokenizer has no such token.
         """
         if content not in self._added:
-            raise TokenizerError(f"the tokenizer has no token {content}")
+            raise CheckpointError(f"the tokenizer has no token {content}")
         return self._added[content].id
 
     def has_token(self, content: str) -> bool:
@@ -140,7 +168,7 @@ class Tokenizer:
         """Returns the bytes that a token stands for; empty for an id outside the vocabulary."""
         if token_id in self._added_contents:
             return self._added_contents[token_id].encode()
-        piece: str | None = self._ordinary.id_to_token(token_id)
+        piece: str | None = self._plain.id_to_token(token_id)
         if piece is None:
             return b""
         if self._byte_level:
@@ -148,6 +176,41 @@ class Tokenizer:
         if match := BYTE_PIECE.fullmatch(piece):
             return bytes([int(match[1], 16)])
         return piece.replace(SPACE_MARK, " ").encode()
+
+    def _typed_tokens(self, control: Collection[str]) -> dict[str, AddedToken]:
+        """Returns the added tokens that text becomes."""
+        control_ids = {self._added[content].id for content in control if content in self._added}
+        typed = {
+            content: token
+            for content, token in self._added.items()
+            if content and token.id not in control_ids
+        }
+        for content, token in typed.items():
+            if token.single_word:
+                raise CheckpointError(
+                    f"the added token {content} has single_word, which is not served"
+                )
+        return typed
+
+    def _with_typed_tokens(self, typed: Mapping[str, AddedToken]) -> tokenizers.Tokenizer:
+        # The two share the vocabulary, which takes a second to read and 100 MB.
+        tokenizer = tokenizers.Tokenizer(self._plain.model)
+        tokenizer.normalizer = self._plain.normalizer
+        tokenizer.pre_tokenizer = self._plain.pre_tokenizer
+        # Qwen2's slow tokenizer normalises a text before it looks for tokens; SentencePiece is
+        # given what lies between them.
+        tokenizer.add_tokens(
+            [
+                tokenizers.AddedToken(
+                    content,
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    normalized=self._byte_level,
+                )
+                for content, token in typed.items()
+            ]
+        )
+        return tokenizer
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -162,96 +225,55 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF_CHARACTER = _byte_alphabet()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    return read_json_object(path, "the checkpoint", TokenizerError)
+def _definition(folder: Path, config: Section) -> dict[str, Any]:
+    if (folder / "tokenizer.json").is_file():
+        document = Section.of_file(folder / "tokenizer.json").values
+        return {"added_tokens": [], **document}
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        if config.has("tokenizer_class"):
+            config.one_of("tokenizer_class", QWEN2_CLASSES)
+        return byte_level_definition(folder)
+    if (folder / "tokenizer.model").is_file():
+        return sentencepiece_definition(folder / "tokenizer.model")
+    raise CheckpointError(
+        f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt,"
+        " or tokenizer.model"
+    )
 
 
-def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
-    # Later sources win: a tokenizer.json copied from the base model lacks InternVL's nine tokens,
-    # added_tokens.json has them but says nothing of `special`.
-    added = {
-        token["content"]: AddedToken(token["id"], token["special"])
-        for token in _read_json(folder / "tokenizer.json").get("added_tokens", [])
-    }
-    for content, token_id in _read_json(folder / "added_tokens.json").items():
-        added.setdefault(content, AddedToken(token_id, special=True))
-    for token_id, token in config.get("added_tokens_decoder", {}).items():
-        added[token["content"]] = AddedToken(int(token_id), token.get("special", False))
-    return added
+def _tokenizer(document: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(document)
+    except Exception as error:  # the library has no class of its own
+        raise CheckpointError(f"the tokenizer cannot be read: {error}") from error
 
 
-def _without_added_tokens(definition: dict[str, Any], added_ids: set[int]) -> dict[str, Any]:
-    """Returns a tokenizer.json document that cannot produce an added token from text.
+def _without_control_tokens(
+    definition: dict[str, Any], added_ids: set[int], typed: Mapping[str, AddedToken]
+) -> dict[str, Any]:
+    """Returns a tokenizer.json document whose model cannot make an added token of text.
 
     Dropping the added-token list is not enough: InternLM2's merges build "<s>" from "<s" and ">".
+    The tokens that may be typed are in its vocabulary, where no merge leads to them.
     """
     model = definition["model"]
-    vocab = model["vocab"]
-    merges = [pair if isinstance(pair, list) else pair.split(" ", 1) for pair in model["merges"]]
-    kept = [pair for pair in merges if vocab["".join(pair)] not in added_ids]
+    kept = {
+        piece: number
+        for piece, number in model["vocab"].items()
+        if number not in added_ids or piece == model.get("unk_token")
+    }
+    unmade = {*added_ids, *(model["vocab"].get(content) for content in typed)}
+    pairs = (pair if isinstance(pair, list) else pair.split(" ", 1) for pair in model["merges"])
+    merges = [
+        (left, right)
+        for left, right in pairs
+        if left in kept and right in kept and model["vocab"][left + right] not in unmade
+    ]
+    vocab = kept | {content: token.id for content, token in typed.items()}
     return definition | {
-        "model": model | {"merges": kept},
+        "model": model | {"vocab": vocab, "merges": merges},
         "added_tokens": [],
         "post_processor": None,
         "truncation": None,
         "padding": None,
     }
-
-
-def _byte_level_definition(folder: Path) -> dict[str, Any]:
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [line.split(" ", 1) for line in lines if line and not line.startswith("#version")]
-    byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": QWEN2_PATTERN},
-        "behavior": "Isolated",
-        "invert": False,
-    }
-    return {
-        "version": "1.0",
-        "normalizer": {"type": "NFC"},
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [split, {"type": "ByteLevel", **byte_level}],
-        },
-        "decoder": {"type": "ByteLevel", **byte_level},
-        "model": {"type": "BPE", "vocab": _read_json(folder / "vocab.json"), "merges": merges},
-    }
-
-
-def _sentencepiece_definition(path: Path) -> dict[str, Any]:
-    """Converts a SentencePiece BPE model, as InternLM2's: no dummy prefix, byte fallback."""
-    model = SentencePieceProcessor(model_file=str(path))
-    pieces = [model.id_to_piece(index) for index in range(model.get_piece_size())]
-    mergeable = {
-        piece: index
-        for index, piece in enumerate(pieces)
-        if not (model.is_control(index) or model.is_unknown(index) or model.is_byte(index))
-    }
-    # A BPE model's scores fall with the order in which its merges were learned.
-    by_rank = sorted(mergeable, key=lambda piece: model.get_score(mergeable[piece]), reverse=True)
-    merges = [pair for piece in by_rank for pair in _splits(piece, mergeable)]
-    return {
-        "version": "1.0",
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_MARK},
-        "pre_tokenizer": None,
-        "decoder": {"type": "ByteFallback"},
-        "model": {
-            "type": "BPE",
-            "vocab": {piece: index for index, piece in enumerate(pieces)},
-            "merges": merges,
-            "unk_token": pieces[model.unk_id()],
-            "fuse_unk": True,
-            "byte_fallback": True,
-        },
-    }
-
-
-def _splits(piece: str, vocab: Mapping[str, int]) -> Iterator[list[str]]:
-    pairs = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-    known = [(left, right) for left, right in pairs if left in vocab and right in vocab]
-    for left, right in sorted(known, reverse=True):
-        yield [left, right]

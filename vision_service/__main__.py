@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.location import model_name
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import vision_pb2_grpc
@@ -74,7 +75,7 @@ async def open_service(
     settings: Settings, config: VisionConfig, engine: VisionEngine
 ) -> AsyncIterator[Service]:
     """Yields the service over a warm engine; on leaving, its threads and processes end."""
-    info = model_info(settings, config, engine)
+    info = await asyncio.to_thread(model_info, settings, config, engine)
     preprocessor = Preprocessor(
         config.tile_size, preprocessor_limits(settings), settings.transparency
     )
@@ -112,7 +113,7 @@ def preprocessor_limits(settings: Settings) -> PreprocessorLimits:
 
 
 def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -> ModelInfo:
-    """Returns what the service tells of itself."""
+    """Returns what the service tells of itself; reads bytes of all of the checkpoint's files."""
     max_tile_count = settings.max_tile_count or config.max_dynamic_patch
     return ModelInfo(
         model=settings.served_model_name or model_name(settings.checkpoint),
@@ -128,6 +129,7 @@ def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -
         max_tile_count=max_tile_count,
         max_image_byte_count=settings.max_image_byte_count,
         max_image_pixel_count=settings.max_image_pixel_count,
+        checkpoint=CheckpointFingerprint.from_checkpoint(settings.checkpoint),
     )
 
 

@@ -225,7 +225,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
         self.size = size
-        self._encode = tokenizer.encode
+        self._encode = tokenizer.encode_plain
         self.tokens = [_text_bytes(tokenizer, token_id) for token_id in range(size)]
         self.ordinary = token_bits((i for i, token in enumerate(self.tokens) if token), size)
         self.eos_token_id = tokenizer.special_id(MESSAGE_END)

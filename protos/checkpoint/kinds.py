@@ -20,7 +20,7 @@ REFUSED_DECODERS = {
         "GPT-OSS, a mixture of experts; of the series InternVL3.5 the dense sizes are served,"
         " up to 38B"
     ),
-    "Phi3ForCausalLM": "Phi-3; of the series InternVL2 the sizes 2B and 8B are served",
+    "Phi3ForCausalLM": "Phi-3; of the series InternVL2 all other sizes are served",
 }
 QUANTISED_NAME = re.compile(r"-(AWQ|GPTQ|FP8|INT4|INT8|W4A16|BNB|4bit|8bit)\b.*$", re.IGNORECASE)
 QUANTISED_TENSOR = re.compile(

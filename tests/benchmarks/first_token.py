@@ -161,7 +161,7 @@ class Engines:
         if case.image_count and len(case.texts) == 1:
             self._embedding = self._embed(image)
         rows = self._embedding if case.image_count else self._no_rows
-        layout = chat_layout(self._model.tokenizer, case.messages())
+        layout = chat_layout(self._model.tokenizer, self._model.template, case.messages())
         row_counts = [len(rows)] * case.image_count
         token_ids = layout.token_ids(row_counts, self._model.config.vocabulary_size)
         embedding_id = EmbeddingId(content_digest(image), recipe_sha256=bytes(32))

@@ -18,6 +18,7 @@ from llm_service.engines.base import Request, RowsNeededError, TokenOutput
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
 from llm_service.settings import Settings as LLMSettings
+from llm_service.templates import INTERNVL2_5
 from protos.process import logs
 from protos.process.server import serve
 from tests.idle_engine import IdleEngine
@@ -76,6 +77,7 @@ async def serve_llm(settings: LLMSettings) -> None:
         engine="scripted",
         config=config,
         tokenizer=tokenizer,
+        template=INTERNVL2_5,
         max_context_token_count=context,
         max_image_count=settings.max_image_count,
         max_upload_seconds=settings.max_upload_seconds,

@@ -17,6 +17,7 @@ from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
 from llm_service.servicer import LLMServicer
 from llm_service.tables import TableCache
+from llm_service.templates import INTERNVL2_5
 from llm_service.tokenizer import Tokenizer
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
 from protos.process.server import Service, running_server
@@ -60,6 +61,7 @@ async def serving(
         "torch",
         CONFIG,
         tokenizer,
+        INTERNVL2_5,
         CONTEXT,
         4,
         upload_seconds,

@@ -10,6 +10,7 @@ import pytest
 from llm_service.conversation import Message, Role
 from llm_service.pieces import ImagePart
 from llm_service.prompt import chat_layout
+from llm_service.templates import INTERNVL2_5, Template, read_template
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
 from tests.parity import golden
 from tests.real_tokenizers import FAMILIES, real_tokenizer
@@ -18,7 +19,7 @@ from tests.real_tokenizers import FAMILIES, real_tokenizer
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ids_of_every_conversation_equal_the_reference(golden_dir: Path, family: str) -> None:
     document = golden.read_json(golden_dir / "prompts.json")
-    tokenizer = real_tokenizer(family)
+    tokenizer, template = real_tokenizer(family), INTERNVL2_5
     conversations = [entry for entry in document["conversations"] if family in entry]
     if not conversations:
         pytest.skip(f"the golden data has no prompts for {family}")
@@ -26,13 +27,14 @@ def test_ids_of_every_conversation_equal_the_reference(golden_dir: Path, family:
         messages = [_message(message) for message in conversation["messages"]]
         rows = [tiles * document["tokens_per_tile"] for tiles in conversation["tiles"]]
         expected = golden.decode_run_lengths(conversation[family]["ids_rle"])
-        assert _ids(tokenizer, messages, rows) == expected, conversation["name"]
+        assert _ids(tokenizer, template, messages, rows) == expected, conversation["name"]
         assert len(expected) == conversation[family]["num_tokens"], conversation["name"]
 
 
 def test_ids_of_the_checkpoints_own_conversations(checkpoint_dir: Path) -> None:
     golden.need_tokenizer(checkpoint_dir)
     tokenizer = Tokenizer.from_checkpoint(checkpoint_dir)
+    template = read_template(checkpoint_dir)
     for conversation in golden.read_json(checkpoint_dir / "golden.json")["conversations"]:
         messages = [
             Message(Role(role), (text, *[ImagePart()] * text.count("<image>")))
@@ -42,7 +44,7 @@ def test_ids_of_the_checkpoints_own_conversations(checkpoint_dir: Path) -> None:
             messages.insert(0, Message(Role.SYSTEM, (conversation["system"],)))
         rows = [256 * tiles for tiles in conversation["tiles"]]
         expected = golden.decode_run_lengths(conversation["input_ids_rle"])
-        assert _ids(tokenizer, messages, rows) == expected, conversation["name"]
+        assert _ids(tokenizer, template, messages, rows) == expected, conversation["name"]
 
 
 def _message(message: dict[str, Any]) -> Message:
@@ -53,11 +55,13 @@ def _message(message: dict[str, Any]) -> Message:
     return Message(Role(message["role"]), tuple(parts))
 
 
-def _ids(tokenizer: Tokenizer, messages: list[Message], row_counts: list[int]) -> list[int]:
+def _ids(
+    tokenizer: Tokenizer, template: Template, messages: list[Message], row_counts: list[int]
+) -> list[int]:
     """Returns the prompt's ids with every virtual token as the context token of the reference."""
     vocabulary_size = 10**6  # any number beyond the tokenizer's ids
     context_id = tokenizer.special_id(IMAGE_CONTEXT)
-    ids = chat_layout(tokenizer, messages).token_ids(row_counts, vocabulary_size)
+    ids = chat_layout(tokenizer, template, messages).token_ids(row_counts, vocabulary_size)
     virtual = [token_id - vocabulary_size for token_id in ids if token_id >= vocabulary_size]
     assert virtual == list(range(sum(row_counts)))
     return [context_id if token_id >= vocabulary_size else token_id for token_id in ids]

@@ -11,14 +11,13 @@ from typing import cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm_service.checkpoint import LLMConfig
+from llm_service.checkpoint import LLMConfig, require_tensors
 from llm_service.decoders.family import GROUPED, ROOT, head_rows
 from llm_service.engines.torch.decoder import Attention, Decoder, Layer
 from llm_service.engines.torch.kernels.base import Kernels
 from llm_service.engines.torch.kernels.create import kernels_for
 from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
-from protos.checkpoint.tensor_names import require_names
 
 CONCURRENT_FILE_COUNT = 8
 
@@ -58,7 +57,7 @@ def load_decoder(
     """
     stored = checked_folder(checkpoint, (ROOT,))
     decoder = empty_decoder(config, kernels_for(device, config)).to(dtype)
-    require_names(checkpoint, stored.keys(), destinations(decoder).keys())
+    require_tensors(checkpoint, stored.keys(), destinations(decoder).keys())
     decoder.to_empty(device=device)
     places = destinations(decoder)
     files = sorted(set(stored.values()))
@@ -102,6 +101,8 @@ def _layer_destinations(layer: Layer, config: LLMConfig) -> Iterator[tuple[str, 
         (family.down, layer.feed_forward.down.weight),
     ):
         yield f"{name}.weight", Destination((parameter,))
+    for part, name in family.head_norms.items():
+        yield f"{name}.weight", Destination((layer.attention.get_parameter(f"{part}_norm"),))
     yield from _qkv_destinations(layer.attention, config)
 
 

@@ -32,6 +32,7 @@ from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
 from llm_service.settings import Settings as LLMSettings
 from llm_service.tables import TableMessage
+from llm_service.templates import read_template
 from llm_service.tokenizer import Tokenizer
 from protos.process import logs
 from protos.process.server import serve
@@ -320,6 +321,7 @@ async def serve_llm(simulation: Simulation, settings: LLMSettings) -> None:
         "simulated",
         config,
         tokenizer,
+        read_template(settings.checkpoint, settings.template),
         config.max_position_embeddings,
         settings.max_image_count,
         settings.max_upload_seconds,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from llm_service.conversation import DEFAULT_SYSTEM_TEXT
+from llm_service.templates import INTERNVL2_5
 from llm_service.tokenizer import Tokenizer
 from models.demo import DEMO_CHECKPOINT
 
@@ -20,7 +20,7 @@ USER = {"role": "user", "content": "Hello"}
     [
         (
             [USER],
-            f"<|im_start|>system\n{DEFAULT_SYSTEM_TEXT}<|im_end|>\n"
+            f"<|im_start|>system\n{INTERNVL2_5.system_text}<|im_end|>\n"
             "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
         ),
         (

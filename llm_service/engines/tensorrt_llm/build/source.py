@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from llm_service.checkpoint import require_tensors
 from llm_service.decoders.family import ROOT
 from llm_service.engines.tensorrt_llm.build.layout import Block
 from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
-from protos.checkpoint.tensor_names import require_names
 
 # 8 MiB of bfloat16: more in one read was not faster.
 READ_VALUE_COUNT = 4 * 1024**2
@@ -32,7 +32,7 @@ class SourceTensors:
                 not of a float type, or a file is missing or damaged.
         """
         self._file_of = checked_folder(checkpoint, (ROOT,))
-        require_names(checkpoint, self._file_of.keys(), shapes.keys())
+        require_tensors(checkpoint, self._file_of.keys(), shapes.keys())
         for file in sorted(set(self._file_of.values())):
             _check_tensors(file, shapes)
 

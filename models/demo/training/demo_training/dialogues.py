@@ -14,6 +14,7 @@ from demo_training.scores import Label
 from llm_service.conversation import Message, Role
 from llm_service.pieces import ImagePart
 from llm_service.prompt import chat_layout
+from llm_service.templates import INTERNVL2_5
 from llm_service.tokenizer import MESSAGE_END, Tokenizer
 
 IGNORED = -100  # what cross_entropy leaves out by default
@@ -63,7 +64,7 @@ def encode_dialogue(
     for turn in turns:
         images = [] if labels else [ImagePart()] * image_count
         messages.append(Message(Role.USER, (*images, turn.question)))
-        parts = chat_layout(tokenizer, messages).segments
+        parts = chat_layout(tokenizer, INTERNVL2_5, messages).segments
         answer = [*tokenizer.encode(turn.answer), tokenizer.special_id(MESSAGE_END)]
         spans.append((len(parts[-1]) - 1, answer))
         labels.append((turn.task, turn.language, turn.form))

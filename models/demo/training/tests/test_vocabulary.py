@@ -13,7 +13,7 @@ from demo_training.vocabulary import (
     VOCABULARY_SIZE,
     tokenizer_config,
 )
-from llm_service.conversation import DEFAULT_SYSTEM_TEXT
+from llm_service.templates import INTERNVL2_5
 from llm_service.tokenizer import Tokenizer
 from models.demo import DEMO_CHECKPOINT
 
@@ -60,7 +60,7 @@ def test_answers_are_short() -> None:
 
 
 def test_the_system_text_is_the_service_s_own() -> None:
-    assert SYSTEM_TEXT == DEFAULT_SYSTEM_TEXT
+    assert INTERNVL2_5.system_text == SYSTEM_TEXT
 
 
 def test_the_files_beside_the_vocabulary_are_written_from_here() -> None:
