@@ -81,7 +81,7 @@ class Tokenizer:
             named: added tokens that are for control, as bos, eos, pad and unk.
 
         Raises:
-            CheckpointError: a token is missing, or has a flag that we do not serve.
+            CheckpointError: bos_token is missing, or a token has a flag that we do not serve.
         """
         self._added = dict(added)
         self._added_contents = {token.id: content for content, token in added.items()}
@@ -106,28 +106,20 @@ class Tokenizer:
                 not serve, or a token that InternVL needs is missing.
         """
         config = section_of(folder / "tokenizer_config.json")
+        if config.read("split_special_tokens", bool, default=False):
+            raise config.error("split_special_tokens", "is true; InternVL needs its tokens whole")
         try:
             definition = _definition(folder, config)
             is_sentencepiece = definition["decoder"]["type"] != "ByteLevel"
             names = TokenNames.read(folder, SENTENCEPIECE_NAMES if is_sentencepiece else {})
             added = read_added_tokens(folder, definition, names)
+            _check_template_tokens(folder, added)
             bos = bos_token(config, definition, names)
-            tokenizer = cls(definition, added, bos, names.named.values())
+            if bos is not None and bos not in added:
+                raise config.error("bos_token", f"is {bos!r}, which the tokenizer does not have")
+            return cls(definition, added, bos, names.named.values())
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{folder}: a tokenizer file is damaged: {error!r}") from error
-        tokenizer._check_template_tokens()
-        return tokenizer
-
-    def _check_template_tokens(self) -> None:
-        """Refuses a tokenizer whose prompts would not be as InternVL's templates write them.
-
-        Raises:
-            CheckpointError: a token is missing, or takes blanks around it away.
-        """
-        for content in TEMPLATE_TOKENS:
-            self.special_id(content)
-            if self._added[content].lstrip or self._added[content].rstrip:
-                raise CheckpointError(f"the token {content} must have neither lstrip nor rstrip")
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of typed text: tags and the like are tokens, control tokens are text.
@@ -239,6 +231,18 @@ def _definition(folder: Path, config: Section) -> dict[str, Any]:
         f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt,"
         " or tokenizer.model"
     )
+
+
+def _check_template_tokens(folder: Path, added: Mapping[str, AddedToken]) -> None:
+    for content in TEMPLATE_TOKENS:
+        if content not in added:
+            raise CheckpointError(
+                f"{folder}: the tokenizer has no token {content}, which InternVL's prompts need"
+            )
+        if added[content].lstrip or added[content].rstrip:
+            raise CheckpointError(
+                f"{folder}: the token {content} has lstrip or rstrip, which is not served"
+            )
 
 
 def _tokenizer(document: str) -> tokenizers.Tokenizer:
