@@ -48,7 +48,9 @@ class SlowTokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         return {**BYTE_OF_CHARACTER, **self.added_tokens_encoder}
 
-    def prepare_for_tokenization(self, text: str, **kwargs: Any) -> tuple[str, dict[str, Any]]:
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **kwargs: Any
+    ) -> tuple[str, dict[str, Any]]:
         return unicodedata.normalize("NFC", text), kwargs
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
@@ -64,7 +66,7 @@ def slow() -> SlowTokenizer:
         268 + index: AddedToken(content, normalized=False, **FLAGS.get(content, {}))
         for index, content in enumerate(CONTENTS)
     }
-    return SlowTokenizer(added_tokens_decoder=tokens)
+    return SlowTokenizer(added_tokens_decoder=tokens)  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(scope="module")

@@ -198,6 +198,14 @@ def test_the_tokens_for_control_are_those_that_the_files_name(tmp_path: Path) ->
     assert tokenizer.encode(f"{text}<loc>") == [*text.encode(), 271]
 
 
+def test_tokens_without_flags_are_special_if_a_file_lists_them(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, additional_special_tokens=["<loc>", {"content": "<ref>"}])
+    (folder / "added_tokens.json").write_text(json.dumps({"<loc>": 268, "<think>": 269}))
+    tokenizer = Tokenizer.from_checkpoint(folder)
+    assert [*map(tokenizer.is_special, (268, 269))] == [True, False]
+    assert tokenizer.encode("<think><loc>") == [269, 268]
+
+
 # Qwen3's numbers: the one that is <IMG_CONTEXT> in InternVL2.5 is <think> here.
 QWEN3_TOKENS = [
     *("<tool_response>", "</tool_response>", "<think>", "</think>"),
