@@ -126,17 +126,11 @@ class Tokenizer:
 
         No beginning token.
         """
-        # encode would do, but of the two only encode_batch lets go of the interpreter's lock: a
-        # long text on another thread must not stop the event loop.
-        (encoding,) = self._typed.encode_batch([text], add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        return ids
+        return _ids(self._typed, text)
 
     def encode_plain(self, text: str) -> list[int]:
         """Returns the ids of text in which no added token is one."""
-        (encoding,) = self._plain.encode_batch([text], add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        return ids
+        return _ids(self._plain, text)
 
     def special_id(self, content: str) -> int:
         """Returns the id of an added token, e.g. "<|im_end|>".
@@ -147,10 +141,6 @@ class Tokenizer:
         if content not in self._added:
             raise CheckpointError(f"the tokenizer has no token {content}")
         return self._added[content].id
-
-    def has_token(self, content: str) -> bool:
-        """Returns whether there is an added token, e.g. "<tool_call>"."""
-        return content in self._added
 
     def is_special(self, token_id: int) -> bool:
         """Returns whether an id is a special token, which answers leave out by default."""
@@ -203,6 +193,14 @@ class Tokenizer:
             ]
         )
         return tokenizer
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    # encode would do, but of the two only encode_batch lets go of the interpreter's lock: a long
+    # text on another thread must not stop the event loop.
+    (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)
+    ids: list[int] = encoding.ids
+    return ids
 
 
 def _byte_alphabet() -> dict[str, int]:
