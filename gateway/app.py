@@ -17,14 +17,13 @@ from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
-    LLM,
     MEMORY,
     ORIGINS,
+    PAIR,
     PIPELINE,
     POOLS,
     SETTINGS,
     TRAFFIC,
-    VISION,
 )
 from gateway.listening import listen
 from gateway.memory import Memory
@@ -32,6 +31,7 @@ from gateway.origins import AllowedOrigins
 from gateway.pools import open_pools
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
+from gateway.services.pair import ServicePair
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.traffic import Traffic
@@ -94,12 +94,14 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         open_channel(settings.llm_address) as llm,
         open_downloads(settings.download_options) as downloads,
     ):
-        app[VISION] = VisionClient(vision)
-        app[LLM] = LLMClient(llm)
+        app[PAIR] = ServicePair(
+            VisionClient(vision),
+            LLMClient(llm),
+            allows_mismatch=settings.allow_mismatched_checkpoints,
+        )
         app[PIPELINE] = ChatPipeline(
             ImageFetcher(downloads, app[POOLS], limits),
-            app[VISION],
-            app[LLM],
+            app[PAIR],
             app[POOLS],
             ChatLimits(
                 settings.max_image_count,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 from gateway.events import ChatEvent, Usage
 from gateway.fairness import FetchLanes
@@ -18,10 +19,11 @@ from gateway.images.fetcher import ImageFetcher
 from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools
-from gateway.services.llm import Generation, LLMClient
+from gateway.services.llm import Generation
 from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.messages import EmbeddingHeader, EmbeddingPiece
-from gateway.services.vision import EncodeRequest, ModelInfo, VisionClient
+from gateway.services.pair import ServicePair
+from gateway.services.vision import EncodeRequest, ModelInfo
 from gateway.tasks import owning
 from protos.errors import (
     DeadlineError,
@@ -93,14 +95,12 @@ class ChatPipeline:
     def __init__(
         self,
         fetcher: ImageFetcher,
-        vision: VisionClient,
-        llm: LLMClient,
+        pair: ServicePair,
         pools: Pools,
         limits: ChatLimits,
     ) -> None:
         self._fetcher = fetcher
-        self._vision = vision
-        self._llm = llm
+        self._pair = pair
         self._pools = pools
         self._limits = limits
         self._lanes = FetchLanes(SHARED_FETCH_COUNT, CONCURRENT_FETCH_COUNT)
@@ -111,9 +111,9 @@ class ChatPipeline:
         Raises:
             NotFoundError: nothing does.
         """
-        info = await self._llm.model_info(deadline)
+        info = await self._pair.llm.model_info(deadline)
         if not info.serves(name):  # perhaps it changed since we asked
-            info = await self._llm.ask_model_info(deadline)
+            info = await self._pair.llm.ask_model_info(deadline)
         info.check_serves(name)
         return info
 
@@ -135,11 +135,10 @@ class ChatPipeline:
         Raises:
             ServiceError: with the JSON path of the field at fault.
         """
-        images = await self._named_images(request, attachments, deadline)
+        fields, images = await self._fields(request, attachments, deadline)
         record.image_count = len(images)
-        fields = generate_fields(request, [image.encoding.embedding_id for image in images])
         name_field = partial(CHAT.param_of, request)
-        async with self._llm.generate(fields, name_field, deadline) as generation:
+        async with self._pair.llm.generate(fields, name_field, deadline) as generation:
             wanted = {index: images[index] for index in await generation.start()}
             for index, image in enumerate(images):
                 if index not in wanted:
@@ -151,20 +150,35 @@ class ChatPipeline:
                 yield event
                 event = await generation.read()
 
-    async def _named_images(
+    async def _fields(
         self, request: ChatCompletionRequest, attachments: Attachments, deadline: float
-    ) -> list[NamedImage]:
+    ) -> tuple[dict[str, Any], list[NamedImage]]:
+        """Returns a GenerateStart as values by their paths, and the images that it names."""
         references = list(request.images())
         attachments.check_used(reference.source.url for reference in references)
-        if not references:
-            return []
+        if not references:  # a text is the LLM service's matter alone
+            return generate_fields(request, []), []
+        self._check_count(references)
+        vision, llm = await self._pair.model_infos(deadline)
+        images = await self._named_images(references, vision, attachments, deadline)
+        fields = generate_fields(request, [image.encoding.embedding_id for image in images])
+        return fields | {"expected_checkpoint": asdict(llm.checkpoint)}, images
+
+    def _check_count(self, references: Sequence[ImageReference]) -> None:
         if len(references) > self._limits.max_image_count:
             raise InvalidArgumentError(
                 f"the request has {len(references)} images;"
                 f" the limit is {self._limits.max_image_count}",
                 field="messages",
             )
-        info = await self._vision.model_info(deadline)
+
+    async def _named_images(
+        self,
+        references: Sequence[ImageReference],
+        info: ModelInfo,
+        attachments: Attachments,
+        deadline: float,
+    ) -> list[NamedImage]:
         budget = ImageBudget(
             self._limits.max_total_image_byte_count, self._limits.max_image_host_count
         )
@@ -254,13 +268,13 @@ class ChatPipeline:
     async def _encode(
         self, image: NamedImage, deadline: float
     ) -> AsyncGenerator[EmbeddingPiece, None]:
-        pieces = self._vision.encode_image(image.encoding, image.param_of, deadline)
+        pieces = self._pair.vision.encode_image(image.encoding, image.param_of, deadline)
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
                     yield piece
         except ModelMismatchError as error:
-            self._vision.forget_model_info()
+            self._pair.vision.forget_model_info()
             raise UnavailableError(
                 "the vision service has changed its model; try again", retry_after=1
             ) from error

@@ -13,15 +13,14 @@ from gateway.bodies import receive
 from gateway.event_stream import EventStream
 from gateway.events import ChatEvent
 from gateway.keys import (
-    LLM,
     MEMORY,
+    PAIR,
     PIPELINE,
     POOLS,
     RECORD,
     REQUEST_ID,
     SETTINGS,
     TRAFFIC,
-    VISION,
 )
 from gateway.openai.answers import (
     DONE,
@@ -36,6 +35,7 @@ from gateway.openai.answers import (
 )
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.services.llm import LLMClient, ModelInfo
+from gateway.services.vision import ModelInfo as VisionInfo
 from gateway.services.vision import VisionClient
 from protos.errors import ServiceError
 
@@ -139,14 +139,14 @@ def _head(request: web.Request, chat: ChatCompletionRequest, info: ModelInfo) ->
 
 async def list_models(request: web.Request) -> web.Response:
     """GET /v1/models: each name of the model."""
-    info = await request.app[LLM].ask_model_info(_probe_deadline())
+    info = await request.app[PAIR].llm.ask_model_info(_probe_deadline())
     return web.json_response(model_list(*(_model_object(name, info) for name in info.names)))
 
 
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{id}."""
     name = request.match_info["id"]
-    info = await request.app[LLM].ask_model_info(_probe_deadline())
+    info = await request.app[PAIR].llm.ask_model_info(_probe_deadline())
     info.check_serves(name)
     return web.json_response(_model_object(name, info))
 
@@ -174,31 +174,29 @@ async def ready(request: web.Request) -> web.Response:
 async def _unready_reasons(app: web.Application) -> dict[str, str]:
     if app[TRAFFIC].draining:
         return {"gateway": "the gateway is stopping"}
-    results = await asyncio.gather(
-        _vision_hidden_size(app[VISION]), _llm_hidden_size(app[LLM]), return_exceptions=True
+    vision, llm = await asyncio.gather(
+        _probed_vision(app[PAIR].vision), _probed_llm(app[PAIR].llm), return_exceptions=True
     )
     reasons = {}
-    for name, result in zip(("vision", "llm"), results, strict=True):
+    for name, result in (("vision", vision), ("llm", llm)):
         if isinstance(result, ServiceError):
             reasons[name] = result.message
         elif isinstance(result, BaseException):
             raise result
-    if not reasons and results[0] != results[1]:
-        reasons["model"] = (
-            f"the vision service's rows have length {results[0]}, the LLM's {results[1]}:"
-            " they run different checkpoints"
-        )
+    if isinstance(vision, VisionInfo) and isinstance(llm, ModelInfo):
+        mismatch = app[PAIR].mismatch(vision, llm)
+        return {"model": mismatch} if mismatch else {}
     return reasons
 
 
-async def _vision_hidden_size(vision: VisionClient) -> int:
+async def _probed_vision(vision: VisionClient) -> VisionInfo:
     await vision.check_health(PROBE_SECONDS)
-    return (await vision.ask_model_info(_probe_deadline())).hidden_size
+    return await vision.ask_model_info(_probe_deadline())
 
 
-async def _llm_hidden_size(llm: LLMClient) -> int:
+async def _probed_llm(llm: LLMClient) -> ModelInfo:
     await llm.check_health(PROBE_SECONDS)
-    return (await llm.ask_model_info(_probe_deadline())).hidden_size
+    return await llm.ask_model_info(_probe_deadline())
 
 
 def _probe_deadline() -> float:

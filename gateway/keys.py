@@ -9,8 +9,7 @@ from gateway.connections import Connections
 from gateway.memory import Memory
 from gateway.origins import AllowedOrigins
 from gateway.pools import Pools
-from gateway.services.llm import LLMClient
-from gateway.services.vision import VisionClient
+from gateway.services.pair import ServicePair
 from gateway.settings import Settings
 from gateway.traffic import Traffic
 
@@ -21,8 +20,7 @@ POOLS = web.AppKey("pools", Pools)
 CONNECTIONS = web.AppKey("connections", Connections)
 ORIGINS = web.AppKey("origins", AllowedOrigins)
 PIPELINE = web.AppKey("pipeline", ChatPipeline)
-VISION = web.AppKey("vision", VisionClient)
-LLM = web.AppKey("llm", LLMClient)
+PAIR = web.AppKey("pair", ServicePair)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 RECORD = web.RequestKey("record", RequestRecord)

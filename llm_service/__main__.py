@@ -18,6 +18,7 @@ from llm_service.settings import Settings
 from llm_service.tables import TableCache
 from llm_service.templates import read_template
 from llm_service.tokenizer import Tokenizer
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
@@ -85,6 +86,7 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         created_unix_seconds=created_unix_seconds(settings.checkpoint),
         aliases=tuple(aliases),
         allows_priority=settings.allow_priority,
+        checkpoint=CheckpointFingerprint.from_checkpoint(settings.checkpoint),
     )
     return info, engine
 

@@ -6,16 +6,20 @@ never the Python code that a checkpoint may carry.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from llm_service.decoders import FAMILIES
-from llm_service.decoders.family import DecoderFamily
+from llm_service.decoders.family import ROOT, DecoderFamily
+from llm_service.rotary import rotary_base
+from protos.checkpoint.folder import checked_config
 from protos.checkpoint.section import CheckpointError, Section
+from protos.checkpoint.tensor_names import require_names
+from protos.checkpoint.tile import Tile
 
-# Of an image's embedding: a tile of 448 pixels has (448 / 14)^2 patches, and the pixel shuffle
-# joins 2 x 2 of them.
-ROWS_PER_TILE = 256
+# Eight times the widest released.
+LARGEST_HEAD_DIM = 1024
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,11 @@ class LLMConfig:
     Attributes:
         architecture: the decoder family's name.
         vocabulary_size: rows of the embedding and of the head; a virtual token's id starts here.
-        head_dim: width of one attention head.
+        head_dim: width of one attention head; all together need not be as wide as hidden_size.
         max_position_embeddings: most tokens of prompt and output together.
         rope_theta: base of the rotary embedding's wavelengths.
         end_token_ids: the tokens that end an answer, of config.json and generation_config.json.
+        rows_per_tile: rows of an image's embedding that a tile has, which are as many tokens.
     """
 
     architecture: str
@@ -43,6 +48,7 @@ class LLMConfig:
     rope_theta: float
     rms_norm_eps: float
     end_token_ids: frozenset[int]
+    rows_per_tile: int
 
     @property
     def family(self) -> DecoderFamily:
@@ -61,53 +67,50 @@ class LLMConfig:
     def from_checkpoint(cls, checkpoint: Path) -> LLMConfig:
         """Reads `llm_config` of config.json.
 
-        `rope_scaling` is ignored on purpose: the kind in use, dynamic NTK, changes the angles only
-        beyond max_position_embeddings, and the context is capped there. Applying it below, as some
-        servers do, shifts every logit.
+        An absent key, which a short config.json leaves out, has its family's default.
+        `tie_word_embeddings` is not read: the head that is stored is the one that counts.
 
         Raises:
             CheckpointError: a file or key is missing, or has a value that we do not serve.
         """
-        llm = Section.of_file(checkpoint / "config.json").section("llm_config")
-        architecture = _architecture(llm)
-        for key, value in FAMILIES[architecture].options.items():
-            if llm.read(key, type(value), value) != value:
-                raise llm.error(key, f"is {llm.values[key]!r}; supported: {value!r}")
-        hidden_size, head_count = llm.size("hidden_size"), llm.size("num_attention_heads")
-        config = cls(
-            architecture=architecture,
-            hidden_size=hidden_size,
+        model = checked_config(checkpoint)
+        llm = model.section("llm_config")
+        family = FAMILIES[_architecture(llm)]
+        _check_options(llm, family)
+        default = family.defaults.get
+        return cls(
+            architecture=family.architecture,
+            hidden_size=llm.size("hidden_size"),
             intermediate_size=llm.size("intermediate_size"),
             layer_count=llm.size("num_hidden_layers"),
-            head_count=head_count,
-            kv_head_count=llm.size("num_key_value_heads"),
-            head_dim=hidden_size // head_count,
-            vocabulary_size=llm.size("vocab_size"),
-            max_position_embeddings=llm.size("max_position_embeddings"),
-            rope_theta=llm.positive("rope_theta"),
-            rms_norm_eps=llm.positive("rms_norm_eps"),
+            head_count=llm.size("num_attention_heads"),
+            kv_head_count=_kv_head_count(llm),
+            head_dim=_head_dim(llm, default("head_dim")),
+            vocabulary_size=llm.size("vocab_size", default=default("vocab_size")),
+            max_position_embeddings=llm.size(
+                "max_position_embeddings", default=default("max_position_embeddings")
+            ),
+            rope_theta=rotary_base(llm, default=family.defaults["rope_theta"]),
+            rms_norm_eps=llm.positive("rms_norm_eps", default=family.defaults["rms_norm_eps"]),
             end_token_ids=_end_token_ids(checkpoint, llm),
+            rows_per_tile=Tile.of_model(model).token_count,
         )
-        _check_heads(config)
-        return config
 
 
-def weight_files(checkpoint: Path) -> list[Path]:
-    """Returns the checkpoint's safetensors files: one, or those that its index names.
+def require_tensors(checkpoint: Path, stored: Collection[str], described: Collection[str]) -> None:
+    """Refuses a checkpoint whose language model lacks a tensor or has one too many.
 
     Raises:
-        CheckpointError: there is neither model.safetensors nor its index, the index is damaged, or
-            a file is missing.
+        CheckpointError: it names the first of them, and how many there are.
     """
-    single, index = checkpoint / "model.safetensors", checkpoint / "model.safetensors.index.json"
-    if index.is_file():
-        files = [checkpoint / name for name in sorted(_shard_names(index))]
-    else:
-        files = [single]
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"the checkpoint has no file {file.name} ({checkpoint})")
-    return files
+    heads = {f"{ROOT}{family.head}.weight" for family in FAMILIES.values()}
+    for head in heads.intersection(described).difference(stored):
+        raise CheckpointError(
+            f"{checkpoint}: the head is not stored: the checkpoint lacks {head}, which no InternVL"
+            " ties to the embedding, whatever tie_word_embeddings says; save the model again with"
+            " its head"
+        )
+    require_names(checkpoint, stored, described)
 
 
 def created_unix_seconds(checkpoint: Path) -> int:
@@ -115,34 +118,51 @@ def created_unix_seconds(checkpoint: Path) -> int:
 
     A folder without any, which an engine built before may be served from, is as old as its config.
     """
-    files = list(checkpoint.glob("*.safetensors")) or [checkpoint / "config.json"]
+    weights = [file for file in checkpoint.glob("*.safetensors") if file.is_file()]
+    files = weights or [checkpoint / "config.json"]
     return int(max(file.stat().st_mtime for file in files))
-
-
-def _shard_names(index: Path) -> set[str]:
-    weight_map = Section.of_file(index).section("weight_map")
-    names = {weight_map.read(name, str) for name in weight_map.values}
-    if not names:
-        raise CheckpointError(f"{index} has no weight_map from the tensors' names to files")
-    return names
 
 
 def _architecture(llm: Section) -> str:
     listed = llm.read("architectures", list)
     architecture = str(next(iter(listed), None))
     if architecture not in FAMILIES:
-        known = " and ".join(FAMILIES)
-        raise llm.error("architectures", f"names {architecture}; only {known} are served")
+        raise llm.error("architectures", f"names {architecture}; served: {', '.join(FAMILIES)}")
     return architecture
 
 
-def _check_heads(config: LLMConfig) -> None:
-    heads, kv_heads = config.head_count, config.kv_head_count
-    if heads * config.head_dim != config.hidden_size or heads % kv_heads or config.head_dim % 2:
-        raise CheckpointError(
-            f"llm_config: {heads} attention heads and {kv_heads} key/value heads do not divide "
-            f"hidden_size {config.hidden_size} into heads of an even width"
+def _check_options(llm: Section, family: DecoderFamily) -> None:
+    for key, value in family.options.items():
+        found = llm.read(key, type(value), family.defaults.get(key, value))
+        if found != value:
+            is_told = "is" if llm.has(key) else "is absent, which stands for"
+            raise llm.error(key, f"{is_told} {found!r}; supported: {value!r}")
+    for layer_type in llm.read("layer_types", list, []):
+        if layer_type != "full_attention":
+            raise llm.error("layer_types", f"has {layer_type!r}; supported: 'full_attention'")
+
+
+def _kv_head_count(llm: Section) -> int:
+    heads, kv_heads = llm.size("num_attention_heads"), llm.size("num_key_value_heads")
+    if heads % kv_heads:
+        raise llm.error("num_key_value_heads", f"is {kv_heads}; it must divide {heads} heads")
+    return kv_heads
+
+
+def _head_dim(llm: Section, default: int | None) -> int:
+    """Returns `head_dim`, or the family's default, or each head's share of hidden_size."""
+    hidden_size, heads = llm.size("hidden_size"), llm.size("num_attention_heads")
+    if llm.has("head_dim") or default is not None:
+        head_dim = llm.size("head_dim", LARGEST_HEAD_DIM, default)
+    elif hidden_size % heads:
+        raise llm.error(
+            "num_attention_heads", f"is {heads}; it must divide hidden_size {hidden_size}"
         )
+    else:
+        head_dim = hidden_size // heads
+    if head_dim % 2:
+        raise llm.error("head_dim", f"is {head_dim}; it must be even")
+    return head_dim
 
 
 def _end_token_ids(checkpoint: Path, llm: Section) -> frozenset[int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from llm_service.checkpoint import LLMConfig
 from llm_service.templates import Template
 from llm_service.tokenizer import MESSAGE_END, MESSAGE_START, Tokenizer
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class ModelInfo:
         created_unix_seconds: when the checkpoint's newest weight file was written.
         aliases: further names of the model.
         allows_priority: whether a request may have a priority.
+        checkpoint: names the whole checkpoint.
     """
 
     model: str
@@ -39,6 +41,7 @@ class ModelInfo:
     created_unix_seconds: int
     aliases: tuple[str, ...] = ()
     allows_priority: bool = False
+    checkpoint: CheckpointFingerprint = CheckpointFingerprint()
 
     @property
     def end_token_ids(self) -> frozenset[int]:

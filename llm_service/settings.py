@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from llm_service.templates import TemplateName
+from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
@@ -64,11 +65,12 @@ class Settings(EngineSettings):
 
     port: int = Field(default=50052, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
-    checkpoint: Path
-    """Folder of an original InternVL2.5 checkpoint: config.json, safetensors, tokenizer files."""
+    checkpoint: CheckpointFolder
+    """Folder of an original InternVL checkpoint, with config.json, safetensors and tokenizer, or a
+    hub id such as OpenGVLab/InternVL2_5-8B, which is taken from the local Hugging Face cache."""
     served_model_name: ModelNames = ()
-    """Name under which the model is served; default: the checkpoint folder's name. Given several
-    times, or as a JSON list, the others are names for it too."""
+    """Name under which the model is served; default: the checkpoint folder's name, or the hub's.
+    Given several times, or as a JSON list, the others are names for it too."""
     template: TemplateName | None = None
     """How conversations are laid out; default: as the `template` of config.json says, which this
     wins over."""
@@ -112,4 +114,4 @@ class Settings(EngineSettings):
     @property
     def model_names(self) -> tuple[str, ...]:
         """The names under which the model is served, of which the first is its own."""
-        return self.served_model_name or (self.checkpoint.resolve().name,)
+        return self.served_model_name or (model_name(self.checkpoint),)

@@ -22,9 +22,10 @@ from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.tables import TableChunk, TableHeader, TableMessage, TableSpec, TableTrailer
 from llm_service.tokenizer import Tokenizer
-from protos.errors import ContextLengthError, InvalidArgumentError
+from protos.checkpoint.fingerprint import CheckpointFingerprint
+from protos.errors import ContextLengthError, InvalidArgumentError, ModelMismatchError
 from protos.identity import EmbeddingId
-from protos.internvl.v1 import llm_pb2, tensor_pb2
+from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
 
 MAX_STOP_COUNT = 16
@@ -91,7 +92,9 @@ def generation(
     Raises:
         InvalidArgumentError: a field is malformed or out of its range.
         ContextLengthError: the prompt has more bytes than any that fits.
+        ModelMismatchError: the checkpoint that the request expects is another one.
     """
+    _check_checkpoint(start, info)
     embedding_ids = _embedding_ids(start.images, info.max_image_count)
     params = _sampling_params(start, info)
     _check_length("cache_salt", "the cache salt", start.cache_salt, MAX_CACHE_SALT_LENGTH)
@@ -108,6 +111,23 @@ def generation(
         arrival=arrival,
         deadline=deadline,
     )
+
+
+def _check_checkpoint(start: llm_pb2.GenerateStart, info: ModelInfo) -> None:
+    expected = start.expected_checkpoint  # without any part, when unset, which fits every other
+    differences = info.checkpoint.differences(
+        CheckpointFingerprint(
+            config_sha256=expected.config_sha256,
+            projector_sha256=expected.projector_sha256,
+            language_model_sha256=expected.language_model_sha256,
+        )
+    )
+    if differences:
+        raise ModelMismatchError(
+            f"this service serves {info.model}; the expected checkpoint differs from it in"
+            f" {', '.join(differences.values())}",
+            field=f"expected_checkpoint.{next(iter(differences))}",
+        )
 
 
 def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
@@ -425,6 +445,7 @@ def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoRespon
         fingerprint_sha256=info.fingerprint,
         aliases=info.aliases,
         created_unix_seconds=info.created_unix_seconds,
+        checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(info.checkpoint)),
     )
 
 

@@ -5,6 +5,8 @@ A module may enter here if both ends of a call must agree on it, or if all three
 - `internvl/v1`: the messages. Generated code is checked in (`make protos`) so that a clone runs,
   type checks and builds images without protoc. It is made by grpcio-tools 1.75 (protobuf 6.31
   gencode): TensorRT-LLM 1.2.1 brings protobuf 6.33, and code made by 7.x refuses that runtime.
+- `checkpoint/`: a checkpoint folder, as both services find and read it, and the fingerprint by
+  which the gateway sees whether it is the same for both.
 - `identity.py`: what names an image embedding. The gateway names it before the vision service has
   seen the image: both derive the name alike.
 - `signature.py`: proof that a vision service made an embedding's rows; the LLM service checks it.

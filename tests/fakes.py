@@ -17,10 +17,19 @@ import grpc
 from blockbuster import blockbuster_ctx
 
 from gateway.app import running_gateway
+from gateway.services.messages import checkpoint_fingerprint
 from gateway.settings import Settings
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ModelMismatchError, ServiceError
 from protos.identity import content_digest, recipe_digest
-from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2, vision_pb2, vision_pb2_grpc
+from protos.internvl.v1 import (
+    checkpoint_pb2,
+    llm_pb2,
+    llm_pb2_grpc,
+    tensor_pb2,
+    vision_pb2,
+    vision_pb2_grpc,
+)
 from protos.process.server import Service, running_server
 from protos.process.settings import MIB
 from protos.transport import CHUNK_BYTE_COUNT
@@ -56,6 +65,8 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     embedding_byte_count: int = 20 * ROW_BYTE_COUNT
     chunk_byte_count: int = CHUNK_BYTE_COUNT
     recipe: bytes = b"r" * 32
+    model: str = MODEL
+    checkpoint: CheckpointFingerprint = CheckpointFingerprint()
     hidden_size: int = HIDDEN_SIZE
     max_image_byte_count: int = 20 * MIB
     failures: list[ServiceError] = field(default_factory=list)
@@ -75,7 +86,8 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     ) -> vision_pb2.VisionServiceGetModelInfoResponse:
         self.info_count += 1
         return vision_pb2.VisionServiceGetModelInfoResponse(
-            model=MODEL,
+            model=self.model,
+            checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(self.checkpoint)),
             recipe_sha256=self.recipe,
             hidden_size=self.hidden_size,
             default_tile_count=12,
@@ -142,6 +154,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_STOP
     model: str = MODEL
     aliases: Sequence[str] = ()
+    checkpoint: CheckpointFingerprint = CheckpointFingerprint()
     hidden_size: int = HIDDEN_SIZE
     failures: list[ServiceError] = field(default_factory=list)
     failure_after_wanted: ServiceError | None = None
@@ -169,6 +182,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             hidden_size=self.hidden_size,
             max_context_token_count=32768,
             created_unix_seconds=1_700_000_000,
+            checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(self.checkpoint)),
         )
 
     async def CountTokens(self, request: llm_pb2.CountTokensRequest, context: Any) -> NoReturn:
@@ -188,6 +202,8 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             self._note(start, context)
             if self.failures:
                 raise self.failures.pop(0)
+            if checkpoint_fingerprint(start.expected_checkpoint).differences(self.checkpoint):
+                raise ModelMismatchError("another checkpoint")
             wanted = self._wanted(start)
             yield llm_pb2.GenerateResponse(wanted=llm_pb2.WantedImages(image_indexes=wanted))
             if self.failure_after_wanted:

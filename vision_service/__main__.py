@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from protos.checkpoint.fingerprint import CheckpointFingerprint
+from protos.checkpoint.location import model_name
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
@@ -73,9 +75,9 @@ async def open_service(
     settings: Settings, config: VisionConfig, engine: VisionEngine
 ) -> AsyncIterator[Service]:
     """Yields the service over a warm engine; on leaving, its threads and processes end."""
-    info = model_info(settings, config, engine)
+    info = await asyncio.to_thread(model_info, settings, config, engine)
     preprocessor = Preprocessor(
-        config.tile_size, preprocessor_limits(settings), settings.transparency
+        config.tile_size, preprocessor_limits(settings), settings.transparency, config.tile_policy
     )
     batcher = TileBatcher(
         engine,
@@ -111,10 +113,10 @@ def preprocessor_limits(settings: Settings) -> PreprocessorLimits:
 
 
 def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -> ModelInfo:
-    """Returns what the service tells of itself."""
+    """Returns what the service tells of itself; reads bytes of all of the checkpoint's files."""
     max_tile_count = settings.max_tile_count or config.max_dynamic_patch
     return ModelInfo(
-        model=settings.served_model_name or settings.checkpoint.name,
+        model=settings.served_model_name or model_name(settings.checkpoint),
         engine=settings.engine,
         recipe_sha256=recipe_sha256(
             config, engine.weights_sha256, engine.dtype, settings.transparency
@@ -123,10 +125,13 @@ def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -
         tokens_per_tile=config.tokens_per_tile,
         tile_size=config.tile_size,
         dtype=engine.dtype,
-        default_tile_count=min(config.max_dynamic_patch, max_tile_count),
+        default_tile_count=min(config.max_dynamic_patch, max_tile_count)
+        if config.dynamic_image_size
+        else 1,
         max_tile_count=max_tile_count,
         max_image_byte_count=settings.max_image_byte_count,
         max_image_pixel_count=settings.max_image_pixel_count,
+        checkpoint=CheckpointFingerprint.from_checkpoint(settings.checkpoint),
     )
 
 

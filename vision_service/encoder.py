@@ -10,6 +10,7 @@ import structlog
 import torch
 from isal import isal_zlib
 
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import (
     ImageTooLargeError,
     InvalidArgumentError,
@@ -41,6 +42,7 @@ class ModelInfo:
     max_tile_count: int
     max_image_byte_count: int
     max_image_pixel_count: int
+    checkpoint: CheckpointFingerprint
 
 
 @dataclass(frozen=True)

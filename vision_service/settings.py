@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from protos.checkpoint.location import CheckpointFolder
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
@@ -68,10 +69,11 @@ class Settings(EngineSettings):
 
     port: int = Field(default=50051, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
-    checkpoint: Annotated[Path, AfterValidator(Path.absolute)]
-    """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
+    checkpoint: CheckpointFolder
+    """Folder of an original InternVL checkpoint, with config.json and its safetensors, or a hub id
+    such as OpenGVLab/InternVL2_5-8B, which is taken from the local Hugging Face cache."""
     served_model_name: str = ""
-    """Name that GetModelInfo reports; default: the checkpoint folder's name."""
+    """Name that GetModelInfo reports; default: the checkpoint folder's name, or the hub's."""
     engine: EngineName = "torch"
     """What runs the model."""
     torch: TorchOptions = TorchOptions()

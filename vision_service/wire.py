@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 
 import torch
 
-from protos.internvl.v1 import tensor_pb2, vision_pb2
+from protos.internvl.v1 import checkpoint_pb2, tensor_pb2, vision_pb2
 from protos.transport import CHUNK_BYTE_COUNT
 from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
 from vision_service.encoder import EncodedImage, ImageRequest, ModelInfo
@@ -58,6 +58,7 @@ def model_info_response(info: ModelInfo) -> vision_pb2.VisionServiceGetModelInfo
         max_tile_count=info.max_tile_count,
         max_image_byte_count=info.max_image_byte_count,
         max_image_pixel_count=info.max_image_pixel_count,
+        checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(info.checkpoint)),
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.images.folders import split_folders
+from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.settings import ModelNames, Options, ServingSettings
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
@@ -41,11 +42,12 @@ class Settings(ServingSettings):
 
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the OpenAI API; 0 takes a free one."""
-    checkpoint: AbsolutePath
-    """Folder of an original InternVL2.5 checkpoint."""
+    checkpoint: CheckpointFolder
+    """Folder of an original InternVL checkpoint, or a hub id such as OpenGVLab/InternVL2_5-8B,
+    which is taken from the local Hugging Face cache."""
     served_model_name: ModelNames = ()
-    """Name under which the model is served; default: the checkpoint folder's name. Given several
-    times, or as a JSON list, the others are names for it too."""
+    """Name under which the model is served; default: the checkpoint folder's name, or the hub's.
+    Given several times, or as a JSON list, the others are names for it too."""
     file_root: Annotated[tuple[AbsolutePath, ...], NoDecode, BeforeValidator(split_folders)] = ()
     """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
     None: they are refused."""
@@ -62,7 +64,7 @@ class Settings(ServingSettings):
     @property
     def model_names(self) -> tuple[str, ...]:
         """The names under which the model is served, of which the first is its own."""
-        return self.served_model_name or (self.checkpoint.resolve().name,)
+        return self.served_model_name or (model_name(self.checkpoint),)
 
 
 class StatusSettings(Options):

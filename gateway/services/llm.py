@@ -21,10 +21,18 @@ from gateway.services.channel import (
 from gateway.services.messages import (
     EmbeddingPiece,
     chat_event,
+    checkpoint_fingerprint,
     embedding_request,
     generate_start,
 )
-from protos.errors import ContextLengthError, NotFoundError, ServiceError, UnavailableError
+from protos.checkpoint.fingerprint import CheckpointFingerprint
+from protos.errors import (
+    ContextLengthError,
+    ModelMismatchError,
+    NotFoundError,
+    ServiceError,
+    UnavailableError,
+)
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.logs import request_metadata
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, MESSAGE_OVERHEAD_BYTE_COUNT
@@ -43,6 +51,7 @@ class ModelInfo:
     max_context_token_count: int
     created_unix_seconds: int
     fingerprint_sha256: bytes
+    checkpoint: CheckpointFingerprint
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,6 +103,7 @@ class LLMClient:
             answer.max_context_token_count,
             answer.created_unix_seconds,
             answer.fingerprint_sha256,
+            checkpoint_fingerprint(answer.checkpoint),
         )
         return self._info
 
@@ -110,6 +120,7 @@ class LLMClient:
 
         Raises:
             ContextLengthError: the messages do not fit into one message to the service.
+            UnavailableError: the service runs another checkpoint than the request expects.
         """
         start = generate_start(fields)
         if start.ByteSize() > MAX_START_BYTE_COUNT:
@@ -125,6 +136,11 @@ class LLMClient:
         except UnavailableError:
             self._info = None  # it may come back with another model
             raise
+        except ModelMismatchError as error:
+            self._info = None
+            raise UnavailableError(
+                "the LLM service has changed its model; try again", retry_after=1
+            ) from error
         finally:
             call.cancel()
 

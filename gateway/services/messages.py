@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import DataLossError
 from protos.identity import EmbeddingId
-from protos.internvl.v1 import llm_pb2, tensor_pb2, vision_pb2
+from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2, vision_pb2
 
 FINISH_REASONS: dict[int, FinishReason] = {
     llm_pb2.FINISH_REASON_STOP: "stop",
@@ -63,6 +64,17 @@ def embedding_piece(
         raise DataLossError("the vision service sent another embedding than was asked for")
     spec = header.spec
     return EmbeddingHeader(spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count)
+
+
+def checkpoint_fingerprint(
+    message: checkpoint_pb2.CheckpointFingerprint,
+) -> CheckpointFingerprint:
+    """Returns which checkpoint a service says that it runs; of an older one no part is known."""
+    return CheckpointFingerprint(
+        config_sha256=message.config_sha256,
+        projector_sha256=message.projector_sha256,
+        language_model_sha256=message.language_model_sha256,
+    )
 
 
 def encode_request(

@@ -16,7 +16,13 @@ from gateway.services.channel import (
     errors_of,
     seconds_until,
 )
-from gateway.services.messages import EmbeddingPiece, embedding_piece, encode_request
+from gateway.services.messages import (
+    EmbeddingPiece,
+    checkpoint_fingerprint,
+    embedding_piece,
+    encode_request,
+)
+from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.process.logs import request_metadata
@@ -26,6 +32,8 @@ from protos.process.logs import request_metadata
 class ModelInfo:
     """What the vision service runs; fields as in VisionServiceGetModelInfoResponse."""
 
+    model: str
+    checkpoint: CheckpointFingerprint
     recipe_sha256: bytes
     hidden_size: int
     default_tile_count: int
@@ -82,6 +90,8 @@ class VisionClient:
                 metadata=request_metadata(),
             )
         self._info = ModelInfo(
+            model=answer.model,
+            checkpoint=checkpoint_fingerprint(answer.checkpoint),
             recipe_sha256=answer.recipe_sha256,
             hidden_size=answer.hidden_size,
             default_tile_count=answer.default_tile_count,

@@ -15,13 +15,10 @@ Head = tuple[Part, int]
 
 # All tensors of the language model begin with it; other tensors belong to the vision tower.
 ROOT = "language_model."
-# Options of llm_config that would change the mathematics, and the one value that is served; an
-# absent key stands for it.
-COMMON_OPTIONS: Mapping[str, Any] = {
-    "bias": False,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-}
+# Options of llm_config that would change the mathematics, and the one value that is served.
+COMMON_OPTIONS: Mapping[str, Any] = {"bias": False, "hidden_act": "silu"}
+# What the classes of all families have for a key that llm_config does not have.
+COMMON_DEFAULTS: Mapping[str, Any] = {"rope_theta": 10_000.0, "rms_norm_eps": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,8 @@ class DecoderFamily:
     Attributes:
         architecture: the family's name in llm_config.architectures.
         options: of llm_config, each with the one value that is served.
+        defaults: what the family's config class has for an absent key of llm_config. An option that
+            is not here defaults to the value that is served; a size that is not here is missed.
         embedding: [vocabulary, hidden].
         layers: what the layers' names begin with.
         norm: [hidden], after the last layer.
@@ -87,6 +86,8 @@ class DecoderFamily:
         qkv: the projections to query, key and value heads, [heads x head_dim, hidden], and the
             order of their rows; together they hold each part once.
         has_qkv_bias: whether each of them has a `.bias`, [heads x head_dim].
+        head_norms: the RMS norms, [head_dim], over each query head and each key head before they
+            are rotated; empty, or one of both.
         attention_output: [hidden, heads x head_dim].
         feed_forward_norm: [hidden], before the feed-forward.
         gate: [intermediate, hidden], the branch with the SiLU.
@@ -98,6 +99,7 @@ class DecoderFamily:
 
     architecture: str
     options: Mapping[str, Any]
+    defaults: Mapping[str, Any]
     embedding: str
     layers: str
     norm: str
@@ -105,6 +107,7 @@ class DecoderFamily:
     attention_norm: str
     qkv: Mapping[str, HeadOrder]
     has_qkv_bias: bool
+    head_norms: Mapping[Part, str]
     attention_output: str
     feed_forward_norm: str
     gate: str

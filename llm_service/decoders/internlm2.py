@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from llm_service.decoders.family import COMMON_OPTIONS, GROUPED, DecoderFamily
+from llm_service.decoders.family import COMMON_DEFAULTS, COMMON_OPTIONS, GROUPED, DecoderFamily
 
 INTERNLM2 = DecoderFamily(
     architecture="InternLM2ForCausalLM",
-    options=COMMON_OPTIONS,
+    # The class knows other ways to count an image's positions, which no released model uses.
+    options={**COMMON_OPTIONS, "rope_pos_id_version": "default"},
+    defaults={
+        **COMMON_DEFAULTS,
+        "bias": True,
+        "vocab_size": 103_168,
+        "max_position_embeddings": 2048,
+    },
     embedding="model.tok_embeddings",
     layers="model.layers",
     norm="model.norm",
@@ -14,6 +21,7 @@ INTERNLM2 = DecoderFamily(
     attention_norm="attention_norm",
     qkv={"attention.wqkv": GROUPED},
     has_qkv_bias=False,
+    head_norms={},
     attention_output="attention.wo",
     feed_forward_norm="ffn_norm",
     gate="feed_forward.w1",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from llm_service.decoders.family import COMMON_OPTIONS, DecoderFamily, HeadOrder
+from llm_service.decoders.family import COMMON_DEFAULTS, COMMON_OPTIONS, DecoderFamily, HeadOrder
 
 QWEN2 = DecoderFamily(
     architecture="Qwen2ForCausalLM",
     options={**COMMON_OPTIONS, "use_sliding_window": False},
+    defaults={**COMMON_DEFAULTS, "vocab_size": 151_936, "max_position_embeddings": 32_768},
     embedding="model.embed_tokens",
     layers="model.layers",
     norm="model.norm",
@@ -18,6 +19,7 @@ QWEN2 = DecoderFamily(
         "self_attn.v_proj": HeadOrder(("value",)),
     },
     has_qkv_bias=True,
+    head_norms={},
     attention_output="self_attn.o_proj",
     feed_forward_norm="post_attention_layernorm",
     gate="mlp.gate_proj",

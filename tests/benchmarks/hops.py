@@ -20,6 +20,7 @@ from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.pools import open_pools
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
+from gateway.services.pair import ServicePair
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from llm_service.tables import TableSpec, TableUpload
@@ -90,8 +91,7 @@ async def open_relay(
         downloads = await exits.enter_async_context(open_downloads(settings.download_options))
         pipeline = ChatPipeline(
             ImageFetcher(downloads, pools, limits),
-            VisionClient(vision),
-            LLMClient(llm),
+            ServicePair(VisionClient(vision), LLMClient(llm), allows_mismatch=False),
             pools,
             ChatLimits(1, settings.max_image_byte_count, max_image_host_count=1),
         )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm_service.checkpoint import weight_files
+from protos.checkpoint.weight_files import weight_files
 from tests import random_checkpoint
 from tests.benchmarks import engine_cpu, engine_cuda
 from tests.random_checkpoint import write_random_checkpoint

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from llm_service.checkpoint import LLMConfig, weight_files
+from llm_service.checkpoint import LLMConfig
+from protos.checkpoint.weight_files import weight_files
 from tests.benchmarks.timeline import Timeline
 
 PREFIX = "language_model."

@@ -29,6 +29,7 @@ from gateway.openai.errors import http_status
 from gateway.settings import Settings as GatewaySettings
 from llm_service.metrics import Metrics
 from llm_service.settings import Settings as LLMSettings
+from protos.checkpoint.fingerprint import PART_NAMES
 from protos.errors import InvalidArgumentError, ServiceError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, vision_pb2, vision_pb2_grpc
 from protos.process.server import Service, running_server
@@ -320,6 +321,15 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         "expected_recipe_sha256",
         {"image": NO_IMAGE, "expected_recipe_sha256": bytes(32)},
         "the gateway takes it from the service, and asks again when it has changed",
+    ),
+    *(
+        OwnViolation(
+            "GenerateStart",
+            f"expected_checkpoint.{part}",
+            HI | {"expected_checkpoint": {part: b"another"}},
+            "the gateway takes it from the service, and asks again when it has changed",
+        )
+        for part in PART_NAMES
     ),
     OwnViolation("CountTokensRequest", "prompt", {}, NO_COUNTING),
     OwnViolation("CountTokensRequest", "chat.messages", chat(), NO_COUNTING),

@@ -377,5 +377,5 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
         assert process.stderr is not None
         log = process.stderr.read()
     assert process.returncode == 1
-    assert "nowhere/config.json: cannot be read" in log
+    assert f"there is no folder {tmp_path}/nowhere" in log
     assert "Traceback" not in log

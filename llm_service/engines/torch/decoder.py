@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.torch.kernels.base import BatchLayout, Kernels
+from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms, Kernels
 
 # The vocabularies are odd numbers, or nearly; cuBLAS needs three times as long for such a product.
 HEAD_ROW_MULTIPLE = 64
@@ -50,7 +50,7 @@ class Attention(nn.Module):
     """Grouped-query attention with one fused projection.
 
     The rows of `qkv` are ordered by key/value head (GROUPED): for each, its query heads, its key
-    head, its value head.
+    head, its value head. `query_norm` and `key_norm`, [head_dim], are None in families without.
     """
 
     def __init__(self, config: LLMConfig, kernels: Kernels) -> None:
@@ -60,7 +60,13 @@ class Attention(nn.Module):
         row_count = (config.head_count + 2 * config.kv_head_count) * config.head_dim
         bias = config.family.has_qkv_bias
         self.qkv = Projection(kernels, config.hidden_size, row_count, bias=bias)
-        self.output = Projection(kernels, config.hidden_size, config.hidden_size, bias=False)
+        self.query_norm, self.key_norm = (
+            nn.Parameter(torch.empty(config.head_dim)) if part in config.family.head_norms else None
+            for part in ("query", "key")
+        )
+        width = config.head_count * config.head_dim
+        self.output = Projection(kernels, width, config.hidden_size, bias=False)
+        self._eps = config.rms_norm_eps
         self._kernels = kernels
 
     def forward(
@@ -68,9 +74,14 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]; cache is the layer's, see Kernels."""
         qkv = self.qkv(hidden).unflatten(-1, self._grouped)  # [T, kv_heads, group + 2, head_dim]
-        query = self._kernels.rotate_and_store(qkv, cache, layout)
+        query = self._kernels.rotate_and_store(qkv, cache, layout, self._norms())
         output: torch.Tensor = self.output(self._kernels.attend(query, cache, layout).flatten(1))
         return output
+
+    def _norms(self) -> HeadNorms | None:
+        if self.query_norm is None or self.key_norm is None:
+            return None
+        return HeadNorms(self.query_norm, self.key_norm, self._eps)
 
 
 class FeedForward(nn.Module):

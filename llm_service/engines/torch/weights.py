@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm_service.checkpoint import LLMConfig, weight_files
+from llm_service.checkpoint import LLMConfig, require_tensors
 from llm_service.decoders.family import GROUPED, ROOT, head_rows
 from llm_service.engines.torch.decoder import Attention, Decoder, Layer
 from llm_service.engines.torch.kernels.base import Kernels
 from llm_service.engines.torch.kernels.create import kernels_for
+from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
 
 CONCURRENT_FILE_COUNT = 8
@@ -54,16 +55,16 @@ def load_decoder(
         CheckpointError: a tensor of the language model is missing, unknown, of another shape or
             not of a float type, or a file is damaged.
     """
-    decoder = empty_decoder(config, kernels_for(device, config)).to(dtype).to_empty(device=device)
-    unfilled = destinations(decoder)
+    stored = checked_folder(checkpoint, (ROOT,))
+    decoder = empty_decoder(config, kernels_for(device, config)).to(dtype)
+    require_tensors(checkpoint, stored.keys(), destinations(decoder).keys())
+    decoder.to_empty(device=device)
+    places = destinations(decoder)
+    files = sorted(set(stored.values()))
     with ThreadPoolExecutor(CONCURRENT_FILE_COUNT) as pool:
-        filling = [pool.submit(_fill_from, file, unfilled) for file in weight_files(checkpoint)]
+        filling = [pool.submit(_fill_from, file, places) for file in files]
     for filled in filling:
         filled.result()
-    if unfilled:
-        raise CheckpointError(
-            f"the checkpoint lacks {len(unfilled)} tensors, among them {min(unfilled)}"
-        )
     return decoder
 
 
@@ -100,6 +101,8 @@ def _layer_destinations(layer: Layer, config: LLMConfig) -> Iterator[tuple[str, 
         (family.down, layer.feed_forward.down.weight),
     ):
         yield f"{name}.weight", Destination((parameter,))
+    for part, name in family.head_norms.items():
+        yield f"{name}.weight", Destination((layer.attention.get_parameter(f"{part}_norm"),))
     yield from _qkv_destinations(layer.attention, config)
 
 
@@ -113,16 +116,13 @@ def _qkv_destinations(attention: Attention, config: LLMConfig) -> Iterator[tuple
             yield f"{name}.{kind}", Destination(views)
 
 
-def _fill_from(file: Path, unfilled: dict[str, Destination]) -> None:
-    """Copies the file's tensors of the language model, and takes their destinations out."""
+def _fill_from(file: Path, places: Mapping[str, Destination]) -> None:
+    """Copies the file's tensors of the language model to their places."""
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict: it has no iterator
-                if name.startswith(ROOT):
-                    destination = unfilled.pop(name, None)
-                    if destination is None:
-                        raise CheckpointError(f"{file.name} has an unexpected tensor {name}")
-                    _fill(name, destination, tensors.get_tensor(name))
+                if name in places:
+                    _fill(name, places[name], tensors.get_tensor(name))
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
 

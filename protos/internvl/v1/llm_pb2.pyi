@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from protos.internvl.v1 import checkpoint_pb2 as _checkpoint_pb2
 from protos.internvl.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -175,6 +176,7 @@ class GenerateStart(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    EXPECTED_CHECKPOINT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Identifies the request in logs; at most 128 characters. Default: made by the service."""
     text: _builtins.str
@@ -219,6 +221,12 @@ class GenerateStart(_message.Message):
     def guided(self) -> Global___GuidedDecoding:
         """Constrains the output. Default: free text."""
 
+    @_builtins.property
+    def expected_checkpoint(self) -> _checkpoint_pb2.CheckpointFingerprint:
+        """When set, the service refuses (FAILED_PRECONDITION) unless its checkpoint fits this one: with
+        images, the one that their embeddings were made for.
+        """
+
     def __init__(
         self,
         *,
@@ -235,10 +243,11 @@ class GenerateStart(_message.Message):
         priority: _builtins.int | None = ...,
         cache_salt: _builtins.str | None = ...,
         skip_special_tokens: _builtins.bool | None = ...,
+        expected_checkpoint: _checkpoint_pb2.CheckpointFingerprint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_choice_count", b"_choice_count", "_guided", b"_guided", "_logprobs", b"_logprobs", "_priority", b"_priority", "_skip_special_tokens", b"_skip_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "choice_count", b"choice_count", "guided", b"guided", "logprobs", b"logprobs", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_choice_count", b"_choice_count", "_guided", b"_guided", "_logprobs", b"_logprobs", "_priority", b"_priority", "_skip_special_tokens", b"_skip_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "choice_count", b"choice_count", "expected_checkpoint", b"expected_checkpoint", "guided", b"guided", "logprobs", b"logprobs", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_choice_count", b"_choice_count", "_guided", b"_guided", "_logprobs", b"_logprobs", "_priority", b"_priority", "_skip_special_tokens", b"_skip_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "choice_count", b"choice_count", "guided", b"guided", "images", b"images", "logprobs", b"logprobs", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_choice_count", b"_choice_count", "_guided", b"_guided", "_logprobs", b"_logprobs", "_priority", b"_priority", "_skip_special_tokens", b"_skip_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "choice_count", b"choice_count", "expected_checkpoint", b"expected_checkpoint", "guided", b"guided", "images", b"images", "logprobs", b"logprobs", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
@@ -1100,6 +1109,7 @@ class LLMServiceGetModelInfoResponse(_message.Message):
     FINGERPRINT_SHA256_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name under which the model is served."""
     engine: _builtins.str
@@ -1120,6 +1130,10 @@ class LLMServiceGetModelInfoResponse(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Further names of the model."""
 
+    @_builtins.property
+    def checkpoint(self) -> _checkpoint_pb2.CheckpointFingerprint:
+        """The whole checkpoint, of which this service runs the language model."""
+
     def __init__(
         self,
         *,
@@ -1132,10 +1146,11 @@ class LLMServiceGetModelInfoResponse(_message.Message):
         fingerprint_sha256: _builtins.bytes = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         created_unix_seconds: _builtins.int = ...,
+        checkpoint: _checkpoint_pb2.CheckpointFingerprint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "created_unix_seconds", b"created_unix_seconds", "engine", b"engine", "fingerprint_sha256", b"fingerprint_sha256", "hidden_size", b"hidden_size", "max_context_token_count", b"max_context_token_count", "max_image_count", b"max_image_count", "model", b"model", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "checkpoint", b"checkpoint", "created_unix_seconds", b"created_unix_seconds", "engine", b"engine", "fingerprint_sha256", b"fingerprint_sha256", "hidden_size", b"hidden_size", "max_context_token_count", b"max_context_token_count", "max_image_count", b"max_image_count", "model", b"model", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -76,7 +76,8 @@ class LLMServiceServicer(object):
 
         Errors: INVALID_ARGUMENT (a field, a placeholder count, a chunk out of order, an option that
         this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
-        numbers), FAILED_PRECONDITION (an embedding that does not fit this model), DATA_LOSS (checksum),
+        numbers), FAILED_PRECONDITION (an embedding that does not fit this model, expected_checkpoint
+        differs), DATA_LOSS (checksum),
         PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -48,7 +48,8 @@ class LLMServiceStub:
 
     Errors: INVALID_ARGUMENT (a field, a placeholder count, a chunk out of order, an option that
     this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
-    numbers), FAILED_PRECONDITION (an embedding that does not fit this model), DATA_LOSS (checksum),
+    numbers), FAILED_PRECONDITION (an embedding that does not fit this model, expected_checkpoint
+    differs), DATA_LOSS (checksum),
     PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]
@@ -80,7 +81,8 @@ class LLMServiceAsyncStub(LLMServiceStub):
 
     Errors: INVALID_ARGUMENT (a field, a placeholder count, a chunk out of order, an option that
     this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
-    numbers), FAILED_PRECONDITION (an embedding that does not fit this model), DATA_LOSS (checksum),
+    numbers), FAILED_PRECONDITION (an embedding that does not fit this model, expected_checkpoint
+    differs), DATA_LOSS (checksum),
     PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]  # type: ignore[assignment]
@@ -115,7 +117,8 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_ARGUMENT (a field, a placeholder count, a chunk out of order, an option that
         this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
-        numbers), FAILED_PRECONDITION (an embedding that does not fit this model), DATA_LOSS (checksum),
+        numbers), FAILED_PRECONDITION (an embedding that does not fit this model, expected_checkpoint
+        differs), DATA_LOSS (checksum),
         PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
         """
 

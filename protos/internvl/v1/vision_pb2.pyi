@@ -5,6 +5,7 @@ The vision service: an encoded image file in, its embedding out."""
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from protos.internvl.v1 import checkpoint_pb2 as _checkpoint_pb2
 from protos.internvl.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -248,6 +249,7 @@ class VisionServiceGetModelInfoResponse(_message.Message):
     MAX_TILE_COUNT_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_BYTE_COUNT_FIELD_NUMBER: _builtins.int
     MAX_IMAGE_PIXEL_COUNT_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the checkpoint (its folder's name unless set), for people."""
     engine: _builtins.str
@@ -273,6 +275,10 @@ class VisionServiceGetModelInfoResponse(_message.Message):
     """Largest accepted image file, in bytes."""
     max_image_pixel_count: _builtins.int
     """Largest accepted image, in pixels (width x height)."""
+    @_builtins.property
+    def checkpoint(self) -> _checkpoint_pb2.CheckpointFingerprint:
+        """The whole checkpoint, of which this service runs the vision tower and the projector."""
+
     def __init__(
         self,
         *,
@@ -287,10 +293,11 @@ class VisionServiceGetModelInfoResponse(_message.Message):
         max_tile_count: _builtins.int = ...,
         max_image_byte_count: _builtins.int = ...,
         max_image_pixel_count: _builtins.int = ...,
+        checkpoint: _checkpoint_pb2.CheckpointFingerprint | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_tile_count", b"default_tile_count", "dtype", b"dtype", "engine", b"engine", "hidden_size", b"hidden_size", "max_image_byte_count", b"max_image_byte_count", "max_image_pixel_count", b"max_image_pixel_count", "max_tile_count", b"max_tile_count", "model", b"model", "recipe_sha256", b"recipe_sha256", "tile_size", b"tile_size", "tokens_per_tile", b"tokens_per_tile"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "default_tile_count", b"default_tile_count", "dtype", b"dtype", "engine", b"engine", "hidden_size", b"hidden_size", "max_image_byte_count", b"max_image_byte_count", "max_image_pixel_count", b"max_image_pixel_count", "max_tile_count", b"max_tile_count", "model", b"model", "recipe_sha256", b"recipe_sha256", "tile_size", b"tile_size", "tokens_per_tile", b"tokens_per_tile"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
 from llm_service.__main__ import embedding_key, load, main
@@ -90,6 +91,25 @@ def test_a_checkpoint_that_lacks_a_file_or_has_a_damaged_one(
     assert str(tmp_path) in sentence_of_failure(monkeypatch, capsys, *words)
     file.unlink()
     assert str(tmp_path) in sentence_of_failure(monkeypatch, capsys, *words)
+
+
+def test_kinds_of_checkpoints_that_are_not_served(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    write_random_checkpoint(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    words = ("--checkpoint", str(tmp_path))
+    for name, kind in (
+        ("language_model.base_model.model.lm_head.weight", "a LoRA that is not merged"),
+        ("language_model.model.layers.0.mlp.up_proj.qweight", "a quantised checkpoint"),
+    ):
+        save_file({**tensors, name: torch.zeros(1)}, weights)
+        told = sentence_of_failure(monkeypatch, capsys, *words)
+        assert told.startswith(f"{tmp_path}: {name} is of {kind}")
+    (tmp_path / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
+    told = sentence_of_failure(monkeypatch, capsys, *words)
+    assert told.startswith(f"{tmp_path}/tokenizer.model is a git-lfs pointer")
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from vision_service.settings import Settings, TorchOptions
 
 def test_flags_and_environment_fill_the_same_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERNVL_VISION_MAX_TILE_COUNT", "24")
-    settings = CliApp.run(Settings, cli_args=["--checkpoint", "a/b", "--port", "7"])
+    settings = CliApp.run(Settings, cli_args=["--checkpoint", "b", "--port", "7"])
     assert (settings.port, settings.max_tile_count) == (7, 24)
-    assert settings.checkpoint == Path.cwd() / "a" / "b"
+    assert settings.checkpoint == Path.cwd() / "b"
 
 
 @pytest.mark.parametrize(

@@ -40,20 +40,38 @@ def start(
     return run
 
 
-def test_a_folder_that_is_no_checkpoint(start: Callable[..., str]) -> None:
-    assert "config.json: cannot be read" in start()
+def test_a_folder_that_is_no_checkpoint(start: Callable[..., str], tmp_path: Path) -> None:
+    assert start() == f"there is no file {tmp_path}/config.json"
 
 
 def test_weights_that_are_cut_short(start: Callable[..., str], tmp_path: Path) -> None:
     file = write_checkpoint(tmp_path) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert "model.safetensors: cannot be read" in start()
+    assert "model.safetensors is damaged, or not whole" in start()
 
 
 def test_weights_of_another_model(start: Callable[..., str], tmp_path: Path) -> None:
     config = changed(SMALL_6B, vision_config={"intermediate_size": 65})
     write_checkpoint(tmp_path, config, random_tensors(SMALL_6B))
-    assert "size mismatch for vision_model.encoder.layers.0.mlp.fc1" in start()
+    told = start()
+    assert "vision_model.encoder.layers.0.mlp.fc1.bias is torch.float32 [64]; config" in told
+    assert told.endswith("floats [65]")
+
+
+def test_kinds_of_checkpoints_that_are_not_served(
+    start: Callable[..., str], tmp_path: Path
+) -> None:
+    lora = {
+        name.replace("vision_model.", "vision_model.base_model.model."): tensor
+        for name, tensor in random_tensors(SMALL_6B).items()
+    }
+    write_checkpoint(tmp_path, changed({**SMALL_6B, "use_backbone_lora": 16}), lora)
+    told = start()
+    assert "is of a LoRA that is not merged (use_backbone_lora is 16); merge it with" in told
+    assert len(told) < 400
+    awq = {**SMALL_6B, "quantization_config": {"quant_method": "awq"}}
+    write_checkpoint(tmp_path, awq)
+    assert "quantization_config.quant_method is 'awq', that of a quantised checkpoint" in start()
 
 
 def test_a_device_that_is_not_there(

@@ -13,6 +13,7 @@ import torch
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from protos.checkpoint.location import CheckpointFolder
 from protos.checkpoint.section import CheckpointError
 from protos.process import logs
 from protos.process.logs import LogFormat
@@ -34,7 +35,7 @@ from vision_service.engines.tensorrt.record import (
     TileCounts,
 )
 from vision_service.engines.torch.engine import load_model
-from vision_service.recipe import recipe_sha256
+from vision_service.recipe import plan_recipe_sha256
 from vision_service.settings import LARGEST_BATCH_TILE_COUNT
 
 logger = structlog.get_logger()
@@ -47,8 +48,9 @@ class BuildSettings(Options):
         env_prefix="INTERNVL_VISION_BUILD_", cli_prog_name="internvl-vision-build"
     )
 
-    checkpoint: Annotated[Path, AfterValidator(Path.absolute)]
-    """Folder of an original InternVL2.5 checkpoint: config.json and its safetensors."""
+    checkpoint: CheckpointFolder
+    """Folder of an original InternVL checkpoint, with config.json and its safetensors, or a hub id
+    such as OpenGVLab/InternVL2_5-8B, which is taken from the local Hugging Face cache."""
     output: Annotated[Path, AfterValidator(Path.absolute)]
     """Folder for the ONNX graph, the plan and plan.json; what an earlier build left is replaced."""
     dtype: Dtype = "bfloat16"
@@ -143,7 +145,7 @@ def write_plan(
     PlanRecord(
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         weights_sha256=weights_sha256.hex(),
-        recipe_sha256=recipe_sha256(config, weights_sha256, DTYPES[settings.dtype]).hex(),
+        recipe_sha256=plan_recipe_sha256(config, weights_sha256, DTYPES[settings.dtype]).hex(),
         dtype=settings.dtype,
         tile_counts=settings.tile_counts,
         library=trt.__name__,

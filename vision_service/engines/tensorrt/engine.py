@@ -13,10 +13,15 @@ from typing import Any
 
 import torch
 
-from vision_service.checkpoint import TensorDigest, VisionConfig, vision_tensors
+from vision_service.checkpoint import (
+    TensorDigest,
+    VisionConfig,
+    vision_tensor_files,
+    vision_tensors,
+)
 from vision_service.engines.base import DTYPES, EngineStartError
 from vision_service.engines.tensorrt.record import INPUT, OUTPUT, PLAN_FILE, Gpu, PlanRecord
-from vision_service.recipe import recipe_sha256
+from vision_service.recipe import plan_recipe_sha256
 
 
 def start_engine(
@@ -189,7 +194,7 @@ def _import_library(record: PlanRecord) -> ModuleType:
 
 def _digest(checkpoint: Path) -> bytes:
     digest = TensorDigest()
-    for name, tensor in vision_tensors(checkpoint):
+    for name, tensor in vision_tensors(vision_tensor_files(checkpoint)):
         digest.add(name, tensor)
     return digest.digest()
 
@@ -203,7 +208,7 @@ def _check_gpu(record: PlanRecord) -> None:
 
 def _check_origin(record: PlanRecord, config: VisionConfig, weights_sha256: bytes) -> None:
     _require("digest of the checkpoint's weights", record.weights_sha256, weights_sha256.hex())
-    recipe = recipe_sha256(config, weights_sha256, DTYPES[record.dtype])
+    recipe = plan_recipe_sha256(config, weights_sha256, DTYPES[record.dtype])
     _require("recipe (config.json, Pillow's version)", record.recipe_sha256, recipe.hex())
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 
 from protos.checkpoint.section import CheckpointError
-from vision_service.checkpoint import TensorDigest, VisionConfig, vision_tensors
+from protos.checkpoint.tensor_names import require_names
+from vision_service.checkpoint import (
+    TensorDigest,
+    VisionConfig,
+    vision_tensor_files,
+    vision_tensors,
+)
 from vision_service.engines.base import DTYPES, EngineStartError, VisionEngine
 from vision_service.engines.torch.intern_vit import VisionModel
 from vision_service.settings import Settings
@@ -131,19 +137,29 @@ def load_model(
     Raises:
         CheckpointError: a tensor is missing, unexpected, or of another shape.
     """
-    digest = TensorDigest()
-    weights: dict[str, torch.Tensor] = {}
-    for name, tensor in vision_tensors(path):
-        digest.add(name, tensor)
-        weights[name] = tensor.to(device, dtype or tensor.dtype)
-    _check_layer_count(path, config, weights)
+    files = vision_tensor_files(path)
+    _check_layer_count(path, config, files)
     with torch.device("meta"):
         model = VisionModel(config)
-    try:
-        model.load_state_dict(weights, strict=True, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: {' '.join(str(error).split())}") from error
+    described = model.state_dict()
+    require_names(path, files.keys(), described.keys())
+    digest = TensorDigest()
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in vision_tensors(files):
+        _check_tensor(files[name], name, tensor, described[name])
+        digest.add(name, tensor)
+        weights[name] = tensor.to(device, dtype or tensor.dtype)
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.vision_model.embeddings.fit_positions()
     return model, digest.digest()
+
+
+def _check_tensor(file: Path, name: str, stored: torch.Tensor, described: torch.Tensor) -> None:
+    if stored.shape != described.shape or not stored.is_floating_point():
+        raise CheckpointError(
+            f"{file}: {name} is {stored.dtype} {list(stored.shape)};"
+            f" config.json asks for floats {list(described.shape)}"
+        )
 
 
 def _check_layer_count(path: Path, config: VisionConfig, names: Iterable[str]) -> None:

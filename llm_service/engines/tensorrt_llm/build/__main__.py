@@ -18,6 +18,7 @@ from llm_service.engines.tensorrt_llm.build.options import (
 )
 from llm_service.engines.tensorrt_llm.build.sizing import Card, report
 from llm_service.engines.tensorrt_llm.build.target import BuildError
+from protos.checkpoint.location import model_name
 from protos.checkpoint.section import CheckpointError
 from protos.process.settings import read_settings
 
@@ -36,10 +37,10 @@ def main() -> None:
 
 def _build_engine(options: BuildOptions) -> None:
     config = LLMConfig.from_checkpoint(options.checkpoint)
-    target, limits = options.target, options.limits
+    target, limits = options.target, options.limits(config)
     target.check(config)
     command = build_command(options.converted, options.output, target, limits)
-    lines = report(options.checkpoint.resolve().name, config, target, limits, _card())
+    lines = report(model_name(options.checkpoint), config, target, limits, _card())
     sys.stdout.write("\n".join([*lines, "", _wrapped(command), ""]))
     sys.stdout.flush()
     if not options.dry_run:

@@ -15,6 +15,8 @@ from llm_service.engines.tensorrt_llm.build.target import Rank, Target
 
 # The order of a rank's heads in TensorRT-LLM's tensor.
 PARTS: tuple[Part, ...] = ("query", "key", "value")
+# TensorRT-LLM's names for the norms over heads.
+HEAD_NORMS: dict[Part, str] = {"query": "q_layernorm", "key": "k_layernorm"}
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,12 @@ class _RankLayout:
     def _layer(self, name: str, source: str) -> Iterator[TargetTensor]:
         family, hidden = self._family, range(self._config.hidden_size)
         ffn = self._share_of(self._config.intermediate_size)
-        heads = self._share_of(self._config.hidden_size)
+        heads = self._share_of(self._config.head_count * self._config.head_dim)
         yield self._vector(f"{name}input_layernorm", source + family.attention_norm)
         yield from self._qkv(f"{name}attention.qkv", source)
+        for part, norm in family.head_norms.items():
+            target = f"{name}attention.{HEAD_NORMS[part]}"
+            yield self._vector(target, source + norm, self._config.head_dim)
         yield self._matrix(
             f"{name}attention.dense", source + family.attention_output, hidden, heads
         )
@@ -124,8 +129,9 @@ class _RankLayout:
         columns = range(self._config.hidden_size) if columns is None else columns
         return TargetTensor(f"{name}.weight", (Block(f"{source}.weight", rows, columns),))
 
-    def _vector(self, name: str, source: str) -> TargetTensor:
-        block = Block(f"{source}.weight", range(self._config.hidden_size), range(1))
+    def _vector(self, name: str, source: str, size: int | None = None) -> TargetTensor:
+        rows = range(self._config.hidden_size if size is None else size)
+        block = Block(f"{source}.weight", rows, range(1))
         return TargetTensor(f"{name}.weight", (block,), is_vector=True)
 
     def _head(self) -> TargetTensor:

@@ -7,8 +7,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import CliSubCommand, SettingsConfigDict
 
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines.tensorrt_llm.build.sizing import Limits
 from llm_service.engines.tensorrt_llm.build.target import Dtype, Quantization, Target
+from protos.checkpoint.location import CheckpointFolder
 from protos.process.settings import Options
 
 
@@ -17,8 +19,9 @@ class ModelOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, extra="forbid")
 
-    checkpoint: Path
-    """Folder of an original InternVL2.5 checkpoint: config.json and safetensors."""
+    checkpoint: CheckpointFolder
+    """Folder of an original InternVL checkpoint, with config.json and safetensors, or a hub id such
+    as OpenGVLab/InternVL2_5-8B, which is taken from the local Hugging Face cache."""
     converted: Path
     """Folder of the TensorRT-LLM checkpoint, which convert makes and engine reads."""
     dtype: Dtype = "bfloat16"
@@ -50,20 +53,20 @@ class BuildOptions(ModelOptions):
     max_request_tile_count: int = Field(default=26, ge=1)
     """Most image tiles in one request: 26 are two images of 12 tiles and a thumbnail."""
     max_prompt_token_count: int = Field(default=32768, ge=1)
-    """Most tokens of one prompt, 256 a tile included."""
+    """Most tokens of one prompt, those of its tiles (256 each, as a rule) included."""
     max_output_token_count: int = Field(default=4192, ge=1)
     """Most tokens of one answer."""
     dry_run: bool = False
     """Show the arithmetic and the command, and end; reads the original config.json alone."""
 
-    @property
-    def limits(self) -> Limits:
-        """What the engine takes."""
+    def limits(self, config: LLMConfig) -> Limits:
+        """Returns what the engine of a model takes."""
         return Limits(
             self.max_running_sequence_count,
             self.max_request_tile_count,
             self.max_prompt_token_count,
             self.max_output_token_count,
+            config.rows_per_tile,
         )
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from llm_service.checkpoint import weight_files
+from llm_service.checkpoint import require_tensors
 from llm_service.decoders.family import ROOT
 from llm_service.engines.tensorrt_llm.build.layout import Block
+from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
 
 # 8 MiB of bfloat16: more in one read was not faster.
@@ -30,14 +31,10 @@ class SourceTensors:
             CheckpointError: a tensor is missing, unknown, of another shape than `shapes` says or
                 not of a float type, or a file is missing or damaged.
         """
-        self._file_of: dict[str, Path] = {}
-        for file in weight_files(checkpoint):
-            self._file_of |= dict.fromkeys(_checked_names(file, shapes), file)
-        missing = shapes.keys() - self._file_of.keys()
-        if missing:
-            raise CheckpointError(
-                f"the checkpoint lacks {len(missing)} tensors, among them {min(missing)}"
-            )
+        self._file_of = checked_folder(checkpoint, (ROOT,))
+        require_tensors(checkpoint, self._file_of.keys(), shapes.keys())
+        for file in sorted(set(self._file_of.values())):
+            _check_tensors(file, shapes)
 
     def rows(self, block: Block) -> Iterator[torch.Tensor]:
         """Yields a block's rows in order, at most READ_VALUE_COUNT numbers at a time.
@@ -55,13 +52,10 @@ class SourceTensors:
                     yield source[first:last, block.columns.start : block.columns.stop]
 
 
-def _checked_names(file: Path, shapes: dict[str, Shape]) -> list[str]:
-    """Returns the names of the file's tensors of the language model."""
+def _check_tensors(file: Path, shapes: dict[str, Shape]) -> None:
+    """Refuses a tensor of another shape or type."""
     with _opened(file) as tensors:
-        names = [name for name in tensors.keys() if name.startswith(ROOT)]  # noqa: SIM118
-        for name in names:
-            if name not in shapes:
-                raise CheckpointError(f"{file.name} has an unexpected tensor {name}")
+        for name in shapes.keys() & set(tensors.keys()):
             tensor = tensors.get_slice(name)
             dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
             if shape != shapes[name] or dtype not in FLOAT_TYPES:
@@ -69,7 +63,6 @@ def _checked_names(file: Path, shapes: dict[str, Shape]) -> list[str]:
                     f"{name} is {dtype} {list(shape)}; "
                     f"config.json asks for floats {list(shapes[name])}"
                 )
-    return names
 
 
 def _opened(file: Path) -> safe_open:

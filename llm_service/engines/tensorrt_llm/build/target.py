@@ -92,7 +92,8 @@ def _divides(tp: int, config: LLMConfig) -> bool:
 
 def _input_counts(tp: int, config: LLMConfig) -> list[int]:
     """Columns that a GPU has of the layers' matrices: qkv, fc and gate; dense; proj."""
-    return [config.hidden_size, config.hidden_size // tp, config.intermediate_size // tp]
+    heads_width = config.head_count * config.head_dim
+    return [config.hidden_size, heads_width // tp, config.intermediate_size // tp]
 
 
 def _has_broken_tiles(tp: int, config: LLMConfig) -> bool:

@@ -52,6 +52,21 @@ class BatchLayout:
     spans: tuple[PrefillSpan, ...] = ()
 
 
+@dataclass(frozen=True)
+class HeadNorms:
+    """RMS norms over each head, before it is rotated.
+
+    Attributes:
+        query: [head_dim], the weight for query heads.
+        key: [head_dim], the weight for keys.
+        eps: see Kernels.add_rms_norm.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    eps: float
+
+
 class Kernels(Protocol):
     """The operations; all tensors are on one device, activations in one dtype."""
 
@@ -80,15 +95,20 @@ class Kernels(Protocol):
         ...
 
     def rotate_and_store(
-        self, qkv: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+        self,
+        qkv: torch.Tensor,
+        cache: torch.Tensor,
+        layout: BatchLayout,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
-        """Rotates queries and keys by their positions, and stores keys and values.
+        """Norms and rotates queries and keys by their positions, and stores keys and values.
 
         Args:
             qkv: [T, kv_heads, group + 2, head_dim]: for each key/value head its `group` query
                 heads, its key, its value.
             cache: [2, blocks, block_size, kv_heads, head_dim], one layer's keys and values.
             layout: the batch.
+            norms: None in families that have none.
 
         Returns:
             [T, heads, head_dim], the rotated queries. The pairs of an angle are (i, i + d/2), the

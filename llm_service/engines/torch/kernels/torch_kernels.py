@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from llm_service.engines.torch.kernels.base import BatchLayout
+from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms
 from llm_service.engines.torch.kernels.spans import attend_causally, split_spans
 
 
@@ -24,19 +24,25 @@ class TorchKernels:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if update is not None:
             hidden = hidden + update
-        exact = hidden.float()
-        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
-        return weight * exact.to(hidden.dtype), hidden
+        return weight * _normed(hidden, eps), hidden
 
     def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate) * up
 
     def rotate_and_store(
-        self, qkv: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+        self,
+        qkv: torch.Tensor,
+        cache: torch.Tensor,
+        layout: BatchLayout,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
         cosine, sine = layout.rotation[:, None, None].unbind(-2)  # [T, 1, 1, head_dim / 2]
-        first, second = qkv[:, :, :-1].float().chunk(2, dim=-1)
+        heads = qkv[:, :, :-1]
+        if norms is not None:
+            heads = _normed(heads, norms.eps)
+            heads = torch.cat((heads[:, :, :-1] * norms.query, heads[:, :, -1:] * norms.key), dim=2)
+        first, second = heads.float().chunk(2, dim=-1)
         rotated = torch.cat(
             (first * cosine - second * sine, second * cosine + first * sine), dim=-1
         ).to(qkv.dtype)
@@ -53,6 +59,12 @@ class TorchKernels:
         for part in split_spans(query[decode_count:], cache, layout.spans):
             outputs.append(attend_causally(*part)[0].transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _normed(values: torch.Tensor, eps: float) -> torch.Tensor:
+    exact = values.float()
+    exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+    return exact.to(values.dtype)
 
 
 def _attend_decodes(query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:

@@ -7,7 +7,7 @@ import triton
 from torch.nn.functional import linear
 
 from llm_service.engines.torch.kernels import triton_programs
-from llm_service.engines.torch.kernels.base import BatchLayout
+from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms
 from llm_service.engines.torch.kernels.spans import attend_causally, split_spans
 
 # tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
@@ -82,7 +82,11 @@ class TritonKernels:
         return product
 
     def rotate_and_store(
-        self, qkv: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+        self,
+        qkv: torch.Tensor,
+        cache: torch.Tensor,
+        layout: BatchLayout,
+        norms: HeadNorms | None = None,
     ) -> torch.Tensor:
         token_count, kv_heads, group_and_two, head_dim = qkv.shape
         group, half = group_and_two - 2, head_dim // 2
@@ -94,7 +98,11 @@ class TritonKernels:
             cache[1],
             layout.rotation,
             layout.slots,
+            None if norms is None else norms.query,
+            None if norms is None else norms.key,
+            0.0 if norms is None else norms.eps,
             kv_heads,
+            has_norms=norms is not None,
             group=group,
             half=half,
             padded_heads=triton.next_power_of_2(group + 1),

@@ -54,7 +54,11 @@ def rotate_and_store(
     values,
     rotation,
     slots,
+    query_norm,
+    key_norm,
+    eps,
     kv_heads,
+    has_norms: tl.constexpr,
     group: tl.constexpr,
     half: tl.constexpr,
     padded_heads: tl.constexpr,
@@ -69,8 +73,16 @@ def rotate_and_store(
     sine = tl.load(rotation + token * 2 * half + half + pair, in_pair)
     source = qkv + (token * kv_heads + kv_head) * (group + 2) * 2 * half
     mask = (head <= group) & in_pair
-    first = tl.load(source + head * 2 * half + pair, mask).to(tl.float32)
-    second = tl.load(source + head * 2 * half + half + pair, mask).to(tl.float32)
+    first = tl.load(source + head * 2 * half + pair, mask, other=0.0)
+    second = tl.load(source + head * 2 * half + half + pair, mask, other=0.0)
+    if has_norms:
+        exact_first, exact_second = first.to(tl.float32), second.to(tl.float32)
+        squares = exact_first * exact_first + exact_second * exact_second
+        scale = tl.rsqrt(tl.sum(squares, 1)[:, None] / (2 * half) + eps)
+        weight = tl.where(head < group, query_norm, key_norm) + pair
+        first = (exact_first * scale).to(first.dtype) * tl.load(weight, mask, other=0.0)
+        second = (exact_second * scale).to(second.dtype) * tl.load(weight + half, mask, other=0.0)
+    first, second = first.to(tl.float32), second.to(tl.float32)
     turned_first = first * cosine - second * sine
     turned_second = second * cosine + first * sine
     target = query + (token * kv_heads + kv_head) * group * 2 * half + head * 2 * half + pair

@@ -127,7 +127,8 @@ async def start(
 @pytest.fixture
 async def torch_engine(checkpoint: Path) -> AsyncGenerator[LLMEngine, None]:
     options = TorchOptions(device="cpu", dtype="float32")
-    settings = Settings(checkpoint=checkpoint, torch=options, kv_cache_byte_count=2**22)
+    given = {"checkpoint": checkpoint, "torch": options, "kv_cache_byte_count": 2**22}
+    settings = await asyncio.to_thread(Settings.model_validate, given)
     config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
     engine = await asyncio.to_thread(create_engine, settings, config, tiny_tokenizer())
     yield engine

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import Prompt
@@ -28,6 +38,13 @@ from tests.unit.llm_service.engines.torch.tiny import (
 
 Tensors = dict[str, torch.Tensor]
 
+# transformers itself has no InternLM2, which is a Llama but for its names.
+REFERENCES: dict[str, tuple[type[PreTrainedConfig], Callable[..., PreTrainedModel]]] = {
+    "InternLM2ForCausalLM": (LlamaConfig, LlamaForCausalLM),
+    "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),
+    "Qwen2ForCausalLM": (Qwen2Config, Qwen2ForCausalLM),
+    "Qwen3ForCausalLM": (Qwen3Config, Qwen3ForCausalLM),
+}
 BLOCK_COUNT, BLOCK_SIZE = 64, 4
 TABLE = torch.randn(5, 32, generator=torch.Generator().manual_seed(7))
 TOKEN_IDS = [
@@ -61,7 +78,24 @@ def test_logits_of_replayed_steps_equal_them_too(
     assert sum(replay.count > 0 for replay in replays) >= (1 if max_batch_tokens == 100 else 3)
 
 
-def _compare_logits(runner: ModelRunner, reference: torch.nn.Module, max_batch_tokens: int) -> None:
+@pytest.mark.gpu
+@EVERY_FAMILY
+@pytest.mark.parametrize("max_batch_tokens", [100, 20, 7])
+def test_logits_of_cuda_equal_them_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm: Config, max_batch_tokens: int
+) -> None:
+    monkeypatch.setattr(step_graphs, "TOKEN_SIZES", (4, 21))  # more tokens are launched
+    tensors = random_tensors(llm)
+    runner = _runner(tmp_path, llm, tensors, device="cuda")
+    _compare_logits(runner, _reference(llm, tensors), max_batch_tokens, tolerance=1e-4)
+
+
+def _compare_logits(
+    runner: ModelRunner,
+    reference: torch.nn.Module,
+    max_batch_tokens: int,
+    tolerance: float = 2e-5,
+) -> None:
     scheduler = Scheduler(BlockManager(BLOCK_COUNT, BLOCK_SIZE), max_batch_tokens, 3)
     sequences = [_sequence(token_ids) for token_ids in TOKEN_IDS]
     for sequence in sequences:
@@ -75,7 +109,7 @@ def _compare_logits(runner: ModelRunner, reference: torch.nn.Module, max_batch_t
             sequence.mark_launched()
         for row, sequence in zip(logits, inputs.sampled, strict=True):
             expected = _reference_logits(reference, sequence.token_ids)
-            torch.testing.assert_close(row, expected, rtol=0, atol=2e-5)
+            torch.testing.assert_close(row.cpu(), expected, rtol=0, atol=tolerance)
             compared += 1
             sequence.append(int(row.argmax()))
             if sequence.finish_reason is not None:
@@ -96,11 +130,15 @@ def test_runs_in_half_precision(tmp_path: Path, dtype: torch.dtype) -> None:
 
 
 def _runner(
-    folder: Path, llm: Config, tensors: Tensors, dtype: torch.dtype = torch.float32
+    folder: Path,
+    llm: Config,
+    tensors: Tensors,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> ModelRunner:
     write_checkpoint(folder, llm, tensors)
     config = LLMConfig.from_checkpoint(folder)
-    decoder = load_decoder(folder, config, torch.device("cpu"), dtype)
+    decoder = load_decoder(folder, config, torch.device(device), dtype)
     return ModelRunner(decoder, BLOCK_COUNT, BLOCK_SIZE, max_running=3)
 
 
@@ -109,17 +147,14 @@ def _sequence(token_ids: list[int]) -> Sequence:
 
 
 def _reference(llm: Config, tensors: Tensors) -> torch.nn.Module:
-    options = {
-        key: value for key, value in llm.items() if key not in ("architectures", "rope_scaling")
-    }
+    ours = ("architectures", "rope_scaling", "bias")
+    options = {key: value for key, value in llm.items() if key not in ours}
     options["rope_parameters"] = {"rope_type": "default", "rope_theta": options.pop("rope_theta")}
     options["tie_word_embeddings"] = False
-    model: torch.nn.Module
-    if llm is QWEN2:
-        model = Qwen2ForCausalLM(Qwen2Config(**options))
-        renamed = {name.removeprefix("language_model."): t for name, t in tensors.items()}
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**options))
+    config_class, model_class = REFERENCES[llm["architectures"][0]]
+    model = model_class(config_class(**options))
+    renamed = {name.removeprefix("language_model."): t for name, t in tensors.items()}
+    if llm["architectures"] == ["InternLM2ForCausalLM"]:
         renamed = _llama_tensors(llm, tensors)
     model.load_state_dict(renamed)
     model.train(False)

@@ -72,7 +72,7 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
         # In bfloat16, the default on some machines, batches of other sizes round otherwise.
         torch_options = TorchOptions(device="cpu", dtype="float32", block_size=block_size)
         given = {"checkpoint": checkpoint, "torch": torch_options, "kv_cache_byte_count": 2**22}
-        settings = Settings.model_validate(given | options)
+        settings = await asyncio.to_thread(Settings.model_validate, given | options)
         config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)
         engines.append(await asyncio.to_thread(create_engine, settings, config, tiny_tokenizer()))
         return engines[-1]

@@ -13,6 +13,7 @@ import torch
 
 from llm_service.engines.torch.kernels.base import (
     BatchLayout,
+    HeadNorms,
     Kernels,
     PrefillSpan,
     rotary_table,
@@ -23,10 +24,7 @@ HAS_CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if HAS_CUDA else "cpu")
 DTYPES = [torch.float32, torch.bfloat16] if HAS_CUDA else [torch.float32]
 
-pytestmark = pytest.mark.skipif(
-    not HAS_CUDA and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a CUDA device, or TRITON_INTERPRET=1 with the package triton",
-)
+pytestmark = [] if os.environ.get("TRITON_INTERPRET") == "1" else [pytest.mark.gpu]
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -95,23 +93,28 @@ def test_silu(kernels: Kernels, dtype: torch.dtype) -> None:
 
 SHAPES = pytest.mark.parametrize(
     ("kv_heads", "group", "head_dim", "block_size"),
-    [(8, 4, 128, 16), (2, 7, 64, 16), (2, 6, 128, 8), (2, 2, 8, 4), (2, 3, 16, 8)],
+    [(8, 4, 128, 16), (2, 7, 64, 16), (2, 6, 128, 8), (2, 2, 8, 4), (2, 3, 16, 8), (2, 2, 12, 4)],
 )
+EACH_NORM = pytest.mark.parametrize("has_norms", [False, True], ids=["plain", "normed"])
 
 
 @EACH_DTYPE
 @SHAPES
+@EACH_NORM
 def test_attention_of_decodes_and_spans(
-    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int
+    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int, has_norms: bool
 ) -> None:
     batch = _Batch([(1, 1), (1, block_size), (1, 700 if HAS_CUDA else 150), (1, 65), (9, 30)])
-    batch.check(_kernels(group), batch.layout(4, head_dim, block_size), kv_heads, group, dtype)
+    layout = batch.layout(4, head_dim, block_size)
+    norms = _norms(head_dim, dtype) if has_norms else None
+    batch.check(_kernels(group), layout, kv_heads, group, dtype, norms)
 
 
 @EACH_DTYPE
 @SHAPES
+@EACH_NORM
 def test_attention_of_tiles(
-    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int
+    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int, has_norms: bool
 ) -> None:
     kernels = _kernels(group)
     batch = _Batch([(1, 40), (37, 200 if HAS_CUDA else 100), (1, 1), (16, 16)])
@@ -122,8 +125,14 @@ def test_attention_of_tiles(
         kv_heads,
         group,
         dtype,
+        _norms(head_dim, dtype) if has_norms else None,
         batch.tiled(layout, kernels.tile_size or 0),
     )
+
+
+def _norms(head_dim: int, dtype: torch.dtype) -> HeadNorms:
+    query, key = (1 + _random(head_dim, dtype=dtype, seed=seed) for seed in (5, 6))
+    return HeadNorms(query, key, 1e-6)
 
 
 class _Batch:
@@ -189,6 +198,7 @@ class _Batch:
         kv_heads: int,
         group: int,
         dtype: torch.dtype,
+        norms: HeadNorms | None,
         own_layout: BatchLayout | None = None,
     ) -> None:
         """Compares the kernels, by their own layout of the batch or the same, with PyTorch's."""
@@ -199,7 +209,7 @@ class _Batch:
         outputs, caches = [], []
         for each, its_layout in ((kernels, own_layout or layout), (TorchKernels(), layout)):
             caches.append(cache.clone())
-            query = each.rotate_and_store(qkv.clone(), caches[-1], its_layout)
+            query = each.rotate_and_store(qkv.clone(), caches[-1], its_layout, norms)
             outputs.append((query, each.attend(query, caches[-1], its_layout)))
         _assert_close(caches[0], caches[1])
         for actual, expected in zip(*outputs, strict=True):

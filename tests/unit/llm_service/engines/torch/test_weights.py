@@ -16,12 +16,14 @@ from protos.checkpoint.section import CheckpointError
 from tests.unit.llm_service.engines.torch.tiny import (
     EVERY_FAMILY,
     QWEN2,
+    QWEN3,
     Config,
     random_tensors,
     write_checkpoint,
 )
 
 HEAD = "language_model.lm_head.weight"
+KEY_NORM = "language_model.model.layers.1.self_attn.k_norm.weight"
 
 
 @EVERY_FAMILY
@@ -47,15 +49,23 @@ def test_loads_in_the_asked_dtype_and_ignores_other_towers(tmp_path: Path, llm: 
     tensors = {**random_tensors(llm), "vision_model.x": torch.zeros(1), "mlp1.y": torch.zeros(1)}
     decoder = _load(tmp_path, llm, tensors, torch.bfloat16)
     assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
-    name = HEAD if llm is QWEN2 else "language_model.output.weight"
+    name = HEAD if HEAD in tensors else "language_model.output.weight"
     assert torch.equal(decoder.head.weight[: llm["vocab_size"]], tensors[name].bfloat16())
 
 
 def test_refuses_a_missing_tensor(tmp_path: Path) -> None:
+    tensors = random_tensors(QWEN3)
+    del tensors[KEY_NORM]
+    with pytest.raises(CheckpointError, match=f"lacks the tensor {KEY_NORM}"):
+        _load(tmp_path, QWEN3, tensors)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_head_that_is_not_stored_is_not_made_of_the_embedding(tmp_path: Path, tie: bool) -> None:
     tensors = random_tensors(QWEN2)
     del tensors[HEAD]
-    with pytest.raises(CheckpointError, match=f"lacks 1 tensors, among them {HEAD}"):
-        _load(tmp_path, QWEN2, tensors)
+    with pytest.raises(CheckpointError, match=f"head is not stored: the checkpoint lacks {HEAD}"):
+        _load(tmp_path, {**QWEN2, "tie_word_embeddings": tie}, tensors)
 
 
 def test_refuses_an_unexpected_tensor(tmp_path: Path) -> None:
@@ -92,7 +102,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     index = '{"weight_map": {"a": "model.safetensors", "b": "zz.safetensors"}}'
     (tmp_path / "model.safetensors.index.json").write_text(index)
     config = LLMConfig.from_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"\.safetensors has an unexpected tensor {HEAD}"):
+    with pytest.raises(CheckpointError, match=rf"{HEAD} is stored twice, in model\.safetensors"):
         load_decoder(tmp_path, config, torch.device("cpu"), torch.float32)
 
 

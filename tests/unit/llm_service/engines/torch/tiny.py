@@ -46,9 +46,15 @@ INTERNLM2: Config = {
     "num_attention_heads": 8,
     "rms_norm_eps": 1e-5,
     "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    "bias": False,
     "eos_token_id": 2,
 }
-EVERY_FAMILY = pytest.mark.parametrize("llm", [INTERNLM2, QWEN2], ids=["internlm2", "qwen2"])
+# Its heads together are wider than hidden_size, as in half of the released sizes.
+QWEN3: Config = {**QWEN2, "architectures": ["Qwen3ForCausalLM"], "head_dim": 12}
+LLAMA: Config = {**QWEN2, "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5}
+EVERY_FAMILY = pytest.mark.parametrize(
+    "llm", [INTERNLM2, LLAMA, QWEN2, QWEN3], ids=["internlm2", "llama", "qwen2", "qwen3"]
+)
 
 
 def tiny_tokenizer() -> Tokenizer:
@@ -70,7 +76,9 @@ def tensor_shapes(llm: Config) -> Shapes:
     (architecture,) = llm["architectures"]
     embedding, head, layer = {
         "InternLM2ForCausalLM": ("tok_embeddings", "output", _internlm2_layer),
+        "LlamaForCausalLM": ("embed_tokens", "lm_head", _llama_layer),
         "Qwen2ForCausalLM": ("embed_tokens", "lm_head", _qwen2_layer),
+        "Qwen3ForCausalLM": ("embed_tokens", "lm_head", _qwen3_layer),
     }[architecture]
     return {
         f"language_model.model.{embedding}.weight": (vocabulary, hidden),
@@ -85,17 +93,30 @@ def tensor_shapes(llm: Config) -> Shapes:
 
 
 def _qwen2_layer(llm: Config) -> Shapes:
+    kv_width = llm["hidden_size"] // llm["num_attention_heads"] * llm["num_key_value_heads"]
+    return _llama_layer(llm) | {
+        "self_attn.q_proj.bias": (llm["hidden_size"],),
+        "self_attn.k_proj.bias": (kv_width,),
+        "self_attn.v_proj.bias": (kv_width,),
+    }
+
+
+def _qwen3_layer(llm: Config) -> Shapes:
+    norm = (llm["head_dim"],)
+    return _llama_layer(llm) | {"self_attn.q_norm.weight": norm, "self_attn.k_norm.weight": norm}
+
+
+def _llama_layer(llm: Config) -> Shapes:
     hidden, intermediate = llm["hidden_size"], llm["intermediate_size"]
-    kv_width = hidden // llm["num_attention_heads"] * llm["num_key_value_heads"]
+    head_dim = llm.get("head_dim", hidden // llm["num_attention_heads"])
+    width = llm["num_attention_heads"] * head_dim
+    kv_width = llm["num_key_value_heads"] * head_dim
     return {
         "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (hidden, hidden),
-        "self_attn.q_proj.bias": (hidden,),
+        "self_attn.q_proj.weight": (width, hidden),
         "self_attn.k_proj.weight": (kv_width, hidden),
-        "self_attn.k_proj.bias": (kv_width,),
         "self_attn.v_proj.weight": (kv_width, hidden),
-        "self_attn.v_proj.bias": (kv_width,),
-        "self_attn.o_proj.weight": (hidden, hidden),
+        "self_attn.o_proj.weight": (hidden, width),
         "post_attention_layernorm.weight": (hidden,),
         "mlp.gate_proj.weight": (intermediate, hidden),
         "mlp.up_proj.weight": (intermediate, hidden),
@@ -131,7 +152,8 @@ def random_tensors(llm: Config, seed: int = 0) -> dict[str, torch.Tensor]:
 def write_config(folder: Path, llm: Config) -> Path:
     """Writes config.json; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"llm_config": llm}))
+    document = {"force_image_size": 448, "llm_config": llm}
+    (folder / "config.json").write_text(json.dumps(document))
     return folder
 
 

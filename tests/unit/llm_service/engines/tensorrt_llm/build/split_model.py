@@ -24,7 +24,7 @@ def expected_shapes(document: Document, stage: int) -> dict[str, tuple[int, ...]
     tp, pp = mapping["tp_size"], mapping["pp_size"]
     hidden, ffn = document["hidden_size"], document["intermediate_size"] // tp
     heads, kv_heads = document["num_attention_heads"], document["num_key_value_heads"]
-    head_dim = hidden // heads
+    head_dim = document["head_size"]
     qkv = (heads + 2 * max(kv_heads, tp)) * head_dim // tp
     shapes: dict[str, tuple[int, ...]] = {}
     if stage == 0:
@@ -38,13 +38,16 @@ def expected_shapes(document: Document, stage: int) -> dict[str, tuple[int, ...]
             f"{layer}input_layernorm.weight": (hidden,),
             f"{layer}post_layernorm.weight": (hidden,),
             f"{layer}attention.qkv.weight": (qkv, hidden),
-            f"{layer}attention.dense.weight": (hidden, hidden // tp),
+            f"{layer}attention.dense.weight": (hidden, heads * head_dim // tp),
             f"{layer}mlp.fc.weight": (ffn, hidden),
             f"{layer}mlp.gate.weight": (ffn, hidden),
             f"{layer}mlp.proj.weight": (hidden, ffn),
         }
         if document["attn_bias"]:
             shapes[f"{layer}attention.qkv.bias"] = (qkv,)
+        if document.get("qk_layernorm", False):
+            shapes[f"{layer}attention.q_layernorm.weight"] = (head_dim,)
+            shapes[f"{layer}attention.k_layernorm.weight"] = (head_dim,)
     return shapes
 
 
@@ -108,7 +111,11 @@ class SplitModel:
         kv_heads = max(1, self.document["num_key_value_heads"] // self._tp)
         # [tokens, heads of all three, head_dim] -> [heads, tokens, head_dim]
         parts = qkv.view(len(states), heads + 2 * kv_heads, -1).transpose(0, 1)
-        query, key = self._rotated(parts[:heads]), self._rotated(parts[heads:-kv_heads])
+        query, key = parts[:heads], parts[heads:-kv_heads]
+        if self.document.get("qk_layernorm", False):
+            query = self._norm(query, share[f"{layer}attention.q_layernorm.weight"])
+            key = self._norm(key, share[f"{layer}attention.k_layernorm.weight"])
+        query, key = self._rotated(query), self._rotated(key)
         value = parts[-kv_heads:].repeat_interleave(heads // kv_heads, 0)
         key = key.repeat_interleave(heads // kv_heads, 0)
         scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5

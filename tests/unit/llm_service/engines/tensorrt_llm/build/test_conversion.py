@@ -128,10 +128,14 @@ def _without_queries(tensors: Tensors) -> Tensors:
 
 
 SPOILED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
-    "missing": (_without_queries, f"lacks 1 tensors, among them {QUERIES}"),
+    "missing": (_without_queries, f"lacks the tensor {QUERIES}"),
     "unknown": (
+        lambda t: t | {f"{QUERIES}_2": t[QUERIES].clone()},
+        "unexpected tensor .*weight_2",
+    ),
+    "quantised": (
         lambda t: t | {f"{QUERIES}_scale": t[QUERIES].clone()},
-        "unexpected tensor .*_scale",
+        "weight_scale is of a quantised checkpoint",
     ),
     "shape": (
         lambda t: t | {QUERIES: t[QUERIES][:3].clone()},

@@ -1,0 +1,72 @@
+"""The released sizes beyond InternVL2.5's: every tensor has its place, and the published totals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from llm_service.checkpoint import LLMConfig
+from llm_service.engines.tensorrt_llm.build.config_file import config_document
+from llm_service.engines.tensorrt_llm.build.layout import rank_tensors, source_shapes
+from llm_service.engines.tensorrt_llm.build.target import Target
+from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
+from llm_service.engines.torch.weights import destinations, empty_decoder
+from tests.unit.llm_service.decoders.released import RELEASED
+from tests.unit.llm_service.engines.tensorrt_llm.build.split_model import expected_shapes
+from tests.unit.llm_service.engines.torch.tiny import tensor_shapes, write_config
+
+EACH = pytest.mark.parametrize("name", RELEASED)
+
+
+def _config(folder: Path, name: str) -> LLMConfig:
+    return LLMConfig.from_checkpoint(write_config(folder, RELEASED[name][0]))
+
+
+@EACH
+def test_every_tensor_has_its_place(tmp_path: Path, name: str) -> None:
+    llm, head_dim, billions = RELEASED[name]
+    config = _config(tmp_path, name)
+    decoder = empty_decoder(config, TorchKernels())  # on the meta device
+    shapes = {name: destination.shape for name, destination in destinations(decoder).items()}
+    # The tiny models' names and shapes, which are compared with those of transformers.
+    assert shapes == tensor_shapes({"head_dim": head_dim, **llm})
+    assert config.head_dim == head_dim
+    assert round(sum(map(math.prod, shapes.values())) / 1e9, 1) == billions
+
+
+@EACH
+def test_tensorrt_llm_gets_every_tensor_on_two_gpus(tmp_path: Path, name: str) -> None:
+    config, target = _config(tmp_path, name), Target(tp=2)
+    target.check(config)
+    assert source_shapes(config) == tensor_shapes({"head_dim": config.head_dim} | RELEASED[name][0])
+    document = config_document(config, target)
+    for rank in target.ranks:
+        shapes = {tensor.name: tensor.shape for tensor in rank_tensors(config, target, rank)}
+        assert shapes == expected_shapes(document, stage=0)
+
+
+def test_a_head_that_is_wider_than_its_share_reaches_tensorrt_llm(tmp_path: Path) -> None:
+    """The 4B's hidden_size is 2560: heads of 80, if it were divided between 32."""
+    config = _config(tmp_path, "InternVL3_5-4B")
+    document = config_document(config, Target())
+    assert (document["architecture"], document["qwen_type"]) == ("Qwen3ForCausalLM", "qwen3")
+    assert (document["head_size"], document["attn_bias"]) == (128, False)
+    assert (document["qk_layernorm"], document["vocab_size"]) == (True, 151936)
+    (rank,) = Target().ranks
+    shapes = {tensor.name: tensor.shape for tensor in rank_tensors(config, Target(), rank)}
+    layer = "transformer.layers.35.attention"
+    assert shapes[f"{layer}.qkv.weight"] == ((32 + 2 * 8) * 128, 2560)
+    assert shapes[f"{layer}.dense.weight"] == (2560, 32 * 128)
+    assert shapes[f"{layer}.q_layernorm.weight"] == shapes[f"{layer}.k_layernorm.weight"] == (128,)
+
+
+def test_each_gpu_of_four_has_whole_wide_heads(tmp_path: Path) -> None:
+    target = Target(tp=4)
+    config = _config(tmp_path, "InternVL3_5-38B")
+    shapes = {tensor.name: tensor.shape for tensor in rank_tensors(config, target, target.ranks[3])}
+    layer = "transformer.layers.0.attention"
+    assert shapes[f"{layer}.qkv.weight"] == ((64 + 2 * 8) * 128 // 4, 5120)
+    assert shapes[f"{layer}.dense.weight"] == (5120, 64 * 128 // 4)
+    assert shapes[f"{layer}.q_layernorm.weight"] == (128,)
