@@ -13,6 +13,7 @@ from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
+    TORCH_SHORTCUTS,
     EngineOptions,
     EngineSettings,
     ModelNames,
@@ -61,7 +62,9 @@ class TensorRTLLMOptions(EngineOptions):
 class Settings(EngineSettings):
     """Options of the LLM service: flag, environment variable INTERNVL_LLM_*, default."""
 
-    model_config = SettingsConfigDict(env_prefix="INTERNVL_LLM_", cli_prog_name="internvl-llm")
+    model_config = SettingsConfigDict(
+        env_prefix="INTERNVL_LLM_", cli_prog_name="internvl-llm", cli_shortcuts=TORCH_SHORTCUTS
+    )
 
     port: int = Field(default=50052, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""

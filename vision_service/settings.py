@@ -14,6 +14,7 @@ from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
     MIB,
+    TORCH_SHORTCUTS,
     EngineOptions,
     EngineSettings,
     half_of_the_cores,
@@ -64,7 +65,9 @@ class Settings(EngineSettings):
     """Options of the vision service."""
 
     model_config = SettingsConfigDict(
-        env_prefix="INTERNVL_VISION_", cli_prog_name="internvl-vision"
+        env_prefix="INTERNVL_VISION_",
+        cli_prog_name="internvl-vision",
+        cli_shortcuts=TORCH_SHORTCUTS,
     )
 
     port: int = Field(default=50051, ge=0, le=65535)

@@ -200,6 +200,10 @@ def _table(cls: type[BaseSettings]) -> str:
     return cls.model_config.get("env_prefix", "").removeprefix("INTERNVL_").rstrip("_").lower()
 
 
+# The options of the engine torch that people type without its name.
+TORCH_SHORTCUTS: dict[str, str | list[str]] = {"torch.device": "device", "torch.dtype": "dtype"}
+
+
 class EngineOptions(BaseModel):
     """The options of one engine: a group of flags `--ENGINE.OPTION` of an EngineSettings."""
 

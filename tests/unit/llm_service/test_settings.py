@@ -26,6 +26,11 @@ def test_each_engine_has_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not settings.tensorrt_llm.kv_cache_reuse
 
 
+def test_what_people_type_without_the_engines_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = read(monkeypatch, "--device", "cpu", "--dtype", "float16")
+    assert (settings.torch.device, settings.torch.dtype) == ("cpu", "float16")
+
+
 def test_groups_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INTERNVL_LLM_TORCH_THREAD_COUNT", "3")
     assert read(monkeypatch).torch.thread_count == 3
@@ -61,6 +66,10 @@ def test_a_model_has_a_name_and_others(
         (
             ("--engine", "tensorrt_llm", *FOLDER, "--torch.block-size", "8"),
             "--torch.block-size: an option of the engine torch",
+        ),
+        (
+            ("--engine", "tensorrt_llm", *FOLDER, "--dtype", "float16"),
+            "--torch.dtype: an option of the engine torch",
         ),
         (("--served-model-name", "a" * 257), "--served-model-name: 'aaaa"),
         (("--served-model-name", '["a"'), '--served-model-name: ["a" is not a JSON list'),
