@@ -16,10 +16,8 @@ from llm_service.rotary import rotary_base
 from protos.checkpoint.folder import checked_config
 from protos.checkpoint.section import CheckpointError, Section
 from protos.checkpoint.tensor_names import require_names
+from protos.checkpoint.tile import Tile
 
-# Of an image's embedding: a tile of 448 pixels has (448 / 14)^2 patches, and the pixel shuffle
-# joins 2 x 2 of them.
-ROWS_PER_TILE = 256
 # Eight times the widest released.
 LARGEST_HEAD_DIM = 1024
 
@@ -35,6 +33,7 @@ class LLMConfig:
         max_position_embeddings: most tokens of prompt and output together.
         rope_theta: base of the rotary embedding's wavelengths.
         end_token_ids: the tokens that end an answer, of config.json and generation_config.json.
+        rows_per_tile: rows of an image's embedding that a tile has, which are as many tokens.
     """
 
     architecture: str
@@ -49,6 +48,7 @@ class LLMConfig:
     rope_theta: float
     rms_norm_eps: float
     end_token_ids: frozenset[int]
+    rows_per_tile: int
 
     @property
     def family(self) -> DecoderFamily:
@@ -73,7 +73,8 @@ class LLMConfig:
         Raises:
             CheckpointError: a file or key is missing, or has a value that we do not serve.
         """
-        llm = checked_config(checkpoint).section("llm_config")
+        model = checked_config(checkpoint)
+        llm = model.section("llm_config")
         family = FAMILIES[_architecture(llm)]
         _check_options(llm, family)
         default = family.defaults.get
@@ -92,6 +93,7 @@ class LLMConfig:
             rope_theta=rotary_base(llm, default=family.defaults["rope_theta"]),
             rms_norm_eps=llm.positive("rms_norm_eps", default=family.defaults["rms_norm_eps"]),
             end_token_ids=_end_token_ids(checkpoint, llm),
+            rows_per_tile=Tile.of_model(model).token_count,
         )
 
 

@@ -55,7 +55,6 @@ QUESTIONS = (
         (*[ImagePart()] * 2, "Image-1: <image>\nImage-2: <image>\nCompare the two."),
     ),
 )
-ROWS_PER_TILE = 256
 
 
 class SelftestSettings(Settings):
@@ -162,18 +161,19 @@ def make_prompt(
     question: Message, config: LLMConfig, tokenizer: Tokenizer, template: Template
 ) -> Prompt:
     """Returns a question as a prompt; an image is one tile of noise, the same in every prompt."""
-    row_counts = [ROWS_PER_TILE] * question.image_count
+    row_counts = [config.rows_per_tile] * question.image_count
     layout = chat_layout(tokenizer, template, [question])
     token_ids = layout.token_ids(row_counts, config.vocabulary_size)
     table = torch.empty(sum(row_counts), config.hidden_size)
-    for index, rows in enumerate(table.view(-1, ROWS_PER_TILE, config.hidden_size)):
+    for index, rows in enumerate(table.view(-1, config.rows_per_tile, config.hidden_size)):
         rows.normal_(generator=torch.Generator().manual_seed(index))
-    return Prompt(token_ids, table, tuple(map(_noise, range(len(row_counts)))))
+    images = tuple(_noise(index, count) for index, count in enumerate(row_counts))
+    return Prompt(token_ids, table, images)
 
 
-def _noise(index: int) -> ImageRows:
+def _noise(index: int, row_count: int) -> ImageRows:
     name = EmbeddingId(content_digest(b"noise %d" % index), content_digest(b"self-test"))
-    return ImageRows(name, ROWS_PER_TILE)
+    return ImageRows(name, row_count)
 
 
 async def answer(engine: LLMEngine, prompt: Prompt, params: SamplingParams) -> Answer:

@@ -77,7 +77,7 @@ async def open_service(
     """Yields the service over a warm engine; on leaving, its threads and processes end."""
     info = await asyncio.to_thread(model_info, settings, config, engine)
     preprocessor = Preprocessor(
-        config.tile_size, preprocessor_limits(settings), settings.transparency
+        config.tile_size, preprocessor_limits(settings), settings.transparency, config.tile_policy
     )
     batcher = TileBatcher(
         engine,
@@ -125,7 +125,9 @@ def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -
         tokens_per_tile=config.tokens_per_tile,
         tile_size=config.tile_size,
         dtype=engine.dtype,
-        default_tile_count=min(config.max_dynamic_patch, max_tile_count),
+        default_tile_count=min(config.max_dynamic_patch, max_tile_count)
+        if config.dynamic_image_size
+        else 1,
         max_tile_count=max_tile_count,
         max_image_byte_count=settings.max_image_byte_count,
         max_image_pixel_count=settings.max_image_pixel_count,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from vision_service.decoding.shared import TilesFiles
 from vision_service.decoding.structure import check_runs
 from vision_service.decoding.waiting import Job, WaitingLine
 from vision_service.pictures.transparency import Transparency
-from vision_service.tiling import TiledImage, check_size
+from vision_service.tiling import RELEASED_POLICY, TiledImage, TilePolicy, check_size
 
 RETRY_AFTER_SECONDS = 1.0
 
@@ -46,12 +47,19 @@ class Preprocessor:
     """
 
     def __init__(
-        self, tile_size: int, limits: PreprocessorLimits, transparency: Transparency = "white"
+        self,
+        tile_size: int,
+        limits: PreprocessorLimits,
+        transparency: Transparency = "white",
+        policy: TilePolicy = RELEASED_POLICY,
     ) -> None:
         self._tile_size = tile_size
+        self._policy = policy
         self._limits = limits
         self._transparency = transparency
-        self._costs = CostModel(tile_size, limits.max_pixel_count, limits.max_decode_seconds)
+        self._costs = CostModel(
+            tile_size, limits.max_pixel_count, limits.max_decode_seconds, policy
+        )
         # Of one worker, large images may have it.
         max_large_count = max(1, limits.worker_count // 2)
         self._line = WaitingLine(limits.max_decode_byte_count, max_large_count)
@@ -133,6 +141,7 @@ class Preprocessor:
             format=job.header.format,
             tile_size=self._tile_size,
             max_tile_count=job.max_tile_count,
+            **dataclasses.asdict(self._policy),
             max_pixel_count=self._limits.max_pixel_count,
             transparency=self._transparency,
             cpu_seconds=job.cost.cpu_seconds,

@@ -7,6 +7,7 @@ The grid, the resize and the order of the tiles are those of the reference's `dy
 from __future__ import annotations
 
 import functools
+import math
 import struct
 import warnings
 import zlib
@@ -60,11 +61,31 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class TilePolicy:
+    """What a checkpoint's config.json says about cutting; by default as all released ones do.
+
+    Attributes:
+        is_dynamic: `dynamic_image_size`; if not, every image is one tile, whatever the cap.
+        min_tile_count: `min_dynamic_patch`, the fewest tiles of a grid; an image is still one tile
+            where the cap is below it.
+        has_thumbnail: `use_thumbnail`, whether one follows the tiles of a grid of several.
+    """
+
+    is_dynamic: bool = True
+    min_tile_count: int = 1
+    has_thumbnail: bool = True
+
+
+RELEASED_POLICY = TilePolicy()
+
+
+@dataclass(frozen=True)
 class Grid:
-    """How an image is cut: columns x rows, each 1 or more."""
+    """How an image is cut: columns x rows, each 1 or more, and whether a thumbnail may follow."""
 
     column_count: int
     row_count: int
+    has_thumbnail: bool = True
 
     @property
     def cell_count(self) -> int:
@@ -74,7 +95,7 @@ class Grid:
     @property
     def tile_count(self) -> int:
         """Tiles with the thumbnail, which an image of one tile does not have."""
-        return self.cell_count + 1 if self.cell_count > 1 else 1
+        return self.cell_count + (self.has_thumbnail and self.cell_count > 1)
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,7 @@ def tile_file(
     max_tile_count: int,
     max_pixel_count: int,
     transparency: Transparency = "white",
+    policy: TilePolicy = RELEASED_POLICY,
 ) -> TiledImage:
     """Decodes a file and cuts it into tiles.
 
@@ -110,12 +132,13 @@ def tile_file(
         max_tile_count: most tiles without the thumbnail; 1 or more.
         max_pixel_count: most pixels of the image.
         transparency: what transparent pixels become; as `colours.to_rgb`.
+        policy: the checkpoint's.
 
     Raises:
         InvalidImageError, ImageTooLargeError: as `decode`.
     """
     image = decode(data, image_format(data), max_pixel_count, transparency)
-    grid = choose_grid(image.width, image.height, max_tile_count, tile_size)
+    grid = choose_grid(image.width, image.height, max_tile_count, tile_size, policy)
     return TiledImage(cut(image, grid, tile_size), grid, image.width, image.height)
 
 
@@ -148,19 +171,25 @@ def decode(
         raise damaged(error) from error
 
 
-def choose_grid(width: int, height: int, max_tile_count: int, tile_size: int) -> Grid:
+def choose_grid(
+    width: int,
+    height: int,
+    max_tile_count: int,
+    tile_size: int,
+    policy: TilePolicy = RELEASED_POLICY,
+) -> Grid:
     """Returns the grid whose aspect ratio is closest to the image's.
 
-    Of two that are equally close, the one with more cells wins if the image has more than half
-    as many pixels as that grid would show.
+    Of two that are equally close, the later one wins if the image has more than half as many pixels
+    as that grid would show. Where the policy and the cap leave no grid, it is one tile.
     """
-    best, best_difference = Grid(1, 1), float("inf")
-    for grid in _grids(max_tile_count):
-        difference = abs(width / height - grid.column_count / grid.row_count)
-        covers = width * height > 0.5 * tile_size * tile_size * grid.cell_count
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in _grids(policy, max_tile_count):
+        difference = abs(width / height - columns / rows)
+        covers = width * height > 0.5 * tile_size * tile_size * columns * rows
         if difference < best_difference or (difference == best_difference and covers):
-            best, best_difference = grid, difference
-    return best
+            best, best_difference = (columns, rows), difference
+    return Grid(*best, policy.has_thumbnail)
 
 
 def cut(image: Image.Image, grid: Grid, tile_size: int) -> UInt8Array:
@@ -182,7 +211,7 @@ def cut_into(tiles: UInt8Array, image: Image.Image, grid: Grid) -> None:
         # [rows, y, columns, x] -> [rows x columns, y, x]
         cells = cells.transpose(0, 2, 1, 3).reshape(-1, tile_size, tile_size)
         tiles[: grid.cell_count, channel] = cells
-    if grid.cell_count > 1:
+    if grid.tile_count > grid.cell_count:
         tiles[-1] = _planes(image, (tile_size, tile_size))
 
 
@@ -213,11 +242,24 @@ def check_size(width: int, height: int, max_pixel_count: int) -> None:
 
 
 @functools.lru_cache
-def _grids(max_tile_count: int) -> tuple[Grid, ...]:
-    """Returns all grids of up to max_tile_count cells, those with fewer cells first."""
-    counts = range(1, max_tile_count + 1)
-    grids = [Grid(c, r) for c in counts for r in counts if c * r <= max_tile_count]
-    return tuple(sorted(grids, key=lambda grid: grid.cell_count))
+def _grids(policy: TilePolicy, max_tile_count: int) -> tuple[tuple[int, int], ...]:
+    """Returns (columns, rows) of all grids, those with fewer cells first.
+
+    Of grids with equally many cells two may be equally close to an image, if small grids are left
+    out: then their order decides. In the reference it is the order in which a set of pairs, filled
+    as here, is gone through.
+    """
+    if not policy.is_dynamic:
+        return ((1, 1),)
+    least = policy.min_tile_count
+    grids = {
+        (columns, rows)
+        for edge in range(least, max_tile_count + 1)
+        for columns in range(1, edge + 1)
+        for rows in range(1, edge + 1)
+        if least <= columns * rows <= max_tile_count
+    }
+    return tuple(sorted(grids, key=math.prod))
 
 
 def _planes(image: Image.Image, size: tuple[int, int]) -> list[UInt8Array]:

@@ -74,9 +74,9 @@ class Section:
             raise self.error(key, f"is {value!r}, not of type {kind.__name__}")
         return value
 
-    def section(self, key: str) -> Section:
+    def section(self, key: str, default: dict[str, Any] | None = None) -> Section:
         """Returns an object within this one."""
-        return Section(self.file, self.read(key, dict), f"{self.prefix}{key}.")
+        return Section(self.file, self.read(key, dict, default), f"{self.prefix}{key}.")
 
     def size(self, key: str, largest: int = LARGEST_SIZE, default: int | None = None) -> int:
         """Returns a whole number from 1 to `largest`."""
@@ -93,9 +93,9 @@ class Section:
             raise self.error(key, f"is {found}; it must be more than 0")
         return found
 
-    def multiple(self, key: str, factor: int) -> int:
+    def multiple(self, key: str, factor: int, default: int | None = None) -> int:
         """Returns a size that `factor` divides."""
-        value = self.size(key)
+        value = self.size(key, default=default)
         if value % factor:
             raise self.error(key, f"is {value}, not a multiple of {factor}")
         return value
@@ -108,8 +108,8 @@ class Section:
         return value
 
     def require_values(self, supported: Mapping[str, Any]) -> None:
-        """Refuses a key that is missing, or has another value than the one that is served."""
+        """Refuses a key that has another value than the one that is served; it may be missing."""
         for key, value in supported.items():
-            found = self.read(key, type(value))
+            found = self.read(key, type(value), value)
             if found != value:
                 raise self.error(key, f"is {found!r}; supported: {value!r}")

@@ -40,6 +40,7 @@ CONFIG = LLMConfig(
     rope_theta=1e6,
     rms_norm_eps=1e-6,
     end_token_ids=frozenset({151645}),
+    rows_per_tile=256,
 )
 END = 151645
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vision_service.decoding.headers import Header
-from vision_service.tiling import choose_grid
+from vision_service.tiling import RELEASED_POLICY, TilePolicy, choose_grid
 
 # Bytes a pixel that decoding takes at its peak: what Pillow makes of the file, and its RGB copy or
 # the one that is turned upright, four bytes a pixel each. libwebp holds two canvases, and one more
@@ -52,11 +52,13 @@ class CostModel:
         tile_size: edge of a tile, in pixels.
         max_pixel_count: of an image.
         max_decode_seconds: CPU time for an image of max_pixel_count.
+        policy: the checkpoint's.
     """
 
     tile_size: int
     max_pixel_count: int
     max_decode_seconds: float
+    policy: TilePolicy = RELEASED_POLICY
 
     def cost(self, header: Header, file_byte_count: int, max_tile_count: int) -> Cost:
         """Returns the cost of an image of at most max_pixel_count.
@@ -85,7 +87,7 @@ class CostModel:
 
     def _resized_byte_count(self, width: int, height: int, max_tile_count: int) -> int:
         """Returns what Pillow's resize holds: all rows at their new width, then the result."""
-        grid = choose_grid(width, height, max_tile_count, self.tile_size)
+        grid = choose_grid(width, height, max_tile_count, self.tile_size, self.policy)
         new_width, new_height = (
             grid.column_count * self.tile_size,
             grid.row_count * self.tile_size,

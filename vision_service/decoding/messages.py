@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vision_service.pictures.transparency import Transparency
+from vision_service.tiling import TilePolicy
 
 # More than any message has, so that one read takes it whole.
 MAX_MESSAGE_BYTE_COUNT = 16_384
@@ -23,6 +24,9 @@ class Order:
         format: as its header says.
         tile_size: edge of a tile, in pixels.
         max_tile_count: most tiles without the thumbnail.
+        is_dynamic: of the policy, as the next two.
+        min_tile_count: see there.
+        has_thumbnail: see there.
         max_pixel_count: most pixels of the image.
         transparency: what transparent pixels become; see `colours.to_rgb`.
         cpu_seconds: that decoding and tiling may take.
@@ -33,10 +37,18 @@ class Order:
     format: str
     tile_size: int
     max_tile_count: int
+    is_dynamic: bool
+    min_tile_count: int
+    has_thumbnail: bool
     max_pixel_count: int
     transparency: Transparency
     cpu_seconds: float
     memory_byte_count: int
+
+    @property
+    def policy(self) -> TilePolicy:
+        """The checkpoint's."""
+        return TilePolicy(self.is_dynamic, self.min_tile_count, self.has_thumbnail)
 
 
 @dataclass(frozen=True)

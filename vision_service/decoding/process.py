@@ -131,15 +131,15 @@ class WorkerProcess:
             asyncio.TimeoutError: it took too long.
         """
         image = MemoryFile(len(data))
-        # A cap of one tile gives one tile; every other one adds the thumbnail. Pages that no tile
-        # is put into take no memory.
+        # A cap of one tile gives one tile; every other one may add the thumbnail. Pages that no
+        # tile is put into take no memory.
         most = order.max_tile_count + (order.max_tile_count > 1)
         tiles = self._tiles_files.take(tile_byte_count(most, order.tile_size))
         try:
             await asyncio.to_thread(image.write, data)
             self._send(order, [image.number, tiles.number])
             reply = _reply(await self._line(WALL_FACTOR * order.cpu_seconds), order)
-            grid = Grid(reply.column_count, reply.row_count)
+            grid = Grid(reply.column_count, reply.row_count, order.has_thumbnail)
             array = self._tiles_files.map(tiles, grid.tile_count, order.tile_size)
             return TiledImage(array, grid, reply.width, reply.height), reply.seconds
         finally:

@@ -80,7 +80,9 @@ def _tile(order: Order, image_file: int, tiles_file: int) -> Reply:
     if order.format == "JPEG":
         check_scans(data)
     image = _decoded(data, order)
-    grid = choose_grid(image.width, image.height, order.max_tile_count, order.tile_size)
+    grid = choose_grid(
+        image.width, image.height, order.max_tile_count, order.tile_size, order.policy
+    )
     cut_into(map_tiles(tiles_file, grid.tile_count, order.tile_size), image, grid)
     return Reply(
         column_count=grid.column_count,

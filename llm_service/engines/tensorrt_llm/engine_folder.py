@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from llm_service.checkpoint import ROWS_PER_TILE, LLMConfig
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import EngineStartError
 from llm_service.json_object import read_json_object
 from llm_service.settings import TensorRTLLMOptions
@@ -106,7 +106,7 @@ class EngineFolder:
                 " an engine runs under its own version alone: build it anew"
             )
         self._check_model(config)
-        self._check_tables(options.max_request_tile_count)
+        self._check_tables(options.max_request_tile_count, config.rows_per_tile)
         if options.kv_cache_reuse and not self.has_paged_context:
             raise EngineStartError(
                 "kv_cache_reuse needs an engine built with --use_paged_context_fmha enable;"
@@ -131,8 +131,8 @@ class EngineFolder:
                     " the engine was built from another one"
                 )
 
-    def _check_tables(self, tile_count: int) -> None:
-        needed = tile_count * ROWS_PER_TILE
+    def _check_tables(self, tile_count: int, rows_per_tile: int) -> None:
+        needed = tile_count * rows_per_tile
         if self.max_table_rows == 0:
             raise EngineStartError(
                 "the engine takes no images: build it with --max_multimodal_len"

@@ -14,20 +14,34 @@ from PIL import Image
 
 from protos.errors import ImageTooLargeError, InvalidImageError
 from tests.unit.vision_service.fakes import encoded, picture
+from tests.unit.vision_service.reference import reference_tiles
 from vision_service.pictures.formats import image_format
-from vision_service.tiling import TiledImage, choose_grid, decode, tile_file
+from vision_service.tiling import (
+    RELEASED_POLICY,
+    TiledImage,
+    TilePolicy,
+    choose_grid,
+    decode,
+    tile_file,
+)
 
 TILE_SIZE = 28
 FRAME = picture(64, 48, seed=1)
 PIXEL_LIMIT = 1_000_000
 
 
-def tile(data: bytes, max_tile_count: int = 12, max_pixel_count: int = PIXEL_LIMIT) -> TiledImage:
+def tile(
+    data: bytes,
+    max_tile_count: int = 12,
+    max_pixel_count: int = PIXEL_LIMIT,
+    policy: TilePolicy = RELEASED_POLICY,
+) -> TiledImage:
     return tile_file(
         data,
         tile_size=TILE_SIZE,
         max_tile_count=max_tile_count,
         max_pixel_count=max_pixel_count,
+        policy=policy,
     )
 
 
@@ -35,37 +49,19 @@ def decoded(data: bytes) -> Image.Image:
     return decode(data, image_format(data), PIXEL_LIMIT)
 
 
-def reference_tiles(image: Image.Image, cap: int, size: int) -> list[Image.Image]:
-    """The reference's dynamic_preprocess, written as it is there: crop by crop."""
-    ratios = sorted(
-        {(i, j) for n in range(1, cap + 1) for i in range(1, n + 1) for j in range(1, n + 1)},
-        key=lambda ratio: ratio[0] * ratio[1],
-    )
-    best, best_difference = (1, 1), float("inf")
-    for ratio in (r for r in ratios if r[0] * r[1] <= cap):
-        difference = abs(image.width / image.height - ratio[0] / ratio[1])
-        if difference < best_difference:
-            best, best_difference = ratio, difference
-        elif difference == best_difference and (
-            image.width * image.height > 0.5 * size * size * ratio[0] * ratio[1]
-        ):
-            best = ratio
-    resized = image.resize((size * best[0], size * best[1]))
-    boxes = [
-        (x * size, y * size, (x + 1) * size, (y + 1) * size)
-        for y in range(best[1])
-        for x in range(best[0])
-    ]
-    tiles = [resized.crop(box) for box in boxes]
-    return tiles if len(tiles) == 1 else [*tiles, image.resize((size, size))]
+POLICIES = st.builds(TilePolicy, st.booleans(), st.integers(1, 12), st.booleans())
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 300), st.integers(2, 300), st.integers(1, 24))
-def test_tiles_are_the_reference_tiles(width: int, height: int, cap: int) -> None:
+@given(
+    st.integers(2, 300), st.integers(2, 300), st.integers(1, 24), POLICIES | st.just(TilePolicy())
+)
+def test_tiles_are_the_reference_tiles(
+    width: int, height: int, cap: int, policy: TilePolicy
+) -> None:
     image = picture(width, height)
-    expected = reference_tiles(image, cap, TILE_SIZE)
-    tiled = tile(encoded(image), max_tile_count=cap)
+    expected = reference_tiles(image, cap, TILE_SIZE, policy)
+    tiled = tile(encoded(image), max_tile_count=cap, policy=policy)
     assert tiled.tiles.shape == (len(expected), 3, TILE_SIZE, TILE_SIZE)
     assert tiled.grid.tile_count == len(expected)
     assert np.array_equal(
@@ -82,6 +78,44 @@ def test_of_two_equally_close_grids_the_area_decides(
 ) -> None:
     grid = choose_grid(width, height, 12, 448)
     assert (grid.column_count, grid.row_count) == (columns, rows)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "columns", "rows"),
+    [
+        # 2.5 is as far from 1 as from 4: the area decides, and the reference's order, which has the
+        # grid of 2 x 2 behind that of 4 x 1.
+        (500, 200, 2, 2),
+        (40, 16, 4, 1),
+        (16, 40, 1, 4),
+        (200, 200, 2, 2),
+    ],
+)
+def test_without_small_grids_the_reference_order_decides(
+    width: int, height: int, columns: int, rows: int
+) -> None:
+    grid = choose_grid(width, height, 4, 28, TilePolicy(min_tile_count=4))
+    assert (grid.column_count, grid.row_count, grid.tile_count) == (columns, rows, 5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "cap", "columns", "rows", "tile_count"),
+    [
+        (TilePolicy(), 12, 3, 2, 7),
+        (TilePolicy(has_thumbnail=False), 12, 3, 2, 6),
+        (TilePolicy(has_thumbnail=False), 1, 1, 1, 1),
+        (TilePolicy(is_dynamic=False), 12, 1, 1, 1),
+        (TilePolicy(is_dynamic=False, min_tile_count=2), 12, 1, 1, 1),
+        (TilePolicy(min_tile_count=7), 12, 4, 3, 13),
+        (TilePolicy(min_tile_count=2), 1, 1, 1, 1),  # no grid is left: the reference takes 1 x 1
+    ],
+)
+def test_the_policy_holds(
+    policy: TilePolicy, cap: int, columns: int, rows: int, tile_count: int
+) -> None:
+    tiled = tile(encoded(picture(90, 60)), max_tile_count=cap, policy=policy)
+    assert (tiled.grid.column_count, tiled.grid.row_count) == (columns, rows)
+    assert len(tiled.tiles) == tiled.grid.tile_count == tile_count
 
 
 def test_a_cap_of_one_gives_one_tile_without_thumbnail() -> None:

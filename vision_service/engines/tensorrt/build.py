@@ -35,7 +35,7 @@ from vision_service.engines.tensorrt.record import (
     TileCounts,
 )
 from vision_service.engines.torch.engine import load_model
-from vision_service.recipe import recipe_sha256
+from vision_service.recipe import plan_recipe_sha256
 from vision_service.settings import LARGEST_BATCH_TILE_COUNT
 
 logger = structlog.get_logger()
@@ -145,7 +145,7 @@ def write_plan(
     PlanRecord(
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         weights_sha256=weights_sha256.hex(),
-        recipe_sha256=recipe_sha256(config, weights_sha256, DTYPES[settings.dtype]).hex(),
+        recipe_sha256=plan_recipe_sha256(config, weights_sha256, DTYPES[settings.dtype]).hex(),
         dtype=settings.dtype,
         tile_counts=settings.tile_counts,
         library=trt.__name__,

@@ -49,7 +49,7 @@ class PlanRecord(BaseModel):
     Attributes:
         plan_sha256: of the plan.
         weights_sha256: of the checkpoint's vision tensors as stored (checkpoint.TensorDigest).
-        recipe_sha256: of all that decides an embedding (recipe.recipe_sha256).
+        recipe_sha256: of all that decides what tiles become (recipe.plan_recipe_sha256).
         dtype: element type of the embeddings, e.g. "bfloat16".
         tile_counts: the profile.
         library: what built the plan, and alone can run it.

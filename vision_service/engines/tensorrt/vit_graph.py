@@ -18,10 +18,18 @@ import torch
 from onnx import helper
 from torch import nn
 
-from vision_service.checkpoint import SHUFFLE_FACTOR, VisionConfig
+from protos.checkpoint.tile import SHUFFLE_FACTOR
+from vision_service.checkpoint import VisionConfig
 from vision_service.engines.tensorrt.onnx_graph import ELEMENT_TYPES, OnnxGraph
 from vision_service.engines.tensorrt.record import INPUT, OUTPUT
-from vision_service.engines.torch.intern_vit import MLP, Attention, Embeddings, Layer, VisionModel
+from vision_service.engines.torch.intern_vit import (
+    MLP,
+    SHUFFLE_ORDERS,
+    Attention,
+    Embeddings,
+    Layer,
+    VisionModel,
+)
 
 TILE_COUNT = "tile_count"
 
@@ -143,8 +151,7 @@ class VitGraph:
         patches = self._slice(hidden, 1, token_count, axis=1)  # without the class token
         width, edge = self._config.hidden_size, self._config.patches_per_edge // SHUFFLE_FACTOR
         squares = self._reshape(patches, 0, edge, SHUFFLE_FACTOR, edge, SHUFFLE_FACTOR, width)
-        # [n, row, dy, column, dx, C] -> [n, row, column, dy, dx, C]
-        tokens = self._transpose(squares, 0, 1, 3, 2, 4, 5)
+        tokens = self._transpose(squares, *SHUFFLE_ORDERS[self._config.ps_version])
         return self._reshape(tokens, 0, edge * edge, width * SHUFFLE_FACTOR**2)
 
     def _project(self, tokens: str) -> str:

@@ -128,7 +128,7 @@ class FusedVisionModel:
         rows = hidden.flatten(0, 1)
         for layer in self._layers:
             layer.add_to(rows, tile_count, operations)
-        tokens = pixel_shuffle(hidden[:, 1:])  # [n, tokens_per_tile, 4 C]
+        tokens = pixel_shuffle(hidden[:, 1:], self._config.ps_version)  # [n, tokens_per_tile, 4 C]
         embeddings = self._projector(tokens.flatten(0, 1), operations)
         return embeddings.view(tile_count, self._config.tokens_per_tile, -1)
 

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vision_service.checkpoint import SHUFFLE_FACTOR, VisionConfig
+from protos.checkpoint.tile import SHUFFLE_FACTOR
+from vision_service.checkpoint import PixelShuffleVersion, VisionConfig
+
+# [n, row, dy, column, dx, C] -> [n, row, column, dy, dx, C]; v1 has column, row.
+SHUFFLE_ORDERS = {"v1": (0, 3, 1, 2, 4, 5), "v2": (0, 1, 3, 2, 4, 5)}
 
 
 class VisionModel(nn.Module):
@@ -18,6 +22,7 @@ class VisionModel(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self._ps_version = config.ps_version
         shuffled_size = config.hidden_size * SHUFFLE_FACTOR**2
         self.vision_model = InternViT(config)
         self.mlp1 = nn.Sequential(
@@ -31,15 +36,16 @@ class VisionModel(nn.Module):
         """Encodes normalised tiles."""
         hidden = self.vision_model(pixel_values)
         patches = hidden[:, 1:]  # without the class token
-        embeddings: torch.Tensor = self.mlp1(pixel_shuffle(patches))
+        embeddings: torch.Tensor = self.mlp1(pixel_shuffle(patches, self._ps_version))
         return embeddings
 
 
-def pixel_shuffle(patches: torch.Tensor) -> torch.Tensor:
-    """Folds each 2x2 square of patches into one token: ps_version v2, space to depth.
+def pixel_shuffle(patches: torch.Tensor, version: PixelShuffleVersion = "v2") -> torch.Tensor:
+    """Folds each 2x2 square of patches into one token: space to depth.
 
     Args:
         patches: [n, edge x edge, C], row by row.
+        version: the order of the tokens: v2 is row by row, v1 column by column.
 
     Returns:
         [n, edge x edge / 4, 4 C]; the four vectors of a token stand in the order (0, 0), (0, 1),
@@ -48,8 +54,27 @@ def pixel_shuffle(patches: torch.Tensor) -> torch.Tensor:
     count, patch_count, width = patches.shape
     edge = int(patch_count**0.5) // SHUFFLE_FACTOR
     squares = patches.view(count, edge, SHUFFLE_FACTOR, edge, SHUFFLE_FACTOR, width)
-    # [n, row, dy, column, dx, C] -> [n, row, column, dy, dx, C]
-    return squares.permute(0, 1, 3, 2, 4, 5).reshape(count, edge * edge, -1)
+    return squares.permute(SHUFFLE_ORDERS[version]).reshape(count, edge * edge, -1)
+
+
+def resized_positions(positions: torch.Tensor, edge: int) -> torch.Tensor:
+    """Interpolates a position embedding to another number of patches, as the reference does.
+
+    Args:
+        positions: [1, 1 + n x n, C], the class token's first.
+        edge: patches along the edge of a tile.
+
+    Returns:
+        [1, 1 + edge x edge, C]: bicubic, in float32; the class token's stays as it is.
+    """
+    class_token, patches = positions[:, :1], positions[:, 1:]
+    stored_edge = int(patches.shape[1] ** 0.5)
+    if edge == stored_edge:
+        return positions
+    # [1, C, n x n] -> [1, C, n, n]
+    grid = patches.float().mT.reshape(1, -1, stored_edge, stored_edge)
+    resized = F.interpolate(grid, size=(edge, edge), mode="bicubic", align_corners=False)
+    return torch.cat([class_token, resized.flatten(2).mT.to(positions.dtype)], dim=1)
 
 
 class InternViT(nn.Module):
@@ -70,11 +95,15 @@ class InternViT(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Patches as vectors, the class token in front, positions added."""
+    """Patches as vectors, the class token in front, positions added.
+
+    The positions are made as they are stored; `fit_positions` fits them to the tiles.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        width, patch_count = config.hidden_size, config.patches_per_edge**2
+        width, patch_count = config.hidden_size, config.stored_patches_per_edge**2
+        self._edge = config.patches_per_edge
         self.class_embedding = nn.Parameter(torch.empty(1, 1, width))
         self.position_embedding = nn.Parameter(torch.empty(1, 1 + patch_count, width))
         self.patch_embedding = nn.Conv2d(
@@ -86,6 +115,11 @@ class Embeddings(nn.Module):
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [n, patches, C]
         class_token = self.class_embedding.expand(len(patches), -1, -1)
         return torch.cat([class_token, patches], dim=1) + self.position_embedding
+
+    def fit_positions(self) -> None:
+        """Interpolates the stored positions, once, where tiles have another size than those."""
+        resized = resized_positions(self.position_embedding.detach(), self._edge)
+        self.position_embedding = nn.Parameter(resized)
 
 
 class Encoder(nn.Module):

@@ -37,7 +37,7 @@ def main() -> None:
 
 def _build_engine(options: BuildOptions) -> None:
     config = LLMConfig.from_checkpoint(options.checkpoint)
-    target, limits = options.target, options.limits
+    target, limits = options.target, options.limits(config)
     target.check(config)
     command = build_command(options.converted, options.output, target, limits)
     lines = report(model_name(options.checkpoint), config, target, limits, _card())

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import CliSubCommand, SettingsConfigDict
 
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines.tensorrt_llm.build.sizing import Limits
 from llm_service.engines.tensorrt_llm.build.target import Dtype, Quantization, Target
 from protos.checkpoint.location import CheckpointFolder
@@ -52,20 +53,20 @@ class BuildOptions(ModelOptions):
     max_request_tile_count: int = Field(default=26, ge=1)
     """Most image tiles in one request: 26 are two images of 12 tiles and a thumbnail."""
     max_prompt_token_count: int = Field(default=32768, ge=1)
-    """Most tokens of one prompt, 256 a tile included."""
+    """Most tokens of one prompt, those of its tiles (256 each, as a rule) included."""
     max_output_token_count: int = Field(default=4192, ge=1)
     """Most tokens of one answer."""
     dry_run: bool = False
     """Show the arithmetic and the command, and end; reads the original config.json alone."""
 
-    @property
-    def limits(self) -> Limits:
-        """What the engine takes."""
+    def limits(self, config: LLMConfig) -> Limits:
+        """Returns what the engine of a model takes."""
         return Limits(
             self.max_running_sequence_count,
             self.max_request_tile_count,
             self.max_prompt_token_count,
             self.max_output_token_count,
+            config.rows_per_tile,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from llm_service.checkpoint import ROWS_PER_TILE, LLMConfig
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines.tensorrt_llm.build.layout import TargetTensor, rank_tensors
 from llm_service.engines.tensorrt_llm.build.quantities import GIB, in_bytes
 from llm_service.engines.tensorrt_llm.build.target import BuildError, Target
@@ -44,16 +44,18 @@ class Limits:
         max_request_tile_count: image tiles of one request, thumbnails included.
         max_prompt_token_count: tokens of one prompt, those of the images included.
         max_output_token_count: tokens of one answer.
+        rows_per_tile: of the checkpoint; as many tokens of the prompt.
     """
 
     max_running_sequence_count: int
     max_request_tile_count: int
     max_prompt_token_count: int
     max_output_token_count: int
+    rows_per_tile: int
 
     def __post_init__(self) -> None:
         """Raises BuildError if the tiles alone are longer than a prompt may be."""
-        image_token_count = self.max_request_tile_count * ROWS_PER_TILE
+        image_token_count = self.max_request_tile_count * self.rows_per_tile
         if image_token_count > self.max_prompt_token_count:
             raise BuildError(
                 f"--max-request-tile-count {self.max_request_tile_count} takes "
@@ -74,7 +76,7 @@ class Limits:
     @property
     def table_row_count(self) -> int:
         """Rows of the prompt tables of all requests that generate at the same time."""
-        return self.max_running_sequence_count * self.max_request_tile_count * ROWS_PER_TILE
+        return self.max_running_sequence_count * self.max_request_tile_count * self.rows_per_tile
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def report(
         f"tp {target.tp} x pp {target.pp}",
         f"sequence       {prompt:,} in + {output:,} out = {limits.total_token_count:,} tokens"
         f"{_position_note(config, limits)}",
-        f"prompt tables  {sequences} requests x {tiles} tiles x {ROWS_PER_TILE} "
+        f"prompt tables  {sequences} requests x {tiles} tiles x {limits.rows_per_tile} "
         f"= {limits.table_row_count:,} rows, {in_bytes(needs.prompt_tables)}",
         f"KV cache       {needs.kv_per_token:,} bytes a token x {sequences} "
         f"x {limits.reserved_token_count:,} = {in_bytes(needs.kv_cache)}",

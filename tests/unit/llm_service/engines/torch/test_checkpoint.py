@@ -35,6 +35,7 @@ def test_reads_what_config_json_says(tmp_path: Path) -> None:
         rope_theta=10000.0,
         rms_norm_eps=1e-5,
         end_token_ids=frozenset({2}),
+        rows_per_tile=256,
     )
 
 

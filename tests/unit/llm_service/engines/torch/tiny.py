@@ -152,7 +152,8 @@ def random_tensors(llm: Config, seed: int = 0) -> dict[str, torch.Tensor]:
 def write_config(folder: Path, llm: Config) -> Path:
     """Writes config.json; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"llm_config": llm}))
+    document = {"force_image_size": 448, "llm_config": llm}
+    (folder / "config.json").write_text(json.dumps(document))
     return folder
 
 

@@ -13,7 +13,7 @@ from vision_service.checkpoint import VisionConfig
 from vision_service.engines.base import DTYPES
 from vision_service.engines.tensorrt.record import PLAN_FILE, PlanRecord, TileCounts
 from vision_service.engines.torch.engine import TorchEngine, load_model
-from vision_service.recipe import recipe_sha256
+from vision_service.recipe import plan_recipe_sha256
 
 COUNTS = TileCounts(1, 3, 5)
 
@@ -51,7 +51,7 @@ def write_plan(
     values = {
         "plan_sha256": hashlib.sha256(plan).hexdigest(),
         "weights_sha256": weights_sha256.hex(),
-        "recipe_sha256": recipe_sha256(config, weights_sha256, DTYPES[dtype]).hex(),
+        "recipe_sha256": plan_recipe_sha256(config, weights_sha256, DTYPES[dtype]).hex(),
         "dtype": dtype,
         "tile_counts": tile_counts,
         "library": "tensorrt",

@@ -23,7 +23,7 @@ from vision_service.engines.tensorrt.builder import (
     target_gpu,
 )
 from vision_service.engines.tensorrt.record import ONNX_FILE, PLAN_FILE, RECORD_FILE, PlanRecord
-from vision_service.recipe import recipe_sha256
+from vision_service.recipe import plan_recipe_sha256
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_plan_and_its_record(tmp_path: Path, rtx: Any, tower: str, dtype: str)
     assert record == PlanRecord(
         plan_sha256=hashlib.sha256(plan).hexdigest(),
         weights_sha256=record.weights_sha256,
-        recipe_sha256=recipe_sha256(config, weights_sha256, DTYPES[dtype]).hex(),
+        recipe_sha256=plan_recipe_sha256(config, weights_sha256, DTYPES[dtype]).hex(),
         dtype=dtype,
         tile_counts=(1, 13, 26),
         library="tensorrt_rtx",
