@@ -68,8 +68,8 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         CheckpointError: the checkpoint is not one that we serve.
         EngineStartError: the engine cannot run here.
     """
-    template = read_template(settings.checkpoint, settings.template)
     config = LLMConfig.from_checkpoint(settings.checkpoint)
+    template = read_template(settings.checkpoint, settings.template)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     _check_vocabulary(config, tokenizer)
     engine = create_engine(settings, config, tokenizer)

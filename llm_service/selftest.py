@@ -120,8 +120,8 @@ async def compare(settings: SelftestSettings) -> float:
         ServiceError: an engine failed, or takes no such prompt.
         EngineStartError: an engine cannot run here.
     """
-    template = read_template(settings.checkpoint, settings.template)
     config = LLMConfig.from_checkpoint(settings.checkpoint)
+    template = read_template(settings.checkpoint, settings.template)
     tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
     if not serves_callers(settings):
         await asyncio.to_thread(create_engine, settings, config, tokenizer)  # ends this process

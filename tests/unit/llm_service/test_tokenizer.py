@@ -345,11 +345,18 @@ def test_pieces_that_a_user_defined_are_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:f8\n", b"", b"\x0a\xff"]
+    ("content", "sentence"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:f8\n", "`git lfs pull` in"),
+        (b"", "is no SentencePiece model"),
+        (b"\x0a\xff", "is no SentencePiece model"),
+    ],
 )
-def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_sentencepiece_model_is_refused(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model: is no .* `git lfs pull`"):
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.model.* {sentence}"):
         Tokenizer.from_checkpoint(tmp_path)
 
 
