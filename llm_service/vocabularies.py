@@ -8,6 +8,7 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
+from protos.checkpoint.contents import require_content
 from protos.checkpoint.section import CheckpointError, Section
 
 # The pre-tokenizer pattern of Qwen2 to Qwen3, which vocab.json and merges.txt do not carry
@@ -100,14 +101,14 @@ def read_text(path: Path) -> str:
 
 
 def _sentencepiece_model(path: Path) -> SentencePieceProcessor:
+    require_content(path)
     try:
         model = SentencePieceProcessor(model_proto=path.read_bytes())
         if not model.get_piece_size():
             raise RuntimeError("it has no pieces")
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path}: is no SentencePiece model; if it is a pointer of git-lfs, `git lfs pull`"
-            " fetches the file, else copy it anew"
+            f"{path}: is no SentencePiece model; it is damaged: copy it anew"
         ) from error
     normalised = model.normalize(PROBE)
     if normalised != PROBE.replace(" ", SPACE_MARK):

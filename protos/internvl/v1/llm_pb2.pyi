@@ -180,8 +180,9 @@ class GenerateStart(_message.Message):
     request_id: _builtins.str
     """Identifies the request in logs; at most 128 characters. Default: made by the service."""
     text: _builtins.str
-    """Plain text, tokenized as ordinary text (special tokens in it are text), with the beginning
-    token where the model has one. Each "<image>" stands for the next image.
+    """Plain text, tokenized as a message's: tags such as <ref> are tokens, control tokens are text.
+    The beginning token comes first where the model has one. Each "<image>" stands for the next
+    image.
     """
     choice_count: _builtins.int
     """Choices to generate from this prompt, 1 to 16; default 1."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from llm_service.__main__ import load
 from llm_service.checkpoint import LLMConfig
 from llm_service.model import ModelInfo
 from llm_service.settings import Settings, TorchOptions
-from llm_service.templates import INTERNVL2_5
+from llm_service.templates import INTERNVL2_5, TemplateName
 from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.section import CheckpointError
 from tests.random_checkpoint import write_random_checkpoint
@@ -56,6 +57,31 @@ def test_tokenizer_of_another_model_is_refused(checkpoint: Path) -> None:
     change_llm_config(checkpoint, vocab_size=200)
     with pytest.raises(CheckpointError, match="id 267, but llm_config.vocab_size is 200"):
         load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu")))
+
+
+def test_a_folder_of_another_kind_is_not_told_to_name_a_template(checkpoint: Path) -> None:
+    document = json.loads((checkpoint / "config.json").read_text())
+    del document["template"]
+    document["model_type"] = "internvl"
+    (checkpoint / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="conver"):
+        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu")))
+
+
+@pytest.mark.parametrize("chosen", [None, "Hermes-2"])
+def test_a_checkpoint_without_template_needs_the_option(
+    checkpoint: Path, chosen: TemplateName | None
+) -> None:
+    change(checkpoint / "config.json", template=None)
+    options = TorchOptions(device="cpu", thread_count=1)
+    settings = Settings(checkpoint=checkpoint, template=chosen, torch=options)
+    if chosen is None:
+        with pytest.raises(CheckpointError, match="template is missing; name it with --template"):
+            load(settings)
+        return
+    info, engine = load(settings)
+    asyncio.run(engine.close())
+    assert info.template.name == chosen
 
 
 def test_end_token_outside_the_vocabulary_is_refused(checkpoint: Path) -> None:

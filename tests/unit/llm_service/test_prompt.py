@@ -19,10 +19,15 @@ from llm_service.prompt import (
     token_layout,
 )
 from llm_service.templates import HERMES_2, INTERNLM2_CHAT, INTERNVL2_5, TEMPLATES, Template
-from llm_service.tokenizer import CHAT_MARKERS, TEMPLATE_TOKENS, Tokenizer
-from protos.checkpoint.section import CheckpointError
+from llm_service.tokenizer import TEMPLATE_TOKENS, Tokenizer
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
-from tests.real_tokenizers import FAMILIES, real_tokenizer
+from tests.real_tokenizers import (
+    CONTROL_TOKENS,
+    FAMILIES,
+    control_ids,
+    has_token,
+    real_tokenizer,
+)
 
 VOCABULARY_SIZE = 151674
 IMAGE = ImagePart()
@@ -305,8 +310,7 @@ WORDS = [
     "</box>",
     "<tool_call>",
 ]
-CONTROL_WORDS = ["<s>", "</s>", "<unk>", *TEMPLATE_TOKENS, *CHAT_MARKERS]
-TEXTS = st.lists(st.sampled_from([*WORDS, *CONTROL_WORDS]) | st.text(max_size=3)).map("".join)
+TEXTS = st.lists(st.sampled_from([*WORDS, *CONTROL_TOKENS]) | st.text(max_size=3)).map("".join)
 PARTS = st.lists(TEXTS | st.just(IMAGE), max_size=5).map(tuple)
 CALLED = st.lists(st.builds(ToolCall, TEXTS, TEXTS), max_size=2).map(tuple)
 OLDER_TURNS = st.one_of(
@@ -346,19 +350,6 @@ def test_no_text_alone_becomes_a_control_token(family: str, text: str) -> None:
 
 def begin_count(tokenizer: Tokenizer) -> int:
     return 0 if tokenizer.bos_id is None else 1
-
-
-def control_ids(tokenizer: Tokenizer) -> set[int]:
-    known = (content for content in CONTROL_WORDS if has_token(tokenizer, content))
-    return {tokenizer.special_id(content) for content in known}
-
-
-def has_token(tokenizer: Tokenizer, content: str) -> bool:
-    try:
-        tokenizer.special_id(content)
-    except CheckpointError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("family", FAMILIES)

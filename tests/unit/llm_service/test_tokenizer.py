@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from llm_service.tokenizer import CHAT_MARKERS, TEMPLATE_TOKENS, Tokenizer
+from llm_service.tokenizer import TEMPLATE_TOKENS, Tokenizer
 from protos.checkpoint.section import CheckpointError
 from tests.random_checkpoint import write_random_checkpoint
-from tests.real_tokenizers import FAMILIES, FOLDER, real_tokenizer
+from tests.real_tokenizers import CONTROL_TOKENS, FAMILIES, FOLDER, real_tokenizer
 
 TEXTS = [
     "Hello, world!",
@@ -62,9 +62,8 @@ def test_control_tokens_in_text_stay_text(family: str) -> None:
     tokenizer = real_tokenizer(family)
     document = json.loads((FOLDER / family / "tokenizer.json").read_text())
     ids = {token["content"]: token["id"] for token in document["added_tokens"]}
-    control = ["<unk>", "<s>", "</s>", *TEMPLATE_TOKENS, *CHAT_MARKERS]
     for content in ids:
-        if content in control:
+        if content in CONTROL_TOKENS:
             assert tokenizer.encode(content) == tokenizer.encode_plain(content)
             assert ids[content] not in tokenizer.encode(content)
         else:
@@ -345,11 +344,18 @@ def test_pieces_that_a_user_defined_are_tokens(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:f8\n", b"", b"\x0a\xff"]
+    ("content", "sentence"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:f8\n", "`git lfs pull` in"),
+        (b"", "is no SentencePiece model"),
+        (b"\x0a\xff", "is no SentencePiece model"),
+    ],
 )
-def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_sentencepiece_model_is_refused(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.model: is no .* `git lfs pull`"):
+    with pytest.raises(CheckpointError, match=rf"tokenizer\.model.* {sentence}"):
         Tokenizer.from_checkpoint(tmp_path)
 
 

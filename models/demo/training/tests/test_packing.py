@@ -23,6 +23,7 @@ from llm_service.pieces import ImagePart
 from llm_service.prompt import chat_layout
 from llm_service.sampling import SamplingParams
 from llm_service.settings import Settings, TorchOptions
+from llm_service.templates import INTERNVL2_5
 from llm_service.tokenizer import Tokenizer
 from tests.internlm2_layout import write_internlm2
 from tiny import samples, write_tiny_checkpoint
@@ -169,7 +170,8 @@ def served_prompt(checkpoint: Path, tokenizer: Tokenizer, sample: Sample) -> Pro
     messages.append(Message(Role.USER, (*[ImagePart()] * len(tables), turn.question)))
     llm = LLMConfig.from_checkpoint(checkpoint)
     row_counts = [len(table) for table in tables]
-    token_ids = chat_layout(tokenizer, messages).token_ids(row_counts, llm.vocabulary_size)
+    layout = chat_layout(tokenizer, INTERNVL2_5, messages)
+    token_ids = layout.token_ids(row_counts, llm.vocabulary_size)
     return Prompt(token_ids, torch.cat([torch.zeros(0, llm.hidden_size), *tables]))
 
 
