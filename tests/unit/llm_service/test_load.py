@@ -63,7 +63,7 @@ def test_end_token_outside_the_vocabulary_is_refused(checkpoint: Path) -> None:
     [
         ({"architectures": []}, "architectures names None"),
         ({"architectures": None}, "architectures is None, not of type list"),
-        ({"rope_theta": None}, "rope_theta is None, not of type float"),
+        ({"rope_theta": "x"}, "rope_theta is 'x', not of type float"),
         ({"eos_token_id": "x"}, "eos_token_id is .*; it must be token ids"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps is 'x', not of type float"),
     ],
