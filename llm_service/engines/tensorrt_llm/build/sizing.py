@@ -111,9 +111,12 @@ def memory(config: LLMConfig, target: Target, limits: Limits) -> Memory:
     ranks = [rank_tensors(config, target, rank) for rank in target.ranks]
     kv_heads = max(1, config.kv_head_count // target.tp)
     kv_per_token = config.kv_values_per_token(target.tp, target.pp) * ITEM_BYTE_COUNT
-    # Of the widest point of a layer: residual, its norm and the attention's output; qkv; fc, gate.
+    # Of the widest point of a layer: residual and its norm; the attention's output, before or after
+    # its projection; qkv; fc, gate.
+    heads_width = config.head_count * config.head_dim // target.tp
     width = (
-        3 * config.hidden_size
+        2 * config.hidden_size
+        + max(config.hidden_size, heads_width)
         + (config.head_count // target.tp + 2 * kv_heads) * config.head_dim
         + 2 * config.intermediate_size // target.tp
     )

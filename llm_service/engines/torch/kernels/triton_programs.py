@@ -79,9 +79,13 @@ def rotate_and_store(
         exact_first, exact_second = first.to(tl.float32), second.to(tl.float32)
         squares = exact_first * exact_first + exact_second * exact_second
         scale = tl.rsqrt(tl.sum(squares, 1)[:, None] / (2 * half) + eps)
-        weight = tl.where(head < group, query_norm, key_norm) + pair
-        first = (exact_first * scale).to(first.dtype) * tl.load(weight, mask, other=0.0)
-        second = (exact_second * scale).to(second.dtype) * tl.load(weight + half, mask, other=0.0)
+        query_first, query_second = _halves(query_norm, pair, half)
+        key_first, key_second = _halves(key_norm, pair, half)
+        is_query = head < group
+        first = (exact_first * scale).to(first.dtype) * tl.where(is_query, query_first, key_first)
+        second = (exact_second * scale).to(second.dtype) * tl.where(
+            is_query, query_second, key_second
+        )
     first, second = first.to(tl.float32), second.to(tl.float32)
     turned_first = first * cosine - second * sine
     turned_second = second * cosine + first * sine
@@ -95,6 +99,15 @@ def rotate_and_store(
     value = source + (group + 1) * 2 * half + pair
     tl.store(values + place, tl.load(value, in_pair), in_pair)
     tl.store(values + place + half, tl.load(value + half, in_pair), in_pair)
+
+
+@triton.jit
+def _halves(weight, pair, half: tl.constexpr):
+    in_pair = pair < half
+    return (
+        tl.load(weight + pair, in_pair, other=0.0),
+        tl.load(weight + half + pair, in_pair, other=0.0),
+    )
 
 
 @triton.jit

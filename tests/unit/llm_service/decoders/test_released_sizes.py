@@ -10,7 +10,8 @@ import pytest
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.tensorrt_llm.build.config_file import config_document
 from llm_service.engines.tensorrt_llm.build.layout import rank_tensors, source_shapes
-from llm_service.engines.tensorrt_llm.build.target import Target
+from llm_service.engines.tensorrt_llm.build.sizing import Limits, memory
+from llm_service.engines.tensorrt_llm.build.target import BuildError, Target
 from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
 from llm_service.engines.torch.weights import destinations, empty_decoder
 from tests.unit.llm_service.decoders.released import RELEASED
@@ -70,3 +71,18 @@ def test_each_gpu_of_four_has_whole_wide_heads(tmp_path: Path) -> None:
     assert shapes[f"{layer}.qkv.weight"] == ((64 + 2 * 8) * 128 // 4, 5120)
     assert shapes[f"{layer}.dense.weight"] == (5120, 64 * 128 // 4)
     assert shapes[f"{layer}.q_layernorm.weight"] == (128,)
+
+
+def test_the_arithmetic_of_an_engine_counts_wide_heads(tmp_path: Path) -> None:
+    config = _config(tmp_path, "InternVL3_5-4B")
+    needs = memory(config, Target(), Limits(1, 0, 1000, 24))
+    # Of 36 layers: keys and values of 8 heads of 128, in two bytes each.
+    assert needs.kv_per_token == 36 * 2 * 8 * 128 * 2
+    # Twice 2560, 32 heads of 128, the heads of all three, fc and gate.
+    assert needs.activations == 1000 * 2 * (2 * 2560 + 4096 + 48 * 128 + 2 * 9728)
+
+
+def test_quantised_matrices_are_as_wide_as_the_heads(tmp_path: Path) -> None:
+    target = Target(quantization="w4a16", tp=16)
+    with pytest.raises(BuildError, match=r"with --tp 16 they have \[2560, 256, 608\]"):
+        target.check(_config(tmp_path, "InternVL3_5-4B"))

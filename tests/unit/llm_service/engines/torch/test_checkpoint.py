@@ -98,6 +98,18 @@ def test_an_absent_key_has_the_default_of_the_family(
 
 
 @pytest.mark.parametrize("llm", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+def test_transformers_5_writes_the_same_model_in_another_form(tmp_path: Path, llm: Config) -> None:
+    expected = LLMConfig.from_checkpoint(write_config(tmp_path, {**llm, "rope_theta": 5e6}))
+    new = {key: value for key, value in llm.items() if key != "rope_theta"} | {
+        "dtype": "bfloat16",
+        "layer_types": ["full_attention"] * 2,
+        "rope_parameters": {"rope_theta": 5e6, "rope_type": "default"},
+        "sliding_window": None,
+    }
+    assert LLMConfig.from_checkpoint(write_config(tmp_path, new)) == expected
+
+
+@pytest.mark.parametrize("llm", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
 def test_a_width_of_heads_that_is_told_is_taken(tmp_path: Path, llm: Config) -> None:
     assert LLMConfig.from_checkpoint(write_config(tmp_path, {**llm, "head_dim": 6})).head_dim == 6
 
