@@ -41,8 +41,8 @@ def main() -> None:
     logs.configure(settings.log_level, settings.log_format)
     try:
         info, engine = load(settings)
-    except (CheckpointError, EngineStartError, OSError) as error:
-        logger.error("start_failed", error=str(error))
+    except (CheckpointError, EngineStartError, OSError, MemoryError) as error:
+        logger.error("start_failed", error=str(error) or "there is no memory left")
         sys.exit(1)
     sys.exit(asyncio.run(_run(settings, info, engine)))
 

@@ -43,8 +43,8 @@ def main() -> None:
     logs.configure(settings.log_level, settings.log_format)
     try:
         healthy = asyncio.run(run(settings))
-    except (CheckpointError, EmbeddingKeyError, EngineStartError, OSError) as error:
-        logger.error("start_failed", error=str(error))
+    except (CheckpointError, EmbeddingKeyError, EngineStartError, OSError, MemoryError) as error:
+        logger.error("start_failed", error=str(error) or "there is no memory left")
         sys.exit(1)
     sys.exit(0 if healthy else 1)
 

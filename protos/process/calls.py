@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 
 from protos.errors import DeadlineError, InvalidArgumentError, OverloadedError, ServiceError
 from protos.process.logs import bind_request_id, request_id_of
+from protos.process.memory import is_out_of_memory
 from protos.status import to_status
 
 logger = structlog.get_logger()
@@ -174,6 +175,9 @@ def _parsed(handler: Any, data: bytes) -> Any:
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
+    if not isinstance(error, ServiceError) and is_out_of_memory(error):
+        logger.error("call_out_of_memory", exc_info=error)
+        error = OverloadedError("the service has no memory for this call", retry_after=1.0)
     if not isinstance(error, ServiceError):
         logger.error("bug", exc_info=error)
         error = ServiceError("internal error; the service's log has it under this request id")

@@ -80,7 +80,7 @@ def _machine(root: Path) -> Iterator[FreeMemory]:
 def _containers(root: Path) -> Iterator[FreeMemory]:
     """Yields what each control group that this process is in leaves, of version 2 and 1."""
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "none", "")
         if controllers == "":
             top, limit = root / "sys/fs/cgroup", "memory.max"
         elif "memory" in controllers.split(","):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncGenerator
 from urllib.request import urlopen
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from llm_service.engines.base import EngineLoad, Request, StepTotals, TokenOutput
 from llm_service.metrics import Metrics, serving_metrics
+from protos.errors import NonFiniteError
 from protos.internvl.v1 import llm_pb2_grpc
 from tests.idle_engine import IdleEngine
-from tests.integration.llm_calls import END, exchange, serving, start
+from tests.integration.llm_calls import END, exchange, serving, start, table, upload
 from tests.real_tokenizers import real_tokenizer
 
 
@@ -62,6 +65,41 @@ async def test_the_engines_load_and_the_answers_are_counted() -> None:
     assert after["first_token_seconds_count"] == after["request_seconds_count"] == 2
     expected = sum(usage.total_seconds for usage in usages)
     assert after["request_seconds_sum"] == pytest.approx(expected)
+
+
+class BrokenEngine(IdleEngine):
+    """Gives a token, and then no numbers any more."""
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        yield TokenOutput([40], None)
+        raise NonFiniteError("not finite in float16")
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        (1.0, "not finite in float16"),
+        (math.nan, "the embedding of an image has values that are not finite: serve the vision "),
+    ],
+)
+async def test_requests_whose_logits_are_not_finite_are_counted_and_logged_once(
+    value: float, sentence: str
+) -> None:
+    engine = BrokenEngine()
+    metrics = Metrics(engine)
+    async with serving(engine, real_tokenizer("qwen2_5"), metrics=metrics) as channel:
+        stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
+        _, data = table(value)
+        with serving_metrics(metrics, "127.0.0.1", 0) as port, capture_logs() as events:
+            assert port is not None
+            with pytest.raises(NonFiniteError) as caught:
+                await exchange(stub, start(images=["cat"], choice_count=3), *upload(data))
+            counted = await asyncio.to_thread(read, port)
+    assert caught.value.message.startswith(sentence)
+    assert counted["nonfinite_logits_total"] == 1
+    (event,) = [event for event in events if event["event"] == "nonfinite_logits"]
+    assert event["image_token_count"] == 2
+    assert event["prompt_token_count"] > 2
 
 
 def test_without_a_port_none_are_served(monkeypatch: pytest.MonkeyPatch) -> None:

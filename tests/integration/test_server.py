@@ -138,6 +138,15 @@ async def test_error_in_the_middle_of_a_stream(
     assert type(from_rpc_error(info.value)) is EngineDeadError
 
 
+async def test_a_call_that_there_is_no_memory_for_may_be_tried_again(
+    servicer: Servicer, channel: grpc.aio.Channel
+) -> None:
+    servicer.error = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(OverloadedError, match="no memory for this call") as info:
+        await model_info(channel)
+    assert info.value.retry_after == 1.0
+
+
 async def test_bug_is_logged_with_traceback_and_answered_without(
     servicer: Servicer, channel: grpc.aio.Channel
 ) -> None:

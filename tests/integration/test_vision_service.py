@@ -23,6 +23,7 @@ from blockbuster import blockbuster_ctx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from safetensors.torch import load_file
+from structlog.testing import capture_logs
 
 from protos.errors import (
     EngineDeadError,
@@ -30,6 +31,7 @@ from protos.errors import (
     InvalidArgumentError,
     InvalidImageError,
     ModelMismatchError,
+    NonFiniteError,
     OverloadedError,
     ServiceError,
 )
@@ -378,6 +380,23 @@ async def test_a_cancelled_call_never_reaches_the_engine(
         # The same picture again is a new encode, not the cancelled one.
         assert (await client.encode(IMAGE_B)).header.tile_count == 3
     assert sum(fake_engine.batch_tile_counts) == 1 + 3
+
+
+async def test_an_embedding_that_is_not_finite_is_an_error_and_is_not_kept(
+    fake_engine: FakeEngine,
+) -> None:
+    async with running(fake_engine) as client:
+        fake_engine.poison = 0.0
+        black = encoded(Image.new("RGB", (448, 448)))
+        with capture_logs() as events:
+            refusals = [await client.refusal(black) for _ in range(2)]
+        for refusal in refusals:
+            assert isinstance(refusal, NonFiniteError)
+            assert refusal.message == "the embedding of the image is not finite in float32"
+        found = [event for event in events if event["event"] == "nonfinite_embedding"]
+        assert [(event["tile_count"], event["dtype"]) for event in found] == [(1, "float32")] * 2
+        fake_engine.poison = -1.0
+        assert not (await client.encode(black)).rows.any()
 
 
 async def test_a_dead_engine_fails_calls_and_ends_the_service(

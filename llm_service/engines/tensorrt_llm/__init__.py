@@ -4,6 +4,7 @@ Where it differs from the torch engine, because the executor does:
 - alternatives to a token are refused by name. So are guides, biases and a least number of tokens
   where another process than ours computes the logits: with mpi_mode orchestrator and with pipeline
   parallelism;
+- logits that are not finite end a start, and later a request that asks for log probabilities;
 - an image's rows are always needed: RowsNeededError whenever they are not held;
 - presence and frequency penalties count the prompt's tokens too, and log probabilities are those
   after the temperature.

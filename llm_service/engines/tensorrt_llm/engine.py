@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +47,7 @@ from llm_service.engines.tensorrt_llm.responses import Delta, read_response
 from llm_service.engines.tensorrt_llm.sampling import check_supported
 from llm_service.engines.tensorrt_llm.turns import Turns
 from llm_service.sampling import SamplingParams
-from protos.errors import ContextLengthError, ServiceError
+from protos.errors import ContextLengthError, NonFiniteError, ServiceError
 
 logger = structlog.get_logger()
 
@@ -153,6 +154,7 @@ class TensorRTLLMEngine:
                     raise constraint.failure
                 if delta.error is not None:
                     raise delta.error
+                self._check_finite(delta.output)
                 if delta.output.token_ids or finished:
                     yield _counted(delta.output, len(submission.request.prompt.token_ids))
         finally:
@@ -272,6 +274,7 @@ class TensorRTLLMEngine:
                     delta = read_response(response, tokens_per_block=0)
                     if delta.error is not None:
                         raise delta.error
+                    self._check_finite(delta.output)
         except (ServiceError, RuntimeError) as error:
             raise EngineStartError(f"the engine failed its first request: {error}") from error
         for stats in reversed(self._executor.get_latest_iteration_stats()):
@@ -280,10 +283,25 @@ class TensorRTLLMEngine:
         raise EngineStartError("the engine has no KV cache: build it with --kv_cache_type paged")
 
     def _probing(self) -> Submission:
-        """Returns what a probe asks for: two tokens after a token and a virtual token."""
+        """Returns what a probe asks for: two tokens after some tokens and a virtual token."""
         table = torch.zeros(1, self._config.hidden_size)
-        prompt = Prompt([0, self._folder.vocabulary_size], table)
-        return Submission(PROBE_CLIENT_ID, Request(prompt, SamplingParams()), max_tokens=2)
+        size = self._folder.vocabulary_size
+        prompt = Prompt([0, size // 3, size // 3 * 2, size], table)
+        params = SamplingParams(logprob_count=0)
+        return Submission(PROBE_CLIENT_ID, Request(prompt, params), max_tokens=2)
+
+    def _check_finite(self, output: TokenOutput) -> None:
+        """Ends what the executor goes on with: its logits show in log probabilities alone.
+
+        Raises:
+            NonFiniteError: one of them is NaN.
+        """
+        if any(math.isnan(logprob.logprob) for logprob in output.logprobs):
+            dtype = str(self._folder.dtype).removeprefix("torch.")
+            raise NonFiniteError(
+                f"the language model's numbers are not finite in {dtype}: build its engine with"
+                " --dtype bfloat16"
+            )
 
     def _run(self) -> None:
         try:

@@ -21,6 +21,7 @@ from llm_service.engines.tensorrt_llm.requests import RequestFactory
 from llm_service.engines.tensorrt_llm.turns import Turns
 from llm_service.settings import Settings, TensorRTLLMOptions
 from llm_service.tokenizer import Tokenizer
+from protos.process.memory import is_out_of_memory
 from protos.process.server import STOP_SIGNALS
 
 logger = structlog.get_logger()
@@ -76,7 +77,14 @@ def _executor(
     try:
         return executor.Executor(folder.path, executor.ModelType.DECODER_ONLY, executor_config)
     except RuntimeError as error:
-        raise EngineStartError(f"TensorRT-LLM cannot load {folder.path}: {error}") from error
+        (reason, *_) = str(error).splitlines() or [""]
+        ways = ""
+        if is_out_of_memory(error):
+            ways = (
+                ". What helps: a smaller --kv-cache-fraction or --kv-cache-byte-count, an engine"
+                " built for more GPUs (--tp), or a smaller model"
+            )
+        raise EngineStartError(f"TensorRT-LLM cannot load {folder.path}: {reason}{ways}") from error
 
 
 def _max_batch_size(settings: Settings, folder: EngineFolder) -> int:

@@ -185,7 +185,7 @@ class TorchEngine:
         """Reads a prompt and generates two tokens: both kinds of step run once."""
         vocabulary_size = self._config.vocabulary_size
         count = max(1, min(WARM_UP_TOKEN_COUNT, self.context_length - 2))
-        token_ids = [place * vocabulary_size // count for place in range(count)]
+        token_ids = [place * vocabulary_size // WARM_UP_TOKEN_COUNT for place in range(count)]
         prompt = Prompt(token_ids, torch.empty(0, self._config.hidden_size))
         sequence = Sequence(prompt, SamplingParams(), 2, vocabulary_size)
         self._scheduler.add(sequence)

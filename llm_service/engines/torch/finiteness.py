@@ -21,12 +21,13 @@ def broken_start(decoder: Decoder) -> str:
             return f"the weights themselves are not finite: the checkpoint's {name} holds NaN"
         if any(view.isinf().any() for view in destination.views):
             return f"the checkpoint's {name} is not finite in {_name(dtype)}{_remedy(dtype)}"
-    return f"the logits of the language model are not finite in {_name(dtype)}{_remedy(dtype)}"
+    found = f"the logits of the language model are not finite in {_name(dtype)}"
+    return found + (_remedy(dtype) or ", though each of its weights is")
 
 
 def _remedy(dtype: torch.dtype) -> str:
     if dtype != torch.float16:
-        return ", though each of its weights is"
+        return ""
     return ", which ends at 65504: serve it with --torch.dtype bfloat16 or float32"
 
 

@@ -16,6 +16,7 @@ from llm_service.__main__ import embedding_key, load, main
 from llm_service.engines.base import LLMEngine
 from llm_service.model import ModelInfo
 from llm_service.settings import Settings
+from protos.process.memory import FreeMemory
 from tests.random_checkpoint import write_random_checkpoint
 
 OUTSIDE = "192.0.2.1"  # an address that no machine has
@@ -69,6 +70,68 @@ def test_what_this_machine_does_not_allow(
 ) -> None:
     told = sentence_of_failure(monkeypatch, capsys, "--checkpoint", str(checkpoint), *words)
     assert sentence in told
+
+
+@pytest.mark.parametrize(
+    ("free", "words", "sentence"),
+    [
+        (
+            2**20,
+            ["--kv-cache-byte-count", str(3 * 2**30)],
+            "there is too little memory: the weights take 0.0 GiB in float32, the KV cache 3.0 GiB;"
+            " 0.0 GiB are free here. What helps: --kv-cache-byte-count of less than 616448, or"
+            " --torch.dtype bfloat16, which halves both, or a smaller model",
+        ),
+        (
+            1000,
+            ["--torch.dtype", "bfloat16"],
+            "there is too little memory: the weights take 0.0 GiB in bfloat16, the KV cache 1.0"
+            " GiB; 0.0 GiB are free here. What helps: a smaller model",
+        ),
+    ],
+)
+def test_too_little_memory_is_seen_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path,
+    free: int,
+    words: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(
+        "llm_service.engines.torch.start_memory.free_host_memory",
+        lambda: FreeMemory(free, "are free here"),
+    )
+    monkeypatch.setattr("llm_service.engines.torch.launch.load_decoder", pytest.fail)
+    words = ["--checkpoint", str(checkpoint), "--torch.device", "cpu", *words]
+    told = sentence_of_failure(monkeypatch, capsys, "--torch.dtype", "float32", *words)
+    assert told == sentence
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory:\nbacktrace"),
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+    ],
+    ids=["gpu", "host", "python", "mapping"],
+)
+@pytest.mark.parametrize("place", ["launch.load_decoder", "launch.ModelRunner"])
+def test_memory_that_turns_out_to_be_too_little(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    checkpoint: Path,
+    place: str,
+    error: Exception,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(f"llm_service.engines.torch.{place}", fail)
+    told = sentence_of_failure(monkeypatch, capsys, "--checkpoint", str(checkpoint))
+    assert told.startswith("there is too little memory: the weights take 0.0 GiB in ")
 
 
 def test_a_port_that_is_taken(

@@ -26,6 +26,8 @@ class FakeEngine:
         entered: set once a batch was submitted.
         submissions: the tile counts of the batches again, for who waits for one.
         error: raised by whoever waits for a batch.
+        submit_error: raised to whoever submits the next one.
+        poison: tiles of this mean value have an embedding of NaN.
     """
 
     dtype = torch.float32
@@ -39,15 +41,21 @@ class FakeEngine:
         self.entered = threading.Event()
         self.submissions: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.error: Exception | None = None
+        self.submit_error: Exception | None = None
+        self.poison = -1.0
 
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
         means = tiles.to(torch.float32).mean(dim=(1, 2, 3))
+        means[means == self.poison] = torch.nan
         return means[:, None, None].repeat(1, *self._row_shape)
 
     def submit(self, images: Sequence[torch.Tensor]) -> FakeBatch:
         self.batch_tile_counts.append(sum(map(len, images)))
         self.submissions.put(self.batch_tile_counts[-1])
         self.entered.set()
+        if (error := self.submit_error) is not None:
+            self.submit_error = None
+            raise error
         return FakeBatch(self, [self.encode(tiles) for tiles in images])
 
 

@@ -134,6 +134,43 @@ async def test_a_result_does_not_keep_its_batch_in_memory() -> None:
     assert embeddings.untyped_storage().nbytes() == embeddings.nbytes
 
 
+async def test_an_image_that_is_not_finite_is_told_from_its_batch() -> None:
+    engine = FakeEngine()
+    engine.poison = 5.0
+    async with running_batcher(engine, max_batch=4) as batcher:
+        first = await occupied(batcher, engine)
+        others = [await submitted(batcher, *values) for values in ((1, 2), (3, 4, 5, 6, 7), (8,))]
+        engine.gate.set()
+        results = await asyncio.gather(first, *others)
+    assert [result.is_finite for result in results] == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=["gpu", "host", "python"],
+)
+async def test_a_batch_without_memory_ends_its_images_and_not_the_engine(error: Exception) -> None:
+    engine = FakeEngine()
+    async with running_batcher(engine, max_batch=4) as batcher:
+        first = await occupied(batcher, engine)
+        others = [await submitted(batcher, *values) for values in ((1, 2), (3, 4, 5), (6,))]
+        engine.submit_error = error
+        engine.gate.set()
+        *ended, last = await asyncio.gather(*others, return_exceptions=True)
+        assert values_of(await first) == [0]
+        for refusal in ended:
+            assert isinstance(refusal, OverloadedError)
+            assert "no memory for a batch of 4 tiles" in refusal.message
+        assert isinstance(last, EncodedTiles)
+        assert values_of(last) == [6]
+        assert values_of(await batcher.encode(tiles_of(7))) == [7]
+
+
 async def test_a_full_queue_refuses_with_both_numbers() -> None:
     engine = FakeEngine()
     async with running_batcher(engine, max_queued=4) as batcher:

@@ -13,6 +13,7 @@ import torch
 from tests.unit.vision_service.checkpoints import original_shapes
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.torch.intern_vit import VisionModel
+from vision_service.memory import weight_byte_count
 
 CONFIGS = Path(__file__).parents[2] / "data" / "configs"
 # Published as 304 M and 5.54 B; to the unit they follow from the widths of the two towers.
@@ -49,6 +50,13 @@ def test_every_original_tensor_has_its_place(size: str) -> None:
 def test_the_tower_has_the_published_parameter_count(size: str) -> None:
     _, model, _ = built(size)
     assert sum(p.numel() for p in model.vision_model.parameters()) == SIZES[size][0]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_memory_that_is_asked_for_is_what_the_weights_take(size: str) -> None:
+    config, model, _ = built(size)
+    taken = sum(p.numel() for p in model.parameters())
+    assert weight_byte_count(config, itemsize=2) == pytest.approx(2 * taken, rel=1e-2)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from protos.process.memory import FreeMemory
 from tests.unit.vision_service.checkpoints import (
     SMALL_6B,
     changed,
@@ -89,6 +91,70 @@ def test_a_folder_that_is_no_plan(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     plan = ("--engine", "tensorrt", "--tensorrt.plan", str(tmp_path))
     assert "plan.json: is no record of a finished plan" in start(*plan)
+
+
+FC2 = "vision_model.encoder.layers.1.mlp.fc2.weight"
+
+
+@pytest.mark.parametrize(
+    ("factor", "dtype", "sentence"),
+    [
+        (
+            3e4,
+            "float16",
+            "the embeddings of the vision model are not finite in float16, which ends at 65504: "
+            "serve it with --torch.dtype bfloat16 or float32",
+        ),
+        (
+            1e6,
+            "float16",
+            f"the checkpoint's {FC2} is not finite in float16, which ends at 65504: "
+            "serve it with --torch.dtype bfloat16 or float32",
+        ),
+        (
+            math.nan,
+            "float32",
+            f"the weights themselves are not finite: the checkpoint's {FC2} holds NaN",
+        ),
+    ],
+)
+def test_embeddings_that_are_not_finite(
+    start: Callable[..., str], tmp_path: Path, factor: float, dtype: str, sentence: str
+) -> None:
+    tensors = random_tensors(SMALL_6B)
+    write_checkpoint(tmp_path, tensors=tensors | {FC2: tensors[FC2] * factor})
+    assert start("--torch.dtype", dtype) == sentence
+
+
+def test_too_little_memory(
+    start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path)
+    monkeypatch.setattr(
+        "vision_service.engines.torch.engine.free_host_memory",
+        lambda: FreeMemory(1000, "are free here"),
+    )
+    assert start("--torch.dtype", "float32") == (
+        "there is too little memory: the weights take 0.0 GiB in float32, and a batch has 13 tiles;"
+        " 0.0 GiB are free here. What helps: --torch.dtype bfloat16, which halves all,"
+        " or a smaller --max-batch-tile-count, or a smaller model"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
+    ids=["host", "python"],
+)
+def test_memory_that_turns_out_to_be_too_little(
+    start: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    write_checkpoint(tmp_path)
+    monkeypatch.setattr("vision_service.engines.torch.engine.TorchEngine.encode", fail)
+    assert start().startswith("there is too little memory: the weights take 0.0 GiB in ")
 
 
 def test_an_address_that_is_not_this_machines(start: Callable[..., str], tmp_path: Path) -> None:

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import tests.doubles
+from llm_service.engines.base import TokenOutput
 
 FOLDER = next(iter(tests.doubles.__path__))
 PACKAGES = ("tensorrt_llm", "llm_service.engines.tensorrt_llm")
 BUILDER = "llm_service.engines.tensorrt_llm.build"  # runs without TensorRT-LLM
+
+
+def spoil_log_probs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the executor's log probabilities those of logits that are NaN."""
+    answer = importlib.import_module("tensorrt_llm.bindings.executor").Answer
+    after = answer.after
+
+    def broken(self: Any, output: TokenOutput) -> Any:
+        nan = tuple(replace(logprob, logprob=math.nan) for logprob in output.logprobs)
+        return after(self, replace(output, logprobs=nan))
+
+    monkeypatch.setattr(answer, "after", broken)
 
 
 @contextmanager

@@ -32,11 +32,13 @@ from protos.errors import (
     ContextLengthError,
     DeadlineError,
     EngineDeadError,
+    NonFiniteError,
     OverloadedError,
     ServiceError,
     UnsupportedFieldError,
 )
 from tests.embedding_ids import embedding_id
+from tests.unit.llm_service.engines.tensorrt_llm.double import spoil_log_probs
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
     engine_document,
     write_engine_folder,
@@ -414,6 +416,17 @@ async def test_a_step_that_fails_costs_the_active_requests_alone(
     assert sum(len(output.token_ids) for output in await outputs_of(engine)) == 8
     assert engine.is_healthy()
     assert [request.client_id for request in executors[0].requests].count(0) == 2  # with the first
+
+
+async def test_log_probabilities_that_are_no_numbers_end_their_request(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await start()
+    spoil_log_probs(monkeypatch)
+    params = SamplingParams(max_tokens=8, logprob_count=0)
+    with pytest.raises(NonFiniteError, match="not finite in float32"):
+        await outputs_of(engine, params=params)
+    assert sum(len(output.token_ids) for output in await outputs_of(engine)) == 8
 
 
 async def test_a_probe_that_cannot_be_made_ends_the_engine(

@@ -20,6 +20,7 @@ from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings
 from protos.errors import UnsupportedFieldError
 from protos.process.server import STOP_SIGNALS
+from tests.unit.llm_service.engines.tensorrt_llm.double import spoil_log_probs
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
     engine_document,
     write_engine_folder,
@@ -110,6 +111,27 @@ def test_refuses_an_engine_that_fails_its_first_request(
     with pytest.raises(EngineStartError, match="failed its first request: .*no plan"):
         create()
     assert len(shut_down) == 1
+
+
+def test_refuses_an_engine_whose_first_logits_are_not_finite(
+    create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_log_probs(monkeypatch)
+    with pytest.raises(
+        EngineStartError, match="its first request: .* not finite in float32: build"
+    ):
+        create()
+
+
+def test_says_what_helps_where_the_executor_finds_no_memory(
+    create: Create, bindings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("[TensorRT-LLM][ERROR] CUDA runtime error: out of memory\n1 0x7f: /lib")
+
+    monkeypatch.setattr(bindings, "Executor", fail)
+    with pytest.raises(EngineStartError, match="out of memory. What helps: a smaller --kv-cache-f"):
+        create()
 
 
 def test_another_rank_works_until_the_leader_is_gone(

@@ -11,6 +11,7 @@ import pytest
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
 from llm_service.engines.torch.weights import destinations, empty_decoder
+from llm_service.memory import weight_byte_count
 from tests.unit.llm_service.engines.torch.tiny import tensor_shapes
 
 CONFIGS = Path(__file__).parents[4] / "data" / "configs"
@@ -35,6 +36,14 @@ def test_every_tensor_has_its_place(size: str) -> None:
     decoder = empty_decoder(LLMConfig.from_checkpoint(folder), TorchKernels())
     shapes = {name: destination.shape for name, destination in destinations(decoder).items()}
     assert shapes == tensor_shapes(llm)
+
+
+@pytest.mark.parametrize("size", [size for size, _, _ in SIZES])
+def test_the_memory_that_is_asked_for_is_what_the_weights_take(size: str) -> None:
+    config = LLMConfig.from_checkpoint(CONFIGS / f"InternVL2_5-{size}")
+    decoder = empty_decoder(config, TorchKernels())
+    taken = sum(parameter.nbytes for parameter in decoder.parameters())
+    assert weight_byte_count(config, itemsize=4) == pytest.approx(taken, rel=1e-3)
 
 
 @pytest.mark.parametrize(("size", "vit_width", "billions"), SIZES)
