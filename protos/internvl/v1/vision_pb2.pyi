@@ -33,7 +33,8 @@ class EncodeImageRequest(_message.Message):
     """
     max_tile_count: _builtins.int
     """Most tiles that the image may be cut into, without the thumbnail; 1 to max_tile_count.
-    Default: default_tile_count. 1 gives exactly one tile and no thumbnail.
+    Default: default_tile_count. 1 gives exactly one tile and no thumbnail; for a checkpoint without
+    dynamic_image_size every cap does.
     """
     expected_recipe_sha256: _builtins.bytes
     """When set, the service refuses (FAILED_PRECONDITION) unless its recipe_sha256 equals this one."""
@@ -112,7 +113,7 @@ class EncodeImageHeader(_message.Message):
     IMAGE_HEIGHT_FIELD_NUMBER: _builtins.int
     CACHE_HIT_FIELD_NUMBER: _builtins.int
     tile_count: _builtins.int
-    """Number of tiles encoded, thumbnail included: 1, or 3 and more."""
+    """Number of tiles encoded, thumbnail included: 1, or 3 and more; without a thumbnail 2 and more."""
     grid_column_count: _builtins.int
     """Columns of the tile grid; 1 or more."""
     grid_row_count: _builtins.int
@@ -262,13 +263,15 @@ class VisionServiceGetModelInfoResponse(_message.Message):
     hidden_size: _builtins.int
     """Length of one embedding row; equals the LLM's hidden size."""
     tokens_per_tile: _builtins.int
-    """Rows per tile (256 for InternVL2.5)."""
+    """Rows per tile (256 for InternVL2.5; 64 for tiles of 224 pixels)."""
     tile_size: _builtins.int
     """Edge of a tile in pixels (448 for InternVL2.5)."""
     dtype: _tensor_pb2.DataType.ValueType
     """Element type of the embeddings."""
     default_tile_count: _builtins.int
-    """Tile cap used when a request sets none (the checkpoint's max_dynamic_patch), no thumbnail counted."""
+    """Tile cap used when a request sets none (the checkpoint's max_dynamic_patch; 1 if it has no
+    dynamic_image_size), no thumbnail counted.
+    """
     max_tile_count: _builtins.int
     """Largest tile cap a request may set, no thumbnail counted."""
     max_image_byte_count: _builtins.int

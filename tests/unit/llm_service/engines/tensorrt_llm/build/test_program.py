@@ -58,6 +58,18 @@ def test_arithmetic_and_command_are_the_golden_ones(
     assert (asked.max_input_len, asked.max_seq_len) == (32768, 36960)
 
 
+def test_smaller_tiles_take_fewer_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    document = json.loads((DATA / "configs" / "InternVL2_5-1B" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**document, "force_image_size": 224}))
+    folders = ("--converted", tmp_path / "converted", "--output", tmp_path / "engine")
+    _run(monkeypatch, "engine", "--checkpoint", tmp_path, *folders, "--dry-run")
+    shown = capsys.readouterr().out
+    assert "2 requests x 26 tiles x 64 = 3,328 rows" in shown
+    assert "--max_multimodal_len 3328" in shown
+
+
 def test_quantized_weights_and_the_gpus_share_of_the_cache_are_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
