@@ -40,24 +40,24 @@ class TokenNames:
 
     Attributes:
         named: contents by what they are for, e.g. "bos_token".
-        additional: further contents that are special.
+        special: contents of all that a file calls special.
     """
 
     named: Mapping[str, str]
-    additional: frozenset[str]
+    special: frozenset[str]
 
     @classmethod
     def read(cls, folder: Path, defaults: Mapping[str, str]) -> TokenNames:
         """Reads a folder; `defaults` holds names for where no file has the key."""
-        named: dict[str, str | None] = {**defaults}
-        additional: set[str] = set()
+        named: dict[str, str | None] = {}
+        special: set[str | None] = set()
         for file in ("special_tokens_map.json", "tokenizer_config.json"):
             section = section_of(folder / file)
             named |= {key: _content(section.values[key]) for key in NAMED if key in section.values}
-            listed = section.read("additional_special_tokens", list, [])
-            additional |= {content for token in listed if (content := _content(token))}
-        known = {key: content for key, content in named.items() if content is not None}
-        return cls(known, frozenset(additional) | set(known.values()))
+            special |= {*map(_content, section.read("additional_special_tokens", list, []))}
+        special |= {*named.values()}
+        known = {key: content for key, content in {**defaults, **named}.items() if content}
+        return cls(known, frozenset(content for content in special if content))
 
 
 def section_of(file: Path) -> Section:
@@ -77,12 +77,12 @@ def read_added_tokens(
     vocab = definition["model"]["vocab"]
     added = {
         content: AddedToken(vocab[content], special=True)
-        for content in names.additional
+        for content in (*names.special, *names.named.values())
         if content in vocab
     }
     added |= {token["content"]: _added(token, token["id"]) for token in definition["added_tokens"]}
     for content, token_id in section_of(folder / "added_tokens.json").values.items():
-        special = content in names.additional or not names.additional
+        special = content in names.special or not names.special
         added.setdefault(content, AddedToken(token_id, special))
     config = section_of(folder / "tokenizer_config.json")
     for token_id, token in config.read("added_tokens_decoder", dict, {}).items():

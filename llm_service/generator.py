@@ -26,6 +26,7 @@ from llm_service.model import ModelInfo
 from llm_service.prompt import PromptLayout, PromptSource, prompt_layout
 from llm_service.sampling import SamplingParams
 from llm_service.tables import TableCache, TableMessage
+from protos.errors import NonFiniteError
 from protos.identity import EmbeddingId
 
 logger = structlog.get_logger()
@@ -196,16 +197,20 @@ class Generator:
     ) -> AsyncGenerator[Event, None]:
         """Yields all that follows Wanted."""
         cached_token_count = output_token_count = 0
-        async with aclosing(interleaved(self._choices(prompt, generation))) as events:
-            async for index, event in events:
-                if not clock.has_ticked and isinstance(event, TextDelta):
-                    event = replace(event, prompt_token_count=len(prompt.token_ids))
-                clock.tick()
-                yield index, event
-                if isinstance(event, TextEnd):
-                    output_token_count += event.output_token_count
-                    if index == 0:
-                        cached_token_count = event.cached_token_count
+        try:
+            async with aclosing(interleaved(self._choices(prompt, generation))) as events:
+                async for index, event in events:
+                    if not clock.has_ticked and isinstance(event, TextDelta):
+                        event = replace(event, prompt_token_count=len(prompt.token_ids))
+                    clock.tick()
+                    yield index, event
+                    if isinstance(event, TextEnd):
+                        output_token_count += event.output_token_count
+                        if index == 0:
+                            cached_token_count = event.cached_token_count
+        except NonFiniteError as error:
+            self._record_nonfinite(prompt)
+            raise await asyncio.to_thread(_explained, error, prompt) from error
         usage = Usage(
             prompt_token_count=len(prompt.token_ids),
             image_token_count=prompt.prompt_table.shape[0],
@@ -236,6 +241,14 @@ class Generator:
             for index in range(generation.choice_count)
         ]
 
+    def _record_nonfinite(self, prompt: Prompt) -> None:
+        logger.error(
+            "nonfinite_logits",
+            prompt_token_count=len(prompt.token_ids),
+            image_token_count=prompt.prompt_table.shape[0],
+        )
+        self._metrics.count_nonfinite()
+
     def _record(self, usage: Usage) -> None:
         logger.info(
             "generated",
@@ -253,6 +266,16 @@ class Generator:
             "output": usage.output_token_count,
         }
         self._metrics.count_answer(tokens, usage.first_token_seconds, usage.total_seconds)
+
+
+def _explained(error: NonFiniteError, prompt: Prompt) -> NonFiniteError:
+    """Returns the error, or a better one where what came with the prompt is at fault."""
+    if prompt.prompt_table.isfinite().all():
+        return error
+    return NonFiniteError(
+        "the embedding of an image has values that are not finite: serve the vision service that"
+        " makes them with --torch.dtype bfloat16 or float32"
+    )
 
 
 class _Clock:

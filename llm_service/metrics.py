@@ -60,6 +60,11 @@ class Metrics:
             ["kind"],
             registry=self.registry,
         )
+        self._nonfinite = Counter(
+            "internvl_llm_nonfinite_logits",
+            "Requests that ended because the model's logits were NaN or infinite.",
+            registry=self.registry,
+        )
         self._first_token = Histogram(
             "internvl_llm_first_token_seconds",
             "From a request's first message to its first token.",
@@ -81,6 +86,10 @@ class Metrics:
             self._tokens.labels(kind).inc(count)
         self._first_token.observe(first_token_seconds)
         self._total.observe(total_seconds)
+
+    def count_nonfinite(self) -> None:
+        """Counts a request that has ended for logits that are not finite."""
+        self._nonfinite.inc()
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class Tokenizer:
             named: added tokens that are for control, as bos, eos, pad and unk.
 
         Raises:
-            CheckpointError: a token is missing, or has a flag that we do not serve.
+            CheckpointError: bos_token is missing, or a token has a flag that we do not serve.
         """
         self._added = dict(added)
         self._added_contents = {token.id: content for content, token in added.items()}
@@ -106,45 +106,31 @@ class Tokenizer:
                 not serve, or a token that InternVL needs is missing.
         """
         config = section_of(folder / "tokenizer_config.json")
+        if config.read("split_special_tokens", bool, default=False):
+            raise config.error("split_special_tokens", "is true; InternVL needs its tokens whole")
         try:
             definition = _definition(folder, config)
             is_sentencepiece = definition["decoder"]["type"] != "ByteLevel"
             names = TokenNames.read(folder, SENTENCEPIECE_NAMES if is_sentencepiece else {})
             added = read_added_tokens(folder, definition, names)
+            _check_template_tokens(folder, added)
             bos = bos_token(config, definition, names)
-            tokenizer = cls(definition, added, bos, names.named.values())
+            if bos is not None and bos not in added:
+                raise config.error("bos_token", f"is {bos!r}, which the tokenizer does not have")
+            return cls(definition, added, bos, names.named.values())
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{folder}: a tokenizer file is damaged: {error!r}") from error
-        tokenizer._check_template_tokens()
-        return tokenizer
-
-    def _check_template_tokens(self) -> None:
-        """Refuses a tokenizer whose prompts would not be as InternVL's templates write them.
-
-        Raises:
-            CheckpointError: a token is missing, or takes blanks around it away.
-        """
-        for content in TEMPLATE_TOKENS:
-            self.special_id(content)
-            if self._added[content].lstrip or self._added[content].rstrip:
-                raise CheckpointError(f"the token {content} must have neither lstrip nor rstrip")
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of typed text: tags and the like are tokens, control tokens are text.
 
         No beginning token.
         """
-        # encode would do, but of the two only encode_batch lets go of the interpreter's lock: a
-        # long text on another thread must not stop the event loop.
-        (encoding,) = self._typed.encode_batch([text], add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        return ids
+        return _ids(self._typed, text)
 
     def encode_plain(self, text: str) -> list[int]:
         """Returns the ids of text in which no added token is one."""
-        (encoding,) = self._plain.encode_batch([text], add_special_tokens=False)
-        ids: list[int] = encoding.ids
-        return ids
+        return _ids(self._plain, text)
 
     def special_id(self, content: str) -> int:
         """Returns the id of an added token, e.g. "<|im_end|>".
@@ -155,10 +141,6 @@ class Tokenizer:
         if content not in self._added:
             raise CheckpointError(f"the tokenizer has no token {content}")
         return self._added[content].id
-
-    def has_token(self, content: str) -> bool:
-        """Returns whether there is an added token, e.g. "<tool_call>"."""
-        return content in self._added
 
     def is_special(self, token_id: int) -> bool:
         """Returns whether an id is a special token, which answers leave out by default."""
@@ -213,6 +195,14 @@ class Tokenizer:
         return tokenizer
 
 
+def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    # encode would do, but of the two only encode_batch lets go of the interpreter's lock: a long
+    # text on another thread must not stop the event loop.
+    (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)
+    ids: list[int] = encoding.ids
+    return ids
+
+
 def _byte_alphabet() -> dict[str, int]:
     # GPT-2's byte alphabet: printable Latin-1 characters stand for themselves, the other bytes for
     # characters from U+0100 on (openai/gpt-2, encoder.py, bytes_to_unicode).
@@ -239,6 +229,18 @@ def _definition(folder: Path, config: Section) -> dict[str, Any]:
         f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt,"
         " or tokenizer.model"
     )
+
+
+def _check_template_tokens(folder: Path, added: Mapping[str, AddedToken]) -> None:
+    for content in TEMPLATE_TOKENS:
+        if content not in added:
+            raise CheckpointError(
+                f"{folder}: the tokenizer has no token {content}, which InternVL's prompts need"
+            )
+        if added[content].lstrip or added[content].rstrip:
+            raise CheckpointError(
+                f"{folder}: the token {content} has lstrip or rstrip, which is not served"
+            )
 
 
 def _tokenizer(document: str) -> tokenizers.Tokenizer:

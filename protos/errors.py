@@ -1,6 +1,7 @@
 """The error vocabulary: one exception class for each reason, with its canonical code.
 
 ServiceError                        INTERNAL             INTERNAL
+├── NonFiniteError                  INTERNAL             NON_FINITE
 ├── InvalidArgumentError            INVALID_ARGUMENT     INVALID_FIELD
 │   ├── UnsupportedFieldError       INVALID_ARGUMENT     UNSUPPORTED_FIELD
 │   ├── InvalidImageError           INVALID_ARGUMENT     INVALID_IMAGE
@@ -62,6 +63,12 @@ class ServiceError(Exception):
         self.message = message
         self.field = field
         self.retry_after = retry_after
+
+
+class NonFiniteError(ServiceError):
+    """The model computed NaN or infinity where it must give numbers."""
+
+    reason = "NON_FINITE"
 
 
 class InvalidArgumentError(ServiceError):

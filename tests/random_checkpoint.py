@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import save_file
 
-Family = Literal["qwen2", "internlm2"]
+Family = Literal["qwen2", "qwen3", "internlm2"]
 Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
 
@@ -46,7 +46,7 @@ def write_random_checkpoint(
     Args:
         folder: where to write; made if it does not exist.
         family: which decoder architecture.
-        tokenizer: folder with tokenizer files to copy; None writes a byte-level one (Qwen2 only).
+        tokenizer: folder with tokenizer files to copy; None writes a byte-level one (Qwen only).
         seed: of the weights.
     """
     vocabulary_size = write_tokenizer(folder, tokenizer)
@@ -177,6 +177,8 @@ def tiny_config(family: Family, vocabulary_size: int) -> Config:
     }  # fmt: skip
     own = {
         "qwen2": {"architectures": ["Qwen2ForCausalLM"], "rms_norm_eps": 1e-6},
+        "qwen3": {"architectures": ["Qwen3ForCausalLM"], "rms_norm_eps": 1e-6,
+                  "head_dim": 2 * TEXT_WIDTH // HEADS},
         "internlm2": {"architectures": ["InternLM2ForCausalLM"], "rms_norm_eps": 1e-5,
                       "bias": False, "eos_token_id": 2},
     }  # fmt: skip
@@ -191,8 +193,12 @@ def tiny_config(family: Family, vocabulary_size: int) -> Config:
 
 def _shapes(config: Config) -> Shapes:
     llm = config["llm_config"]
-    qwen2 = llm["architectures"] == ["Qwen2ForCausalLM"]
-    decoder = _qwen2_shapes(llm) if qwen2 else _internlm2_shapes(llm)
+    (architecture,) = llm["architectures"]
+    decoder = {
+        "InternLM2ForCausalLM": _internlm2_shapes,
+        "Qwen2ForCausalLM": _qwen2_shapes,
+        "Qwen3ForCausalLM": _qwen3_shapes,
+    }[architecture](llm)
     return _vision_shapes(config["vision_config"], llm["hidden_size"]) | decoder
 
 
@@ -227,9 +233,21 @@ def _vision_shapes(vision: Config, text_width: int) -> Shapes:
     return shapes
 
 
+def _qwen3_shapes(llm: Config) -> Shapes:
+    shapes = {
+        name: shape for name, shape in _qwen2_shapes(llm).items() if not name.endswith("bias")
+    }
+    for index in range(llm["num_hidden_layers"]):
+        for name in ("q_norm", "k_norm"):
+            tensor = f"language_model.model.layers.{index}.self_attn.{name}.weight"
+            shapes[tensor] = (llm["head_dim"],)
+    return shapes
+
+
 def _qwen2_shapes(llm: Config) -> Shapes:
     root = "language_model.model."
     width, ffn, heads = llm["hidden_size"], llm["intermediate_size"], llm["num_attention_heads"]
+    head_dim = llm.get("head_dim", width // heads)
     head_counts = {"q": heads, "k": llm["num_key_value_heads"], "v": llm["num_key_value_heads"]}
     shapes: Shapes = {
         f"{root}embed_tokens.weight": (llm["vocab_size"], width),
@@ -239,11 +257,11 @@ def _qwen2_shapes(llm: Config) -> Shapes:
     for index in range(llm["num_hidden_layers"]):
         layer = f"{root}layers.{index}."
         for name, head_count in head_counts.items():
-            rows = head_count * width // heads
+            rows = head_count * head_dim
             shapes[f"{layer}self_attn.{name}_proj.weight"] = (rows, width)
             shapes[f"{layer}self_attn.{name}_proj.bias"] = (rows,)
         shapes |= {
-            f"{layer}self_attn.o_proj.weight": (width, width),
+            f"{layer}self_attn.o_proj.weight": (width, heads * head_dim),
             f"{layer}mlp.gate_proj.weight": (ffn, width),
             f"{layer}mlp.up_proj.weight": (ffn, width),
             f"{layer}mlp.down_proj.weight": (width, ffn),

@@ -13,6 +13,7 @@ import structlog
 import torch
 
 from protos.errors import EngineDeadError, OverloadedError
+from protos.process.memory import is_out_of_memory
 from vision_service.engines.base import EncodingBatch, VisionEngine
 
 RETRY_AFTER_SECONDS = 1.0
@@ -29,11 +30,13 @@ class EncodedTiles:
         embeddings: [tiles, tokens_per_tile, hidden], on the CPU, sharing memory with no other.
         queue_seconds: time spent waiting for the engine.
         forward_seconds: time that the engine spent on the batches that the tiles were in.
+        is_finite: whether all values of the embeddings are.
     """
 
     embeddings: torch.Tensor
     queue_seconds: float
     forward_seconds: float
+    is_finite: bool
 
 
 @dataclass(eq=False)
@@ -46,6 +49,7 @@ class _Job:
     taken_count: int = 0
     embeddings: list[torch.Tensor] = field(default_factory=list)
     forward_seconds: float = 0.0
+    is_finite: bool = True
 
     def take(self, count: int) -> torch.Tensor:
         """Returns the next tiles, at most `count`."""
@@ -64,7 +68,7 @@ class _Job:
     def result(self) -> EncodedTiles:
         waited = time.perf_counter() - self.submitted_at - self.forward_seconds
         whole = self.embeddings[0] if len(self.embeddings) == 1 else torch.cat(self.embeddings)
-        return EncodedTiles(whole, waited, self.forward_seconds)
+        return EncodedTiles(whole, waited, self.forward_seconds, self.is_finite)
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class TileBatcher:
             tiles: [tiles, 3, tile_size, tile_size] uint8, on the CPU.
 
         Raises:
-            OverloadedError: the queue has no room for the tiles.
+            OverloadedError: the queue has no room for the tiles, or the engine no memory.
             EngineDeadError: the engine failed, now or earlier.
         """
         if not self.is_healthy():
@@ -147,9 +151,13 @@ class TileBatcher:
                 retry_after=RETRY_AFTER_SECONDS,
             )
 
-    def _settle(self, job: _Job, result: EncodedTiles | None) -> None:
+    def _settle(self, job: _Job, result: EncodedTiles | OverloadedError | None) -> None:
         self._jobs.discard(job)
-        if result is not None and not job.done.done():
+        if job.done.done():
+            return
+        if isinstance(result, OverloadedError):
+            job.done.set_exception(result)
+        elif result is not None:
             job.done.set_result(result)
 
     def _fail_all(self) -> None:
@@ -207,8 +215,26 @@ class TileBatcher:
             if not job.waiting_count:
                 self._waiting.popleft()
         if jobs:
-            started_at = time.perf_counter()
-            self._in_flight.append(_Batch(jobs, self._engine.submit(parts), started_at))
+            self._submit(jobs, parts)
+
+    def _submit(self, jobs: list[_Job], parts: list[torch.Tensor]) -> None:
+        """Gives the engine a batch; one that there is no memory for ends its images alone."""
+        started_at = time.perf_counter()
+        try:
+            encoding = self._engine.submit(parts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.error("batch_out_of_memory", exc_info=error)
+            self._refuse(jobs, sum(map(len, parts)))
+            return
+        self._in_flight.append(_Batch(jobs, encoding, started_at))
+
+    def _refuse(self, jobs: list[_Job], tile_count: int) -> None:
+        for job in jobs:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            self._post(job, _out_of_memory(tile_count))
 
     def _finish_batch(self, batch: _Batch) -> None:
         parts = batch.encoding.wait()
@@ -216,9 +242,11 @@ class TileBatcher:
         seconds = now - max(batch.started_at, self._engine_free_at)
         self._engine_free_at = now
         self._count(parts, batch.encoding.padding_tile_count)
-        for job, part in zip(batch.jobs, parts, strict=True):
+        finite = batch.encoding.are_finite()
+        for job, part, is_finite in zip(batch.jobs, parts, finite, strict=True):
             job.embeddings.append(part)
             job.forward_seconds += seconds
+            job.is_finite &= is_finite
             if job.is_encoded:
                 self._post(job, job.result())
 
@@ -238,8 +266,16 @@ class TileBatcher:
         if error := worker.exception():
             logger.error("engine_died", exc_info=error)
 
-    def _post(self, job: _Job, result: EncodedTiles | None) -> None:
+    def _post(self, job: _Job, result: EncodedTiles | OverloadedError | None) -> None:
         self._loop.call_soon_threadsafe(self._settle, job, result)
+
+
+def _out_of_memory(tile_count: int) -> OverloadedError:
+    return OverloadedError(
+        f"there was no memory for a batch of {tile_count} tiles; a smaller"
+        " --max-batch-tile-count of the vision service takes less",
+        retry_after=RETRY_AFTER_SECONDS,
+    )
 
 
 def _engine_dead() -> EngineDeadError:

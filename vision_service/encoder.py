@@ -16,6 +16,7 @@ from protos.errors import (
     InvalidArgumentError,
     InvalidImageError,
     ModelMismatchError,
+    NonFiniteError,
 )
 from protos.identity import EmbeddingId, content_digest, recipe_digest
 from protos.signature import EmbeddingKey
@@ -98,7 +99,8 @@ class ImageEncoder:
             InvalidArgumentError: the tile cap is out of its range.
             InvalidImageError: no bytes, or not an image that is decoded here.
             ImageTooLargeError: too many bytes or pixels.
-            OverloadedError: a queue is full.
+            OverloadedError: a queue is full, or the memory.
+            NonFiniteError: the embedding has values that are no numbers.
             EngineDeadError: the engine failed.
         """
         self._check_recipe(request.expected_recipe_sha256)
@@ -114,6 +116,8 @@ class ImageEncoder:
     async def _encode(self, id_: EmbeddingId, image: bytes, tile_cap: int) -> ImageEmbedding:
         tiled, preprocess_seconds = await self._preprocessor.tile(image, tile_cap)
         encoded = await self._batcher.encode(torch.from_numpy(tiled.tiles))
+        if not encoded.is_finite:
+            raise self._not_finite(len(encoded.embeddings))
         rows = encoded.embeddings.flatten(0, 1)  # [tiles x tokens_per_tile, hidden]
         return ImageEmbedding(
             id=id_,
@@ -125,6 +129,14 @@ class ImageEncoder:
             timings=Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds),
             signing=self._signing(id_, rows),
         )
+
+    def _not_finite(self, tile_count: int) -> NonFiniteError:
+        dtype = str(self.info.dtype).removeprefix("torch.")
+        logger.error("nonfinite_embedding", tile_count=tile_count, dtype=dtype)
+        remedy = ""
+        if self.info.dtype == torch.float16:
+            remedy = ", which ends at 65504: bfloat16 or float32 can hold it"
+        return NonFiniteError(f"the embedding of the image is not finite in {dtype}{remedy}")
 
     def _signing(self, id_: EmbeddingId, rows: torch.Tensor) -> asyncio.Future[bytes] | None:
         """Has the rows signed on a thread, while they are being sent."""

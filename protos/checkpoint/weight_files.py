@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -15,7 +14,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 SHARDS = "model-*-of-*.safetensors"
-PICKLES = ("*.bin", "*.pth", "*.pt")
+PICKLES = ("*model*.bin", "*model*.pth", "*model*.pt")
 # Buffers that old versions of transformers stored; whoever loads a checkpoint computes them.
 BUFFER_SUFFIX = ".rotary_emb.inv_freq"
 
@@ -63,7 +62,7 @@ def stored_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str,
     return stored
 
 
-def _names(file: Path) -> Iterable[str]:
+def _names(file: Path) -> list[str]:
     try:
         with safe_open(file, framework="np") as tensors:
             return [name for name in tensors.keys() if not name.endswith(BUFFER_SUFFIX)]  # noqa: SIM118 - a safetensors file is no dict
@@ -85,8 +84,8 @@ def _indexed_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
     needed = {folder / file for name, file in file_names.items() if name.startswith(prefixes)}
     if lacking := sorted(needed & missing):
         raise CheckpointError(
-            f"{index} names {len(files)} files, of which {len(missing)} are missing: the checkpoint"
-            f" has no file {lacking[0].name} ({folder}); fetch it again"
+            f"the checkpoint has no file {lacking[0].name} ({folder}), which {INDEX_FILE} names"
+            f" (missing: {len(missing)} of {len(files)} files); fetch the checkpoint again"
         )
     # Of a cache, a shard that is not there may be a link to what was never fetched.
     return [file for file in files if file in needed or file.is_file()]

@@ -58,6 +58,7 @@ GOALS: Mapping[str, Mapping[str, str]] = {
         "load": ">= 8",
     },
     "1B": {"load": ">= 20"},
+    "3.5-8B": {},
 }
 
 

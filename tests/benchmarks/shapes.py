@@ -21,17 +21,25 @@ from tests.random_checkpoint import (
     write_tokenizer,
 )
 from tests.real_tokenizers import FOLDER as TOKENIZERS
+from tests.unit.llm_service.decoders.released import RELEASED
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
-FAMILIES: Mapping[str, Family] = {"8B": "internlm2", "1B": "qwen2"}
-TOKENIZER_NAMES: Mapping[Family, str] = {"internlm2": "internlm2_5", "qwen2": "qwen2_5"}
+FAMILIES: Mapping[str, Family] = {"8B": "internlm2", "1B": "qwen2", "3.5-8B": "qwen3"}
+# Qwen3's tokenizer is Qwen2.5's with a few added tokens more.
+TOKENIZER_NAMES: Mapping[Family, str] = {
+    "internlm2": "internlm2_5",
+    "qwen2": "qwen2_5",
+    "qwen3": "qwen2_5",
+}
 SHARED_MEMORY = Path("/dev/shm")
 # The largest checkpoint has 16 GiB, and the processes that read it need room as well.
 LEAST_SHARED_MEMORY = 20 * GIB
 
 
 def released_config(size: str) -> dict[str, Any]:
-    """Returns the config.json of InternVL2.5 in a size, e.g. "8B"."""
+    """Returns the config.json of InternVL2.5 in a size, e.g. "1B", or of InternVL3.5-8B."""
+    if size == "3.5-8B":  # the same tower
+        return {**released_config("8B"), "llm_config": RELEASED["InternVL3_5-8B"][0]}
     text = (CONFIGS / f"InternVL2_5-{size}" / "config.json").read_text(encoding="utf-8")
     config: dict[str, Any] = json.loads(text)
     return config
@@ -42,7 +50,7 @@ def write_shape(folder: Path, size: str, *, device: str, tiny: bool) -> None:
 
     Args:
         folder: where to.
-        size: "8B" or "1B".
+        size: "8B", "1B" or "3.5-8B".
         device: draws the weights; its memory is free again afterwards.
         tiny: write a tiny checkpoint of the same architecture with the same tokenizer instead.
     """

@@ -44,7 +44,9 @@ def test_engine_cpu_on_a_tiny_model() -> None:
         assert all(float(cell) >= 0 for cell in row[1:4])
 
 
-@pytest.mark.parametrize("shape", ["8B", pytest.param("1B", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shape", ["8B", *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("1B", "3.5-8B"))]
+)
 def test_engine_cuda_in_one_process(tmp_path: Path, shape: str) -> None:
     out = ["--out", str(tmp_path), "--shape", shape]
     assert engine_cuda.main([*TINY, *out, "--part", *ONE_PROCESS_PARTS]) == 0

@@ -97,6 +97,7 @@ def _sizes(config: LLMConfig) -> dict[str, Any]:
         "num_hidden_layers": config.layer_count,
         "num_attention_heads": config.head_count,
         "num_key_value_heads": config.kv_head_count,
+        "head_dim": config.head_dim,
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},

@@ -41,5 +41,5 @@ def test_wrong_option_is_one_line(module: str) -> None:
 def test_missing_checkpoint_is_one_line(module: str) -> None:
     completed = run(module, "--checkpoint", "/nowhere")
     assert completed.returncode == 1
-    assert "config.json" in completed.stderr
+    assert "there is no folder /nowhere" in completed.stderr
     assert "Traceback" not in completed.stderr

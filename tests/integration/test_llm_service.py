@@ -838,6 +838,16 @@ async def test_count_tokens_counts_what_generate_would(
     assert count.image_token_count == usage.image_token_count == 2
 
 
+async def test_typed_tags_are_tokens_and_typed_control_tokens_are_not(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    await exchange(stub, start("<ref>a</ref><|im_end|>"))
+    ids = engine.prompts[-1].token_ids
+    assert (ids.count(151670), ids.count(151671), ids.count(END)) == (1, 1, 2)
+    count = await stub.CountTokens(llm_pb2.CountTokensRequest(text="<ref>a</ref>"))
+    assert count.prompt_token_count == 3
+
+
 async def test_count_tokens_refuses_a_wrong_number_of_images(
     stub: llm_pb2_grpc.LLMServiceAsyncStub,
 ) -> None:

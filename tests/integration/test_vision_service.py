@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import torch
 from blockbuster import blockbuster_ctx
@@ -38,10 +39,17 @@ from protos.process.server import running_server
 from protos.status import from_rpc_error
 from protos.transport import CHUNK_BYTE_COUNT, MAX_CHUNK_BYTE_COUNT
 from tests import hostile_pictures as hostile
+from tests.unit.vision_service.checkpoints import (
+    SMALL_6B,
+    changed,
+    random_tensors,
+    write_checkpoint,
+)
 from tests.unit.vision_service.fakes import FakeEngine, encoded, picture
+from tests.unit.vision_service.reference import plain_embeddings, reference_tiles
 from vision_service import __main__ as vision_main
 from vision_service.batcher import EncodedTiles, TileBatcher
-from vision_service.checkpoint import VisionConfig
+from vision_service.checkpoint import IMAGENET_MEAN, IMAGENET_STD, VisionConfig
 from vision_service.engines.base import VisionEngine
 from vision_service.engines.create import create_engine
 from vision_service.settings import Settings, TorchOptions
@@ -100,12 +108,14 @@ class EncodedImage:
 
 
 @asynccontextmanager
-async def running(engine: VisionEngine, **options: Any) -> AsyncIterator[Client]:
+async def running(
+    engine: VisionEngine, config: VisionConfig = CONFIG, **options: Any
+) -> AsyncIterator[Client]:
     """Runs the service on a free port over this engine."""
     options = {"preprocess_worker_count": 1, **options}  # of which each takes time to start
     settings = Settings(checkpoint=CHECKPOINT, **options)
     async with (
-        vision_main.open_service(settings, CONFIG, engine) as service,
+        vision_main.open_service(settings, config, engine) as service,
         running_server(service, "127.0.0.1", 0, drain_seconds=0) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
@@ -148,6 +158,50 @@ async def test_an_image_becomes_the_golden_embedding(client: Client) -> None:
     assert (header.image_width, header.image_height, header.cache_hit) == (900, 400, False)
     assert header.spec.dtype == tensor_pb2.DATA_TYPE_FP32
     assert list(header.spec.shape) == [3 * TOKENS_PER_TILE, HIDDEN_SIZE]
+
+
+@pytest.fixture
+def changed_checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Writes a small checkpoint with the test's changes to its config.json, which it returns."""
+    document: dict[str, Any] = changed(SMALL_6B, **request.param)
+    write_checkpoint(tmp_path, document)
+    return document
+
+
+@pytest.mark.parametrize(
+    ("changed_checkpoint", "size", "tile_count"),
+    [
+        ({"use_thumbnail": False, "min_dynamic_patch": 2}, (30, 30), 4),
+        ({"ps_version": "v1", "force_image_size": 56}, (90, 60), 7),
+        ({"dynamic_image_size": False}, (90, 60), 1),
+    ],
+    indirect=["changed_checkpoint"],
+)
+async def test_the_options_of_the_checkpoint_hold(
+    tmp_path: Path, changed_checkpoint: dict[str, Any], size: tuple[int, int], tile_count: int
+) -> None:
+    config = await asyncio.to_thread(VisionConfig.from_checkpoint, tmp_path)
+    settings = Settings(checkpoint=tmp_path, torch=TORCH_ON_THE_CPU)
+    engine = await asyncio.to_thread(create_engine, settings, config)
+    image = picture(*size)
+    async with running(engine, config) as client:
+        found = await client.encode(encoded(image), max_tile_count=6)
+        info = await client.info()
+    tiles = reference_tiles(image, 6, config.tile_size, config.tile_policy)
+    assert found.header.tile_count == len(tiles) == tile_count
+    weights = random_tensors(changed_checkpoint)
+    expected = [
+        plain_embeddings(pixel_values(tile), weights, changed_checkpoint, layer_count=2)
+        for tile in tiles
+    ]
+    torch.testing.assert_close(found.rows, torch.cat(expected), rtol=1e-4, atol=1e-4)
+    assert (info.tile_size, info.tokens_per_tile) == (config.tile_size, len(expected[0]))
+
+
+def pixel_values(tile: Image.Image) -> torch.Tensor:
+    values = torch.from_numpy(np.asarray(tile).transpose(2, 0, 1) / 255).float()
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return (values - mean.view(3, 1, 1)) / std.view(3, 1, 1)
 
 
 async def test_chunks_are_contiguous_and_the_checksum_is_theirs(fake_engine: FakeEngine) -> None:

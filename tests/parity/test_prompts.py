@@ -10,7 +10,7 @@ import pytest
 from llm_service.conversation import Message, Role
 from llm_service.pieces import ImagePart
 from llm_service.prompt import chat_layout
-from llm_service.templates import INTERNVL2_5, Template, read_template
+from llm_service.templates import INTERNLM2_CHAT, INTERNVL2_5, Template, read_template
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
 from tests.parity import golden
 from tests.real_tokenizers import FAMILIES, real_tokenizer
@@ -45,6 +45,36 @@ def test_ids_of_the_checkpoints_own_conversations(checkpoint_dir: Path) -> None:
         rows = [256 * tiles for tiles in conversation["tiles"]]
         expected = golden.decode_run_lengths(conversation["input_ids_rle"])
         assert _ids(tokenizer, template, messages, rows) == expected, conversation["name"]
+
+
+# What servers of InternVL2-8B and InternVL3-8B report in their published documents, for pictures
+# of so many tiles: usage.prompt_tokens of the conversations below.
+@pytest.mark.parametrize(
+    ("family", "template", "name", "tiles", "expected"),
+    [
+        ("internlm2_5", INTERNLM2_CHAT, "one_image_zh", [13], 3383),
+        ("internlm2_5", INTERNLM2_CHAT, "one_image_zh", [9], 2359),
+        ("internlm2_5", INTERNLM2_CHAT, "two_images_zh", [13, 10], 5955),
+        ("internlm2_5", INTERNLM2_CHAT, "six_frames_zh", [3] * 6, 4697),
+        ("qwen2_5", INTERNVL2_5, "one_image_zh", [13], 3383),
+        ("qwen2_5", INTERNVL2_5, "two_images_zh", [13, 10], 5955),
+    ],
+)
+def test_published_counts(
+    golden_dir: Path,
+    family: str,
+    template: Template,
+    name: str,
+    tiles: list[int],
+    expected: int,
+) -> None:
+    document = golden.read_json(golden_dir / "prompts.json")
+    found = [entry for entry in document["conversations"] if entry["name"] == name]
+    if not found:
+        pytest.skip(f"the golden data has no conversation {name}")
+    messages = [_message(message) for message in found[0]["messages"]]
+    rows = [256 * count for count in tiles]
+    assert len(_ids(real_tokenizer(family), template, messages, rows)) == expected
 
 
 def _message(message: dict[str, Any]) -> Message:

@@ -34,6 +34,23 @@ class EncodingBatch(Protocol):
         """
         ...
 
+    def are_finite(self) -> list[bool]:
+        """Returns for each image whether all values of its embedding are finite; after `wait`."""
+        ...
+
+
+def tile_sums(embeddings: torch.Tensor) -> torch.Tensor:
+    """Returns [n] float32, the sums of embeddings [n, tokens_per_tile, hidden] by tile.
+
+    A sum is finite where all of its values are: to tell that it takes one pass, and no memory.
+    """
+    return embeddings.sum((1, 2), dtype=torch.float32)
+
+
+def finite_images(sums: torch.Tensor, tile_counts: Sequence[int]) -> list[bool]:
+    """Returns for each image of so many tiles whether the sums of its tiles are finite."""
+    return [bool(part.isfinite().all()) for part in torch.split(sums, list(tile_counts))]
+
 
 class VisionEngine(Protocol):
     """What turns tiles into embeddings; used by one thread at a time."""

@@ -38,7 +38,7 @@ class BlockManager:
         """
         for _ in range(self._missing_count(sequence)):
             block, _ = self._free.popitem(last=False)
-            self._forget(block)
+            self._forget_block(block)
             self._holder_counts[block] = 1
             sequence.block_table.append(block)
 
@@ -63,7 +63,7 @@ class BlockManager:
             self._free.pop(block, None)
             self._holder_counts[block] += 1
             sequence.block_table.append(block)
-        sequence.computed_count = len(cached) * self.block_size
+        sequence.computed_count = sequence.shared_count = len(cached) * self.block_size
         self.allocate(sequence)
         return True
 
@@ -93,7 +93,16 @@ class BlockManager:
         del sequence.block_table[:]
         sequence.registered_count = 0
 
+    def forget(self, sequence: Sequence) -> None:
+        """Lets nobody find any block of the sequence's tokens again, whoever has computed it."""
+        for index in range(len(sequence.token_ids) // self.block_size):
+            digest = sequence.block_digest(index, self.block_size)
+            if digest is not None and (block := self._blocks.pop(digest, None)) is not None:
+                del self._digests[block]
+
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        if not sequence.trusts_cache:
+            return []
         blocks = []
         for index in range((len(sequence.token_ids) - 1) // self.block_size):
             digest = sequence.block_digest(index, self.block_size)
@@ -103,7 +112,7 @@ class BlockManager:
             blocks.append(block)
         return blocks
 
-    def _forget(self, block: int) -> None:
+    def _forget_block(self, block: int) -> None:
         if (digest := self._digests.pop(block, None)) is not None:
             del self._blocks[digest]
 

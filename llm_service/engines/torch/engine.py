@@ -33,14 +33,19 @@ from llm_service.engines.base import (
     TokenOutput,
 )
 from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.torch.finiteness import not_finite
 from llm_service.engines.torch.mask_pool import MaskPool
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
 from llm_service.engines.torch.step_outputs import SampledToken, StepOutputs
 from llm_service.sampling import SamplingParams
-from protos.errors import ServiceError
+from protos.errors import NonFiniteError, OverloadedError, ServiceError
+from protos.process.memory import is_out_of_memory
 
+# Of the first prompt: over several blocks, and of ids from the whole vocabulary.
+WARM_UP_TOKEN_COUNT = 40
+RETRY_AFTER_SECONDS = 1.0
 logger = structlog.get_logger()
 
 Outputs = asyncio.Queue[TokenOutput | ServiceError]
@@ -55,6 +60,9 @@ class TorchEngine:
     locks. Besides that the thread publishes plain values that others read: its load, and whether
     it has ended. It sets the latter before it empties its inbox for the last time, and `generate`
     reads it after posting, so no request can fall between the two.
+
+    A sequence whose logits are no numbers ends, and the others go on. What it has computed nobody
+    shares any more; who has done so, and so has no numbers either, is computed anew.
     """
 
     def __init__(
@@ -65,6 +73,12 @@ class TorchEngine:
         guides: GuideCompiler,
         max_waiting_count: int,
     ) -> None:
+        """Runs a first sequence, and starts the thread.
+
+        Raises:
+            NonFiniteError: its logits are not finite.
+            OverloadedError: there is no memory for it.
+        """
         blocks = scheduler.blocks
         self._config = config
         self._scheduler = scheduler
@@ -168,12 +182,17 @@ class TorchEngine:
         self._stopping = True
 
     def _warm_up(self) -> None:
-        """Reads a prompt of two tokens and generates two: both kinds of step run once."""
-        no_rows = torch.empty(0, self._config.hidden_size)
-        prompt = Prompt([0, 0], no_rows)
-        self._scheduler.add(Sequence(prompt, SamplingParams(), 2, self._config.vocabulary_size))
+        """Reads a prompt and generates two tokens: both kinds of step run once."""
+        vocabulary_size = self._config.vocabulary_size
+        count = max(1, min(WARM_UP_TOKEN_COUNT, self.context_length - 2))
+        token_ids = [place * vocabulary_size // count for place in range(count)]
+        prompt = Prompt(token_ids, torch.empty(0, self._config.hidden_size))
+        sequence = Sequence(prompt, SamplingParams(), 2, vocabulary_size)
+        self._scheduler.add(sequence)
         while self._scheduler.has_work:
             self._step()
+        if sequence.fault is not None:
+            raise sequence.fault
 
     def _run(self) -> None:
         try:
@@ -211,21 +230,34 @@ class TorchEngine:
         self._publish_load()
         self._tell({sequence: _rows_needed() for sequence in self._scheduler.take_unreadable()})
         if scheduled:
-            self._in_flight.append(self._runner.run(scheduled))
-            for sequence in scheduled:
-                sequence.mark_launched()
+            self._launch(scheduled)
         awaited = len(self._in_flight) > self._runner.overlaps or not scheduled
         if self._in_flight and awaited:
             self._deliver(self._in_flight.popleft().read())
         self._is_stalled = not (scheduled or self._in_flight) and self._scheduler.awaits_masks
         self._steps = self._steps.after(time.perf_counter() - started, token_count)
 
+    def _launch(self, scheduled: list[Sequence]) -> None:
+        """Has a step computed; one that there is no memory for ends its sequences alone."""
+        try:
+            outputs = self._runner.run(scheduled)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.error("step_out_of_memory", exc_info=error)
+            for sequence in scheduled:
+                self._fail(sequence, _out_of_memory(len(scheduled)))
+            return
+        self._in_flight.append(outputs)
+        for sequence in scheduled:
+            sequence.mark_launched()
+
     def _deliver(self, sampled: list[SampledToken]) -> None:
         """Appends the new tokens, frees what has finished, and only then tells the callers.
 
         A sequence that has ended since its step began gets no token any more.
         """
-        sampled = [token for token in sampled if token.sequence.status is not Status.FINISHED]
+        sampled = [token for token in sampled if self._counts(token)]
         for token in sampled:
             token.sequence.append(token.token_id)
             if token.sequence.has_ended:
@@ -233,6 +265,37 @@ class TorchEngine:
         self._masks.order(token.sequence for token in sampled if not token.sequence.has_ended)
         self._publish_load()
         self._tell({token.sequence: _output(token) for token in sampled})
+
+    def _counts(self, token: SampledToken) -> bool:
+        """Returns whether a token is its sequence's next one; where it is none, sees to that."""
+        sequence = token.sequence
+        if sequence.status is Status.FINISHED:
+            return False
+        if token.is_finite and not sequence.void_count:
+            return True
+        is_void = sequence.void_count > 0
+        sequence.drop()
+        if not is_void:
+            self._recover(sequence)
+        return False
+
+    def _recover(self, sequence: Sequence) -> None:
+        """Ends a sequence whose logits are not finite, or gives it one more chance.
+
+        They may be another's fault, of which it shares blocks.
+        """
+        if sequence.shared_count:
+            self._scheduler.blocks.forget(sequence)
+            self._scheduler.restart(sequence)
+        else:
+            self._fail(sequence, NonFiniteError(not_finite(self._runner.dtype)))
+
+    def _fail(self, sequence: Sequence, fault: ServiceError) -> None:
+        """Ends a sequence; nobody shares its blocks any more."""
+        sequence.fault = fault
+        self._scheduler.blocks.forget(sequence)
+        self._scheduler.finish(sequence)
+        self._tell({sequence: fault})
 
     def _tell(self, outputs: Mapping[Sequence, TokenOutput | ServiceError]) -> None:
         """Hands outputs to their callers: one wake-up of an event loop for all of them."""
@@ -291,6 +354,14 @@ def _alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
 def _put_all(messages: list[Message]) -> None:
     for queue, output in messages:
         queue.put_nowait(output)
+
+
+def _out_of_memory(sequence_count: int) -> OverloadedError:
+    return OverloadedError(
+        f"there was no memory for a step of {sequence_count} sequences; fewer or shorter ones may"
+        " fit",
+        retry_after=RETRY_AFTER_SECONDS,
+    )
 
 
 def _rows_needed() -> RowsNeededError:

@@ -10,15 +10,16 @@ from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.engine import TorchEngine
+from llm_service.engines.torch.finiteness import broken_start
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
+from llm_service.engines.torch.start_memory import CPU_KV_CACHE_BYTE_COUNT, StartMemory
 from llm_service.engines.torch.step_graphs import TOKEN_SIZES
 from llm_service.engines.torch.weights import load_decoder
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
-from protos.process.settings import GIB
+from protos.errors import NonFiniteError
 
-CPU_KV_CACHE_BYTE_COUNT = GIB
 # A step is as long as the wait of a cancelled or a new request.
 CPU_STEP_TOKEN_COUNT = 512
 CUDA_STEP_TOKEN_COUNT = 8192
@@ -37,16 +38,17 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
 
     Raises:
         CheckpointError: the weights do not fit the config.
-        EngineStartError: there is no CUDA device or too little memory, or the KV cache would hold
-            no block.
+        EngineStartError: there is no CUDA device or too little memory, the KV cache would hold no
+            block, or the first logits are not finite.
     """
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch)
-    try:
-        decoder = load_decoder(settings.checkpoint, config, device, _dtype(settings.torch, device))
+    dtype = _dtype(settings.torch, device)
+    memory = StartMemory.of(settings, config, device, dtype)
+    memory.check()
+    with memory.enough():
+        decoder = load_decoder(settings.checkpoint, config, device, dtype)
         return _engine(settings, decoder, GuideCompiler(tokenizer, config.vocabulary_size))
-    except torch.OutOfMemoryError as error:
-        raise EngineStartError(f"the GPU has no memory left: {error}") from error
 
 
 def _engine(settings: Settings, decoder: Decoder, guides: GuideCompiler) -> TorchEngine:
@@ -56,7 +58,10 @@ def _engine(settings: Settings, decoder: Decoder, guides: GuideCompiler) -> Torc
     step_token_count = _max_step_token_count(settings.torch, decoder)
     scheduler = Scheduler(BlockManager(block_count, block_size), step_token_count, running_count)
     waiting_count = settings.max_waiting_sequence_count
-    return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count)
+    try:
+        return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count)
+    except NonFiniteError as error:
+        raise EngineStartError(broken_start(decoder)) from error
 
 
 def _device(options: TorchOptions) -> torch.device:
@@ -102,16 +107,4 @@ def _block_count(settings: Settings, decoder: Decoder) -> int:
             f"the KV cache has {byte_count} bytes, and one block needs {block_byte_count}; "
             "it must hold 2 tokens at least"
         )
-    if not weight.is_cuda:
-        _check_host_memory(byte_count)
     return block_count
-
-
-def _check_host_memory(byte_count: int) -> None:
-    """Takes and frees the memory of the KV cache; nothing is written to it."""
-    try:
-        torch.empty(byte_count, dtype=torch.uint8)
-    except RuntimeError as error:
-        raise EngineStartError(
-            f"this machine has no memory for a KV cache of {byte_count} bytes"
-        ) from error

@@ -34,7 +34,7 @@ class ModelRunner:
         self, decoder: Decoder, block_count: int, block_size: int, max_running: int
     ) -> None:
         config, weight = decoder.config, decoder.embedding.weight
-        self.device = weight.device
+        self.device, self.dtype = weight.device, weight.dtype
         self._decoder = decoder
         self._block_size = block_size
         self.vocabulary_size = config.vocabulary_size
@@ -100,6 +100,7 @@ class ModelRunner:
         """Returns [S, vocabulary_size], the logits after the last token of each that is sampled."""
         rows = self._uploaded(inputs.rows)
         if self._graphs is None:
+            self._clear_begun_blocks(inputs)
             return self._launched(inputs, rows)
         if inputs.decode_count == inputs.token_count == len(inputs.sampled):
             block_tables = self._uploaded(inputs.block_tables(inputs.decode_count))
@@ -113,6 +114,17 @@ class ModelRunner:
             self._uploaded(inputs.tiles(self._graphs.tile_size)),
             self._uploaded(np.array(inputs.sampled_rows, np.int64)),
         )
+
+    def _clear_begun_blocks(self, inputs: StepInputs) -> None:
+        """Clears the blocks that get their first token now, for kernels that read whole blocks.
+
+        They weigh by 0 what is behind the last token. A NaN that a block's former owner has left
+        there would come through.
+        """
+        places = inputs.rows[2]
+        begun = places[places % self._block_size == 0] // self._block_size
+        if len(begun):
+            self._kv_cache.index_fill_(2, self._uploaded(begun), 0)
 
     def _uploaded(self, array: Array) -> torch.Tensor:
         return upload(torch.from_numpy(array), self.device)

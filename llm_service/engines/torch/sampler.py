@@ -24,12 +24,16 @@ class Choice:
 
     Attributes:
         token_ids: [S] int64.
+        peaks: [S], the largest logit of each row as the decoder gave it. It is no finite number
+            where the row has NaN, +infinity, or nothing but -infinity: nothing is sampled of that.
+            Where some are -infinity the row is right: their tokens have no probability either way.
         logprobs: [S, 1 + MAX_LOGPROB_COUNT] float32, of the token and of the most probable ones;
             None if no sequence wants any.
         top: [S, MAX_LOGPROB_COUNT] int64, the most probable ones.
     """
 
     token_ids: torch.Tensor
+    peaks: torch.Tensor
     logprobs: torch.Tensor | None = None
     top: torch.Tensor | None = None
 
@@ -55,11 +59,13 @@ def sample(logits: torch.Tensor, sequences: List[Sequence], masks: torch.Tensor 
         masks: of `guide_masks`; None if no sequence has a guide.
 
     Returns:
-        The choice. A row of NaN gives some token, never an error: a bad prompt table spoils its
-        own request alone.
+        The choice. A row of NaN gives some token and no error here, which would be all sequences':
+        its peak tells.
     """
     if masks is None and all(sequence.params.is_plain for sequence in sequences):
-        return Choice(logits.argmax(-1))
+        peaks, token_ids = logits.max(-1)
+        return Choice(token_ids, peaks)
+    peaks = logits.amax(-1)  # before masks make infinities
     logits = logits.float()
     for row, sequence in zip(logits, sequences, strict=True):
         _adjust(row, sequence)
@@ -73,7 +79,7 @@ def sample(logits: torch.Tensor, sequences: List[Sequence], masks: torch.Tensor 
             rows = uploaded(indexes, torch.int64, logits.device)
             token_ids[rows] = _draw(logits[rows], [sequences[i] for i in indexes])
     _remember(token_ids, sequences)
-    return _with_logprobs(token_ids, logits, sequences)
+    return Choice(token_ids, peaks, *_logprobs(token_ids, logits, sequences))
 
 
 def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:
@@ -160,12 +166,13 @@ def _column(values: list[float] | list[int], like: torch.Tensor) -> torch.Tensor
     return uploaded(values, torch.float32, like.device)[:, None]
 
 
-def _with_logprobs(
+def _logprobs(
     token_ids: torch.Tensor, logits: torch.Tensor, sequences: List[Sequence]
-) -> Choice:
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Returns `logprobs` and `top` of a Choice."""
     if all(sequence.params.logprob_count is None for sequence in sequences):
-        return Choice(token_ids)
+        return None, None
     logprobs = logits.log_softmax(-1)
     chosen = logprobs.gather(-1, token_ids[:, None])
     best, top = logprobs.topk(min(MAX_LOGPROB_COUNT, logits.shape[-1]))
-    return Choice(token_ids, torch.cat([chosen, best], dim=-1), top)
+    return torch.cat([chosen, best], dim=-1), top

@@ -99,6 +99,12 @@ class Scheduler:
             self.waiting.remove(sequence)
         sequence.status = Status.FINISHED
 
+    def restart(self, sequence: Sequence) -> None:
+        """Has a sequence computed anew by its own work alone."""
+        sequence.start_over()
+        if sequence.status is Status.RUNNING:
+            self._preempt(sequence)
+
     def _read(self, scheduled: list[Sequence], readers: list[Sequence], budget: int) -> int:
         """Schedules chunks of prompts; returns what is left of the budget."""
         if not readers or budget == 0:

@@ -52,6 +52,10 @@ class Sequence:
         required_count: leading tokens that the cache must hold: rows among them are not held.
         cached_count: prompt tokens that were in the cache when the sequence was first admitted;
             None before.
+        shared_count: leading tokens that were in the cache when it was last admitted.
+        trusts_cache: whether it may use what others have computed.
+        void_count: tokens in flight that do not count.
+        fault: what the engine has ended it for; None as a rule.
         history: what the sampler's penalties look at; None until they do.
         finish_reason: why it ended; None while it goes on.
     """
@@ -76,7 +80,7 @@ class Sequence:
         self.token_ids = list(prompt.token_ids)
         self.pending_count = 0
         self.prompt_length = len(prompt.token_ids)
-        self.random = Random(params.unsigned_seed)
+        self.random = self._random(drawn_count=0)
         self.status = Status.WAITING
         self.slot = -1
         self.block_table = array("i")
@@ -86,6 +90,10 @@ class Sequence:
         self.is_held_back = False
         self.required_count = _required_count(prompt, vocabulary_size)
         self.cached_count: int | None = None
+        self.shared_count = 0
+        self.trusts_cache = True
+        self.void_count = 0
+        self.fault: ServiceError | None = None
         self.history: TokenHistory | None = None
         self.finish_reason: FinishReason | None = None
         self._max_length = self.prompt_length + max_tokens
@@ -135,7 +143,7 @@ class Sequence:
     @property
     def failure(self) -> ServiceError | None:
         """Why it cannot go on; None while it can."""
-        return None if self.matcher is None else self.matcher.failure
+        return self.fault or (None if self.matcher is None else self.matcher.failure)
 
     @property
     def has_ended(self) -> bool:
@@ -168,6 +176,25 @@ class Sequence:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self._max_length:
             self.finish_reason = "length"
+
+    def drop(self) -> None:
+        """Leaves out the token that was in flight."""
+        self.pending_count -= 1
+        self.void_count = max(0, self.void_count - 1)
+
+    def start_over(self) -> None:
+        """Goes back to the tokens that it has, to be computed by its own work alone."""
+        self.void_count = self.pending_count
+        self.trusts_cache = False
+        self.history = None
+        self.random = self._random(drawn_count=len(self.token_ids) - self.prompt_length)
+
+    def _random(self, drawn_count: int) -> Random:
+        """Returns its random numbers behind those that its first tokens have taken."""
+        numbers = Random(self.params.unsigned_seed)
+        for _ in range(drawn_count):
+            numbers.random()
+        return numbers
 
 
 def _required_count(prompt: Prompt, vocabulary_size: int) -> int:

@@ -65,11 +65,15 @@ class StepInputs:
         return int(self.rows.shape[1])
 
     def block_tables(self, count: int) -> Array:
-        """Returns [count, W] int32: the blocks of the first sequences, then zeros."""
+        """Returns [count, W] int32: the blocks of the first sequences, then their first again.
+
+        What is read of a sequence's padding is its own: another's NaN, times 0, would be NaN.
+        """
         tables = [sequence.block_table for sequence in self.sequences[:count]]
         joined = np.zeros((count, max(map(len, tables), default=0)), np.int32)
         for row, table in zip(joined, tables, strict=True):
             row[: len(table)] = table
+            row[len(table) :] = table[0]
         return joined
 
     def tiles(self, size: int) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +15,15 @@ from llm_service.engines.torch.transfer import download
 
 @dataclass(frozen=True)
 class SampledToken:
-    """The next token of one sequence; `logprob` if its request asks for it."""
+    """The next token of one sequence; `logprob` if its request asks for it.
+
+    It is no token to go on with unless its logits are finite.
+    """
 
     sequence: Sequence
     token_id: int
     logprob: TokenLogprob | None
+    is_finite: bool
 
 
 class StepOutputs:
@@ -27,6 +32,7 @@ class StepOutputs:
     def __init__(self, sequences: list[Sequence], choice: Choice) -> None:
         self._sequences = sequences
         self._token_ids = download(choice.token_ids)
+        self._peaks = download(choice.peaks)
         self._logprobs = None if choice.logprobs is None else download(choice.logprobs)
         self._top = None if choice.top is None else download(choice.top)
         self._arrived: torch.cuda.Event | None = None
@@ -38,8 +44,11 @@ class StepOutputs:
         if self._arrived is not None:
             self._arrived.synchronize()
         token_ids: list[int] = self._token_ids.tolist()
+        peaks: list[float] = self._peaks.tolist()
         return [
-            SampledToken(sequence, token_id, self._logprob(index, token_id))
+            SampledToken(
+                sequence, token_id, self._logprob(index, token_id), math.isfinite(peaks[index])
+            )
             for index, (sequence, token_id) in enumerate(
                 zip(self._sequences, token_ids, strict=True)
             )

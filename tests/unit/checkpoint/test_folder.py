@@ -81,6 +81,7 @@ def test_a_damaged_index(sharded: Path, weight_map: object) -> None:
 
 def test_no_weights_at_all(single: Path) -> None:
     (single / SINGLE).unlink()
+    (single / "training_args.bin").touch()
     assert refusal(single) == f"the checkpoint has no file {SINGLE} ({single})"
 
 
@@ -108,8 +109,8 @@ def test_the_index_of_shards_that_a_single_file_replaced(sharded: Path) -> None:
 def test_a_missing_shard(sharded: Path) -> None:
     (sharded / SHARD_2).unlink()
     assert refusal(sharded) == (
-        f"{sharded}/{INDEX} names 2 files, of which 1 are missing: the checkpoint has no file"
-        f" {SHARD_2} ({sharded}); fetch it again"
+        f"the checkpoint has no file {SHARD_2} ({sharded}), which {INDEX} names"
+        " (missing: 1 of 2 files); fetch the checkpoint again"
     )
 
 
@@ -119,7 +120,9 @@ def test_shards_without_an_index(sharded: Path) -> None:
     assert f"shards, such as {SHARD_1}, are without {INDEX}: fetch that file" in told
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "a.pth"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "model.pth"]
+)
 def test_pickles_alone(single: Path, name: str) -> None:
     (single / SINGLE).rename(single / name)
     told = refusal(single)

@@ -20,6 +20,7 @@ from protos.errors import (
 
 STATUSES = {
     "INTERNAL": 500,
+    "NON_FINITE": 500,
     "INVALID_FIELD": 400,
     "UNSUPPORTED_FIELD": 400,
     "INVALID_IMAGE": 400,

@@ -33,7 +33,11 @@ def change_llm_config(checkpoint: Path, **values: Any) -> None:
 
 
 def test_end_tokens_are_the_templates_and_the_checkpoints(checkpoint: Path) -> None:
+    """But none that begins a turn, which two released generation_config.json list."""
     change_llm_config(checkpoint, eos_token_id=5)
+    start_id = Tokenizer.from_checkpoint(checkpoint).special_id("<|im_start|>")
+    generation = {"eos_token_id": [start_id, 6]}
+    (checkpoint / "generation_config.json").write_text(json.dumps(generation))
     model = ModelInfo(
         "x",
         "torch",
@@ -45,7 +49,7 @@ def test_end_tokens_are_the_templates_and_the_checkpoints(checkpoint: Path) -> N
         max_upload_seconds=300,
         created_unix_seconds=0,
     )
-    assert model.end_token_ids == {5, model.tokenizer.special_id("<|im_end|>")}
+    assert model.end_token_ids == {5, 6, model.tokenizer.special_id("<|im_end|>")}
 
 
 def test_tokenizer_of_another_model_is_refused(checkpoint: Path) -> None:

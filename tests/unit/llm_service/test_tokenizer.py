@@ -175,7 +175,10 @@ def test_a_token_takes_the_blanks_that_its_flags_say(tmp_path: Path) -> None:
     ("token", "sentence"),
     [
         ({"content": "<w>", "single_word": True}, "<w> has single_word"),
-        ({"content": "<|im_end|>", "id": 258, "rstrip": True}, "neither lstrip nor rstrip"),
+        (
+            {"content": "<|im_end|>", "id": 258, "rstrip": True},
+            "has lstrip or rstrip",
+        ),
     ],
 )
 def test_flags_that_are_not_served_are_named(
@@ -193,6 +196,14 @@ def test_the_tokens_for_control_are_those_that_the_files_name(tmp_path: Path) ->
     tokenizer = Tokenizer.from_checkpoint(folder)
     text = "<start><stop><fill>"
     assert tokenizer.encode(f"{text}<loc>") == [*text.encode(), 271]
+
+
+def test_tokens_without_flags_are_special_if_a_file_lists_them(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, additional_special_tokens=["<loc>", {"content": "<ref>"}])
+    (folder / "added_tokens.json").write_text(json.dumps({"<loc>": 268, "<think>": 269}))
+    tokenizer = Tokenizer.from_checkpoint(folder)
+    assert [*map(tokenizer.is_special, (268, 269))] == [True, False]
+    assert tokenizer.encode("<think><loc>") == [269, 268]
 
 
 # Qwen3's numbers: the one that is <IMG_CONTEXT> in InternVL2.5 is <think> here.
@@ -369,6 +380,31 @@ def test_missing_special_token_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="no token <img>"):
         Tokenizer.from_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"add_bos_token": True, "bos_token": "<s>"}, "json: bos_token is '<s>', which the tok"),
+        ({"split_special_tokens": True}, "split_special_tokens is true"),
+        ({"tokenizer_class": 5}, "tokenizer_class is 5, not of type str"),
+        ({"added_tokens_decoder": {"x": {"content": "<x>"}}}, "a tokenizer file is damaged"),
+    ],
+)
+def test_a_tokenizer_config_that_is_not_served_is_named(
+    tmp_path: Path, config: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(CheckpointError, match=sentence):
+        Tokenizer.from_checkpoint(small_folder(tmp_path, **config))
+
+
+def test_a_tokenizer_json_that_the_library_cannot_read_is_named(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["pre_tokenizer"] = {"type": "Cutter"}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="the tokenizer cannot be read: "):
+        Tokenizer.from_checkpoint(folder)
 
 
 def test_id_outside_the_vocabulary_has_no_bytes() -> None:

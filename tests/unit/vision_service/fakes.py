@@ -68,6 +68,9 @@ class FakeBatch:
             raise self.engine.error
         return self.embeddings
 
+    def are_finite(self) -> list[bool]:
+        return [bool(part.isfinite().all()) for part in self.embeddings]
+
 
 def tiles_of(*values: int) -> torch.Tensor:
     """Returns one 2x2 tile a value, filled with it: [n, 3, 2, 2] uint8."""

@@ -33,7 +33,7 @@ from vision_service.decoding.cost import Cost, CostModel
 from vision_service.decoding.process import WorkerProcess
 from vision_service.pictures.transparency import Transparency
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
-from vision_service.tiling import Grid, tile_file
+from vision_service.tiling import Grid, TilePolicy, tile_file
 
 PICTURE = encoded(picture(40, 20))
 LIMITS = PreprocessorLimits(
@@ -94,6 +94,25 @@ async def test_the_workers_know_what_becomes_of_transparency(
     async with Preprocessor(28, LIMITS, transparency) as preprocessor:
         tiled, _ = await preprocessor.tile(nothing, 1)
     assert (tiled.tiles == grey).all()
+
+
+@pytest.mark.parametrize(
+    ("policy", "tile_count"),
+    [
+        (TilePolicy(has_thumbnail=False), 2),
+        (TilePolicy(min_tile_count=3), 4),
+        (TilePolicy(is_dynamic=False), 1),
+    ],
+)
+async def test_the_workers_know_the_policy(policy: TilePolicy, tile_count: int) -> None:
+    expected = tile_file(
+        PICTURE, tile_size=28, max_tile_count=3, max_pixel_count=10_000, policy=policy
+    )
+    async with Preprocessor(28, LIMITS, policy=policy) as preprocessor:
+        tiled, _ = await preprocessor.tile(PICTURE, 3)
+    assert tiled.grid == expected.grid
+    assert tiled.grid.tile_count == len(tiled.tiles) == tile_count
+    assert np.array_equal(tiled.tiles, expected.tiles)
 
 
 async def test_errors_free_their_place(preprocessor: Preprocessor) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from tests.unit.vision_service.checkpoints import write_checkpoint
+from tests.unit.vision_service.checkpoints import SMALL_6B, write_checkpoint
 from tests.unit.vision_service.fakes import FakeEngine
 from vision_service.__main__ import main, model_info
 from vision_service.checkpoint import VisionConfig
@@ -104,13 +104,15 @@ def test_a_wrong_option_is_named_without_a_traceback(
 
 
 @pytest.mark.parametrize(
-    ("max_tile_count", "default", "largest"), [(None, 6, 6), (24, 6, 24), (2, 2, 2)]
+    ("is_dynamic", "max_tile_count", "default", "largest"),
+    [(True, None, 6, 6), (True, 24, 6, 24), (True, 2, 2, 2), (False, None, 1, 6)],
 )
 def test_tile_caps_follow_the_checkpoint_and_the_setting(
-    tmp_path: Path, max_tile_count: int | None, default: int, largest: int
+    tmp_path: Path, is_dynamic: bool, max_tile_count: int | None, default: int, largest: int
 ) -> None:
+    document = {**SMALL_6B, "dynamic_image_size": is_dynamic}
     settings = Settings(
-        checkpoint=write_checkpoint(tmp_path / "Tiny"), max_tile_count=max_tile_count
+        checkpoint=write_checkpoint(tmp_path / "Tiny", document), max_tile_count=max_tile_count
     )
     config = VisionConfig.from_checkpoint(settings.checkpoint)
     info = model_info(settings, config, FakeEngine())

@@ -14,6 +14,7 @@ from PIL import Image
 
 from protos.errors import ImageTooLargeError, InvalidImageError
 from tests.unit.vision_service.fakes import encoded, picture
+from tests.unit.vision_service.reference import reference_tiles
 from vision_service.pictures.formats import image_format
 from vision_service.tiling import (
     RELEASED_POLICY,
@@ -46,44 +47,6 @@ def tile(
 
 def decoded(data: bytes) -> Image.Image:
     return decode(data, image_format(data), PIXEL_LIMIT)
-
-
-def reference_tiles(
-    image: Image.Image, cap: int, size: int, policy: TilePolicy = RELEASED_POLICY
-) -> list[Image.Image]:
-    """The reference's dynamic_preprocess, written as it is there: crop by crop.
-
-    Without dynamic_image_size its data set takes the image as it is, and its transform resizes it.
-    """
-    if not policy.is_dynamic:
-        return [image.resize((size, size), Image.Resampling.BICUBIC)]
-    least = policy.min_tile_count
-    pairs = (
-        (i, j) for n in range(least, cap + 1) for i in range(1, n + 1) for j in range(1, n + 1)
-    )
-    ratios = sorted(
-        set(ratio for ratio in pairs if least <= ratio[0] * ratio[1] <= cap),  # noqa: C401 - as there
-        key=lambda ratio: ratio[0] * ratio[1],
-    )
-    best, best_difference = (1, 1), float("inf")
-    for ratio in ratios:
-        difference = abs(image.width / image.height - ratio[0] / ratio[1])
-        if difference < best_difference:
-            best, best_difference = ratio, difference
-        elif difference == best_difference and (
-            image.width * image.height > 0.5 * size * size * ratio[0] * ratio[1]
-        ):
-            best = ratio
-    resized = image.resize((size * best[0], size * best[1]))
-    boxes = [
-        (x * size, y * size, (x + 1) * size, (y + 1) * size)
-        for y in range(best[1])
-        for x in range(best[0])
-    ]
-    tiles = [resized.crop(box) for box in boxes]
-    if policy.has_thumbnail and len(tiles) != 1:
-        tiles.append(image.resize((size, size)))
-    return tiles
 
 
 POLICIES = st.builds(TilePolicy, st.booleans(), st.integers(1, 12), st.booleans())

@@ -19,7 +19,8 @@ from vision_service.checkpoint import (
     vision_tensor_files,
     vision_tensors,
 )
-from vision_service.engines.base import DTYPES, EngineStartError
+from vision_service.engines.base import DTYPES, EngineStartError, finite_images, tile_sums
+from vision_service.engines.first_run import first_embeddings, not_finite
 from vision_service.engines.tensorrt.record import INPUT, OUTPUT, PLAN_FILE, Gpu, PlanRecord
 from vision_service.recipe import plan_recipe_sha256
 
@@ -27,7 +28,7 @@ from vision_service.recipe import plan_recipe_sha256
 def start_engine(
     folder: Path, checkpoint: Path, config: VisionConfig, device: torch.device
 ) -> TensorrtEngine:
-    """Loads a plan and encodes as many black tiles as one run may have.
+    """Loads a plan and encodes as many tiles as one run may have.
 
     Args:
         folder: what `internvl-vision-build` wrote.
@@ -38,7 +39,7 @@ def start_engine(
     Raises:
         CheckpointError: the checkpoint's tensors cannot be read.
         EngineStartError: the plan is damaged, was not built from this checkpoint, or not for this
-            TensorRT and GPU; or its first run fails.
+            TensorRT and GPU; or its first run fails, or gives embeddings that are not finite.
     """
     if device.type == "cuda" and not torch.cuda.is_available():
         raise EngineStartError("engine is tensorrt, but PyTorch finds no CUDA device")
@@ -50,7 +51,7 @@ def start_engine(
     context = _load_plan(trt, record, config, folder / PLAN_FILE)
     plan = Plan(context, record, (config.tokens_per_tile, config.output_size))
     engine = TensorrtEngine(plan, weights_sha256, device)
-    _warm(engine, (record.tile_counts.max, 3, config.tile_size, config.tile_size))
+    _warm(engine, config.tile_size, record.tile_counts.max)
     return engine
 
 
@@ -86,8 +87,9 @@ class TensorrtEngine:
             runs = [self._run(part) for part in torch.split(tiles, self._plan.tile_counts.max)]
             rows = torch.cat([rows for rows, _ in runs])
             embeddings = [self._to_host(part) for part in torch.split(rows, counts)]
+            sums = self._to_host(tile_sums(rows))
             downloaded = self._stream.event()
-        return TensorrtBatch(embeddings, sum(padding for _, padding in runs), downloaded)
+        return TensorrtBatch(embeddings, sum(padding for _, padding in runs), sums, downloaded)
 
     def _run(self, tiles: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Returns the tiles' rows, and how many tiles were added to make the profile's least."""
@@ -108,6 +110,7 @@ class TensorrtBatch:
 
     embeddings: list[torch.Tensor]
     padding_tile_count: int
+    _sums: torch.Tensor  # of the tiles; on the host, as the embeddings
     _downloaded: Any  # an event of the device
 
     def is_ready(self) -> bool:
@@ -117,6 +120,9 @@ class TensorrtBatch:
     def wait(self) -> list[torch.Tensor]:
         self._downloaded.synchronize()
         return self.embeddings
+
+    def are_finite(self) -> list[bool]:
+        return finite_images(self._sums, list(map(len, self.embeddings)))
 
 
 class _Stream:
@@ -237,11 +243,14 @@ def _read(file: Path) -> bytes:
         raise EngineStartError(f"{file}: cannot be read: {error}") from error
 
 
-def _warm(engine: TensorrtEngine, shape: tuple[int, ...]) -> None:
+def _warm(engine: TensorrtEngine, tile_size: int, tile_count: int) -> None:
     try:
-        engine.encode(torch.zeros(shape, dtype=torch.uint8))
+        embeddings = first_embeddings(engine, tile_size, max(2, tile_count))
     except RuntimeError as error:  # TensorRT refuses the run, or the memory is too small
         raise EngineStartError(f"the plan's first run failed: {error}") from error
+    if not embeddings.isfinite().all():
+        remedy = "build the plan with --dtype bfloat16 or float32"
+        raise EngineStartError(not_finite("the plan's embeddings are", engine.dtype, remedy))
 
 
 def _require(what: str, recorded: object, found: object) -> None:

@@ -10,6 +10,7 @@ import structlog
 import torch
 
 from vision_service.checkpoint import VisionConfig
+from vision_service.engines.base import finite_images, tile_sums
 
 SLOT_COUNT = 2
 logger = structlog.get_logger()
@@ -23,6 +24,7 @@ class CudaBatch:
 
     embeddings: list[torch.Tensor]
     padding_tile_count: int
+    _sums: torch.Tensor  # of the tiles; on the host, as the embeddings
     _downloaded: torch.cuda.Event
 
     def is_ready(self) -> bool:
@@ -32,6 +34,9 @@ class CudaBatch:
     def wait(self) -> list[torch.Tensor]:
         self._downloaded.synchronize()
         return self.embeddings
+
+    def are_finite(self) -> list[bool]:
+        return finite_images(self._sums, list(map(len, self.embeddings)))
 
 
 class CudaEngine:
@@ -91,12 +96,14 @@ class CudaEngine:
         self._compute.wait_stream(self._upload)
         with torch.cuda.stream(self._compute):
             padding = self._graphs.run(slot.tiles, tile_count, slot.rows)
+            slot.sums[:tile_count] = tile_sums(slot.rows[:tile_count])
         self._download.wait_stream(self._compute)
         with torch.cuda.stream(self._download):
             parts = torch.split(slot.rows[:tile_count], counts)
             embeddings = [_to_host(part) for part in parts]
+            sums = _to_host(slot.sums[:tile_count])
             slot.free.record()
-        return CudaBatch(embeddings, padding, slot.free)
+        return CudaBatch(embeddings, padding, sums, slot.free)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,7 @@ class _Slot:
     host_tiles: torch.Tensor  # [max tiles, 3, S, S] uint8, page-locked
     tiles: torch.Tensor  # the same on the device
     rows: torch.Tensor  # [max tiles, tokens_per_tile, hidden]
+    sums: torch.Tensor  # [max tiles] float32, see tile_sums
     free: torch.cuda.Event
 
     @classmethod
@@ -120,6 +128,7 @@ class _Slot:
             torch.zeros(tile_count, *tile_shape, dtype=torch.uint8, pin_memory=True),
             torch.zeros(tile_count, *tile_shape, dtype=torch.uint8, device="cuda"),
             torch.empty(tile_count, *row_shape, dtype=dtype, device="cuda"),
+            torch.empty(tile_count, dtype=torch.float32, device="cuda"),
             torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call] # torch leaves it untyped
         )
 

@@ -10,60 +10,112 @@ import torch
 
 from protos.checkpoint.section import CheckpointError
 from protos.checkpoint.tensor_names import require_names
+from protos.process.memory import (
+    FreeMemory,
+    free_host_memory,
+    gib,
+    is_out_of_memory,
+    shortage,
+)
 from vision_service.checkpoint import (
     TensorDigest,
     VisionConfig,
     vision_tensor_files,
     vision_tensors,
 )
-from vision_service.engines.base import DTYPES, EngineStartError, VisionEngine
+from vision_service.engines.base import DTYPES, EngineStartError, VisionEngine, tile_sums
+from vision_service.engines.first_run import first_embeddings, not_finite
 from vision_service.engines.torch.intern_vit import VisionModel
+from vision_service.memory import weight_byte_count
 from vision_service.settings import Settings
 
+FLOAT16_REMEDY = "serve it with --torch.dtype bfloat16 or float32"
 LAYER_PREFIX = "vision_model.encoder.layers."
 
 
 def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
-    """Loads the checkpoint and encodes black tiles: one, on CUDA batches of all sizes.
+    """Loads the checkpoint and encodes two tiles, on CUDA before that batches of all sizes.
 
     Raises:
         CheckpointError: the tensors are not those that the config describes.
-        EngineStartError: there is no CUDA device, or its memory is too small.
+        EngineStartError: there is no CUDA device, the memory is too small, or the embeddings are
+            not finite.
     """
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch.device)
     dtype = _dtype(settings.torch.dtype, device)
-    if device.type == "cuda":
-        return _start_cuda_engine(settings, config, device, dtype)
-    model, weights_sha256 = load_model(settings.checkpoint, config, device, dtype)
-    engine = TorchEngine(model, config, weights_sha256)
-    engine.encode(torch.zeros(1, 3, *[config.tile_size] * 2, dtype=torch.uint8))
+    memory = _free_memory(device)
+    if memory is not None and weight_byte_count(config, dtype.itemsize) > memory.byte_count:
+        raise _too_little(memory, settings, config, dtype)
+    try:
+        # Where it goes to a GPU it is mapped from the file: what moves is folded and cast there.
+        is_cuda = device.type == "cuda"
+        place, stored = torch.device("cpu"), None if is_cuda else dtype
+        model, weights_sha256 = load_model(settings.checkpoint, config, place, stored)
+        engine: VisionEngine
+        if is_cuda:
+            engine = _cuda_engine(settings, config, model, weights_sha256, dtype)
+        else:
+            engine = TorchEngine(model, config, weights_sha256)
+        embeddings = first_embeddings(engine, config.tile_size)
+    except (RuntimeError, MemoryError, OSError) as error:
+        if is_out_of_memory(error):
+            raise _too_little(memory, settings, config, dtype) from error
+        raise
+    if not embeddings.isfinite().all():
+        raise EngineStartError(_broken_start(model, dtype))
     return engine
 
 
-def _start_cuda_engine(
-    settings: Settings, config: VisionConfig, device: torch.device, dtype: torch.dtype
+def _cuda_engine(
+    settings: Settings,
+    config: VisionConfig,
+    model: VisionModel,
+    weights_sha256: bytes,
+    dtype: torch.dtype,
 ) -> VisionEngine:
     from vision_service.engines.torch.cuda_engine import CudaEngine
     from vision_service.engines.torch.fused_vit import FusedVisionModel
     from vision_service.engines.torch.triton_programs import OPERATIONS
 
-    # Mapped from the file: what moves to the device is folded and cast there.
-    model, weights_sha256 = load_model(settings.checkpoint, config, torch.device("cpu"), None)
-    try:
-        fused = FusedVisionModel(model, config, OPERATIONS, device, dtype)
-        return CudaEngine(
-            fused,
-            config,
-            weights_sha256,
-            dtype=dtype,
-            max_batch_tile_count=settings.max_batch_tile_count,
-        )
-    except torch.OutOfMemoryError as error:
-        raise EngineStartError(
-            f"the model and a batch of {settings.max_batch_tile_count} tiles "
-            f"(max_batch_tile_count) do not fit into the memory of {device}"
-        ) from error
+    return CudaEngine(
+        FusedVisionModel(model, config, OPERATIONS, torch.device("cuda"), dtype),
+        config,
+        weights_sha256,
+        dtype=dtype,
+        max_batch_tile_count=settings.max_batch_tile_count,
+    )
+
+
+def _free_memory(device: torch.device) -> FreeMemory | None:
+    if device.type == "cpu":
+        return free_host_memory()
+    byte_count, _ = torch.cuda.mem_get_info(device)
+    return FreeMemory(byte_count, "are free on the GPU")
+
+
+def _too_little(
+    free: FreeMemory | None, settings: Settings, config: VisionConfig, dtype: torch.dtype
+) -> EngineStartError:
+    weights = gib(weight_byte_count(config, dtype.itemsize))
+    needs = [
+        f"the weights take {weights} in {_name(dtype)}",
+        f"and a batch has {settings.max_batch_tile_count} tiles",
+    ]
+    ways = ["a smaller --max-batch-tile-count", "a smaller model"]
+    if dtype == torch.float32:
+        ways.insert(0, "--torch.dtype bfloat16, which halves all")
+    return EngineStartError(shortage(needs, free, ways))
+
+
+def _broken_start(model: VisionModel, dtype: torch.dtype) -> str:
+    """Returns why a model whose first embeddings are not finite cannot be served."""
+    for name, weight in model.named_parameters():
+        if weight.isnan().any():
+            return f"the weights themselves are not finite: the checkpoint's {name} holds NaN"
+        if not weight.to(dtype).isfinite().all():
+            return not_finite(f"the checkpoint's {name} is", dtype, FLOAT16_REMEDY)
+    return not_finite("the embeddings of the vision model are", dtype, FLOAT16_REMEDY)
 
 
 class TorchEngine:
@@ -104,6 +156,9 @@ class FinishedBatch:
 
     def wait(self) -> list[torch.Tensor]:
         return self.embeddings
+
+    def are_finite(self) -> list[bool]:
+        return [bool(tile_sums(part).isfinite().all()) for part in self.embeddings]
 
 
 def normalise(
@@ -186,3 +241,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     # that is supported, has no public name for the question.
     has_fast_bfloat16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_fast_bfloat16 else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

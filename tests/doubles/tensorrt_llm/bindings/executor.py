@@ -489,5 +489,5 @@ class NoTokens:
     def is_special(self, token_id: int) -> bool:
         return True
 
-    def encode(self, text: str) -> list[int]:
+    def encode_plain(self, text: str) -> list[int]:
         return []

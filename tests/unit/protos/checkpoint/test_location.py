@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -141,9 +140,7 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
     assert refusal(link) == f"{link} is a link to gone, which is not there"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_entered(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0)
-    told = refusal(tmp_path / "closed" / "model")
-    (tmp_path / "closed").chmod(0o700)
-    assert told == f"{tmp_path}/closed/model: cannot be read: Permission denied"
+def test_a_path_that_cannot_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    told = refusal(tmp_path / "loop" / "model")
+    assert told.startswith(f"{tmp_path}/loop/model: cannot be read: ")

@@ -35,7 +35,7 @@ class Gate:
             self.entered.set()
             assert self._permits.acquire(timeout=PATIENCE_SECONDS)
             if self.is_broken:
-                raise RuntimeError("out of memory")
+                raise RuntimeError("the device is lost")
             return run(runner, sequences)
 
         monkeypatch.setattr(ModelRunner, "run", gated)

@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from protos.checkpoint.section import CheckpointError
-from tests.unit.vision_service.engines.tensorrt.towers import GOLDEN, write_released, write_small_6b
+from tests.unit.vision_service.engines.tensorrt.towers import (
+    GOLDEN,
+    write_released,
+    write_small_6b,
+    write_with_options,
+)
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.base import DTYPES
 from vision_service.engines.tensorrt.build import BuildSettings, build
@@ -19,10 +24,13 @@ from vision_service.engines.torch.engine import TorchEngine, load_model
 onnx = pytest.importorskip("onnx")
 
 
-@pytest.fixture(params=[path.name for path in GOLDEN] + ["small-6b"])
+WRITTEN = {"small-6b": write_small_6b, "options": write_with_options}
+
+
+@pytest.fixture(params=[*(path.name for path in GOLDEN), *WRITTEN])
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    if request.param == "small-6b":
-        return write_small_6b(tmp_path / "checkpoint")
+    if request.param in WRITTEN:
+        return WRITTEN[request.param](tmp_path / "checkpoint")
     return GOLDEN[0].with_name(request.param)
 
 

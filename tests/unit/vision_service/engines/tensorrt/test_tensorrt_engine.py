@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,11 +151,26 @@ def test_a_plan_of_other_weights_is_refused(checkpoint: Path) -> None:
         start(folder)
 
 
-def test_a_plan_of_another_configuration_is_refused(checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"vision_config": {"layer_norm_eps": 1e-5}}, {"ps_version": "v1"}, {"force_image_size": 14}],
+)
+def test_a_plan_of_another_configuration_is_refused(
+    checkpoint: Path, change: dict[str, Any]
+) -> None:
     folder = write_plan(checkpoint)
-    write_checkpoint(checkpoint, changed(SMALL_6B, vision_config={"layer_norm_eps": 1e-5}))
+    (checkpoint / "config.json").write_text(json.dumps(changed(SMALL_6B, **change)))
     with pytest.raises(EngineStartError, match="recipe"):
         start(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"dynamic_image_size": False}, {"use_thumbnail": False}, {"min_dynamic_patch": 2}]
+)
+def test_how_images_are_cut_is_nothing_to_a_plan(checkpoint: Path, change: dict[str, Any]) -> None:
+    folder = write_plan(checkpoint)
+    (checkpoint / "config.json").write_text(json.dumps(changed(SMALL_6B, **change)))
+    assert start(folder).dtype == torch.float32
 
 
 def test_a_damaged_plan_is_refused(checkpoint: Path) -> None:

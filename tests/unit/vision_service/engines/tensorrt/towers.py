@@ -23,6 +23,11 @@ def write_small_6b(folder: Path) -> Path:
     return write_checkpoint(folder, SMALL_6B)
 
 
+def write_with_options(folder: Path) -> Path:
+    """Writes one whose tokens are in columns, and whose tiles are larger than its positions'."""
+    return write_checkpoint(folder, changed(SMALL_6B, ps_version="v1", force_image_size=56))
+
+
 def write_released(folder: Path, size: str, layer_count: int) -> Path:
     """Writes a tower of a released size's widths with random weights, cut to some layers."""
     file = DATA / "configs" / f"InternVL2_5-{size}" / "config.json"

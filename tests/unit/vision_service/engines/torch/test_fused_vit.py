@@ -33,6 +33,8 @@ TILES = torch.arange(3 * 3 * 28 * 28).mul(37).remainder(256).to(torch.uint8).vie
         pytest.param(SMALL_6B, id="6B"),
         pytest.param(SMALL_300M, id="300M"),
         pytest.param(changed(SMALL_6B, select_layer=-2), id="last layer but one"),
+        pytest.param(changed(SMALL_6B, ps_version="v1"), id="pixel shuffle v1"),
+        pytest.param(changed(SMALL_6B, vision_config={"image_size": 56}), id="half the size"),
     ],
 )
 @pytest.mark.parametrize(

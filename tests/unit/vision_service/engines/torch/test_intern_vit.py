@@ -14,83 +14,15 @@ from tests.unit.vision_service.checkpoints import (
     random_tensors,
     write_checkpoint,
 )
-from vision_service.checkpoint import VisionConfig
+from tests.unit.vision_service.reference import plain_embeddings
+from vision_service.checkpoint import PixelShuffleVersion, VisionConfig
 from vision_service.engines.torch.engine import load_model
-from vision_service.engines.torch.intern_vit import pixel_shuffle
+from vision_service.engines.torch.intern_vit import pixel_shuffle, resized_positions
 
-Tensors = dict[str, torch.Tensor]
 SMALL_300M = changed(
     SMALL_6B,
     vision_config={"norm_type": "layer_norm", "qkv_bias": True, "qk_normalization": False},
 )
-
-
-def plain_norm(x: torch.Tensor, w: Tensors, name: str, kind: str) -> torch.Tensor:
-    if kind == "rms_norm":
-        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * w[f"{name}.weight"]
-    centred = x - x.mean(-1, keepdim=True)
-    scale = (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
-    return centred / scale * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-
-def plain_gelu(x: torch.Tensor) -> torch.Tensor:
-    return x * 0.5 * (1 + torch.erf(x / 2**0.5))
-
-
-def plain_attention(x: torch.Tensor, w: Tensors, prefix: str, tower: Any) -> torch.Tensor:
-    """One token list [tokens, C]; heads in a loop, softmax written out."""
-    width, head_count = tower["hidden_size"], tower["num_attention_heads"]
-    joint = x @ w[f"{prefix}qkv.weight"].T
-    if tower["qkv_bias"]:
-        joint = joint + w[f"{prefix}qkv.bias"]
-    q, k, v = joint[:, :width], joint[:, width : 2 * width], joint[:, 2 * width :]
-    if tower["qk_normalization"]:
-        q = plain_norm(q, w, f"{prefix}q_norm", "rms_norm")
-        k = plain_norm(k, w, f"{prefix}k_norm", "rms_norm")
-    heads, size = [], width // head_count
-    for head in range(head_count):
-        part = slice(head * size, (head + 1) * size)
-        scores = q[:, part] @ k[:, part].T / size**0.5
-        heads.append(torch.softmax(scores, dim=-1) @ v[:, part])
-    return torch.cat(heads, dim=-1) @ w[f"{prefix}proj.weight"].T + w[f"{prefix}proj.bias"]
-
-
-def plain_embeddings(tile: torch.Tensor, w: Tensors, config: Any, layer_count: int) -> torch.Tensor:
-    """One tile [3, S, S] -> [tokens_per_tile, output size], in the tensors' dtype."""
-    tower = config["vision_config"]
-    patch, edge = tower["patch_size"], tower["image_size"] // tower["patch_size"]
-    kernel = w["vision_model.embeddings.patch_embedding.weight"].flatten(1)
-    patches = [
-        kernel @ tile[:, y * patch : (y + 1) * patch, x * patch : (x + 1) * patch].flatten()
-        for y in range(edge)
-        for x in range(edge)
-    ]
-    patch_rows = torch.stack(patches) + w["vision_model.embeddings.patch_embedding.bias"]
-    hidden = torch.cat([w["vision_model.embeddings.class_embedding"][0], patch_rows])
-    hidden = hidden + w["vision_model.embeddings.position_embedding"][0]
-    for index in range(layer_count):
-        p = f"vision_model.encoder.layers.{index}."
-        normed = plain_norm(hidden, w, f"{p}norm1", tower["norm_type"])
-        hidden = hidden + plain_attention(normed, w, f"{p}attn.", tower) * w[f"{p}ls1"]
-        normed = plain_norm(hidden, w, f"{p}norm2", tower["norm_type"])
-        inner = plain_gelu(normed @ w[f"{p}mlp.fc1.weight"].T + w[f"{p}mlp.fc1.bias"])
-        hidden = hidden + (inner @ w[f"{p}mlp.fc2.weight"].T + w[f"{p}mlp.fc2.bias"]) * w[f"{p}ls2"]
-    return plain_projection(hidden[1:], edge, w)
-
-
-def plain_projection(patches: torch.Tensor, edge: int, w: Tensors) -> torch.Tensor:
-    tokens = [
-        torch.cat([patches[(y + dy) * edge + x + dx] for dy in (0, 1) for dx in (0, 1)])
-        for y in range(0, edge, 2)
-        for x in range(0, edge, 2)
-    ]
-    rows = torch.stack(tokens)
-    width = rows.shape[-1]
-    normed = torch.nn.functional.layer_norm(
-        rows, (width,), w["mlp1.0.weight"], w["mlp1.0.bias"], eps=1e-5
-    )
-    inner = plain_gelu(normed @ w["mlp1.1.weight"].T + w["mlp1.1.bias"])
-    return inner @ w["mlp1.3.weight"].T + w["mlp1.3.bias"]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +32,7 @@ def plain_projection(patches: torch.Tensor, edge: int, w: Tensors) -> torch.Tens
         pytest.param(SMALL_300M, 2, id="300M"),
         pytest.param(changed(SMALL_6B, select_layer=-2), 1, id="last layer but one"),
         pytest.param(changed(SMALL_6B, select_layer=1), 1, id="layer 1"),
+        pytest.param(changed(SMALL_6B, ps_version="v1"), 2, id="pixel shuffle v1"),
     ],
 )
 def test_embeddings_equal_the_plain_implementation(
@@ -117,7 +50,44 @@ def test_embeddings_equal_the_plain_implementation(
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-9, atol=1e-9)
 
 
-def test_pixel_shuffle_folds_squares_row_by_row() -> None:
+@pytest.mark.parametrize(
+    ("stored_size", "tile_size"), [(28, 14), (28, 56), (56, 28), (28, 42)], ids=str
+)
+def test_positions_are_interpolated_to_another_tile_size(
+    tmp_path: Path, stored_size: int, tile_size: int
+) -> None:
+    options = {"force_image_size": tile_size, "vision_config": {"image_size": stored_size}}
+    checkpoint = changed(SMALL_6B, **options)
+    folder = write_checkpoint(tmp_path, checkpoint)
+    config = VisionConfig.from_checkpoint(folder)
+    model, _ = load_model(folder, config, torch.device("cpu"), torch.float64)
+    weights = {name: tensor.double() for name, tensor in random_tensors(checkpoint).items()}
+    tiles = torch.randn(2, 3, tile_size, tile_size, dtype=torch.float64)
+    with torch.inference_mode():
+        found = model(tiles)
+    assert found.shape == (2, config.tokens_per_tile, 24)
+    expected = [plain_embeddings(tile, weights, checkpoint, 2) for tile in tiles]
+    # Positions are interpolated in float32, as in the reference.
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_positions_keep_their_type_and_the_class_token() -> None:
+    positions = torch.randn(1, 1 + 16, 8).bfloat16()
+    resized = resized_positions(positions, 6)
+    assert (resized.shape, resized.dtype) == ((1, 1 + 36, 8), torch.bfloat16)
+    assert torch.equal(resized[:, 0], positions[:, 0])
+    assert resized_positions(positions, 4) is positions
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("v2", [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]),
+        ("v1", [[[0, 1, 4, 5], [8, 9, 12, 13], [2, 3, 6, 7], [10, 11, 14, 15]]]),
+    ],
+)
+def test_pixel_shuffle_folds_squares(
+    version: PixelShuffleVersion, expected: list[list[list[int]]]
+) -> None:
     patches = torch.arange(16).view(1, 16, 1)  # a 4 x 4 grid of its own positions
-    expected = [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]
-    assert pixel_shuffle(patches).tolist() == expected
+    assert pixel_shuffle(patches, version).tolist() == expected

@@ -1,0 +1,33 @@
+"""The first run of an engine: it warms it, and shows whether its type holds the model's numbers."""
+
+from __future__ import annotations
+
+import torch
+
+from vision_service.engines.base import VisionEngine
+
+
+def first_embeddings(engine: VisionEngine, tile_size: int, tile_count: int = 2) -> torch.Tensor:
+    """Encodes black tiles and tiles of noise, by turns.
+
+    Args:
+        engine: any.
+        tile_size: edge of a tile in pixels.
+        tile_count: of both together.
+
+    Returns:
+        [tile_count, tokens_per_tile, hidden] of the engine's type.
+    """
+    shape = (tile_count, 3, tile_size, tile_size)
+    generator = torch.Generator().manual_seed(0)
+    tiles = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    tiles[::2] = 0
+    return engine.encode(tiles)
+
+
+def not_finite(what: str, dtype: torch.dtype, remedy: str) -> str:
+    """Returns a sentence: what is not finite, in which type, and what helps where that is small."""
+    found = f"{what} not finite in {str(dtype).removeprefix('torch.')}"
+    if dtype != torch.float16:
+        return found
+    return f"{found}, which ends at 65504: {remedy}"
