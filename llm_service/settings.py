@@ -13,6 +13,7 @@ from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
+    CheckOption,
     EngineOptions,
     EngineSettings,
     ModelNames,
@@ -115,3 +116,7 @@ class Settings(EngineSettings):
     def model_names(self) -> tuple[str, ...]:
         """The names under which the model is served, of which the first is its own."""
         return self.served_model_name or (model_name(self.checkpoint),)
+
+
+class ProgramSettings(CheckOption, Settings):
+    """Options of the program internvl-llm."""
