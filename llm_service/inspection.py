@@ -7,10 +7,10 @@ from typing import NoReturn
 
 import torch
 
-from llm_service.checkpoint import LLMConfig, require_tensors
+from llm_service.checkpoint import LLMConfig
 from llm_service.decoders.family import ROOT
 from llm_service.engines.torch.kernels.create import kernels_for
-from llm_service.engines.torch.weights import destinations, empty_decoder
+from llm_service.engines.torch.weights import destinations, matching_decoder
 from llm_service.memory import kv_byte_count, weight_byte_count
 from llm_service.model import end_token_ids, read_model
 from llm_service.settings import Settings
@@ -56,10 +56,10 @@ def inspect(settings: Settings) -> Facts:
 
 def _tensors(settings: Settings, config: LLMConfig) -> TensorSummary:
     stored = checked_folder(settings.checkpoint, (ROOT,))
-    decoder = empty_decoder(config, kernels_for(torch.device("cpu"), config))
-    shapes = {name: place.shape for name, place in destinations(decoder).items()}
-    require_tensors(settings.checkpoint, stored.keys(), shapes.keys())
-    return require_shapes(stored, shapes)
+    kernels = kernels_for(torch.device("cpu"), config)
+    decoder = matching_decoder(settings.checkpoint, config, kernels, stored.keys())
+    places = destinations(decoder)
+    return require_shapes(stored, {name: place.shape for name, place in places.items()})
 
 
 def _decoder_facts(config: LLMConfig, tensors: TensorSummary) -> Facts:

@@ -146,6 +146,23 @@ def test_a_tensor_that_is_not_the_configs_is_named(
     assert sentence.format(name=name) in told
 
 
+@pytest.mark.parametrize(
+    ("service", "key"),
+    [("llm", "llm_config"), ("vision", "vision_config")],
+)
+def test_a_number_of_layers_that_no_memory_holds_is_refused_at_once(
+    check: Check, tmp_path: Path, service: str, key: str
+) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(SHIPPED_GOLDEN_DIR / "tiny-qwen2", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config[key]["num_hidden_layers"] = 1_000_000
+    (folder / "config.json").write_text(json.dumps(config))
+    status, _, told = check(service, folder)
+    assert (status, "3 layers" in told) == (1, True)
+    assert f"{key}.num_hidden_layers is 1000000" in told
+
+
 @pytest.mark.parametrize("service", PROGRAMS)
 @pytest.mark.parametrize("dtype", ["I16", "U16"])
 def test_a_tensor_of_whole_numbers_is_named(
