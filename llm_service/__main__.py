@@ -7,17 +7,16 @@ import sys
 
 import structlog
 
-from llm_service.checkpoint import LLMConfig, created_unix_seconds
+from llm_service.checkpoint import created_unix_seconds
 from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
 from llm_service.generator import Generator
+from llm_service.inspection import check
 from llm_service.metrics import Metrics, serving_metrics
-from llm_service.model import ModelInfo
+from llm_service.model import ModelInfo, read_model
 from llm_service.servicer import LLMServicer
-from llm_service.settings import Settings
+from llm_service.settings import ProgramSettings, Settings
 from llm_service.tables import TableCache
-from llm_service.templates import read_template
-from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
@@ -37,7 +36,9 @@ def main() -> None:
     """Serves a language model over gRPC until it is told to stop; status 1 when the engine dies."""
     exit_on_stop_signals()
     keep_freed_memory()
-    settings = read_settings(Settings)
+    settings = read_settings(ProgramSettings)
+    if settings.check is not None:
+        check(settings)
     logs.configure(settings.log_level, settings.log_format)
     try:
         info, engine = load(settings)
@@ -68,10 +69,7 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         CheckpointError: the checkpoint is not one that we serve.
         EngineStartError: the engine cannot run here.
     """
-    config = LLMConfig.from_checkpoint(settings.checkpoint)
-    template = read_template(settings.checkpoint, settings.template)
-    tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
-    _check_vocabulary(config, tokenizer)
+    config, tokenizer, template = read_model(settings)
     engine = create_engine(settings, config, tokenizer)
     model, *aliases = settings.model_names
     info = ModelInfo(
@@ -89,15 +87,6 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         checkpoint=CheckpointFingerprint.from_checkpoint(settings.checkpoint),
     )
     return info, engine
-
-
-def _check_vocabulary(config: LLMConfig, tokenizer: Tokenizer) -> None:
-    highest = max([tokenizer.highest_id, *config.end_token_ids])
-    if highest >= config.vocabulary_size:
-        raise CheckpointError(
-            f"the tokenizer or the end tokens have id {highest}, but llm_config.vocab_size is"
-            f" {config.vocabulary_size}: they belong to another model"
-        )
 
 
 def make_service(

@@ -6,9 +6,11 @@ import hashlib
 from dataclasses import dataclass
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.templates import Template
+from llm_service.settings import Settings
+from llm_service.templates import Template, read_template
 from llm_service.tokenizer import MESSAGE_END, MESSAGE_START, Tokenizer
 from protos.checkpoint.fingerprint import CheckpointFingerprint
+from protos.checkpoint.section import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,39 @@ class ModelInfo:
 
     @property
     def end_token_ids(self) -> frozenset[int]:
-        """The tokens that end an answer: the template's and the checkpoint's own.
-
-        Some generation_config.json list the token that begins a turn, too: the reference's code
-        ends no answer there.
-        """
-        end_id, start_id = map(self.tokenizer.special_id, (MESSAGE_END, MESSAGE_START))
-        return self.config.end_token_ids - {start_id} | {end_id}
+        """The tokens that end an answer."""
+        return end_token_ids(self.config, self.tokenizer)
 
     @property
     def fingerprint(self) -> bytes:
         """SHA-256 of config, tokenizer and template."""
         facts = repr((self.config, self.template)).encode()
         return hashlib.sha256(facts + self.tokenizer.fingerprint).digest()
+
+
+def read_model(settings: Settings) -> tuple[LLMConfig, Tokenizer, Template]:
+    """Reads all of a checkpoint but its weights.
+
+    Raises:
+        CheckpointError: it is not one that we serve.
+    """
+    config = LLMConfig.from_checkpoint(settings.checkpoint)
+    template = read_template(settings.checkpoint, settings.template)
+    tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
+    highest = max([tokenizer.highest_id, *config.end_token_ids])
+    if highest >= config.vocabulary_size:
+        raise CheckpointError(
+            f"the tokenizer or the end tokens have id {highest}, but llm_config.vocab_size is"
+            f" {config.vocabulary_size}: they belong to another model"
+        )
+    return config, tokenizer, template
+
+
+def end_token_ids(config: LLMConfig, tokenizer: Tokenizer) -> frozenset[int]:
+    """Returns the tokens that end an answer: the template's and the checkpoint's own.
+
+    Some generation_config.json list the token that begins a turn, too: the reference's code ends no
+    answer there.
+    """
+    end_id, start_id = map(tokenizer.special_id, (MESSAGE_END, MESSAGE_START))
+    return config.end_token_ids - {start_id} | {end_id}

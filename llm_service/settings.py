@@ -14,6 +14,7 @@ from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
     TORCH_SHORTCUTS,
+    CheckOption,
     EngineOptions,
     EngineSettings,
     ModelNames,
@@ -118,3 +119,7 @@ class Settings(EngineSettings):
     def model_names(self) -> tuple[str, ...]:
         """The names under which the model is served, of which the first is its own."""
         return self.served_model_name or (model_name(self.checkpoint),)
+
+
+class ProgramSettings(CheckOption, Settings):
+    """Options of the program internvl-llm."""

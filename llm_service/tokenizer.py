@@ -62,6 +62,7 @@ class Tokenizer:
         bos_id: the token that begins every prompt; None where the model has none (Qwen2).
         drops_first_space: whether a decoded text loses one leading space (SentencePiece).
         highest_id: the largest id of a token.
+        typed_tokens: added tokens that typed text becomes, e.g. "<ref>".
         fingerprint: SHA-256 of vocabulary, merges and added tokens.
     """
 
@@ -91,6 +92,7 @@ class Tokenizer:
         plain = json.dumps(_without_control_tokens(definition, set(self._added_contents), typed))
         self._plain = _tokenizer(plain)
         self._typed = self._with_typed_tokens(typed)
+        self.typed_tokens = tuple(typed)
         self.drops_first_space = not self._byte_level
         self.bos_id = self.special_id(bos_token) if bos_token else None
         self.highest_id = max([*self._added_contents, *definition["model"]["vocab"].values()])

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 import structlog
 
 from protos.checkpoint.fingerprint import CheckpointFingerprint
-from protos.checkpoint.location import model_name
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
@@ -27,10 +26,11 @@ from vision_service.checkpoint import VisionConfig
 from vision_service.encoder import ImageEncoder, ModelInfo
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine
+from vision_service.inspection import check
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
 from vision_service.recipe import recipe_sha256
 from vision_service.servicer import SERVICE_NAME, VisionServicer
-from vision_service.settings import Settings
+from vision_service.settings import ProgramSettings, Settings
 
 logger = structlog.get_logger()
 
@@ -39,7 +39,9 @@ def main() -> None:
     """Runs the service; exits with 1 when it cannot start or when its engine dies."""
     exit_on_stop_signals()
     keep_freed_memory()
-    settings = read_settings(Settings)
+    settings = read_settings(ProgramSettings)
+    if settings.check is not None:
+        check(settings)
     logs.configure(settings.log_level, settings.log_format)
     try:
         healthy = asyncio.run(run(settings))
@@ -116,7 +118,7 @@ def model_info(settings: Settings, config: VisionConfig, engine: VisionEngine) -
     """Returns what the service tells of itself; reads bytes of all of the checkpoint's files."""
     max_tile_count = settings.max_tile_count or config.max_dynamic_patch
     return ModelInfo(
-        model=settings.served_model_name or model_name(settings.checkpoint),
+        model=settings.model_name,
         engine=settings.engine,
         recipe_sha256=recipe_sha256(
             config, engine.weights_sha256, engine.dtype, settings.transparency

@@ -1,4 +1,4 @@
-"""The memory that a vision model takes: its weights."""
+"""The memory that a vision model takes: its weights, and a batch."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def weight_byte_count(config: VisionConfig, itemsize: int) -> int:
     positions = (config.patches_per_edge**2 + 1) * width
     projector = width * SHUFFLE_FACTOR**2 * output + output**2
     return itemsize * (config.layer_count * layer + patches + positions + projector)
+
+
+def batch_byte_count(config: VisionConfig, tile_count: int, itemsize: int) -> int:
+    """Returns about what the forward pass of so many tiles takes beside the weights.
+
+    Of the widest point of a layer: the residual and its norm, query, key and value, attention's
+    output, and both sides of the MLP's activation. And the pixels: as bytes, in float32, and in
+    the elements' type.
+    """
+    token_count = tile_count * (1 + config.patches_per_edge**2)
+    width = 6 * config.hidden_size + 2 * config.intermediate_size
+    pixel_count = tile_count * 3 * config.tile_size**2
+    return token_count * width * itemsize + pixel_count * (1 + 4 + itemsize)

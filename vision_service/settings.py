@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from protos.checkpoint.location import CheckpointFolder
+from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
     MIB,
     TORCH_SHORTCUTS,
+    CheckOption,
     EngineOptions,
     EngineSettings,
     half_of_the_cores,
@@ -124,3 +125,12 @@ class Settings(EngineSettings):
         if self.engine == "tensorrt" and self.tensorrt.plan is None:
             raise ValueError("--tensorrt.plan: the engine tensorrt needs one")
         return self
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        return self.served_model_name or model_name(self.checkpoint)
+
+
+class ProgramSettings(CheckOption, Settings):
+    """Options of the program internvl-vision."""

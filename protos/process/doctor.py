@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import NoReturn
 
+from protos.process.facts import aligned, column_width
+
 TRIAL_SECONDS = 120.0
 DRIVER_QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 NO_GPU = (
@@ -135,12 +137,11 @@ def conclude(
         others: by name, whether this machine can do other things.
     """
     answers = {**{f"engine {name}": answer for name, answer in engines.items()}, **others}
-    width = 2 + max(len(name) for name in (*dict(facts), *answers))
-    for name, found in facts:
-        sys.stdout.write(f"{name:<{width}}{found}\n")
-    sys.stdout.write("\n")
+    width = column_width(*dict(facts), *answers)
+    sys.stdout.write(f"{aligned(facts, width)}\n")
     for name, answer in answers.items():
-        sys.stdout.write(f"{name:<{width}}{'no' if answer.gaps else f'yes, {answer.how}'}\n")
+        verdict = "no" if answer.gaps else f"yes, {answer.how}"
+        sys.stdout.write(aligned([(name, verdict)], width))
         for gap in answer.gaps:
             sys.stdout.write(f"  - {gap}\n")
     sys.exit(1 if engines[wanted].gaps else 0)

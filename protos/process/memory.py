@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from protos.process.settings import GIB
+from protos.process.settings import GIB, MIB
 
 KIB = 1024
 # What libraries say where they raise no class of their own for it: PyTorch on the host and on a
@@ -36,7 +36,9 @@ class FreeMemory:
 
 
 def gib(byte_count: float) -> str:
-    """Returns a size in words, e.g. "1.5 GiB"."""
+    """Returns a size in words, e.g. "1.5 GiB"; less than a tenth of that in MiB."""
+    if byte_count < GIB / 10:
+        return f"{byte_count / MIB:.1f} MiB"
     return f"{byte_count / GIB:.1f} GiB"
 
 

@@ -37,6 +37,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from protos.checkpoint.location import CheckpointFolder
 from protos.process.logs import LogFormat, LogLevel
 from protos.signature import EmbeddingKey
 
@@ -242,6 +243,21 @@ class EngineSettings(ServingSettings):
                     f"{option}an option of the engine {name}, but the engine is {self.engine}"
                 )
         return self
+
+
+class CheckOption(Options):
+    """The option of a program that checks a checkpoint in place of serving it."""
+
+    check: CheckpointFolder | None = None
+    """Check this checkpoint in place of serving one, which takes no weights into memory and needs
+    no --checkpoint: say what it is and how much memory it takes, or why it is not served (exit
+    status 1), and end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mean_this_checkpoint(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check = options.get("check")
+        return options if check is None else {**options, "checkpoint": check}
 
 
 def read_settings(cls: type[SettingsType]) -> SettingsType:

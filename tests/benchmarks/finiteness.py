@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import Prompt
 from llm_service.engines.torch import sequence
 from llm_service.engines.torch.kernels.create import kernels_for
@@ -22,7 +23,7 @@ from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.transfer import download
 from llm_service.engines.torch.weights import empty_decoder
 from llm_service.sampling import SamplingParams
-from tests.benchmarks.shapes import released_llm_config
+from tests.benchmarks.shapes import CONFIGS
 
 BATCH_SIZES = (1, 8, 32, 64)
 BLOCK_SIZE = 16
@@ -56,7 +57,7 @@ def _row(runner: ModelRunner, count: int) -> str:
 
 
 def _runner(size: str, device: torch.device, max_running: int) -> ModelRunner:
-    config = released_llm_config(size)
+    config = LLMConfig.from_checkpoint(CONFIGS / f"InternVL2_5-{size}")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     decoder = empty_decoder(config, kernels_for(device, config)).to(dtype).to_empty(device=device)
     for parameter in decoder.parameters():

@@ -115,6 +115,13 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
+@pytest.mark.parametrize("service", ["vision", "llm"])
+def test_the_folder_is_checked(models: Path, service: str) -> None:
+    completed = run(command(2, f"internvl-{service} --check").replace("/models/", f"{models}/"))
+    assert completed.returncode == 0, completed.stderr
+    assert re.match(r"model +InternVL2_5-8B\n", completed.stdout)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the page asks with curl")
 def test_serve_ask_and_stop(models: Path, picture_url: str) -> None:
     python = [f"python - <<'PYTHON'\n{block}PYTHON\n" for block in blocks(6, "python")]

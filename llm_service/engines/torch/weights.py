@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,15 +56,34 @@ def load_decoder(
             not of a float type, or a file is damaged.
     """
     stored = checked_folder(checkpoint, (ROOT,))
-    decoder = empty_decoder(config, kernels_for(device, config)).to(dtype)
-    require_tensors(checkpoint, stored.keys(), destinations(decoder).keys())
-    decoder.to_empty(device=device)
+    decoder = matching_decoder(checkpoint, config, kernels_for(device, config), stored.keys())
+    decoder.to(dtype).to_empty(device=device)
     places = destinations(decoder)
     files = sorted(set(stored.values()))
     with ThreadPoolExecutor(CONCURRENT_FILE_COUNT) as pool:
         filling = [pool.submit(_fill_from, file, places) for file in files]
     for filled in filling:
         filled.result()
+    return decoder
+
+
+def matching_decoder(
+    checkpoint: Path, config: LLMConfig, kernels: Kernels, names: Collection[str]
+) -> Decoder:
+    """Returns the empty decoder that the config describes.
+
+    Args:
+        checkpoint: the folder.
+        config: of it.
+        kernels: what computes.
+        names: of the checkpoint's tensors, which must be those of the decoder.
+
+    Raises:
+        CheckpointError: a tensor is missing or left over.
+    """
+    _check_layer_count(checkpoint, config, names)
+    decoder = empty_decoder(config, kernels)
+    require_tensors(checkpoint, names, destinations(decoder).keys())
     return decoder
 
 
@@ -114,6 +133,17 @@ def _qkv_destinations(attention: Attention, config: LLMConfig) -> Iterator[tuple
         for kind, parameter in attention.qkv.named_parameters():
             views = tuple(parameter[rows.start : rows.stop] for rows in ranges)
             yield f"{name}.{kind}", Destination(views)
+
+
+def _check_layer_count(checkpoint: Path, config: LLMConfig, names: Collection[str]) -> None:
+    """Refuses another number of layers before a decoder of the config's is made, however large."""
+    start = f"{ROOT}{config.family.layers}."
+    layers = {name[len(start) :].split(".")[0] for name in names if name.startswith(start)}
+    if len(layers) != config.layer_count:
+        raise CheckpointError(
+            f"{checkpoint}: there are tensors of {len(layers)} layers of the language model, but"
+            f" llm_config.num_hidden_layers is {config.layer_count}"
+        )
 
 
 def _fill_from(file: Path, places: Mapping[str, Destination]) -> None:

@@ -50,7 +50,7 @@ def sentence_of_failure(
     ("words", "sentence"),
     [
         (["--kv-cache-byte-count", "100"], "the KV cache has 100 bytes, and one block needs"),
-        (["--kv-cache-byte-count", str(10**17)], "too little memory: the weights take 0.0 GiB in "),
+        (["--kv-cache-byte-count", str(10**17)], "too little memory: the weights take 0.4 MiB in "),
         (["--torch.block-size", str(10**20)], "one block needs"),
         pytest.param(["--torch.device", "cuda"], "finds no CUDA device", marks=without_cuda),
         (["--host", OUTSIDE], f"cannot listen on {OUTSIDE}:0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,11 +193,8 @@ def load_model(
         CheckpointError: a tensor is missing, unexpected, or of another shape.
     """
     files = vision_tensor_files(path)
-    _check_layer_count(path, config, files)
-    with torch.device("meta"):
-        model = VisionModel(config)
+    model = empty_model(path, config, files)
     described = model.state_dict()
-    require_names(path, files.keys(), described.keys())
     digest = TensorDigest()
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in vision_tensors(files):
@@ -207,6 +204,24 @@ def load_model(
     model.load_state_dict(weights, strict=True, assign=True)
     model.vision_model.embeddings.fit_positions()
     return model, digest.digest()
+
+
+def empty_model(path: Path, config: VisionConfig, names: Collection[str]) -> VisionModel:
+    """Returns the model that the config describes on the meta device: shapes without memory.
+
+    Args:
+        path: the checkpoint.
+        config: of it.
+        names: of its tensors, which must be those of the model.
+
+    Raises:
+        CheckpointError: a tensor is missing or unexpected.
+    """
+    _check_layer_count(path, config, names)
+    with torch.device("meta"):
+        model = VisionModel(config)
+    require_names(path, names, model.state_dict().keys())
+    return model
 
 
 def _check_tensor(file: Path, name: str, stored: torch.Tensor, described: torch.Tensor) -> None:

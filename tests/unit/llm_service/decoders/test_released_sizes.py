@@ -75,7 +75,7 @@ def test_each_gpu_of_four_has_whole_wide_heads(tmp_path: Path) -> None:
 
 def test_the_arithmetic_of_an_engine_counts_wide_heads(tmp_path: Path) -> None:
     config = _config(tmp_path, "InternVL3_5-4B")
-    needs = memory(config, Target(), Limits(1, 0, 1000, 24))
+    needs = memory(config, Target(), Limits(1, 0, 1000, 24, 256))
     # Of 36 layers: keys and values of 8 heads of 128, in two bytes each.
     assert needs.kv_per_token == 36 * 2 * 8 * 128 * 2
     # Twice 2560, 32 heads of 128, the heads of all three, fc and gate.
