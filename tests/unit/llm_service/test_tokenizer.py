@@ -343,6 +343,17 @@ def test_pieces_that_a_user_defined_are_tokens(tmp_path: Path) -> None:
     assert tokenizer.encode("[NEW]") == [SMALL_DOCUMENT["model"]["vocab"]["[NEW]"]]
 
 
+def test_a_piece_that_has_become_a_control_token_is_not_typed(tmp_path: Path) -> None:
+    """As InternLM2's [UNUSED_TOKEN_146], which is the number of <|im_start|>."""
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece_model(SMALL_DOCUMENT))
+    renamed = SMALL_DOCUMENT["model"]["vocab"]["[NEW]"]
+    added = {content: 300 + index for index, content in enumerate(TEMPLATE_TOKENS)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps({**added, "<|im_start|>": renamed}))
+    tokenizer = Tokenizer.from_checkpoint(tmp_path)
+    assert renamed not in tokenizer.encode("[NEW]")
+    assert tokenizer.token_bytes(renamed) == b"<|im_start|>"
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
