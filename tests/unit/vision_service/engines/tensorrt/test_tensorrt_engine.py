@@ -17,7 +17,7 @@ from tests.unit.vision_service.checkpoints import SMALL_6B, changed, write_check
 from tests.unit.vision_service.engines.tensorrt.plans import torch_engine, write_plan
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.base import DTYPES, EngineStartError
-from vision_service.engines.tensorrt.engine import TensorrtEngine, start_engine
+from vision_service.engines.tensorrt.engine import Plan, TensorrtEngine, start_engine
 from vision_service.engines.tensorrt.record import (
     PLAN_FILE,
     RECORD_FILE,
@@ -92,6 +92,37 @@ def test_embeddings_share_no_memory(checkpoint: Path) -> None:
     assert batch.is_ready()
     for embeddings in batch.wait():
         assert embeddings.untyped_storage().nbytes() == embeddings.nbytes
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, index: int) -> None:
+    """Makes a run's embedding of one tile NaN."""
+    run = Plan.run
+
+    def broken(plan: Plan, tiles: torch.Tensor, handle: int) -> torch.Tensor:
+        rows = run(plan, tiles, handle)
+        rows[index, 1, 2] = torch.nan
+        return rows
+
+    monkeypatch.setattr(Plan, "run", broken)
+
+
+def test_a_batch_tells_which_image_is_not_finite(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start(write_plan(checkpoint))
+    spoil(monkeypatch, 2)
+    batch = engine.submit([image(2, 1), image(2, 2), image(1, 3)])
+    batch.wait()
+    assert batch.are_finite() == [True, False, True]
+
+
+def test_a_plan_whose_first_embeddings_are_not_finite_is_refused(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_plan(checkpoint)
+    spoil(monkeypatch, 1)
+    with pytest.raises(EngineStartError, match="the plan's embeddings are not finite in float"):
+        start(folder)
 
 
 def test_a_run_that_tensorrt_refuses_is_an_error(checkpoint: Path) -> None:

@@ -65,3 +65,4 @@ def test_batches_in_flight_do_not_mix(tmp_path: Path) -> None:
         for found, embeddings in zip(batch.wait(), expected, strict=True):
             assert found.untyped_storage().nbytes() == found.nbytes
             torch.testing.assert_close(found, embeddings, rtol=1e-3, atol=1e-3)
+        assert batch.are_finite() == [True, True]
