@@ -56,7 +56,9 @@ def test_each_tensor_has_its_file(sharded: Path) -> None:
     assert checked_folder(sharded) == files
 
 
-def test_a_buffer_of_old_versions_is_passed_over(single: Path) -> None:
+def test_buffers_are_passed_over(single: Path) -> None:
+    assert checked_folder(single) == {"a": single / SINGLE}
+    save(single / SINGLE, "a", "x.embeddings.position_ids", "x.q_proj._extra_state")
     assert checked_folder(single) == {"a": single / SINGLE}
 
 
@@ -128,6 +130,13 @@ def test_pickles_alone(single: Path, name: str) -> None:
     told = refusal(single)
     assert f"no file {SINGLE} ({single}); {name} is a pickle" in told
     assert "save_pretrained" in told
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "model.fp16.safetensors"])
+def test_safetensors_of_another_name(single: Path, name: str) -> None:
+    (single / SINGLE).rename(single / name)
+    told = refusal(single)
+    assert told.endswith(f"{name} is there: if that holds the whole model, name it {SINGLE}")
 
 
 def test_pickles_beside_safetensors_are_passed_over(single: Path) -> None:
