@@ -29,7 +29,10 @@ QUANTISED_TENSOR = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_scale|weight_scale_inv|SCB)$"
     r"|\.weight\.(absmax|quant_map|quant_state\..*)$"
 )
-LORA_TENSOR = re.compile(r"\bbase_model\.model\.|\.lora_(A|B|embedding_A|embedding_B)\b")
+LORA_TENSOR = re.compile(
+    r"\bbase_model\.model\.|\.lora_(A|B|embedding_A|embedding_B)\b"
+    r"|\.(base_layer|modules_to_save|original_module)\."
+)
 FLASH_TENSOR = re.compile(r"^(mlp2|gating|pooling_before_gating)\.")
 # Of torch.compile, of the libraries for training on many GPUs, of Lightning.
 WRAPPED_TENSOR = re.compile(

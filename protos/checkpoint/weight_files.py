@@ -17,7 +17,20 @@ from protos.checkpoint.weight_index import (
 )
 
 ADAPTER_FILE = "adapter_model.safetensors"
-SHARDS = "model-*-of-*.safetensors"
+SHARDS = "*-of-*.safetensors"
+# What other programs leave, and what it is.
+OTHER_FORMATS = {
+    "*.gguf": "is a model of llama.cpp, mostly quantised; serve the original",
+    "*.onnx": "is an exported graph; serve the checkpoint that it is from",
+    "global_step*": (
+        "is DeepSpeed's state of a training; `python zero_to_fp32.py . merged --safe_serialization`"
+        " in that folder writes its weights, to be put beside config.json"
+    ),
+    "pytorch_model_fsdp*": (
+        "is FSDP's state of a training; `accelerate merge-weights` writes its weights, to be put"
+        " beside config.json"
+    ),
+}
 PICKLES = ("*model*.bin", "*model*.pth", "*model*.pt")
 
 
@@ -90,7 +103,7 @@ def _indexed_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
             f" (missing: {len(missing)} of {len(files)} files); fetch the checkpoint again"
         )
     # Of a cache, a shard that is not there may be a link to what was never fetched.
-    return [file for file in files if file in needed or file.is_file()]
+    return [file for file in files if file in needed or os.path.isfile(file)]
 
 
 def _two_saves(index: Path, single: Path, shard: Path, is_stale: bool) -> str:
@@ -120,7 +133,10 @@ def _hint(folder: Path) -> str:
             f", but {others[0].name} is there: if that holds the whole model, name it {SINGLE_FILE}"
         )
     pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
-    return _pickle_hint(pickles[0]) if pickles else ""
+    if pickles:
+        return _pickle_hint(pickles[0])
+    found = ((file, told) for each, told in OTHER_FORMATS.items() for file in folder.glob(each))
+    return next((f"; {file.name} {told}" for file, told in found), "")
 
 
 def _pickle_hint(file: Path) -> str:

@@ -145,6 +145,8 @@ def test_a_value_of_another_type_is_named(changes: dict[str, Any], message: str)
         ("vision_model.base_model.model.encoder.layers.0.attn.qkv.lora_A.default.weight", "LoRA"),
         ("language_model.base_model.model.lm_head.weight", "LoRA that is not merged"),
         ("language_model.model.layers.0.attention.wqkv.lora_B.default.weight", "merge_lora.py"),
+        ("language_model.model.layers.0.self_attn.q_proj.base_layer.weight", "LoRA"),
+        ("language_model.lm_head.modules_to_save.default.weight", "LoRA"),
         ("language_model.model.layers.0.mlp.down_proj.qweight", "quantised"),
         ("language_model.model.layers.0.mlp.down_proj.scales", "quantised"),
         ("language_model.model.layers.0.mlp.down_proj.weight_scale_inv", "quantised"),
