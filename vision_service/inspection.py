@@ -6,12 +6,12 @@ import sys
 from typing import NoReturn
 
 from protos.checkpoint.section import CheckpointError
-from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
+from protos.checkpoint.tensor_heads import TensorSummary
 from protos.process import logs
 from protos.process.facts import Facts, aligned
 from protos.process.memory import gib
 from vision_service.checkpoint import VisionConfig, vision_tensor_files
-from vision_service.engines.torch.engine import empty_model
+from vision_service.engines.torch.engine import empty_model, require_model_shapes
 from vision_service.memory import batch_byte_count, weight_byte_count
 from vision_service.settings import Settings
 
@@ -51,8 +51,7 @@ def inspect(settings: Settings) -> Facts:
 
 def _tensors(settings: Settings, config: VisionConfig) -> TensorSummary:
     files = vision_tensor_files(settings.checkpoint)
-    described = empty_model(settings.checkpoint, config, files).state_dict()
-    return require_shapes(files, {name: tuple(each.shape) for name, each in described.items()})
+    return require_model_shapes(empty_model(settings.checkpoint, config, files), files)
 
 
 def _tower_facts(config: VisionConfig, tensors: TensorSummary) -> Facts:

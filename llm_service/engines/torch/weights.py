@@ -18,6 +18,7 @@ from llm_service.engines.torch.kernels.base import Kernels
 from llm_service.engines.torch.kernels.create import kernels_for
 from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
 
 CONCURRENT_FILE_COUNT = 8
 
@@ -57,6 +58,7 @@ def load_decoder(
     """
     stored = checked_folder(checkpoint, (ROOT,))
     decoder = matching_decoder(checkpoint, config, kernels_for(device, config), stored.keys())
+    require_decoder_shapes(decoder, stored)
     decoder.to(dtype).to_empty(device=device)
     places = destinations(decoder)
     files = sorted(set(stored.values()))
@@ -85,6 +87,12 @@ def matching_decoder(
     decoder = empty_decoder(config, kernels)
     require_tensors(checkpoint, names, destinations(decoder).keys())
     return decoder
+
+
+def require_decoder_shapes(decoder: Decoder, stored: Mapping[str, Path]) -> TensorSummary:
+    """Refuses a tensor of another shape or element type, before any is read; `require_shapes`."""
+    places = destinations(decoder)
+    return require_shapes(stored, {name: place.shape for name, place in places.items()})
 
 
 def empty_decoder(config: LLMConfig, kernels: Kernels) -> Decoder:
@@ -152,15 +160,6 @@ def _fill_from(file: Path, places: Mapping[str, Destination]) -> None:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict: it has no iterator
                 if name in places:
-                    _fill(name, places[name], tensors.get_tensor(name))
+                    places[name].fill(tensors.get_tensor(name))
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
-
-
-def _fill(name: str, destination: Destination, tensor: torch.Tensor) -> None:
-    if tuple(tensor.shape) != destination.shape or not tensor.is_floating_point():
-        raise CheckpointError(
-            f"{name} is {tensor.dtype} {list(tensor.shape)}; "
-            f"config.json asks for floats {list(destination.shape)}"
-        )
-    destination.fill(tensor)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
 from protos.checkpoint.tensor_names import require_names
 from protos.process.memory import (
     FreeMemory,
@@ -194,11 +195,10 @@ def load_model(
     """
     files = vision_tensor_files(path)
     model = empty_model(path, config, files)
-    described = model.state_dict()
+    require_model_shapes(model, files)
     digest = TensorDigest()
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in vision_tensors(files):
-        _check_tensor(files[name], name, tensor, described[name])
         digest.add(name, tensor)
         weights[name] = tensor.to(device, dtype or tensor.dtype)
     model.load_state_dict(weights, strict=True, assign=True)
@@ -224,12 +224,10 @@ def empty_model(path: Path, config: VisionConfig, names: Collection[str]) -> Vis
     return model
 
 
-def _check_tensor(file: Path, name: str, stored: torch.Tensor, described: torch.Tensor) -> None:
-    if stored.shape != described.shape or not stored.is_floating_point():
-        raise CheckpointError(
-            f"{file}: {name} is {stored.dtype} {list(stored.shape)};"
-            f" config.json asks for floats {list(described.shape)}"
-        )
+def require_model_shapes(model: VisionModel, files: Mapping[str, Path]) -> TensorSummary:
+    """Refuses a tensor of another shape or element type, before any is read; `require_shapes`."""
+    described = model.state_dict()
+    return require_shapes(files, {name: tuple(each.shape) for name, each in described.items()})
 
 
 def _check_layer_count(path: Path, config: VisionConfig, names: Iterable[str]) -> None:

@@ -60,7 +60,7 @@ def _check_tensors(file: Path, shapes: dict[str, Shape]) -> None:
             dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
             if shape != shapes[name] or dtype not in FLOAT_TYPES:
                 raise CheckpointError(
-                    f"{name} is {dtype} {list(shape)}; "
+                    f"{file}: {name} is {dtype} {list(shape)}; "
                     f"config.json asks for floats {list(shapes[name])}"
                 )
 
