@@ -12,6 +12,8 @@ from llm_service.engines.torch.kernels.spans import attend_causally, split_spans
 
 # tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
 MIN_DOT_SIZE = 16
+# PyTorch's flash attention itself takes heads of whole multiples alone.
+FLASH_HEAD_MULTIPLE = 8
 # Query heads of a tile's tokens together.
 TILE_ROWS = 64
 # Keys that a program takes at a time.
@@ -166,7 +168,8 @@ class TritonKernels:
 
 
 def _attend_span(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    if query.shape[2] == keys.shape[2] or query.dtype == torch.float32:
+    takes_flash = query.dtype != torch.float32 and query.shape[-1] % FLASH_HEAD_MULTIPLE == 0
+    if query.shape[2] == keys.shape[2] or not takes_flash:
         return attend_causally(query, keys, values)
     # PyTorch's flash attention aligns a causal mask at the lower right, which its public function
     # gives no way to ask for but a mask that is built in memory.
