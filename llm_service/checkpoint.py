@@ -1,4 +1,4 @@
-"""The language model's half of an InternVL2.5 checkpoint folder: its config, and its tensor files.
+"""The language model's half of an InternVL checkpoint folder: its config, and its tensor files.
 
 Only `config.json`, `generation_config.json` and safetensors files are read; never a pickle, and
 never the Python code that a checkpoint may carry.

@@ -1,4 +1,4 @@
-"""Qwen2 (1B, 4B, 38B, 78B): query, key and value apart, each with a bias."""
+"""Qwen2 (1B, 4B, 38B, 78B of InternVL2.5, and InternVL3): query, key, value apart, with biases."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class LLMServiceStub(object):
-    """Generates text with the language model of InternVL2.5. Owns tokenizer, chat template and
+    """Generates text with the language model of InternVL. Owns tokenizer, chat template and
     detokenizer; images arrive as embeddings (prompt tables) that it keeps for later turns.
     """
 
@@ -59,7 +59,7 @@ class LLMServiceStub(object):
 
 
 class LLMServiceServicer(object):
-    """Generates text with the language model of InternVL2.5. Owns tokenizer, chat template and
+    """Generates text with the language model of InternVL. Owns tokenizer, chat template and
     detokenizer; images arrive as embeddings (prompt tables) that it keeps for later turns.
     """
 
@@ -138,7 +138,7 @@ def add_LLMServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LLMService(object):
-    """Generates text with the language model of InternVL2.5. Owns tokenizer, chat template and
+    """Generates text with the language model of InternVL. Owns tokenizer, chat template and
     detokenizer; images arrive as embeddings (prompt tables) that it keeps for later turns.
     """
 

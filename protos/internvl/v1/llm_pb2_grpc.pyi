@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class LLMServiceStub:
-    """Generates text with the language model of InternVL2.5. Owns tokenizer, chat template and
+    """Generates text with the language model of InternVL. Owns tokenizer, chat template and
     detokenizer; images arrive as embeddings (prompt tables) that it keeps for later turns.
     """
 
@@ -63,7 +63,7 @@ class LLMServiceStub:
 
 @_typing.type_check_only
 class LLMServiceAsyncStub(LLMServiceStub):
-    """Generates text with the language model of InternVL2.5. Owns tokenizer, chat template and
+    """Generates text with the language model of InternVL. Owns tokenizer, chat template and
     detokenizer; images arrive as embeddings (prompt tables) that it keeps for later turns.
     """
 
@@ -95,7 +95,7 @@ class LLMServiceAsyncStub(LLMServiceStub):
     """Reports the engine's load at this moment."""
 
 class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Generates text with the language model of InternVL2.5. Owns tokenizer, chat template and
+    """Generates text with the language model of InternVL. Owns tokenizer, chat template and
     detokenizer; images arrive as embeddings (prompt tables) that it keeps for later turns.
     """
 

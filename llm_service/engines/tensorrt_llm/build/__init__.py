@@ -1,4 +1,4 @@
-"""From an original InternVL2.5 checkpoint to a TensorRT-LLM 1.2.1 engine: `convert`, then `engine`.
+"""From an original InternVL checkpoint to a TensorRT-LLM 1.2.1 engine: `convert`, then `engine`.
 
 Only `engine` needs TensorRT-LLM, and only as the program trtllm-build; `convert` runs anywhere.
 """

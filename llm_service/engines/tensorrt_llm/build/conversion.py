@@ -29,7 +29,7 @@ def convert(checkpoint: Path, converted: Path, target: Target, stream: TextIO) -
     grow with the model.
 
     Args:
-        checkpoint: folder of an original InternVL2.5 checkpoint.
+        checkpoint: folder of an original InternVL checkpoint.
         converted: folder to make; it appears when all files are complete.
         target: types and split.
         stream: where the progress is written.

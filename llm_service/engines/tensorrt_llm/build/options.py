@@ -71,7 +71,7 @@ class BuildOptions(ModelOptions):
 
 
 class ProgramOptions(Options):
-    """Builds a TensorRT-LLM engine of an InternVL2.5 language model in two steps."""
+    """Builds a TensorRT-LLM engine of an InternVL language model in two steps."""
 
     model_config = SettingsConfigDict(
         env_prefix="INTERNVL_LLM_BUILD_",
