@@ -103,33 +103,51 @@ def bos_token(config: Section, definition: Mapping[str, Any], names: TokenNames)
         config: tokenizer_config.json.
         definition: the tokenizer as a tokenizer.json document.
         names: what tokens are for.
+
+    Raises:
+        CheckpointError: those classes would add a token elsewhere, too.
     """
     class_name = config.read("tokenizer_class", str, "")
     if class_name.startswith("Qwen2Tokenizer"):
         return None  # the class adds none, whatever add_bos_token says
+    if config.read("add_eos_token", bool, False):
+        raise config.error(
+            "add_eos_token",
+            "is True, which would end each prompt where the answer begins; set it to false",
+        )
     is_fast = class_name == "PreTrainedTokenizerFast" or not config.has("add_bos_token")
     if is_fast and "post_processor" in definition:
-        return next(_first_tokens(definition["post_processor"]), None)
+        file = Section(config.file.parent / "tokenizer.json", definition)
+        return _first_token(file)
     is_sentencepiece = definition["decoder"]["type"] != "ByteLevel"
     adds_bos = config.read("add_bos_token", bool, is_sentencepiece)
     return names.named.get("bos_token") if adds_bos else None
 
 
-def _first_tokens(processor: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yields the special token with which a tokenizer.json's post-processor begins a text."""
-    if processor is None or processor["type"] == "ByteLevel":
-        return
-    if processor["type"] == "Sequence":
-        for part in processor["processors"]:
-            yield from _first_tokens(part)
-        return
-    if processor["type"] != "TemplateProcessing":
-        raise ValueError(f"a post_processor of type {quoted(processor['type'])} is not served")
-    *first, text = processor["single"]
-    if "Sequence" not in text or len(first) > 1:
-        raise ValueError("only a post_processor that adds one token, before the text, is served")
-    for token in first:
-        yield token["SpecialToken"]["id"]
+def _first_token(file: Section) -> str | None:
+    """Returns the token that a tokenizer.json's post-processor puts before a text."""
+    match list(_processed(file.values["post_processor"])):
+        case [] | [{"Sequence": _}]:
+            return None
+        case [{"SpecialToken": {"id": str(token)}}, {"Sequence": _}]:
+            return token
+    raise file.error(
+        "post_processor", "adds other tokens than one before the text, which is not served"
+    )
+
+
+def _processed(processor: Any) -> Iterator[Any]:
+    """Yields what a post-processor makes of a text: the text, and the tokens around it."""
+    match processor:
+        case None | {"type": "ByteLevel"}:
+            return
+        case {"type": "Sequence", "processors": [*parts]}:
+            for part in parts:
+                yield from _processed(part)
+        case {"type": "TemplateProcessing", "single": [*pieces]}:
+            yield from pieces
+        case _:
+            yield processor
 
 
 def _named(section: Section, key: str) -> str:

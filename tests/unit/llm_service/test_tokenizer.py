@@ -275,6 +275,21 @@ def test_the_beginning_token_is_the_one_that_the_class_adds(
     assert Tokenizer.from_checkpoint(folder).bos_id == expected
 
 
+@pytest.mark.parametrize("class_name", ["LlamaTokenizerFast", None])
+def test_an_end_token_behind_every_prompt_is_refused(
+    tmp_path: Path, class_name: str | None
+) -> None:
+    """The reference's tokenizers would add it where the answer begins."""
+    folder = small_folder(tmp_path, add_eos_token=True, tokenizer_class=class_name)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: add_eos_token is True"):
+        Tokenizer.from_checkpoint(folder)
+
+
+def test_qwen2s_class_adds_no_end_token(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, add_eos_token=True, tokenizer_class="Qwen2Tokenizer")
+    assert Tokenizer.from_checkpoint(folder).bos_id is None
+
+
 @pytest.fixture(scope="module")
 def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """InternLM2's vocabulary as the SentencePiece model that the checkpoints carry."""
@@ -304,6 +319,15 @@ def test_sentencepiece_model_equals_sentencepiece_itself(
     reference = SentencePieceProcessor(model_file=str(sentencepiece_folder / "tokenizer.model"))
     for text in TEXTS:
         assert from_model.encode(text) == reference.encode(text)
+
+
+def test_a_sentencepiece_model_that_would_end_prompts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece_model(SMALL_DOCUMENT))
+    added = {content: 300 + index for index, content in enumerate(TEMPLATE_TOKENS)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: add_eos_token is True"):
+        Tokenizer.from_checkpoint(tmp_path)
 
 
 def test_a_sentencepiece_model_names_its_tokens_itself(tmp_path: Path) -> None:
@@ -461,6 +485,7 @@ def test_a_damaged_tokenizer_json_is_named(
     "processor",
     [
         {"type": "RobertaProcessing"},
+        template_of("<|im_start|>", "A", "<|im_end|>"),
         template_of("A", "<|im_end|>"),
         template_of("<|im_start|>", "<|im_end|>", "A"),
     ],
@@ -468,7 +493,7 @@ def test_a_damaged_tokenizer_json_is_named(
 def test_what_adds_other_tokens_to_a_text_is_refused(
     tmp_path: Path, processor: dict[str, Any]
 ) -> None:
-    with pytest.raises(CheckpointError, match="post_processor"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: post_processor adds other tokens"):
         Tokenizer.from_checkpoint(changed_folder(tmp_path, {"post_processor": processor}))
 
 
