@@ -49,8 +49,8 @@ def main() -> None:
 
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
-    metrics = Metrics(engine)
     try:
+        metrics = Metrics(engine)
         service = make_service(settings, info, engine, metrics)
         with serving_metrics(metrics, settings.host, settings.metrics_port):
             healthy = await serve(service, settings)
