@@ -1,4 +1,4 @@
-"""InternLM2 (2B, 8B and 26B of InternVL2 and 2.5): no biases, one tensor for query, key and value."""
+"""InternLM2 (2B, 8B, 26B of InternVL2 and 2.5): no biases, one tensor for query, key and value."""
 
 from __future__ import annotations
 
