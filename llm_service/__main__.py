@@ -72,7 +72,9 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         EngineStartError: the engine cannot run here.
     """
     config, tokenizer, template = read_model(settings)
-    engine = create_engine(settings, config, tokenizer)
+    created = created_unix_seconds(settings.checkpoint)
+    fingerprint = CheckpointFingerprint.from_checkpoint(settings.checkpoint)
+    engine = create_engine(settings, config, tokenizer)  # last: nobody would close it
     model, *aliases = settings.model_names
     info = ModelInfo(
         model=model,
@@ -83,10 +85,10 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         max_context_token_count=engine.context_length,
         max_image_count=settings.max_image_count,
         max_upload_seconds=settings.max_upload_seconds,
-        created_unix_seconds=created_unix_seconds(settings.checkpoint),
+        created_unix_seconds=created,
         aliases=tuple(aliases),
         allows_priority=settings.allow_priority,
-        checkpoint=CheckpointFingerprint.from_checkpoint(settings.checkpoint),
+        checkpoint=fingerprint,
     )
     return info, engine
 

@@ -9,13 +9,13 @@ import torch
 from llm_service.checkpoint import LLMConfig
 from llm_service.decoders.family import ROOT
 from llm_service.engines.torch.kernels.create import kernels_for
-from llm_service.engines.torch.weights import destinations, matching_decoder
+from llm_service.engines.torch.weights import matching_decoder
 from llm_service.memory import kv_byte_count, weight_byte_count
 from llm_service.model import end_token_ids, read_model
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.folder import checked_folder
-from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
+from protos.checkpoint.tensor_heads import TensorSummary
 from protos.process.check import SHORT_ITEMSIZE, weight_fact
 from protos.process.facts import Facts
 from protos.process.memory import gib
@@ -40,11 +40,10 @@ def inspect(settings: Settings) -> Facts:
 
 
 def _tensors(settings: Settings, config: LLMConfig) -> TensorSummary:
-    stored = checked_folder(settings.checkpoint, (ROOT,))
+    files = checked_folder(settings.checkpoint, (ROOT,))
     kernels = kernels_for(torch.device("cpu"), config)
-    decoder = matching_decoder(settings.checkpoint, config, kernels, stored.keys())
-    places = destinations(decoder)
-    return require_shapes(stored, {name: place.shape for name, place in places.items()})
+    _, tensors = matching_decoder(settings.checkpoint, config, kernels, files)
+    return tensors
 
 
 def _decoder_facts(config: LLMConfig, tensors: TensorSummary) -> Facts:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
+from protos.checkpoint.tensor_heads import TensorSummary
 from protos.process.check import SHORT_ITEMSIZE, weight_fact
 from protos.process.facts import Facts
 from protos.process.memory import gib
 from vision_service.checkpoint import VisionConfig, vision_tensor_files
-from vision_service.engines.torch.engine import empty_model
+from vision_service.engines.torch.engine import matching_model
 from vision_service.memory import batch_byte_count, weight_byte_count
 from vision_service.settings import Settings
 
@@ -21,7 +21,8 @@ def inspect(settings: Settings) -> Facts:
         CheckpointError: the checkpoint is not one that we serve.
     """
     config = VisionConfig.from_checkpoint(settings.checkpoint)
-    tensors = _tensors(settings, config)
+    files = vision_tensor_files(settings.checkpoint)
+    _, tensors = matching_model(settings.checkpoint, config, files)
     return [
         ("model", settings.model_name),
         *_tower_facts(config, tensors),
@@ -32,12 +33,6 @@ def inspect(settings: Settings) -> Facts:
         ("picture", _picture(config, settings.max_tile_count or config.max_dynamic_patch)),
         *_memory_facts(config, settings.max_batch_tile_count),
     ]
-
-
-def _tensors(settings: Settings, config: VisionConfig) -> TensorSummary:
-    files = vision_tensor_files(settings.checkpoint)
-    described = empty_model(settings.checkpoint, config, files).state_dict()
-    return require_shapes(files, {name: tuple(each.shape) for name, each in described.items()})
 
 
 def _tower_facts(config: VisionConfig, tensors: TensorSummary) -> Facts:

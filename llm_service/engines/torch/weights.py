@@ -57,8 +57,7 @@ def load_decoder(
             not of a float type, or a file is damaged.
     """
     stored = checked_folder(checkpoint, (ROOT,))
-    decoder = matching_decoder(checkpoint, config, kernels_for(device, config), stored.keys())
-    require_decoder_shapes(decoder, stored)
+    decoder, _ = matching_decoder(checkpoint, config, kernels_for(device, config), stored)
     decoder.to(dtype).to_empty(device=device)
     places = destinations(decoder)
     files = sorted(set(stored.values()))
@@ -70,29 +69,24 @@ def load_decoder(
 
 
 def matching_decoder(
-    checkpoint: Path, config: LLMConfig, kernels: Kernels, names: Collection[str]
-) -> Decoder:
-    """Returns the empty decoder that the config describes.
+    checkpoint: Path, config: LLMConfig, kernels: Kernels, files: Mapping[str, Path]
+) -> tuple[Decoder, TensorSummary]:
+    """Returns the empty decoder that the config describes, and what its tensors are.
 
     Args:
         checkpoint: the folder.
         config: of it.
         kernels: what computes.
-        names: of the checkpoint's tensors, which must be those of the decoder.
+        files: the file of each of the checkpoint's tensors, which must be those of the decoder.
 
     Raises:
-        CheckpointError: a tensor is missing or left over.
+        CheckpointError: a tensor is missing or left over, of another shape or not of a float type.
     """
-    _check_layer_count(checkpoint, config, names)
+    _check_layer_count(checkpoint, config, files.keys())
     decoder = empty_decoder(config, kernels)
-    require_tensors(checkpoint, names, destinations(decoder).keys())
-    return decoder
-
-
-def require_decoder_shapes(decoder: Decoder, stored: Mapping[str, Path]) -> TensorSummary:
-    """Refuses a tensor of another shape or element type, before any is read; `require_shapes`."""
-    places = destinations(decoder)
-    return require_shapes(stored, {name: place.shape for name, place in places.items()})
+    shapes = {name: place.shape for name, place in destinations(decoder).items()}
+    require_tensors(checkpoint, files.keys(), shapes.keys())
+    return decoder, require_shapes(files, shapes)
 
 
 def empty_decoder(config: LLMConfig, kernels: Kernels) -> Decoder:

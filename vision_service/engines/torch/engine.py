@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,8 +194,7 @@ def load_model(
         CheckpointError: a tensor is missing, unexpected, or of another shape.
     """
     files = vision_tensor_files(path)
-    model = empty_model(path, config, files)
-    require_model_shapes(model, files)
+    model, _ = matching_model(path, config, files)
     digest = TensorDigest()
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in vision_tensors(files):
@@ -206,28 +205,25 @@ def load_model(
     return model, digest.digest()
 
 
-def empty_model(path: Path, config: VisionConfig, names: Collection[str]) -> VisionModel:
-    """Returns the model that the config describes on the meta device: shapes without memory.
+def matching_model(
+    path: Path, config: VisionConfig, files: Mapping[str, Path]
+) -> tuple[VisionModel, TensorSummary]:
+    """Returns the empty model that the config describes, and what its tensors are.
 
     Args:
         path: the checkpoint.
         config: of it.
-        names: of its tensors, which must be those of the model.
+        files: the file of each of the checkpoint's tensors, which must be those of the model.
 
     Raises:
-        CheckpointError: a tensor is missing or unexpected.
+        CheckpointError: a tensor is missing or unexpected, of another shape or not of a float type.
     """
-    _check_layer_count(path, config, names)
-    with torch.device("meta"):
+    _check_layer_count(path, config, files)
+    with torch.device("meta"):  # shapes without memory
         model = VisionModel(config)
-    require_names(path, names, model.state_dict().keys())
-    return model
-
-
-def require_model_shapes(model: VisionModel, files: Mapping[str, Path]) -> TensorSummary:
-    """Refuses a tensor of another shape or element type, before any is read; `require_shapes`."""
-    described = model.state_dict()
-    return require_shapes(files, {name: tuple(each.shape) for name, each in described.items()})
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    require_names(path, files.keys(), shapes.keys())
+    return model, require_shapes(files, shapes)
 
 
 def _check_layer_count(path: Path, config: VisionConfig, names: Iterable[str]) -> None:
