@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from functools import partial
 
 import structlog
 
@@ -11,7 +12,7 @@ from llm_service.checkpoint import created_unix_seconds
 from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
 from llm_service.generator import Generator
-from llm_service.inspection import check
+from llm_service.inspection import inspect
 from llm_service.metrics import Metrics, serving_metrics
 from llm_service.model import ModelInfo, read_model
 from llm_service.servicer import LLMServicer
@@ -22,6 +23,7 @@ from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
+from protos.process.check import check
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import is_loopback, read_settings
@@ -38,7 +40,7 @@ def main() -> None:
     keep_freed_memory()
     settings = read_settings(ProgramSettings)
     if settings.check is not None:
-        check(settings)
+        check(partial(inspect, settings))
     logs.configure(settings.log_level, settings.log_format)
     try:
         info, engine = load(settings)
@@ -49,8 +51,8 @@ def main() -> None:
 
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
-    metrics = Metrics(engine)
     try:
+        metrics = Metrics(engine)
         service = make_service(settings, info, engine, metrics)
         with serving_metrics(metrics, settings.host, settings.metrics_port):
             healthy = await serve(service, settings)
@@ -70,7 +72,9 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         EngineStartError: the engine cannot run here.
     """
     config, tokenizer, template = read_model(settings)
-    engine = create_engine(settings, config, tokenizer)
+    created = created_unix_seconds(settings.checkpoint)
+    fingerprint = CheckpointFingerprint.from_checkpoint(settings.checkpoint)
+    engine = create_engine(settings, config, tokenizer)  # last: nobody would close it
     model, *aliases = settings.model_names
     info = ModelInfo(
         model=model,
@@ -81,10 +85,10 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
         max_context_token_count=engine.context_length,
         max_image_count=settings.max_image_count,
         max_upload_seconds=settings.max_upload_seconds,
-        created_unix_seconds=created_unix_seconds(settings.checkpoint),
+        created_unix_seconds=created,
         aliases=tuple(aliases),
         allows_priority=settings.allow_priority,
-        checkpoint=CheckpointFingerprint.from_checkpoint(settings.checkpoint),
+        checkpoint=fingerprint,
     )
     return info, engine
 

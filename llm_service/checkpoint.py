@@ -14,7 +14,7 @@ from llm_service.decoders import FAMILIES
 from llm_service.decoders.family import ROOT, DecoderFamily
 from llm_service.rotary import rotary_base
 from protos.checkpoint.folder import checked_config
-from protos.checkpoint.section import CheckpointError, Section
+from protos.checkpoint.section import CheckpointError, Section, quoted
 from protos.checkpoint.tensor_names import require_names
 from protos.checkpoint.tile import Tile
 
@@ -125,9 +125,10 @@ def created_unix_seconds(checkpoint: Path) -> int:
 
 def _architecture(llm: Section) -> str:
     listed = llm.read("architectures", list)
-    architecture = str(next(iter(listed), None))
-    if architecture not in FAMILIES:
-        raise llm.error("architectures", f"names {architecture}; served: {', '.join(FAMILIES)}")
+    architecture = next(iter(listed), None)
+    if not isinstance(architecture, str) or architecture not in FAMILIES:
+        complaint = f"names {quoted(architecture)}; served: {', '.join(FAMILIES)}"
+        raise llm.error("architectures", complaint)
     return architecture
 
 
@@ -136,10 +137,10 @@ def _check_options(llm: Section, family: DecoderFamily) -> None:
         found = llm.read(key, type(value), family.defaults.get(key, value))
         if found != value:
             is_told = "is" if llm.has(key) else "is absent, which stands for"
-            raise llm.error(key, f"{is_told} {found!r}; supported: {value!r}")
+            raise llm.error(key, f"{is_told} {quoted(found)}; supported: {value!r}")
     for layer_type in llm.read("layer_types", list, []):
         if layer_type != "full_attention":
-            raise llm.error("layer_types", f"has {layer_type!r}; supported: 'full_attention'")
+            raise llm.error("layer_types", f"has {quoted(layer_type)}; supported: 'full_attention'")
 
 
 def _kv_head_count(llm: Section) -> int:
@@ -172,7 +173,7 @@ def _end_token_ids(checkpoint: Path, llm: Section) -> frozenset[int]:
     for section in sections:
         listed = section.values.get("eos_token_id")
         found = listed if isinstance(listed, list) else [] if listed is None else [listed]
-        if not all(isinstance(token_id, int) for token_id in found):
-            raise section.error("eos_token_id", f"is {listed!r}; it must be token ids")
+        if not all(type(token_id) is int and token_id >= 0 for token_id in found):
+            raise section.error("eos_token_id", f"is {quoted(listed)}; it must be token ids")
         token_ids += found
     return frozenset(token_ids)

@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from typing import NoReturn
+from functools import partial
 
 import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.decoders.family import ROOT
 from llm_service.engines.torch.kernels.create import kernels_for
-from llm_service.engines.torch.weights import destinations, matching_decoder
+from llm_service.engines.torch.weights import matching_decoder
 from llm_service.memory import kv_byte_count, weight_byte_count
 from llm_service.model import end_token_ids, read_model
 from llm_service.settings import Settings
 from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.folder import checked_folder
-from protos.checkpoint.section import CheckpointError
-from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
-from protos.process import logs
-from protos.process.facts import Facts, aligned
+from protos.checkpoint.tensor_heads import TensorSummary
+from protos.process.check import SHORT_ITEMSIZE, weight_fact
+from protos.process.facts import Facts
 from protos.process.memory import gib
-
-# Of the element types in which a model is usually served.
-SHORT_ITEMSIZE, LONG_ITEMSIZE = 2, 4
-
-
-def check(settings: Settings) -> NoReturn:
-    """Prints what was found; where it is not served, exit status 1 and the sentence on stderr."""
-    logs.configure("warning", "console")
-    try:
-        sys.stdout.write(aligned(inspect(settings)))
-    except (CheckpointError, OSError) as error:
-        sys.exit(str(error))
-    sys.exit(0)
 
 
 def inspect(settings: Settings) -> Facts:
@@ -55,11 +40,10 @@ def inspect(settings: Settings) -> Facts:
 
 
 def _tensors(settings: Settings, config: LLMConfig) -> TensorSummary:
-    stored = checked_folder(settings.checkpoint, (ROOT,))
+    files = checked_folder(settings.checkpoint, (ROOT,))
     kernels = kernels_for(torch.device("cpu"), config)
-    decoder = matching_decoder(settings.checkpoint, config, kernels, stored.keys())
-    places = destinations(decoder)
-    return require_shapes(stored, {name: place.shape for name, place in places.items()})
+    _, tensors = matching_decoder(settings.checkpoint, config, kernels, files)
+    return tensors
 
 
 def _decoder_facts(config: LLMConfig, tensors: TensorSummary) -> Facts:
@@ -92,9 +76,8 @@ def _token(tokenizer: Tokenizer, token_id: int) -> str:
 
 def _memory_facts(config: LLMConfig) -> Facts:
     context = config.max_position_embeddings
-    short, long = (weight_byte_count(config, size) for size in (SHORT_ITEMSIZE, LONG_ITEMSIZE))
     return [
-        ("weights", f"{gib(short)} in 16 bits (bfloat16, float16), {gib(long)} in float32"),
+        weight_fact(partial(weight_byte_count, config)),
         (
             "KV cache",
             f"{kv_byte_count(config, 1, SHORT_ITEMSIZE):,} bytes a token in 16 bits,"

@@ -69,8 +69,8 @@ def read_model(settings: Settings) -> tuple[LLMConfig, Tokenizer, Template]:
     highest = max([tokenizer.highest_id, *config.end_token_ids])
     if highest >= config.vocabulary_size:
         raise CheckpointError(
-            f"the tokenizer or the end tokens have id {highest}, but llm_config.vocab_size is"
-            f" {config.vocabulary_size}: they belong to another model"
+            f"{settings.checkpoint}: the tokenizer or the end tokens have id {highest}, but"
+            f" llm_config.vocab_size is {config.vocabulary_size}: they belong to another model"
         )
     return config, tokenizer, template
 

@@ -72,6 +72,7 @@ class Tokenizer:
         added: Mapping[str, AddedToken],
         bos_token: str | None,
         named: Collection[str] = (),
+        source: Path | None = None,
     ) -> None:
         """Builds it.
 
@@ -80,6 +81,7 @@ class Tokenizer:
             added: the added tokens by content.
             bos_token: what begins every prompt.
             named: added tokens that are for control, as bos, eos, pad and unk.
+            source: the file that errors name.
 
         Raises:
             CheckpointError: bos_token is missing, or a token has a flag that we do not serve.
@@ -88,9 +90,10 @@ class Tokenizer:
         self._added_contents = {token.id: content for content, token in added.items()}
         self._special_ids = {token.id for token in added.values() if token.special}
         self._byte_level = definition["decoder"]["type"] == "ByteLevel"
+        self._source = source
         typed = self._typed_tokens({*TEMPLATE_TOKENS, *CHAT_MARKERS, *named, bos_token or ""})
         plain = json.dumps(_without_control_tokens(definition, set(self._added_contents), typed))
-        self._plain = _tokenizer(plain)
+        self._plain = _tokenizer(plain, source)
         self._typed = self._with_typed_tokens(typed)
         self.typed_tokens = tuple(typed)
         self.drops_first_space = not self._byte_level
@@ -111,7 +114,7 @@ class Tokenizer:
         if config.read("split_special_tokens", bool, default=False):
             raise config.error("split_special_tokens", "is true; InternVL needs its tokens whole")
         try:
-            definition = _definition(folder, config)
+            source, definition = _definition(folder, config)
             is_sentencepiece = definition["decoder"]["type"] != "ByteLevel"
             names = TokenNames.read(folder, SENTENCEPIECE_NAMES if is_sentencepiece else {})
             added = read_added_tokens(folder, definition, names)
@@ -119,7 +122,7 @@ class Tokenizer:
             bos = bos_token(config, definition, names)
             if bos is not None and bos not in added:
                 raise config.error("bos_token", f"is {bos!r}, which the tokenizer does not have")
-            return cls(definition, added, bos, names.named.values())
+            return cls(definition, added, bos, names.named.values(), source)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{folder}: a tokenizer file is damaged: {error!r}") from error
 
@@ -172,7 +175,8 @@ class Tokenizer:
         for content, token in typed.items():
             if token.single_word:
                 raise CheckpointError(
-                    f"the added token {content} has single_word, which is not served"
+                    f"{self._source}: the added token {content} has single_word, which is not"
+                    " served"
                 )
         return typed
 
@@ -217,20 +221,30 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF_CHARACTER = _byte_alphabet()
 
 
-def _definition(folder: Path, config: Section) -> dict[str, Any]:
+def _definition(folder: Path, config: Section) -> tuple[Path, dict[str, Any]]:
+    """Returns the file that it is from, and the tokenizer as a tokenizer.json document."""
     if (folder / "tokenizer.json").is_file():
-        document = Section.of_file(folder / "tokenizer.json").values
-        return {"added_tokens": [], **document}
+        document = Section.of_file(folder / "tokenizer.json")
+        _check_document(document)
+        return document.file, {"added_tokens": [], **document.values}
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         if config.has("tokenizer_class"):
             config.one_of("tokenizer_class", QWEN2_CLASSES)
-        return byte_level_definition(folder)
+        return folder / "vocab.json", byte_level_definition(folder)
     if (folder / "tokenizer.model").is_file():
-        return sentencepiece_definition(folder / "tokenizer.model")
+        return folder / "tokenizer.model", sentencepiece_definition(folder / "tokenizer.model")
     raise CheckpointError(
         f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt,"
         " or tokenizer.model"
     )
+
+
+def _check_document(document: Section) -> None:
+    """Refuses what is not as the tokens of the vocabulary are read here."""
+    document.section("decoder").read("type", str)
+    model = document.section("model")
+    model.read("vocab", dict)
+    model.read("merges", list)
 
 
 def _check_template_tokens(folder: Path, added: Mapping[str, AddedToken]) -> None:
@@ -245,11 +259,11 @@ def _check_template_tokens(folder: Path, added: Mapping[str, AddedToken]) -> Non
             )
 
 
-def _tokenizer(document: str) -> tokenizers.Tokenizer:
+def _tokenizer(document: str, source: Path | None) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(document)
     except Exception as error:  # the library has no class of its own
-        raise CheckpointError(f"the tokenizer cannot be read: {error}") from error
+        raise CheckpointError(f"{source}: the tokenizer cannot be read: {error}") from error
 
 
 def _without_control_tokens(
@@ -275,7 +289,8 @@ def _without_control_tokens(
     ]
     vocab = kept | {content: token.id for content, token in typed.items()}
     return definition | {
-        "model": model | {"vocab": vocab, "merges": merges},
+        # With a dropout it would be encoded otherwise each time.
+        "model": model | {"vocab": vocab, "merges": merges, "dropout": None},
         "added_tokens": [],
         "post_processor": None,
         "truncation": None,

@@ -15,6 +15,7 @@ from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
+from protos.process.check import check
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
@@ -26,7 +27,7 @@ from vision_service.checkpoint import VisionConfig
 from vision_service.encoder import ImageEncoder, ModelInfo
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine
-from vision_service.inspection import check
+from vision_service.inspection import inspect
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
 from vision_service.recipe import recipe_sha256
 from vision_service.servicer import SERVICE_NAME, VisionServicer
@@ -41,7 +42,7 @@ def main() -> None:
     keep_freed_memory()
     settings = read_settings(ProgramSettings)
     if settings.check is not None:
-        check(settings)
+        check(functools.partial(inspect, settings))
     logs.configure(settings.log_level, settings.log_format)
     try:
         healthy = asyncio.run(run(settings))

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from typing import NoReturn
+from functools import partial
 
-from protos.checkpoint.section import CheckpointError
-from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
-from protos.process import logs
-from protos.process.facts import Facts, aligned
+from protos.checkpoint.tensor_heads import TensorSummary
+from protos.process.check import SHORT_ITEMSIZE, weight_fact
+from protos.process.facts import Facts
 from protos.process.memory import gib
 from vision_service.checkpoint import VisionConfig, vision_tensor_files
-from vision_service.engines.torch.engine import empty_model
+from vision_service.engines.torch.engine import matching_model
 from vision_service.memory import batch_byte_count, weight_byte_count
 from vision_service.settings import Settings
-
-# Of the element types in which a tower is usually run.
-SHORT_ITEMSIZE, LONG_ITEMSIZE = 2, 4
-
-
-def check(settings: Settings) -> NoReturn:
-    """Prints what was found; where it is not served, exit status 1 and the sentence on stderr."""
-    logs.configure("warning", "console")
-    try:
-        sys.stdout.write(aligned(inspect(settings)))
-    except (CheckpointError, OSError) as error:
-        sys.exit(str(error))
-    sys.exit(0)
 
 
 def inspect(settings: Settings) -> Facts:
@@ -36,7 +21,8 @@ def inspect(settings: Settings) -> Facts:
         CheckpointError: the checkpoint is not one that we serve.
     """
     config = VisionConfig.from_checkpoint(settings.checkpoint)
-    tensors = _tensors(settings, config)
+    files = vision_tensor_files(settings.checkpoint)
+    _, tensors = matching_model(settings.checkpoint, config, files)
     return [
         ("model", settings.model_name),
         *_tower_facts(config, tensors),
@@ -47,12 +33,6 @@ def inspect(settings: Settings) -> Facts:
         ("picture", _picture(config, settings.max_tile_count or config.max_dynamic_patch)),
         *_memory_facts(config, settings.max_batch_tile_count),
     ]
-
-
-def _tensors(settings: Settings, config: VisionConfig) -> TensorSummary:
-    files = vision_tensor_files(settings.checkpoint)
-    described = empty_model(settings.checkpoint, config, files).state_dict()
-    return require_shapes(files, {name: tuple(each.shape) for name, each in described.items()})
 
 
 def _tower_facts(config: VisionConfig, tensors: TensorSummary) -> Facts:
@@ -77,9 +57,8 @@ def _picture(config: VisionConfig, max_tile_count: int) -> str:
 
 
 def _memory_facts(config: VisionConfig, tile_count: int) -> Facts:
-    short, long = (weight_byte_count(config, size) for size in (SHORT_ITEMSIZE, LONG_ITEMSIZE))
     batch = batch_byte_count(config, tile_count, SHORT_ITEMSIZE)
     return [
-        ("weights", f"{gib(short)} in 16 bits (bfloat16, float16), {gib(long)} in float32"),
+        weight_fact(partial(weight_byte_count, config)),
         ("one batch", f"about {gib(batch)} in 16 bits, of {tile_count} tiles"),
     ]

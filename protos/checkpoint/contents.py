@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from protos.checkpoint.section import CheckpointError
@@ -17,12 +18,15 @@ def require_content(file: Path) -> None:
     """Refuses a file that stands for another one.
 
     Raises:
-        CheckpointError: it is a link whose target is missing, or a pointer of git-lfs, or cannot be
-            read.
+        CheckpointError: it is a link whose target is missing, or a pointer of git-lfs, or no file
+            at all, or cannot be read.
     """
     if file.is_symlink() and not file.exists():
         raise CheckpointError(_dangling(file))
     try:
+        # Before it is opened: to open a pipe waits for whoever writes to it.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise CheckpointError(f"{file}: is not a file, but {_kind(file)}")
         with file.open("rb") as opened:
             start = opened.read(len(POINTER_START))
     except OSError as error:
@@ -40,6 +44,10 @@ def require_small_files(folder: Path) -> None:
         for file in sorted(folder.glob(pattern)):
             if not file.is_dir():
                 require_content(file)
+
+
+def _kind(file: Path) -> str:
+    return "a folder" if file.is_dir() else "a pipe, a socket or a device"
 
 
 def _dangling(file: Path) -> str:

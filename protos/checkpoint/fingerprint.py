@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from protos.checkpoint.contents import require_content
 from protos.checkpoint.section import CheckpointError, Section
+from protos.checkpoint.weight_index import (
+    BUFFER_SUFFIXES,
+    INDEX_FILE,
+    SINGLE_FILE,
+    indexed_names,
+)
 
 PROJECTOR, LANGUAGE_MODEL = "mlp1.", "language_model."
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-# Which old versions of transformers stored with the weights, and whoever loads them computes.
-BUFFER = ".rotary_emb.inv_freq"
 PART_NAMES = {
     "config_sha256": "configuration",
     "projector_sha256": "projector",
@@ -47,6 +50,7 @@ CONCURRENT_FILE_COUNT = 16
 # What reading a file fails with that is cut short, or is something else.
 MALFORMED = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+    CheckpointError,
 )  # fmt: skip
 
 
@@ -124,12 +128,11 @@ def _indexed_files(checkpoint: Path) -> dict[str, str]:
     index = checkpoint / INDEX_FILE
     if not index.is_file():
         return {}
-    files = Section.of_file(index).section("weight_map")
-    return {name: files.read(name, str) for name in files.values if _is_in_a_part(name)}
+    return {name: file for name, file in indexed_names(index).items() if _is_in_a_part(name)}
 
 
 def _is_in_a_part(name: str) -> bool:
-    return name.startswith((PROJECTOR, LANGUAGE_MODEL)) and not name.endswith(BUFFER)
+    return name.startswith((PROJECTOR, LANGUAGE_MODEL)) and not name.endswith(BUFFER_SUFFIXES)
 
 
 def _part_digest(prefix: str, names: Iterable[str], digests: Mapping[str, bytes]) -> bytes:
@@ -142,6 +145,7 @@ def _part_digest(prefix: str, names: Iterable[str], digests: Mapping[str, bytes]
 def _tensor_digests(file: Path) -> dict[str, bytes]:
     """Returns the digests of both parts' tensors in a file; none if it is no safetensors file."""
     try:
+        require_content(file)
         with file.open("rb") as stored:
             return dict(_read_digests(stored.fileno()))
     except MALFORMED:

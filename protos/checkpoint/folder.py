@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from protos.checkpoint.contents import require_small_files
@@ -27,14 +28,20 @@ def checked_folder(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str,
 
     Raises:
         CheckpointError: as `checked_config`; or the weights are missing, damaged, saved twice, or
-            of a kind that is not served.
+            of a kind that is not served, or none of them is needed.
     """
     model = checked_config(folder)
     if not has_weights(folder):
         require_served_name(model)
     stored = stored_tensors(folder, prefixes)
     require_served_tensors(model, stored)
-    return {name: file for name, file in stored.items() if name.startswith(prefixes)}
+    needed = {name: file for name, file in stored.items() if name.startswith(prefixes)}
+    if not needed:
+        wanted = " and ".join(f"{prefix}*" for prefix in prefixes)
+        raise CheckpointError(
+            f"{folder}: there are no tensors {wanted}{_others(stored)}; serve a whole checkpoint"
+        )
+    return needed
 
 
 def checked_config(folder: Path) -> Section:
@@ -54,6 +61,11 @@ def checked_config(folder: Path) -> Section:
     model = Section.of_file(folder / CONFIG_FILE)
     require_served_config(model)
     return model
+
+
+def _others(stored: Iterable[str]) -> str:
+    first = next(iter(stored), None)
+    return f", but such as {first}" if first else ""
 
 
 def _hint(folder: Path) -> str:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable
 
 from protos.checkpoint.location import model_name
-from protos.checkpoint.section import CheckpointError, Section
+from protos.checkpoint.section import CheckpointError, Section, quoted
 
 MODEL_TYPE = "internvl_chat"
+MODEL_CLASS = "InternVLChatModel"
+MODEL_CODE = f"modeling_internvl_chat.{MODEL_CLASS}"
 CONVERSION_TYPE = "internvl"
 CONVERSION_CLASS = "InternVLForConditionalGeneration"
 # Decoders of released checkpoints that are not served: what they are, and who is served instead.
@@ -27,8 +29,16 @@ QUANTISED_TENSOR = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|weight_packed|weight_scale|weight_scale_inv|SCB)$"
     r"|\.weight\.(absmax|quant_map|quant_state\..*)$"
 )
-LORA_TENSOR = re.compile(r"\bbase_model\.model\.|\.lora_(A|B|embedding_A|embedding_B)\b")
+LORA_TENSOR = re.compile(
+    r"\bbase_model\.model\.|\.lora_(A|B|embedding_A|embedding_B)\b"
+    r"|\.(base_layer|modules_to_save|original_module)\."
+)
 FLASH_TENSOR = re.compile(r"^(mlp2|gating|pooling_before_gating)\.")
+# Of torch.compile, of the libraries for training on many GPUs, of Lightning.
+WRAPPED_TENSOR = re.compile(
+    r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+    r"|^module\.|^model\.(vision_model|mlp1)\."
+)
 CONVERSION_TENSOR = re.compile(r"^(model\.)?(vision_tower|multi_modal_projector)\.")
 
 
@@ -39,10 +49,11 @@ def require_served_config(model: Section) -> None:
         model: config.json as a whole.
 
     Raises:
-        CheckpointError: it is a -hf conversion, another model, quantised, a Flash one, a mixture of
-            experts, or has a decoder of a family that is not served.
+        CheckpointError: it is a -hf conversion, another model or one of other code, quantised, a
+            Flash one, a mixture of experts, or has a decoder of a family that is not served.
     """
     _refuse_conversion(model)
+    _refuse_other_code(model)
     _refuse_quantised(model)
     if model.read("flash_mode", bool, False):
         raise model.error("flash_mode", f"is True, which makes it {_flash(model)}")
@@ -60,13 +71,15 @@ def require_served_tensors(model: Section, names: Iterable[str]) -> None:
         names: of all the tensors.
 
     Raises:
-        CheckpointError: it is an unmerged LoRA, quantised, a Flash one or a -hf conversion.
+        CheckpointError: it is an unmerged LoRA, quantised, a Flash one, a -hf conversion, or was
+            saved from within a wrapper.
     """
     kinds = (
         (LORA_TENSOR, _lora),
         (QUANTISED_TENSOR, _quantised),
         (FLASH_TENSOR, _flash),
         (CONVERSION_TENSOR, _conversion),
+        (WRAPPED_TENSOR, _wrapped),
     )
     for name in names:
         for pattern, describe in kinds:
@@ -97,6 +110,18 @@ def _refuse_conversion(model: Section) -> None:
         raise model.error("text_config", f"stands for llm_config, as in {_conversion(model)}")
 
 
+def _refuse_other_code(model: Section) -> None:
+    """Refuses what a folder's own Python would compute otherwise, with the same tensors or not."""
+    classes = model.read("architectures", list, [])
+    if classes and MODEL_CLASS not in classes:
+        raise model.error("architectures", f"is {quoted(classes)}; only {MODEL_CLASS} is served")
+    code = model.section("auto_map", {})
+    # A fine-tune's has the hub id that the code is from in front: "OpenGVLab/InternVL3-1B--...".
+    if code.read("AutoModel", str, MODEL_CODE).rpartition("--")[2] != MODEL_CODE:
+        complaint = f"is {quoted(code.values['AutoModel'])}; only {MODEL_CODE} is served"
+        raise code.error("AutoModel", complaint)
+
+
 def _refuse_quantised(model: Section) -> None:
     for part in (model, _part(model, "llm_config"), _part(model, "vision_config")):
         if part and part.has("quantization_config"):
@@ -107,7 +132,7 @@ def _refuse_quantised(model: Section) -> None:
 
 def _refuse_decoder(llm: Section) -> None:
     for name in llm.read("architectures", list, []):
-        if sentence := REFUSED_DECODERS.get(str(name)):
+        if isinstance(name, str) and (sentence := REFUSED_DECODERS.get(name)):
             raise llm.error("architectures", f"names {name}, {sentence}")
 
 
@@ -141,11 +166,19 @@ def _flash(model: Section) -> str:
 
 def _lora(model: Section) -> str:
     keys = [key for key in ("use_backbone_lora", "use_llm_lora") if model.values.get(key)]
-    ranks = " and ".join(f"{key} is {model.values[key]}" for key in keys)
+    ranks = " and ".join(f"{key} is {quoted(model.values[key])}" for key in keys)
     return (
         f"a LoRA that is not merged{ranks and f' ({ranks})'}; merge it with"
         " `python tools/merge_lora.py FOLDER MERGED` in internvl_chat of"
         " OpenGVLab/InternVL, and serve MERGED"
+    )
+
+
+def _wrapped(model: Section) -> str:
+    return (
+        "a model that was saved from within a wrapper (torch.compile, DistributedDataParallel,"
+        " Lightning ...); save the model itself, whose tensors are vision_model.*, mlp1.* and"
+        " language_model.*"
     )
 
 

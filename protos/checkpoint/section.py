@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
+import reprlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,25 @@ from typing import Any, TypeVar
 # Of a size in config.json: seven times the largest released, a vocabulary. The bytes of a product
 # of two, which a matrix has, stay far within 64 bits.
 LARGEST_SIZE = 1_048_576
+# Of a sentence that quotes what a file holds: file and key stand at the start, the fix at the end.
+MAX_SENTENCE_LENGTH = 600
+SENTENCE_END_LENGTH = 200
+
+# How values are quoted: not all of a long one, nor of one within a thousand others.
+_QUOTED = reprlib.Repr()
+_QUOTED.maxstring = _QUOTED.maxlong = _QUOTED.maxother = 100
 
 Value = TypeVar("Value")
 
 
 class CheckpointError(Exception):
-    """The checkpoint cannot be served: a sentence that names the file, and the key or tensor."""
+    """The checkpoint cannot be served: a sentence that names the file, and the key or tensor.
+
+    It is one line of a bounded length, whatever a file's names and values hold.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(_one_line(sentence))
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class Section:
             raise self.error(key, "is missing")
         # In Python True is an int; in a config it never stands for a number.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(key, f"is {value!r}, not of type {kind.__name__}")
+            raise self.error(key, f"is {quoted(value)}, not of type {kind.__name__}")
         return value
 
     def section(self, key: str, default: dict[str, Any] | None = None) -> Section:
@@ -82,16 +96,16 @@ class Section:
         """Returns a whole number from 1 to `largest`."""
         value = self.read(key, int, default)
         if not 1 <= value <= largest:
-            raise self.error(key, f"is {value}; it must be 1 to {largest}")
+            raise self.error(key, f"is {quoted(value)}; it must be 1 to {largest}")
         return value
 
     def positive(self, key: str, default: float | None = None) -> float:
         """Returns a finite number above 0, be it written with a point or without."""
         is_whole = isinstance(self.values.get(key), int)
-        found = float(self.read(key, int)) if is_whole else self.read(key, float, default)
-        if not 0 < found < math.inf:
-            raise self.error(key, f"is {found}; it must be more than 0")
-        return found
+        found = self.read(key, int) if is_whole else self.read(key, float, default)
+        if not 0 < found <= sys.float_info.max:
+            raise self.error(key, f"is {quoted(found)}; it must be more than 0, and finite")
+        return float(found)
 
     def multiple(self, key: str, factor: int, default: int | None = None) -> int:
         """Returns a size that `factor` divides."""
@@ -104,7 +118,7 @@ class Section:
         """Returns one of the supported words."""
         value = self.read(key, str, default)
         if value not in supported:
-            raise self.error(key, f"is {value!r}; supported: {', '.join(supported)}")
+            raise self.error(key, f"is {quoted(value)}; supported: {', '.join(supported)}")
         return value
 
     def require_values(self, supported: Mapping[str, Any]) -> None:
@@ -112,4 +126,17 @@ class Section:
         for key, value in supported.items():
             found = self.read(key, type(value), value)
             if found != value:
-                raise self.error(key, f"is {found!r}; supported: {value!r}")
+                raise self.error(key, f"is {quoted(found)}; supported: {value!r}")
+
+
+def quoted(value: Any) -> str:
+    """Returns what a sentence says of a value of a file, of whatever size it is."""
+    return _QUOTED.repr(value)
+
+
+def _one_line(text: str) -> str:
+    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    if len(line) <= MAX_SENTENCE_LENGTH:
+        return line
+    start_length = MAX_SENTENCE_LENGTH - SENTENCE_END_LENGTH
+    return f"{line[:start_length]} ... {line[-SENTENCE_END_LENGTH:]}"

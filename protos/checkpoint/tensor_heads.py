@@ -44,10 +44,16 @@ def require_shapes(
         if shape != shapes[name] or dtype not in FLOAT_TYPES:
             raise CheckpointError(
                 f"{files[name]}: {name} is {dtype} {list(shape)};"
-                f" config.json asks for floats {list(shapes[name])}"
+                f" config.json asks for floats {list(shapes[name])}{_hint(dtype)}"
             )
         dtypes.add(dtype)
     return TensorSummary(sum(map(prod, shapes.values())), tuple(sorted(dtypes)))
+
+
+def _hint(dtype: str) -> str:
+    if dtype in FLOAT_TYPES:
+        return ""
+    return f" of {', '.join(FLOAT_TYPES)}; a quantised checkpoint is not served: serve the original"
 
 
 def _heads(files: Mapping[str, Path]) -> Iterator[tuple[str, str, tuple[int, ...]]]:

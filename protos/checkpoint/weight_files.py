@@ -8,15 +8,30 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from protos.checkpoint.contents import require_content
-from protos.checkpoint.section import CheckpointError, Section
+from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.weight_index import (
+    BUFFER_SUFFIXES,
+    INDEX_FILE,
+    SINGLE_FILE,
+    indexed_names,
+)
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILE = "adapter_model.safetensors"
-SHARDS = "model-*-of-*.safetensors"
+SHARDS = "*-of-*.safetensors"
+# What other programs leave, and what it is.
+OTHER_FORMATS = {
+    "*.gguf": "is a model of llama.cpp, mostly quantised; serve the original",
+    "*.onnx": "is an exported graph; serve the checkpoint that it is from",
+    "global_step*": (
+        "is DeepSpeed's state of a training; `python zero_to_fp32.py . merged --safe_serialization`"
+        " in that folder writes its weights, to be put beside config.json"
+    ),
+    "pytorch_model_fsdp*": (
+        "is FSDP's state of a training; `accelerate merge-weights` writes its weights, to be put"
+        " beside config.json"
+    ),
+}
 PICKLES = ("*model*.bin", "*model*.pth", "*model*.pt")
-# Buffers that old versions of transformers stored; whoever loads a checkpoint computes them.
-BUFFER_SUFFIX = ".rotary_emb.inv_freq"
 
 
 def weight_files(folder: Path, prefixes: tuple[str, ...] = ("",)) -> list[Path]:
@@ -65,7 +80,7 @@ def stored_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str,
 def _names(file: Path) -> list[str]:
     try:
         with safe_open(file, framework="np") as tensors:
-            return [name for name in tensors.keys() if not name.endswith(BUFFER_SUFFIX)]  # noqa: SIM118 - a safetensors file is no dict
+            return [name for name in tensors.keys() if not name.endswith(BUFFER_SUFFIXES)]  # noqa: SIM118 - a safetensors file is no dict
     except (OSError, SafetensorError) as error:
         byte_count = file.stat().st_size
         raise CheckpointError(
@@ -75,7 +90,7 @@ def _names(file: Path) -> list[str]:
 
 def _indexed_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
     index, single = folder / INDEX_FILE, folder / SINGLE_FILE
-    file_names = _indexed_names(index)
+    file_names = indexed_names(index)
     files = [folder / name for name in sorted(set(file_names.values()))]
     missing = {file for file in files if not os.path.lexists(file)}
     if single not in files and os.path.lexists(single):
@@ -88,16 +103,7 @@ def _indexed_files(folder: Path, prefixes: tuple[str, ...]) -> list[Path]:
             f" (missing: {len(missing)} of {len(files)} files); fetch the checkpoint again"
         )
     # Of a cache, a shard that is not there may be a link to what was never fetched.
-    return [file for file in files if file in needed or file.is_file()]
-
-
-def _indexed_names(index: Path) -> dict[str, str]:
-    """Returns the name of each tensor's file."""
-    weight_map = Section.of_file(index).section("weight_map")
-    names = {name: weight_map.read(name, str) for name in weight_map.values}
-    if not names:
-        raise CheckpointError(f"{index} has no weight_map from the tensors' names to files")
-    return names
+    return [file for file in files if file in needed or os.path.isfile(file)]
 
 
 def _two_saves(index: Path, single: Path, shard: Path, is_stale: bool) -> str:
@@ -122,8 +128,15 @@ def _hint(folder: Path) -> str:
             f", and its shards, such as {shards[0].name}, are without {INDEX_FILE}: fetch that file"
             " from where the shards are from"
         )
+    if others := sorted(folder.glob("*.safetensors")):
+        return (
+            f", but {others[0].name} is there: if that holds the whole model, name it {SINGLE_FILE}"
+        )
     pickles = sorted(file for pattern in PICKLES for file in folder.glob(pattern))
-    return _pickle_hint(pickles[0]) if pickles else ""
+    if pickles:
+        return _pickle_hint(pickles[0])
+    found = ((file, told) for each, told in OTHER_FORMATS.items() for file in folder.glob(each))
+    return next((f"; {file.name} {told}" for file, told in found), "")
 
 
 def _pickle_hint(file: Path) -> str:

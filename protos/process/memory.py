@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from protos.process.settings import GIB, MIB
+from protos.process.settings import GIB, KIB, MIB
 
-KIB = 1024
 # What libraries say where they raise no class of their own for it: PyTorch on the host and on a
 # GPU, cuBLAS, and the C library through others.
 COMPLAINTS = (

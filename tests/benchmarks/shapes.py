@@ -21,7 +21,8 @@ from tests.random_checkpoint import (
     write_tokenizer,
 )
 from tests.real_tokenizers import FOLDER as TOKENIZERS
-from tests.unit.llm_service.decoders.released import RELEASED
+from tests.released_models.facts import served_models
+from tests.released_models.folder import llm_config
 
 CONFIGS = Path(__file__).parents[1] / "data" / "configs"
 FAMILIES: Mapping[str, Family] = {"8B": "internlm2", "1B": "qwen2", "3.5-8B": "qwen3"}
@@ -39,7 +40,10 @@ LEAST_SHARED_MEMORY = 20 * GIB
 def released_config(size: str) -> dict[str, Any]:
     """Returns the config.json of InternVL2.5 in a size, e.g. "1B", or of InternVL3.5-8B."""
     if size == "3.5-8B":  # the same tower
-        return {**released_config("8B"), "llm_config": RELEASED["InternVL3_5-8B"][0]}
+        return {
+            **released_config("8B"),
+            "llm_config": llm_config(served_models()["InternVL3_5-8B"]),
+        }
     text = (CONFIGS / f"InternVL2_5-{size}" / "config.json").read_text(encoding="utf-8")
     config: dict[str, Any] = json.loads(text)
     return config

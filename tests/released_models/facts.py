@@ -119,6 +119,13 @@ def releases() -> list[Release]:
 
 
 @cache
+def served_models() -> dict[str, Model]:
+    """Returns the models of which the original folder is served, by name."""
+    served = (release.model for release in releases() if release.refusal is None)
+    return {model.name: model for model in served}
+
+
+@cache
 def refusals() -> dict[str, Refusal]:
     """Returns why folders are refused, by their kind or their decoder's class."""
     return {name: Refusal(**facts) for name, facts in _read(DATA / "refusals.json").items()}

@@ -81,9 +81,8 @@ def released_config(release: Release) -> Json:
 
 def model_config(model: Model) -> Json:
     """Returns config.json of a model as it was trained."""
-    decoder = decoders()[model.decoder]
     tower = {**TOWER, **towers()[model.tower]["vision_config"]}
-    llm = {"architectures": [model.decoder], **decoder.llm_config, **model.llm_config}
+    llm = llm_config(model)
     if not model.has_short_config:
         return {
             **TOP_LEVEL, "template": model.template, "vision_config": tower, "llm_config": llm,
@@ -91,8 +90,14 @@ def model_config(model: Model) -> Json:
     return {
         **_without({**TOP_LEVEL, "template": model.template}, TOP_LEVEL_DEFAULTS),
         "vision_config": _without(tower, TOWER_DEFAULTS),
-        "llm_config": _without(llm, {**EVERY_DEFAULT, **decoder.class_defaults}),
+        "llm_config": _without(llm, {**EVERY_DEFAULT, **decoders()[model.decoder].class_defaults}),
     }
+
+
+def llm_config(model: Model) -> Json:
+    """Returns llm_config with every key, whatever the series leaves out."""
+    general = decoders()[model.decoder].llm_config
+    return {"architectures": [model.decoder], **general, **model.llm_config}
 
 
 def released_shapes(release: Release) -> Shapes:

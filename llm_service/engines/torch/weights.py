@@ -18,6 +18,7 @@ from llm_service.engines.torch.kernels.base import Kernels
 from llm_service.engines.torch.kernels.create import kernels_for
 from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
 
 CONCURRENT_FILE_COUNT = 8
 
@@ -56,7 +57,7 @@ def load_decoder(
             not of a float type, or a file is damaged.
     """
     stored = checked_folder(checkpoint, (ROOT,))
-    decoder = matching_decoder(checkpoint, config, kernels_for(device, config), stored.keys())
+    decoder, _ = matching_decoder(checkpoint, config, kernels_for(device, config), stored)
     decoder.to(dtype).to_empty(device=device)
     places = destinations(decoder)
     files = sorted(set(stored.values()))
@@ -68,23 +69,24 @@ def load_decoder(
 
 
 def matching_decoder(
-    checkpoint: Path, config: LLMConfig, kernels: Kernels, names: Collection[str]
-) -> Decoder:
-    """Returns the empty decoder that the config describes.
+    checkpoint: Path, config: LLMConfig, kernels: Kernels, files: Mapping[str, Path]
+) -> tuple[Decoder, TensorSummary]:
+    """Returns the empty decoder that the config describes, and what its tensors are.
 
     Args:
         checkpoint: the folder.
         config: of it.
         kernels: what computes.
-        names: of the checkpoint's tensors, which must be those of the decoder.
+        files: the file of each of the checkpoint's tensors, which must be those of the decoder.
 
     Raises:
-        CheckpointError: a tensor is missing or left over.
+        CheckpointError: a tensor is missing or left over, of another shape or not of a float type.
     """
-    _check_layer_count(checkpoint, config, names)
+    _check_layer_count(checkpoint, config, files.keys())
     decoder = empty_decoder(config, kernels)
-    require_tensors(checkpoint, names, destinations(decoder).keys())
-    return decoder
+    shapes = {name: place.shape for name, place in destinations(decoder).items()}
+    require_tensors(checkpoint, files.keys(), shapes.keys())
+    return decoder, require_shapes(files, shapes)
 
 
 def empty_decoder(config: LLMConfig, kernels: Kernels) -> Decoder:
@@ -152,15 +154,6 @@ def _fill_from(file: Path, places: Mapping[str, Destination]) -> None:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict: it has no iterator
                 if name in places:
-                    _fill(name, places[name], tensors.get_tensor(name))
+                    places[name].fill(tensors.get_tensor(name))
     except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
-
-
-def _fill(name: str, destination: Destination, tensor: torch.Tensor) -> None:
-    if tuple(tensor.shape) != destination.shape or not tensor.is_floating_point():
-        raise CheckpointError(
-            f"{name} is {tensor.dtype} {list(tensor.shape)}; "
-            f"config.json asks for floats {list(destination.shape)}"
-        )
-    destination.fill(tensor)

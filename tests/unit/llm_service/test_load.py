@@ -116,7 +116,7 @@ def test_llm_config_that_is_no_object_is_named(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [("{", "json: cannot be read"), ("[]", "is not a JSON object"), ("{}", "is damaged")],
+    [("{", "json: cannot be read"), ("[]", "is not a JSON object"), ("{}", "decoder is missing")],
 )
 def test_damaged_tokenizer_is_named(checkpoint: Path, text: str, sentence: str) -> None:
     (checkpoint / "tokenizer.json").write_text(text)

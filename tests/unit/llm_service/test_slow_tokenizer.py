@@ -36,6 +36,7 @@ WORDS = [
     "<|im_end|>",
     "<img>",
 ]
+CHARACTERS = st.sampled_from(sorted(set("".join(TEMPLATE_TOKENS))))
 
 
 class SlowTokenizer(PreTrainedTokenizer):
@@ -92,7 +93,7 @@ def test_typed_tokens_are_those_of_the_slow_tokenizer(
 
 
 @settings(max_examples=100)
-@given(text=st.lists(st.sampled_from(WORDS) | st.text(max_size=2), max_size=12).map("".join))
+@given(text=st.lists(st.sampled_from(WORDS) | CHARACTERS, max_size=12).map("".join))
 def test_no_pieces_make_a_control_token(ours: Tokenizer, text: str) -> None:
     control = {ours.special_id(content) for content in TEMPLATE_TOKENS}
     assert not control & set(ours.encode(text))

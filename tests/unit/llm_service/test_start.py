@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,15 +79,15 @@ def test_what_this_machine_does_not_allow(
         (
             2**20,
             ["--kv-cache-byte-count", str(3 * 2**30)],
-            "there is too little memory: the weights take 0.0 GiB in float32, the KV cache 3.0 GiB;"
-            " 0.0 GiB are free here. What helps: --kv-cache-byte-count of less than 616448, or"
+            "there is too little memory: the weights take 0.4 MiB in float32, the KV cache 3.0 GiB;"
+            " 1.0 MiB are free here. What helps: --kv-cache-byte-count of less than 616448, or"
             " --torch.dtype bfloat16, which halves both, or a smaller model",
         ),
         (
             1000,
             ["--torch.dtype", "bfloat16"],
-            "there is too little memory: the weights take 0.0 GiB in bfloat16, the KV cache 1.0"
-            " GiB; 0.0 GiB are free here. What helps: a smaller model",
+            "there is too little memory: the weights take 0.2 MiB in bfloat16, the KV cache 1.0"
+            " GiB; 0.0 MiB are free here. What helps: a smaller model",
         ),
     ],
 )
@@ -131,7 +132,7 @@ def test_memory_that_turns_out_to_be_too_little(
 
     monkeypatch.setattr(f"llm_service.engines.torch.{place}", fail)
     told = sentence_of_failure(monkeypatch, capsys, "--checkpoint", str(checkpoint))
-    assert told.startswith("there is too little memory: the weights take 0.0 GiB in ")
+    assert told.startswith("there is too little memory: the weights take 0.4 MiB in ")
 
 
 def test_a_port_that_is_taken(
@@ -141,6 +142,22 @@ def test_a_port_that_is_taken(
         port = str(other.getsockname()[1])
         words = ("--checkpoint", str(checkpoint), "--metrics-port", port)
         assert "already in use" in sentence_of_failure(monkeypatch, capsys, *words)
+
+
+def test_what_fails_after_the_start_ends_the_engine_too(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    """Its thread would keep the process, which then neither serves nor ends."""
+
+    def fail(_: LLMEngine) -> None:
+        raise ValueError("metrics of one name")
+
+    monkeypatch.setattr("llm_service.__main__.Metrics", fail)
+    monkeypatch.setattr(sys, "argv", ["internvl-llm", "--checkpoint", str(checkpoint)])
+    before = set(threading.enumerate())
+    with pytest.raises(ValueError, match="metrics of one name"):
+        main()
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

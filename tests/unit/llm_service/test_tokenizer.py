@@ -275,6 +275,21 @@ def test_the_beginning_token_is_the_one_that_the_class_adds(
     assert Tokenizer.from_checkpoint(folder).bos_id == expected
 
 
+@pytest.mark.parametrize("class_name", ["LlamaTokenizerFast", None])
+def test_an_end_token_behind_every_prompt_is_refused(
+    tmp_path: Path, class_name: str | None
+) -> None:
+    """The reference's tokenizers would add it where the answer begins."""
+    folder = small_folder(tmp_path, add_eos_token=True, tokenizer_class=class_name)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: add_eos_token is True"):
+        Tokenizer.from_checkpoint(folder)
+
+
+def test_qwen2s_class_adds_no_end_token(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path, add_eos_token=True, tokenizer_class="Qwen2Tokenizer")
+    assert Tokenizer.from_checkpoint(folder).bos_id is None
+
+
 @pytest.fixture(scope="module")
 def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """InternLM2's vocabulary as the SentencePiece model that the checkpoints carry."""
@@ -304,6 +319,15 @@ def test_sentencepiece_model_equals_sentencepiece_itself(
     reference = SentencePieceProcessor(model_file=str(sentencepiece_folder / "tokenizer.model"))
     for text in TEXTS:
         assert from_model.encode(text) == reference.encode(text)
+
+
+def test_a_sentencepiece_model_that_would_end_prompts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece_model(SMALL_DOCUMENT))
+    added = {content: 300 + index for index, content in enumerate(TEMPLATE_TOKENS)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    (tmp_path / "tokenizer_config.json").write_text('{"add_eos_token": true}')
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: add_eos_token is True"):
+        Tokenizer.from_checkpoint(tmp_path)
 
 
 def test_a_sentencepiece_model_names_its_tokens_itself(tmp_path: Path) -> None:
@@ -405,7 +429,18 @@ def test_missing_special_token_is_named(tmp_path: Path) -> None:
         ({"add_bos_token": True, "bos_token": "<s>"}, "json: bos_token is '<s>', which the tok"),
         ({"split_special_tokens": True}, "split_special_tokens is true"),
         ({"tokenizer_class": 5}, "tokenizer_class is 5, not of type str"),
-        ({"added_tokens_decoder": {"x": {"content": "<x>"}}}, "a tokenizer file is damaged"),
+        ({"added_tokens_decoder": {"x": {"content": "<x>"}}}, "added_tokens_decoder.x is no token"),
+        ({"added_tokens_decoder": {"9": {"content": 9}}}, "added_tokens_decoder.9.content is 9"),
+        (
+            {"added_tokens_decoder": {"9": {"content": "\ud800"}}},
+            r"9.content is '\\ud800'; it must",
+        ),
+        (
+            {"added_tokens_decoder": {"9": {"content": "<x>", "special": "false"}}},
+            "tokenizer_config.json: added_tokens_decoder.9.special is 'false', not of type bool",
+        ),
+        ({"pad_token": True}, "tokenizer_config.json: pad_token is True; it must be a token's"),
+        ({"additional_special_tokens": [7]}, "additional_special_tokens is 7; it must be"),
     ],
 )
 def test_a_tokenizer_config_that_is_not_served_is_named(
@@ -415,13 +450,59 @@ def test_a_tokenizer_config_that_is_not_served_is_named(
         Tokenizer.from_checkpoint(small_folder(tmp_path, **config))
 
 
-def test_a_tokenizer_json_that_the_library_cannot_read_is_named(tmp_path: Path) -> None:
+def changed_folder(tmp_path: Path, changes: dict[str, Any]) -> Path:
     folder = small_folder(tmp_path)
     document = json.loads((folder / "tokenizer.json").read_text())
-    document["pre_tokenizer"] = {"type": "Cutter"}
-    (folder / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(CheckpointError, match="the tokenizer cannot be read: "):
-        Tokenizer.from_checkpoint(folder)
+    (folder / "tokenizer.json").write_text(json.dumps({**document, **changes}))
+    return folder
+
+
+def template_of(*tokens: str) -> dict[str, Any]:
+    """Returns a post-processor that adds tokens; "A" stands for the text."""
+    kinds = ("Sequence" if token == "A" else "SpecialToken" for token in tokens)
+    single = [{kind: {"id": token}} for kind, token in zip(kinds, tokens, strict=True)]
+    return {"type": "TemplateProcessing", "single": single}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"pre_tokenizer": {"type": "Cutter"}}, "the tokenizer cannot be read: "),
+        ({"decoder": None}, "decoder is None, not of type dict"),
+        ({"model": {"vocab": []}}, r"model\.vocab is \[\], not of type dict"),
+        ({"added_tokens": [{"id": -1, "content": "<x>"}]}, r"added_tokens\.0\.id is -1; it must"),
+        ({"added_tokens": ["<x>"]}, r"added_tokens\.0 is '<x>', not of type dict"),
+    ],
+)
+def test_a_damaged_tokenizer_json_is_named(
+    tmp_path: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(CheckpointError, match=rf"/tokenizer\.json: {sentence}"):
+        Tokenizer.from_checkpoint(changed_folder(tmp_path, changes))
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {"type": "RobertaProcessing"},
+        template_of("<|im_start|>", "A", "<|im_end|>"),
+        template_of("A", "<|im_end|>"),
+        template_of("<|im_start|>", "<|im_end|>", "A"),
+    ],
+)
+def test_what_adds_other_tokens_to_a_text_is_refused(
+    tmp_path: Path, processor: dict[str, Any]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: post_processor adds other tokens"):
+        Tokenizer.from_checkpoint(changed_folder(tmp_path, {"post_processor": processor}))
+
+
+def test_a_dropout_does_not_count(tmp_path: Path) -> None:
+    """The reference's tokenizers have none; with one, a text would have other ids each time."""
+    document = json.loads((small_folder(tmp_path) / "tokenizer.json").read_text())
+    plain = Tokenizer.from_checkpoint(tmp_path)
+    folder = changed_folder(tmp_path, {"model": {**document["model"], "dropout": 0.9}})
+    assert Tokenizer.from_checkpoint(folder).fingerprint == plain.fingerprint
 
 
 def test_id_outside_the_vocabulary_has_no_bytes() -> None:

@@ -27,6 +27,7 @@ from vision_service.checkpoint import (
     vision_tensor_files,
     vision_tensors,
 )
+from vision_service.engines.torch.engine import load_model
 from vision_service.tiling import TilePolicy
 
 
@@ -304,3 +305,13 @@ def test_a_file_without_vision_tensors_is_refused(tmp_path: Path) -> None:
     save_file({"language_model.x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="there are no tensors"):
         vision_tensor_files(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_quantised_tensors_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Those of 8 bits are floats to PyTorch, too."""
+    tensors = random_tensors(SMALL_6B)
+    tensors["mlp1.1.weight"] = tensors["mlp1.1.weight"].to(dtype)
+    config = VisionConfig.from_checkpoint(write_checkpoint(tmp_path, tensors=tensors))
+    with pytest.raises(CheckpointError, match=r"mlp1\.1\.weight is .*8.* a quantised checkpoint"):
+        load_model(tmp_path, config, torch.device("cpu"), torch.float32)

@@ -56,7 +56,7 @@ def test_weights_of_another_model(start: Callable[..., str], tmp_path: Path) -> 
     config = changed(SMALL_6B, vision_config={"intermediate_size": 65})
     write_checkpoint(tmp_path, config, random_tensors(SMALL_6B))
     told = start()
-    assert "vision_model.encoder.layers.0.mlp.fc1.bias is torch.float32 [64]; config" in told
+    assert "vision_model.encoder.layers.0.mlp.fc1.bias is F32 [64]; config" in told
     assert told.endswith("floats [65]")
 
 
@@ -135,8 +135,8 @@ def test_too_little_memory(
         lambda: FreeMemory(1000, "are free here"),
     )
     assert start("--torch.dtype", "float32") == (
-        "there is too little memory: the weights take 0.0 GiB in float32, and a batch has 13 tiles;"
-        " 0.0 GiB are free here. What helps: --torch.dtype bfloat16, which halves all,"
+        "there is too little memory: the weights take 0.1 MiB in float32, and a batch has 13 tiles;"
+        " 0.0 MiB are free here. What helps: --torch.dtype bfloat16, which halves all,"
         " or a smaller --max-batch-tile-count, or a smaller model"
     )
 
@@ -154,7 +154,7 @@ def test_memory_that_turns_out_to_be_too_little(
 
     write_checkpoint(tmp_path)
     monkeypatch.setattr("vision_service.engines.torch.engine.TorchEngine.encode", fail)
-    assert start().startswith("there is too little memory: the weights take 0.0 GiB in ")
+    assert start().startswith("there is too little memory: the weights take 0.1 MiB in ")
 
 
 def test_an_address_that_is_not_this_machines(start: Callable[..., str], tmp_path: Path) -> None:

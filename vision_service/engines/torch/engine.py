@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
 from protos.checkpoint.tensor_names import require_names
 from protos.process.memory import (
     FreeMemory,
@@ -193,12 +194,10 @@ def load_model(
         CheckpointError: a tensor is missing, unexpected, or of another shape.
     """
     files = vision_tensor_files(path)
-    model = empty_model(path, config, files)
-    described = model.state_dict()
+    model, _ = matching_model(path, config, files)
     digest = TensorDigest()
     weights: dict[str, torch.Tensor] = {}
     for name, tensor in vision_tensors(files):
-        _check_tensor(files[name], name, tensor, described[name])
         digest.add(name, tensor)
         weights[name] = tensor.to(device, dtype or tensor.dtype)
     model.load_state_dict(weights, strict=True, assign=True)
@@ -206,30 +205,25 @@ def load_model(
     return model, digest.digest()
 
 
-def empty_model(path: Path, config: VisionConfig, names: Collection[str]) -> VisionModel:
-    """Returns the model that the config describes on the meta device: shapes without memory.
+def matching_model(
+    path: Path, config: VisionConfig, files: Mapping[str, Path]
+) -> tuple[VisionModel, TensorSummary]:
+    """Returns the empty model that the config describes, and what its tensors are.
 
     Args:
         path: the checkpoint.
         config: of it.
-        names: of its tensors, which must be those of the model.
+        files: the file of each of the checkpoint's tensors, which must be those of the model.
 
     Raises:
-        CheckpointError: a tensor is missing or unexpected.
+        CheckpointError: a tensor is missing or unexpected, of another shape or not of a float type.
     """
-    _check_layer_count(path, config, names)
-    with torch.device("meta"):
+    _check_layer_count(path, config, files)
+    with torch.device("meta"):  # shapes without memory
         model = VisionModel(config)
-    require_names(path, names, model.state_dict().keys())
-    return model
-
-
-def _check_tensor(file: Path, name: str, stored: torch.Tensor, described: torch.Tensor) -> None:
-    if stored.shape != described.shape or not stored.is_floating_point():
-        raise CheckpointError(
-            f"{file}: {name} is {stored.dtype} {list(stored.shape)};"
-            f" config.json asks for floats {list(described.shape)}"
-        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    require_names(path, files.keys(), shapes.keys())
+    return model, require_shapes(files, shapes)
 
 
 def _check_layer_count(path: Path, config: VisionConfig, names: Iterable[str]) -> None:

@@ -13,10 +13,10 @@ from llm_service.decoders.family import ROOT
 from llm_service.engines.tensorrt_llm.build.layout import Block
 from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.tensor_heads import require_shapes
 
 # 8 MiB of bfloat16: more in one read was not faster.
 READ_VALUE_COUNT = 4 * 1024**2
-FLOAT_TYPES = ("BF16", "F16", "F32")
 
 Shape = tuple[int, ...]
 
@@ -33,8 +33,7 @@ class SourceTensors:
         """
         self._file_of = checked_folder(checkpoint, (ROOT,))
         require_tensors(checkpoint, self._file_of.keys(), shapes.keys())
-        for file in sorted(set(self._file_of.values())):
-            _check_tensors(file, shapes)
+        require_shapes(self._file_of, shapes)
 
     def rows(self, block: Block) -> Iterator[torch.Tensor]:
         """Yields a block's rows in order, at most READ_VALUE_COUNT numbers at a time.
@@ -50,19 +49,6 @@ class SourceTensors:
                     yield source[first:last]
                 else:
                     yield source[first:last, block.columns.start : block.columns.stop]
-
-
-def _check_tensors(file: Path, shapes: dict[str, Shape]) -> None:
-    """Refuses a tensor of another shape or type."""
-    with _opened(file) as tensors:
-        for name in shapes.keys() & set(tensors.keys()):
-            tensor = tensors.get_slice(name)
-            dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
-            if shape != shapes[name] or dtype not in FLOAT_TYPES:
-                raise CheckpointError(
-                    f"{name} is {dtype} {list(shape)}; "
-                    f"config.json asks for floats {list(shapes[name])}"
-                )
 
 
 def _opened(file: Path) -> safe_open:

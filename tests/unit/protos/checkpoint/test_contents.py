@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,12 @@ def test_a_link_into_nowhere(tmp_path: Path, target: str, ending: str) -> None:
 
 def test_a_folder_in_a_files_place(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(
-        CheckpointError, match=r"model\.safetensors: cannot be read: Is a directory"
-    ):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is not a file, but a folder"):
         require_content(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "merges.txt"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is not a file, but a pipe"):
+        require_small_files(tmp_path)

@@ -34,6 +34,9 @@ def test_the_original_layout_is_served() -> None:
     require_served_config(model())
     require_served_config(Section(Path("/models/Tiny/config.json"), {}))
     require_served_config(model(flash_mode=False, quantization_config=None))
+    code = "modeling_internvl_chat.InternVLChatModel"
+    for auto_map in ({"AutoModel": code}, {"AutoModel": f"OpenGVLab/InternVL3-1B--{code}"}, None):
+        require_served_config(model(auto_map=auto_map))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,16 @@ def test_the_original_layout_is_served() -> None:
             "Qwen2-VL-7B",
             {"model_type": "qwen2_vl"},
             ["model_type is 'qwen2_vl'; only 'internvl_chat' is served"],
+        ),
+        (
+            "mine",
+            {"architectures": ["InternVLChatAudioModel"]},
+            ["architectures is ['InternVLChatAudioModel']; only InternVLChatModel is served"],
+        ),
+        (
+            "mine",
+            {"auto_map": {"AutoModel": "lab/Video--modeling_merged.InternVLChatModel"}},
+            ["auto_map.AutoModel is 'lab/Video--modeling_merged.", "only modeling_internvl_chat."],
         ),
         (
             "InternVL2_5-8B-AWQ",
@@ -132,6 +145,8 @@ def test_a_value_of_another_type_is_named(changes: dict[str, Any], message: str)
         ("vision_model.base_model.model.encoder.layers.0.attn.qkv.lora_A.default.weight", "LoRA"),
         ("language_model.base_model.model.lm_head.weight", "LoRA that is not merged"),
         ("language_model.model.layers.0.attention.wqkv.lora_B.default.weight", "merge_lora.py"),
+        ("language_model.model.layers.0.self_attn.q_proj.base_layer.weight", "LoRA"),
+        ("language_model.lm_head.modules_to_save.default.weight", "LoRA"),
         ("language_model.model.layers.0.mlp.down_proj.qweight", "quantised"),
         ("language_model.model.layers.0.mlp.down_proj.scales", "quantised"),
         ("language_model.model.layers.0.mlp.down_proj.weight_scale_inv", "quantised"),
@@ -143,6 +158,11 @@ def test_a_value_of_another_type_is_named(changes: dict[str, Any], message: str)
         ("pooling_before_gating.query_token", "Flash"),
         ("vision_tower.encoder.layer.0.attention.q_proj.weight", "-hf"),
         ("model.multi_modal_projector.linear_1.weight", "-hf"),
+        ("module.vision_model.encoder.layers.0.ls1", "saved from within a wrapper"),
+        ("_orig_mod.mlp1.1.weight", "save the model itself"),
+        ("language_model._orig_mod.lm_head.weight", "torch.compile"),
+        ("language_model._fsdp_wrapped_module.lm_head.weight", "wrapper"),
+        ("model.vision_model.encoder.layers.0.ls1", "Lightning"),
     ],
 )
 def test_a_tensors_name_tells_what_is_not_served(tensor: str, part: str) -> None:

@@ -37,6 +37,7 @@ from tests.unit.llm_service.engines.torch.tiny import (
 )
 
 Start = Callable[..., Awaitable[LLMEngine]]
+Change = Callable[[torch.Tensor], torch.Tensor]
 LAYER = "language_model.model.layers.1."
 DOWN = f"{LAYER}mlp.down_proj.weight"
 POISON = 2  # a token whose embedding is infinite; the first prompt of a start does not have it
@@ -44,26 +45,32 @@ EIGHT = SamplingParams(max_tokens=8)
 HEAD = [3, 1, 4, 1, 5, 9, 7, 6]
 GOOD, BAD = Prompt([*HEAD, 8, 8, 1], NO_ROWS), Prompt([*HEAD, POISON, 8, 1], NO_ROWS)
 OTHER = Prompt([7, 7, 9], NO_ROWS)
-KNOBS = [
-    EIGHT,
-    SamplingParams(max_tokens=8, temperature=1.0, seed=1),
-    SamplingParams(max_tokens=8, temperature=0.7, top_k=9, top_p=0.9, seed=3),
-    SamplingParams(max_tokens=8, logprob_count=3),
-    SamplingParams(max_tokens=8, logit_bias=((5, 9.0), (POISON, -9.0))),
-    SamplingParams(
+KNOBS = {
+    "greedy": EIGHT,
+    "sampled": SamplingParams(max_tokens=8, temperature=1.0, seed=1),
+    "filtered": SamplingParams(max_tokens=8, temperature=0.7, top_k=9, top_p=0.9, seed=3),
+    "with log probabilities": SamplingParams(max_tokens=8, logprob_count=3),
+    "biased": SamplingParams(max_tokens=8, logit_bias=((5, 9.0), (POISON, -9.0))),
+    "penalised": SamplingParams(
         max_tokens=8, frequency_penalty=0.5, repetition_penalty=1.2, logit_bias=((POISON, -99.0),)
     ),
-    SamplingParams(max_tokens=8, min_tokens=4, stop_token_ids=frozenset({60})),
-    SamplingParams(
+    "of a least length": SamplingParams(max_tokens=8, min_tokens=4, stop_token_ids=frozenset({60})),
+    "guided": SamplingParams(
         max_tokens=8, stop_token_ids=frozenset({60}), guide=Guide("regex", "[d-h]{8,20}")
     ),
-]
+}
 
 
-def write(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Path:
-    """Writes a tiny checkpoint with one tensor changed."""
+def write(folder: Path, **changes: Change) -> Path:
+    """Writes a tiny checkpoint with some of its language model's tensors changed."""
     tensors = random_tensors(QWEN2)
-    return write_checkpoint(folder, QWEN2, tensors | {name: change(tensors[name])})
+    changed = {name: change(tensors[name]) for name, change in changes.items()}
+    return write_checkpoint(folder, QWEN2, tensors | changed)
+
+
+def overflowing(weight: torch.Tensor) -> torch.Tensor:
+    """Returns a weight that is finite in float16, though the sums over it are not."""
+    return weight.sign() * 60_000
 
 
 def started(
@@ -83,7 +90,7 @@ def started(
     [
         (
             DOWN,
-            lambda weight: weight * 30_000,
+            overflowing,
             "float16",
             "the logits of the language model are not finite in float16, which ends at 65504: "
             "serve it with --torch.dtype bfloat16 or float32",
@@ -107,17 +114,17 @@ def started(
 def test_a_start_whose_logits_are_not_finite_is_refused(
     tmp_path: Path,
     name: str,
-    change: Callable[[torch.Tensor], torch.Tensor],
+    change: Change,
     dtype: str,
     sentence: str,
 ) -> None:
     with pytest.raises(EngineStartError) as caught:
-        started(write(tmp_path, name, change), dtype=dtype)
+        started(write(tmp_path, **{name: change}), dtype=dtype)
     assert str(caught.value) == sentence
 
 
 async def test_what_overflows_in_float16_alone_is_served_in_the_others(tmp_path: Path) -> None:
-    checkpoint = await asyncio.to_thread(write, tmp_path, DOWN, lambda weight: weight * 30_000)
+    checkpoint = await asyncio.to_thread(write, tmp_path, **{DOWN: overflowing})
     for dtype in ("float32", "bfloat16"):
         engine = await asyncio.to_thread(started, checkpoint, dtype=dtype)
         assert len(await tokens_of(engine, EIGHT)) == 8
@@ -126,13 +133,13 @@ async def test_what_overflows_in_float16_alone_is_served_in_the_others(tmp_path:
 
 @pytest.fixture(scope="module")
 def poisonous(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    embedding = "language_model.model.embed_tokens.weight"
+    """A checkpoint that never chooses the poison itself: its logit is 0, and others are above."""
     row = torch.tensor([POISON])
-    return write(
-        tmp_path_factory.mktemp("poisonous"),
-        embedding,
-        lambda weight: weight.index_fill(0, row, torch.inf),
-    )
+    changes: dict[str, Change] = {
+        "language_model.model.embed_tokens.weight": lambda it: it.index_fill(0, row, torch.inf),
+        "language_model.lm_head.weight": lambda it: it.index_fill(0, row, 0.0),
+    }
+    return write(tmp_path_factory.mktemp("poisonous"), **changes)
 
 
 @pytest.fixture(params=[False, True], ids=["in turn", "overlapping"])
@@ -160,7 +167,7 @@ async def results(
     return await asyncio.gather(*answers, return_exceptions=True)
 
 
-@pytest.mark.parametrize("params", KNOBS, ids=str)
+@pytest.mark.parametrize("params", KNOBS.values(), ids=KNOBS)
 async def test_a_poisoned_request_ends_alone_however_its_tokens_are_chosen(
     start: Start, params: SamplingParams
 ) -> None:
@@ -173,11 +180,12 @@ async def test_a_poisoned_request_ends_alone_however_its_tokens_are_chosen(
     assert engine.is_healthy()
 
 
-@pytest.mark.parametrize("params", [EIGHT, KNOBS[1], KNOBS[5], KNOBS[7]], ids=str)
+@pytest.mark.parametrize("knob", ["greedy", "sampled", "penalised", "guided"])
 async def test_who_shares_a_poisoned_prefix_is_computed_anew(
-    start: Start, monkeypatch: pytest.MonkeyPatch, params: SamplingParams
+    start: Start, monkeypatch: pytest.MonkeyPatch, knob: str
 ) -> None:
     """Attention weighs what is masked by 0, so that a step's NaN reaches the tokens before it."""
+    params = KNOBS[knob]
     reference = await start()
     expected = await tokens_of(reference, params, GOOD)
     gate = Gate(monkeypatch)

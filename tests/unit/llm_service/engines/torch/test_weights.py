@@ -76,13 +76,16 @@ def test_refuses_an_unexpected_tensor(tmp_path: Path) -> None:
 
 def test_refuses_another_shape(tmp_path: Path) -> None:
     tensors = {**random_tensors(QWEN2), HEAD: torch.zeros(32, 61)}
-    with pytest.raises(CheckpointError, match=rf"{HEAD} is torch.float32 \[32, 61\].*\[61, 32\]"):
+    with pytest.raises(CheckpointError, match=rf"{HEAD} is F32 \[32, 61\].*\[61, 32\]"):
         _load(tmp_path, QWEN2, tensors)
 
 
-def test_refuses_integers(tmp_path: Path) -> None:
-    tensors = {**random_tensors(QWEN2), HEAD: torch.zeros(61, 32, dtype=torch.int8)}
-    with pytest.raises(CheckpointError, match=f"{HEAD} is torch.int8"):
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_refuses_quantised_tensors(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
+    """Those of 8 bits are floats to PyTorch, too."""
+    tensors = {**random_tensors(QWEN2), HEAD: torch.zeros(61, 32).to(dtype)}
+    told = rf"model\.safetensors: {HEAD} is {name} \[61, 32\];.* a quantised checkpoint"
+    with pytest.raises(CheckpointError, match=told):
         _load(tmp_path, QWEN2, tensors)
 
 

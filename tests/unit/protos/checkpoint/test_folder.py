@@ -56,7 +56,9 @@ def test_each_tensor_has_its_file(sharded: Path) -> None:
     assert checked_folder(sharded) == files
 
 
-def test_a_buffer_of_old_versions_is_passed_over(single: Path) -> None:
+def test_buffers_are_passed_over(single: Path) -> None:
+    assert checked_folder(single) == {"a": single / SINGLE}
+    save(single / SINGLE, "a", "x.embeddings.position_ids", "x.q_proj._extra_state")
     assert checked_folder(single) == {"a": single / SINGLE}
 
 
@@ -88,12 +90,19 @@ def test_no_weights_at_all(single: Path) -> None:
 def test_a_shard_of_tensors_that_nobody_needs_may_be_missing(sharded: Path) -> None:
     (sharded / SHARD_2).unlink()
     assert checked_folder(sharded, ("a",)) == {"a": sharded / SHARD_1}
-    assert checked_folder(sharded, ("x",)) == {}
     (sharded / "model-9.safetensors").symlink_to("../../blobs/0a1b")
     write_index(sharded, a=SHARD_1, b=SHARD_1, c=SHARD_2, d="model-9.safetensors")
     assert checked_folder(sharded, ("a",)) == {"a": sharded / SHARD_1}
     with pytest.raises(CheckpointError, match=f"no file {SHARD_2}"):
         checked_folder(sharded, ("c",))
+
+
+def test_a_half_that_is_not_there(sharded: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        checked_folder(sharded, ("language_model.",))
+    assert str(caught.value) == (
+        f"{sharded}: there are no tensors language_model.*, but such as a; serve a whole checkpoint"
+    )
 
 
 def test_the_index_of_shards_that_a_single_file_replaced(sharded: Path) -> None:
@@ -114,10 +123,13 @@ def test_a_missing_shard(sharded: Path) -> None:
     )
 
 
-def test_shards_without_an_index(sharded: Path) -> None:
+@pytest.mark.parametrize("name", [SHARD_1, "model.fp16-00001-of-00002.safetensors"])
+def test_shards_without_an_index(sharded: Path, name: str) -> None:
     (sharded / INDEX).unlink()
+    (sharded / SHARD_1).rename(sharded / name)
+    (sharded / SHARD_2).unlink()
     told = refusal(sharded)
-    assert f"shards, such as {SHARD_1}, are without {INDEX}: fetch that file" in told
+    assert f"shards, such as {name}, are without {INDEX}: fetch that file" in told
 
 
 @pytest.mark.parametrize(
@@ -128,6 +140,29 @@ def test_pickles_alone(single: Path, name: str) -> None:
     told = refusal(single)
     assert f"no file {SINGLE} ({single}); {name} is a pickle" in told
     assert "save_pretrained" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("InternVL3-8B-Q4_K_M.gguf", "llama.cpp"),
+        ("model.onnx", "exported graph"),
+        ("global_step500", "zero_to_fp32.py"),
+        ("pytorch_model_fsdp_0", "accelerate merge-weights"),
+    ],
+)
+def test_other_formats(single: Path, name: str, part: str) -> None:
+    (single / SINGLE).rename(single / name)
+    told = refusal(single)
+    assert f"no file {SINGLE} ({single}); {name} is" in told
+    assert part in told
+
+
+@pytest.mark.parametrize("name", ["consolidated.safetensors", "model.fp16.safetensors"])
+def test_safetensors_of_another_name(single: Path, name: str) -> None:
+    (single / SINGLE).rename(single / name)
+    told = refusal(single)
+    assert told.endswith(f"{name} is there: if that holds the whole model, name it {SINGLE}")
 
 
 def test_pickles_beside_safetensors_are_passed_over(single: Path) -> None:
@@ -179,6 +214,12 @@ def test_a_file_that_is_not_whole(sharded: Path, kept_byte_count: int) -> None:
 def test_a_tensor_in_two_files(sharded: Path) -> None:
     save(sharded / SHARD_2, "c", "b")
     assert f"tensor b is stored twice, in {SHARD_1} and in {SHARD_2}" in refusal(sharded)
+
+
+def test_a_name_that_no_file_can_have(sharded: Path) -> None:
+    write_index(sharded, a=SHARD_1, b=SHARD_1, c=SHARD_2, d="d" * 5000)
+    assert "c" in checked_folder(sharded, ("c",))
+    assert len(refusal(sharded)) < 700
 
 
 def test_the_headers_go_before_the_index(sharded: Path) -> None:

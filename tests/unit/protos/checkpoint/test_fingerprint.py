@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -193,6 +194,15 @@ def test_a_part_that_is_not_there_is_empty(
     lacking = write(tmp_path / "lacking", without(prefix))
     assert vars(lacking) == vars(base) | {empty: b""}
     assert lacking.differences(base) == base.differences(lacking) == {}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, base: CheckpointFingerprint) -> None:
+    folder = tmp_path / "pipe"
+    write(folder, without("language_model."), {"language_model.a": b""})
+    (folder / "1.st").unlink()
+    os.mkfifo(folder / "1.st")
+    found = CheckpointFingerprint.from_checkpoint(folder)
+    assert vars(found) == vars(base) | {"language_model_sha256": b""}
 
 
 def test_a_folder_without_weights_has_its_config(

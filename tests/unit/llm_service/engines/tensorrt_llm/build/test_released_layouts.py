@@ -1,8 +1,7 @@
-"""The released sizes beyond InternVL2.5's: every tensor has its place, and the published totals."""
+"""The released sizes beyond InternVL2.5's: tensors of two ranks, and heads of any width."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -12,36 +11,23 @@ from llm_service.engines.tensorrt_llm.build.config_file import config_document
 from llm_service.engines.tensorrt_llm.build.layout import rank_tensors, source_shapes
 from llm_service.engines.tensorrt_llm.build.sizing import Limits, memory
 from llm_service.engines.tensorrt_llm.build.target import BuildError, Target
-from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
-from llm_service.engines.torch.weights import destinations, empty_decoder
-from tests.unit.llm_service.decoders.released import RELEASED
+from tests.released_models.facts import served_models
+from tests.released_models.folder import decoder_shapes, llm_config
 from tests.unit.llm_service.engines.tensorrt_llm.build.split_model import expected_shapes
-from tests.unit.llm_service.engines.torch.tiny import tensor_shapes, write_config
+from tests.unit.llm_service.engines.torch.tiny import write_config
 
-EACH = pytest.mark.parametrize("name", RELEASED)
+BEYOND = [name for name, model in served_models().items() if model.series != "InternVL2.5"]
 
 
 def _config(folder: Path, name: str) -> LLMConfig:
-    return LLMConfig.from_checkpoint(write_config(folder, RELEASED[name][0]))
+    return LLMConfig.from_checkpoint(write_config(folder, llm_config(served_models()[name])))
 
 
-@EACH
-def test_every_tensor_has_its_place(tmp_path: Path, name: str) -> None:
-    llm, head_dim, billions = RELEASED[name]
-    config = _config(tmp_path, name)
-    decoder = empty_decoder(config, TorchKernels())  # on the meta device
-    shapes = {name: destination.shape for name, destination in destinations(decoder).items()}
-    # The tiny models' names and shapes, which are compared with those of transformers.
-    assert shapes == tensor_shapes({"head_dim": head_dim, **llm})
-    assert config.head_dim == head_dim
-    assert round(sum(map(math.prod, shapes.values())) / 1e9, 1) == billions
-
-
-@EACH
+@pytest.mark.parametrize("name", BEYOND)
 def test_tensorrt_llm_gets_every_tensor_on_two_gpus(tmp_path: Path, name: str) -> None:
     config, target = _config(tmp_path, name), Target(tp=2)
     target.check(config)
-    assert source_shapes(config) == tensor_shapes({"head_dim": config.head_dim} | RELEASED[name][0])
+    assert source_shapes(config) == decoder_shapes(served_models()[name])
     document = config_document(config, target)
     for rank in target.ranks:
         shapes = {tensor.name: tensor.shape for tensor in rank_tensors(config, target, rank)}
