@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
-from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.section import CheckpointError, require_file
 
 # How the file begins that git without git-lfs checks out in place of a large one.
 POINTER_START = b"version https://git-lfs"
@@ -24,9 +23,7 @@ def require_content(file: Path) -> None:
     if file.is_symlink() and not file.exists():
         raise CheckpointError(_dangling(file))
     try:
-        # Before it is opened: to open a pipe waits for whoever writes to it.
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise CheckpointError(f"{file}: is not a file, but {_kind(file)}")
+        require_file(file)
         with file.open("rb") as opened:
             start = opened.read(len(POINTER_START))
     except OSError as error:
@@ -44,10 +41,6 @@ def require_small_files(folder: Path) -> None:
         for file in sorted(folder.glob(pattern)):
             if not file.is_dir():
                 require_content(file)
-
-
-def _kind(file: Path) -> str:
-    return "a folder" if file.is_dir() else "a pipe, a socket or a device"
 
 
 def _dangling(file: Path) -> str:

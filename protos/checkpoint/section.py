@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 # Of a size in config.json: seven times the largest released, a vocabulary. The bytes of a product
 # of two, which a matrix has, stay far within 64 bits.
 LARGEST_SIZE = 1_048_576
+# Ten times a large tokenizer.json.
+MAX_DOCUMENT_BYTE_COUNT = 256 * 1024**2
 # Of a sentence that quotes what a file holds: file and key stand at the start, the fix at the end.
 MAX_SENTENCE_LENGTH = 600
 SENTENCE_END_LENGTH = 200
@@ -59,6 +62,8 @@ class Section:
             CheckpointError: it is missing, or no JSON object.
         """
         try:
+            if require_file(file) > MAX_DOCUMENT_BYTE_COUNT:
+                raise CheckpointError(f"{file}: is too large for what it is to hold")
             values = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise CheckpointError(f"there is no file {file}") from error
@@ -127,6 +132,20 @@ class Section:
             found = self.read(key, type(value), value)
             if found != value:
                 raise self.error(key, f"is {quoted(found)}; supported: {value!r}")
+
+
+def require_file(file: Path) -> int:
+    """Returns a file's size in bytes, without opening it: to open a pipe waits for its writer.
+
+    Raises:
+        CheckpointError: it is something else, e.g. a folder, a pipe or a device without an end.
+        OSError: it cannot be read.
+    """
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        kind = "folder" if stat.S_ISDIR(found.st_mode) else "pipe, a socket or a device"
+        raise CheckpointError(f"{file}: is not a file, but a {kind}")
+    return found.st_size
 
 
 def quoted(value: Any) -> str:

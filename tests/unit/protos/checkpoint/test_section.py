@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,4 +64,22 @@ def test_a_document_that_is_too_deep_is_refused(tmp_path: Path) -> None:
         Section.of_file(file)
     file.write_text(json.dumps([]))
     with pytest.raises(CheckpointError, match="is not a JSON object"):
+        Section.of_file(file)
+
+
+def test_what_is_no_document_is_not_read(tmp_path: Path) -> None:
+    """A pipe would be waited for, and a device read until there is no memory left."""
+    file = tmp_path / "config.json"
+    for kind, make in (("pipe", os.mkfifo), ("folder", os.mkdir)):
+        make(file)
+        with pytest.raises(CheckpointError, match=rf"config\.json: is not a file, but a {kind}"):
+            Section.of_file(file)
+        file.rename(tmp_path / kind)
+    file.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match="a device"):
+        Section.of_file(file)
+    file.unlink()
+    with file.open("wb") as hole:
+        hole.truncate(2**40)
+    with pytest.raises(CheckpointError, match=r"config\.json: is too large"):
         Section.of_file(file)
