@@ -373,7 +373,7 @@ IMAGE_URL = Section(
     ),
     served(
         "detail",
-        meaning="`low`: one tile (256 tokens). `auto` or unset: up to the checkpoint's"
+        meaning="`low`: one tile (256 tokens, as a rule). `auto` or unset: up to the checkpoint's"
         " `max_dynamic_patch` tiles, and a thumbnail. `high` and `original`: up to the vision"
         " service's `--max-tile-count` (the same, unless it was raised)",
     ),

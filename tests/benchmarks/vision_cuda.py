@@ -333,6 +333,7 @@ def bench_of(device: torch.device, *, tiny: bool) -> Bench:
         head_count=2,
         patch_size=7,
         tile_size=56,
+        image_size=56,
         output_size=24,
     )
     return Bench(small, device, tile_counts=(1, 2, 3), repeat_count=2)
