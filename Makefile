@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The gateway needs no tensor library, and neither do its tests: they run where none is installed.
 BASE_VENV := .venv-base
-BASE_TESTS := $(wildcard tests/unit/gateway tests/unit/protos tests/integration/test_gateway_*.py \
+BASE_TESTS := $(wildcard tests/unit/gateway tests/unit/protos/test_*.py tests/integration/test_gateway_*.py \
   tests/integration/test_server.py)
 WORKERS := -n 2 --dist loadgroup
 # Property tests draw the same examples each time; `make test-all` looks for new ones.
