@@ -155,7 +155,7 @@ def _named(section: Section, key: str) -> str:
 
 
 def _content(section: Section, key: str, token: Any) -> str:
-    return _text(section, key, token["content"] if isinstance(token, dict) else token)
+    return _text(section, key, token.get("content") if isinstance(token, dict) else token)
 
 
 def _text(section: Section, key: str, text: Any) -> str:

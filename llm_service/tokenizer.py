@@ -113,8 +113,9 @@ class Tokenizer:
         config = section_of(folder / "tokenizer_config.json")
         if config.read("split_special_tokens", bool, default=False):
             raise config.error("split_special_tokens", "is true; InternVL needs its tokens whole")
+        source = _source(folder)
         try:
-            source, definition = _definition(folder, config)
+            definition = _definition(source, config)
             is_sentencepiece = definition["decoder"]["type"] != "ByteLevel"
             names = TokenNames.read(folder, SENTENCEPIECE_NAMES if is_sentencepiece else {})
             added = read_added_tokens(folder, definition, names)
@@ -124,7 +125,7 @@ class Tokenizer:
                 raise config.error("bos_token", f"is {bos!r}, which the tokenizer does not have")
             return cls(definition, added, bos, names.named.values(), source)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"{folder}: a tokenizer file is damaged: {error!r}") from error
+            raise CheckpointError(f"{source}: the tokenizer is damaged: {error!r}") from error
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of typed text: tags and the like are tokens, control tokens are text.
@@ -221,22 +222,33 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_OF_CHARACTER = _byte_alphabet()
 
 
-def _definition(folder: Path, config: Section) -> tuple[Path, dict[str, Any]]:
-    """Returns the file that it is from, and the tokenizer as a tokenizer.json document."""
-    if (folder / "tokenizer.json").is_file():
-        document = Section.of_file(folder / "tokenizer.json")
-        _check_document(document)
-        return document.file, {"added_tokens": [], **document.values}
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        if config.has("tokenizer_class"):
-            config.one_of("tokenizer_class", QWEN2_CLASSES)
-        return folder / "vocab.json", byte_level_definition(folder)
-    if (folder / "tokenizer.model").is_file():
-        return folder / "tokenizer.model", sentencepiece_definition(folder / "tokenizer.model")
-    raise CheckpointError(
-        f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt,"
-        " or tokenizer.model"
-    )
+def _source(folder: Path) -> Path:
+    """Returns the file with the vocabulary."""
+    names = ["tokenizer.json", "tokenizer.model"]
+    if (folder / "merges.txt").is_file():
+        names.insert(1, "vocab.json")
+    found = (folder / name for name in names if (folder / name).is_file())
+    if (source := next(found, None)) is None:
+        raise CheckpointError(
+            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt,"
+            " or tokenizer.model"
+        )
+    return source
+
+
+def _definition(source: Path, config: Section) -> dict[str, Any]:
+    """Returns the tokenizer as a tokenizer.json document."""
+    match source.name:
+        case "tokenizer.json":
+            document = Section.of_file(source)
+            _check_document(document)
+            return {"added_tokens": [], **document.values}
+        case "vocab.json":
+            if config.has("tokenizer_class"):
+                config.one_of("tokenizer_class", QWEN2_CLASSES)
+            return byte_level_definition(source.parent)
+        case _:
+            return sentencepiece_definition(source)
 
 
 def _check_document(document: Section) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from protos.checkpoint.contents import require_content
-from protos.checkpoint.section import CheckpointError, Section
+from protos.checkpoint.section import CheckpointError, Section, quoted
 
 # The pre-tokenizer pattern of Qwen2 to Qwen3, which vocab.json and merges.txt do not carry
 # (transformers, models/qwen2/tokenization_qwen2.py, PRETOKENIZE_REGEX).
@@ -27,6 +27,8 @@ def byte_level_definition(folder: Path) -> dict[str, Any]:
     """Returns the tokenizer of vocab.json and merges.txt, Qwen2's."""
     lines = read_text(folder / "merges.txt").splitlines()
     merges = [line.split(" ", 1) for line in lines if line and not line.startswith("#version")]
+    if lone := [pair for pair in merges if len(pair) < 2]:
+        raise CheckpointError(f"{folder / 'merges.txt'}: {quoted(lone[0][0])} is no merge of two")
     byte_level = {"add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {
         "type": "Split",
@@ -106,7 +108,7 @@ def _sentencepiece_model(path: Path) -> SentencePieceProcessor:
         model = SentencePieceProcessor(model_proto=path.read_bytes())
         if not model.get_piece_size():
             raise RuntimeError("it has no pieces")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"{path}: is no SentencePiece model; it is damaged: copy it anew"
         ) from error

@@ -79,7 +79,7 @@ def test_a_type_that_changes_the_angles_is_refused_by_name(
         ({OLD: [2.0]}, r"rope_scaling is \[2.0\], not of type dict"),
         ({"partial_rotary_factor": 0.5}, "llm_config.partial_rotary_factor is 0.5; only 1 is serv"),
         ({NEW: {"partial_rotary_factor": 0.25}}, "rope_parameters.partial_rotary_factor is 0.25;"),
-        ({"rope_theta": 0}, "llm_config.rope_theta is 0.0; it must be more than 0"),
+        ({"rope_theta": 0}, "llm_config.rope_theta is 0; it must be more than 0"),
     ],
 )
 def test_what_would_be_silently_wrong_is_refused(llm: dict[str, Any], message: str) -> None:

@@ -384,6 +384,8 @@ def test_a_piece_that_has_become_a_control_token_is_not_typed(tmp_path: Path) ->
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:f8\n", "`git lfs pull` in"),
         (b"", "is no SentencePiece model"),
         (b"\x0a\xff", "is no SentencePiece model"),
+        # A byte piece whose name is no UTF-8.
+        (b"\x0a\x0d\x0a\x06<0x\xc36>\x15\0\0\0\0\x18\x06", "is no SentencePiece model"),
     ],
 )
 def test_a_file_that_is_no_sentencepiece_model_is_refused(
@@ -400,6 +402,22 @@ def test_qwen2s_files_of_another_class_are_refused(tmp_path: Path) -> None:
     config = {"tokenizer_class": "GPT2Tokenizer"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="tokenizer_class is 'GPT2Tokenizer'; supported: Qw"):
+        Tokenizer.from_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("merges", "sentence"),
+    [("a b\nab\n", r"merges\.txt: 'ab' is no merge of two"), ("a b\n", r"vocab\.json: the tokeni")],
+)
+def test_merges_of_another_vocabulary_are_refused(
+    tmp_path: Path, merges: str, sentence: str
+) -> None:
+    vocab = {"a": 0, "b": 1}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text(merges)
+    added = {content: 300 + index for index, content in enumerate(TEMPLATE_TOKENS)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(CheckpointError, match=sentence):
         Tokenizer.from_checkpoint(tmp_path)
 
 

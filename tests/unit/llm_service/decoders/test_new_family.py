@@ -123,7 +123,7 @@ def twins(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def test_unknown_it_is_refused(tmp_path: Path) -> None:
     folder = write_config(tmp_path, QWEN2 | ARCHITECTURE)
     with pytest.raises(
-        CheckpointError, match=r"names OrchidForCausalLM; served: InternLM2ForCausalLM"
+        CheckpointError, match=r"names 'OrchidForCausalLM'; served: InternLM2ForCausalLM"
     ):
         LLMConfig.from_checkpoint(folder)
 
