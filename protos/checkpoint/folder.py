@@ -78,5 +78,5 @@ def _hint(folder: Path) -> str:
             f" peft onto {base}, call merge_and_unload, and serve what save_pretrained writes"
         )
     if checkpoints := list(checkpoints_in(folder)):
-        return f", but in {checkpoints[0]} below it there is one"
+        return f"; did you mean {folder / checkpoints[0]}?"
     return ""

@@ -245,5 +245,5 @@ def test_a_folder_above_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-500").mkdir()
     (tmp_path / "checkpoint-500" / "config.json").touch()
     assert refusal(tmp_path) == (
-        f"there is no file {tmp_path}/config.json, but in checkpoint-500 below it there is one"
+        f"there is no file {tmp_path}/config.json; did you mean {tmp_path}/checkpoint-500?"
     )
