@@ -29,9 +29,9 @@ FieldNamer = Callable[[str], str]
 
 VISION_SERVICE = "internvl.v1.VisionService"
 LLM_SERVICE = "internvl.v1.LLMService"
-# What grpc.aio makes of a write into a call that ends at this very moment: its own words, in the
-# place of the service's status.
-BROKEN_WRITE = "Internal error from Core"
+# How grpc's own words begin that stand in the place of the service's status: of a write into a call
+# that ends at this very moment, and of a wire on which bytes were lost or changed.
+BROKEN_CALLS = ("Internal error from Core", "Stream removed")
 # gRPC tries again only while nothing has come back: an encoding that has sent its header, or a
 # generation that has said which images it wants, is never repeated.
 SERVICE_CONFIG = {
@@ -94,7 +94,8 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
     failure = from_rpc_error(error)
     if isinstance(failure, EngineDeadError):
         return EngineDeadError(f"the engine of the {service} service failed", retry_after=1)
-    broke_off = error.code() is grpc.StatusCode.CANCELLED or error.details() == BROKEN_WRITE
+    is_broken = (error.details() or "").startswith(BROKEN_CALLS)
+    broke_off = is_broken or error.code() is grpc.StatusCode.CANCELLED
     if isinstance(failure, UnavailableError) or broke_off:
         # grpc's own text holds addresses: for the log, not for clients.
         logger.warning("unavailable", service=service, details=error.details())

@@ -433,6 +433,7 @@ async def test_a_probe_that_cannot_be_made_ends_the_engine(
     start: Start, executors: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await start()
+    responses = _responses_thread()
     requests = await _running(engine, executors[0])
 
     def no_room(*_: object) -> None:
@@ -441,7 +442,7 @@ async def test_a_probe_that_cannot_be_made_ends_the_engine(
     monkeypatch.setattr("llm_service.engines.tensorrt_llm.requests.RequestFactory.request", no_room)
     executors[0].fail_steps(1)
     await asyncio.gather(*requests, return_exceptions=True)
-    await asyncio.to_thread(_responses_thread().join, 30)
+    await asyncio.to_thread(responses.join, 30)
     assert not engine.is_healthy()
 
 
@@ -449,11 +450,12 @@ async def test_steps_that_fail_again_and_again_end_the_engine(
     start: Start, executors: list[Any]
 ) -> None:
     engine = await start()
+    responses = _responses_thread()
     requests = await _running(engine, executors[0])
     executors[0].fail_steps(100)
     failures = await asyncio.gather(*requests, return_exceptions=True)
     assert [type(failure) for failure in failures] == [ServiceError] * 3
-    await asyncio.to_thread(_responses_thread().join, 30)
+    await asyncio.to_thread(responses.join, 30)
     assert not engine.is_healthy()
     with pytest.raises(EngineDeadError):
         await outputs_of(engine)
@@ -468,6 +470,7 @@ async def test_an_executor_that_takes_no_request_is_dead(
     start: Start, executors: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await start()
+    responses = _responses_thread()
 
     def refuse(_: Any) -> int:
         raise RuntimeError("Shutdown called, cannot enqueue requests")
@@ -475,7 +478,7 @@ async def test_an_executor_that_takes_no_request_is_dead(
     monkeypatch.setattr(executors[0], "enqueue_request", refuse)
     with pytest.raises(EngineDeadError):
         await outputs_of(engine)
-    await asyncio.to_thread(_responses_thread().join, 30)
+    await asyncio.to_thread(responses.join, 30)
     assert not engine.is_healthy()
 
 
