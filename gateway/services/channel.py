@@ -29,9 +29,10 @@ FieldNamer = Callable[[str], str]
 
 VISION_SERVICE = "internvl.v1.VisionService"
 LLM_SERVICE = "internvl.v1.LLMService"
-# How grpc's own words begin that stand in the place of the service's status: of a write into a call
-# that ends at this very moment, and of a wire on which bytes were lost or changed.
-BROKEN_CALLS = ("Internal error from Core", "Stream removed")
+# grpc's own words in the place of the service's status: of a write into a call that ends at this
+# very moment, and of a wire on which bytes were lost or changed.
+BROKEN_WRITE = "Internal error from Core"
+BROKEN_WIRE = "Stream removed"
 # gRPC tries again only while nothing has come back: an encoding that has sent its header, or a
 # generation that has said which images it wants, is never repeated.
 SERVICE_CONFIG = {
@@ -94,9 +95,7 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
     failure = from_rpc_error(error)
     if isinstance(failure, EngineDeadError):
         return EngineDeadError(f"the engine of the {service} service failed", retry_after=1)
-    is_broken = (error.details() or "").startswith(BROKEN_CALLS)
-    broke_off = is_broken or error.code() is grpc.StatusCode.CANCELLED
-    if isinstance(failure, UnavailableError) or broke_off:
+    if isinstance(failure, UnavailableError) or _broke_off(error):
         # grpc's own text holds addresses: for the log, not for clients.
         logger.warning("unavailable", service=service, details=error.details())
         return UnavailableError(f"the {service} service is unavailable", retry_after=1)
@@ -107,6 +106,17 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
     if isinstance(failure, DeadlineError):
         return DeadlineError(f"the {service} service did not end within the request's time")
     return failure
+
+
+def _broke_off(error: grpc.aio.AioRpcError) -> bool:
+    """Returns whether the call itself has failed, not the service behind it."""
+    match error.code():
+        case grpc.StatusCode.CANCELLED:
+            return True
+        case grpc.StatusCode.UNKNOWN:
+            return (error.details() or "").startswith(BROKEN_WIRE)
+        case _:
+            return error.details() == BROKEN_WRITE
 
 
 async def check_health(channel: grpc.aio.Channel, name: str, service: str, seconds: float) -> None:

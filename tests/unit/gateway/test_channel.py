@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from gateway.services.channel import errors_of
-from protos.errors import ServiceError, UnavailableError
+from protos.errors import DeadlineError, ServiceError, UnavailableError
 
 
 def failed(code: grpc.StatusCode, details: str) -> ServiceError:
@@ -32,6 +32,11 @@ def test_a_broken_call_can_be_tried_again(code: grpc.StatusCode, details: str) -
     failure = failed(code, details)
     assert isinstance(failure, UnavailableError)
     assert (failure.message, failure.retry_after) == ("the LLM service is unavailable", 1)
+
+
+def test_a_deadline_stays_one() -> None:
+    details = "Stream removed (Deadline Exceeded)"
+    assert type(failed(grpc.StatusCode.DEADLINE_EXCEEDED, details)) is DeadlineError
 
 
 def test_a_fault_of_the_service_stays_one() -> None:
