@@ -110,13 +110,9 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
 
 def _broke_off(error: grpc.aio.AioRpcError) -> bool:
     """Returns whether the call itself has failed, not the service behind it."""
-    match error.code():
-        case grpc.StatusCode.CANCELLED:
-            return True
-        case grpc.StatusCode.UNKNOWN:
-            return (error.details() or "").startswith(BROKEN_WIRE)
-        case _:
-            return error.details() == BROKEN_WRITE
+    details = error.details() or ""
+    is_wire = error.code() is grpc.StatusCode.UNKNOWN and details.startswith(BROKEN_WIRE)
+    return is_wire or details == BROKEN_WRITE or error.code() is grpc.StatusCode.CANCELLED
 
 
 async def check_health(channel: grpc.aio.Channel, name: str, service: str, seconds: float) -> None:
