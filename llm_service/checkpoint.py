@@ -14,6 +14,7 @@ from llm_service.decoders import FAMILIES
 from llm_service.decoders.family import ROOT, DecoderFamily
 from llm_service.rotary import rotary_base
 from protos.checkpoint.folder import checked_config
+from protos.checkpoint.location import CONFIG_FILE
 from protos.checkpoint.section import CheckpointError, Section, quoted
 from protos.checkpoint.tensor_names import require_names
 from protos.checkpoint.tile import Tile
@@ -119,7 +120,7 @@ def created_unix_seconds(checkpoint: Path) -> int:
     A folder without any, which an engine built before may be served from, is as old as its config.
     """
     weights = [file for file in checkpoint.glob("*.safetensors") if file.is_file()]
-    files = weights or [checkpoint / "config.json"]
+    files = weights or [checkpoint / CONFIG_FILE]
     return int(max(file.stat().st_mtime for file in files))
 
 

@@ -34,11 +34,12 @@ from llm_service.engines.base import (
     TokenLogprob,
 )
 from llm_service.engines.create import create_engine, serves_callers
+from llm_service.model import read_model
 from llm_service.pieces import ImagePart
 from llm_service.prompt import chat_layout
 from llm_service.sampling import MAX_LOGPROB_COUNT, SamplingParams
 from llm_service.settings import Settings
-from llm_service.templates import Template, read_template
+from llm_service.templates import Template
 from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.section import CheckpointError
 from protos.errors import ServiceError
@@ -120,9 +121,7 @@ async def compare(settings: SelftestSettings) -> float:
         ServiceError: an engine failed, or takes no such prompt.
         EngineStartError: an engine cannot run here.
     """
-    config = LLMConfig.from_checkpoint(settings.checkpoint)
-    template = read_template(settings.checkpoint, settings.template)
-    tokenizer = Tokenizer.from_checkpoint(settings.checkpoint)
+    config, tokenizer, template = read_model(settings)
     if not serves_callers(settings):
         await asyncio.to_thread(create_engine, settings, config, tokenizer)  # ends this process
     prompts = [make_prompt(question, config, tokenizer, template) for question in QUESTIONS]

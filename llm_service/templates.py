@@ -12,6 +12,7 @@ from typing import Literal
 
 import structlog
 
+from protos.checkpoint.location import CONFIG_FILE
 from protos.checkpoint.section import Section
 
 logger = structlog.get_logger()
@@ -61,7 +62,7 @@ def read_template(checkpoint: Path, chosen: TemplateName | None = None) -> Templ
         CheckpointError: config.json names no template and none is chosen, or one that we do not
             serve.
     """
-    config = Section.of_file(checkpoint / "config.json")
+    config = Section.of_file(checkpoint / CONFIG_FILE)
     template = TEMPLATES[chosen or _own_name(config)]
     if chosen and config.values.get("template") not in (None, chosen):
         logger.warning(

@@ -23,6 +23,7 @@ from protos.signature import EmbeddingKey
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
 from vision_service.embedding import ImageEmbedding, Timings, embedding_claim, tensor_bytes
+from vision_service.engines.base import dtype_name, not_finite
 from vision_service.preprocessor import Preprocessor
 
 logger = structlog.get_logger()
@@ -131,12 +132,10 @@ class ImageEncoder:
         )
 
     def _not_finite(self, tile_count: int) -> NonFiniteError:
-        dtype = str(self.info.dtype).removeprefix("torch.")
-        logger.error("nonfinite_embedding", tile_count=tile_count, dtype=dtype)
-        remedy = ""
-        if self.info.dtype == torch.float16:
-            remedy = ", which ends at 65504: bfloat16 or float32 can hold it"
-        return NonFiniteError(f"the embedding of the image is not finite in {dtype}{remedy}")
+        dtype = self.info.dtype
+        logger.error("nonfinite_embedding", tile_count=tile_count, dtype=dtype_name(dtype))
+        remedy = "bfloat16 or float32 can hold it"
+        return NonFiniteError(not_finite("the embedding of the image is", dtype, remedy))
 
     def _signing(self, id_: EmbeddingId, rows: torch.Tensor) -> asyncio.Future[bytes] | None:
         """Has the rows signed on a thread, while they are being sent."""

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length"]
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns an element type's name in options, e.g. "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 class EngineStartError(Exception):
     """The engine cannot run here: one sentence that names what stands in the way."""
 

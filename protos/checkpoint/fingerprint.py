@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from protos.checkpoint.contents import require_content
+from protos.checkpoint.location import CONFIG_FILE
 from protos.checkpoint.section import CheckpointError, Section
 from protos.checkpoint.weight_index import (
     BUFFER_SUFFIXES,
@@ -85,7 +86,7 @@ class CheckpointFingerprint:
             digests = {name: digest for tensors in found for name, digest in tensors.items()}
         names = indexed or digests
         return cls(
-            _config_digest(checkpoint / "config.json"),
+            _config_digest(checkpoint / CONFIG_FILE),
             _part_digest(PROJECTOR, names, digests),
             _part_digest(LANGUAGE_MODEL, names, digests),
         )

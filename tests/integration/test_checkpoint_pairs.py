@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -16,20 +15,18 @@ import pytest_asyncio
 from safetensors.torch import load_file, save_file
 
 import llm_service.__main__ as llm_main
-import vision_service.__main__ as vision_main
 from gateway.app import running_gateway
 from gateway.settings import Settings as GatewaySettings
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import LLMEngine
 from llm_service.engines.create import create_engine
-from llm_service.metrics import Metrics
 from llm_service.settings import Settings as LLMSettings
 from llm_service.settings import TorchOptions as LLMTorchOptions
 from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.fingerprint import CheckpointFingerprint
-from protos.process.server import Service, running_server
 from protos.process.settings import MIB
 from tests.fakes import chat_body
+from tests.integration.real_services import running_llm, running_vision
 from tests.random_checkpoint import write_random_checkpoint
 from vision_service.settings import Settings as VisionSettings
 from vision_service.settings import TorchOptions as VisionTorchOptions
@@ -77,42 +74,23 @@ async def vision(checkpoints: Path) -> AsyncIterator[str]:
         preprocess_worker_count=1,
         torch=VisionTorchOptions(device="cpu", thread_count=1),
     )
-    config, engine = await asyncio.to_thread(vision_main.load, settings)
-    async with (
-        vision_main.open_service(settings, config, engine) as service,
-        _address(service) as address,
-    ):
+    async with running_vision(settings) as address:
         yield address
 
 
-@asynccontextmanager
-async def _running_llm(checkpoint: Path) -> AsyncIterator[str]:
-    settings = LLMSettings(
+def _llm_settings(checkpoint: Path) -> LLMSettings:
+    return LLMSettings(
         checkpoint=checkpoint,
         kv_cache_byte_count=32 * MIB,
         torch=LLMTorchOptions(device="cpu", thread_count=1),
     )
-    model, engine = await asyncio.to_thread(llm_main.load, settings)
-    try:
-        async with _address(
-            llm_main.make_service(settings, model, engine, Metrics(engine))
-        ) as address:
-            yield address
-    finally:
-        await engine.close()
-
-
-@asynccontextmanager
-async def _address(service: Service) -> AsyncIterator[str]:
-    async with running_server(service, "127.0.0.1", 0, drain_seconds=0) as port:
-        yield f"127.0.0.1:{port}"
 
 
 @asynccontextmanager
 async def serving(vision: str, checkpoint: Path, **options: Any) -> AsyncIterator[Server]:
     """Runs an LLM service over a checkpoint, and a gateway before it and the vision service."""
     async with AsyncExitStack() as exits:
-        llm = await exits.enter_async_context(_running_llm(checkpoint))
+        llm = await exits.enter_async_context(running_llm(_llm_settings(checkpoint)))
         settings = GatewaySettings(
             port=0,
             drain_seconds=0,

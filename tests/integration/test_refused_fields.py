@@ -7,12 +7,11 @@ until a case says how it is refused.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,20 +21,17 @@ import grpc
 import pytest
 import pytest_asyncio
 
-import llm_service.__main__ as llm_main
-import vision_service.__main__ as vision_main
 from gateway.app import running_gateway
 from gateway.openai.errors import http_status
 from gateway.settings import Settings as GatewaySettings
-from llm_service.metrics import Metrics
 from llm_service.settings import Settings as LLMSettings
 from protos.checkpoint.fingerprint import PART_NAMES
 from protos.errors import InvalidArgumentError, ServiceError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, vision_pb2, vision_pb2_grpc
-from protos.process.server import Service, running_server
 from protos.process.settings import MIB
 from protos.status import from_rpc_error
 from tests.fakes import MODEL, ScriptedLLM, chat_body, stack
+from tests.integration.real_services import running_llm, running_vision
 from tests.random_checkpoint import write_random_checkpoint
 from vision_service.settings import Settings as VisionSettings
 
@@ -490,8 +486,8 @@ async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
     folder = tmp_path_factory.mktemp("checkpoint")
     write_random_checkpoint(folder)
     async with AsyncExitStack() as exits:
-        vision = await exits.enter_async_context(_running_vision(folder))
-        llm = await exits.enter_async_context(_running_llm(folder))
+        vision = await exits.enter_async_context(running_vision(VisionSettings(checkpoint=folder)))
+        llm = await exits.enter_async_context(running_llm(_llm_settings(folder)))
         settings = GatewaySettings(port=0, drain_seconds=0, vision_address=vision, llm_address=llm)
         port = await exits.enter_async_context(running_gateway(settings))
         yield Services(
@@ -501,38 +497,13 @@ async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
         )
 
 
-@asynccontextmanager
-async def _running_vision(checkpoint: Path) -> AsyncIterator[str]:
-    settings = VisionSettings(checkpoint=checkpoint)
-    config, engine = await asyncio.to_thread(vision_main.load, settings)
-    async with (
-        vision_main.open_service(settings, config, engine) as service,
-        _address(service) as address,
-    ):
-        yield address
-
-
-@asynccontextmanager
-async def _running_llm(checkpoint: Path) -> AsyncIterator[str]:
-    settings = LLMSettings(
+def _llm_settings(checkpoint: Path) -> LLMSettings:
+    return LLMSettings(
         checkpoint=checkpoint,
         served_model_name=MODEL,
         max_image_count=1,
         kv_cache_byte_count=64 * MIB,
     )
-    model, engine = await asyncio.to_thread(llm_main.load, settings)
-    service = llm_main.make_service(settings, model, engine, Metrics(engine))
-    try:
-        async with _address(service) as address:
-            yield address
-    finally:
-        await engine.close()
-
-
-@asynccontextmanager
-async def _address(service: Service) -> AsyncIterator[str]:
-    async with running_server(service, "127.0.0.1", 0, drain_seconds=0) as port:
-        yield f"127.0.0.1:{port}"
 
 
 def fields_of(descriptor: Any, above: str = "") -> Iterator[str]:

@@ -11,6 +11,11 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns an element type's name in options, e.g. "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 class EngineStartError(Exception):
     """The engine cannot start: a sentence that names the setting or the file at fault."""
 
@@ -83,3 +88,11 @@ class VisionEngine(Protocol):
         meanwhile; with two in flight it waits for the first.
         """
         ...
+
+
+def not_finite(what: str, dtype: torch.dtype, remedy: str) -> str:
+    """Returns a sentence: what is not finite, in which type, and what helps where that is small."""
+    found = f"{what} not finite in {dtype_name(dtype)}"
+    if dtype != torch.float16:
+        return found
+    return f"{found}, which ends at 65504: {remedy}"

@@ -23,11 +23,3 @@ def first_embeddings(engine: VisionEngine, tile_size: int, tile_count: int = 2) 
     tiles = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     tiles[::2] = 0
     return engine.encode(tiles)
-
-
-def not_finite(what: str, dtype: torch.dtype, remedy: str) -> str:
-    """Returns a sentence: what is not finite, in which type, and what helps where that is small."""
-    found = f"{what} not finite in {str(dtype).removeprefix('torch.')}"
-    if dtype != torch.float16:
-        return found
-    return f"{found}, which ends at 65504: {remedy}"

@@ -32,6 +32,7 @@ from llm_service.engines.base import (
     RowsNeededError,
     StepTotals,
     TokenOutput,
+    dtype_name,
 )
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
@@ -297,7 +298,7 @@ class TensorRTLLMEngine:
             NonFiniteError: one of them is NaN.
         """
         if any(math.isnan(logprob.logprob) for logprob in output.logprobs):
-            dtype = str(self._folder.dtype).removeprefix("torch.")
+            dtype = dtype_name(self._folder.dtype)
             raise NonFiniteError(
                 f"the language model's numbers are not finite in {dtype}: build its engine with"
                 " --dtype bfloat16"

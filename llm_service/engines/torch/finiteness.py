@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from llm_service.engines.base import dtype_name
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.weights import destinations
 
 
 def not_finite(dtype: torch.dtype) -> str:
     """Returns what to tell whoever asked for tokens that cannot be computed in a type."""
-    return f"the language model's numbers are not finite in {_name(dtype)}{_remedy(dtype)}"
+    return f"the language model's numbers are not finite in {dtype_name(dtype)}{_remedy(dtype)}"
 
 
 def broken_start(decoder: Decoder) -> str:
@@ -20,8 +21,8 @@ def broken_start(decoder: Decoder) -> str:
         if any(view.isnan().any() for view in destination.views):
             return f"the weights themselves are not finite: the checkpoint's {name} holds NaN"
         if any(view.isinf().any() for view in destination.views):
-            return f"the checkpoint's {name} is not finite in {_name(dtype)}{_remedy(dtype)}"
-    found = f"the logits of the language model are not finite in {_name(dtype)}"
+            return f"the checkpoint's {name} is not finite in {dtype_name(dtype)}{_remedy(dtype)}"
+    found = f"the logits of the language model are not finite in {dtype_name(dtype)}"
     return found + (_remedy(dtype) or ", though each of its weights is")
 
 
@@ -29,7 +30,3 @@ def _remedy(dtype: torch.dtype) -> str:
     if dtype != torch.float16:
         return ""
     return ", which ends at 65504: serve it with --torch.dtype bfloat16 or float32"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

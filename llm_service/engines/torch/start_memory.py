@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import EngineStartError
+from llm_service.engines.base import EngineStartError, dtype_name
 from llm_service.memory import weight_byte_count
 from llm_service.settings import Settings
 from protos.errors import OverloadedError
@@ -76,7 +76,7 @@ class StartMemory:
             raise
 
     def _shortage(self) -> EngineStartError:
-        needs = [f"the weights take {gib(self.weights)} in {_name(self.dtype)}"]
+        needs = [f"the weights take {gib(self.weights)} in {dtype_name(self.dtype)}"]
         if self.kv_cache:
             needs.append(f"the KV cache {gib(self.kv_cache)}")
         return EngineStartError(shortage(needs, self.free, self._ways()))
@@ -98,7 +98,3 @@ class StartMemory:
 def _free_on_gpu(device: torch.device) -> FreeMemory:
     byte_count, _ = torch.cuda.mem_get_info(device)
     return FreeMemory(byte_count, "are free on the GPU")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -19,8 +19,14 @@ from vision_service.checkpoint import (
     vision_tensor_files,
     vision_tensors,
 )
-from vision_service.engines.base import DTYPES, EngineStartError, finite_images, tile_sums
-from vision_service.engines.first_run import first_embeddings, not_finite
+from vision_service.engines.base import (
+    DTYPES,
+    EngineStartError,
+    finite_images,
+    not_finite,
+    tile_sums,
+)
+from vision_service.engines.first_run import first_embeddings
 from vision_service.engines.tensorrt.record import INPUT, OUTPUT, PLAN_FILE, Gpu, PlanRecord
 from vision_service.recipe import plan_recipe_sha256
 

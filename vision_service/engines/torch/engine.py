@@ -24,8 +24,15 @@ from vision_service.checkpoint import (
     vision_tensor_files,
     vision_tensors,
 )
-from vision_service.engines.base import DTYPES, EngineStartError, VisionEngine, tile_sums
-from vision_service.engines.first_run import first_embeddings, not_finite
+from vision_service.engines.base import (
+    DTYPES,
+    EngineStartError,
+    VisionEngine,
+    dtype_name,
+    not_finite,
+    tile_sums,
+)
+from vision_service.engines.first_run import first_embeddings
 from vision_service.engines.torch.intern_vit import VisionModel
 from vision_service.memory import weight_byte_count
 from vision_service.settings import Settings
@@ -100,7 +107,7 @@ def _too_little(
 ) -> EngineStartError:
     weights = gib(weight_byte_count(config, dtype.itemsize))
     needs = [
-        f"the weights take {weights} in {_name(dtype)}",
+        f"the weights take {weights} in {dtype_name(dtype)}",
         f"and a batch has {settings.max_batch_tile_count} tiles",
     ]
     ways = ["a smaller --max-batch-tile-count", "a smaller model"]
@@ -250,7 +257,3 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
     # that is supported, has no public name for the question.
     has_fast_bfloat16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_fast_bfloat16 else torch.float32
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,43 @@
+"""Both real services in this process, each behind a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import llm_service.__main__ as llm_main
+import vision_service.__main__ as vision_main
+from llm_service.metrics import Metrics
+from llm_service.settings import Settings as LLMSettings
+from protos.process.server import Service, running_server
+from vision_service.settings import Settings as VisionSettings
+
+
+@asynccontextmanager
+async def running_vision(settings: VisionSettings) -> AsyncIterator[str]:
+    """Yields the address of a vision service."""
+    config, engine = await asyncio.to_thread(vision_main.load, settings)
+    async with (
+        vision_main.open_service(settings, config, engine) as service,
+        _address(service) as address,
+    ):
+        yield address
+
+
+@asynccontextmanager
+async def running_llm(settings: LLMSettings) -> AsyncIterator[str]:
+    """Yields the address of an LLM service."""
+    model, engine = await asyncio.to_thread(llm_main.load, settings)
+    try:
+        service = llm_main.make_service(settings, model, engine, Metrics(engine))
+        async with _address(service) as address:
+            yield address
+    finally:
+        await engine.close()
+
+
+@asynccontextmanager
+async def _address(service: Service) -> AsyncIterator[str]:
+    async with running_server(service, "127.0.0.1", 0, drain_seconds=0) as port:
+        yield f"127.0.0.1:{port}"
