@@ -1,0 +1,94 @@
+"""How many more tiles a second do more vision replicas encode?"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+from itertools import count
+
+from gateway.memory import HeldFile, Memory
+from gateway.services.channel import open_channel
+from gateway.services.messages import EmbeddingHeader
+from gateway.services.vision import EncodeRequest, VisionClient
+from protos.identity import EmbeddingId, content_digest, recipe_digest
+from protos.process.settings import GIB
+from tests.benchmarks.crossover.arrangements import Deployment
+from tests.benchmarks.crossover.workload import Photo, new_head, photos
+from tests.benchmarks.replicas.stack import REPLICA_COUNT
+from tests.benchmarks.report import Report
+
+TILE_COUNT = 13
+# At a time for each replica: enough that none waits for its next file.
+CALL_COUNT = 16
+IMAGE_COUNT, QUICK_IMAGE_COUNT = 150, 50
+CALL_SECONDS = 600.0
+TITLE = "Vision replicas: tiles/s"
+COMPARED = (
+    f"New pictures of {TILE_COUNT} tiles, {CALL_COUNT} calls at a time for each replica, by the"
+    " gateway's own client, which chooses the replica by the picture's digest. Tiles/s of H200s,"
+    " whose times the engines sleep."
+)
+
+
+def scaling(deployment: Deployment, slowness: float, image_count: int) -> Report:
+    """Returns tiles/s of 1, 2 and 4 replicas, which each encode so many images on average."""
+    report = Report(TITLE, COMPARED, ("replicas", "tiles/s", "of one replica's"))
+    rates: list[float] = []
+    for replica_count in (1, 2, REPLICA_COUNT):
+        addresses = [vision.address for vision in deployment.visions[:replica_count]]
+        ends = asyncio.run(_encode_all(addresses, image_count))
+        rates.append(TILE_COUNT * (len(ends) - 1) / (ends[-1] - ends[0]) * slowness)
+        row = (f"{rates[-1]:.0f}", f"{rates[-1] / rates[0]:.2f}x")
+        report.add(str(replica_count), row, {"ends": [end - ends[0] for end in ends]})
+        print(f"{replica_count} vision replicas: {rates[-1]:.0f} tiles/s", flush=True)
+    return report
+
+
+async def _encode_all(addresses: Sequence[str], image_count: int) -> list[float]:
+    """Returns when images were encoded: from all calls at work to all calls at work."""
+    call_count = CALL_COUNT * len(addresses)
+    images = _images(f"{len(addresses)} replicas")
+    ends: list[float] = []
+    enough = asyncio.Event()
+
+    async def encode_on() -> None:
+        while True:
+            await _encode(client, next(images))
+            ends.append(time.perf_counter())
+            if len(ends) >= call_count + image_count * len(addresses):
+                enough.set()
+
+    async with open_channel(f"ipv4:{','.join(addresses)}") as channel:
+        client = VisionClient(channel)
+        calls = [asyncio.create_task(encode_on()) for _ in range(call_count)]
+        waiting = asyncio.create_task(enough.wait())
+        await asyncio.wait([waiting, *calls], return_when=asyncio.FIRST_COMPLETED)
+        for call in (waiting, *calls):
+            call.cancel()
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+    return ends[call_count:]
+
+
+async def _encode(client: VisionClient, image: bytes) -> None:
+    deadline = asyncio.get_running_loop().time() + CALL_SECONDS
+    info = await client.model_info(deadline)
+    recipe = recipe_digest(info.recipe_sha256, info.default_tile_count)
+    id_ = EmbeddingId(content_digest(image), recipe)
+    with Memory(GIB).share() as share:
+        share.take(len(image))
+        request = EncodeRequest(HeldFile(image, share), None, info.recipe_sha256, id_)
+        async for piece in client.encode_image(request, str, deadline):
+            if isinstance(piece, EmbeddingHeader):
+                assert piece.tile_count == TILE_COUNT
+
+
+def _images(seed: str) -> Iterator[bytes]:
+    """Yields files that are all different."""
+    some: list[Photo] = photos(TILE_COUNT, shrink=8)
+    for number in count():
+        chance = random.Random(f"{seed} {number}")
+        yield new_head(chance) + chance.choice(some).rest
