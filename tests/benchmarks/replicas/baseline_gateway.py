@@ -1,5 +1,4 @@
-"""A gateway that uses all replicas in turn, as it did before it looked for the one that has the
-picture: the baseline of a comparison.
+"""A gateway that uses all replicas in turn: the baseline of a comparison.
 
 `python -m tests.benchmarks.replicas.baseline_gateway [the gateway's own options]`
 """
@@ -12,16 +11,20 @@ from unittest.mock import patch
 from gateway import __main__ as gateway
 from gateway.services import channel
 
-ROUND_ROBIN = {**channel.SERVICE_CONFIG, "loadBalancingConfig": [{"round_robin": {}}]}
-OPTIONS = [
-    *(option for option in channel.CHANNEL_OPTIONS if option[0] != "grpc.service_config"),
-    ("grpc.service_config", json.dumps(ROUND_ROBIN)),
-]
+
+def in_turn(health_name: str) -> str:
+    """Returns how gRPC shares out calls without keys; compare `routing.service_config`."""
+    return json.dumps(
+        {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "healthCheckConfig": {"serviceName": health_name},
+        }
+    )
 
 
 def main() -> None:
     """Runs the gateway."""
-    with patch.object(channel, "CHANNEL_OPTIONS", OPTIONS):
+    with patch.object(channel, "service_config", in_turn):
         gateway.main()
 
 

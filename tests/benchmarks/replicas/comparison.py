@@ -79,17 +79,17 @@ class Comparison:
         pick = half_as_many(self._size.answer_count)
         found = self._rounds(lambda way, seed: self._closed(way, self._workload(pick, seed)))
         title = "Half as many pictures as requests: requests/s"
-        return _report(title, f"{self._size.client_count} clients, closed loop. {NOTE}", found)
+        return report(title, f"{self._size.client_count} clients, closed loop. {NOTE}", found)
 
     def skew(self) -> Report:
         """Returns first tokens while half of all requests are about one picture."""
         most = self._closed(IN_TURN, self._workload(one_hot, "capacity"))
-        rate = OPEN_LOAD * _rate(most)
-        found = self._rounds(lambda way, seed: self._open(way, self._workload(one_hot, seed), rate))
+        pace = OPEN_LOAD * rate(most)
+        found = self._rounds(lambda way, seed: self._open(way, self._workload(one_hot, seed), pace))
         title = "Half of the requests about one picture: first tokens"
-        return _report(
+        return report(
             title,
-            f"Requests come at random, {rate * self._slowness:.1f} a second: {OPEN_LOAD:.0%} of"
+            f"Requests come at random, {pace * self._slowness:.1f} a second: {OPEN_LOAD:.0%} of"
             f" what round robin answers in a closed loop. {NOTE}",
             found,
         )
@@ -108,7 +108,7 @@ class Comparison:
     def _add(self, found: Found, answers: Sequence[Answer]) -> None:
         whole = [answer for answer in answers if not answer.error]
         found.error_count += len(answers) - len(whole)
-        found.rates.append(_rate(answers) * self._slowness)
+        found.rates.append(rate(answers) * self._slowness)
         found.first_token_seconds += [one.first_token_seconds / self._slowness for one in whole]
 
     def _workload(self, pick: Pick, seed: str) -> NamedPictures:
@@ -124,19 +124,20 @@ class Comparison:
         )
         return asyncio.run(loop.run())[self._size.client_count :]
 
-    def _open(self, way: int, workload: NamedPictures, rate: float) -> list[Answer]:
+    def _open(self, way: int, workload: NamedPictures, pace: float) -> list[Answer]:
         url = self._deployment.urls[way]
-        return asyncio.run(ask_at_random(url, workload, self._size.answer_count, rate))
+        return asyncio.run(ask_at_random(url, workload, self._size.answer_count, pace))
 
 
-def _rate(answers: Sequence[Answer]) -> float:
+def rate(answers: Sequence[Answer]) -> float:
     """Returns whole answers a second, from the first one's end to the last one's."""
     ends = sorted(answer.last for answer in answers if not answer.error)
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
-def _report(title: str, compared: str, found: Mapping[str, Found]) -> Report:
-    report = Report(title, compared, COLUMNS)
+def report(title: str, compared: str, found: Mapping[str, Found]) -> Report:
+    """Returns the table of a comparison, with what each way has found."""
+    table = Report(title, compared, COLUMNS)
     baseline = median(found["round robin"].rates)
     for name, one in found.items():
         row = (
@@ -147,5 +148,5 @@ def _report(title: str, compared: str, found: Mapping[str, Found]) -> Report:
             str(len(one.first_token_seconds)),
             str(one.error_count),
         )
-        report.add(name, row, {"first token": one.first_token_seconds})
-    return report
+        table.add(name, row, {"first token": one.first_token_seconds})
+    return table

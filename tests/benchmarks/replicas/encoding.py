@@ -9,14 +9,15 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 
 from gateway.memory import HeldFile, Memory
-from gateway.services.channel import open_channel
+from gateway.services.channel import VISION_SERVICE, open_channel
 from gateway.services.messages import EmbeddingHeader
-from gateway.services.vision import EncodeRequest, VisionClient
+from gateway.services.routing import QueueLimits, Router
+from gateway.services.vision import EncodeRequest, ModelInfo, VisionClient
 from protos.identity import EmbeddingId, content_digest, recipe_digest
 from protos.process.settings import GIB
 from tests.benchmarks.crossover.arrangements import Deployment
 from tests.benchmarks.crossover.workload import Photo, new_head, photos
-from tests.benchmarks.replicas.stack import REPLICA_COUNT
+from tests.benchmarks.replicas.stack import REPLICA_COUNT, SPILL_SECONDS
 from tests.benchmarks.report import Report
 
 TILE_COUNT = 13
@@ -38,7 +39,7 @@ def scaling(deployment: Deployment, slowness: float, image_count: int) -> Report
     rates: list[float] = []
     for replica_count in (1, 2, REPLICA_COUNT):
         addresses = [vision.address for vision in deployment.visions[:replica_count]]
-        ends = asyncio.run(_encode_all(addresses, image_count))
+        ends = asyncio.run(_encode_all(addresses, image_count, SPILL_SECONDS * slowness))
         rates.append(TILE_COUNT * (len(ends) - 1) / (ends[-1] - ends[0]) * slowness)
         row = (f"{rates[-1]:.0f}", f"{rates[-1] / rates[0]:.2f}x")
         report.add(str(replica_count), row, {"ends": [end - ends[0] for end in ends]})
@@ -46,7 +47,9 @@ def scaling(deployment: Deployment, slowness: float, image_count: int) -> Report
     return report
 
 
-async def _encode_all(addresses: Sequence[str], image_count: int) -> list[float]:
+async def _encode_all(
+    addresses: Sequence[str], image_count: int, spill_seconds: float
+) -> list[float]:
     """Returns when images were encoded: from all calls at work to all calls at work."""
     call_count = CALL_COUNT * len(addresses)
     images = _images(f"{len(addresses)} replicas")
@@ -55,13 +58,15 @@ async def _encode_all(addresses: Sequence[str], image_count: int) -> list[float]
 
     async def encode_on() -> None:
         while True:
-            await _encode(client, next(images))
+            await _encode(client, info, next(images))
             ends.append(time.perf_counter())
             if len(ends) >= call_count + image_count * len(addresses):
                 enough.set()
 
-    async with open_channel(f"ipv4:{','.join(addresses)}") as channel:
-        client = VisionClient(channel)
+    limits = QueueLimits(spill_seconds, CALL_SECONDS)
+    async with open_channel(f"ipv4:{','.join(addresses)}", VISION_SERVICE) as channel:
+        client = VisionClient(channel, Router(limits, lambda _: None))
+        info = await client.ask_model_info(_deadline())
         calls = [asyncio.create_task(encode_on()) for _ in range(call_count)]
         waiting = asyncio.create_task(enough.wait())
         await asyncio.wait([waiting, *calls], return_when=asyncio.FIRST_COMPLETED)
@@ -73,15 +78,17 @@ async def _encode_all(addresses: Sequence[str], image_count: int) -> list[float]
     return ends[call_count:]
 
 
-async def _encode(client: VisionClient, image: bytes) -> None:
-    deadline = asyncio.get_running_loop().time() + CALL_SECONDS
-    info = await client.model_info(deadline)
+def _deadline() -> float:
+    return asyncio.get_running_loop().time() + CALL_SECONDS
+
+
+async def _encode(client: VisionClient, info: ModelInfo, image: bytes) -> None:
     recipe = recipe_digest(info.recipe_sha256, info.default_tile_count)
     id_ = EmbeddingId(content_digest(image), recipe)
     with Memory(GIB).share() as share:
         share.take(len(image))
         request = EncodeRequest(HeldFile(image, share), None, info.recipe_sha256, id_)
-        async for piece in client.encode_image(request, str, deadline):
+        async for piece in client.encode_image(request, str, _deadline()):
             if isinstance(piece, EmbeddingHeader):
                 assert piece.tile_count == TILE_COUNT
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 
+from gateway.settings import Settings
 from tests.benchmarks.crossover.arrangements import Arrangement, Deployment, Launch, Route
 from tests.benchmarks.crossover.backends import SimulatedBackend
 from tests.benchmarks.crossover.simulated_gpu import create_gpus
@@ -30,6 +31,8 @@ STACK = Arrangement(
     llm_gpus=tuple(REPLICA_COUNT + index for index in ALL),
     routes=(Route(ALL, ALL), Route(ALL, ALL), Route(ALL, (0,)), Route(ALL, (1,))),
 )
+# The gateway's own default, as simulated seconds.
+SPILL_SECONDS: float = Settings.model_fields["spill_queue_seconds"].default
 # Embeddings of the toy checkpoint, which is what is served, are so much smaller than the shape's.
 WIDTH_RATIO = SHAPES[SHAPE].hidden_size // TEXT_WIDTH
 
@@ -44,12 +47,16 @@ class ReplicaBackend(SimulatedBackend):
         """See Backend."""
         launch = super().vision(gpu)
         byte_count = Sizes().vision_cache_byte_count // WIDTH_RATIO
-        arguments = [*launch.arguments, "--cache-byte-count", str(byte_count)]
-        return replace(launch, arguments=arguments)
+        return _with(launch, "--cache-byte-count", str(byte_count))
 
     def gateway(self) -> Launch:
         """See Backend."""
-        return replace(super().gateway(), module=next(self.modules))
+        launch = replace(super().gateway(), module=next(self.modules))
+        return _with(launch, "--spill-queue-seconds", str(SPILL_SECONDS * self.slowness))
+
+
+def _with(launch: Launch, *arguments: str) -> Launch:
+    return replace(launch, arguments=[*launch.arguments, *arguments])
 
 
 @contextmanager
