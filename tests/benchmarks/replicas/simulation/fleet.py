@@ -17,7 +17,7 @@ from tests.benchmarks.replicas.simulation.load import (
     conversation,
 )
 from tests.benchmarks.replicas.simulation.model import LLMReplica, Replica, Sizes, VisionReplica
-from tests.benchmarks.replicas.simulation.routing import ROUND_ROBIN, Chooser, Policy
+from tests.benchmarks.replicas.simulation.routing import ROUND_ROBIN, Chooser, Policy, Refusal
 
 # One way of a call that carries no tensor.
 HOP_SECONDS = 1 * MS
@@ -108,6 +108,7 @@ class Fleet:
         ]
         self._llm_choice = self._chooser(setting.llm_count)
         self._vision_choice = self._chooser(setting.vision_count)
+        self._pick = LOADS[setting.load]
         self._answers: list[_Answer] = []
         self._begun_count = 0
         self._full_until = 0.0
@@ -133,26 +134,28 @@ class Fleet:
             self._full_until = self._clock.now
         return is_over
 
-    def _turns(self) -> list[Turn]:
-        self._conversation_count += 1
-        pick = LOADS[self._setting.load]
-        return list(conversation(self._chance, self._conversation_count, pick))
-
     def _arrivals(self) -> Process:
-        conversations_per_second = self._setting.requests_per_second / MEAN_TURN_COUNT
+        chance = random.Random(f"{self._setting.seed} arrivals")
         while not self._is_over():
             self._clock.start(self._talk())
-            yield self._chance.expovariate(conversations_per_second)
+            yield chance.expovariate(self._setting.requests_per_second / MEAN_TURN_COUNT)
 
     def _talk(self) -> Process:
-        for turn in self._turns():
+        chance = self._next_chance()
+        for turn in conversation(chance, self._conversation_count, self._pick):
             yield from self._ask(turn)
-            yield self._chance.expovariate(1 / THINK_SECONDS)
+            yield chance.expovariate(1 / THINK_SECONDS)
 
     def _client(self) -> Process:
         while not self._is_over():
-            for turn in self._turns():
+            chance = self._next_chance()
+            for turn in conversation(chance, self._conversation_count, self._pick):
                 yield from self._ask(turn)
+
+    def _next_chance(self) -> random.Random:
+        """Returns what makes the next conversation: the same one whatever the policy."""
+        self._conversation_count += 1
+        return random.Random(f"{self._setting.seed} conversation {self._conversation_count}")
 
     def _ask(self, turn: Turn) -> Process:
         self._begun_count += 1
@@ -196,17 +199,20 @@ class Fleet:
         Returns:
             That replica, and how many were asked.
         """
-        refused: list[tuple[float, int]] = []
-        for index in choice.asked(key, self._chance):
+        gateway = self._chance.randrange(self._setting.gateway_count)
+        refusals: list[Refusal] = []
+        for index in choice.asked(key, gateway, self._chance):
             yield HOP_SECONDS
-            replica = replicas[index]
-            backlog = replica.backlog_seconds()
-            if backlog <= choice.policy.spill_seconds or has(replica):
-                return replica, 1 + len(refused)
-            refused.append((backlog, index))
+            backlog = replicas[index].backlog_seconds()
+            if backlog <= choice.policy.spill_seconds or has(replicas[index]):
+                break
+            refusals.append((backlog, index))
             yield HOP_SECONDS
-        yield HOP_SECONDS
-        return replicas[choice.last(refused)], 1 + len(refused)
+        else:
+            index = choice.last(key, refusals)
+            yield HOP_SECONDS
+        choice.note(key, gateway, refusals, index)
+        return replicas[index], 1 + len(refusals)
 
     def _figures(self) -> Figures:
         begin, end = self._window()

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import cycle
+from itertools import chain, cycle
 from math import inf
-from typing import Literal
 
 from tests.benchmarks.replicas.simulation.clock import Clock
 
+# The backlog and the index of a replica that has refused.
+Refusal = tuple[float, int]
 # What salts that are drawn are drawn from: enough for any replica to come up.
 SALT_COUNT = 1 << 20
 
@@ -32,10 +33,10 @@ class Policy:
         salts: of the keys that are asked then, one after the other, with the same bound.
         drawn_count: how many more are asked after these; their salts are drawn anew each time.
         drawn_from: out of so many.
-        last: who is asked without a bound when all have refused: the key's own replica, or the one
-            with the least backlog of those asked.
-        remembered_seconds: so long a gateway does not ask a replica that has refused a key for the
-            same key, if it was found by the key itself or one of `salts`.
+        home_factor: when all have refused, the key's own replica gets the request without a bound
+            if its backlog is at most so many times the least of those asked, else that one.
+        remembered_seconds: so long a gateway passes over a key's own replica after the request went
+            to another one.
         point_count: points of the whole ring, gRPC's `minRingSize`.
     """
 
@@ -45,14 +46,20 @@ class Policy:
     salts: tuple[int, ...] = ()
     drawn_count: int = 0
     drawn_from: int = SALT_COUNT
-    last: Literal["home", "least"] = "least"
+    home_factor: float = 1.0
     remembered_seconds: float = 0.0
     point_count: int = 4096
 
 
 ROUND_ROBIN = Policy("round robin", is_hashed=False)
 RING = Policy("ring hash")
-BOUNDED = Policy("ring hash, load bound", spill_seconds=0.25, drawn_count=2, remembered_seconds=5.0)
+BOUNDED = Policy(
+    "ring hash, load bound",
+    spill_seconds=0.25,
+    drawn_count=2,
+    home_factor=2.0,
+    remembered_seconds=5.0,
+)
 
 
 class Ring:
@@ -99,31 +106,34 @@ class Chooser:
         self._clock = clock
         self._ring = Ring(replica_count, policy.point_count)
         self._turns = cycle(range(replica_count))
-        # By gateway: until when a salted key is passed over.
-        self._refused: list[dict[str, float]] = [{} for _ in range(gateway_count)]
+        # By gateway: until when a key's own replica is passed over.
+        self._passed_over: list[dict[str, float]] = [{} for _ in range(gateway_count)]
 
-    def asked(self, key: str, chance: random.Random) -> Iterator[int]:
-        """Yields the replicas to be asked with the bound; the next one only once one has refused.
-
-        Args:
-            key: of the request.
-            chance: draws the request's gateway, and salts.
-        """
-        if not self.policy.is_hashed:
+    def asked(self, key: str, gateway: int, chance: random.Random) -> Iterator[int]:
+        """Yields the replicas to be asked with the bound, one after the other."""
+        policy = self.policy
+        if not policy.is_hashed:
             yield next(self._turns)
             return
-        refused = chance.choice(self._refused)
-        for salted in [key, *(f"{key}#{salt}" for salt in self.policy.salts)]:
-            if refused.get(salted, 0.0) <= self._clock.now:
-                yield self._ring.owner(salted)
-                refused[salted] = self._clock.now + self.policy.remembered_seconds
-        for _ in range(self.policy.drawn_count):
-            yield self._ring.owner(f"{key}#{chance.randint(1, self.policy.drawn_from)}")
+        drawn_count = policy.drawn_count
+        if self._passed_over[gateway].get(key, 0.0) <= self._clock.now:
+            yield self._ring.owner(key)
+        else:
+            drawn_count += 1
+        drawn = (chance.randint(1, policy.drawn_from) for _ in range(drawn_count))
+        for salt in chain(policy.salts, drawn):
+            yield self._ring.owner(f"{key}#{salt}")
 
-    def last(self, asked: Sequence[tuple[float, int]]) -> int:
-        """Returns who is asked without a bound.
+    def last(self, key: str, refusals: Sequence[Refusal]) -> int:
+        """Returns who is asked without a bound when all have refused."""
+        least, shortest = min(refusals)
+        home, backlog = self._ring.owner(key), {index: one for one, index in refusals}
+        is_home = backlog.get(home, inf) <= self.policy.home_factor * least
+        return home if is_home else shortest
 
-        Args:
-            asked: the backlog and the index of each replica that has refused, in order.
-        """
-        return asked[0][1] if self.policy.last == "home" else min(asked)[1]
+    def note(self, key: str, gateway: int, refusals: Sequence[Refusal], found: int) -> None:
+        """Remembers that a request went elsewhere, as the key's own replica was too busy."""
+        home = self._ring.owner(key)
+        if found != home and refusals and refusals[0][1] == home:
+            until = self._clock.now + self.policy.remembered_seconds
+            self._passed_over[gateway][key] = until
