@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from gateway.events import ChatEvent, Usage
+from gateway.events import ChatEvent
 from gateway.fairness import FetchLanes
 from gateway.fields import CHAT, Options, generate_fields, image_options
 from gateway.images.budget import ImageBudget
@@ -19,6 +18,7 @@ from gateway.images.fetcher import ImageFetcher
 from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools
+from gateway.record import RequestRecord
 from gateway.services.llm import Generation
 from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.messages import EmbeddingHeader, EmbeddingPiece
@@ -39,25 +39,6 @@ CONCURRENT_ENCODING_COUNT = 8
 # Of one request at a time, and of all requests beside the one that each may always have.
 CONCURRENT_FETCH_COUNT = 16
 SHARED_FETCH_COUNT = 128
-
-
-@dataclass
-class RequestRecord:
-    """What one request cost, for its line in the log. Durations in seconds, since its arrival."""
-
-    arrival: float = field(default_factory=time.monotonic)
-    image_count: int = 0
-    encoded_image_count: int = 0
-    encoded_tile_count: int = 0
-    prompt_token_count: int | None = None
-    output_token_count: int | None = None
-    first_token_seconds: float | None = None
-    error: str | None = None
-    ignored_fields: str | None = None
-
-    def elapsed(self) -> float:
-        """Returns the seconds since the request's arrival."""
-        return round(time.monotonic() - self.arrival, 6)
 
 
 @dataclass(frozen=True)
@@ -135,8 +116,7 @@ class ChatPipeline:
         Raises:
             ServiceError: with the JSON path of the field at fault.
         """
-        fields, images = await self._fields(request, attachments, deadline)
-        record.image_count = len(images)
+        fields, images = await self._fields(request, attachments, deadline, record)
         name_field = partial(CHAT.param_of, request)
         async with self._pair.llm.generate(fields, name_field, deadline) as generation:
             wanted = {index: images[index] for index in await generation.start()}
@@ -144,14 +124,18 @@ class ChatPipeline:
                 if index not in wanted:
                     image.encoding.file.let_go()
             event = await self._first_event(generation, wanted, deadline, record)
-            record.first_token_seconds = record.elapsed()
+            record.note_first_token()
             while event is not None:
-                _note(event, record)
+                record.note_event(event)
                 yield event
                 event = await generation.read()
 
     async def _fields(
-        self, request: ChatCompletionRequest, attachments: Attachments, deadline: float
+        self,
+        request: ChatCompletionRequest,
+        attachments: Attachments,
+        deadline: float,
+        record: RequestRecord,
     ) -> tuple[dict[str, Any], list[NamedImage]]:
         """Returns a GenerateStart as values by their paths, and the images that it names."""
         references = list(request.images())
@@ -160,7 +144,9 @@ class ChatPipeline:
             return generate_fields(request, []), []
         self._check_count(references)
         vision, llm = await self._pair.model_infos(deadline)
-        images = await self._named_images(references, vision, attachments, deadline)
+        record.image_count = len(references)
+        with record.timed("fetch"):
+            images = await self._named_images(references, vision, attachments, deadline)
         fields = generate_fields(request, [image.encoding.embedding_id for image in images])
         return fields | {"expected_checkpoint": asdict(llm.checkpoint)}, images
 
@@ -256,14 +242,14 @@ class ChatPipeline:
                 async for piece in pieces:
                     if isinstance(piece, EmbeddingHeader):
                         image.encoding.file.let_go()  # from now on gRPC would not try again
-                        record.encoded_image_count += 1
-                        record.encoded_tile_count += piece.tile_count
+                        record.note_header(piece.tile_count, cache_hit=piece.cache_hit)
                     await generation.send(index, piece)
 
         tasks = [asyncio.create_task(pipe(index, image)) for index, image in wanted.items()]
-        async with owning(*tasks):
-            await asyncio.gather(*tasks)
-        await generation.end_images()
+        with record.piping(len(wanted)):
+            async with owning(*tasks):
+                await asyncio.gather(*tasks)
+            await generation.end_images()
 
     async def _encode(
         self, image: NamedImage, deadline: float
@@ -278,9 +264,3 @@ class ChatPipeline:
             raise UnavailableError(
                 "the vision service has changed its model; try again", retry_after=1
             ) from error
-
-
-def _note(event: ChatEvent, record: RequestRecord) -> None:
-    if isinstance(event, Usage):
-        record.prompt_token_count = event.prompt_token_count
-        record.output_token_count = event.output_token_count
