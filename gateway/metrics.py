@@ -23,6 +23,18 @@ STAGE_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20),
     *(40, 80, 160, 640, 2560),
 )
+# By their labels, a record's fields.
+IMAGE_COUNTS = {
+    "llm": "reused_image_count",
+    "vision_cache": "cached_image_count",
+    "encoded": "encoded_image_count",
+}
+TOKEN_COUNTS = {
+    "prompt": "prompt_token_count",
+    "image": "image_token_count",
+    "cached": "cached_token_count",
+    "output": "output_token_count",
+}
 
 
 class LoadCollector(Collector):
@@ -59,43 +71,41 @@ class Metrics:
             buckets=REQUEST_BUCKETS,
             registry=self.registry,
         )
-        self._stages = Histogram(
+        stages = Histogram(
             "internvl_gateway_stage_seconds",
             "Where chat requests spend their time; first_token counts from the arrival.",
             ["stage"],
             buckets=STAGE_BUCKETS,
             registry=self.registry,
         )
-        self._refusals = self._counter(
-            "refusals", "Requests that ended in an error, by its reason.", "reason"
-        )
-        self._images = self._counter(
+        images = self._counter(
             "images",
             "Images that requests referred to: those that the LLM service still had, that the"
             " vision service still had, that were encoded.",
             "source",
         )
-        self._attempts = self._counter(
-            "attempts", "Calls that were sent once more, and why.", "service", "reason"
-        )
-        self._tokens = self._counter(
+        tokens = self._counter(
             "tokens",
             "Tokens of complete answers: in their prompts, of these from images and from the KV"
             " cache, and in their outputs.",
             "kind",
         )
-        self._show_zeros()
+        self._refusals = self._counter(
+            "refusals", "Requests that ended in an error, by its reason.", "reason"
+        )
+        self._attempts = self._counter(
+            "attempts", "Calls that were sent once more, and why.", "service", "reason"
+        )
+        # Found once: that takes longer than to count. And made before the first event, which
+        # Prometheus would not see as a rise otherwise.
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._images = {name: images.labels(source) for source, name in IMAGE_COUNTS.items()}
+        self._tokens = {name: tokens.labels(kind) for kind, name in TOKEN_COUNTS.items()}
+        for reason in BY_REASON:
+            self._refusals.labels(reason)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"internvl_gateway_{name}", text, labels, registry=self.registry)
-
-    def _show_zeros(self) -> None:
-        """Makes the series that are known: a first event would not be seen as a rise otherwise."""
-        for stage in STAGES:
-            self._stages.labels(stage)
-        for reason in BY_REASON:
-            self._refusals.labels(reason)
-        self._count_costs(RequestRecord())
 
     def count_request(self, route: str, status: int, record: RequestRecord) -> None:
         """Counts a request that is over.
@@ -106,21 +116,13 @@ class Metrics:
             record: what it cost.
         """
         self._requests.labels(route, status).observe(record.elapsed())
-        for stage, seconds in record.stage_seconds.items():
-            self._stages.labels(stage).observe(seconds)
         if record.error:
             self._refusals.labels(record.error).inc()
-        if record.stage_seconds:  # of a chat request alone
-            self._count_costs(record)
-
-    def _count_costs(self, record: RequestRecord) -> None:
-        self._images.labels("llm").inc(record.reused_image_count)
-        self._images.labels("vision_cache").inc(record.cached_image_count)
-        self._images.labels("encoded").inc(record.encoded_image_count)
-        self._tokens.labels("prompt").inc(record.prompt_token_count or 0)
-        self._tokens.labels("image").inc(record.image_token_count or 0)
-        self._tokens.labels("cached").inc(record.cached_token_count or 0)
-        self._tokens.labels("output").inc(record.output_token_count or 0)
+        for stage, seconds in record.stage_seconds.items():
+            self._stages[stage].observe(seconds)
+        for name, counter in (*self._images.items(), *self._tokens.items()):
+            if count := getattr(record, name):
+                counter.inc(count)
 
     def count_attempt(self, service: str, reason: str) -> None:
         """Counts a call that is sent once more: of "vision" or "llm", after this error's reason."""
