@@ -111,6 +111,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
                 settings.max_image_count,
                 settings.max_total_image_byte_count,
                 settings.max_image_host_count,
+                settings.max_queue_seconds,
             ),
         )
         yield

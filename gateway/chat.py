@@ -43,11 +43,13 @@ SHARED_FETCH_COUNT = 128
 
 @dataclass(frozen=True)
 class ChatLimits:
-    """What one request may have: images, bytes of all its image files together, hosts of these."""
+    """What one request may have: images, bytes of all its image files together, hosts of these,
+    and time in the queue of either service; None for any."""
 
     max_image_count: int
     max_total_image_byte_count: int
     max_image_host_count: int
+    max_queue_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class ChatPipeline:
             ServiceError: with the JSON path of the field at fault.
         """
         fields, images = await self._fields(request, attachments, deadline, record)
+        fields["max_queue_seconds"] = self._limits.max_queue_seconds
         name_field = partial(CHAT.param_of, request)
         async with self._pair.llm.generate(fields, name_field, deadline) as generation:
             wanted = {index: images[index] for index in await generation.start()}
@@ -204,7 +207,8 @@ class ChatPipeline:
         recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
         content = await self._pools.hashes.run(content_digest, file.content)
         embedding_id = EmbeddingId(content, recipe)
-        encoding = EncodeRequest(file, cap, info.recipe_sha256, embedding_id)
+        queue_seconds = self._limits.max_queue_seconds
+        encoding = EncodeRequest(file, cap, info.recipe_sha256, embedding_id, queue_seconds)
         return NamedImage(reference, options, encoding)
 
     async def _first_event(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yarl
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
@@ -19,6 +19,10 @@ from gateway.images.folders import split_folders
 from gateway.origins import AllowedOrigins
 from gateway.release import release
 from protos.process.settings import GIB, MIB, ServingSettings
+
+
+def _request_seconds(options: dict[str, Any]) -> float:
+    return float(options["request_seconds"])
 
 
 class Settings(ServingSettings):
@@ -90,7 +94,10 @@ class Settings(ServingSettings):
     """Longest time to fetch one image, redirects included."""
     request_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """Longest time for one chat request, images included; at most a day."""
-
+    max_queue_seconds: float = Field(default_factory=_request_seconds, ge=0)
+    """Longest time that a request may wait for its turn in either service; one that would have to
+    wait longer is refused at once with 429, which says when to try again. Default:
+    --request-seconds."""
     sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
     """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
     none is sent."""

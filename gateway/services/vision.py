@@ -50,12 +50,14 @@ class EncodeRequest:
         max_tile_count: its tile cap; None for the service's default.
         service_recipe: the vision service's recipe_sha256, which `embedding_id` was derived from.
         embedding_id: names the embedding.
+        max_queue_seconds: longest wait for the service's turn; None for any.
     """
 
     file: HeldFile
     max_tile_count: int | None
     service_recipe: bytes
     embedding_id: EmbeddingId
+    max_queue_seconds: float | None = None
 
 
 class VisionClient:
@@ -136,4 +138,9 @@ class VisionClient:
 
 
 def _serialized(request: EncodeRequest) -> bytes:
-    return encode_request(request.file.hand_over(), request.max_tile_count, request.service_recipe)
+    return encode_request(
+        request.file.hand_over(),
+        request.max_tile_count,
+        request.service_recipe,
+        request.max_queue_seconds,
+    )
