@@ -31,9 +31,10 @@ from gateway.memory import Memory
 from gateway.metrics import LoadCollector, Metrics
 from gateway.origins import AllowedOrigins
 from gateway.pools import open_pools
-from gateway.services.channel import open_channel
+from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
+from gateway.services.routing import Router
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.traffic import Traffic
@@ -93,14 +94,15 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     limits = ImageLimits(
         settings.max_image_byte_count, settings.image_fetch_seconds, settings.file_root
     )
+    count_attempt = app[METRICS].count_attempt
     async with (
-        open_channel(settings.vision_address) as vision,
-        open_channel(settings.llm_address) as llm,
+        open_channel(settings.vision_address, VISION_SERVICE) as vision,
+        open_channel(settings.llm_address, LLM_SERVICE) as llm,
         open_downloads(settings.download_options) as downloads,
     ):
         app[PAIR] = ServicePair(
-            VisionClient(vision),
-            LLMClient(llm),
+            VisionClient(vision, Router(settings.queue_limits, partial(count_attempt, "vision"))),
+            LLMClient(llm, Router(settings.queue_limits, partial(count_attempt, "llm"))),
             allows_mismatch=settings.allow_mismatched_checkpoints,
         )
         app[PIPELINE] = ChatPipeline(
@@ -111,7 +113,6 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
                 settings.max_image_count,
                 settings.max_total_image_byte_count,
                 settings.max_image_host_count,
-                settings.max_queue_seconds,
             ),
         )
         yield

@@ -12,7 +12,7 @@ from gateway.connections import Connections
 from gateway.memory import Memory
 from gateway.record import STAGES, RequestRecord
 from gateway.traffic import Traffic
-from protos.errors import BY_REASON
+from protos.errors import BY_REASON, OverloadedError, UnavailableError
 
 # Seconds. A health check takes a millisecond, an answer up to --request-seconds.
 REQUEST_BUCKETS = (
@@ -103,6 +103,9 @@ class Metrics:
         self._tokens = {name: tokens.labels(kind) for kind, name in TOKEN_COUNTS.items()}
         for reason in BY_REASON:
             self._refusals.labels(reason)
+        for service in ("vision", "llm"):
+            for error in (OverloadedError, UnavailableError):
+                self._attempts.labels(service, error.reason)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"internvl_gateway_{name}", text, labels, registry=self.registry)

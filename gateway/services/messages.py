@@ -87,7 +87,7 @@ def encode_request(
     image: bytes | bytearray,
     max_tile_count: int | None,
     expected_recipe: bytes,
-    max_queue_seconds: float | None = None,
+    max_queue_seconds: float,
 ) -> bytes:
     """Returns an EncodeImageRequest on the wire.
 

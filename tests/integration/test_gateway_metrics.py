@@ -120,14 +120,18 @@ async def test_the_line_of_a_request_that_waited_in_vain_says_for_what() -> None
 
 async def test_refusals_are_counted_by_reason_even_within_a_stream() -> None:
     metrics = Metrics()
-    llm = ScriptedLLM(failures=[OverloadedError("full")])
+    llm = ScriptedLLM(failures=[OverloadedError("full")] * 9)
     async with stack(llm=llm, metrics=metrics) as gateway:
         assert read(metrics)["refusals_total/QUEUE_FULL"] == 0
         assert (await gateway.chat())[0] == 429
+        offer_count = len(llm.starts)
+        llm.failures.clear()
         llm.late_failure = ServiceError("broken")
         assert b"broken" in await gateway.read_chat(stream=True)
         counted = read(metrics)
     assert counted["refusals_total/QUEUE_FULL"] == counted["refusals_total/INTERNAL"] == 1
+    assert counted["attempts_total/QUEUE_FULL/llm"] == offer_count - 1 > 0
+    assert counted["attempts_total/QUEUE_FULL/vision"] == 0
     assert counted[f"request_seconds_count/{CHAT}/429"] == 1
     assert counted[f"request_seconds_count/{CHAT}/200"] == 1
 
@@ -162,12 +166,6 @@ async def test_no_label_holds_what_a_client_typed() -> None:
     assert "secret" not in page
     assert values(page)["request_seconds_count/none/404"] == 1
     assert values(page)["request_seconds_count//v1/models/{id}/404"] == 2
-
-
-def test_calls_that_are_sent_once_more_are_counted() -> None:
-    metrics = Metrics()
-    metrics.count_attempt("llm", "QUEUE_FULL")
-    assert read(metrics)["attempts_total/QUEUE_FULL/llm"] == 1
 
 
 async def test_the_process_serves_them_on_a_port_of_their_own() -> None:
