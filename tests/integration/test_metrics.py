@@ -9,13 +9,15 @@ from collections.abc import AsyncGenerator
 from urllib.request import urlopen
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from llm_service.engines.base import EngineLoad, Request, StepTotals, TokenOutput
-from llm_service.metrics import Metrics, serving_metrics
+from llm_service.metrics import Metrics
 from protos.errors import NonFiniteError
 from protos.internvl.v1 import llm_pb2_grpc
+from protos.process.metrics import serving_metrics
 from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import END, exchange, serving, start, table, upload
 from tests.real_tokenizers import real_tokenizer
@@ -50,12 +52,13 @@ async def test_the_engines_load_and_the_answers_are_counted() -> None:
     metrics = Metrics(engine)
     async with serving(engine, real_tokenizer("qwen2_5"), metrics=metrics) as channel:
         stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
-        with serving_metrics(metrics, "127.0.0.1", 0) as port:
+        with serving_metrics(metrics.registry, "127.0.0.1", 0) as port:
             assert port is not None
             before = await asyncio.to_thread(read, port)
             usages = [(await exchange(stub, start()))[-1].usage for _ in range(2)]
             after = await asyncio.to_thread(read, port)
-    assert (after["sequences/running"], after["sequences/waiting"]) == (3, 5)
+    assert (after["running_sequences"], after["waiting_sequences"]) == (3, 5)
+    assert after["kv_cache_utilization"] == pytest.approx(0.3)
     assert (after["kv_cache_tokens/free"], after["kv_cache_tokens/used"]) == (700, 300)
     assert (after["steps_total"], after["step_seconds_total"]) == (11, 1.5)
     assert after["step_tokens_total"] == 13
@@ -90,7 +93,7 @@ async def test_requests_whose_logits_are_not_finite_are_counted_and_logged_once(
     async with serving(engine, real_tokenizer("qwen2_5"), metrics=metrics) as channel:
         stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
         _, data = table(value)
-        with serving_metrics(metrics, "127.0.0.1", 0) as port, capture_logs() as events:
+        with serving_metrics(metrics.registry, "127.0.0.1", 0) as port, capture_logs() as events:
             assert port is not None
             with pytest.raises(NonFiniteError) as caught:
                 await exchange(stub, start(images=["cat"], choice_count=3), *upload(data))
@@ -103,8 +106,8 @@ async def test_requests_whose_logits_are_not_finite_are_counted_and_logged_once(
 
 
 def test_without_a_port_none_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_service.metrics.start_http_server", pytest.fail)
-    with serving_metrics(Metrics(BusyEngine()), "127.0.0.1", None):
+    monkeypatch.setattr("protos.process.metrics.start_http_server", pytest.fail)
+    with serving_metrics(CollectorRegistry(), "127.0.0.1", None):
         pass
 
 
@@ -113,6 +116,6 @@ def test_a_port_that_is_taken_is_refused() -> None:
         port = other.getsockname()[1]
         with (
             pytest.raises(OSError, match="in use"),
-            serving_metrics(Metrics(BusyEngine()), "127.0.0.1", port),
+            serving_metrics(CollectorRegistry(), "127.0.0.1", port),
         ):
             pass
