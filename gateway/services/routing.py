@@ -160,7 +160,8 @@ class Router:
             except OverloadedError as error:
                 failure = error
                 refusals.append((error, offered))
-                self._note_busy(offered)
+                if offered == key:
+                    self._note_busy(key)
             except UnavailableError as error:
                 failure = error
             except ModelMismatchError as error:
