@@ -29,8 +29,9 @@ def merged(values: Values, more: Mapping[str, Any]) -> Values:
     result = dict(values)
     for name, value in more.items():
         below = result.get(name)
-        both = isinstance(below, dict) and isinstance(value, Mapping)
-        result[name] = merged(below, value) if both else value
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            value = merged(below, value)
+        result[name] = value
     return result
 
 
