@@ -71,7 +71,7 @@ livenessProbe:
       - >-
         import grpc;
         from grpc_health.v1 import health_pb2, health_pb2_grpc;
-        channel = grpc.insecure_channel("127.0.0.1:{{ $port }}");
+        channel = grpc.insecure_channel("127.0.0.1:{{ $port }}", [("grpc.enable_http_proxy", 0)]);
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
   periodSeconds: 60
   timeoutSeconds: 30
