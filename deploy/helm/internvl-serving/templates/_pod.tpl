@@ -34,11 +34,12 @@ startupProbe:
   httpGet: { path: /health/live, port: http }
   periodSeconds: 1
   failureThreshold: 60
+# It may wait 5 s for the services' health, and as long again for what they run.
 readinessProbe:
   httpGet: { path: /health/ready, port: http }
   periodSeconds: 5
-  timeoutSeconds: 5
-  failureThreshold: 2
+  timeoutSeconds: 11
+  failureThreshold: 3
 # Alive, whether or not it finds its services: a new gateway would find them no better.
 livenessProbe:
   httpGet: { path: /health/live, port: http }
