@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +12,8 @@ import helm_python
 import pytest
 import yaml  # type: ignore[import-untyped] # its stubs are a package of their own
 
-from tests.unit.deploy.chart import CHART, ON_A_HOST, Values, chart, merged, rendered
-from tests.unit.deploy.option_schemas import values_schema
+from tests.unit.deploy.chart import CHART, ON_A_HOST, ROOT, Values, chart, example, merged, rendered
+from tests.unit.deploy.option_schemas import option_schemas, values_schema
 
 # What a user may add under any name.
 OPEN = {
@@ -86,6 +87,18 @@ def test_values_that_do_not_go_together_are_refused(mistake: str) -> None:
 def test_the_schema_has_every_option_of_the_programs() -> None:
     given = json.loads((CHART / "values.schema.json").read_text())
     assert given == values_schema(), "run: python -m tests.unit.deploy.option_schemas"
+
+
+def test_the_page_sets_values_that_there_are() -> None:
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    files = re.findall(r"--values (\S+\.yaml)", page)
+    assert {ROOT / file for file in files} == set((CHART / "examples").iterdir())
+    expressions = re.findall(r"--set (\S+?=[^\s`]+)", page)
+    assert len(expressions) >= 3
+    for expression in expressions:
+        rendered(merged(example("gpu-8b"), helm_python.parse_set_string(expression)))
+    for group, option in re.findall(r"`(gateway|vision|llm)\.options\.([a-z-]+)`", page):
+        assert option in option_schemas(group)["properties"]
 
 
 def test_every_value_is_documented() -> None:
