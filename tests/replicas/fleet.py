@@ -8,21 +8,24 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gateway.local.health import SILENT
 from gateway.local.ports import FREE_PORTS, LOOPBACK, free_port, is_free
-from gateway.local.processes import ServiceProcess
+from gateway.local.processes import ENDED, POLL_SECONDS, ServiceProcess, StartError
 from tests.replicas.names import Names
 
 Kind = Literal["vision", "llm"]
 KINDS: tuple[Kind, Kind] = ("vision", "llm")
+# Of one kind: 127.0.0.2 and the addresses after it.
+MAX_REPLICA_COUNT = 8
 START_SECONDS = 120.0
 DRAIN_SECONDS = 30.0
-MODULES = {"vision": "vision_service", "llm": "llm_service"}
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ def scripted(kind: Kind, **options: float) -> Program:
     return Program("tests.replicas.scripted", [f"--service={kind}", *words])
 
 
-def has_loopback_addresses(count: int) -> bool:
+def has_loopback_addresses() -> bool:
     """Says whether this machine listens on 127.0.0.2 and those after it; macOS does not."""
     try:
-        for host in map(host_of, range(count)):
+        for host in map(host_of, range(MAX_REPLICA_COUNT)):
             with socket.socket() as server:
                 server.bind((host, 0))
     except OSError:
@@ -55,10 +58,15 @@ def host_of(index: int) -> str:
     return f"127.0.0.{2 + index}"
 
 
-def common_port(count: int) -> int:
-    """Returns a port that is free on so many replicas' addresses."""
+def dns_name(kind: Kind) -> str:
+    """Returns the name under which gateways find a kind's replicas."""
+    return f"{kind}.test"
+
+
+def common_port() -> int:
+    """Returns a port that is free on all replicas' addresses."""
     ports = random.sample(FREE_PORTS, len(FREE_PORTS))
-    hosts = [host_of(index) for index in range(count)]
+    hosts = [host_of(index) for index in range(MAX_REPLICA_COUNT)]
     return next(port for port in ports if all(is_free(host, port) for host in hosts))
 
 
@@ -107,7 +115,9 @@ def _parsed(line: str) -> dict[str, Any]:
 class Fleet:
     """The processes, and the names by which gateways find the services."""
 
+    folder: Path
     names: Names
+    ports: Mapping[Kind, int]
     vision: list[Replica] = field(default_factory=list)
     llm: list[Replica] = field(default_factory=list)
     gateways: list[Replica] = field(default_factory=list)
@@ -124,6 +134,15 @@ class Fleet:
 
     def __iter__(self) -> Iterator[Replica]:
         return iter([*self.vision, *self.llm, *self.gateways])
+
+    def add(self, kind: Kind, program: Program) -> Replica:
+        """Returns one replica more, yet to be started."""
+        replicas = self.vision if kind == "vision" else self.llm
+        index = len(replicas)
+        log = _log(self.folder, kind, index)
+        replica = Replica(program, log, self.ports[kind], host_of(index), dns_name(kind))
+        replicas.append(replica)
+        return replica
 
     async def start(self, *replicas: Replica) -> None:
         """Starts processes; each one's address is published once it serves."""
@@ -171,31 +190,40 @@ async def running_fleet(
 
     Args:
         folder: gets a folder with its log for each.
-        programs: one for each replica.
+        programs: one for each replica; of a kind without, replicas come later.
         gateway_count: how many gateways, each of which uses all replicas.
         gateway_arguments: further ones.
     """
     async with Names().running() as names:
-        fleet = Fleet(names)
-        targets = []
+        fleet = Fleet(folder, names, {kind: common_port() for kind in KINDS})
         for kind in KINDS:
-            port = common_port(len(programs[kind]))
-            targets.append(f"--{kind}-address={names.target(f'{kind}.test', port)}")
-            for index, program in enumerate(programs[kind]):
-                log = _log(folder, kind, index)
-                replica = Replica(program, log, port, host_of(index), f"{kind}.test")
-                (fleet.vision if kind == "vision" else fleet.llm).append(replica)
+            for program in programs.get(kind, ()):
+                fleet.add(kind, program)
+        targets = [
+            f"--{kind}-address={names.target(dns_name(kind), fleet.ports[kind])}" for kind in KINDS
+        ]
         gateway = Program("gateway", [*targets, *gateway_arguments])
         for index in range(gateway_count):
             log = _log(folder, "gateway", index)
             fleet.gateways.append(Replica(gateway, log, free_port(), LOOPBACK))
         try:
             await fleet.start(*fleet.services)
-            await fleet.start(*fleet.gateways)
+            for gateway in fleet.gateways:
+                gateway.start()
+            await asyncio.gather(*map(_lives, fleet.gateways))
             yield fleet
         finally:
             for replica in fleet:
                 await asyncio.to_thread(replica.kill)
+
+
+async def _lives(gateway: Replica) -> None:
+    """Waits until a gateway says that it is ready, or that it is not."""
+    deadline = time.monotonic() + START_SECONDS
+    while (health := await asyncio.to_thread(gateway.health)) in (SILENT, ENDED):
+        if health == ENDED or time.monotonic() > deadline:
+            raise StartError(f"{gateway}: {gateway.last_words()}")
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def _log(folder: Path, name: str, index: int) -> Path:

@@ -7,6 +7,7 @@ import base64
 import io
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,10 +16,13 @@ from typing import Any
 import aiohttp
 
 from tests.fakes import MODEL
+from tests.replicas.scripted import USUAL, Manner
 
 CHAT = "/v1/chat/completions"
 CONCURRENCY = 20
 PATIENCE_SECONDS = 60.0
+# Answers that show that a load goes on.
+FURTHER_COUNT = 60
 
 
 def picture_part(content: str) -> dict[str, Any]:
@@ -37,11 +41,13 @@ class Answer:
     """What came of a request.
 
     Attributes:
+        sent: when it was asked, as time.time() has it.
         seconds: until its end.
         body: all of it.
     """
 
     request_id: str
+    sent: float
     status: int
     seconds: float
     body: bytes
@@ -74,10 +80,11 @@ class Talk:
         self.messages.append({"role": "assistant", "content": text})
 
 
-def about_a_picture(name: str) -> Talk:
-    """Returns a conversation that begins with a picture of its own."""
+def about_a_picture(name: str, picture: str = "", manner: Manner = USUAL) -> Talk:
+    """Returns a conversation that begins with a picture; by default, with one of its own."""
     talk = Talk(name)
-    talk.say(text_part("What is this?"), picture_part(f"picture of {name}"))
+    picture = picture or f"picture of {name}"
+    talk.say(text_part(f"What is this, in {manner}?"), picture_part(picture))
     return talk
 
 
@@ -94,11 +101,10 @@ class Callers:
         request_id = f"{name}.{next(self._numbers)}"
         body = json.dumps({"model": MODEL, "messages": [*messages], **fields}).encode()
         headers = {"Content-Type": "application/json", "x-request-id": request_id}
-        loop = asyncio.get_running_loop()
-        start = loop.time()
+        sent = time.time()
         async with next(self._turns).post(CHAT, data=io.BytesIO(body), headers=headers) as response:
             data = await response.read()
-            return Answer(request_id, response.status, loop.time() - start, data)
+            return Answer(request_id, sent, response.status, time.time() - sent, data)
 
     async def go_on(self, talks: Iterable[Talk], name: str, **fields: Any) -> list[Answer]:
         """Sends the next turn of each conversation; those answered have the answer added.
@@ -151,11 +157,20 @@ class Load:
         self._callers = callers
         self._name = name
         self._numbers = itertools.count()
+        self._mark = 0
 
     @property
     def request_ids(self) -> set[str]:
         """Those that have been answered."""
         return {answer.request_id for answer in self.answers}
+
+    def has_gone_on(self) -> bool:
+        """Says whether many more have been answered since this was first asked of late."""
+        self._mark = self._mark or len(self.answers)
+        gone_on = len(self.answers) >= self._mark + FURTHER_COUNT
+        if gone_on:
+            self._mark = 0
+        return gone_on
 
     def failed(self) -> list[Answer]:
         """Returns the answers that are errors."""
