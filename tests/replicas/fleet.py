@@ -63,10 +63,10 @@ def dns_name(kind: Kind) -> str:
     return f"{kind}.test"
 
 
-def common_port() -> int:
-    """Returns a port that is free on all replicas' addresses."""
+def common_port(replica_count: int = MAX_REPLICA_COUNT) -> int:
+    """Returns a port that is free on all replicas' addresses; of one replica, on the usual one."""
     ports = random.sample(FREE_PORTS, len(FREE_PORTS))
-    hosts = [host_of(index) for index in range(MAX_REPLICA_COUNT)]
+    hosts = [host_of(index) for index in range(replica_count)] if replica_count > 1 else [LOOPBACK]
     return next(port for port in ports if all(is_free(host, port) for host in hosts))
 
 
@@ -88,8 +88,7 @@ class Replica(ServiceProcess):
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Returns the lines of its log with this event, in order."""
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        return [one for one in map(_parsed, lines) if one.get("event") == event]
+        return [one for one in logged(self.log) if one.get("event") == event]
 
     def request_ids(self, event: str) -> list[str]:
         """Returns the requests that had this event here, in order."""
@@ -102,6 +101,12 @@ class Replica(ServiceProcess):
     def go_on(self) -> None:
         """Lets a process that hangs run again."""
         os.kill(self.pid, signal.SIGCONT)
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    """Returns the events in a log."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [event for event in map(_parsed, lines) if event]
 
 
 def _parsed(line: str) -> dict[str, Any]:
