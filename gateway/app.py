@@ -29,9 +29,10 @@ from gateway.listening import listen
 from gateway.memory import Memory
 from gateway.origins import AllowedOrigins
 from gateway.pools import open_pools
-from gateway.services.channel import open_channel
+from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
+from gateway.services.routing import Router
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.traffic import Traffic
@@ -90,13 +91,13 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         settings.max_image_byte_count, settings.image_fetch_seconds, settings.file_root
     )
     async with (
-        open_channel(settings.vision_address) as vision,
-        open_channel(settings.llm_address) as llm,
+        open_channel(settings.vision_address, VISION_SERVICE) as vision,
+        open_channel(settings.llm_address, LLM_SERVICE) as llm,
         open_downloads(settings.download_options) as downloads,
     ):
         app[PAIR] = ServicePair(
-            VisionClient(vision),
-            LLMClient(llm),
+            VisionClient(vision, Router(settings.queue_limits, lambda reason: None)),
+            LLMClient(llm, Router(settings.queue_limits, lambda reason: None)),
             allows_mismatch=settings.allow_mismatched_checkpoints,
         )
         app[PIPELINE] = ChatPipeline(

@@ -78,7 +78,10 @@ def checkpoint_fingerprint(
 
 
 def encode_request(
-    image: bytes | bytearray, max_tile_count: int | None, expected_recipe: bytes
+    image: bytes | bytearray,
+    max_tile_count: int | None,
+    expected_recipe: bytes,
+    max_queue_seconds: float,
 ) -> bytes:
     """Returns an EncodeImageRequest on the wire.
 
@@ -86,7 +89,9 @@ def encode_request(
     times: 50 ms of the event loop for 20 MB.
     """
     options = vision_pb2.EncodeImageRequest(
-        max_tile_count=max_tile_count, expected_recipe_sha256=expected_recipe
+        max_tile_count=max_tile_count,
+        expected_recipe_sha256=expected_recipe,
+        max_queue_seconds=max_queue_seconds,
     )
     number = vision_pb2.EncodeImageRequest.IMAGE_FIELD_NUMBER
     tag = number << 3 | 2  # a field whose length comes before it
