@@ -96,10 +96,10 @@ class Member(NamedTuple):
     """One process of the stack: what it is, and which of its kind."""
 
     service: ServiceName
-    index: int = 0
+    number: int = 0
 
     def __str__(self) -> str:
-        return f"{self.service} {self.index + 1}"
+        return f"{self.service} {self.number + 1}"
 
 
 class ChaosStack:
@@ -228,7 +228,7 @@ async def running_stack(
         ports: dict[str, int] = {name: common_port(replica_count) for name in LINK_NAMES}
         links: dict[Member, Proxy] = {}
         for member, service in services.items():
-            host = LOOPBACK if replica_count == 1 else host_of(member.index)
+            host = LOOPBACK if replica_count == 1 else host_of(member.number)
             link = Proxy(service.port, f"{seed}/{member}", host, ports[member.service])
             links[member] = await exits.enter_async_context(link.running())
         options = [

@@ -16,11 +16,13 @@ from vision_service.settings import Settings as VisionSettings
 
 
 class Place(NamedTuple):
-    """Where a service listens, and how long its calls may run on when it ends."""
+    """Where a service listens, how it ends, and how long a connection of a client lives."""
 
     host: str = "127.0.0.1"
     port: int = 0
     drain_seconds: float = 0.0
+    notice_seconds: float = 0.0
+    connection_age_seconds: float | None = None
 
 
 ANYWHERE = Place()
@@ -51,5 +53,12 @@ async def running_llm(settings: LLMSettings, place: Place = ANYWHERE) -> AsyncIt
 
 @asynccontextmanager
 async def _address(service: Service, place: Place) -> AsyncIterator[str]:
-    async with running_server(service, place.host, place.port, place.drain_seconds) as port:
+    async with running_server(
+        service,
+        place.host,
+        place.port,
+        place.drain_seconds,
+        notice_seconds=place.notice_seconds,
+        connection_age_seconds=place.connection_age_seconds,
+    ) as port:
         yield f"{place.host}:{port}"

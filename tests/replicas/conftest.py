@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,8 +17,10 @@ from tests.replicas.fleet import (
     running_fleet,
     scripted,
 )
-from tests.replicas.talks import Callers, callers_of
+from tests.replicas.talks import Callers, Load, callers_of
 
+PATIENCE_SECONDS = 20.0
+POLL_SECONDS = 0.05
 LLM_COUNT, VISION_COUNT, GATEWAY_COUNT = 4, 2, 2
 
 
@@ -41,14 +45,20 @@ async def shared_fleet(
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def fleet(shared_fleet: Fleet) -> Fleet:
-    """The replicas, all of them up."""
-    await shared_fleet.restore()
-    return shared_fleet
+async def callers(shared_fleet: Fleet) -> AsyncIterator[Callers]:
+    """Clients of both gateways."""
+    async with callers_of(shared_fleet.urls) as callers:
+        yield callers
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def callers(fleet: Fleet) -> AsyncIterator[Callers]:
-    """Clients of both gateways."""
-    async with callers_of(fleet.urls) as callers:
-        yield callers
+async def fleet(shared_fleet: Fleet, callers: Callers) -> Fleet:
+    """The replicas, all of them up and known to the gateways."""
+    await shared_fleet.restore()
+    known = {replica: len(replica.events("began")) for replica in shared_fleet.services}
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    async with Load(callers, "all").running(4):
+        while any(len(one.events("began")) == count for one, count in known.items()):
+            assert time.monotonic() < deadline, "a replica gets no calls"
+            await asyncio.sleep(POLL_SECONDS)
+    return shared_fleet

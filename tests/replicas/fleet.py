@@ -58,7 +58,7 @@ def host_of(index: int) -> str:
     return f"127.0.0.{2 + index}"
 
 
-def dns_name(kind: Kind) -> str:
+def dns_name(kind: str) -> str:
     """Returns the name under which gateways find a kind's replicas."""
     return f"{kind}.test"
 
@@ -213,8 +213,8 @@ async def running_fleet(
             fleet.gateways.append(Replica(gateway, log, free_port(), LOOPBACK))
         try:
             await fleet.start(*fleet.services)
-            for gateway in fleet.gateways:
-                gateway.start()
+            for replica in fleet.gateways:
+                replica.start()
             await asyncio.gather(*map(_lives, fleet.gateways))
             yield fleet
         finally:

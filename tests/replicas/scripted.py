@@ -24,14 +24,14 @@ from protos.identity import content_digest
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, vision_pb2, vision_pb2_grpc
 from protos.process import logs
 from protos.process.server import Service, exit_on_stop_signals, serve
-from protos.process.settings import MIB, ServingSettings
+from protos.process.settings import MIB, GrpcSettings
 from tests.fakes import LLMContext, ScriptedLLM, ScriptedVision, VisionContext
 
 logger = structlog.get_logger()
 ROUTING_KEY = "x-internvl-routing-key"
 
 
-class Options(ServingSettings):
+class Options(GrpcSettings):
     """What the service is."""
 
     model_config = SettingsConfigDict(env_prefix="INTERNVL_SCRIPTED_", cli_prog_name="scripted")
