@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from gateway.conversations import conversation_key
-from gateway.events import ChatEvent, Usage
+from gateway.events import ChatEvent
 from gateway.fairness import FetchLanes
 from gateway.fields import CHAT, Options, generate_fields, image_options
 from gateway.images.budget import ImageBudget
@@ -19,6 +18,7 @@ from gateway.images.fetcher import ImageFetcher
 from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools
+from gateway.record import RequestRecord
 from gateway.services.llm import Generation
 from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.messages import EmbeddingHeader
@@ -41,25 +41,6 @@ CONCURRENT_FETCH_COUNT = 16
 SHARED_FETCH_COUNT = 128
 # A generation, and its first event.
 _Beginning = tuple[Generation, ChatEvent | None]
-
-
-@dataclass
-class RequestRecord:
-    """What one request cost, for its line in the log. Durations in seconds, since its arrival."""
-
-    arrival: float = field(default_factory=time.monotonic)
-    image_count: int = 0
-    encoded_image_count: int = 0
-    encoded_tile_count: int = 0
-    prompt_token_count: int | None = None
-    output_token_count: int | None = None
-    first_token_seconds: float | None = None
-    error: str | None = None
-    ignored_fields: str | None = None
-
-    def elapsed(self) -> float:
-        """Returns the seconds since the request's arrival."""
-        return round(time.monotonic() - self.arrival, 6)
 
 
 @dataclass(frozen=True)
@@ -156,15 +137,14 @@ class ChatPipeline:
         Raises:
             ServiceError: with the JSON path of the field at fault.
         """
-        images = await self._fetched_images(request, attachments, deadline)
-        record.image_count = len(images)
+        images = await self._fetched_images(request, attachments, deadline, record)
         begin = self._begin_with_images if images else self._begin_with_text
         async with AsyncExitStack() as exits:
             turn = _Turn(request, images, deadline, record)
             generation, event = await begin(turn, exits)
-            record.first_token_seconds = record.elapsed()
+            record.note_first_token()
             while event is not None:
-                _note(event, record)
+                record.note_event(event)
                 yield event
                 event = await generation.read()
 
@@ -179,17 +159,18 @@ class ChatPipeline:
 
     async def _begin_with_images(self, turn: _Turn, exits: AsyncExitStack) -> _Beginning:
         """Returns a generation and its first event, of replicas that run one checkpoint."""
-        async for match, key in self._pair.matches(turn.key, turn.deadline):
-            try:
-                return await self._begin_at(match, key, turn, exits)
-            except ModelMismatchError as error:
-                self._pair.forget()
-                await exits.aclose()
-                if not all(image.file.is_held for image in turn.images):
-                    raise UnavailableError(
-                        "the services are changing their model; try again", retry_after=1
-                    ) from error
-        raise AssertionError("matches ends with an error")
+        async with aclosing(self._pair.matches(turn.key, turn.deadline)) as matches:
+            async for match, key in matches:
+                try:
+                    return await self._begin_at(match, key, turn, exits)
+                except ModelMismatchError as error:
+                    self._pair.forget()
+                    await exits.aclose()
+                    if not all(image.file.is_held for image in turn.images):
+                        raise UnavailableError(
+                            "the services are changing their model; try again", retry_after=1
+                        ) from error
+        raise AssertionError("it ends with an error")
 
     async def _begin_at(
         self, match: Match, key: str, turn: _Turn, exits: AsyncExitStack
@@ -207,7 +188,11 @@ class ChatPipeline:
         return generation, await self._first_event(generation, wanted, turn)
 
     async def _fetched_images(
-        self, request: ChatCompletionRequest, attachments: Attachments, deadline: float
+        self,
+        request: ChatCompletionRequest,
+        attachments: Attachments,
+        deadline: float,
+        record: RequestRecord,
     ) -> list[FetchedImage]:
         """Returns the request's images, in their order."""
         references = list(request.images())
@@ -215,8 +200,10 @@ class ChatPipeline:
         if not references:
             return []
         self._check_count(references)
+        record.image_count = len(references)
         match = await self._pair.latest(deadline)
-        return await self._fetch_all(references, match.vision, attachments, deadline)
+        with record.timed("fetch"):
+            return await self._fetch_all(references, match.vision, attachments, deadline)
 
     def _check_count(self, references: Sequence[ImageReference]) -> None:
         if len(references) > self._limits.max_image_count:
@@ -296,14 +283,14 @@ class ChatPipeline:
                 async for piece in pieces:
                     if isinstance(piece, EmbeddingHeader):
                         image.encoding.file.let_go()  # from now on nobody is asked once more
-                        turn.record.encoded_image_count += 1
-                        turn.record.encoded_tile_count += piece.tile_count
+                        turn.record.note_header(piece.tile_count, cache_hit=piece.cache_hit)
                     await generation.send(index, piece)
 
         tasks = [asyncio.create_task(pipe(index, image)) for index, image in wanted.items()]
-        async with owning(*tasks):
-            await asyncio.gather(*tasks)
-        await generation.end_images()
+        with turn.record.piping(len(wanted)):
+            async with owning(*tasks):
+                await asyncio.gather(*tasks)
+            await generation.end_images()
 
 
 @dataclass(frozen=True)
@@ -324,9 +311,3 @@ class _Turn:
     def name_field(self, field: str) -> str:
         """Returns the JSON path of what a field of GenerateStart was made from, or nothing."""
         return CHAT.param_of(self.request, field)
-
-
-def _note(event: ChatEvent, record: RequestRecord) -> None:
-    if isinstance(event, Usage):
-        record.prompt_token_count = event.prompt_token_count
-        record.output_token_count = event.output_token_count

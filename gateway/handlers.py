@@ -52,7 +52,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         app[MEMORY].share() as share,
         _connection_until(deadline, request),
     ):
-        body = await receive(request, app[SETTINGS].body_limits, share)
+        with request[RECORD].timed("body"):
+            body = await receive(request, app[SETTINGS].body_limits, share)
         with app[TRAFFIC].place():
             strict = app[SETTINGS].strict_fields
             chat = await app[POOLS].json.run(parse_chat_request, body.text, strict)

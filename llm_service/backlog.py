@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 
 from llm_service.engines.base import LLMEngine
@@ -19,9 +21,9 @@ class SequenceBacklog:
     it is.
     """
 
-    def __init__(self, engine: LLMEngine) -> None:
+    def __init__(self, engine: LLMEngine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
-        self._backlog = Backlog()
+        self._backlog = Backlog(clock)
 
     def seconds(self) -> float:
         """Returns the seconds until a new sequence's turn."""

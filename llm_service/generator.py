@@ -127,6 +127,7 @@ class Generator:
         self._tables = tables
         self._metrics = metrics
         self._backlog = SequenceBacklog(engine)
+        metrics.watch_backlog(self._backlog.seconds)
 
     async def generate(
         self, generation: Generation, uploads: AsyncIterator[TableMessage]
@@ -217,7 +218,7 @@ class Generator:
         self, prompt: Prompt, generation: Generation, clock: _Clock
     ) -> AsyncGenerator[Event, None]:
         """Yields all that follows Wanted."""
-        cached_token_count = output_token_count = 0
+        cached_token_count = output_token_count = longest_count = 0
         try:
             async with aclosing(interleaved(self._choices(prompt, generation))) as events:
                 async for index, event in events:
@@ -227,6 +228,7 @@ class Generator:
                     yield index, event
                     if isinstance(event, TextEnd):
                         output_token_count += event.output_token_count
+                        longest_count = max(longest_count, event.output_token_count)
                         if index == 0:
                             cached_token_count = event.cached_token_count
         except NonFiniteError as error:
@@ -241,7 +243,7 @@ class Generator:
             total_seconds=clock.last,
         )
         yield usage
-        self._record(usage)
+        self._record(usage, longest_count)
 
     def _choices(
         self, prompt: Prompt, generation: Generation
@@ -270,7 +272,7 @@ class Generator:
         )
         self._metrics.count_nonfinite()
 
-    def _record(self, usage: Usage) -> None:
+    def _record(self, usage: Usage, longest_output_count: int) -> None:
         logger.info(
             "generated",
             prompt_token_count=usage.prompt_token_count,
@@ -286,7 +288,9 @@ class Generator:
             "cached": usage.cached_token_count,
             "output": usage.output_token_count,
         }
-        self._metrics.count_answer(tokens, usage.first_token_seconds, usage.total_seconds)
+        self._metrics.count_answer(
+            tokens, usage.first_token_seconds, usage.total_seconds, longest_output_count
+        )
 
 
 def _explained(error: NonFiniteError, prompt: Prompt) -> NonFiniteError:

@@ -26,6 +26,7 @@ from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
 from vision_service.embedding import ImageEmbedding, Timings, embedding_claim, tensor_bytes
 from vision_service.engines.base import dtype_name, not_finite
+from vision_service.metrics import Metrics
 from vision_service.preprocessor import Preprocessor
 
 logger = structlog.get_logger()
@@ -94,14 +95,17 @@ class ImageEncoder:
         preprocessor: Preprocessor,
         batcher: TileBatcher,
         cache: EmbeddingCache,
+        metrics: Metrics,
         key: EmbeddingKey | None = None,
     ) -> None:
         self.info = info
         self._preprocessor = preprocessor
         self._batcher = batcher
         self._cache = cache
+        self._metrics = metrics
         self._key = key
         self.backlog = Backlog()
+        metrics.watch(batcher, cache, self.backlog)
 
     async def encode(self, request: ImageRequest) -> EncodedImage:
         """Returns the embedding of the request's image.
@@ -126,6 +130,7 @@ class ImageEncoder:
             return self._encode(id_, request.image, tile_cap)
 
         encoded = EncodedImage(*await self._cache.get_or_encode(id_, encode))
+        self._metrics.count_image(cache_hit=encoded.cache_hit)
         _log(request, encoded)
         return encoded
 
@@ -138,6 +143,8 @@ class ImageEncoder:
             job.finish(len(tiled.tiles))
         if not encoded.is_finite:
             raise self._not_finite(len(encoded.embeddings))
+        timings = Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds)
+        self._metrics.count_encode(timings)
         rows = encoded.embeddings.flatten(0, 1)  # [tiles x tokens_per_tile, hidden]
         return ImageEmbedding(
             id=id_,
@@ -146,7 +153,7 @@ class ImageEncoder:
             grid=tiled.grid,
             image_width=tiled.width,
             image_height=tiled.height,
-            timings=Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds),
+            timings=timings,
             signing=self._signing(id_, rows),
         )
 

@@ -20,12 +20,16 @@ FINISH_REASONS: dict[int, FinishReason] = {
 
 @dataclass(frozen=True)
 class EmbeddingHeader:
-    """Announces an embedding: dtype as in tensor.proto, shape [rows, hidden], size in bytes."""
+    """Announces an embedding: dtype as in tensor.proto, shape [rows, hidden], size in bytes.
+
+    `cache_hit` says that the vision service did not have to encode the image for it.
+    """
 
     dtype: tensor_pb2.DataType.ValueType
     shape: tuple[int, ...]
     byte_count: int
     tile_count: int
+    cache_hit: bool
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ def embedding_piece(
     if EmbeddingId(header.id.content_sha256, header.id.recipe_sha256) != wanted:
         raise DataLossError("the vision service sent another embedding than was asked for")
     spec = header.spec
-    return EmbeddingHeader(spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count)
+    return EmbeddingHeader(
+        spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count, header.cache_hit
+    )
 
 
 def checkpoint_fingerprint(

@@ -26,17 +26,18 @@ ROUTING_KEY = "x-internvl-routing-key"
 HASH_KEY_VARIABLE = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
 # gRPC's largest: the shares of 64 replicas then differ by a third, with 1024 by two.
 RING_SIZE = 4096
-# A replica is left out for a while when it fails every call though its health says SERVING. What
-# clients do wrong, and full queues, are failed calls too: so no smaller share may do that.
+# A replica is left out for a while when it fails about every call though its health says SERVING.
+# To gRPC, what clients do wrong is a failed call too, and so is a full queue: with a smaller share,
+# or fewer calls, bad pictures or a busy hour would put good replicas out.
 OUTLIERS = {
-    "interval": "5s",
+    "interval": "10s",
     "baseEjectionTime": "30s",
     "maxEjectionPercent": 34,
     "failurePercentageEjection": {
-        "threshold": 100,
+        "threshold": 95,
         "enforcementPercentage": 100,
         "minimumHosts": 2,
-        "requestVolume": 10,
+        "requestVolume": 50,
     },
 }
 # Replicas that one call is offered to, as long as none of them has begun to answer it.
@@ -160,7 +161,8 @@ class Router:
             except OverloadedError as error:
                 failure = error
                 refusals.append((error, offered))
-                self._note_busy(offered)
+                if offered == key:
+                    self._note_busy(key)
             except UnavailableError as error:
                 failure = error
             except ModelMismatchError as error:

@@ -7,7 +7,8 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 import structlog
@@ -17,6 +18,8 @@ from grpc_reflection.v1alpha import reflection
 
 from protos.process.calls import CallInterceptor
 from protos.process.health import HealthServicer
+from protos.process.metrics import serving_metrics
+from protos.process.service_metrics import ServiceMetrics
 from protos.process.settings import GrpcSettings
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
@@ -49,6 +52,7 @@ class Service:
         max_call_count: most calls of it at a time; more are RESOURCE_EXHAUSTED.
         is_ready: whether it can take calls now; health is NOT_SERVING while it cannot.
         reflection: whether the server tells what its services look like.
+        metrics: what Prometheus is told of it.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Service:
     max_call_count: int = DEFAULT_MAX_CALL_COUNT
     is_ready: Callable[[], bool] = lambda: True
     reflection: bool = True
+    metrics: ServiceMetrics = field(default_factory=partial(ServiceMetrics, "internvl"))
 
 
 @asynccontextmanager
@@ -86,7 +91,7 @@ async def running_server(
     Raises:
         OSError: the address cannot be bound.
     """
-    interceptor = CallInterceptor(service.max_call_count)
+    interceptor = CallInterceptor(service.max_call_count, service.metrics.count_refusal)
     server = _make_server(service, interceptor, connection_age_seconds)
     service.register(server)
     health = HealthServicer(("", service.name), service.is_ready)
@@ -163,27 +168,31 @@ def exit_on_stop_signals() -> None:
 
 
 async def serve(service: Service, settings: GrpcSettings) -> bool:
-    """Serves until one of STOP_SIGNALS, or until the engine dies.
+    """Serves until one of STOP_SIGNALS, or until the engine dies; metrics beside it.
 
     Returns:
         True after a signal, False when the engine died: the process should then exit non-zero, so
         that its supervisor starts a new one.
+
+    Raises:
+        OSError: an address cannot be bound.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
-    async with running_server(
-        service,
-        settings.host,
-        settings.port,
-        settings.drain_seconds,
-        notice_seconds=settings.drain_notice_seconds,
-        connection_age_seconds=settings.connection_age_seconds,
-    ) as port:
-        logger.info("serving", service=service.name, host=settings.host, port=port)
-        healthy = await _wait_until(stop, service.is_healthy)
-        logger.info("draining", service=service.name, engine_healthy=healthy)
+    with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
+        async with running_server(
+            service,
+            settings.host,
+            settings.port,
+            settings.drain_seconds,
+            notice_seconds=settings.drain_notice_seconds,
+            connection_age_seconds=settings.connection_age_seconds,
+        ) as port:
+            logger.info("serving", service=service.name, host=settings.host, port=port)
+            healthy = await _wait_until(stop, service.is_healthy)
+            logger.info("draining", service=service.name, engine_healthy=healthy)
     return healthy
 
 

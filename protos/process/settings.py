@@ -130,6 +130,9 @@ class ServingSettings(Options):
     """Address to listen on; 0.0.0.0 for all of the machine's."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
+    it. Default: none are served."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """On SIGTERM, how long calls in flight may still run."""
     log_level: LogLevel = "info"
