@@ -52,8 +52,10 @@ CHANNEL_OPTIONS = [
     # A name is looked up again when a connection ends, which services see to.
     ("grpc.dns_min_time_between_resolutions_ms", 2000),
 ]
-# A question is put to so many replicas, one after the other: one that hangs says nothing.
+# A question is put to so many replicas, one after the other, and so long: one that hangs says
+# nothing, all others answer at once.
 ASK_COUNT = 3
+ASK_SECONDS = 5.0
 
 
 def open_channel(address: str, service: str) -> grpc.aio.Channel:
@@ -68,6 +70,11 @@ def open_channel(address: str, service: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(
         address, options=[*KEEPALIVE_OPTIONS, *CHANNEL_OPTIONS, *options]
     )
+
+
+def soon(deadline: float, seconds: float) -> float:
+    """Returns an earlier deadline: in so many seconds, if that comes first."""
+    return min(deadline, asyncio.get_running_loop().time() + seconds)
 
 
 def seconds_until(deadline: float) -> float:
@@ -124,7 +131,7 @@ async def ask(
         service: the service as people call it.
         call: the method.
         question: its message.
-        deadline: when it must be over, in the event loop's time. Each replica that is asked gets a
+        deadline: when it must be over, in the event loop's time; no replica gets more than its
             share of the time that is left.
         key: leads to the replica; empty: to any.
 
@@ -134,7 +141,7 @@ async def ask(
     failure: ServiceError | None = None
     key = key or secrets.token_hex(4)
     for number in range(ASK_COUNT):
-        seconds = seconds_until(deadline) / (ASK_COUNT - number)
+        seconds = min(ASK_SECONDS, seconds_until(deadline) / (ASK_COUNT - number))
         metadata = ((ROUTING_KEY, salted(key, number)), *request_metadata())
         try:
             with errors_of(service):

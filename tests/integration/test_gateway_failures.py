@@ -82,7 +82,7 @@ async def test_a_failure_before_the_first_token_is_an_http_status(
     stream: bool,
 ) -> None:
     # Of every offer of the call: a full queue, or a service that is gone, is not asked alone.
-    llm = ScriptedLLM(failures=[failure] * (OFFER_COUNT + 1))
+    llm = ScriptedLLM(failures=[failure] * OFFER_COUNT)
     async with stack(llm=llm) as gateway:
         body = chat_body(stream=stream)
         async with gateway.http.post(CHAT, json=body) as response:
@@ -197,7 +197,7 @@ async def test_a_refused_tile_cap_is_named() -> None:
 
 
 async def test_a_full_vision_service_is_429() -> None:
-    vision = ScriptedVision(failures=[OverloadedError("x", retry_after=4)] * (OFFER_COUNT + 1))
+    vision = ScriptedVision(failures=[OverloadedError("x", retry_after=4)] * OFFER_COUNT)
     async with stack(vision) as gateway:
         body = chat_body(messages=image_messages())
         async with gateway.http.post(CHAT, json=body) as response:
