@@ -10,9 +10,11 @@ import structlog
 
 from gateway.app import running_gateway
 from gateway.descriptors import raise_descriptor_limit
+from gateway.metrics import Metrics
 from gateway.settings import Settings
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
+from protos.process.metrics import serving_metrics
 from protos.process.settings import MIB, read_settings
 
 logger = structlog.get_logger()
@@ -20,13 +22,13 @@ logger = structlog.get_logger()
 LEAST_IMAGE_BLOCK_BYTE_COUNT = MIB
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, metrics: Metrics) -> None:
     """Serves until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    async with running_gateway(settings) as port:
+    async with running_gateway(settings, metrics) as port:
         logger.info("serving", service="gateway", host=settings.host, port=port)
         await stop.wait()
         logger.info("draining", service="gateway")
@@ -38,8 +40,10 @@ def main() -> None:
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
     keep_freed_memory(block_byte_count=LEAST_IMAGE_BLOCK_BYTE_COUNT)
+    metrics = Metrics()
     try:
-        asyncio.run(serve(settings))
+        with serving_metrics(metrics.registry, settings.host, settings.metrics_port):
+            asyncio.run(serve(settings, metrics))
     except OSError as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)

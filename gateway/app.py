@@ -18,6 +18,7 @@ from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
     MEMORY,
+    METRICS,
     ORIGINS,
     PAIR,
     PIPELINE,
@@ -27,11 +28,13 @@ from gateway.keys import (
 )
 from gateway.listening import listen
 from gateway.memory import Memory
+from gateway.metrics import LoadCollector, Metrics
 from gateway.origins import AllowedOrigins
 from gateway.pools import open_pools
-from gateway.services.channel import open_channel
+from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
+from gateway.services.routing import Router
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.traffic import Traffic
@@ -44,7 +47,7 @@ QUIET.setLevel(logging.CRITICAL + 1)
 SHUTDOWN_SECONDS = 1.0
 
 
-def create_app(settings: Settings) -> web.Application:
+def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     """Returns the whole application; it opens its channels when it starts."""
     app = web.Application(
         middlewares=[
@@ -61,6 +64,8 @@ def create_app(settings: Settings) -> web.Application:
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
     app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
+    app[METRICS] = metrics
+    metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
     app.cleanup_ctx.extend([_pools, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
@@ -89,14 +94,15 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     limits = ImageLimits(
         settings.max_image_byte_count, settings.image_fetch_seconds, settings.file_root
     )
+    count_attempt = app[METRICS].count_attempt
     async with (
-        open_channel(settings.vision_address) as vision,
-        open_channel(settings.llm_address) as llm,
+        open_channel(settings.vision_address, VISION_SERVICE) as vision,
+        open_channel(settings.llm_address, LLM_SERVICE) as llm,
         open_downloads(settings.download_options) as downloads,
     ):
         app[PAIR] = ServicePair(
-            VisionClient(vision),
-            LLMClient(llm),
+            VisionClient(vision, Router(settings.queue_limits, partial(count_attempt, "vision"))),
+            LLMClient(llm, Router(settings.queue_limits, partial(count_attempt, "llm"))),
             allows_mismatch=settings.allow_mismatched_checkpoints,
         )
         app[PIPELINE] = ChatPipeline(
@@ -113,7 +119,7 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def running_gateway(settings: Settings) -> AsyncIterator[int]:
+async def running_gateway(settings: Settings, metrics: Metrics | None = None) -> AsyncIterator[int]:
     """Serves the application, and yields the port that was bound.
 
     On leaving, chat requests in flight get `drain_seconds` to end, and are told so if that is too
@@ -122,7 +128,7 @@ async def running_gateway(settings: Settings) -> AsyncIterator[int]:
     Raises:
         OSError: the address cannot be bound.
     """
-    app = create_app(settings)
+    app = create_app(settings, metrics or Metrics())
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     assert runner.server

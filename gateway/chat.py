@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
-from gateway.events import ChatEvent, Usage
+from gateway.conversations import conversation_key
+from gateway.events import ChatEvent
 from gateway.fairness import FetchLanes
 from gateway.fields import CHAT, Options, generate_fields, image_options
 from gateway.images.budget import ImageBudget
@@ -19,10 +18,11 @@ from gateway.images.fetcher import ImageFetcher
 from gateway.memory import HeldFile
 from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools
+from gateway.record import RequestRecord
 from gateway.services.llm import Generation
 from gateway.services.llm import ModelInfo as LLMInfo
-from gateway.services.messages import EmbeddingHeader, EmbeddingPiece
-from gateway.services.pair import ServicePair
+from gateway.services.messages import EmbeddingHeader
+from gateway.services.pair import Match, ServicePair
 from gateway.services.vision import EncodeRequest, ModelInfo
 from gateway.tasks import owning
 from protos.errors import (
@@ -39,25 +39,8 @@ CONCURRENT_ENCODING_COUNT = 8
 # Of one request at a time, and of all requests beside the one that each may always have.
 CONCURRENT_FETCH_COUNT = 16
 SHARED_FETCH_COUNT = 128
-
-
-@dataclass
-class RequestRecord:
-    """What one request cost, for its line in the log. Durations in seconds, since its arrival."""
-
-    arrival: float = field(default_factory=time.monotonic)
-    image_count: int = 0
-    encoded_image_count: int = 0
-    encoded_tile_count: int = 0
-    prompt_token_count: int | None = None
-    output_token_count: int | None = None
-    first_token_seconds: float | None = None
-    error: str | None = None
-    ignored_fields: str | None = None
-
-    def elapsed(self) -> float:
-        """Returns the seconds since the request's arrival."""
-        return round(time.monotonic() - self.arrival, 6)
+# A generation, and its first event.
+_Beginning = tuple[Generation, ChatEvent | None]
 
 
 @dataclass(frozen=True)
@@ -70,8 +53,17 @@ class ChatLimits:
 
 
 @dataclass(frozen=True)
+class FetchedImage:
+    """An image file as it came: where the request has it, its bytes, and their SHA-256."""
+
+    reference: ImageReference
+    file: HeldFile
+    content_sha256: bytes
+
+
+@dataclass(frozen=True)
 class NamedImage:
-    """A fetched image file.
+    """An image file with what a vision replica will make of it.
 
     Attributes:
         reference: where the request has it.
@@ -82,6 +74,16 @@ class NamedImage:
     reference: ImageReference
     options: Options
     encoding: EncodeRequest
+
+    @classmethod
+    def of(cls, image: FetchedImage, info: ModelInfo) -> NamedImage:
+        """Returns an image as a replica that runs this encodes it."""
+        options = image_options(info.max_tile_count)
+        cap: int | None = options.values(image.reference.source).get("max_tile_count")
+        recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
+        embedding_id = EmbeddingId(image.content_sha256, recipe)
+        encoding = EncodeRequest(image.file, cap, info.recipe_sha256, embedding_id)
+        return cls(image.reference, options, encoding)
 
     def param_of(self, field: str) -> str:
         """Returns the JSON path of what a field of EncodeImageRequest was made from, or nothing."""
@@ -135,34 +137,72 @@ class ChatPipeline:
         Raises:
             ServiceError: with the JSON path of the field at fault.
         """
-        fields, images = await self._fields(request, attachments, deadline)
-        record.image_count = len(images)
-        name_field = partial(CHAT.param_of, request)
-        async with self._pair.llm.generate(fields, name_field, deadline) as generation:
-            wanted = {index: images[index] for index in await generation.start()}
-            for index, image in enumerate(images):
-                if index not in wanted:
-                    image.encoding.file.let_go()
-            event = await self._first_event(generation, wanted, deadline, record)
-            record.first_token_seconds = record.elapsed()
+        images = await self._fetched_images(request, attachments, deadline, record)
+        begin = self._begin_with_images if images else self._begin_with_text
+        async with AsyncExitStack() as exits:
+            turn = _Turn(request, images, deadline, record)
+            generation, event = await begin(turn, exits)
+            record.note_first_token()
             while event is not None:
-                _note(event, record)
+                record.note_event(event)
                 yield event
                 event = await generation.read()
 
-    async def _fields(
-        self, request: ChatCompletionRequest, attachments: Attachments, deadline: float
-    ) -> tuple[dict[str, Any], list[NamedImage]]:
-        """Returns a GenerateStart as values by their paths, and the images that it names."""
+    async def _begin_with_text(self, turn: _Turn, exits: AsyncExitStack) -> _Beginning:
+        """Returns a generation and its first event. A text is the LLM service's matter alone."""
+        generation = await exits.enter_async_context(
+            self._pair.llm.generate(
+                generate_fields(turn.request, []), turn.name_field, turn.key, turn.deadline
+            )
+        )
+        return generation, await self._first_event(generation, {}, turn)
+
+    async def _begin_with_images(self, turn: _Turn, exits: AsyncExitStack) -> _Beginning:
+        """Returns a generation and its first event, of replicas that run one checkpoint."""
+        async for match, key in self._pair.matches(turn.key, turn.deadline):
+            try:
+                return await self._begin_at(match, key, turn, exits)
+            except ModelMismatchError as error:
+                self._pair.forget()
+                await exits.aclose()
+                if not all(image.file.is_held for image in turn.images):
+                    raise UnavailableError(
+                        "the services are changing their model; try again", retry_after=1
+                    ) from error
+        raise AssertionError("matches ends with an error")
+
+    async def _begin_at(
+        self, match: Match, key: str, turn: _Turn, exits: AsyncExitStack
+    ) -> _Beginning:
+        images = [NamedImage.of(image, match.vision) for image in turn.images]
+        fields = generate_fields(turn.request, [image.encoding.embedding_id for image in images])
+        fields |= {"expected_checkpoint": asdict(match.llm.checkpoint)}
+        generation = await exits.enter_async_context(
+            self._pair.llm.generate(fields, turn.name_field, key, turn.deadline)
+        )
+        wanted = {index: images[index] for index in generation.wanted}
+        for index, image in enumerate(images):
+            if index not in wanted:
+                image.encoding.file.let_go()
+        return generation, await self._first_event(generation, wanted, turn)
+
+    async def _fetched_images(
+        self,
+        request: ChatCompletionRequest,
+        attachments: Attachments,
+        deadline: float,
+        record: RequestRecord,
+    ) -> list[FetchedImage]:
+        """Returns the request's images, in their order."""
         references = list(request.images())
         attachments.check_used(reference.source.url for reference in references)
-        if not references:  # a text is the LLM service's matter alone
-            return generate_fields(request, []), []
+        if not references:
+            return []
         self._check_count(references)
-        vision, llm = await self._pair.model_infos(deadline)
-        images = await self._named_images(references, vision, attachments, deadline)
-        fields = generate_fields(request, [image.encoding.embedding_id for image in images])
-        return fields | {"expected_checkpoint": asdict(llm.checkpoint)}, images
+        record.image_count = len(references)
+        match = await self._pair.latest(deadline)
+        with record.timed("fetch"):
+            return await self._fetch_all(references, match.vision, attachments, deadline)
 
     def _check_count(self, references: Sequence[ImageReference]) -> None:
         if len(references) > self._limits.max_image_count:
@@ -172,21 +212,22 @@ class ChatPipeline:
                 field="messages",
             )
 
-    async def _named_images(
+    async def _fetch_all(
         self,
         references: Sequence[ImageReference],
         info: ModelInfo,
         attachments: Attachments,
         deadline: float,
-    ) -> list[NamedImage]:
+    ) -> list[FetchedImage]:
         budget = ImageBudget(
             self._limits.max_total_image_byte_count, self._limits.max_image_host_count
         )
-        images: dict[str, NamedImage] = {}
+        images: dict[str, FetchedImage] = {}
 
         async def fetch(reference: ImageReference) -> None:
             file = await self._fetch(reference, info, attachments, budget)
-            images[reference.param] = await self._name(reference, info, file)
+            digest = await self._pools.hashes.run(content_digest, file.content)
+            images[reference.param] = FetchedImage(reference, file, digest)
 
         fetching = self._lanes.run(partial(fetch, reference) for reference in references)
         try:
@@ -212,24 +253,11 @@ class ChatPipeline:
             )
         return file
 
-    async def _name(self, reference: ImageReference, info: ModelInfo, file: HeldFile) -> NamedImage:
-        options = image_options(info.max_tile_count)
-        cap: int | None = options.values(reference.source).get("max_tile_count")
-        recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
-        content = await self._pools.hashes.run(content_digest, file.content)
-        embedding_id = EmbeddingId(content, recipe)
-        encoding = EncodeRequest(file, cap, info.recipe_sha256, embedding_id)
-        return NamedImage(reference, options, encoding)
-
     async def _first_event(
-        self,
-        generation: Generation,
-        wanted: dict[int, NamedImage],
-        deadline: float,
-        record: RequestRecord,
+        self, generation: Generation, wanted: dict[int, NamedImage], turn: _Turn
     ) -> ChatEvent | None:
         """Sends the wanted images and waits for the answer: whichever fails first ends both."""
-        upload = asyncio.create_task(self._upload(generation, wanted, deadline, record))
+        upload = asyncio.create_task(self._upload(generation, wanted, turn))
         reading = asyncio.create_task(generation.read())
         async with owning(upload, reading):
             try:
@@ -243,44 +271,42 @@ class ChatPipeline:
         return event
 
     async def _upload(
-        self,
-        generation: Generation,
-        wanted: dict[int, NamedImage],
-        deadline: float,
-        record: RequestRecord,
+        self, generation: Generation, wanted: dict[int, NamedImage], turn: _Turn
     ) -> None:
         slots = asyncio.Semaphore(CONCURRENT_ENCODING_COUNT)
+        encode = self._pair.vision.encode_image
 
         async def pipe(index: int, image: NamedImage) -> None:
-            async with slots, aclosing(self._encode(image, deadline)) as pieces:
+            pieces = encode(image.encoding, image.param_of, turn.deadline)
+            async with slots, aclosing(pieces):
                 async for piece in pieces:
                     if isinstance(piece, EmbeddingHeader):
-                        image.encoding.file.let_go()  # from now on gRPC would not try again
-                        record.encoded_image_count += 1
-                        record.encoded_tile_count += piece.tile_count
+                        image.encoding.file.let_go()  # from now on nobody is asked once more
+                        turn.record.note_header(piece.tile_count, cache_hit=piece.cache_hit)
                     await generation.send(index, piece)
 
         tasks = [asyncio.create_task(pipe(index, image)) for index, image in wanted.items()]
-        async with owning(*tasks):
-            await asyncio.gather(*tasks)
-        await generation.end_images()
-
-    async def _encode(
-        self, image: NamedImage, deadline: float
-    ) -> AsyncGenerator[EmbeddingPiece, None]:
-        pieces = self._pair.vision.encode_image(image.encoding, image.param_of, deadline)
-        try:
-            async with aclosing(pieces):
-                async for piece in pieces:
-                    yield piece
-        except ModelMismatchError as error:
-            self._pair.vision.forget_model_info()
-            raise UnavailableError(
-                "the vision service has changed its model; try again", retry_after=1
-            ) from error
+        with turn.record.piping(len(wanted)):
+            async with owning(*tasks):
+                await asyncio.gather(*tasks)
+            await generation.end_images()
 
 
-def _note(event: ChatEvent, record: RequestRecord) -> None:
-    if isinstance(event, Usage):
-        record.prompt_token_count = event.prompt_token_count
-        record.output_token_count = event.output_token_count
+@dataclass(frozen=True)
+class _Turn:
+    """A request with its images, on its way."""
+
+    request: ChatCompletionRequest
+    images: list[FetchedImage]
+    deadline: float
+    record: RequestRecord
+
+    @property
+    def key(self) -> str:
+        """Leads to the LLM replica that has the conversation's beginning."""
+        contents = {image.reference.param: image.content_sha256 for image in self.images}
+        return conversation_key(self.request, contents)
+
+    def name_field(self, field: str) -> str:
+        """Returns the JSON path of what a field of GenerateStart was made from, or nothing."""
+        return CHAT.param_of(self.request, field)

@@ -34,9 +34,8 @@ from gateway.openai.answers import (
     system_fingerprint,
 )
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
-from gateway.services.llm import LLMClient, ModelInfo
-from gateway.services.vision import ModelInfo as VisionInfo
-from gateway.services.vision import VisionClient
+from gateway.services.llm import ModelInfo
+from gateway.services.pair import ServicePair
 from protos.errors import ServiceError
 
 # Health and model questions are answered at once or not at all.
@@ -53,7 +52,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         app[MEMORY].share() as share,
         _connection_until(deadline, request),
     ):
-        body = await receive(request, app[SETTINGS].body_limits, share)
+        with request[RECORD].timed("body"):
+            body = await receive(request, app[SETTINGS].body_limits, share)
         with app[TRAFFIC].place():
             strict = app[SETTINGS].strict_fields
             chat = await app[POOLS].json.run(parse_chat_request, body.text, strict)
@@ -161,7 +161,7 @@ async def live(request: web.Request) -> web.Response:
 
 
 async def ready(request: web.Request) -> web.Response:
-    """GET /health/ready: both services serve, and their models fit together; else 503 and why.
+    """GET /health/ready: a replica of each service serves, and they fit; else 503 and why.
 
     Also GET /health and GET /ping: vLLM's clients wait for these until they may send requests.
     """
@@ -175,7 +175,9 @@ async def _unready_reasons(app: web.Application) -> dict[str, str]:
     if app[TRAFFIC].draining:
         return {"gateway": "the gateway is stopping"}
     vision, llm = await asyncio.gather(
-        _probed_vision(app[PAIR].vision), _probed_llm(app[PAIR].llm), return_exceptions=True
+        app[PAIR].vision.check_health(PROBE_SECONDS),
+        app[PAIR].llm.check_health(PROBE_SECONDS),
+        return_exceptions=True,
     )
     reasons = {}
     for name, result in (("vision", vision), ("llm", llm)):
@@ -183,20 +185,16 @@ async def _unready_reasons(app: web.Application) -> dict[str, str]:
             reasons[name] = result.message
         elif isinstance(result, BaseException):
             raise result
-    if isinstance(vision, VisionInfo) and isinstance(llm, ModelInfo):
-        mismatch = app[PAIR].mismatch(vision, llm)
-        return {"model": mismatch} if mismatch else {}
-    return reasons
+    return reasons or await _mismatch(app[PAIR])
 
 
-async def _probed_vision(vision: VisionClient) -> VisionInfo:
-    await vision.check_health(PROBE_SECONDS)
-    return await vision.ask_model_info(_probe_deadline())
-
-
-async def _probed_llm(llm: LLMClient) -> ModelInfo:
-    await llm.check_health(PROBE_SECONDS)
-    return await llm.ask_model_info(_probe_deadline())
+async def _mismatch(pair: ServicePair) -> dict[str, str]:
+    """Returns why no replica of one service fits one of the other; nothing if one does."""
+    try:
+        await pair.check(_probe_deadline())
+    except ServiceError as error:
+        return {"model": error.message}
+    return {}
 
 
 def _probe_deadline() -> float:

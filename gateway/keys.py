@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.chat import ChatPipeline, RequestRecord
+from gateway.chat import ChatPipeline
 from gateway.connections import Connections
 from gateway.memory import Memory
+from gateway.metrics import Metrics
 from gateway.origins import AllowedOrigins
 from gateway.pools import Pools
+from gateway.record import RequestRecord
 from gateway.services.pair import ServicePair
 from gateway.settings import Settings
 from gateway.traffic import Traffic
 
 SETTINGS = web.AppKey("settings", Settings)
+METRICS = web.AppKey("metrics", Metrics)
 TRAFFIC = web.AppKey("traffic", Traffic)
 MEMORY = web.AppKey("memory", Memory)
 POOLS = web.AppKey("pools", Pools)

@@ -110,29 +110,25 @@ class HeldFile:
 
     Attributes:
         byte_count: its size.
+        is_held: whether its bytes are here still.
     """
 
     def __init__(self, content: bytes | bytearray, share: Share) -> None:
         """Takes over content that is counted in the share already."""
         self.byte_count = len(content)
+        self.is_held = True
         self._content = content
         self._share = share
-        self._held = True
         share.hold(self)
 
     @property
     def content(self) -> bytes | bytearray:
-        """The file's bytes; none once they are handed over or let go."""
+        """The file's bytes; none once they are let go."""
         return self._content
-
-    def hand_over(self) -> bytes | bytearray:
-        """Returns the bytes and keeps none; they count on, for the receiver has them."""
-        content, self._content = self._content, b""
-        return content
 
     def let_go(self) -> None:
         """Frees the bytes and gives them back, once."""
         self._content = b""
-        if self._held:
-            self._held = False
+        if self.is_held:
+            self.is_held = False
             self._share.give_back(self.byte_count)

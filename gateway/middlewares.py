@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
 from typing import cast
 
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.chat import RequestRecord
 from gateway.connections import SERVER_NAME, Connection
-from gateway.keys import CONNECTIONS, ORIGINS, RECORD, REQUEST_ID
+from gateway.keys import CONNECTIONS, METRICS, ORIGINS, RECORD, REQUEST_ID
 from gateway.openai.errors import error_response, http_error_response
 from gateway.paths import HEALTH_PATHS, guidance
+from gateway.record import RequestRecord
 from protos.errors import InvalidArgumentError, ServiceError, UnavailableError
 from protos.process.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
 
@@ -88,7 +87,7 @@ async def answer_preflight(request: web.Request, handler: Handler) -> web.Stream
 
 @web.middleware
 async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Logs one line a request when it is over: what it cost, never what it said."""
+    """Counts a request when it is over, and logs a line: what it cost, never what it said."""
     record = request[RECORD] = RequestRecord()
     status = 500
     try:
@@ -101,8 +100,8 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
         route = resource.canonical if resource else "none"
         log = logger.debug if route in HEALTH_PATHS else logger.info
-        costs = {key: value for key, value in asdict(record).items() if key != "arrival"}
-        log("request", route=route, status=status, total_seconds=record.elapsed(), **costs)
+        log("request", route=route, status=status, total_seconds=record.elapsed(), **record.costs())
+        request.app[METRICS].count_request(route, status, record)
     return response
 
 
@@ -128,7 +127,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return error_response(InvalidArgumentError("the body is not what its headers say"))
     except Exception as error:
         logger.error("bug", exc_info=error)
+        request[RECORD].error = ServiceError.reason
         if request.writer.output_size:  # the answer has begun: aiohttp breaks the connection off
             raise
-        request[RECORD].error = ServiceError.reason
         return error_response(ServiceError("internal error; the gateway's log has it"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yarl
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
@@ -18,7 +18,12 @@ from gateway.images.downloads import DownloadOptions
 from gateway.images.folders import split_folders
 from gateway.origins import AllowedOrigins
 from gateway.release import release
+from gateway.services.routing import QueueLimits
 from protos.process.settings import GIB, MIB, ServingSettings
+
+
+def _request_seconds(options: dict[str, Any]) -> float:
+    return float(options["request_seconds"])
 
 
 class Settings(ServingSettings):
@@ -91,6 +96,14 @@ class Settings(ServingSettings):
     request_seconds: float = Field(default=300.0, gt=0, le=86_400)
     """Longest time for one chat request, images included; at most a day."""
 
+    spill_queue_seconds: float = Field(default=0.25, ge=0)
+    """How long the queue of a conversation's or an image's own replica may be before another one is
+    asked; where all that are asked have a longer one, the shortest gets the call. About three times
+    what a request takes: less parts conversations from their caches, more lets some wait longer."""
+    max_queue_seconds: float = Field(default_factory=_request_seconds, ge=0)
+    """Longest time that a request may wait for its turn in either service; one that would have to
+    wait longer is refused at once with 429, which says when to try again. Default: as
+    request_seconds."""
     sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
     """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
     none is sent."""
@@ -146,6 +159,11 @@ class Settings(ServingSettings):
     def connection_limits(self) -> ConnectionLimits:
         """What clients may hold."""
         return ConnectionLimits(self.max_connection_count, self.header_seconds, self.idle_seconds)
+
+    @property
+    def queue_limits(self) -> QueueLimits:
+        """How long the queues of the services may be."""
+        return QueueLimits(self.spill_queue_seconds, self.max_queue_seconds)
 
     @property
     def address_policy(self) -> AddressPolicy:

@@ -23,12 +23,13 @@ class Traffic:
 
     Attributes:
         draining: whether the process is about to stop.
+        request_count: requests in flight, those whose body still comes apart.
     """
 
     def __init__(self, max_request_count: int) -> None:
         self.draining = False
+        self.request_count = 0
         self._max_request_count = max_request_count
-        self._request_count = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_over = False
         self._idle = asyncio.Event()
@@ -64,16 +65,16 @@ class Traffic:
             OverloadedError: too many requests are in flight.
         """
         self._check_places()
-        self._request_count += 1
+        self.request_count += 1
         try:
             yield
         finally:
-            self._request_count -= 1
+            self.request_count -= 1
 
     def _check_places(self) -> None:
-        if self._request_count >= self._max_request_count:
+        if self.request_count >= self._max_request_count:
             raise OverloadedError(
-                f"{self._request_count} chat requests are in flight;"
+                f"{self.request_count} chat requests are in flight;"
                 f" the limit is {self._max_request_count}",
                 retry_after=1,
             )

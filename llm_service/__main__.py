@@ -13,7 +13,7 @@ from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
 from llm_service.generator import Generator
 from llm_service.inspection import inspect
-from llm_service.metrics import Metrics, serving_metrics
+from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo, read_model
 from llm_service.servicer import LLMServicer
 from llm_service.settings import ProgramSettings, Settings
@@ -52,10 +52,8 @@ def main() -> None:
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
     try:
-        metrics = Metrics(engine)
-        service = make_service(settings, info, engine, metrics)
-        with serving_metrics(metrics, settings.host, settings.metrics_port):
-            healthy = await serve(service, settings)
+        service = make_service(settings, info, engine, Metrics(engine))
+        healthy = await serve(service, settings)
     except (EmbeddingKeyError, OSError) as error:
         logger.error("start_failed", error=str(error))
         return 1
@@ -109,6 +107,7 @@ def make_service(
         is_healthy=engine.is_healthy,
         max_call_count=settings.max_call_count,
         reflection=settings.reflection,
+        metrics=metrics,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from llm_service.backlog import Place, SequenceBacklog
 from llm_service.choices import (
     TextDelta,
     TextEnd,
@@ -47,6 +48,7 @@ class Generation:
         cache_salt: what separates the prompt's KV cache from others'.
         arrival: when the call's first message had been read, on the clock of `time.monotonic`.
         deadline: when the call must be over, on the same clock; None: whenever.
+        max_queue_seconds: longest wait for its turn; None: any.
     """
 
     prompt: PromptSource
@@ -59,6 +61,15 @@ class Generation:
     cache_salt: str
     arrival: float
     deadline: float | None
+    max_queue_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """The service's load at one moment: the engine's, and the seconds until a newcomer's turn."""
+
+    engine: EngineLoad
+    backlog_seconds: float
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,8 @@ class Generator:
         self._engine = engine
         self._tables = tables
         self._metrics = metrics
+        self._backlog = SequenceBacklog(engine)
+        metrics.watch_backlog(self._backlog.seconds)
 
     async def generate(
         self, generation: Generation, uploads: AsyncIterator[TableMessage]
@@ -127,24 +140,31 @@ class Generator:
 
         Raises:
             InvalidArgumentError: of the prompt, the embeddings, or as the engine has it.
+            OverloadedError: its turn would come too late; before the first event.
             ServiceError: whatever else the engine or the upload of an embedding raises.
         """
-        clock = _Clock(generation.arrival)
+        self._backlog.refuse(generation.max_queue_seconds)
         layout = await self._layout(generation.prompt)
         layout.check_image_count(len(generation.embedding_ids), "images")
-        with RequestImages(self.info, self._tables, layout, generation.embedding_ids) as images:
-            async with aclosing(self._answer_from_cache(images, generation, clock)) as events:
+        with self._backlog.place(generation.choice_count, generation.max_queue_seconds) as place:
+            clock = _Clock(generation.arrival, place)
+            with RequestImages(self.info, self._tables, layout, generation.embedding_ids) as images:
+                async with aclosing(self._answer_from_cache(images, generation, clock)) as events:
+                    async for event in events:
+                        yield event
+                if clock.has_ticked:
+                    return
+                wanted = images.wanted()
+                if not wanted:
+                    place.take_in_time()
+                yield Wanted(wanted)
+                await images.receive(uploads)
+                place.take()
+                prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
+            del images  # the tables are in the prompt
+            async with aclosing(self._answer(prompt, generation, clock)) as events:
                 async for event in events:
                     yield event
-            if clock.has_ticked:
-                return
-            yield Wanted(images.wanted())
-            await images.receive(uploads)
-            prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
-        del images  # the tables are in the prompt
-        async with aclosing(self._answer(prompt, generation, clock)) as events:
-            async for event in events:
-                yield event
 
     async def count_tokens(self, source: PromptSource, row_counts: Sequence[int]) -> TokenCount:
         """Counts a prompt's tokens.
@@ -162,9 +182,9 @@ class Generator:
         image_token_count = sum(row_counts)
         return TokenCount(layout.text_token_count + image_token_count, image_token_count)
 
-    def load(self) -> EngineLoad:
-        """Returns the engine's load at this moment."""
-        return self._engine.load()
+    def load(self) -> Load:
+        """Returns the service's load at this moment."""
+        return Load(self._engine.load(), self._backlog.seconds())
 
     async def _layout(self, source: PromptSource) -> PromptLayout:
         info = self.info
@@ -181,11 +201,13 @@ class Generator:
         """
         if not images.may_be_replaced:
             return
+        clock.place.take_in_time()
         prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
         async with aclosing(self._answer(prompt, generation, clock)) as events:
             try:
                 first = await anext(events)
             except RowsNeededError:
+                clock.place.leave()  # for as long as the images take
                 return
             yield Wanted([])
             yield first
@@ -196,16 +218,17 @@ class Generator:
         self, prompt: Prompt, generation: Generation, clock: _Clock
     ) -> AsyncGenerator[Event, None]:
         """Yields all that follows Wanted."""
-        cached_token_count = output_token_count = 0
+        cached_token_count = output_token_count = longest_count = 0
         try:
             async with aclosing(interleaved(self._choices(prompt, generation))) as events:
                 async for index, event in events:
                     if not clock.has_ticked and isinstance(event, TextDelta):
                         event = replace(event, prompt_token_count=len(prompt.token_ids))
-                    clock.tick()
+                    clock.tick(index)
                     yield index, event
                     if isinstance(event, TextEnd):
                         output_token_count += event.output_token_count
+                        longest_count = max(longest_count, event.output_token_count)
                         if index == 0:
                             cached_token_count = event.cached_token_count
         except NonFiniteError as error:
@@ -220,7 +243,7 @@ class Generator:
             total_seconds=clock.last,
         )
         yield usage
-        self._record(usage)
+        self._record(usage, longest_count)
 
     def _choices(
         self, prompt: Prompt, generation: Generation
@@ -249,7 +272,7 @@ class Generator:
         )
         self._metrics.count_nonfinite()
 
-    def _record(self, usage: Usage) -> None:
+    def _record(self, usage: Usage, longest_output_count: int) -> None:
         logger.info(
             "generated",
             prompt_token_count=usage.prompt_token_count,
@@ -265,7 +288,9 @@ class Generator:
             "cached": usage.cached_token_count,
             "output": usage.output_token_count,
         }
-        self._metrics.count_answer(tokens, usage.first_token_seconds, usage.total_seconds)
+        self._metrics.count_answer(
+            tokens, usage.first_token_seconds, usage.total_seconds, longest_output_count
+        )
 
 
 def _explained(error: NonFiniteError, prompt: Prompt) -> NonFiniteError:
@@ -279,13 +304,22 @@ def _explained(error: NonFiniteError, prompt: Prompt) -> NonFiniteError:
 
 
 class _Clock:
-    """Seconds from a request's arrival to its first and its latest token."""
+    """Seconds from a request's arrival to its first and its latest token, and its place until then.
 
-    def __init__(self, arrival: float) -> None:
-        self._arrival = arrival
+    Attributes:
+        place: the request's place among those that have no token yet.
+        first: seconds to its first token; 0 before.
+        last: seconds to its latest.
+    """
+
+    def __init__(self, arrival: float, place: Place) -> None:
+        self.place = place
         self.first = self.last = 0.0
+        self._arrival = arrival
 
-    def tick(self) -> None:
+    def tick(self, index: int) -> None:
+        """Notes that a choice has a token."""
+        self.place.begin(index)
         self.last = time.monotonic() - self._arrival
         self.first = self.first or self.last
 

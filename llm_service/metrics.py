@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 
-import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llm_service.engines.base import LLMEngine
+from llm_service.engines.base import EngineLoad, LLMEngine
+from protos.process.service_metrics import ServiceMetrics
 
-logger = structlog.get_logger()
-
-# Seconds; a long prompt on a CPU is read in minutes.
-FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 20, 60, 120)
+PREFIX = "internvl_llm"
+# In seconds. Those of vLLM for the same two things, so that dashboards can show both.
+FIRST_TOKEN_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+OUTPUT_TOKEN_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80),
+)
 TOTAL_BUCKETS = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 
 
@@ -26,93 +31,99 @@ class EngineCollector(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """Yields gauges of the load and counters of the steps."""
+        """Yields gauges of the load, and counters of the steps and of preemptions."""
         load = self._engine.load()
-        sequences = GaugeMetricFamily(
-            "internvl_llm_sequences", "Sequences in the engine.", labels=["state"]
-        )
-        sequences.add_metric(["running"], load.running_sequence_count)
-        sequences.add_metric(["waiting"], load.waiting_sequence_count)
+        used_token_count = load.total_kv_token_count - load.free_kv_token_count
+        for name, text, value in (
+            ("waiting_sequences", "Sequences that wait for room.", load.waiting_sequence_count),
+            ("running_sequences", "Sequences being generated.", load.running_sequence_count),
+            (
+                "kv_cache_utilization",
+                "Share of the KV cache that sequences hold, 0 to 1.",
+                used_token_count / max(1, load.total_kv_token_count),
+            ),
+        ):
+            yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
         cache = GaugeMetricFamily(
-            "internvl_llm_kv_cache_tokens", "Tokens that fit into the KV cache.", labels=["part"]
+            f"{PREFIX}_kv_cache_tokens", "Tokens that fit into the KV cache.", labels=["part"]
         )
         cache.add_metric(["free"], load.free_kv_token_count)
-        cache.add_metric(["used"], load.total_kv_token_count - load.free_kv_token_count)
-        yield from (sequences, cache)
-        for name, text, value in (
-            ("steps", "Steps of the engine.", load.steps.step_count),
-            ("step_seconds", "Seconds that the engine's steps took.", load.steps.seconds),
-            ("step_tokens", "Tokens that the engine's steps computed.", load.steps.token_count),
-        ):
-            yield CounterMetricFamily(f"internvl_llm_{name}", text, value=value)
+        cache.add_metric(["used"], used_token_count)
+        yield cache
+        yield from _counters(load)
 
 
-class Metrics:
+def _counters(load: EngineLoad) -> Iterator[Metric]:
+    counts: list[tuple[str, str, float]] = [
+        ("steps", "Steps of the engine.", load.steps.step_count),
+        ("step_seconds", "Seconds that the engine's steps took.", load.steps.seconds),
+        ("step_tokens", "Tokens that the engine's steps computed.", load.steps.token_count),
+    ]
+    if load.preemption_count is not None:  # an engine that does not tell has no such metric
+        text = "Sequences that gave their room back, to be computed anew."
+        counts.append(("preemptions", text, load.preemption_count))
+    for name, text, value in counts:
+        yield CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+class Metrics(ServiceMetrics):
     """The metrics of one service."""
 
     def __init__(self, engine: LLMEngine) -> None:
-        self.registry = CollectorRegistry()
+        super().__init__(PREFIX)
         self.registry.register(EngineCollector(engine))
+        self._backlog = Gauge(
+            f"{PREFIX}_backlog_seconds",
+            "Seconds until a new request's turn, by the service's own estimate.",
+            registry=self.registry,
+        )
         self._tokens = Counter(
-            "internvl_llm_tokens",
+            f"{PREFIX}_tokens",
             "Tokens of complete answers: in their prompts, of these from images and from the KV"
             " cache, and in their outputs.",
             ["kind"],
             registry=self.registry,
         )
         self._nonfinite = Counter(
-            "internvl_llm_nonfinite_logits",
+            f"{PREFIX}_nonfinite_logits",
             "Requests that ended because the model's logits were NaN or infinite.",
             registry=self.registry,
         )
-        self._first_token = Histogram(
-            "internvl_llm_first_token_seconds",
-            "From a request's first message to its first token.",
-            buckets=FIRST_TOKEN_BUCKETS,
-            registry=self.registry,
+        self._first_token = self._seconds(
+            "first_token", "From a request's first message to its first token.", FIRST_TOKEN_BUCKETS
         )
-        self._total = Histogram(
-            "internvl_llm_request_seconds",
-            "From a request's first message to its last token.",
-            buckets=TOTAL_BUCKETS,
-            registry=self.registry,
+        self._output_token = self._seconds(
+            "output_token",
+            "Between two tokens of an answer, the mean of each; of several choices the longest's.",
+            OUTPUT_TOKEN_BUCKETS,
+        )
+        self._total = self._seconds(
+            "request", "From a request's first message to its last token.", TOTAL_BUCKETS
         )
 
+    def _seconds(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}_seconds", text, buckets=buckets, registry=self.registry)
+
+    def watch_backlog(self, seconds: Callable[[], float]) -> None:
+        """Asks this for the backlog's seconds whenever Prometheus asks."""
+        self._backlog.set_function(seconds)
+
     def count_answer(
-        self, tokens: dict[str, int], first_token_seconds: float, total_seconds: float
+        self,
+        tokens: dict[str, int],
+        first_token_seconds: float,
+        total_seconds: float,
+        longest_output_count: int,
     ) -> None:
         """Counts a complete answer: its tokens by kind, and how long it took."""
         for kind, count in tokens.items():
             self._tokens.labels(kind).inc(count)
         self._first_token.observe(first_token_seconds)
         self._total.observe(total_seconds)
+        if longest_output_count > 1:
+            between = total_seconds - first_token_seconds
+            self._output_token.observe(between / (longest_output_count - 1))
 
     def count_nonfinite(self) -> None:
         """Counts a request that has ended for logits that are not finite."""
         self._nonfinite.inc()
-
-
-@contextmanager
-def serving_metrics(metrics: Metrics, host: str, port: int | None) -> Iterator[int | None]:
-    """Serves metrics over HTTP from a thread; without a port it serves none.
-
-    Yields:
-        The port that was bound.
-
-    Raises:
-        OSError: the address cannot be bound.
-    """
-    if port is None:
-        yield None
-        return
-    try:
-        server, thread = start_http_server(port, host, metrics.registry)
-    except OSError as error:
-        raise OSError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
-    logger.info("serving_metrics", host=host, port=server.server_port)
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -96,9 +96,6 @@ class Settings(EngineSettings):
     allow_priority: bool = False
     """Whether a request may come before others by its priority; else one that has any is
     refused."""
-    metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
-    it; default: none are served."""
     max_call_count: int = Field(default=512, ge=1)
     """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)

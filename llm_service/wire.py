@@ -13,8 +13,8 @@ import torch
 
 from llm_service.choices import TextDelta, TextEnd
 from llm_service.conversation import Ending, Message, Role
-from llm_service.engines.base import EngineLoad, TokenLogprob
-from llm_service.generator import Event, Generation, TokenCount, Usage, Wanted
+from llm_service.engines.base import TokenLogprob
+from llm_service.generator import Event, Generation, Load, TokenCount, Usage, Wanted
 from llm_service.hermes import ToolCall
 from llm_service.model import ModelInfo
 from llm_service.pieces import PLACEHOLDER, ImagePart
@@ -26,6 +26,7 @@ from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ContextLengthError, InvalidArgumentError, ModelMismatchError
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
+from protos.process.backlog import checked_bound
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
 
 MAX_STOP_COUNT = 16
@@ -110,6 +111,7 @@ def generation(
         cache_salt=start.cache_salt,
         arrival=arrival,
         deadline=deadline,
+        max_queue_seconds=_max_queue_seconds(start),
     )
 
 
@@ -307,6 +309,10 @@ def _choice_count(start: llm_pb2.GenerateStart) -> int:
     return count
 
 
+def _max_queue_seconds(start: llm_pb2.GenerateStart) -> float | None:
+    return checked_bound(start.max_queue_seconds) if start.HasField("max_queue_seconds") else None
+
+
 def _priority(start: llm_pb2.GenerateStart, info: ModelInfo) -> int:
     if start.priority and not info.allows_priority:
         raise InvalidArgumentError(
@@ -449,11 +455,13 @@ def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoRespon
     )
 
 
-def load_response(load: EngineLoad) -> llm_pb2.GetLoadResponse:
-    """Returns the engine's load as its message."""
+def load_response(load: Load) -> llm_pb2.GetLoadResponse:
+    """Returns the service's load as its message."""
+    engine = load.engine
     return llm_pb2.GetLoadResponse(
-        running_sequence_count=load.running_sequence_count,
-        waiting_sequence_count=load.waiting_sequence_count,
-        free_kv_token_count=load.free_kv_token_count,
-        total_kv_token_count=load.total_kv_token_count,
+        running_sequence_count=engine.running_sequence_count,
+        waiting_sequence_count=engine.waiting_sequence_count,
+        free_kv_token_count=engine.free_kv_token_count,
+        total_kv_token_count=engine.total_kv_token_count,
+        backlog_seconds=load.backlog_seconds,
     )

@@ -17,6 +17,7 @@ import grpc
 from blockbuster import blockbuster_ctx
 
 from gateway.app import running_gateway
+from gateway.metrics import Metrics
 from gateway.services.messages import checkpoint_fingerprint
 from gateway.settings import Settings
 from protos.checkpoint.fingerprint import CheckpointFingerprint
@@ -73,6 +74,7 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     together_count: int = 1
     stalls: bool = False
     wrong_id: bool = False
+    cache_hit: bool = False
 
     requests: list[vision_pb2.EncodeImageRequest] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
@@ -137,7 +139,9 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             content_sha256=b"x" * 32 if self.wrong_id else content_digest(request.image),
             recipe_sha256=recipe_digest(self.recipe, cap),
         )
-        header = vision_pb2.EncodeImageHeader(id=name, spec=spec, tile_count=3)
+        header = vision_pb2.EncodeImageHeader(
+            id=name, spec=spec, tile_count=3, cache_hit=self.cache_hit
+        )
         return vision_pb2.EncodeImageResponse(header=header)
 
 
@@ -367,6 +371,7 @@ async def stack(
     llm: ScriptedLLM | None = None,
     *,
     closed: Sequence[str] = (),
+    metrics: Metrics | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Runs a gateway in front of scripted services; `closed` names services that are down.
@@ -390,7 +395,7 @@ async def stack(
         }
         own_settings = Settings(**options | settings)
         exits.enter_context(blockbuster_ctx("gateway"))
-        port = await exits.enter_async_context(running_gateway(own_settings))
+        port = await exits.enter_async_context(running_gateway(own_settings, metrics))
         url = f"http://127.0.0.1:{port}"
         http = await exits.enter_async_context(aiohttp.ClientSession(url))
         yield Gateway(url, http, vision, llm)

@@ -28,6 +28,7 @@ from vision_service.encoder import ImageEncoder, ModelInfo
 from vision_service.engines.base import EngineStartError, VisionEngine
 from vision_service.engines.create import create_engine
 from vision_service.inspection import inspect
+from vision_service.metrics import Metrics
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
 from vision_service.recipe import recipe_sha256
 from vision_service.servicer import SERVICE_NAME, VisionServicer
@@ -89,7 +90,8 @@ async def open_service(
     )
     cache = EmbeddingCache(settings.cache_byte_count)
     key = read_embedding_key(settings)
-    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache, key))
+    metrics = Metrics()
+    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache, metrics, key))
     async with batcher, preprocessor:
         yield Service(
             name=SERVICE_NAME,
@@ -101,6 +103,7 @@ async def open_service(
             max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
             max_call_count=settings.max_call_count,
             reflection=settings.reflection,
+            metrics=metrics,
         )
 
 

@@ -25,11 +25,14 @@ class EmbeddingCache:
 
     Requests for the same id that come while it is being encoded share that one encode. It is
     cancelled when the last of them has gone.
+
+    Attributes:
+        byte_count: bytes of the embeddings that are kept.
     """
 
     def __init__(self, max_byte_count: int) -> None:
         self._max_byte_count = max_byte_count
-        self._byte_count = 0
+        self.byte_count = 0
         self._entries: OrderedDict[EmbeddingId, ImageEmbedding] = OrderedDict()
         self._flights: dict[EmbeddingId, _Flight] = {}
 
@@ -71,7 +74,7 @@ class EmbeddingCache:
         if embedding.id in self._entries or embedding.byte_count > self._max_byte_count:
             return
         self._entries[embedding.id] = embedding
-        self._byte_count += embedding.byte_count
-        while self._byte_count > self._max_byte_count:
+        self.byte_count += embedding.byte_count
+        while self.byte_count > self._max_byte_count:
             _, oldest = self._entries.popitem(last=False)
-            self._byte_count -= oldest.byte_count
+            self.byte_count -= oldest.byte_count

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 import torch
@@ -19,11 +20,13 @@ from protos.errors import (
     NonFiniteError,
 )
 from protos.identity import EmbeddingId, content_digest, recipe_digest
+from protos.process.backlog import Backlog, refuse_wait
 from protos.signature import EmbeddingKey
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
 from vision_service.embedding import ImageEmbedding, Timings, embedding_claim, tensor_bytes
 from vision_service.engines.base import dtype_name, not_finite
+from vision_service.metrics import Metrics
 from vision_service.preprocessor import Preprocessor
 
 logger = structlog.get_logger()
@@ -55,11 +58,13 @@ class ImageRequest:
         image: the encoded file.
         tile_cap: most tiles without the thumbnail; None for the default.
         expected_recipe_sha256: the recipe that the embedding must be made by; None for any.
+        max_queue_seconds: longest wait for its turn; None for any.
     """
 
     image: bytes
     tile_cap: int | None = None
     expected_recipe_sha256: bytes | None = None
+    max_queue_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,13 @@ class EncodedImage:
 
 
 class ImageEncoder:
-    """Encodes images: cache, then preprocessor, batcher, checksum and signature."""
+    """Encodes images: cache, then preprocessor, batcher, checksum and signature.
+
+    Attributes:
+        info: what the service runs.
+        backlog: the tiles of the images that are being encoded, from before they are decoded. How
+            many an image will have is known only then; until then it counts as a typical one.
+    """
 
     def __init__(
         self,
@@ -84,13 +95,17 @@ class ImageEncoder:
         preprocessor: Preprocessor,
         batcher: TileBatcher,
         cache: EmbeddingCache,
+        metrics: Metrics,
         key: EmbeddingKey | None = None,
     ) -> None:
         self.info = info
         self._preprocessor = preprocessor
         self._batcher = batcher
         self._cache = cache
+        self._metrics = metrics
         self._key = key
+        self.backlog = Backlog()
+        metrics.watch(batcher, cache, self.backlog)
 
     async def encode(self, request: ImageRequest) -> EncodedImage:
         """Returns the embedding of the request's image.
@@ -100,7 +115,7 @@ class ImageEncoder:
             InvalidArgumentError: the tile cap is out of its range.
             InvalidImageError: no bytes, or not an image that is decoded here.
             ImageTooLargeError: too many bytes or pixels.
-            OverloadedError: a queue is full, or the memory.
+            OverloadedError: a queue is full or longer than the request may wait, or no memory left.
             NonFiniteError: the embedding has values that are no numbers.
             EngineDeadError: the engine failed.
         """
@@ -109,16 +124,27 @@ class ImageEncoder:
         self._check_byte_count(len(request.image))
         digest = await asyncio.to_thread(content_digest, request.image)
         id_ = EmbeddingId(digest, recipe_digest(self.info.recipe_sha256, tile_cap))
-        encode = functools.partial(self._encode, id_, request.image, tile_cap)
+
+        def encode() -> Coroutine[Any, Any, ImageEmbedding]:
+            refuse_wait(self.backlog.seconds(), request.max_queue_seconds)
+            return self._encode(id_, request.image, tile_cap)
+
         encoded = EncodedImage(*await self._cache.get_or_encode(id_, encode))
+        self._metrics.count_image(cache_hit=encoded.cache_hit)
         _log(request, encoded)
         return encoded
 
     async def _encode(self, id_: EmbeddingId, image: bytes, tile_cap: int) -> ImageEmbedding:
-        tiled, preprocess_seconds = await self._preprocessor.tile(image, tile_cap)
-        encoded = await self._batcher.encode(torch.from_numpy(tiled.tiles))
+        with self.backlog.job() as job:
+            job.enter()
+            tiled, preprocess_seconds = await self._preprocessor.tile(image, tile_cap)
+            job.measure(len(tiled.tiles))
+            encoded = await self._batcher.encode(torch.from_numpy(tiled.tiles))
+            job.finish(len(tiled.tiles))
         if not encoded.is_finite:
             raise self._not_finite(len(encoded.embeddings))
+        timings = Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds)
+        self._metrics.count_encode(timings)
         rows = encoded.embeddings.flatten(0, 1)  # [tiles x tokens_per_tile, hidden]
         return ImageEmbedding(
             id=id_,
@@ -127,7 +153,7 @@ class ImageEncoder:
             grid=tiled.grid,
             image_width=tiled.width,
             image_height=tiled.height,
-            timings=Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds),
+            timings=timings,
             signing=self._signing(id_, rows),
         )
 

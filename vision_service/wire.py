@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 import torch
 
 from protos.internvl.v1 import checkpoint_pb2, tensor_pb2, vision_pb2
+from protos.process.backlog import checked_bound
 from protos.transport import CHUNK_BYTE_COUNT
 from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
 from vision_service.encoder import EncodedImage, ImageRequest, ModelInfo
@@ -19,13 +20,19 @@ DATA_TYPES = {
 
 
 def read_request(message: vision_pb2.EncodeImageRequest) -> ImageRequest:
-    """Returns what EncodeImage is asked for."""
+    """Returns what EncodeImage is asked for.
+
+    Raises:
+        InvalidArgumentError: the longest wait is no time.
+    """
     has_cap = message.HasField("max_tile_count")
     has_recipe = message.HasField("expected_recipe_sha256")
+    has_bound = message.HasField("max_queue_seconds")
     return ImageRequest(
         image=message.image,
         tile_cap=message.max_tile_count if has_cap else None,
         expected_recipe_sha256=message.expected_recipe_sha256 if has_recipe else None,
+        max_queue_seconds=checked_bound(message.max_queue_seconds) if has_bound else None,
     )
 
 

@@ -115,7 +115,9 @@ def make_stack(settings: Settings) -> Stack:
         if name in settings.model_fields_set:
             shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     roots = json.dumps([str(root) for root in settings.file_root])
-    files = ["--file-root", roots] if settings.file_root else []
+    of_gateway = ["--file-root", roots] if settings.file_root else []
+    if settings.metrics_port is not None:
+        of_gateway += ["--metrics-port", str(settings.metrics_port)]
     return Stack(
         settings.checkpoint,
         settings.state_folder,
@@ -127,7 +129,7 @@ def make_stack(settings: Settings) -> Stack:
             *shared,
         ],
         llm_arguments=[word for alias in aliases for word in ("--served-model-name", alias)],
-        gateway_arguments=["--host", settings.host, *files, *shared],
+        gateway_arguments=["--host", settings.host, *of_gateway, *shared],
     )
 
 

@@ -42,6 +42,9 @@ class Settings(ServingSettings):
 
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the OpenAI API; 0 takes a free one."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port on which Prometheus finds the gateway's metrics, at /metrics. Those of the services need
+    other ports: `metrics_port` in the tables [vision] and [llm]. Default: none are served."""
     checkpoint: CheckpointFolder
     """Folder of an original InternVL checkpoint, or a hub id such as OpenGVLab/InternVL2_5-8B,
     which is taken from the local Hugging Face cache."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 
+from gateway.services.routing import ROUTING_KEY, allow_hash_keys, salted, service_config
 from protos.errors import (
     AccessDeniedError,
     DeadlineError,
@@ -18,11 +20,14 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
-from protos.process.settings import MIB
+from protos.process.logs import request_metadata
+from protos.process.settings import KIB
 from protos.status import from_rpc_error
 from protos.transport import KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
+
+Answer = TypeVar("Answer")
 
 # What the caller calls a field of the contract, e.g. "top_p" for "sampling.top_p".
 FieldNamer = Callable[[str], str]
@@ -33,27 +38,9 @@ LLM_SERVICE = "internvl.v1.LLMService"
 # very moment, and of a wire on which bytes were lost or changed.
 BROKEN_WRITE = "Internal error from Core"
 BROKEN_WIRE = "Stream removed"
-# gRPC tries again only while nothing has come back: an encoding that has sent its header, or a
-# generation that has said which images it wants, is never repeated.
-SERVICE_CONFIG = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": VISION_SERVICE}, {"service": LLM_SERVICE}],
-            "retryPolicy": {
-                "maxAttempts": 3,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-}
 CHANNEL_OPTIONS = [
-    ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
-    # An image file has to fit, or its call could not be tried again.
-    ("grpc.per_rpc_retry_buffer_size", 64 * MIB),
+    # What a call has sent is not kept: it is we that send it again.
+    ("grpc.per_rpc_retry_buffer_size", 64 * KIB),
     # gRPC would let the receive window grow with the bandwidth, to 10 MB an image and more.
     ("grpc.http2.bdp_probe", 0),
     # Proxies of the environment stand between us and the world, not between us and the services.
@@ -62,12 +49,25 @@ CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # A name is looked up again when a connection ends, which services see to.
+    ("grpc.dns_min_time_between_resolutions_ms", 2000),
 ]
+# A question is put to so many replicas, one after the other: one that hangs says nothing.
+ASK_COUNT = 3
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """Returns a channel to a service, balanced over all addresses of the name."""
-    return grpc.aio.insecure_channel(address, options=[*KEEPALIVE_OPTIONS, *CHANNEL_OPTIONS])
+def open_channel(address: str, service: str) -> grpc.aio.Channel:
+    """Returns a channel to a service, whose calls find their replicas as `routing` says.
+
+    Args:
+        address: the service's, as gRPC writes it; a name may have many.
+        service: its name in the protos.
+    """
+    allow_hash_keys()
+    options = [("grpc.service_config", service_config(service))]
+    return grpc.aio.insecure_channel(
+        address, options=[*KEEPALIVE_OPTIONS, *CHANNEL_OPTIONS, *options]
+    )
 
 
 def seconds_until(deadline: float) -> float:
@@ -115,19 +115,49 @@ def _broke_off(error: grpc.aio.AioRpcError) -> bool:
     return is_wire or details == BROKEN_WRITE or error.code() is grpc.StatusCode.CANCELLED
 
 
+async def ask(
+    service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float, key: str
+) -> Answer:
+    """Returns a replica's answer to a unary call: of the key's, or of another if that fails.
+
+    Args:
+        service: the service as people call it.
+        call: the method.
+        question: its message.
+        deadline: when it must be over, in the event loop's time. Each replica that is asked gets a
+            share of the time that is left.
+        key: leads to the replica; empty: to any.
+
+    Raises:
+        UnavailableError, DeadlineError: none has answered; with the last one's failure.
+    """
+    failure: ServiceError | None = None
+    key = key or secrets.token_hex(4)
+    for number in range(ASK_COUNT):
+        seconds = seconds_until(deadline) / (ASK_COUNT - number)
+        metadata = ((ROUTING_KEY, salted(key, number)), *request_metadata())
+        try:
+            with errors_of(service):
+                return await call(question, timeout=seconds, metadata=metadata)
+        except (UnavailableError, DeadlineError) as error:
+            failure = error
+    assert failure
+    raise failure
+
+
 async def check_health(channel: grpc.aio.Channel, name: str, service: str, seconds: float) -> None:
     """Asks the health service of `service` for the one called `name` in the protos.
 
     Raises:
-        UnavailableError: it cannot be reached, or is not SERVING.
-        DeadlineError: it does not answer within so many seconds.
+        UnavailableError: no replica can be reached, or is SERVING.
+        DeadlineError: none answers within so many seconds.
     """
     check = channel.unary_unary(
         "/grpc.health.v1.Health/Check",
         request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
-    with errors_of(service):
-        answer = await check(health_pb2.HealthCheckRequest(service=name), timeout=seconds)
+    deadline = asyncio.get_running_loop().time() + seconds
+    answer = await ask(service, check, health_pb2.HealthCheckRequest(service=name), deadline, "")
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise UnavailableError(f"the {service} service is not serving", retry_after=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from gateway.events import ChatEvent
 from gateway.services.channel import (
     LLM_SERVICE,
     FieldNamer,
+    ask,
     check_health,
     errors_of,
     seconds_until,
@@ -25,10 +26,10 @@ from gateway.services.messages import (
     embedding_request,
     generate_start,
 )
+from gateway.services.routing import Offer, Router
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import (
     ContextLengthError,
-    ModelMismatchError,
     NotFoundError,
     ServiceError,
     UnavailableError,
@@ -37,6 +38,7 @@ from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.logs import request_metadata
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, MESSAGE_OVERHEAD_BYTE_COUNT
 
+GenerateCall = grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest, llm_pb2.GenerateResponse]
 # Of text, that is: images do not travel in the start message.
 MAX_START_BYTE_COUNT = DEFAULT_MAX_MESSAGE_BYTE_COUNT - MESSAGE_OVERHEAD_BYTE_COUNT
 
@@ -75,8 +77,9 @@ class ModelInfo:
 class LLMClient:
     """Calls the LLM service."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, router: Router) -> None:
         self._channel = channel
+        self._router = router
         self._stub = llm_pb2_grpc.LLMServiceStub(channel)
         self._info: ModelInfo | None = None
 
@@ -85,17 +88,13 @@ class LLMClient:
         await check_health(self._channel, LLM_SERVICE, "LLM", seconds)
 
     async def model_info(self, deadline: float) -> ModelInfo:
-        """Returns what the service ran when it was last asked."""
+        """Returns what a replica ran when one was last asked."""
         return self._info or await self.ask_model_info(deadline)
 
-    async def ask_model_info(self, deadline: float) -> ModelInfo:
-        """Returns what the service runs now."""
-        with errors_of("LLM"):
-            answer = await self._stub.GetModelInfo(
-                llm_pb2.LLMServiceGetModelInfoRequest(),
-                timeout=seconds_until(deadline),
-                metadata=request_metadata(),
-            )
+    async def ask_model_info(self, deadline: float, key: str = "") -> ModelInfo:
+        """Returns what a replica runs now: a key's, or any."""
+        question = llm_pb2.LLMServiceGetModelInfoRequest()
+        answer = await ask("LLM", self._stub.GetModelInfo, question, deadline, key)
         self._info = ModelInfo(
             answer.model,
             tuple(answer.aliases),
@@ -109,18 +108,20 @@ class LLMClient:
 
     @asynccontextmanager
     async def generate(
-        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float
+        self, fields: Mapping[str, Any], name_field: FieldNamer, key: str, deadline: float
     ) -> AsyncIterator[Generation]:
-        """Opens a generation, and cancels it when the block is left.
+        """Begins a generation at a key's replica, or at another, and cancels it at the block's end.
 
         Args:
             fields: what to generate: the values of GenerateStart's fields by their paths.
             name_field: what the caller calls such a field.
+            key: leads to the replica that is asked first.
             deadline: when it must be over, in the event loop's time.
 
         Raises:
             ContextLengthError: the messages do not fit into one message to the service.
-            UnavailableError: the service runs another checkpoint than the request expects.
+            ModelMismatchError: the replica runs another checkpoint than the request expects.
+            ServiceError: what a replica answers, and what `Router.offer` raises.
         """
         start = generate_start(fields)
         if start.ByteSize() > MAX_START_BYTE_COUNT:
@@ -130,19 +131,20 @@ class LLMClient:
                 (await self.model_info(deadline)).max_context_token_count,
                 field=name_field("chat.messages"),
             )
-        call = self._stub.Generate(timeout=seconds_until(deadline), metadata=request_metadata())
+
+        async def begin(offer: Offer) -> Generation:
+            start.max_queue_seconds = offer.max_queue_seconds
+            metadata = (*offer.metadata, *request_metadata())
+            call = self._stub.Generate(timeout=seconds_until(deadline), metadata=metadata)
+            return await Generation.begin(call, start, name_field)
+
         try:
-            yield Generation(call, start, name_field)
+            generation = await self._router.offer(key, begin)
+            with closing(generation):
+                yield generation
         except UnavailableError:
             self._info = None  # it may come back with another model
             raise
-        except ModelMismatchError as error:
-            self._info = None
-            raise UnavailableError(
-                "the LLM service has changed its model; try again", retry_after=1
-            ) from error
-        finally:
-            call.cancel()
 
 
 class Generation:
@@ -150,30 +152,43 @@ class Generation:
 
     Several tasks may send at once; one reads. All methods raise the ServiceError that the service
     answered with.
+
+    Attributes:
+        wanted: indexes of the images that the service wants to be sent.
     """
 
-    def __init__(
-        self,
-        call: grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest, llm_pb2.GenerateResponse],
-        start: llm_pb2.GenerateStart,
-        name_field: FieldNamer,
-    ) -> None:
+    def __init__(self, call: GenerateCall, name_field: FieldNamer) -> None:
+        self.wanted: list[int] = []
         self._call = call
-        self._start = start
         self._name_field = name_field
         self._writing = asyncio.Lock()
         self._ended = False
 
-    async def start(self) -> list[int]:
-        """Begins, and returns the indexes of the images that the service wants to be sent."""
-        await self._write(llm_pb2.GenerateRequest(start=self._start))
+    @classmethod
+    async def begin(
+        cls, call: GenerateCall, start: llm_pb2.GenerateStart, name_field: FieldNamer
+    ) -> Generation:
+        """Returns a generation whose service has said what it wants; or cancels the call."""
+        generation = cls(call, name_field)
+        try:
+            await generation._start(start)
+        except BaseException:
+            generation.close()
+            raise
+        return generation
+
+    def close(self) -> None:
+        """Cancels the call, if it has not ended."""
+        self._call.cancel()
+
+    async def _start(self, start: llm_pb2.GenerateStart) -> None:
+        await self._write(llm_pb2.GenerateRequest(start=start))
         response = await self._read()
         if response is None or not response.HasField("wanted"):
             raise ServiceError("the LLM service did not say which images it wants")
-        wanted = list(response.wanted.image_indexes)
-        if any(not 0 <= index < len(self._start.images) for index in wanted):
+        self.wanted = list(response.wanted.image_indexes)
+        if any(not 0 <= index < len(start.images) for index in self.wanted):
             raise ServiceError("the LLM service wants an image that the request does not have")
-        return wanted
 
     async def send(self, image_index: int, piece: EmbeddingPiece) -> None:
         """Sends a piece of an image's embedding; returns once gRPC has taken it."""

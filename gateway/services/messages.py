@@ -20,12 +20,16 @@ FINISH_REASONS: dict[int, FinishReason] = {
 
 @dataclass(frozen=True)
 class EmbeddingHeader:
-    """Announces an embedding: dtype as in tensor.proto, shape [rows, hidden], size in bytes."""
+    """Announces an embedding: dtype as in tensor.proto, shape [rows, hidden], size in bytes.
+
+    `cache_hit` says that the vision service did not have to encode the image for it.
+    """
 
     dtype: tensor_pb2.DataType.ValueType
     shape: tuple[int, ...]
     byte_count: int
     tile_count: int
+    cache_hit: bool
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,9 @@ def embedding_piece(
     if EmbeddingId(header.id.content_sha256, header.id.recipe_sha256) != wanted:
         raise DataLossError("the vision service sent another embedding than was asked for")
     spec = header.spec
-    return EmbeddingHeader(spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count)
+    return EmbeddingHeader(
+        spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count, header.cache_hit
+    )
 
 
 def checkpoint_fingerprint(
@@ -78,7 +84,10 @@ def checkpoint_fingerprint(
 
 
 def encode_request(
-    image: bytes | bytearray, max_tile_count: int | None, expected_recipe: bytes
+    image: bytes | bytearray,
+    max_tile_count: int | None,
+    expected_recipe: bytes,
+    max_queue_seconds: float,
 ) -> bytes:
     """Returns an EncodeImageRequest on the wire.
 
@@ -86,7 +95,9 @@ def encode_request(
     times: 50 ms of the event loop for 20 MB.
     """
     options = vision_pb2.EncodeImageRequest(
-        max_tile_count=max_tile_count, expected_recipe_sha256=expected_recipe
+        max_tile_count=max_tile_count,
+        expected_recipe_sha256=expected_recipe,
+        max_queue_seconds=max_queue_seconds,
     )
     number = vision_pb2.EncodeImageRequest.IMAGE_FIELD_NUMBER
     tag = number << 3 | 2  # a field whose length comes before it

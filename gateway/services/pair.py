@@ -1,13 +1,17 @@
-"""The two services as a pair: they must run halves of one checkpoint."""
+"""The two services as a pair: each request needs halves of one checkpoint."""
 
 from __future__ import annotations
 
-import asyncio
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
 
 import structlog
 
 from gateway.services.llm import LLMClient
 from gateway.services.llm import ModelInfo as LLMInfo
+from gateway.services.routing import SEARCH_COUNT, salted
 from gateway.services.vision import ModelInfo as VisionInfo
 from gateway.services.vision import VisionClient
 from protos.errors import ModelMismatchError
@@ -15,11 +19,20 @@ from protos.errors import ModelMismatchError
 logger = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class Match:
+    """What a replica of each service runs, which fits the other's."""
+
+    vision: VisionInfo
+    llm: LLMInfo
+
+
 class ServicePair:
     """Compares what the vision service and the LLM service run.
 
     Rows of another model's projector often have the right length, and mean nothing to the language
-    model: its answers would be wrong without a sign.
+    model: its answers would be wrong without a sign. While a checkpoint is being replaced, each
+    service has replicas of both, and each request gets two that fit.
 
     Attributes:
         vision, llm: the two.
@@ -38,21 +51,68 @@ class ServicePair:
         self.llm = llm
         self._allows_mismatch = allows_mismatch
         self._allowed = ""
+        self._latest: Match | None = None
 
-    async def model_infos(self, deadline: float) -> tuple[VisionInfo, LLMInfo]:
-        """Returns what the two ran when they were last asked; both are asked if that does not fit.
+    async def latest(self, deadline: float) -> Match:
+        """Returns what fitted when it was last asked for.
 
         Raises:
-            ModelMismatchError: it still does not.
+            ModelMismatchError: nothing fits.
         """
-        infos = await self.vision.model_info(deadline), await self.llm.model_info(deadline)
-        if self.mismatch(*infos):  # perhaps one of them was replaced since
-            infos = await asyncio.gather(
-                self.vision.ask_model_info(deadline), self.llm.ask_model_info(deadline)
-            )
-            if mismatch := self.mismatch(*infos):
-                raise ModelMismatchError(mismatch)
-        return infos
+        if self._latest:
+            return self._latest
+        llm = await self.llm.model_info(deadline)
+        vision = await self._vision_of(llm, deadline)
+        if self.mismatch(vision, llm):
+            async with aclosing(self._found(secrets.token_hex(4), deadline)) as found:
+                return (await anext(found))[0]
+        self._latest = Match(vision, llm)
+        return self._latest
+
+    async def matches(self, key: str, deadline: float) -> AsyncGenerator[tuple[Match, str], None]:
+        """Yields pairs that should fit, each with a key that leads to its LLM replica.
+
+        The first is what fitted last. If the replica turns out to run something else, the next is
+        what that runs; then what other replicas run.
+
+        Raises:
+            ModelMismatchError: nothing else fits.
+        """
+        yield await self.latest(deadline), key
+        async for found in self._found(key, deadline):
+            yield found
+
+    async def check(self, deadline: float) -> None:
+        """Raises ModelMismatchError unless a replica of one service fits one of the other."""
+        async with aclosing(self._found(secrets.token_hex(4), deadline)) as found:
+            await anext(found)
+
+    async def _found(self, key: str, deadline: float) -> AsyncGenerator[tuple[Match, str], None]:
+        mismatches: dict[LLMInfo, str] = {}
+        for number in range(SEARCH_COUNT):
+            llm = await self.llm.ask_model_info(deadline, found := salted(key, number))
+            if llm in mismatches:
+                continue
+            vision = await self._vision_of(llm, deadline)
+            if mismatch := self.mismatch(vision, llm):
+                mismatches[llm] = mismatch
+                continue
+            self._latest = Match(vision, llm)
+            yield self._latest, found
+        raise ModelMismatchError(next(iter(mismatches.values()), "the services change their model"))
+
+    def forget(self) -> None:
+        """Makes the next request ask what runs: something has changed."""
+        self._latest = None
+
+    async def _vision_of(self, llm: LLMInfo, deadline: float) -> VisionInfo:
+        """Returns what a vision replica runs, if possible one that fits."""
+        vision = await self.vision.ask_model_info(deadline)
+        for _ in range(SEARCH_COUNT - 1):
+            if not self.mismatch(vision, llm):
+                break
+            vision = await self.vision.ask_model_info(deadline)
+        return vision
 
     def mismatch(self, vision: VisionInfo, llm: LLMInfo) -> str:
         """Returns a sentence that says in what the two do not fit; empty if they do.

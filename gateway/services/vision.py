@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -12,6 +13,7 @@ from gateway.memory import HeldFile
 from gateway.services.channel import (
     VISION_SERVICE,
     FieldNamer,
+    ask,
     check_health,
     errors_of,
     seconds_until,
@@ -22,10 +24,14 @@ from gateway.services.messages import (
     embedding_piece,
     encode_request,
 )
+from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
 from protos.checkpoint.fingerprint import CheckpointFingerprint
+from protos.errors import ModelMismatchError, ServiceError
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.process.logs import request_metadata
+
+EncodeCall = grpc.aio.UnaryStreamCall["tuple[EncodeRequest, float]", vision_pb2.EncodeImageResponse]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class EncodeRequest:
     """One image to encode, and the embedding that must come back.
 
     Attributes:
-        file: the encoded file; sending it takes its bytes.
+        file: the encoded file, held until an embedding comes back.
         max_tile_count: its tile cap; None for the service's default.
         service_recipe: the vision service's recipe_sha256, which `embedding_id` was derived from.
         embedding_id: names the embedding.
@@ -61,8 +67,9 @@ class EncodeRequest:
 class VisionClient:
     """Calls the vision service."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, router: Router) -> None:
         self._channel = channel
+        self._router = router
         self._stub = vision_pb2_grpc.VisionServiceStub(channel)
         # The stub's call would hold the message as long as it lives.
         self._encode_image = channel.unary_stream(
@@ -70,26 +77,17 @@ class VisionClient:
             request_serializer=_serialized,
             response_deserializer=vision_pb2.EncodeImageResponse.FromString,
         )
-        self._info: ModelInfo | None = None
         self._sending = asyncio.Lock()
 
     async def check_health(self, seconds: float) -> None:
         """Raises UnavailableError or DeadlineError unless the service is SERVING."""
         await check_health(self._channel, VISION_SERVICE, "vision", seconds)
 
-    async def model_info(self, deadline: float) -> ModelInfo:
-        """Returns what the service runs, asked once until `forget_model_info`."""
-        return self._info or await self.ask_model_info(deadline)
-
-    async def ask_model_info(self, deadline: float) -> ModelInfo:
-        """Returns what the service runs now."""
-        with errors_of("vision"):
-            answer = await self._stub.GetModelInfo(
-                vision_pb2.VisionServiceGetModelInfoRequest(),
-                timeout=seconds_until(deadline),
-                metadata=request_metadata(),
-            )
-        self._info = ModelInfo(
+    async def ask_model_info(self, deadline: float, key: str = "") -> ModelInfo:
+        """Returns what a replica runs now: a key's, or any."""
+        question = vision_pb2.VisionServiceGetModelInfoRequest()
+        answer = await ask("vision", self._stub.GetModelInfo, question, deadline, key)
+        return ModelInfo(
             model=answer.model,
             checkpoint=checkpoint_fingerprint(answer.checkpoint),
             recipe_sha256=answer.recipe_sha256,
@@ -98,11 +96,6 @@ class VisionClient:
             max_tile_count=answer.max_tile_count,
             max_image_byte_count=answer.max_image_byte_count,
         )
-        return self._info
-
-    def forget_model_info(self) -> None:
-        """Makes the next `model_info` ask: the service has another model now."""
-        self._info = None
 
     async def encode_image(
         self, request: EncodeRequest, name_field: FieldNamer, deadline: float
@@ -110,30 +103,74 @@ class VisionClient:
         """Yields the embedding's header, chunks and trailer as they come.
 
         Args:
-            request: the image; its file is handed over to gRPC.
+            request: the image, whose content leads to the replica that is asked first.
             name_field: what the caller calls a field of EncodeImageRequest.
             deadline: when it must be over, in the event loop's time.
 
         Raises:
-            ServiceError: the class that the service answered with.
+            ServiceError: the class that the service answered with, and what `Router.offer` raises.
+            ModelMismatchError: no replica was found that encodes by the request's recipe.
             DataLossError: the service names the embedding otherwise than we do.
         """
-        await self._sending.acquire()  # one file at a time: gRPC copies them in the event loop
+        begin = partial(self._begin, request, name_field, deadline)
+        key = request.embedding_id.content_sha256.hex()
         try:
-            call = self._encode_image(
-                request, timeout=seconds_until(deadline), metadata=request_metadata()
-            )
-        finally:  # once the call's task, which is in the queue by now, has copied the file
-            asyncio.get_running_loop().call_soon(self._sending.release)
+            header, call = await self._router.offer(key, begin)
+        except ModelMismatchError:
+            fitting = await self._key_of_recipe(request, key, deadline)
+            header, call = await self._router.offer(fitting, begin)
         try:
+            yield header
             with errors_of("vision", name_field):
-                while isinstance(response := await call.read(), vision_pb2.EncodeImageResponse):
-                    piece = embedding_piece(response, request.embedding_id)
-                    del response  # its bytes would stay in memory while the piece travels on
+                while piece := await _read(call, request):
                     yield piece
         finally:
             call.cancel()
 
+    async def _begin(
+        self, request: EncodeRequest, name_field: FieldNamer, deadline: float, offer: Offer
+    ) -> tuple[EmbeddingPiece, EncodeCall]:
+        """Returns the first piece of an embedding, and the call that gives the others."""
+        call = await self._send(request, deadline, offer)
+        try:
+            with errors_of("vision", name_field):
+                if (header := await _read(call, request)) is None:
+                    raise ServiceError("the vision service ended the call without an embedding")
+        except BaseException:
+            call.cancel()
+            raise
+        return header, call
 
-def _serialized(request: EncodeRequest) -> bytes:
-    return encode_request(request.file.hand_over(), request.max_tile_count, request.service_recipe)
+    async def _send(self, request: EncodeRequest, deadline: float, offer: Offer) -> EncodeCall:
+        await self._sending.acquire()  # one file at a time: gRPC copies them in the event loop
+        try:
+            return self._encode_image(
+                (request, offer.max_queue_seconds),
+                timeout=seconds_until(deadline),
+                metadata=(*offer.metadata, *request_metadata()),
+            )
+        finally:  # once the call's task, which is in the queue by now, has copied the file
+            asyncio.get_running_loop().call_soon(self._sending.release)
+
+    async def _key_of_recipe(self, request: EncodeRequest, key: str, deadline: float) -> str:
+        """Returns a salted key that leads to a replica with the request's recipe."""
+        for number in range(1, SEARCH_COUNT):
+            info = await self.ask_model_info(deadline, found := salted(key, number))
+            if info.recipe_sha256 == request.service_recipe:
+                return found
+        raise ModelMismatchError("no replica of the vision service encodes by this recipe any more")
+
+
+def _serialized(sent: tuple[EncodeRequest, float]) -> bytes:
+    request, max_queue_seconds = sent
+    return encode_request(
+        request.file.content, request.max_tile_count, request.service_recipe, max_queue_seconds
+    )
+
+
+async def _read(call: EncodeCall, request: EncodeRequest) -> EmbeddingPiece | None:
+    """Returns the next piece; None after the last. No message stays in memory while it travels."""
+    response = await call.read()
+    if not isinstance(response, vision_pb2.EncodeImageResponse):
+        return None
+    return embedding_piece(response, request.embedding_id)

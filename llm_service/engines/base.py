@@ -168,6 +168,10 @@ class EngineLoad:
         waiting_sequence_count: sequences waiting for room.
         free_kv_token_count: tokens that fit into the free part of the KV cache.
         total_kv_token_count: tokens that fit into the whole KV cache.
+        startable_sequence_count: sequences that would start at once, if they came now; those that
+            the engine has not looked at yet are among them. 0 when any waits that it has.
+        preemption_count: how often a sequence gave its room back so far, to be computed anew
+            later; None for an engine that does not tell.
         steps: those so far.
     """
 
@@ -176,6 +180,8 @@ class EngineLoad:
     free_kv_token_count: int
     total_kv_token_count: int
     steps: StepTotals = StepTotals()
+    startable_sequence_count: int = 0
+    preemption_count: int | None = None
 
 
 class LLMEngine(Protocol):

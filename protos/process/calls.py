@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import structlog
@@ -77,7 +77,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     is a bug, logged with its traceback and answered by INTERNAL without it.
     """
 
-    def __init__(self, max_call_count: int) -> None:
+    def __init__(self, max_call_count: int, on_error: Callable[[ServiceError], None]) -> None:
+        """Makes it; `on_error` is told of each error that ends a call."""
+        self._on_error = on_error
         self._places = Places(max_call_count)
         self._side_places: dict[str, Places] = defaultdict(lambda: Places(MAX_SIDE_CALL_COUNT))
 
@@ -120,7 +122,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - the one place for it: see the class
-            await _abort(context, error)
+            told = _told(error)
+            self._on_error(told)
+            status = rpc_status.to_status(to_status(told))
+            await context.abort(status.code, status.details, status.trailing_metadata)
 
     def _places_of(self, method: str) -> Places:
         return self._side_places[method] if method.startswith("/grpc.") else self._places
@@ -174,12 +179,12 @@ def _parsed(handler: Any, data: bytes) -> Any:
         raise InvalidArgumentError("the message is not valid protobuf") from error
 
 
-async def _abort(context: Context, error: Exception) -> NoReturn:
-    if not isinstance(error, ServiceError) and is_out_of_memory(error):
+def _told(error: Exception) -> ServiceError:
+    """Returns what the caller is told of an exception."""
+    if isinstance(error, ServiceError):
+        return error
+    if is_out_of_memory(error):
         logger.error("call_out_of_memory", exc_info=error)
-        error = OverloadedError("the service has no memory for this call", retry_after=1.0)
-    if not isinstance(error, ServiceError):
-        logger.error("bug", exc_info=error)
-        error = ServiceError("internal error; the service's log has it under this request id")
-    status = rpc_status.to_status(to_status(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+        return OverloadedError("the service has no memory for this call", retry_after=1.0)
+    logger.error("bug", exc_info=error)
+    return ServiceError("internal error; the service's log has it under this request id")

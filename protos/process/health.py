@@ -27,6 +27,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it
         self._is_ready = is_ready
         self._draining = asyncio.Event()
         self._over = asyncio.Event()
+        self._watcher_count = 0
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Any:
         """Tells the status of a service; NOT_FOUND for a name it does not know."""
@@ -38,12 +39,21 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # it
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[Any]:
         """Tells the status of a service and each change of it, until `end_watches`."""
-        if request.service in self._names:
-            async for status in self._changes():
-                yield Response(status=status)
-        else:
-            yield Response(status=Response.SERVICE_UNKNOWN)
-        await self._over.wait()
+        self._watcher_count += 1
+        try:
+            if request.service in self._names:
+                async for status in self._changes():
+                    yield Response(status=status)
+            else:
+                yield Response(status=Response.SERVICE_UNKNOWN)
+            await self._over.wait()
+        finally:
+            self._watcher_count -= 1
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody would be told of a change."""
+        return self._watcher_count > 0
 
     def drain(self) -> None:
         """Makes every service NOT_SERVING."""

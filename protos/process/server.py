@@ -7,7 +7,8 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 import structlog
@@ -17,7 +18,9 @@ from grpc_reflection.v1alpha import reflection
 
 from protos.process.calls import CallInterceptor
 from protos.process.health import HealthServicer
-from protos.process.settings import ServingSettings
+from protos.process.metrics import serving_metrics
+from protos.process.service_metrics import ServiceMetrics
+from protos.process.settings import GrpcSettings
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -30,9 +33,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 # Without these two a client that pings during a long prefill is cut off with "too_many_pings".
 SERVER_PING_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
 )
+# Calls on a connection that takes no more of them have a deadline of their own: at most a day.
+CONNECTION_GRACE_SECONDS = 86_400
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Service:
         max_call_count: most calls of it at a time; more are RESOURCE_EXHAUSTED.
         is_ready: whether it can take calls now; health is NOT_SERVING while it cannot.
         reflection: whether the server tells what its services look like.
+        metrics: what Prometheus is told of it.
     """
 
     name: str
@@ -56,23 +62,37 @@ class Service:
     max_call_count: int = DEFAULT_MAX_CALL_COUNT
     is_ready: Callable[[], bool] = lambda: True
     reflection: bool = True
+    metrics: ServiceMetrics = field(default_factory=partial(ServiceMetrics, "internvl"))
 
 
 @asynccontextmanager
 async def running_server(
-    service: Service, host: str, port: int, drain_seconds: float
+    service: Service,
+    host: str,
+    port: int,
+    drain_seconds: float,
+    *,
+    notice_seconds: float = 0.0,
+    connection_age_seconds: float | None = None,
 ) -> AsyncIterator[int]:
     """Runs a gRPC server with health: SERVING from the start, as the engine is warm.
 
+    Args:
+        service: what is served.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        drain_seconds: how long calls in flight get to end.
+        notice_seconds: how long, before that, new ones are taken though the health says no.
+        connection_age_seconds: how long a connection takes new calls; None: for ever.
+
     Yields:
-        The port that was bound. On leaving, the service is NOT_SERVING first, then calls in flight
-        get `drain_seconds` to end.
+        The port that was bound. On leaving, the service is NOT_SERVING first.
 
     Raises:
         OSError: the address cannot be bound.
     """
-    interceptor = CallInterceptor(service.max_call_count)
-    server = _make_server(service, interceptor)
+    interceptor = CallInterceptor(service.max_call_count, service.metrics.count_refusal)
+    server = _make_server(service, interceptor, connection_age_seconds)
     service.register(server)
     health = HealthServicer(("", service.name), service.is_ready)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -88,18 +108,32 @@ async def running_server(
         yield bound_port
     finally:
         health.drain()
+        if health.is_watched and service.is_healthy():
+            await asyncio.sleep(notice_seconds)
         await _drain(server, interceptor.idle, health, drain_seconds)
 
 
-def _make_server(service: Service, interceptor: CallInterceptor) -> grpc.aio.Server:
+def _make_server(
+    service: Service, interceptor: CallInterceptor, connection_age_seconds: float | None
+) -> grpc.aio.Server:
     return grpc.aio.server(
         interceptors=[interceptor],
         options=[
             *KEEPALIVE_OPTIONS,
             *SERVER_PING_OPTIONS,
+            *_age_options(connection_age_seconds),
             ("grpc.max_receive_message_length", service.max_message_byte_count),
             ("grpc.so_reuseport", 0),
         ],
+    )
+
+
+def _age_options(seconds: float | None) -> tuple[tuple[str, int], ...]:
+    if seconds is None:
+        return ()
+    return (
+        ("grpc.max_connection_age_ms", round(seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_SECONDS * 1000),
     )
 
 
@@ -133,23 +167,32 @@ def exit_on_stop_signals() -> None:
         signal.signal(signum, lambda number, _: os._exit(128 + number))
 
 
-async def serve(service: Service, settings: ServingSettings) -> bool:
-    """Serves until one of STOP_SIGNALS, or until the engine dies.
+async def serve(service: Service, settings: GrpcSettings) -> bool:
+    """Serves until one of STOP_SIGNALS, or until the engine dies; metrics beside it.
 
     Returns:
         True after a signal, False when the engine died: the process should then exit non-zero, so
         that its supervisor starts a new one.
+
+    Raises:
+        OSError: an address cannot be bound.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
-    async with running_server(
-        service, settings.host, settings.port, settings.drain_seconds
-    ) as port:
-        logger.info("serving", service=service.name, host=settings.host, port=port)
-        healthy = await _wait_until(stop, service.is_healthy)
-        logger.info("draining", service=service.name, engine_healthy=healthy)
+    with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
+        async with running_server(
+            service,
+            settings.host,
+            settings.port,
+            settings.drain_seconds,
+            notice_seconds=settings.drain_notice_seconds,
+            connection_age_seconds=settings.connection_age_seconds,
+        ) as port:
+            logger.info("serving", service=service.name, host=settings.host, port=port)
+            healthy = await _wait_until(stop, service.is_healthy)
+            logger.info("draining", service=service.name, engine_healthy=healthy)
     return healthy
 
 

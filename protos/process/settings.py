@@ -130,6 +130,9 @@ class ServingSettings(Options):
     """Address to listen on; 0.0.0.0 for all of the machine's."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and logs it."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
+    it. Default: none are served."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """On SIGTERM, how long calls in flight may still run."""
     log_level: LogLevel = "info"
@@ -211,7 +214,18 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class EngineSettings(ServingSettings):
+class GrpcSettings(ServingSettings):
+    """The options that processes with a gRPC service share."""
+
+    drain_notice_seconds: float = Field(default=2.0, ge=0)
+    """On SIGTERM, how long calls are still taken after the health says NOT_SERVING, so that who
+    watches it goes elsewhere before any is refused; no time passes while nobody watches."""
+    connection_age_seconds: float = Field(default=6.0, ge=1, le=86_400)
+    """How long a connection takes new calls, give or take a tenth; those on it go on to their end.
+    A client then looks the service's name up again: so soon a gateway knows of a new replica."""
+
+
+class EngineSettings(GrpcSettings):
     """Options of a service that has several engines, each with a group of options of its own.
 
     A subclass lists its engines' names as a Literal, and has a field of EngineOptions for each

@@ -11,13 +11,14 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import torch
 
-from gateway.chat import ChatLimits, ChatPipeline, RequestRecord
+from gateway.chat import ChatLimits, ChatPipeline
 from gateway.images.data_urls import Attachments
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.memory import Memory
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.pools import open_pools
+from gateway.record import RequestRecord
 from gateway.services.channel import open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair

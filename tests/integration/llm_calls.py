@@ -71,11 +71,13 @@ async def serving(
         allows_priority=allows_priority,
     )
     tables = TableCache(table_byte_count, key)
-    servicer = LLMServicer(Generator(info, engine, tables, metrics or Metrics(engine)))
+    metrics = metrics or Metrics(engine)
+    servicer = LLMServicer(Generator(info, engine, tables, metrics))
     service = Service(
         SERVICE_NAME,
         lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
         engine.is_healthy,
+        metrics=metrics,
     )
     async with channel_to(service) as channel:
         yield channel

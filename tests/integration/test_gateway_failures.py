@@ -18,6 +18,7 @@ from aiohttp.test_utils import TestServer
 from gateway import handlers
 from gateway.events import TextDelta
 from gateway.openai.answers import StreamedAnswer
+from gateway.services.routing import OFFER_COUNT
 from protos.errors import (
     ContextLengthError,
     DataLossError,
@@ -80,7 +81,9 @@ async def test_a_failure_before_the_first_token_is_an_http_status(
     retry_after: str | None,
     stream: bool,
 ) -> None:
-    async with stack(llm=ScriptedLLM(failures=[failure])) as gateway:
+    # Of every offer of the call: a full queue, or a service that is gone, is not asked alone.
+    llm = ScriptedLLM(failures=[failure] * (OFFER_COUNT + 1))
+    async with stack(llm=llm) as gateway:
         body = chat_body(stream=stream)
         async with gateway.http.post(CHAT, json=body) as response:
             assert response.status == status
@@ -194,7 +197,7 @@ async def test_a_refused_tile_cap_is_named() -> None:
 
 
 async def test_a_full_vision_service_is_429() -> None:
-    vision = ScriptedVision(failures=[OverloadedError("x", retry_after=4)])
+    vision = ScriptedVision(failures=[OverloadedError("x", retry_after=4)] * (OFFER_COUNT + 1))
     async with stack(vision) as gateway:
         body = chat_body(messages=image_messages())
         async with gateway.http.post(CHAT, json=body) as response:
@@ -218,15 +221,30 @@ async def test_a_failure_of_the_llm_service_ends_an_encoding_that_would_never_en
         await happening(vision.cancelled)
 
 
-async def test_another_model_behind_the_vision_service_is_503_once() -> None:
+@pytest.mark.parametrize("failure", [OverloadedError("x"), UnavailableError("x")], ids=repr)
+async def test_a_call_that_was_refused_is_offered_once_more(failure: ServiceError) -> None:
+    async with stack(
+        ScriptedVision(failures=[failure]), ScriptedLLM(failures=[failure])
+    ) as gateway:
+        assert (await gateway.chat(messages=image_messages()))[0] == 200
+        assert [len(gateway.vision.requests), len(gateway.llm.starts)] == [2, 2]
+        first, second = gateway.vision.requests
+        assert first.image == second.image
+
+
+async def test_what_has_begun_is_never_sent_once_more() -> None:
+    llm = ScriptedLLM(late_failure=UnavailableError("x"))
+    async with stack(llm=llm) as gateway:
+        assert (await gateway.chat())[0] == 503
+        assert len(llm.starts) == 1
+
+
+async def test_another_model_behind_the_vision_service_fails_nothing() -> None:
     async with stack() as gateway:
         assert (await gateway.chat(messages=image_messages(b"1")))[0] == 200
         gateway.vision.recipe = b"s" * 32
-        body = chat_body(messages=image_messages(b"2"))
-        async with gateway.http.post(CHAT, json=body) as response:
-            assert (response.status, response.headers["Retry-After"]) == (503, "1")
-            assert "vision" in (await response.json())["error"]["message"]
         assert (await gateway.chat(messages=image_messages(b"2")))[0] == 200
+        assert gateway.vision.requests[-1].expected_recipe_sha256 == gateway.vision.recipe
 
 
 async def test_an_embedding_of_another_image_is_never_passed_on() -> None:

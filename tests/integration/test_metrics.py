@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
+import re
 import socket
 from collections.abc import AsyncGenerator
-from urllib.request import urlopen
+from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from llm_service.engines.base import EngineLoad, Request, StepTotals, TokenOutput
-from llm_service.metrics import Metrics, serving_metrics
+from llm_service.metrics import Metrics
 from protos.errors import NonFiniteError
 from protos.internvl.v1 import llm_pb2_grpc
+from protos.process.backlog import Backlog
+from protos.process.metrics import serving_metrics
 from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import END, exchange, serving, start, table, upload
+from tests.integration.scrapes import scrape
 from tests.real_tokenizers import real_tokenizer
+from tests.unit.vision_service.fakes import FakeEngine
+from vision_service.batcher import TileBatcher
+from vision_service.cache import EmbeddingCache
+from vision_service.metrics import Metrics as VisionMetrics
+
+LLM = "internvl_llm_"
+ROOT = Path(__file__).parents[2]
 
 
 class BusyEngine(IdleEngine):
@@ -31,18 +41,7 @@ class BusyEngine(IdleEngine):
         yield TokenOutput([END], "stop", cached_token_count=16)
 
     def load(self) -> EngineLoad:
-        return EngineLoad(3, 5, 700, 1000, StepTotals(11, 1.5, 13))
-
-
-def read(port: int) -> dict[str, float]:
-    """Returns the values of all metrics, by name and label."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics") as response:
-        text = response.read().decode()
-    return {
-        "/".join([sample.name.removeprefix("internvl_llm_"), *sample.labels.values()]): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+        return EngineLoad(3, 5, 700, 1000, StepTotals(11, 1.5, 13), preemption_count=17)
 
 
 async def test_the_engines_load_and_the_answers_are_counted() -> None:
@@ -50,12 +49,11 @@ async def test_the_engines_load_and_the_answers_are_counted() -> None:
     metrics = Metrics(engine)
     async with serving(engine, real_tokenizer("qwen2_5"), metrics=metrics) as channel:
         stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
-        with serving_metrics(metrics, "127.0.0.1", 0) as port:
-            assert port is not None
-            before = await asyncio.to_thread(read, port)
-            usages = [(await exchange(stub, start()))[-1].usage for _ in range(2)]
-            after = await asyncio.to_thread(read, port)
-    assert (after["sequences/running"], after["sequences/waiting"]) == (3, 5)
+        before = await scrape(metrics.registry, LLM)
+        usages = [(await exchange(stub, start()))[-1].usage for _ in range(2)]
+        after = await scrape(metrics.registry, LLM)
+    assert (after["running_sequences"], after["waiting_sequences"]) == (3, 5)
+    assert after["kv_cache_utilization"] == pytest.approx(0.3)
     assert (after["kv_cache_tokens/free"], after["kv_cache_tokens/used"]) == (700, 300)
     assert (after["steps_total"], after["step_seconds_total"]) == (11, 1.5)
     assert after["step_tokens_total"] == 13
@@ -65,6 +63,24 @@ async def test_the_engines_load_and_the_answers_are_counted() -> None:
     assert after["first_token_seconds_count"] == after["request_seconds_count"] == 2
     expected = sum(usage.total_seconds for usage in usages)
     assert after["request_seconds_sum"] == pytest.approx(expected)
+    expected -= sum(usage.first_token_seconds for usage in usages)
+    assert after["output_token_seconds_count"] == 2  # of two tokens each
+    assert after["output_token_seconds_sum"] == pytest.approx(expected)
+    assert after["backlog_seconds"] == 0
+    assert after["preemptions_total"] == 17
+
+
+@pytest.mark.parametrize("engine_count", [None, 0])
+def test_an_engine_that_does_not_count_preemptions_has_no_such_metric(
+    engine_count: int | None,
+) -> None:
+    class Engine(BusyEngine):
+        def load(self) -> EngineLoad:
+            return EngineLoad(0, 0, 0, 0, preemption_count=engine_count)
+
+    registry = Metrics(Engine()).registry
+    assert registry.get_sample_value(f"{LLM}preemptions_total") == engine_count
+    assert registry.get_sample_value(f"{LLM}kv_cache_utilization") == 0
 
 
 class BrokenEngine(IdleEngine):
@@ -90,21 +106,19 @@ async def test_requests_whose_logits_are_not_finite_are_counted_and_logged_once(
     async with serving(engine, real_tokenizer("qwen2_5"), metrics=metrics) as channel:
         stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
         _, data = table(value)
-        with serving_metrics(metrics, "127.0.0.1", 0) as port, capture_logs() as events:
-            assert port is not None
-            with pytest.raises(NonFiniteError) as caught:
-                await exchange(stub, start(images=["cat"], choice_count=3), *upload(data))
-            counted = await asyncio.to_thread(read, port)
+        with capture_logs() as events, pytest.raises(NonFiniteError) as caught:
+            await exchange(stub, start(images=["cat"], choice_count=3), *upload(data))
+        counted = await scrape(metrics.registry, LLM)
     assert caught.value.message.startswith(sentence)
-    assert counted["nonfinite_logits_total"] == 1
+    assert counted["nonfinite_logits_total"] == counted["refusals_total/NON_FINITE"] == 1
     (event,) = [event for event in events if event["event"] == "nonfinite_logits"]
     assert event["image_token_count"] == 2
     assert event["prompt_token_count"] > 2
 
 
 def test_without_a_port_none_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_service.metrics.start_http_server", pytest.fail)
-    with serving_metrics(Metrics(BusyEngine()), "127.0.0.1", None):
+    monkeypatch.setattr("protos.process.metrics.start_http_server", pytest.fail)
+    with serving_metrics(CollectorRegistry(), "127.0.0.1", None):
         pass
 
 
@@ -113,6 +127,25 @@ def test_a_port_that_is_taken_is_refused() -> None:
         port = other.getsockname()[1]
         with (
             pytest.raises(OSError, match="in use"),
-            serving_metrics(Metrics(BusyEngine()), "127.0.0.1", port),
+            serving_metrics(CollectorRegistry(), "127.0.0.1", port),
         ):
             pass
+
+
+def exposed(registry: CollectorRegistry) -> set[str]:
+    """Returns the names under which a registry's metrics are found."""
+    return {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in registry.collect()
+    }
+
+
+def test_the_manual_lists_the_metrics_of_both_services() -> None:
+    manual = (ROOT / "docs" / "operating.md").read_text()
+    section = re.split(r"^## ", manual, flags=re.MULTILINE)
+    (text,) = (part for part in section if part.startswith("Metrics\n"))
+    documented = set(re.findall(r"`(internvl_(?:vision|llm)_\w+)`", text))
+    vision = VisionMetrics()
+    batcher = TileBatcher(FakeEngine(), max_batch_tile_count=1, max_queued_tile_count=1)
+    vision.watch(batcher, EmbeddingCache(0), Backlog())
+    assert documented == exposed(vision.registry) | exposed(Metrics(BusyEngine()).registry)

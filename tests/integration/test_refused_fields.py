@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack
@@ -317,6 +318,18 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         "expected_recipe_sha256",
         {"image": NO_IMAGE, "expected_recipe_sha256": bytes(32)},
         "the gateway takes it from the service, and asks again when it has changed",
+    ),
+    OwnViolation(
+        "EncodeImageRequest",
+        "max_queue_seconds",
+        {"image": NO_IMAGE, "max_queue_seconds": -1},
+        "the gateway takes it from an option, and refuses to start with such a one",
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "max_queue_seconds",
+        HI | {"max_queue_seconds": math.nan},
+        "the gateway takes it from an option, and refuses to start with such a one",
     ),
     *(
         OwnViolation(

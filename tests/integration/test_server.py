@@ -23,7 +23,7 @@ from protos.errors import EngineDeadError, OverloadedError, ServiceError
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.process.logs import REQUEST_ID_KEY
 from protos.process.server import STOP_SIGNALS, Service, running_server, serve
-from protos.process.settings import ServingSettings
+from protos.process.settings import GrpcSettings, ServingSettings
 from protos.status import from_rpc_error
 
 NAME = "internvl.v1.VisionService"
@@ -179,7 +179,7 @@ async def test_a_signal_drains_the_call_in_flight(
     servicer: Servicer, signum: signal.Signals
 ) -> None:
     with capture_logs() as events:
-        serving = asyncio.create_task(serve(servicer.service(), ServingSettings()))
+        serving = asyncio.create_task(serve(servicer.service(), GrpcSettings()))
         # A log event cannot be awaited.
         while not (ports := [event["port"] for event in events if event["event"] == "serving"]):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -282,7 +282,7 @@ async def test_health_of_a_service_that_is_not_here(channel: grpc.aio.Channel) -
 
 async def test_dead_engine_ends_serving(servicer: Servicer) -> None:
     servicer.healthy = False
-    assert await serve(servicer.service(), ServingSettings()) is False
+    assert await serve(servicer.service(), GrpcSettings()) is False
 
 
 def test_settings_explain_themselves() -> None:

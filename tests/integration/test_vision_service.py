@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import os
 import signal
 import struct
@@ -22,6 +23,7 @@ import torch
 from blockbuster import blockbuster_ctx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
+from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 from structlog.testing import capture_logs
 
@@ -41,6 +43,7 @@ from protos.process.server import running_server
 from protos.status import from_rpc_error
 from protos.transport import CHUNK_BYTE_COUNT, MAX_CHUNK_BYTE_COUNT
 from tests import hostile_pictures as hostile
+from tests.integration.scrapes import scrape
 from tests.unit.vision_service.checkpoints import (
     SMALL_6B,
     changed,
@@ -73,9 +76,10 @@ def blocking_calls_fail() -> Iterator[None]:
 
 
 class Client:
-    """The service's stubs on one channel."""
+    """The service's stubs on one channel, and its metrics where they are asked for."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, metrics: CollectorRegistry | None = None) -> None:
+        self.metrics = metrics or CollectorRegistry()
         self.stub = vision_pb2_grpc.VisionServiceStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
 
@@ -121,7 +125,7 @@ async def running(
         running_server(service, "127.0.0.1", 0, drain_seconds=0) as port,
         grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
     ):
-        yield Client(channel)
+        yield Client(channel, service.metrics.registry)
 
 
 @contextmanager
@@ -263,6 +267,60 @@ async def test_requests_in_flight_share_engine_calls(fake_engine: FakeEngine) ->
             await asyncio.to_thread(fake_engine.entered.wait)
         await asyncio.gather(*requests)
     assert sum(fake_engine.batch_tile_counts) == 6
+
+
+async def test_an_image_that_would_wait_too_long_is_refused_and_others_are_served(
+    fake_engine: FakeEngine,
+) -> None:
+    """What is in the cache, or on its way for another request, is never refused."""
+    pictures = [encoded(picture(64, 64, seed)) for seed in range(9)]
+
+    async def until_waiting(client: Client, tile_count: int) -> None:
+        for _ in range(3000):
+            if client.metrics.get_sample_value("internvl_vision_waiting_tiles") == tile_count:
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail(f"there were never {tile_count} tiles")
+
+    async with running(fake_engine) as client:
+        with held(fake_engine):  # by which the service learns its pace
+            requests = [asyncio.create_task(client.encode(image)) for image in pictures[:3]]
+            await until_waiting(client, 3)
+            await asyncio.sleep(0.2)
+        await asyncio.gather(*requests)
+        with held(fake_engine):
+            requests = [asyncio.create_task(client.encode(image)) for image in pictures[3:7]]
+            await until_waiting(client, 4)
+            before = await scrape(client.metrics, "internvl_vision_")
+            error = await client.refusal(pictures[7], max_queue_seconds=0.05)
+            after = await scrape(client.metrics, "internvl_vision_")
+            assert (await client.encode(pictures[0], max_queue_seconds=0)).header.cache_hit
+            joined = client.encode(pictures[3], max_queue_seconds=0)
+            patient = client.encode(pictures[8], max_queue_seconds=3600)
+            requests += map(asyncio.create_task, (joined, patient))
+            await until_waiting(client, 5)
+        await asyncio.gather(*requests)
+        assert (await client.encode(pictures[7], max_queue_seconds=0)).data
+        served = await scrape(client.metrics, "internvl_vision_")
+    assert isinstance(error, OverloadedError)
+    assert error.retry_after is not None
+    assert before["backlog_seconds"] <= error.retry_after + 0.05 <= after["backlog_seconds"]
+    assert before["backlog_seconds"] > 0.1
+    assert after["refusals_total/QUEUE_FULL"] == 1
+    assert (served["images_total/cache"], served["images_total/encoded"]) == (1, 10)
+    assert served["tiles_total/encoded"] == 9
+    assert served["tiles_total/padding"] == len(fake_engine.batch_tile_counts)
+    for stage in ("preprocess", "queue", "forward"):
+        assert served[f"stage_seconds_count/{stage}"] == 9
+    assert served["cache_bytes"] == 9 * TOKENS_PER_TILE * HIDDEN_SIZE * 4
+    assert served["waiting_tiles"] == served["backlog_seconds"] == 0
+
+
+@pytest.mark.parametrize("seconds", [-0.5, math.nan])
+async def test_a_longest_wait_that_is_no_time_is_refused(client: Client, seconds: float) -> None:
+    error = await client.refusal(IMAGE_B, max_queue_seconds=seconds)
+    assert isinstance(error, InvalidArgumentError)
+    assert error.field == "max_queue_seconds"
 
 
 async def test_a_matching_recipe_is_accepted(client: Client) -> None:

@@ -173,6 +173,7 @@ class TensorRTLLMEngine:
             free_kv_token_count=self._free_kv_token_count if count else self._total_kv_token_count,
             total_kv_token_count=self._total_kv_token_count,
             steps=self._steps,
+            startable_sequence_count=self._turns.free_count,
         )
 
     def is_healthy(self) -> bool:

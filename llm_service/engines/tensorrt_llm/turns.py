@@ -25,10 +25,13 @@ class Turns:
     The executor runs what it has in the order in which that came, whosever it is. So it is given no
     more than it can run, and what waits waits here. A place that is held comes back when its
     sequence ends: the executor cannot put one aside. All is the event loop's.
+
+    Attributes:
+        free_count: places that nobody holds; 0 while anybody waits.
     """
 
     def __init__(self, place_count: int) -> None:
-        self._free_count = place_count
+        self.free_count = place_count
         self._held_counts: Counter[Account] = Counter()
         self._waiters: list[_Waiter] = []
         self._arrival_count = 0
@@ -52,10 +55,10 @@ class Turns:
             self._leave(waiter)
 
     def _hand_out(self) -> None:
-        while self._free_count and self._waiters:
+        while self.free_count and self._waiters:
             waiter = min(self._waiters, key=self._rank)
             self._waiters.remove(waiter)
-            self._free_count -= 1
+            self.free_count -= 1
             self._held_counts[waiter.request.account] += 1
             if not waiter.turn.done():
                 waiter.turn.set_result(None)
@@ -69,7 +72,7 @@ class Turns:
             self._waiters.remove(waiter)
             return
         account = waiter.request.account
-        self._free_count += 1
+        self.free_count += 1
         self._held_counts[account] -= 1
         if not self._held_counts[account]:
             del self._held_counts[account]

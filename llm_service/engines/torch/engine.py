@@ -139,6 +139,8 @@ class TorchEngine:
             free_kv_token_count=self._free_kv_token_count,
             total_kv_token_count=self._total_kv_token_count,
             steps=self._steps,
+            startable_sequence_count=self._startable_count,
+            preemption_count=self._preemption_count,
         )
 
     def is_healthy(self) -> bool:
@@ -315,6 +317,8 @@ class TorchEngine:
         blocks = self._scheduler.blocks
         self._running_count = len(self._scheduler.running)
         self._free_kv_token_count = blocks.free_count * blocks.block_size
+        self._startable_count = self._scheduler.startable_count
+        self._preemption_count = self._scheduler.preemption_count
 
     def _end(self) -> None:
         """Fails every request that is in the engine or was posted before it ended."""

@@ -32,6 +32,12 @@ class Scheduler:
     A sequence is admitted when the cache has room for all the tokens it has; it takes further
     blocks as it grows. When none is left, the last sequence in the order gives its blocks back and
     is computed anew later.
+
+    Attributes:
+        blocks: the KV cache's.
+        waiting: sequences that wait for their turn, first ones first.
+        running: those that have a slot, likewise.
+        preemption_count: how often a sequence gave its slot and blocks back so far.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class Scheduler:
         self.blocks = blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.preemption_count = 0
         self._max_step_token_count = max_step_token_count
         self._free_slots = list(reversed(range(max_running_count)))
         self._share = max(1, max_running_count // 4)
@@ -50,6 +57,11 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether any sequence is not finished."""
         return bool(self.waiting or self.running)
+
+    @property
+    def startable_count(self) -> int:
+        """New sequences that the next step would let run: none while one was turned away."""
+        return 0 if self.waiting or not self.blocks.free_count else len(self._free_slots)
 
     @property
     def awaits_masks(self) -> bool:
@@ -171,6 +183,7 @@ class Scheduler:
             self._preempt(max(givers, key=lambda one: (self._held_counts[one.account], one.order)))
 
     def _preempt(self, sequence: Sequence) -> None:
+        self.preemption_count += 1
         self._stop_running(sequence)
         sequence.computed_count = 0
         sequence.status = Status.WAITING

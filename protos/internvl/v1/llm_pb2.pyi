@@ -177,6 +177,7 @@ class GenerateStart(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     EXPECTED_CHECKPOINT_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Identifies the request in logs; at most 128 characters. Default: made by the service."""
     text: _builtins.str
@@ -194,6 +195,11 @@ class GenerateStart(_message.Message):
     """
     skip_special_tokens: _builtins.bool
     """Whether special tokens such as <ref> and <box> are left out of the text; default true."""
+    max_queue_seconds: _builtins.float
+    """When the service expects the request to wait longer than this for its turn, in seconds, it
+    refuses (RESOURCE_EXHAUSTED, with RetryInfo) before its first message; >= 0. A request that can
+    start at once is never refused so. Default: it may wait for any time.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Messages, laid out by the checkpoint's chat template."""
@@ -245,10 +251,11 @@ class GenerateStart(_message.Message):
         cache_salt: _builtins.str | None = ...,
         skip_special_tokens: _builtins.bool | None = ...,
         expected_checkpoint: _checkpoint_pb2.CheckpointFingerprint | None = ...,
+        max_queue_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_choice_count", b"_choice_count", "_guided", b"_guided", "_logprobs", b"_logprobs", "_priority", b"_priority", "_skip_special_tokens", b"_skip_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "choice_count", b"choice_count", "expected_checkpoint", b"expected_checkpoint", "guided", b"guided", "logprobs", b"logprobs", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_choice_count", b"_choice_count", "_guided", b"_guided", "_logprobs", b"_logprobs", "_max_queue_seconds", b"_max_queue_seconds", "_priority", b"_priority", "_skip_special_tokens", b"_skip_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "choice_count", b"choice_count", "expected_checkpoint", b"expected_checkpoint", "guided", b"guided", "logprobs", b"logprobs", "max_queue_seconds", b"max_queue_seconds", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_choice_count", b"_choice_count", "_guided", b"_guided", "_logprobs", b"_logprobs", "_priority", b"_priority", "_skip_special_tokens", b"_skip_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "choice_count", b"choice_count", "expected_checkpoint", b"expected_checkpoint", "guided", b"guided", "images", b"images", "logprobs", b"logprobs", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt", "_choice_count", b"_choice_count", "_guided", b"_guided", "_logprobs", b"_logprobs", "_max_queue_seconds", b"_max_queue_seconds", "_priority", b"_priority", "_skip_special_tokens", b"_skip_special_tokens", "cache_salt", b"cache_salt", "chat", b"chat", "choice_count", b"choice_count", "expected_checkpoint", b"expected_checkpoint", "guided", b"guided", "images", b"images", "logprobs", b"logprobs", "max_queue_seconds", b"max_queue_seconds", "priority", b"priority", "prompt", b"prompt", "request_id", b"request_id", "sampling", b"sampling", "skip_special_tokens", b"skip_special_tokens", "stop", b"stop", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cache_salt: _TypeAlias = _typing.Literal["cache_salt"]  # noqa: Y015
     _WhichOneofArgType__cache_salt: _TypeAlias = _typing.Literal["_cache_salt", b"_cache_salt"]  # noqa: Y015
@@ -258,6 +265,8 @@ class GenerateStart(_message.Message):
     _WhichOneofArgType__guided: _TypeAlias = _typing.Literal["_guided", b"_guided"]  # noqa: Y015
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__max_queue_seconds: _TypeAlias = _typing.Literal["max_queue_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_queue_seconds: _TypeAlias = _typing.Literal["_max_queue_seconds", b"_max_queue_seconds"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__skip_special_tokens: _TypeAlias = _typing.Literal["skip_special_tokens"]  # noqa: Y015
@@ -272,6 +281,8 @@ class GenerateStart(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__guided) -> _WhichOneofReturnType__guided | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_queue_seconds) -> _WhichOneofReturnType__max_queue_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
@@ -1184,6 +1195,7 @@ class GetLoadResponse(_message.Message):
     WAITING_SEQUENCE_COUNT_FIELD_NUMBER: _builtins.int
     FREE_KV_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     TOTAL_KV_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    BACKLOG_SECONDS_FIELD_NUMBER: _builtins.int
     running_sequence_count: _builtins.int
     """Sequences being generated."""
     waiting_sequence_count: _builtins.int
@@ -1192,6 +1204,11 @@ class GetLoadResponse(_message.Message):
     """Tokens that fit into the free part of the KV cache."""
     total_kv_token_count: _builtins.int
     """Tokens that fit into the whole KV cache."""
+    backlog_seconds: _builtins.float
+    """Seconds until a new request's turn, by the service's own estimate: the sequences that have no
+    token yet, over those that lately got their first one in a second. 0 while one could start at
+    once, and until there was anything to estimate it by; at most 3600.
+    """
     def __init__(
         self,
         *,
@@ -1199,10 +1216,11 @@ class GetLoadResponse(_message.Message):
         waiting_sequence_count: _builtins.int = ...,
         free_kv_token_count: _builtins.int = ...,
         total_kv_token_count: _builtins.int = ...,
+        backlog_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_kv_token_count", b"free_kv_token_count", "running_sequence_count", b"running_sequence_count", "total_kv_token_count", b"total_kv_token_count", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_seconds", b"backlog_seconds", "free_kv_token_count", b"free_kv_token_count", "running_sequence_count", b"running_sequence_count", "total_kv_token_count", b"total_kv_token_count", "waiting_sequence_count", b"waiting_sequence_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,7 +78,8 @@ class LLMServiceServicer(object):
         this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
         numbers), FAILED_PRECONDITION (an embedding that does not fit this model, expected_checkpoint
         differs), DATA_LOSS (checksum),
-        PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+        PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full or longer
+        than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

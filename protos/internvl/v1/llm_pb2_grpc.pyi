@@ -50,7 +50,8 @@ class LLMServiceStub:
     this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
     numbers), FAILED_PRECONDITION (an embedding that does not fit this model, expected_checkpoint
     differs), DATA_LOSS (checksum),
-    PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+    PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full or longer
+    than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]
     """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
@@ -83,7 +84,8 @@ class LLMServiceAsyncStub(LLMServiceStub):
     this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
     numbers), FAILED_PRECONDITION (an embedding that does not fit this model, expected_checkpoint
     differs), DATA_LOSS (checksum),
-    PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+    PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full or longer
+    than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
@@ -119,7 +121,8 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
         this engine does not support: always by name), OUT_OF_RANGE (context too long, with both
         numbers), FAILED_PRECONDITION (an embedding that does not fit this model, expected_checkpoint
         differs), DATA_LOSS (checksum),
-        PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+        PERMISSION_DENIED (an embedding that is not signed), RESOURCE_EXHAUSTED (queue full or longer
+        than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

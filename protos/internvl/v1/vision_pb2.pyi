@@ -27,6 +27,7 @@ class EncodeImageRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     MAX_TILE_COUNT_FIELD_NUMBER: _builtins.int
     EXPECTED_RECIPE_SHA256_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """The encoded file: JPEG, PNG, WEBP, BMP, GIF, TIFF, and AVIF or HEIC where the service has their
     decoders; of several pictures the first one. At most max_image_byte_count.
@@ -38,23 +39,33 @@ class EncodeImageRequest(_message.Message):
     """
     expected_recipe_sha256: _builtins.bytes
     """When set, the service refuses (FAILED_PRECONDITION) unless its recipe_sha256 equals this one."""
+    max_queue_seconds: _builtins.float
+    """When the service expects the image to wait longer than this for its turn, in seconds, it refuses
+    at once (RESOURCE_EXHAUSTED, with RetryInfo); >= 0. An embedding that is in the cache, or that
+    is being made for another request, is never refused so. Default: it may wait for any time.
+    """
     def __init__(
         self,
         *,
         image: _builtins.bytes = ...,
         max_tile_count: _builtins.int | None = ...,
         expected_recipe_sha256: _builtins.bytes | None = ...,
+        max_queue_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_queue_seconds", b"_max_queue_seconds", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "max_queue_seconds", b"max_queue_seconds", "max_tile_count", b"max_tile_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "image", b"image", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_queue_seconds", b"_max_queue_seconds", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "image", b"image", "max_queue_seconds", b"max_queue_seconds", "max_tile_count", b"max_tile_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_recipe_sha256: _TypeAlias = _typing.Literal["expected_recipe_sha256"]  # noqa: Y015
     _WhichOneofArgType__expected_recipe_sha256: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256"]  # noqa: Y015
+    _WhichOneofReturnType__max_queue_seconds: _TypeAlias = _typing.Literal["max_queue_seconds"]  # noqa: Y015
+    _WhichOneofArgType__max_queue_seconds: _TypeAlias = _typing.Literal["_max_queue_seconds", b"_max_queue_seconds"]  # noqa: Y015
     _WhichOneofReturnType__max_tile_count: _TypeAlias = _typing.Literal["max_tile_count"]  # noqa: Y015
     _WhichOneofArgType__max_tile_count: _TypeAlias = _typing.Literal["_max_tile_count", b"_max_tile_count"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_recipe_sha256) -> _WhichOneofReturnType__expected_recipe_sha256 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_queue_seconds) -> _WhichOneofReturnType__max_queue_seconds | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tile_count) -> _WhichOneofReturnType__max_tile_count | None: ...
 

@@ -58,8 +58,8 @@ class VisionServiceServicer(object):
         The response stream is one header, then the chunks of the tensor, then one trailer.
 
         Errors: INVALID_ARGUMENT (not an image, too large, too many pixels, bad tile cap),
-        FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full, with
-        RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+        FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full or
+        longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,8 +40,8 @@ class VisionServiceStub:
     The response stream is one header, then the chunks of the tensor, then one trailer.
 
     Errors: INVALID_ARGUMENT (not an image, too large, too many pixels, bad tile cap),
-    FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full, with
-    RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+    FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full or
+    longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]
     """Describes the loaded checkpoint and the limits of this service."""
@@ -58,8 +58,8 @@ class VisionServiceAsyncStub(VisionServiceStub):
     The response stream is one header, then the chunks of the tensor, then one trailer.
 
     Errors: INVALID_ARGUMENT (not an image, too large, too many pixels, bad tile cap),
-    FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full, with
-    RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+    FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full or
+    longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded checkpoint and the limits of this service."""
@@ -79,8 +79,8 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         The response stream is one header, then the chunks of the tensor, then one trailer.
 
         Errors: INVALID_ARGUMENT (not an image, too large, too many pixels, bad tile cap),
-        FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full, with
-        RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+        FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full or
+        longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
         """
 
     @_abc_1.abstractmethod

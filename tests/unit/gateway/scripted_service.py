@@ -19,14 +19,14 @@ from pydantic_settings import SettingsConfigDict
 from protos.internvl.v1 import llm_pb2_grpc, vision_pb2_grpc
 from protos.process import logs
 from protos.process.server import Service, exit_on_stop_signals, serve
-from protos.process.settings import ModelNames, ServingSettings, read_settings
+from protos.process.settings import GrpcSettings, ModelNames, read_settings
 from tests.fakes import ScriptedLLM, ScriptedVision
 
 logger = structlog.get_logger()
 RELEASING: set[asyncio.Task[None]] = set()
 
 
-class VisionSettings(ServingSettings):
+class VisionSettings(GrpcSettings):
     """Options of the scripted vision service."""
 
     model_config = SettingsConfigDict(env_prefix="INTERNVL_VISION_")
@@ -35,7 +35,7 @@ class VisionSettings(ServingSettings):
     served_model_name: str
 
 
-class LLMSettings(ServingSettings):
+class LLMSettings(GrpcSettings):
     """Options of the scripted LLM service."""
 
     model_config = SettingsConfigDict(env_prefix="INTERNVL_LLM_")

@@ -46,9 +46,8 @@ def test_a_file_counts_until_it_is_let_go() -> None:
     with memory.share() as share:
         share.take(2 * FREE_BYTE_COUNT)
         file = HeldFile(bytes(FREE_BYTE_COUNT), share)
-        assert len(file.hand_over()) == FREE_BYTE_COUNT
-        assert (file.content, memory.held_byte_count) == (b"", FREE_BYTE_COUNT)
+        assert (file.is_held, memory.held_byte_count) == (True, FREE_BYTE_COUNT)
         for _ in range(2):
             file.let_go()
-            assert memory.held_byte_count == 0
+            assert (file.is_held, file.content, memory.held_byte_count) == (False, b"", 0)
         assert share.byte_count == FREE_BYTE_COUNT

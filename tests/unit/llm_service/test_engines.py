@@ -363,6 +363,23 @@ async def test_refuses_when_too_many_wait(start: Start, gate: Gate) -> None:
     assert len(await tokens_of(engine, EIGHT)) == 8
 
 
+async def test_the_load_tells_how_many_could_start_at_once(start: Start, gate: Gate) -> None:
+    engine = await start(max_running_sequence_count=2)
+
+    async def until_startable(count: int) -> None:
+        while engine.load().startable_sequence_count != count:
+            gate.permit(1)
+            await asyncio.sleep(0.01)
+
+    assert engine.load().startable_sequence_count == 2
+    gate.close()
+    requests = [asyncio.ensure_future(tokens_of(engine, LONG)) for _ in range(3)]
+    await asyncio.wait_for(until_startable(0), PATIENCE_SECONDS)
+    gate.open()
+    await asyncio.gather(*requests)
+    await asyncio.wait_for(until_startable(2), PATIENCE_SECONDS)
+
+
 async def test_closing_the_generator_ends_the_sequence(start: Start, gate: Gate) -> None:
     engine = await start(max_running_sequence_count=1)
     warm_up_count = len(gate.batches)

@@ -170,6 +170,29 @@ def test_newest_is_preempted_and_waits_before_all_others() -> None:
     assert newer.status is Status.WAITING
     assert (newer.computed_count, len(newer.block_table)) == (0, 0)
     assert list(scheduler.waiting) == [newer, later]
+    assert scheduler.preemption_count == 1
+
+
+def test_free_slots_are_startable_while_nobody_was_turned_away() -> None:
+    scheduler = _scheduler(
+        *(_sequence(1, 20) for _ in range(63)), max_running_count=64, budget=100, block_count=200
+    )
+    assert scheduler.startable_count == 0  # not until those that came have been let in
+    _step(scheduler)
+    assert scheduler.startable_count == 1
+    for sequence in (_sequence(1, 20), _sequence(1, 20)):
+        scheduler.add(sequence)
+    _step(scheduler)
+    assert (len(scheduler.running), scheduler.startable_count) == (64, 0)
+
+
+def test_without_room_in_a_step_or_in_the_cache_nobody_can_start() -> None:
+    scheduler = _scheduler(_sequence(30, 1), _sequence(30, 1), max_running_count=8, budget=10)
+    _step(scheduler)
+    assert (len(scheduler.running), scheduler.startable_count) == (1, 0)
+    scheduler = _scheduler(_sequence(7, 1), max_running_count=8, block_count=2)
+    scheduler.schedule()
+    assert (scheduler.blocks.free_count, scheduler.startable_count) == (0, 0)
 
 
 def test_waiting_sequences_keep_their_order_behind_a_large_one() -> None:

@@ -1,0 +1,96 @@
+"""How long a new sequence would wait for its turn in the engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from llm_service.engines.base import LLMEngine
+from protos.process.backlog import Backlog, refuse_wait
+
+
+class SequenceBacklog:
+    """The sequences without a token so far, and what they mean for one that comes now.
+
+    It counts sequences and not the tokens of their prompts: what a prompt costs shows only once the
+    engine has looked into its KV cache, where a second turn's thousands cost nothing; and where
+    slots are short, a turn comes when another's output ends, however long the prompt is.
+
+    The engine has the last word while it can start more than wait: then nobody waits, however slow
+    it is.
+    """
+
+    def __init__(self, engine: LLMEngine, clock: Callable[[], float] = time.monotonic) -> None:
+        self._engine = engine
+        self._backlog = Backlog(clock)
+
+    def seconds(self) -> float:
+        """Returns the seconds until a new sequence's turn."""
+        if self._backlog.waiting_count <= self._engine.load().startable_sequence_count:
+            return 0.0
+        return self._backlog.seconds()
+
+    def refuse(self, max_seconds: float | None) -> None:
+        """Refuses a request that would wait longer than it may.
+
+        Raises:
+            OverloadedError: with the time after which it makes sense again.
+        """
+        if max_seconds is not None:
+            refuse_wait(self.seconds(), max_seconds)
+
+    def place(self, sequence_count: int, max_seconds: float | None) -> Place:
+        """Returns the place of a request's sequences, which is not taken yet."""
+        return Place(self, self._backlog, sequence_count, max_seconds)
+
+
+class Place:
+    """One request's place: taken until each of its sequences has a token, or the block ends."""
+
+    def __init__(
+        self,
+        sequences: SequenceBacklog,
+        backlog: Backlog,
+        sequence_count: int,
+        max_seconds: float | None,
+    ) -> None:
+        self._sequences = sequences
+        self._job = backlog.job()
+        self._sequence_count = sequence_count
+        self._max_seconds = max_seconds
+        self._begun: set[int] = set()
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    def take_in_time(self) -> None:
+        """Takes the place, if the request's turn will come in time.
+
+        Raises:
+            OverloadedError: it will not.
+        """
+        self._sequences.refuse(self._max_seconds)
+        self.take()
+
+    def take(self) -> None:
+        """Takes the place, unless it is taken."""
+        self._job.enter(self._sequence_count)
+
+    def leave(self) -> None:
+        """Gives the place back: the request has to wait for something else first."""
+        self._job.leave()
+
+    def begin(self, index: int) -> None:
+        """Says that a sequence has a token."""
+        if index not in self._begun:
+            self._begun.add(index)
+            self._job.finish(1)

@@ -1,0 +1,39 @@
+"""The page that Prometheus reads: how a process serves its metrics over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from prometheus_client import CollectorRegistry, start_http_server
+
+logger = structlog.get_logger()
+
+
+@contextmanager
+def serving_metrics(
+    registry: CollectorRegistry, host: str, port: int | None
+) -> Iterator[int | None]:
+    """Serves metrics over HTTP from a thread; without a port it serves none.
+
+    Yields:
+        The port that was bound.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    if port is None:
+        yield None
+        return
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise OSError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+    logger.info("serving_metrics", host=host, port=server.server_port)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

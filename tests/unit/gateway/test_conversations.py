@@ -1,0 +1,68 @@
+"""The key of a conversation stays while turns are added, and differs where caches must."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.conversations import conversation_key
+from gateway.openai.requests import parse_chat_request
+
+Turn = tuple[str, Any]
+
+
+def key(*turns: Turn, contents: dict[str, bytes] | None = None, **fields: Any) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    request = parse_chat_request(json.dumps({"messages": messages, **fields}).encode())
+    found = {reference.param: reference.source.url.encode() for reference in request.images()}
+    return conversation_key(request, contents or found)
+
+
+def picture(name: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": f"http://pictures.test/{name}"}}
+
+
+def about(*names: str, text: str = "what is this?") -> Turn:
+    return "user", [*map(picture, names), {"type": "text", "text": text}]
+
+
+ANSWER = ("assistant", "a cat")
+TEXT = ("user", "hello")
+SYSTEM = ("system", "be brief")
+
+
+@pytest.mark.parametrize(
+    "opening", [(about("cat"),), (about("cat", "dog"),), (TEXT,), (SYSTEM, TEXT)], ids=repr
+)
+@pytest.mark.parametrize("later", [TEXT, about("bird"), about("cat")], ids=repr)
+def test_what_later_turns_add_changes_nothing(opening: tuple[Turn, ...], later: Turn) -> None:
+    assert key(*opening) == key(*opening, ANSWER, later) == key(*opening, ANSWER, later, ANSWER)
+
+
+def test_questions_about_one_picture_go_together() -> None:
+    assert key(about("cat", text="what?")) == key(SYSTEM, about("cat", text="where?"))
+    assert key(about("cat")) != key(about("dog"))
+    assert key(about("cat", "dog")) == key(about("cat")) != key(about("dog", "cat"))
+
+
+def test_a_salt_separates() -> None:
+    keys = {key(about("cat")), key(about("cat"), cache_salt="a"), key(TEXT, cache_salt="a")}
+    assert len(keys) == 3
+
+
+def test_texts_are_told_apart_by_their_openings() -> None:
+    texts = [(TEXT,), (SYSTEM, TEXT), (("system", "be verbose"), TEXT), (SYSTEM, ("user", "bye"))]
+    assert len({key(*turns) for turns in texts}) == len(texts)
+    assert key(SYSTEM, TEXT) == key(("developer", "be brief"), TEXT)
+
+
+def test_a_key_is_hexadecimal_and_needs_no_user_turn() -> None:
+    for turns in ((TEXT,), (about("cat"),), (SYSTEM,), (ANSWER,)):
+        assert len(bytes.fromhex(key(*turns))) == 32
+
+
+def test_the_file_counts_not_where_it_came_from() -> None:
+    same = {"messages[0].content[0].image_url": b"the same file"}
+    assert key(about("cat"), contents=same) == key(about("copy-of-cat"), contents=same)
