@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gateway.services.routing import RING_SIZE
 from llm_service.engines.base import ImageRows, Prompt
 from protos.identity import EmbeddingId
 from tests.benchmarks.crossover.clients import Answer
@@ -27,7 +28,6 @@ from tests.benchmarks.replicas.simulation.routing import (
     RING,
     ROUND_ROBIN,
     Chooser,
-    Policy,
     Ring,
 )
 
@@ -40,7 +40,7 @@ KEYS = [f"key {number}" for number in range(2000)]
 @pytest.fixture(scope="module")
 def skewed() -> dict[str, Figures]:
     """Figures of each way to choose, with half of the conversations about one picture."""
-    base = Setting(ROUND_ROBIN, "one hot", 8, 2, request_count=4000)
+    base = Setting(ROUND_ROBIN, "one hot", 8, 2, request_count=3000)
     busy = replace(base, requests_per_second=0.9 * capacity(base))
     return {policy.name: Fleet(replace(busy, policy=policy)).run() for policy in POLICIES}
 
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 
 def test_where_all_are_busy_conversations_stay_where_they_are() -> None:
-    base = Setting(ROUND_ROBIN, "half reused", 4, 1, request_count=1500, client_count=64)
+    base = Setting(ROUND_ROBIN, "half reused", 4, 1, request_count=1000, client_count=64)
     in_turn = Fleet(base).run()
     assert in_turn.requests_per_second * in_turn.work_seconds == pytest.approx(4, rel=0.1)
     bounded = Fleet(replace(base, policy=BOUNDED)).run()
@@ -139,33 +139,26 @@ def test_shares_are_what_keys_show(replica_count: int) -> None:
 
 
 def test_a_key_that_went_elsewhere_is_passed_over_for_a_while() -> None:
-    clock, chance = Clock(), random.Random(0)
+    clock = Clock()
     chooser = Chooser(BOUNDED, 64, 2, clock)
-    home, first, *_ = chooser.asked("key", 0, chance)
-    assert home == Ring(64, 4096).owner("key")
-    chooser.note("key", 0, [(1.0, home)], home)
-    assert next(chooser.asked("key", 0, chance)) == home  # it came back home in the end
-    chooser.note("key", 0, [(1.0, home)], first)
-    assert home not in chooser.asked("key", 0, chance)
-    assert len([*chooser.asked("key", 0, chance)]) == 3
-    assert next(chooser.asked("key", 1, chance)) == home  # the other gateway does not know
-    clock.now += BOUNDED.remembered_seconds
-    assert next(chooser.asked("key", 0, chance)) == home
+    home = Ring(64, RING_SIZE).owner("key")
+    other = (home + 1) % 64
+    assert chooser.first("key", 0) == home
+    assert chooser.decide("key", 0, home, {home: 1.9, other: 1.0}) == home
+    assert chooser.first("key", 0) == home
+    assert chooser.decide("key", 0, home, {home: 2.1, other: 1.0}) == other
+    assert chooser.first("key", 0) is None
+    assert chooser.decide("key", 0, None, {home: 1.2, other: 1.3}) == home
+    assert chooser.first("key", 1) == home  # the other gateway does not know
+    clock.now += BOUNDED.busy_seconds
+    assert chooser.first("key", 0) == home
 
 
-def test_when_all_refuse_a_key_comes_home_unless_the_queue_there_is_much_longer() -> None:
-    chooser = Chooser(replace(BOUNDED, home_factor=2), 8, 1, Clock())
-    home = next(chooser.asked("key", 0, random.Random(0)))
-    others = [index for index in range(8) if index != home]
-    assert chooser.last("key", [(1.9, home), (1.0, others[0]), (1.2, others[1])]) == home
-    assert chooser.last("key", [(2.1, home), (1.2, others[0]), (1.0, others[1])]) == others[1]
-    assert chooser.last("key", [(1.2, others[0]), (1.0, others[1])]) == others[1]
-
-
-def test_salts_are_asked_in_order() -> None:
-    chooser = Chooser(Policy("salts", spill_seconds=1, salts=(1, 2)), 8, 1, Clock())
-    asked = [*chooser.asked("key", 0, random.Random(0))]
-    assert asked == [Ring(8, 4096).owner(key) for key in ("key", "key#1", "key#2")]
+def test_others_are_any_and_round_robin_takes_turns() -> None:
+    chooser, chance = Chooser(BOUNDED, 4, 1, Clock()), random.Random(0)
+    assert {index for _ in range(50) for index in chooser.others("key", chance)} == {0, 1, 2, 3}
+    in_turn = Chooser(ROUND_ROBIN, 3, 1, Clock())
+    assert [in_turn.first("key", 0) for _ in range(5)] == [0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("load", LOADS)

@@ -17,13 +17,13 @@ CURVE_LOADS = ("half reused", "one hot")
 # Of the 8B, one vision replica keeps so many of the LLM busy.
 LLMS_A_VISION = 4
 # Requests for each LLM replica, but no fewer than so many in all.
-REQUEST_COUNT, LEAST_REQUEST_COUNT = 250, 4000
+REQUEST_COUNT, LEAST_REQUEST_COUNT = 250, 3000
 # Requests at a time for each LLM replica, where as much is asked as they can answer.
 CLIENT_COUNT = 16
 OPEN_LOAD = 0.7
 COLUMNS = (
     "load, LLM replicas, way", "most requests/s", "first token p50", "p99",
-    "later turns that find their picture", "ViT a request", "calls a request",
+    "later turns that find their picture", "ViT a request", "offers a request",
 )  # fmt: skip
 TITLE = "Simulated: 1 to 64 replicas"
 COMPARED = f"""\
@@ -33,10 +33,10 @@ on average) about a picture of 1 to 13 tiles. "Half reused": half of the convers
 vision replica for {LLMS_A_VISION} of the LLM. Most requests/s: {CLIENT_COUNT} clients for each LLM
 replica ask without a pause. First tokens in ms, and the other columns: requests come at random, at
 {OPEN_LOAD:.0%} of what round robin can answer at most. The bound: a replica that would let a
-request wait longer than {BOUNDED.spill_seconds:g} s refuses, and {BOUNDED.drawn_count} others are
-asked, drawn at random; when all refuse, the first one has it unless its queue is more than
-{BOUNDED.home_factor:g} times the shortest. A gateway remembers for {BOUNDED.remembered_seconds:g} s
-that a key went elsewhere."""
+request wait longer than {BOUNDED.spill_seconds:g} s refuses, and {BOUNDED.choice_count} others,
+drawn at random, are asked for their queues; the shortest has it, unless the first one's is at most
+{BOUNDED.home_factor:g} times as long. A gateway remembers for {BOUNDED.busy_seconds:g} s that a key
+went elsewhere."""
 
 
 @dataclass(frozen=True)

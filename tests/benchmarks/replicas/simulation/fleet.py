@@ -17,7 +17,7 @@ from tests.benchmarks.replicas.simulation.load import (
     conversation,
 )
 from tests.benchmarks.replicas.simulation.model import LLMReplica, Replica, Sizes, VisionReplica
-from tests.benchmarks.replicas.simulation.routing import ROUND_ROBIN, Chooser, Policy, Refusal
+from tests.benchmarks.replicas.simulation.routing import ROUND_ROBIN, Chooser, Policy
 
 # One way of a call that carries no tensor.
 HOP_SECONDS = 1 * MS
@@ -63,7 +63,7 @@ class Figures:
         first_token_seconds: of each request, the shortest first.
         found_share: of the turns after the first, those whose picture their LLM replica had.
         encoded_share: of all requests, those for which a ViT ran.
-        tries: calls of Generate for a request, refused ones too.
+        tries: how often a request was offered to LLM replicas.
         work_seconds: of the LLM replicas for a request.
     """
 
@@ -188,7 +188,7 @@ class Fleet:
         key: str,
         has: Callable[[AnyReplica], bool],
     ) -> Generator[float, None, tuple[AnyReplica, int]]:
-        """Asks one replica after the other until one takes the request.
+        """Offers a request until a replica takes it.
 
         Args:
             choice: whom to ask.
@@ -197,22 +197,22 @@ class Fleet:
             has: whether a replica takes it whatever its backlog.
 
         Returns:
-            That replica, and how many were asked.
+            That replica, and how often the request was offered.
         """
         gateway = self._chance.randrange(self._setting.gateway_count)
-        refusals: list[Refusal] = []
-        for index in choice.asked(key, gateway, self._chance):
+        backlogs: dict[int, float] = {}
+        if (first := choice.first(key, gateway)) is not None:
             yield HOP_SECONDS
-            backlog = replicas[index].backlog_seconds()
-            if backlog <= choice.policy.spill_seconds or has(replicas[index]):
-                break
-            refusals.append((backlog, index))
+            backlogs[first] = replicas[first].backlog_seconds()
+            if backlogs[first] <= choice.policy.spill_seconds or has(replicas[first]):
+                return replicas[first], 1
             yield HOP_SECONDS
-        else:
-            index = choice.last(key, refusals)
-            yield HOP_SECONDS
-        choice.note(key, gateway, refusals, index)
-        return replicas[index], 1 + len(refusals)
+        others = choice.others(key, self._chance)
+        yield HOP_SECONDS
+        backlogs |= {index: replicas[index].backlog_seconds() for index in others}
+        yield 2 * HOP_SECONDS
+        found = choice.decide(key, gateway, first, backlogs)
+        return replicas[found], 1 if first is None else 2
 
     def _figures(self) -> Figures:
         begin, end = self._window()

@@ -7,58 +7,50 @@ from __future__ import annotations
 
 import random
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain, cycle
+from itertools import cycle
 from math import inf
 
+from gateway.services.routing import BUSY_SECONDS, CHOICE_COUNT, HOME_FACTOR, RING_SIZE
+from gateway.settings import Settings
 from tests.benchmarks.replicas.simulation.clock import Clock
 
-# The backlog and the index of a replica that has refused.
-Refusal = tuple[float, int]
-# What salts that are drawn are drawn from: enough for any replica to come up.
+# What the salts of other keys are drawn from: enough for any replica to come up.
 SALT_COUNT = 1 << 20
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A way to choose.
+    """A way to choose; the bound is that of `gateway/services/routing.py`.
 
     Attributes:
         name: for tables.
         is_hashed: by the key; else all replicas in turn.
-        spill_seconds: a replica with a longer backlog refuses, and another one is asked.
-        salts: of the keys that are asked then, one after the other, with the same bound.
-        drawn_count: how many more are asked after these; their salts are drawn anew each time.
-        drawn_from: out of so many.
-        home_factor: when all have refused, the key's own replica gets the request without a bound
-            if its backlog is at most so many times the least of those asked, else that one.
-        remembered_seconds: so long a gateway passes over a key's own replica after the request went
-            to another one.
-        point_count: points of the whole ring, gRPC's `minRingSize`.
+        spill_seconds: a replica with a longer backlog refuses, and others are looked at.
+        choice_count: so many, drawn at random. The least backlog gets the request,
+        home_factor: unless that of the key's own replica is at most so many times as long.
+        busy_seconds: so long a gateway passes over a key's own replica after a request went
+            elsewhere.
+        point_count: points of the whole ring.
     """
 
     name: str
     is_hashed: bool = True
     spill_seconds: float = inf
-    salts: tuple[int, ...] = ()
-    drawn_count: int = 0
-    drawn_from: int = SALT_COUNT
-    home_factor: float = 1.0
-    remembered_seconds: float = 0.0
-    point_count: int = 4096
+    choice_count: int = CHOICE_COUNT
+    home_factor: float = HOME_FACTOR
+    busy_seconds: float = BUSY_SECONDS
+    point_count: int = RING_SIZE
 
 
 ROUND_ROBIN = Policy("round robin", is_hashed=False)
 RING = Policy("ring hash")
 BOUNDED = Policy(
     "ring hash, load bound",
-    spill_seconds=0.25,
-    drawn_count=2,
-    home_factor=2.0,
-    remembered_seconds=5.0,
+    spill_seconds=Settings.model_fields["spill_queue_seconds"].default,
 )
 
 
@@ -107,33 +99,28 @@ class Chooser:
         self._ring = Ring(replica_count, policy.point_count)
         self._turns = cycle(range(replica_count))
         # By gateway: until when a key's own replica is passed over.
-        self._passed_over: list[dict[str, float]] = [{} for _ in range(gateway_count)]
+        self._busy: list[dict[str, float]] = [{} for _ in range(gateway_count)]
 
-    def asked(self, key: str, gateway: int, chance: random.Random) -> Iterator[int]:
-        """Yields the replicas to be asked with the bound, one after the other."""
-        policy = self.policy
-        if not policy.is_hashed:
-            yield next(self._turns)
-            return
-        drawn_count = policy.drawn_count
-        if self._passed_over[gateway].get(key, 0.0) <= self._clock.now:
-            yield self._ring.owner(key)
-        else:
-            drawn_count += 1
-        drawn = (chance.randint(1, policy.drawn_from) for _ in range(drawn_count))
-        for salt in chain(policy.salts, drawn):
-            yield self._ring.owner(f"{key}#{salt}")
+    def first(self, key: str, gateway: int) -> int | None:
+        """Returns the replica that is asked first; None when the key's own is passed over."""
+        if not self.policy.is_hashed:
+            return next(self._turns)
+        is_busy = self._busy[gateway].get(key, 0.0) > self._clock.now
+        return None if is_busy else self._ring.owner(key)
 
-    def last(self, key: str, refusals: Sequence[Refusal]) -> int:
-        """Returns who is asked without a bound when all have refused."""
-        least, shortest = min(refusals)
-        home, backlog = self._ring.owner(key), {index: one for one, index in refusals}
-        is_home = backlog.get(home, inf) <= self.policy.home_factor * least
-        return home if is_home else shortest
+    def others(self, key: str, chance: random.Random) -> list[int]:
+        """Returns replicas to be looked at beside the first one; they may be the same."""
+        salts = (chance.randint(1, SALT_COUNT) for _ in range(self.policy.choice_count))
+        return [self._ring.owner(f"{key}#{salt}") for salt in salts]
 
-    def note(self, key: str, gateway: int, refusals: Sequence[Refusal], found: int) -> None:
-        """Remembers that a request went elsewhere, as the key's own replica was too busy."""
-        home = self._ring.owner(key)
-        if found != home and refusals and refusals[0][1] == home:
-            until = self._clock.now + self.policy.remembered_seconds
-            self._passed_over[gateway][key] = until
+    def decide(
+        self, key: str, gateway: int, first: int | None, backlogs: Mapping[int, float]
+    ) -> int:
+        """Returns which of the replicas with these backlogs gets the request."""
+        shortest = min(backlogs, key=backlogs.__getitem__)
+        if first is None:
+            return shortest
+        if backlogs[first] <= self.policy.home_factor * backlogs[shortest]:
+            return first
+        self._busy[gateway][key] = self._clock.now + self.policy.busy_seconds
+        return shortest
