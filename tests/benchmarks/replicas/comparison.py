@@ -42,12 +42,12 @@ class Size:
         round_count: that count; one comes before them.
     """
 
-    client_count: int = 64
+    client_count: int = 32
     answer_count: int = 400
-    round_count: int = 3
+    round_count: int = 5
 
 
-QUICK = Size(answer_count=200, round_count=1)
+QUICK = Size(round_count=1)
 
 
 @dataclass

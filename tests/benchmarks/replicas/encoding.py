@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count as numbers
 
 from gateway.memory import HeldFile, Memory
 from gateway.services.channel import VISION_SERVICE, open_channel
@@ -37,14 +37,24 @@ def scaling(deployment: Deployment, slowness: float, image_count: int) -> Report
     """Returns tiles/s of 1, 2 and 4 replicas, which each encode so many images on average."""
     report = Report(TITLE, COMPARED, ("replicas", "tiles/s", "of one replica's"))
     rates: list[float] = []
-    for replica_count in (1, 2, REPLICA_COUNT):
-        addresses = [vision.address for vision in deployment.visions[:replica_count]]
-        ends = asyncio.run(_encode_all(addresses, image_count, SPILL_SECONDS * slowness))
+    found = asyncio.run(_encode_by_each(deployment, slowness, image_count))
+    for replica_count, ends in found.items():
         rates.append(TILE_COUNT * (len(ends) - 1) / (ends[-1] - ends[0]) * slowness)
         row = (f"{rates[-1]:.0f}", f"{rates[-1] / rates[0]:.2f}x")
         report.add(str(replica_count), row, {"ends": [end - ends[0] for end in ends]})
-        print(f"{replica_count} vision replicas: {rates[-1]:.0f} tiles/s", flush=True)
     return report
+
+
+async def _encode_by_each(
+    deployment: Deployment, slowness: float, image_count: int
+) -> dict[int, list[float]]:
+    """Returns when images were encoded, by the number of replicas."""
+    found = {}
+    for count in (1, 2, REPLICA_COUNT):
+        print(f"{count} vision replicas ...", flush=True)
+        addresses = [vision.address for vision in deployment.visions[:count]]
+        found[count] = await _encode_all(addresses, image_count, SPILL_SECONDS * slowness)
+    return found
 
 
 async def _encode_all(
@@ -96,6 +106,6 @@ async def _encode(client: VisionClient, info: ModelInfo, image: bytes) -> None:
 def _images(seed: str) -> Iterator[bytes]:
     """Yields files that are all different."""
     some: list[Photo] = photos(TILE_COUNT, shrink=8)
-    for number in count():
+    for number in numbers():
         chance = random.Random(f"{seed} {number}")
         yield new_head(chance) + chance.choice(some).rest
