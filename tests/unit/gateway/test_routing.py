@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -142,7 +143,7 @@ async def test_a_key_that_was_refused_leaves_its_replica_alone_for_a_while(
     await replicas.offer()
     assert (await replicas.offer()).startswith("key#")
     assert await replicas.offer("another") == "another"
-    monkeypatch.setattr(routing.time, "monotonic", lambda: float("inf"))
+    monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
     assert await replicas.offer() == "key"
 
 
