@@ -74,6 +74,11 @@ def open_channel(address: str, service: str) -> grpc.aio.Channel:
     )
 
 
+def soon(deadline: float, seconds: float) -> float:
+    """Returns an earlier deadline: in so many seconds, if that comes first."""
+    return min(deadline, asyncio.get_running_loop().time() + seconds)
+
+
 def seconds_until(deadline: float) -> float:
     """Returns the seconds that are left until a moment of the event loop's time, at least 0."""
     return max(0.0, deadline - asyncio.get_running_loop().time())
