@@ -97,7 +97,8 @@ class Backlog:
         self._pace = replace(self._pace_now(), moment=self._clock())
         self._job_count += job_count
         # Without jobs nothing waits, whatever the sum of fractions says.
-        self.waiting_count = self.waiting_count + unit_count if self._job_count else 0.0
+        waiting_count = max(0.0, self.waiting_count + unit_count)
+        self.waiting_count = waiting_count if self._job_count else 0.0
 
     def _finish(self, unit_count: float) -> None:
         pace = self._pace.at(self._clock())
