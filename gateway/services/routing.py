@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from protos.errors import ModelMismatchError, OverloadedError, ServiceError, UnavailableError
+from protos.process.backlog import refuse_wait
 
 Answer = TypeVar("Answer")
 
@@ -153,7 +154,7 @@ class Router:
             ask_backlog: asks a key's replica for the seconds until a newcomer's turn.
 
         Raises:
-            OverloadedError: the shortest queue is too long.
+            OverloadedError: the shortest queue is too long, or all that were asked are full.
             UnavailableError: the last that was asked broke off, or none serves.
             ModelMismatchError: the key's replica runs another checkpoint.
             ServiceError: what else a call raises.
@@ -169,10 +170,8 @@ class Router:
             try:
                 return await call(offer)
             except OverloadedError as error:
-                if offer.max_queue_seconds >= self._limits.max_seconds:
-                    raise
                 failure = error
-                backlogs[key] = offer.max_queue_seconds + (error.retry_after or 0.0)
+                backlogs[offer.key] = offer.max_queue_seconds + (error.retry_after or 0.0)
             except UnavailableError as error:
                 failure = error
                 await asyncio.sleep(PAUSE_SECONDS)
@@ -190,7 +189,11 @@ class Router:
         backlogs: dict[str, float],
         ask_backlog: Callable[[str], Awaitable[float]],
     ) -> Offer:
-        """Returns the offer to one of the known queues, or of some others at random."""
+        """Returns the offer to one of the known queues, or of some others at random.
+
+        Raises:
+            OverloadedError: they are too long.
+        """
         others = [salted(key, 1 + secrets.randbelow(2**32)) for _ in range(CHOICE_COUNT)]
         answers = await asyncio.gather(*map(ask_backlog, others), return_exceptions=True)
         for other, answer in zip(others, answers, strict=True):
@@ -199,6 +202,7 @@ class Router:
             elif not isinstance(answer, ServiceError):
                 raise answer
         shortest = min(backlogs, key=backlogs.__getitem__, default=others[0])
+        refuse_wait(backlogs.get(shortest, 0.0), self._limits.max_seconds)
         if key in backlogs:
             if backlogs[key] <= HOME_FACTOR * backlogs[shortest]:
                 shortest = key

@@ -17,6 +17,8 @@ from typing import Any
 from tests.e2e.questions import FINAL_PUNCTUATION, Question
 
 DONE = "[DONE]"
+# What a stream says that has been silent for long.
+KEEP_ALIVE = ": keep-alive"
 ERROR_KEYS = {"message", "type", "param", "code"}
 ERROR_TYPES = {
     "authentication_error",
@@ -328,6 +330,7 @@ def _events(body: bytearray) -> list[Mapping[str, Any] | None]:
     *events, rest = bytes(body).decode(errors="replace").split("\n\n")
     if rest:
         raise ViolationError(f"a silent cut within an event: {rest[-200:]!r}")
+    events = [event for event in events if event != KEEP_ALIVE]
     if not all(event.startswith("data: ") for event in events):
         raise ViolationError("the stream has a line that is no event")
     data = [event.removeprefix("data: ") for event in events]

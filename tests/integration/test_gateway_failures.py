@@ -205,7 +205,7 @@ async def test_a_full_vision_service_is_429() -> None:
 
 
 async def test_both_services_are_told_how_long_a_request_may_wait() -> None:
-    async with stack(max_queue_seconds=2.5) as gateway:
+    async with stack(max_queue_seconds=2.5, spill_queue_seconds=9) as gateway:
         assert (await gateway.chat(messages=image_messages()))[0] == 200
         assert (await gateway.chat())[0] == 200
         (request,) = gateway.vision.requests

@@ -129,11 +129,6 @@ class LLMReplica(ScriptedLLM):
         super().__init__()
         self._places = Places()
 
-    async def GetLoad(  # type: ignore[override] # the other one refuses
-        self, request: llm_pb2.GetLoadRequest, context: Any
-    ) -> llm_pb2.GetLoadResponse:
-        return llm_pb2.GetLoadResponse()
-
     async def Generate(
         self, requests: AsyncIterator[llm_pb2.GenerateRequest], context: LLMContext
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
