@@ -10,7 +10,7 @@ WORKERS := -n 2 --dist loadgroup
 # Property tests draw the same examples each time; `make test-all` looks for new ones.
 SAME_EXAMPLES := --hypothesis-profile=ci
 
-.PHONY: help demo serve test test-all test-clients lint types protos locks bench clean
+.PHONY: help demo serve test test-all test-clients test-containers lint types protos locks bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -58,6 +58,10 @@ test-all: $(BASE_VENV)/stamp lint types ## every test, those of the demo model's
 
 test-clients: $(VENV)/demo.stamp ## other projects' clients against our server (CLIENTS="langchain guidellm")
 	$(BIN)/python -m tests.clients $(CLIENTS)
+
+# Where no index of torch for CPUs alone is named, the images get all of CUDA: gigabytes.
+test-containers: $(VENV)/dev.stamp ## build the images and run them: docker, podman (CONTAINER_BASE=image TORCH_INDEX_URL=)
+	$(BIN)/pytest tests/containers -v -rs
 
 lint: $(VENV)/dev.stamp ## ruff, import contracts, buf
 	$(BIN)/ruff format --diff .

@@ -44,6 +44,8 @@ OUTLIERS = {
 # that are asked for their queues where its own replica's is too long.
 OFFER_COUNT = 3
 CHOICE_COUNT = 2
+# How many times the shortest of these queues its own may be long.
+HOME_FACTOR = 2.0
 # Replicas that are asked what they run, for one that fits. Where a quarter of them does, one search
 # in a hundred fails.
 SEARCH_COUNT = 16
@@ -139,9 +141,11 @@ class Router:
     ) -> Answer:
         """Returns the answer of the first replica that begins one.
 
-        First comes the key's replica. If its queue is too long, the shortest of its own and of two
-        others at random gets the call: a key that everybody asks for may need all replicas. For a
-        while its own is then left alone, so that it is there for its other keys.
+        First comes the key's replica. If its queue is too long, two others at random are asked for
+        theirs: a key that everybody asks for may need all replicas. The shortest gets the call,
+        unless the key's own is not much longer: where all are busy, a call that is at home costs
+        the least. After a call went elsewhere, the key's own replica is left alone for a while, so
+        that it is there for its other keys.
 
         Args:
             key: leads to the replica.
@@ -168,7 +172,6 @@ class Router:
                 if offer.max_queue_seconds >= self._limits.max_seconds:
                     raise
                 failure = error
-                self._note_busy(key)
                 backlogs[key] = offer.max_queue_seconds + (error.retry_after or 0.0)
             except UnavailableError as error:
                 failure = error
@@ -187,7 +190,7 @@ class Router:
         backlogs: dict[str, float],
         ask_backlog: Callable[[str], Awaitable[float]],
     ) -> Offer:
-        """Returns the offer to the shortest of the known queues and of some others at random."""
+        """Returns the offer to one of the known queues, or of some others at random."""
         others = [salted(key, 1 + secrets.randbelow(2**32)) for _ in range(CHOICE_COUNT)]
         answers = await asyncio.gather(*map(ask_backlog, others), return_exceptions=True)
         for other, answer in zip(others, answers, strict=True):
@@ -196,6 +199,11 @@ class Router:
             elif not isinstance(answer, ServiceError):
                 raise answer
         shortest = min(backlogs, key=backlogs.__getitem__, default=others[0])
+        if key in backlogs:
+            if backlogs[key] <= HOME_FACTOR * backlogs[shortest]:
+                shortest = key
+            else:
+                self._note_busy(key)
         return Offer(shortest, self._limits.max_seconds)
 
     def _is_busy(self, key: str) -> bool:

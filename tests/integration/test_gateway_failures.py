@@ -204,6 +204,15 @@ async def test_a_full_vision_service_is_429() -> None:
             assert (response.status, response.headers["Retry-After"]) == (429, "4")
 
 
+async def test_both_services_are_told_how_long_a_request_may_wait() -> None:
+    async with stack(max_queue_seconds=2.5) as gateway:
+        assert (await gateway.chat(messages=image_messages()))[0] == 200
+        assert (await gateway.chat())[0] == 200
+        (request,) = gateway.vision.requests
+        assert request.max_queue_seconds == 2.5
+        assert [start.max_queue_seconds for start in gateway.llm.starts] == [2.5, 2.5]
+
+
 async def test_one_bad_image_ends_the_encoding_of_the_others() -> None:
     vision = ScriptedVision(failures=[InvalidImageError("x")], together_count=2, stalls=True)
     async with stack(vision) as gateway:

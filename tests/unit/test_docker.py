@@ -271,7 +271,7 @@ def test_compose_sets_options_that_the_program_has(
     (tmp_path / "embedding_key").write_bytes(bytes(32))
     # A variable without a value is the user's own, if there is one.
     variables = {
-        name: "1" if value is None else default(value).replace("/run/secrets", str(tmp_path))
+        name: default(str(value or 1)).replace("/run/secrets", str(tmp_path))
         for name, value in SERVICES[service]["environment"].items()
     }
     command = [default(word) for word in SERVICES[service].get("command", image.command)]
@@ -317,10 +317,31 @@ def test_compose_gives_a_container_no_more_than_it_needs(service: str) -> None:
     assert container["cap_drop"] == ["ALL"]
     paths = [volume.rpartition(":/")[2] for volume in container.get("volumes", [])]
     assert all(path.endswith(":ro") for path in paths)
-    # What the services let calls in flight have, and the end of the process.
-    assert int(container["stop_grace_period"].removesuffix("s")) > 30
-    settings = image_of(service).settings_class.model_fields
-    assert settings["drain_seconds"].default == 30
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_compose_waits_longer_for_a_container_than_its_drain_takes(service: str) -> None:
+    options = image_of(service).settings_class.model_fields
+    drain = sum(option.default for name, option in options.items() if name.startswith("drain_"))
+    assert drain >= 30
+    # And the end of the process.
+    assert int(SERVICES[service]["stop_grace_period"].removesuffix("s")) >= drain + 5
+
+
+def test_compose_has_metrics_at_one_port_of_every_container() -> None:
+    for service, container in SERVICES.items():
+        image = image_of(service)
+        assert container["environment"][f"{image.prefix}METRICS_PORT"] == 9090
+        assert not any("9090" in published for published in container.get("ports", []))
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_compose_hands_on_arguments_that_the_image_has(service: str) -> None:
+    image, arguments = image_of(service), SERVICES[service]["build"]["args"]
+    text = (ROOT / "docker" / f"{image.package}.Dockerfile").read_text()
+    assert set(arguments) <= set(re.findall(r"^ARG (\w+)", text, re.M))
+    # One without a value is the environment's own; where that has none, the Dockerfile's.
+    assert set(arguments.values()) <= {None, "${TORCH_INDEX_URL:-}"}
 
 
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])

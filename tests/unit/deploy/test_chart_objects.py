@@ -8,11 +8,14 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import helm_python
 import kubernetes_validate
 import pytest
 
+from gateway.metrics import LoadCollector, Metrics
 from protos.signature import EmbeddingKey
 from tests.unit.deploy.chart import (
     CASES,
@@ -335,6 +338,27 @@ def test_scaling_asks_for_the_backlog_of_this_releases_pods() -> None:
             mean % ("llm_kv_cache_utilization", pods % "llm"),
         ],
     }
+
+
+def test_scaling_and_its_page_go_by_metrics_that_there_are() -> None:
+    # The manual's test holds it to have those of vision and the LLM.
+    manual, page = (
+        (ROOT / "docs" / f"{name}.md").read_text() for name in ("operating", "kubernetes")
+    )
+    pattern = r"\binternvl_(?:gateway|vision|llm)_[a-z_]+"
+    queries = json.dumps(list(of_kind(rendered(CASES["gpu, autoscaled"]), "ScaledObject").values()))
+    scaled = set(re.findall(pattern, queries))
+    assert len(scaled) == 4
+    known = {*re.findall(pattern, manual), *gateway_metrics()}
+    assert scaled <= set(re.findall(pattern, page)) <= known
+
+
+def gateway_metrics() -> Iterator[str]:
+    """Yields the names under which the gateway's metrics are found."""
+    nothing: Any = SimpleNamespace(request_count=0, held_byte_count=0)
+    load = LoadCollector(nothing, cast(Any, ()), nothing)
+    for family in [*Metrics().registry.collect(), *load.collect()]:
+        yield from (sample.name for sample in family.samples)
 
 
 def test_an_update_takes_no_pod_away_before_another_serves() -> None:

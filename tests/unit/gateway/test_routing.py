@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -45,7 +46,7 @@ class Replicas:
         self._failures.extend(failures)
 
     async def offer(self, key: str = "key") -> str:
-        return await self.router.offer(key, self.call, self._ask_backlog)
+        return await self.router.offer(key, self.call, self.ask_backlog)
 
     async def call(self, offer: Offer) -> str:
         self.offers.append(offer)
@@ -53,7 +54,7 @@ class Replicas:
             raise self._failures.pop(0)
         return offer.key
 
-    async def _ask_backlog(self, key: str) -> float:
+    async def ask_backlog(self, key: str) -> float:
         self.asked.append(key)
         queue = self._queues.pop(0) if self._queues else 0.0
         if isinstance(queue, ServiceError):
@@ -100,17 +101,18 @@ async def test_what_is_wrong_with_the_request_is_wrong_everywhere(
 @pytest.mark.parametrize(
     ("queues", "shortest"),
     [
-        ((9.0, 2.0), 1),
-        ((2.0, 9.0), 0),
+        ((9.0, 1.5), 1),
+        ((0.0, 9.0), 0),
+        ((9.0, 1.7), None),
         ((9.0, 8.0), None),
-        ((UnavailableError("gone"), 2.0), 1),
+        ((UnavailableError("gone"), 1.0), 1),
         ((DeadlineError("late"), UnavailableError("gone")), None),
     ],
 )
 async def test_the_shortest_queue_gets_the_call(
     queues: Sequence[float | ServiceError], shortest: int | None
 ) -> None:
-    """Its own replica's is 3.25 seconds long: the bound, and what it said."""
+    """Its own is 3.25 seconds long, the bound and what it said; twice another's will do."""
     replicas = Replicas(busy(3.0), queues=queues)
     found = await replicas.offer()
     assert found == ("key" if shortest is None else replicas.asked[shortest])
@@ -119,7 +121,7 @@ async def test_the_shortest_queue_gets_the_call(
 
 
 async def test_a_queue_that_is_too_long_is_told() -> None:
-    replicas = Replicas(busy(9.0), busy(1.5), queues=(2.0, 3.0))
+    replicas = Replicas(busy(9.0), busy(1.5), queues=(1.0, 3.0))
     with pytest.raises(OverloadedError) as caught:
         await replicas.offer()
     assert caught.value.retry_after == 1.5
@@ -141,8 +143,16 @@ async def test_a_key_that_was_refused_leaves_its_replica_alone_for_a_while(
     await replicas.offer()
     assert (await replicas.offer()).startswith("key#")
     assert await replicas.offer("another") == "another"
-    monkeypatch.setattr(routing.time, "monotonic", lambda: float("inf"))
+    monkeypatch.setattr(time, "monotonic", lambda: float("inf"))
     assert await replicas.offer() == "key"
+
+
+async def test_where_all_are_busy_a_key_stays_at_home() -> None:
+    replicas = Replicas(*[busy(3.0), busy(3.0)], queues=[3.0] * 4)
+    with pytest.raises(OverloadedError):
+        await replicas.offer()
+    assert await replicas.offer() == "key"
+    assert [offer.key for offer in replicas.offers] == ["key"] * 3
 
 
 async def test_few_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
