@@ -159,17 +159,18 @@ class ChatPipeline:
 
     async def _begin_with_images(self, turn: _Turn, exits: AsyncExitStack) -> _Beginning:
         """Returns a generation and its first event, of replicas that run one checkpoint."""
-        async for match, key in self._pair.matches(turn.key, turn.deadline):
-            try:
-                return await self._begin_at(match, key, turn, exits)
-            except ModelMismatchError as error:
-                self._pair.forget()
-                await exits.aclose()
-                if not all(image.file.is_held for image in turn.images):
-                    raise UnavailableError(
-                        "the services are changing their model; try again", retry_after=1
-                    ) from error
-        raise AssertionError("matches ends with an error")
+        async with aclosing(self._pair.matches(turn.key, turn.deadline)) as matches:
+            async for match, key in matches:
+                try:
+                    return await self._begin_at(match, key, turn, exits)
+                except ModelMismatchError as error:
+                    self._pair.forget()
+                    await exits.aclose()
+                    if not all(image.file.is_held for image in turn.images):
+                        raise UnavailableError(
+                            "the services are changing their model; try again", retry_after=1
+                        ) from error
+        raise AssertionError("it ends with an error")
 
     async def _begin_at(
         self, match: Match, key: str, turn: _Turn, exits: AsyncExitStack

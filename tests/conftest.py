@@ -42,10 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _group(item: pytest.Item) -> str:
-    """Returns a test's file; of the end-to-end tests that share three processes, their engine."""
+    """Returns a test's file; of tests of several files that share processes, what they share."""
     callspec = getattr(item, "callspec", None)
     if "served" in getattr(item, "fixturenames", ()):
         return "e2e-served"
+    if "shared_fleet" in getattr(item, "fixturenames", ()):
+        return "fleet"
     if item.path.parent.name == "e2e" and callspec is not None and "engine" in callspec.params:
         return f"e2e-{callspec.params['engine']}"
     return str(item.path)

@@ -75,6 +75,7 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     stalls: bool = False
     wrong_id: bool = False
     cache_hit: bool = False
+    backlog_seconds: float = 0.0
 
     requests: list[vision_pb2.EncodeImageRequest] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
@@ -96,6 +97,11 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             max_tile_count=24,
             max_image_byte_count=self.max_image_byte_count,
         )
+
+    async def GetLoad(
+        self, request: vision_pb2.VisionServiceGetLoadRequest, context: Any
+    ) -> vision_pb2.VisionServiceGetLoadResponse:
+        return vision_pb2.VisionServiceGetLoadResponse(backlog_seconds=self.backlog_seconds)
 
     async def EncodeImage(
         self, request: vision_pb2.EncodeImageRequest, context: VisionContext
@@ -166,6 +172,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     failure_signal: asyncio.Event = field(default_factory=asyncio.Event)
     stalls: bool = False
     reading_seconds: float = 0.0
+    backlog_seconds: float = 0.0
 
     starts: list[llm_pb2.GenerateStart] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
@@ -192,8 +199,10 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     async def CountTokens(self, request: llm_pb2.CountTokensRequest, context: Any) -> NoReturn:
         raise NotImplementedError("the gateway does not count tokens")
 
-    async def GetLoad(self, request: llm_pb2.GetLoadRequest, context: Any) -> NoReturn:
-        raise NotImplementedError("the gateway does not ask for the load")
+    async def GetLoad(
+        self, request: llm_pb2.GetLoadRequest, context: Any
+    ) -> llm_pb2.GetLoadResponse:
+        return llm_pb2.GetLoadResponse(backlog_seconds=self.backlog_seconds)
 
     async def Generate(
         self, requests: AsyncIterator[llm_pb2.GenerateRequest], context: LLMContext

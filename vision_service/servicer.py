@@ -39,3 +39,11 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     ) -> vision_pb2.VisionServiceGetModelInfoResponse:
         """Describes the checkpoint and the limits."""
         return wire.model_info_response(self._encoder.info)
+
+    async def GetLoad(
+        self,
+        request: vision_pb2.VisionServiceGetLoadRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> vision_pb2.VisionServiceGetLoadResponse:
+        """Tells what waits."""
+        return wire.load_response(self._encoder.backlog)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 import torch
 
 from protos.internvl.v1 import checkpoint_pb2, tensor_pb2, vision_pb2
-from protos.process.backlog import checked_bound
+from protos.process.backlog import Backlog, checked_bound
 from protos.transport import CHUNK_BYTE_COUNT
 from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
 from vision_service.encoder import EncodedImage, ImageRequest, ModelInfo
@@ -87,6 +87,13 @@ def _header(encoded: EncodedImage) -> vision_pb2.EncodeImageHeader:
         image_width=embedding.image_width,
         image_height=embedding.image_height,
         cache_hit=encoded.cache_hit,
+    )
+
+
+def load_response(backlog: Backlog) -> vision_pb2.VisionServiceGetLoadResponse:
+    """Returns what waits as a message."""
+    return vision_pb2.VisionServiceGetLoadResponse(
+        waiting_tile_count=backlog.waiting_count, backlog_seconds=backlog.seconds()
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -52,8 +53,11 @@ CHANNEL_OPTIONS = [
     # A name is looked up again when a connection ends, which services see to.
     ("grpc.dns_min_time_between_resolutions_ms", 2000),
 ]
-# A question is put to so many replicas, one after the other: one that hangs says nothing.
-ASK_COUNT = 3
+# A question is put so often, each time to whom chance has it, until there is an answer: a replica
+# that hangs says nothing, and of two replicas half of the keys lead to it.
+ASK_COUNT = 8
+# How long an answer is waited for before the question is put once more.
+ASK_PATIENCE_SECONDS = 0.3
 
 
 def open_channel(address: str, service: str) -> grpc.aio.Channel:
@@ -68,6 +72,11 @@ def open_channel(address: str, service: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(
         address, options=[*KEEPALIVE_OPTIONS, *CHANNEL_OPTIONS, *options]
     )
+
+
+def soon(deadline: float, seconds: float) -> float:
+    """Returns an earlier deadline: in so many seconds, if that comes first."""
+    return min(deadline, asyncio.get_running_loop().time() + seconds)
 
 
 def seconds_until(deadline: float) -> float:
@@ -118,29 +127,52 @@ def _broke_off(error: grpc.aio.AioRpcError) -> bool:
 async def ask(
     service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float, key: str
 ) -> Answer:
-    """Returns a replica's answer to a unary call: of the key's, or of another if that fails.
+    """Returns a replica's answer to a unary call: of the key's, or of another if that says nothing.
 
     Args:
         service: the service as people call it.
         call: the method.
         question: its message.
-        deadline: when it must be over, in the event loop's time. Each replica that is asked gets a
-            share of the time that is left.
+        deadline: when it must be over, in the event loop's time.
         key: leads to the replica; empty: to any.
 
     Raises:
         UnavailableError, DeadlineError: none has answered; with the last one's failure.
     """
-    failure: ServiceError | None = None
+
+    async def put(salted_key: str) -> Answer:
+        metadata = ((ROUTING_KEY, salted_key), *request_metadata())
+        with errors_of(service):
+            return await call(question, timeout=seconds_until(deadline), metadata=metadata)
+
     key = key or secrets.token_hex(4)
-    for number in range(ASK_COUNT):
-        seconds = seconds_until(deadline) / (ASK_COUNT - number)
-        metadata = ((ROUTING_KEY, salted(key, number)), *request_metadata())
-        try:
-            with errors_of(service):
-                return await call(question, timeout=seconds, metadata=metadata)
-        except (UnavailableError, DeadlineError) as error:
-            failure = error
+    return await _first_answer([partial(put, salted(key, number)) for number in range(ASK_COUNT)])
+
+
+async def _first_answer(asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]]) -> Answer:
+    """Returns the first answer; whoever is asked next is so when one fails, or takes long."""
+    failure: BaseException | None = None
+    asked: set[asyncio.Task[Answer]] = set()
+    left = [*asks]
+    try:
+        while asked or left:
+            if left:
+                asked.add(asyncio.create_task(left.pop(0)()))
+            ended, asked = await asyncio.wait(
+                asked,
+                timeout=ASK_PATIENCE_SECONDS if left else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in ended:
+                failure = task.exception()
+                if failure is None:
+                    return task.result()
+                if not isinstance(failure, (UnavailableError, DeadlineError)):
+                    raise failure
+    finally:
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
     assert failure
     raise failure
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from gateway.services.channel import (
     check_health,
     errors_of,
     seconds_until,
+    soon,
 )
 from gateway.services.messages import (
     EmbeddingPiece,
@@ -26,7 +28,7 @@ from gateway.services.messages import (
     embedding_request,
     generate_start,
 )
-from gateway.services.routing import Offer, Router
+from gateway.services.routing import BACKLOG_SECONDS, Offer, Router
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import (
     ContextLengthError,
@@ -106,6 +108,10 @@ class LLMClient:
         )
         return self._info
 
+    async def _backlog(self, deadline: float, key: str) -> float:
+        question, deadline = llm_pb2.GetLoadRequest(), soon(deadline, BACKLOG_SECONDS)
+        return (await ask("LLM", self._stub.GetLoad, question, deadline, key)).backlog_seconds
+
     @asynccontextmanager
     async def generate(
         self, fields: Mapping[str, Any], name_field: FieldNamer, key: str, deadline: float
@@ -139,7 +145,7 @@ class LLMClient:
             return await Generation.begin(call, start, name_field)
 
         try:
-            generation = await self._router.offer(key, begin)
+            generation = await self._router.offer(key, begin, partial(self._backlog, deadline))
             with closing(generation):
                 yield generation
         except UnavailableError:

@@ -13,11 +13,12 @@ import os
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from protos.errors import ModelMismatchError, OverloadedError, ServiceError, UnavailableError
+from protos.process.backlog import refuse_wait
 
 Answer = TypeVar("Answer")
 
@@ -40,11 +41,17 @@ OUTLIERS = {
         "requestVolume": 50,
     },
 }
-# Replicas that one call is offered to, as long as none of them has begun to answer it.
+# Replicas that one call is offered to, as long as none of them has begun to answer it; and those
+# that are asked for their queues where its own replica's is too long.
 OFFER_COUNT = 3
+CHOICE_COUNT = 2
+# How many times the shortest of these queues its own may be long.
+HOME_FACTOR = 2.0
 # Replicas that are asked what they run, for one that fits. Where a quarter of them does, one search
 # in a hundred fails.
 SEARCH_COUNT = 16
+# How long the question for a queue may take: it is to save time.
+BACKLOG_SECONDS = 1.0
 # How long a key whose replica refused it goes elsewhere at once, and how many such keys are known.
 BUSY_SECONDS = 5.0
 BUSY_KEY_COUNT = 4096
@@ -82,17 +89,12 @@ class QueueLimits:
     """How long a replica's queue may be, in seconds.
 
     Attributes:
-        spill_seconds: before the call is offered to another one.
-        max_seconds: before it is refused, where all that were asked have a longer one.
+        spill_seconds: before others are asked for theirs.
+        max_seconds: before the call is refused.
     """
 
     spill_seconds: float
     max_seconds: float
-
-    @property
-    def first_seconds(self) -> float:
-        """The bound of a call's first offers."""
-        return min(self.spill_seconds, self.max_seconds)
 
 
 @dataclass(frozen=True)
@@ -132,64 +134,86 @@ class Router:
         self._count_attempt = count_attempt
         self._busy: OrderedDict[str, float] = OrderedDict()
 
-    async def offer(self, key: str, call: Callable[[Offer], Awaitable[Answer]]) -> Answer:
+    async def offer(
+        self,
+        key: str,
+        call: Callable[[Offer], Awaitable[Answer]],
+        ask_backlog: Callable[[str], Awaitable[float]],
+    ) -> Answer:
         """Returns the answer of the first replica that begins one.
 
-        First comes the key's replica, unless it refused this key a moment ago: so a picture that
-        everybody asks of does not keep it from all others. Then come any, as a hot key may need
-        all of them. Where every queue is too long the shortest has it.
+        First comes the key's replica. If its queue is too long, two others at random are asked for
+        theirs: a key that everybody asks for may need all replicas. The shortest gets the call,
+        unless the key's own is not much longer: where all are busy, a call that is at home costs
+        the least. After a call went elsewhere, the key's own replica is left alone for a while, so
+        that it is there for its other keys.
 
         Args:
             key: leads to the replica.
             call: makes the call; it returns once something has come back.
+            ask_backlog: asks a key's replica for the seconds until a newcomer's turn.
 
         Raises:
-            OverloadedError: all that were asked have too long a queue; with the shortest time.
+            OverloadedError: the shortest queue is too long, or all that were asked are full.
             UnavailableError: the last that was asked broke off, or none serves.
             ModelMismatchError: the key's replica runs another checkpoint.
             ServiceError: what else a call raises.
         """
-        refusals: list[tuple[OverloadedError, str]] = []
+        offer = Offer(key, min(self._limits.spill_seconds, self._limits.max_seconds))
+        if self._is_busy(key):
+            offer = await self._elsewhere(key, {}, ask_backlog)
         failure: ServiceError | None = None
-        for number, offered in enumerate(self._keys(key)):
+        for _ in range(OFFER_COUNT):
             if failure:
                 self._count_attempt(failure.reason)
-            if isinstance(failure, UnavailableError):
-                await asyncio.sleep(PAUSE_SECONDS)
+            backlogs: dict[str, float] = {}
             try:
-                return await call(Offer(offered, self._limits.first_seconds))
+                return await call(offer)
             except OverloadedError as error:
                 failure = error
-                refusals.append((error, offered))
-                if offered == key:
-                    self._note_busy(key)
+                backlogs[offer.key] = offer.max_queue_seconds + (error.retry_after or 0.0)
             except UnavailableError as error:
                 failure = error
+                await asyncio.sleep(PAUSE_SECONDS)
             except ModelMismatchError as error:
-                if not number:
+                if offer.key == key:
                     raise
                 failure = error
-        if refusals:
-            failure, shortest = min(refusals, key=lambda refusal: refusal[0].retry_after or 0.0)
-            if self._limits.first_seconds < self._limits.max_seconds:
-                self._count_attempt(failure.reason)
-                return await call(Offer(shortest, self._limits.max_seconds))
+            offer = await self._elsewhere(key, backlogs, ask_backlog)
         assert failure
         raise failure
 
-    def _keys(self, key: str) -> Iterator[str]:
-        if time.monotonic() >= self._busy.get(key, 0.0):
-            yield key
-        else:
-            yield _any_other(key)
-        for _ in range(OFFER_COUNT - 1):
-            yield _any_other(key)
+    async def _elsewhere(
+        self,
+        key: str,
+        backlogs: dict[str, float],
+        ask_backlog: Callable[[str], Awaitable[float]],
+    ) -> Offer:
+        """Returns the offer to one of the known queues, or of some others at random.
+
+        Raises:
+            OverloadedError: they are too long.
+        """
+        others = [salted(key, 1 + secrets.randbelow(2**32)) for _ in range(CHOICE_COUNT)]
+        answers = await asyncio.gather(*map(ask_backlog, others), return_exceptions=True)
+        for other, answer in zip(others, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                backlogs[other] = answer
+            elif not isinstance(answer, ServiceError):
+                raise answer
+        shortest = min(backlogs, key=backlogs.__getitem__, default=others[0])
+        refuse_wait(backlogs.get(shortest, 0.0), self._limits.max_seconds)
+        if key in backlogs:
+            if backlogs[key] <= HOME_FACTOR * backlogs[shortest]:
+                shortest = key
+            else:
+                self._note_busy(key)
+        return Offer(shortest, self._limits.max_seconds)
+
+    def _is_busy(self, key: str) -> bool:
+        return time.monotonic() < self._busy.get(key, 0.0)
 
     def _note_busy(self, key: str) -> None:
         self._busy[key] = time.monotonic() + BUSY_SECONDS
         if len(self._busy) > BUSY_KEY_COUNT:
             self._busy.popitem(last=False)
-
-
-def _any_other(key: str) -> str:
-    return salted(key, 1 + secrets.randbelow(2**32))

@@ -17,6 +17,7 @@ from gateway.services.channel import (
     check_health,
     errors_of,
     seconds_until,
+    soon,
 )
 from gateway.services.messages import (
     EmbeddingPiece,
@@ -24,7 +25,7 @@ from gateway.services.messages import (
     embedding_piece,
     encode_request,
 )
-from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
+from gateway.services.routing import BACKLOG_SECONDS, SEARCH_COUNT, Offer, Router, salted
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ModelMismatchError, ServiceError
 from protos.identity import EmbeddingId
@@ -113,12 +114,13 @@ class VisionClient:
             DataLossError: the service names the embedding otherwise than we do.
         """
         begin = partial(self._begin, request, name_field, deadline)
+        ask_backlog = partial(self._backlog, deadline)
         key = request.embedding_id.content_sha256.hex()
         try:
-            header, call = await self._router.offer(key, begin)
+            header, call = await self._router.offer(key, begin, ask_backlog)
         except ModelMismatchError:
             fitting = await self._key_of_recipe(request, key, deadline)
-            header, call = await self._router.offer(fitting, begin)
+            header, call = await self._router.offer(fitting, begin, ask_backlog)
         try:
             yield header
             with errors_of("vision", name_field):
@@ -151,6 +153,13 @@ class VisionClient:
             )
         finally:  # once the call's task, which is in the queue by now, has copied the file
             asyncio.get_running_loop().call_soon(self._sending.release)
+
+    async def _backlog(self, deadline: float, key: str) -> float:
+        question, deadline = (
+            vision_pb2.VisionServiceGetLoadRequest(),
+            soon(deadline, BACKLOG_SECONDS),
+        )
+        return (await ask("vision", self._stub.GetLoad, question, deadline, key)).backlog_seconds
 
     async def _key_of_recipe(self, request: EncodeRequest, key: str, deadline: float) -> str:
         """Returns a salted key that leads to a replica with the request's recipe."""

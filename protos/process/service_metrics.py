@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter
 
-from protos.errors import ServiceError
+from protos.errors import BY_REASON, ServiceError
 
 
 class ServiceMetrics:
@@ -23,6 +23,8 @@ class ServiceMetrics:
             ["reason"],
             registry=self.registry,
         )
+        for reason in BY_REASON:  # a first one would not be seen as a rise otherwise
+            self._refusals.labels(reason)
 
     def count_refusal(self, error: ServiceError) -> None:
         """Counts a call that ends with this error."""

@@ -220,7 +220,7 @@ class GrpcSettings(ServingSettings):
     drain_notice_seconds: float = Field(default=2.0, ge=0)
     """On SIGTERM, how long calls are still taken after the health says NOT_SERVING, so that who
     watches it goes elsewhere before any is refused; no time passes while nobody watches."""
-    connection_age_seconds: float = Field(default=6.0, ge=1, le=86_400)
+    connection_age_seconds: float = Field(default=5.0, ge=1, le=86_400)
     """How long a connection takes new calls, give or take a tenth; those on it go on to their end.
     A client then looks the service's name up again: so soon a gateway knows of a new replica."""
 

@@ -19,9 +19,10 @@ from gateway.memory import Memory
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.pools import open_pools
 from gateway.record import RequestRecord
-from gateway.services.channel import open_channel
+from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
+from gateway.services.routing import Router
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from llm_service.tables import TableSpec, TableUpload
@@ -87,12 +88,15 @@ async def open_relay(
     limits = ImageLimits(settings.max_image_byte_count, REQUEST_SECONDS, ())
     async with AsyncExitStack() as exits:
         pools = exits.enter_context(open_pools())
-        vision = await exits.enter_async_context(open_channel(vision_address))
-        llm = await exits.enter_async_context(open_channel(llm_address))
+        vision = await exits.enter_async_context(open_channel(vision_address, VISION_SERVICE))
+        llm = await exits.enter_async_context(open_channel(llm_address, LLM_SERVICE))
         downloads = await exits.enter_async_context(open_downloads(settings.download_options))
+        router = Router(settings.queue_limits, lambda reason: None)
         pipeline = ChatPipeline(
             ImageFetcher(downloads, pools, limits),
-            ServicePair(VisionClient(vision), LLMClient(llm), allows_mismatch=False),
+            ServicePair(
+                VisionClient(vision, router), LLMClient(llm, router), allows_mismatch=False
+            ),
             pools,
             ChatLimits(1, settings.max_image_byte_count, max_image_host_count=1),
         )

@@ -22,7 +22,14 @@ from tests.chaos.aftermath import AftermathError, settle
 from tests.chaos.clients import Clients, PictureServer, Plan, about_a_picture, drawn_plan, questions
 from tests.chaos.ledger import Ending, Ledger
 from tests.chaos.schedule import Arena, Fault, Scheduled, drawn_disturbances, until
-from tests.chaos.stack import MAX_HELD_BYTE_COUNT, ChaosStack, Footprint, ServiceName, running_stack
+from tests.chaos.stack import (
+    MAX_HELD_BYTE_COUNT,
+    REPLICA_COUNT,
+    ChaosStack,
+    Footprint,
+    Member,
+    running_stack,
+)
 from tests.e2e.questions import Conversation
 
 # In calm as under faults: a process that has been busy once keeps its pools' threads, and so must
@@ -54,20 +61,20 @@ class Report:
     proofs: list[tuple[str, str]] = field(default_factory=list)
     recovery_seconds: dict[str, float] = field(default_factory=dict)
     manner_counts: Counter[str] = field(default_factory=Counter)
-    before: dict[ServiceName, Footprint] = field(default_factory=dict)
-    after: dict[ServiceName, Footprint] = field(default_factory=dict)
-    byte_counts: dict[ServiceName, list[int]] = field(default_factory=lambda: defaultdict(list))
+    before: dict[Member, Footprint] = field(default_factory=dict)
+    after: dict[Member, Footprint] = field(default_factory=dict)
+    byte_counts: dict[Member, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def share(self, ending: Ending) -> float:
         """Returns the share of the requests that ended so."""
         return self.ledger.counts()[ending] / len(self.ledger.endings)
 
-    def growth(self, name: ServiceName) -> float:
-        """Returns by how much a service's memory grew in a soak after its warm-up, as a share.
+    def growth(self, member: Member) -> float:
+        """Returns by how much a process's memory grew in a soak after its warm-up, as a share.
 
         That is from the second fifth of the time to the last; the median of each counts.
         """
-        byte_counts = self.byte_counts[name]
+        byte_counts = self.byte_counts[member]
         fifth = len(byte_counts) // 5
         early, late = byte_counts[fifth : 2 * fifth], byte_counts[-fifth:]
         return statistics.median(late) / statistics.median(early) - 1
@@ -133,6 +140,7 @@ class Campaign:
         self._progress("answered in calm")
         self.report.after = await settle(self._stack, self.report.before)
         self._progress("all is as before")
+        self._ledger.check_failures()
         self._ledger.check()
         self.report.manner_counts = self._clients.manner_counts
         self.report.seconds = time.monotonic() - start
@@ -176,8 +184,8 @@ class Campaign:
                 return
             await self._strike_once(fault)
             await asyncio.sleep(pause)
-            for name, held in self._stack.footprints().items():
-                self.report.byte_counts[name].append(held.byte_count)
+            for member, held in self._stack.footprints().items():
+                self.report.byte_counts[member].append(held.byte_count)
 
     def _has_sent(self, count: int) -> bool:
         return self._sent_count >= count
@@ -198,14 +206,16 @@ class Campaign:
         )
         return seconds
 
-    async def _witness(self, is_fresh: bool, padding_byte_count: int = 0) -> Ending | None:
+    async def _witness(
+        self, is_fresh: bool, padding_byte_count: int = 0, gateway: str = ""
+    ) -> Ending | None:
         number = next(self._extra)
         asked = about_a_picture(random.Random(f"{self._ledger.seed}/{number}"))
         plan = Plan(number, asked, is_fresh=is_fresh, padding_byte_count=padding_byte_count)
-        return await self._clients.ask(plan)
+        return await self._clients.ask(plan, gateway)
 
     async def _ask_in_calm(self) -> None:
-        """Asks a question about each picture, and one about a file that takes all the memory.
+        """Asks a question about each picture, and one about a file that takes a gateway's memory.
 
         Nothing is wrong, so all are answered; the last if no request holds a byte any more.
         """
@@ -217,7 +227,8 @@ class Campaign:
 
         asked = {one.pictures: one for one in questions()}
         endings = await asyncio.gather(*map(ask, asked.values()))
-        endings.append(await self._witness(True, MAX_HELD_BYTE_COUNT))
+        for url in self._stack.urls:
+            endings.append(await self._witness(True, MAX_HELD_BYTE_COUNT, url))
         if set(endings) != {Ending.WHOLE}:
             self._ledger.check()
             raise AftermathError(f"in calm, requests ended with {Counter(endings)}")
@@ -227,17 +238,17 @@ class Campaign:
 async def running_campaign(
     folder: Path, seed: int, progress: Callable[[str], None]
 ) -> AsyncIterator[Campaign]:
-    """Runs the three services, and yields a campaign against them.
+    """Runs two of each process, and yields a campaign against them.
 
     Args:
         folder: gets the services' logs.
         seed: of everything that is drawn.
         progress: gets a line now and then.
     """
-    ledger = Ledger(seed)
+    ledger = Ledger(seed, REPLICA_COUNT)
     async with (
-        running_stack(folder, seed) as stack,
+        running_stack(folder, seed, replica_count=REPLICA_COUNT) as stack,
         PictureServer().running() as pictures,
-        Clients(stack.url, ledger, pictures).ready() as clients,
+        Clients(stack.urls, ledger, pictures).ready() as clients,
     ):
         yield Campaign(stack, clients, ledger, progress)

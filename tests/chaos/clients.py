@@ -168,14 +168,17 @@ class PictureServer:
 
 
 class Clients:
-    """Sends planned requests to a gateway, and writes what comes of them into the ledger.
+    """Sends planned requests to gateways, and writes what comes of them into the ledger.
+
+    As a load balancer does, they choose a gateway at random, and go on with another one when nobody
+    listens there.
 
     Attributes:
         manner_counts: requests that were sent, by how their clients behaved.
     """
 
-    def __init__(self, url: str, ledger: Ledger, pictures: PictureServer) -> None:
-        self._url = url
+    def __init__(self, urls: Sequence[str], ledger: Ledger, pictures: PictureServer) -> None:
+        self._urls = urls
         self._ledger = ledger
         self._pictures = pictures
         self.manner_counts: Counter[str] = Counter()
@@ -187,15 +190,19 @@ class Clients:
         slow = aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_deaf_socket)
         untimed = aiohttp.ClientTimeout(total=None)
         async with (
-            aiohttp.ClientSession(self._url, connector=every, timeout=untimed) as self._http,
+            aiohttp.ClientSession(connector=every, timeout=untimed) as self._http,
             aiohttp.ClientSession(
-                self._url, connector=slow, timeout=untimed, read_bufsize=SLOW_READ_BYTE_COUNT
+                connector=slow, timeout=untimed, read_bufsize=SLOW_READ_BYTE_COUNT
             ) as self._slow_http,
         ):
             yield self
 
-    async def ask(self, plan: Plan) -> Ending | None:
-        """Sends a request, again and again while nobody listens because the gateway was ended.
+    async def ask(self, plan: Plan, gateway: str = "") -> Ending | None:
+        """Sends a request, again and again while nobody listens because all gateways were ended.
+
+        Args:
+            plan: the request.
+            gateway: the address of the one that gets it; empty: any.
 
         Returns:
             Its ending; None if it ended as it must not.
@@ -204,14 +211,20 @@ class Clients:
         try:
             while True:
                 exchange = self._ledger.begin(plan.number, plan.title, plan.expectation)
-                if await self._is_sent(plan, body, exchange):
-                    self.manner_counts[plan.manner] += 1
-                    return self._ledger.end(exchange)
+                for exchange.gateway in [gateway] if gateway else self._shuffled(plan):
+                    if await self._is_sent(plan, body, exchange):
+                        self.manner_counts[plan.manner] += 1
+                        return self._ledger.end(exchange)
                 if not self._ledger.never_sent(exchange):
                     return None
                 await asyncio.sleep(CONNECT_PAUSE_SECONDS)
         finally:
             self._pictures.pictures.pop(plan.number, None)
+
+    def _shuffled(self, plan: Plan) -> list[str]:
+        urls = sorted(self._urls)
+        random.Random(f"{self._ledger.seed}/{plan.number}/gateway").shuffle(urls)
+        return urls
 
     async def _is_sent(self, plan: Plan, body: bytes, exchange: Exchange) -> bool:
         """Sends a request and reads its answer; False when nobody listens."""
@@ -232,9 +245,10 @@ class Clients:
     async def _send(self, plan: Plan, body: bytes, exchange: Exchange) -> None:
         slow = plan.manner == "slow reader"
         http = self._slow_http if slow else self._http
-        headers = {"Content-Type": "application/json", "x-request-id": f"chaos-{plan.number}"}
+        headers = {"Content-Type": "application/json", "x-request-id": exchange.request_id}
         exchange.note("sent")
-        async with http.post(CHAT, data=io.BytesIO(body), headers=headers) as response:
+        url = f"{exchange.gateway}{CHAT}"
+        async with http.post(url, data=io.BytesIO(body), headers=headers) as response:
             exchange.status = response.status
             exchange.note(f"status {response.status}")
             async for piece in response.content.iter_chunked(SLOW_READ_BYTE_COUNT):

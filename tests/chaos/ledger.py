@@ -17,6 +17,8 @@ from typing import Any
 from tests.e2e.questions import FINAL_PUNCTUATION, Question
 
 DONE = "[DONE]"
+# What a stream says that has been silent for long.
+KEEP_ALIVE = ": keep-alive"
 ERROR_KEYS = {"message", "type", "param", "code"}
 ERROR_TYPES = {
     "authentication_error",
@@ -65,6 +67,7 @@ class Exchange:
 
     Attributes:
         title: the request in a few words.
+        gateway: where it was sent.
         body: what came of the answer's body.
         broken: how the connection broke; empty when it did not.
         left: whether the client went away by itself.
@@ -77,12 +80,18 @@ class Exchange:
     expected: Expectation
     began: float = field(default_factory=time.monotonic)
     ended: float = 0.0
+    gateway: str = ""
     status: int | None = None
     body: bytearray = field(default_factory=bytearray)
     broken: str = ""
     left: bool = False
     hung: bool = False
     history: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def request_id(self) -> str:
+        """What all logs call the request."""
+        return f"chaos-{self.number}"
 
     def note(self, event: str) -> None:
         """Adds a line to the history."""
@@ -97,13 +106,15 @@ class Exchange:
 
 @dataclass
 class Outage:
-    """The gateway itself ends: by SIGKILL, or by SIGTERM after its drain.
+    """A gateway itself ends: by SIGKILL, or by SIGTERM after its drain.
 
     Attributes:
-        end: when the next gateway served.
+        gateway: its address.
+        end: when the next one served there.
     """
 
     by_kill: bool
+    gateway: str = ""
     start: float = field(default_factory=time.monotonic)
     end: float = float("inf")
 
@@ -113,9 +124,37 @@ class Outage:
         After SIGTERM that is only one that was never answered, and came when it was too late: the
         requests in flight are owed an ending.
         """
+        if exchange.gateway != self.gateway:
+            return False
         if self.by_kill:
             return exchange.began <= self.end and self.start <= exchange.ended
         return self.start <= exchange.began <= self.end and exchange.status is None
+
+
+@dataclass
+class Trouble:
+    """A fault that may make requests fail, though no connection of theirs may break.
+
+    Attributes:
+        kind: what the fault is called.
+        request_ids: of the requests that it may fail, where these are known: those that were in
+            flight in a process. None: any that meets the fault.
+        gateway: where requests must have been sent that it may fail; empty: anywhere.
+    """
+
+    kind: str
+    request_ids: set[str] | None = None
+    gateway: str = ""
+    start: float = field(default_factory=time.monotonic)
+    end: float = float("inf")
+
+    def excuses(self, exchange: Exchange) -> bool:
+        """Says whether it may have made this request fail."""
+        if exchange.began > self.end or self.start > exchange.ended:
+            return False
+        if self.gateway and exchange.gateway != self.gateway:
+            return False
+        return self.request_ids is None or exchange.request_id in self.request_ids
 
 
 class Ledger:
@@ -123,14 +162,18 @@ class Ledger:
 
     Attributes:
         seed: what the run is replayed with.
-        outages: when the gateway itself was ended.
+        gateway_count: how many there are; a request that one refuses goes to another.
+        outages: when gateways themselves were ended.
+        troubles: what else was done.
         endings: by the request's number.
         violations: what must not have happened, told with the histories.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, gateway_count: int = 1) -> None:
         self.seed = seed
+        self.gateway_count = gateway_count
         self.outages: list[Outage] = []
+        self.troubles: list[Trouble] = []
         self.endings: dict[int, Ending] = {}
         self.statuses: Counter[int] = Counter()
         self.violations: list[str] = []
@@ -149,13 +192,18 @@ class Ledger:
         """Closes the account of a request that found nobody to connect to, as if it were not.
 
         Returns:
-            Whether the gateway had been ended; else it is a violation.
+            Whether all gateways had been ended; else it is a violation.
         """
         exchange.ended = time.monotonic()
         del self._exchanges[exchange.number]
-        if any(one.start <= exchange.ended and exchange.began <= one.end for one in self.outages):
+        ended = {
+            one.gateway
+            for one in self.outages
+            if one.start <= exchange.ended and exchange.began <= one.end
+        }
+        if len(ended) == self.gateway_count:
             return True
-        self._violate("nobody listens, though the gateway was not ended", exchange)
+        self._violate("nobody listens, though a gateway was not ended", exchange)
         return False
 
     def end(self, exchange: Exchange) -> Ending | None:
@@ -182,6 +230,15 @@ class Ledger:
 
     def _violate(self, sentence: str, exchange: Exchange) -> None:
         self.violations.append(f"{sentence}\n{exchange.told()}")
+
+    def check_failures(self) -> None:
+        """Makes each error a violation that nothing excuses that was done to the processes."""
+        for exchange in self._exchanges.values():
+            ending = self.endings.get(exchange.number)
+            if ending in (Ending.ERROR_STATUS, Ending.ERROR_EVENT) and not any(
+                trouble.excuses(exchange) for trouble in self.troubles
+            ):
+                self._violate("an error, and nothing had been done to this request", exchange)
 
     def check(self) -> None:
         """Checks that each request has had its one ending.
@@ -273,6 +330,7 @@ def _events(body: bytearray) -> list[Mapping[str, Any] | None]:
     *events, rest = bytes(body).decode(errors="replace").split("\n\n")
     if rest:
         raise ViolationError(f"a silent cut within an event: {rest[-200:]!r}")
+    events = [event for event in events if event != KEEP_ALIVE]
     if not all(event.startswith("data: ") for event in events):
         raise ViolationError("the stream has a line that is no event")
     data = [event.removeprefix("data: ") for event in events]

@@ -189,13 +189,16 @@ class Proxy:
     """Stands before one server. Toxics may come and go while connections live.
 
     Attributes:
-        port: where it listens on the loopback address; 0 before it runs.
+        host, port: where it listens; port 0 takes a free one when it runs.
         connection_count: connections that it has taken.
         byte_counts: what it has passed on, by direction.
     """
 
-    def __init__(self, target_port: int, seed: int | str) -> None:
-        self.port = 0
+    def __init__(
+        self, target_port: int, seed: int | str, host: str = LOOPBACK, port: int = 0
+    ) -> None:
+        self.host = host
+        self.port = port
         self.connection_count = 0
         self.byte_counts: dict[Direction, int] = defaultdict(int)
         self._target_port = target_port
@@ -206,7 +209,7 @@ class Proxy:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Proxy]:
         """Listens; on leaving, all connections are closed."""
-        server = await asyncio.start_server(self._serve, LOOPBACK, 0)
+        server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

@@ -23,15 +23,15 @@ def written(report: Report) -> str:
         lines.append(f"  {kind:34}{count:>6}{report.recovery_seconds[kind]:>20.1f} s")
     p50, p99 = percentiles(ledger.seconds)
     lines += ["", f"  whole answers: p50 {p50:.2f} s, p99 {p99:.2f} s", ""]
-    for name, before in report.before.items():
-        after = report.after[name]
+    for member, before in report.before.items():
+        after = report.after[member]
         lines.append(
-            f"  {name:8} {before.byte_count / MIB:6.0f} MiB, {before.thread_count} threads,"
+            f"  {member!s:9} {before.byte_count / MIB:6.0f} MiB, {before.thread_count} threads,"
             f" {before.descriptor_count} descriptors before;"
             f" {after.byte_count / MIB:.0f}, {after.thread_count}, {after.descriptor_count} after"
         )
         if report.byte_counts:
-            lines.append(f"{'':11}grew by {report.growth(name):.2%} after the warm-up")
+            lines.append(f"{'':11}grew by {report.growth(member):.2%} after the warm-up")
     return "\n".join(lines)
 
 

@@ -8,28 +8,34 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import psutil
 
 from tests.chaos import proxy
-from tests.chaos.ledger import Ending, Ledger, Outage
+from tests.chaos.ledger import Ending, Ledger, Outage, Trouble
 from tests.chaos.proxy import DIRECTIONS, Direction, Toxic
 from tests.chaos.stack import (
     DRAIN_SECONDS,
+    LINK_NAMES,
     MAX_REQUEST_COUNT,
+    REPLICA_COUNT,
     REQUEST_SECONDS,
     SERVICE_NAMES,
     ChaosStack,
     LinkName,
+    Member,
     ServiceName,
 )
 
-LINK_NAMES: tuple[LinkName, LinkName] = ("vision", "llm")
+# By then a gateway has noticed that a service hangs.
+HANG_SECONDS = 11.0
 WITNESS_COUNT = 2
 POLL_SECONDS = 0.02
 STRIKE_SECONDS = 30.0
+WITNESS_SECONDS = 1.0
 # Faults begin in this part of a run, so that requests come before and after each.
 FIRST_SHARE, LAST_SHARE = 0.03, 0.9
 
@@ -45,18 +51,32 @@ class UnprovenFaultError(AssertionError):
     """A fault did not happen, so the run that it was part of has shown nothing."""
 
 
+class Witness(Protocol):
+    """Sends one more request, and waits for its end."""
+
+    def __call__(
+        self, is_fresh: bool, padding_byte_count: int = 0, gateway: str = ""
+    ) -> Coroutine[Any, Any, Ending | None]:
+        """Asks about a picture that nobody has seen, or (False) that may be known."""
+
+
 @dataclass(frozen=True)
 class Arena:
-    """Where faults strike.
-
-    Attributes:
-        witness: sends one more request, about a picture that nobody has seen or (False) that may be
-            known, and waits for its end.
-    """
+    """Where faults strike."""
 
     stack: ChaosStack
     ledger: Ledger
-    witness: Callable[[bool], Coroutine[Any, Any, Ending | None]]
+    witness: Witness
+
+    @contextmanager
+    def trouble(self, kind: str, **about: Any) -> Iterator[Trouble]:
+        """Writes into the ledger that for the time of the block requests may fail."""
+        trouble = Trouble(kind, **about)
+        self.ledger.troubles.append(trouble)
+        try:
+            yield trouble
+        finally:
+            trouble.end = time.monotonic()
 
 
 class Fault(ABC):
@@ -86,65 +106,91 @@ class Fault(ABC):
 class End(Fault):
     """A process ends by SIGKILL, or by SIGTERM; later a new one listens on its port.
 
+    What was in flight in a service may fail; nothing else, as there is another one.
+
     Attributes:
         seconds: until the new one is started.
     """
 
-    service: ServiceName
+    member: Member
     by_kill: bool
     seconds: float = 0.0
 
     @property
     def kind(self) -> str:
-        return f"{'kill -9' if self.by_kill else 'SIGTERM'} {self.service}"
+        return f"{'kill -9' if self.by_kill else 'SIGTERM'} {self.member.service}"
 
     async def strike(self, arena: Arena) -> str:
-        outage = Outage(self.by_kill)
-        if self.service == "gateway":
-            arena.ledger.outages.append(outage)
-        pid = arena.stack.services[self.service].pid
-        status = await self._end(arena.stack)
-        is_gone = not psutil.pid_exists(pid)
-        await asyncio.sleep(self.seconds)
-        await arena.stack.start(self.service)
-        outage.end = time.monotonic()
-        expected = -signal.SIGKILL if self.by_kill else 0
-        return self.check(f"process {pid}: exit status {status}", is_gone and status == expected)
+        if self.member.service == "gateway":
+            return await self._end_gateway(arena)
+        with arena.trouble(self.kind, request_ids=set()) as trouble:
+            proof = await self._end(arena.stack)
+            trouble.request_ids = arena.stack.in_flight(self.member)
+        await self._replace(arena.stack)
+        return proof
 
-    async def _end(self, stack: ChaosStack) -> int | None:
-        if not self.by_kill:
-            return await stack.terminate(self.service)
-        await stack.kill(self.service)
-        return stack.services[self.service].returncode
+    async def _end_gateway(self, arena: Arena) -> str:
+        """Ends a gateway, which refuses what comes while it drains."""
+        url = arena.stack.url(self.member)
+        outage = Outage(self.by_kill, url)
+        arena.ledger.outages.append(outage)
+        with arena.trouble(self.kind, gateway=url):
+            proof = await self._end(arena.stack)
+        await self._replace(arena.stack)
+        outage.end = time.monotonic()
+        return proof
+
+    async def _end(self, stack: ChaosStack) -> str:
+        service = stack.services[self.member]
+        pid = service.pid
+        if self.by_kill:
+            await stack.kill(self.member)
+        else:
+            await stack.terminate(self.member)
+        expected = -signal.SIGKILL if self.by_kill else 0
+        proof = f"process {pid} of {self.member}: exit status {service.returncode}"
+        return self.check(proof, not psutil.pid_exists(pid) and service.returncode == expected)
+
+    async def _replace(self, stack: ChaosStack) -> None:
+        await asyncio.sleep(self.seconds)
+        await stack.start(self.member)
 
 
 @dataclass(frozen=True)
 class Pause(Fault):
-    """SIGSTOP, and some time later SIGCONT."""
+    """SIGSTOP, and some time later SIGCONT.
 
-    service: ServiceName
+    What was in flight in a service may fail when that is long; nothing else, as there is another.
+    """
+
+    member: Member
     seconds: float
 
     @property
     def kind(self) -> str:
-        past = " past the deadline" if self.seconds > REQUEST_SECONDS else ""
-        return f"SIGSTOP {self.service}{past}"
+        past = ""
+        if self.seconds > HANG_SECONDS:
+            past = " past the deadline" if self.seconds > REQUEST_SECONDS else " for long"
+        return f"SIGSTOP {self.member.service}{past}"
 
     async def strike(self, arena: Arena) -> str:
         witnesses = [asyncio.create_task(arena.witness(False)) for _ in range(WITNESS_COUNT)]
-        arena.stack.signal(self.service, signal.SIGSTOP)
-        try:
-            await asyncio.sleep(self.seconds)
-            status = arena.stack.status(self.service)
-        finally:
-            arena.stack.signal(self.service, signal.SIGCONT)
+        with arena.trouble(self.kind, request_ids=set()) as trouble:
+            arena.stack.signal(self.member, signal.SIGSTOP)
+            try:
+                if self.member in arena.stack.links:
+                    trouble.request_ids = arena.stack.in_flight(self.member)
+                await asyncio.sleep(self.seconds)
+                status = arena.stack.status(self.member)
+            finally:
+                arena.stack.signal(self.member, signal.SIGCONT)
         await asyncio.gather(*witnesses)
-        return self.check(f"status {status!r}", status == psutil.STATUS_STOPPED)
+        return self.check(f"{self.member}: status {status!r}", status == psutil.STATUS_STOPPED)
 
 
 @dataclass(frozen=True)
 class Poison(Fault):
-    """A toxic on the way between the gateway and a service.
+    """A toxic on the way between the gateways and a service.
 
     Attributes:
         seconds: how long it stays after its first strike.
@@ -152,29 +198,41 @@ class Poison(Fault):
     """
 
     toxic: Toxic
-    link: LinkName
+    member: Member
     direction: Direction
     seconds: float
     during: Fault | None = None
 
     @property
     def kind(self) -> str:
-        return f"{self.toxic.kind} {self.link}"
+        return f"{self.toxic.kind} {self.member.service}"
 
     async def strike(self, arena: Arena) -> str:
-        async with arena.stack.links[self.link].poisoned(self.toxic, self.direction):
-            witnesses = [asyncio.create_task(arena.witness(True)) for _ in range(WITNESS_COUNT)]
-            if self.during is not None:
-                await self.during.strike(arena)
-            await until(lambda: self.toxic.strike_count > 0, STRIKE_SECONDS)
-            await asyncio.sleep(self.seconds)
-        await asyncio.gather(*witnesses)
+        link = arena.stack.links[self.member]
+        with arena.trouble(self.kind):
+            async with link.poisoned(self.toxic, self.direction):
+                witnesses = await self._witnessed(arena)
+                if self.during is not None:
+                    await self.during.strike(arena)
+                await asyncio.sleep(self.seconds)
+            await asyncio.gather(*witnesses)
         return self.check(f"struck {self.toxic.strike_count} times", self.toxic.strike_count)
+
+    async def _witnessed(self, arena: Arena) -> list[asyncio.Task[Ending | None]]:
+        """Sends requests until the toxic has struck, as half of them go another way."""
+        witnesses = []
+        deadline = time.monotonic() + STRIKE_SECONDS
+        while not self.toxic.strike_count and time.monotonic() < deadline:
+            witnesses += [asyncio.create_task(arena.witness(True)) for _ in range(WITNESS_COUNT)]
+            if self.during is not None:
+                break
+            await until(lambda: self.toxic.strike_count > 0, WITNESS_SECONDS)
+        return witnesses
 
 
 @dataclass(frozen=True)
 class Flood(Fault):
-    """Twice as many requests at once as the gateway takes."""
+    """Twice as many requests at once as a gateway takes."""
 
     @property
     def kind(self) -> str:
@@ -182,7 +240,10 @@ class Flood(Fault):
 
     async def strike(self, arena: Arena) -> str:
         before = arena.ledger.statuses[429]
-        await asyncio.gather(*(arena.witness(False) for _ in range(2 * MAX_REQUEST_COUNT)))
+        url = arena.stack.url(Member("gateway"))
+        with arena.trouble(self.kind):
+            flood = (arena.witness(False, gateway=url) for _ in range(2 * MAX_REQUEST_COUNT))
+            await asyncio.gather(*flood)
         refused_count = arena.ledger.statuses[429] - before
         return self.check(f"{refused_count} requests got 429", refused_count)
 
@@ -217,32 +278,43 @@ def drawn_disturbances(seed: int) -> Iterator[Fault]:
     draw = random.Random(seed)
     while True:
         faults: list[Fault] = [Flood(), _corruption(draw)]
-        faults += [Pause(name, draw.uniform(0.3, 3.0)) for name in SERVICE_NAMES]
-        faults += [poison for link in LINK_NAMES for poison in _poisons(draw, link)]
+        faults += [Pause(_member(draw, name), draw.uniform(0.3, 3.0)) for name in SERVICE_NAMES]
+        faults += [poison for name in LINK_NAMES for poison in _poisons(draw, name)]
         draw.shuffle(faults)
         yield from faults
 
 
+def _member(draw: random.Random, name: ServiceName) -> Member:
+    return Member(name, draw.randrange(REPLICA_COUNT))
+
+
 def _short_round(draw: random.Random) -> list[Fault]:
-    links = [_poisons(draw, link) for link in LINK_NAMES]
+    links = [_poisons(draw, name) for name in LINK_NAMES]
     toxics = [draw.choice(pair) for pair in zip(*links, strict=True)]
-    ends: list[Fault] = [End(name, by_kill=True) for name in SERVICE_NAMES]
-    ends.append(End(draw.choice(("vision", "gateway")), by_kill=False))
-    pauses = [Pause(name, draw.uniform(0.3, 1.0)) for name in SERVICE_NAMES]
-    return [*ends, *pauses, *toxics, _corruption(draw), Flood()]
+    ends: list[Fault] = [End(_member(draw, name), by_kill=True) for name in SERVICE_NAMES]
+    drained: tuple[ServiceName, ...] = (draw.choice(LINK_NAMES), "gateway")
+    ends += [End(_member(draw, name), by_kill=False) for name in drained]
+    pauses = [Pause(_member(draw, name), draw.uniform(0.3, 1.0)) for name in SERVICE_NAMES]
+    hang = Pause(_member(draw, draw.choice(LINK_NAMES)), HANG_SECONDS + 1)
+    return [*ends, *pauses, hang, *toxics, _corruption(draw), Flood()]
 
 
 def _thorough_round(draw: random.Random) -> list[Fault]:
-    faults: list[Fault] = [Flood(), _corruption(draw), Pause("llm", REQUEST_SECONDS + 2)]
+    past_deadline = Pause(_member(draw, "llm"), REQUEST_SECONDS + 2)
+    faults: list[Fault] = [Flood(), _corruption(draw), past_deadline]
+    faults += [Pause(_member(draw, name), HANG_SECONDS + 1) for name in LINK_NAMES]
     for name in SERVICE_NAMES:
-        faults += [End(name, by_kill, draw.uniform(0.0, 2.0)) for by_kill in (True, False)]
-        faults.append(Pause(name, draw.uniform(0.3, 3.0)))
+        faults += [
+            End(_member(draw, name), by_kill, draw.uniform(0.0, 2.0)) for by_kill in (True, False)
+        ]
+        faults.append(Pause(_member(draw, name), draw.uniform(0.3, 3.0)))
+    member = _member(draw, "vision")
     slow_close = proxy.SlowClose(DRAIN_SECONDS / 5)
-    faults.append(Poison(slow_close, "vision", "downstream", 0.0, End("vision", by_kill=False)))
-    return faults + [poison for link in LINK_NAMES for poison in _poisons(draw, link)]
+    faults.append(Poison(slow_close, member, "downstream", 0.0, End(member, by_kill=False)))
+    return faults + [poison for name in LINK_NAMES for poison in _poisons(draw, name)]
 
 
-def _poisons(draw: random.Random, link: LinkName) -> list[Fault]:
+def _poisons(draw: random.Random, name: LinkName) -> list[Fault]:
     """Returns a fault of each toxic that every link can bear, in one order."""
     toxics = [
         proxy.Latency(draw.uniform(0.02, 0.2), jitter_seconds=draw.uniform(0.0, 0.1)),
@@ -254,7 +326,8 @@ def _poisons(draw: random.Random, link: LinkName) -> list[Fault]:
         proxy.HalfClose(),
     ]
     return [
-        Poison(toxic, link, draw.choice(DIRECTIONS), draw.uniform(0.1, 1.0)) for toxic in toxics
+        Poison(toxic, _member(draw, name), draw.choice(DIRECTIONS), draw.uniform(0.1, 1.0))
+        for toxic in toxics
     ]
 
 
@@ -265,4 +338,5 @@ def _corruption(draw: random.Random) -> Fault:
     question.
     """
     toxic = proxy.Corrupt(draw.uniform(0.1, 0.5))
-    return Poison(toxic, "vision", draw.choice(DIRECTIONS), draw.uniform(0.1, 1.0))
+    member = _member(draw, "vision")
+    return Poison(toxic, member, draw.choice(DIRECTIONS), draw.uniform(0.1, 1.0))

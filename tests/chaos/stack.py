@@ -1,4 +1,4 @@
-"""The three services as real processes, with a proxy between the gateway and each service."""
+"""The services and gateways as real processes, with a proxy in front of each service's replica."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import os
 import secrets
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import grpc
 import psutil
@@ -21,11 +22,18 @@ from models.demo import DEMO_CHECKPOINT
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.settings import MIB
 from tests.chaos.proxy import Proxy
+from tests.chaos.service import BEGUN, OVER
+from tests.replicas.fleet import common_port, dns_name, host_of, logged
+from tests.replicas.names import Names
 
 ServiceName = Literal["vision", "llm", "gateway"]
 LinkName = Literal["vision", "llm"]
 SERVICE_NAMES: tuple[ServiceName, ...] = ("vision", "llm", "gateway")
+LINK_NAMES: tuple[LinkName, LinkName] = ("vision", "llm")
+MODULES = {"vision": "vision_service", "llm": "llm_service"}
 MODEL = "internvl-demo"
+# Of each kind, in a campaign.
+REPLICA_COUNT = 2
 START_SECONDS = 120.0
 DRAIN_SECONDS = 5.0
 REQUEST_SECONDS = 30.0
@@ -84,63 +92,116 @@ class Footprint:
         )
 
 
+class Member(NamedTuple):
+    """One process of the stack: what it is, and which of its kind."""
+
+    service: ServiceName
+    number: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.service} {self.number + 1}"
+
+
 class ChaosStack:
-    """Three services that may be killed, stopped and started again, each on its port.
+    """Processes that may be killed, stopped and started again, each on its port.
 
     Attributes:
         services: the processes.
-        links: the proxies, between the gateway and each service.
+        links: the proxies, which the names of the services lead to.
+        names: has the address of each service that is up.
+        urls: addresses of the gateways that clients are sent to.
     """
 
     def __init__(
-        self, services: dict[ServiceName, ServiceProcess], links: dict[LinkName, Proxy]
+        self,
+        services: dict[Member, ServiceProcess],
+        links: dict[Member, Proxy],
+        names: Names,
     ) -> None:
         self.services = services
         self.links = links
+        self.names = names
+        self.urls: list[str] = []
 
-    @property
-    def url(self) -> str:
-        """The gateway's address."""
-        return f"http://{self.services['gateway'].address}"
+    def replicas(self, name: ServiceName) -> list[Member]:
+        """Returns all of a kind."""
+        return [member for member in self.services if member.service == name]
 
-    async def kill(self, name: ServiceName) -> None:
+    def first(self, name: ServiceName) -> ServiceProcess:
+        """Returns the first process of a kind."""
+        return self.services[Member(name)]
+
+    def url(self, member: Member) -> str:
+        """Returns a gateway's address."""
+        return f"http://{self.services[member].address}"
+
+    async def kill(self, member: Member) -> None:
         """Ends a process by SIGKILL; it is gone when this returns."""
-        await asyncio.to_thread(self.services[name].kill)
+        await asyncio.to_thread(self.services[member].kill)
+        self._withdraw(member)
 
-    async def terminate(self, name: ServiceName) -> int | None:
-        """Ends a process by SIGTERM, and returns its exit status."""
-        service = self.services[name]
+    async def terminate(self, member: Member) -> int | None:
+        """Ends a process as Kubernetes does, and returns its exit status.
+
+        Nobody is sent to it any more while it drains.
+        """
+        service = self.services[member]
+        self._withdraw(member)
         service.terminate()
         await asyncio.to_thread(service.wait_ended, DRAIN_SECONDS)
         return service.returncode
 
-    async def start(self, *names: ServiceName) -> None:
+    async def start(self, *members: Member) -> None:
         """Starts processes, and returns when they serve."""
-        for name in names:
-            self.services[name].start()
-        waits = [
-            asyncio.to_thread(self.services[name].wait_serving, START_SECONDS) for name in names
-        ]
-        await asyncio.gather(*waits)
+        for member in members:
+            self.services[member].start()
+        await asyncio.gather(*map(self._publish, members))
 
-    def signal(self, name: ServiceName, signum: signal.Signals) -> None:
+    async def _publish(self, member: Member) -> None:
+        await asyncio.to_thread(self.services[member].wait_serving, START_SECONDS)
+        if member in self.links:
+            self.names.publish(dns_name(member.service), self.links[member].host)
+        else:
+            self.urls.append(self.url(member))
+
+    def _withdraw(self, member: Member) -> None:
+        if member in self.links:
+            self.names.withdraw(dns_name(member.service), self.links[member].host)
+        elif (url := self.url(member)) in self.urls:
+            self.urls.remove(url)
+
+    def signal(self, member: Member, signum: signal.Signals) -> None:
         """Sends a signal to a process."""
-        os.kill(self.services[name].pid, signum)
+        os.kill(self.services[member].pid, signum)
 
-    def status(self, name: ServiceName) -> str:
+    def status(self, member: Member) -> str:
         """Returns a process's state as psutil names it; empty when there is none."""
         try:
-            return str(psutil.Process(self.services[name].pid).status())
+            return str(psutil.Process(self.services[member].pid).status())
         except psutil.NoSuchProcess:
             return ""
 
-    def footprints(self) -> dict[ServiceName, Footprint]:
-        """Returns what each service holds."""
-        return {name: Footprint.of(one.pid) for name, one in self.services.items()}
+    def in_flight(self, member: Member) -> set[str]:
+        """Returns the ids of requests of which a service has begun calls that have not ended well.
 
-    async def load(self) -> llm_pb2.GetLoadResponse:
-        """Returns the load of the engine, asked past the proxy."""
-        async with grpc.aio.insecure_channel(self.services["llm"].address) as channel:
+        Those of its process before this one are among them, if it was killed.
+        """
+        count: Counter[str] = Counter()
+        for event in logged(self.services[member].log):
+            if event.get("event") in (BEGUN, OVER):
+                count[event["request_id"]] += 1 if event["event"] == BEGUN else -1
+        return {request_id for request_id, left in count.items() if left > 0}
+
+    def footprints(self) -> dict[Member, Footprint]:
+        """Returns what each process holds."""
+        return {member: Footprint.of(one.pid) for member, one in self.services.items()}
+
+    async def loads(self) -> dict[Member, llm_pb2.GetLoadResponse]:
+        """Returns the load of each engine, asked past the proxies."""
+        return {member: await self._load(member) for member in self.replicas("llm")}
+
+    async def _load(self, member: Member) -> llm_pb2.GetLoadResponse:
+        async with grpc.aio.insecure_channel(self.services[member].address) as channel:
             stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
             return await stub.GetLoad(llm_pb2.GetLoadRequest())
 
@@ -150,34 +211,62 @@ async def running_stack(
     folder: Path,
     seed: int,
     *,
+    replica_count: int = 1,
     gateway_options: Sequence[str] = (),
 ) -> AsyncIterator[ChaosStack]:
-    """Runs the three services; on leaving, all have ended, whatever state they were in.
+    """Runs the processes; on leaving, all have ended, whatever state they were in.
 
     Args:
         folder: gets the logs.
         seed: of the proxies' chance.
+        replica_count: how many of each kind.
         gateway_options: further ones.
     """
-    key = _written_key(folder / "embedding.key")
-    signed = ("--embedding-key-file", str(key))
-    vision = ServiceProcess("vision_service", [*VISION_OPTIONS, *signed], folder / "vision.log")
-    llm = ServiceProcess("llm_service", [*LLM_OPTIONS, *signed], folder / "llm.log")
+    services = _services(folder, replica_count)
     async with AsyncExitStack() as exits:
-        links: dict[LinkName, Proxy] = {
-            "vision": await exits.enter_async_context(Proxy(vision.port, f"{seed}/v").running()),
-            "llm": await exits.enter_async_context(Proxy(llm.port, f"{seed}/l").running()),
-        }
-        addresses = [f"--{name}-address={LOOPBACK}:{link.port}" for name, link in links.items()]
-        options = [*addresses, *GATEWAY_OPTIONS, *gateway_options]
-        gateway = ServiceProcess("gateway", options, folder / "gateway.log")
-        stack = ChaosStack({"vision": vision, "llm": llm, "gateway": gateway}, links)
+        names = await exits.enter_async_context(Names().running())
+        ports: dict[str, int] = {name: common_port(replica_count) for name in LINK_NAMES}
+        links: dict[Member, Proxy] = {}
+        for member, service in services.items():
+            host = LOOPBACK if replica_count == 1 else host_of(member.number)
+            link = Proxy(service.port, f"{seed}/{member}", host, ports[member.service])
+            links[member] = await exits.enter_async_context(link.running())
+        options = [
+            f"--{name}-address={names.target(dns_name(name), port)}" for name, port in ports.items()
+        ]
+        for index in range(replica_count):
+            log = _log(folder, "gateway", index)
+            gateway = ServiceProcess("gateway", [*options, *GATEWAY_OPTIONS, *gateway_options], log)
+            services[Member("gateway", index)] = gateway
+        stack = ChaosStack(services, links, names)
         try:
-            await stack.start(*SERVICE_NAMES)
+            for name in SERVICE_NAMES:  # a gateway is ready when both services are found
+                await stack.start(*stack.replicas(name))
             yield stack
         finally:
-            for name in SERVICE_NAMES:
-                await stack.kill(name)
+            for member in services:
+                await asyncio.to_thread(services[member].kill)
+
+
+def _services(folder: Path, replica_count: int) -> dict[Member, ServiceProcess]:
+    """Returns the replicas of both services, yet to be started."""
+    key = _written_key(folder / "embedding.key")
+    options = {"vision": VISION_OPTIONS, "llm": LLM_OPTIONS}
+    return {
+        Member(name, index): ServiceProcess(
+            "tests.chaos.service",
+            [MODULES[name], *options[name], "--embedding-key-file", str(key)],
+            _log(folder, name, index),
+        )
+        for name in LINK_NAMES
+        for index in range(replica_count)
+    }
+
+
+def _log(folder: Path, name: str, index: int) -> Path:
+    own = folder / str(index + 1)
+    own.mkdir(exist_ok=True)
+    return own / f"{name}.log"
 
 
 def _written_key(path: Path) -> Path:

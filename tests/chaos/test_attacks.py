@@ -41,11 +41,11 @@ class Scene:
 
     @property
     def target(self) -> Target:
-        services = self.stack.services
+        stack = self.stack
         return Target(
-            services["gateway"].port,
-            services["vision"].address,
-            services["llm"].address,
+            stack.first("gateway").port,
+            stack.first("vision").address,
+            stack.first("llm").address,
             self.http,
         )
 
@@ -74,7 +74,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
             running = running_stack(folder, 1, gateway_options=options)
             stack = await exits.enter_async_context(running)
         pictures = await exits.enter_async_context(PictureServer().running())
-        http = aiohttp.ClientSession(stack.url, connector=connector, timeout=timeout)
+        http = aiohttp.ClientSession(stack.urls[0], connector=connector, timeout=timeout)
         yield Scene(stack, pictures, await exits.enter_async_context(http))
 
 
@@ -86,7 +86,7 @@ async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene
 async def test_bystanders_are_answered(scene: Scene, attack: Attack) -> None:
     ledger = Ledger(seed=0)
     attacking = attack(scene.target)
-    async with Clients(scene.stack.url, ledger, scene.pictures).ready() as clients:
+    async with Clients(scene.stack.urls, ledger, scene.pictures).ready() as clients:
         bystanders = Bystanders(scene.stack, clients, scene.http)
         alone = await bystanders.watch()
         before = scene.stack.footprints()

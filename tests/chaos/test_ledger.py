@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.ledger import Ending, Exchange, Expectation, Ledger, Outage, ViolationError, judge
+from tests.chaos.ledger import (
+    Ending,
+    Exchange,
+    Expectation,
+    Ledger,
+    Outage,
+    Trouble,
+    ViolationError,
+    judge,
+)
 from tests.e2e.questions import Question
 
 QUESTION = Question("count", "en", "How many cats?", "There are two cats.")
@@ -56,6 +65,7 @@ def whole(body: bytes, status: int = 200) -> Exchange:
     ("exchange", "ending"),
     [
         (streamed(WHOLE_STREAM), Ending.WHOLE),
+        (streamed(b": keep-alive\n\n" + WHOLE_STREAM), Ending.WHOLE),
         (streamed(BEGINNING + event(TYPED)), Ending.ERROR_EVENT),
         (streamed(BEGINNING, left=True), Ending.LEFT),
         (whole(answered()), Ending.WHOLE),
@@ -181,8 +191,56 @@ def test_what_an_end_of_the_gateway_excuses(
     assert Outage(by_kill, start=10.0, end=20.0).excuses(exchange) is is_excused
 
 
+def failing(ledger: Ledger, number: int = 1, **seen: Any) -> Exchange:
+    """Ends a request with an error event."""
+    exchange = begun(ledger, number, status=200, body=bytearray(BEGINNING + event(TYPED)), **seen)
+    assert ledger.end(exchange) is Ending.ERROR_EVENT
+    return exchange
+
+
+@pytest.mark.parametrize(
+    ("about", "is_excused"),
+    [
+        ({}, True),
+        ({"request_ids": {"chaos-1"}}, True),
+        ({"request_ids": {"chaos-2"}}, False),
+        ({"request_ids": set()}, False),
+        ({"gateway": "here"}, True),
+        ({"gateway": "there"}, False),
+        ({"end": 0.0}, False),
+        ({"start": float("inf")}, False),
+    ],
+)
+def test_an_error_needs_a_fault_that_its_request_has_met(
+    about: dict[str, Any], is_excused: bool
+) -> None:
+    ledger = Ledger(seed=3)
+    ledger.troubles.append(Trouble("kill -9 llm", **{"start": 0.0} | about))
+    failing(ledger, gateway="here")
+    ledger.check_failures()
+    if is_excused:
+        ledger.check()
+    else:
+        with pytest.raises(ViolationError, match="nothing had been done"):
+            ledger.check()
+
+
 def test_nobody_listens_only_after_an_end_of_the_gateway() -> None:
     ledger = Ledger(seed=3)
     ledger.never_sent(begun(ledger))
     with pytest.raises(ViolationError, match="nobody listens"):
         ledger.check()
+
+
+def test_nobody_listens_only_after_an_end_of_all_gateways() -> None:
+    ledger = Ledger(seed=3, gateway_count=2)
+    ledger.outages.append(Outage(by_kill=True, gateway="one"))
+    assert not ledger.never_sent(begun(ledger))
+    ledger.outages.append(Outage(by_kill=True, gateway="two"))
+    assert ledger.never_sent(begun(ledger, 2))
+
+
+def test_an_end_of_one_gateway_excuses_nothing_at_another() -> None:
+    outage = Outage(by_kill=True, gateway="one", start=10.0, end=20.0)
+    exchange = streamed(BEGINNING, began=15.0, ended=16.0, broken="reset", gateway="two")
+    assert not outage.excuses(exchange)

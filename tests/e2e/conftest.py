@@ -37,6 +37,8 @@ CUSTOMERS_MODEL = "InternVL2_5"
 # the batch.
 SERVICE_ARGUMENTS = ("--torch.thread-count", "1", "--torch.dtype", "float32")
 LLM_ARGUMENTS = ("--allow-priority",)
+# Each of the three has metrics, on a port that it logs.
+SCRAPED = ("--metrics-port", "0")
 # Of the TensorRT-LLM engines: 16 sequences at a time of up to 32,768 tokens, 26 tiles in each.
 BUILD = {
     "max_batch_size": 16,
@@ -151,8 +153,11 @@ def served(readable: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with Stack(
         DEMO_CHECKPOINT,
         tmp_path_factory.mktemp("served"),
-        gateway_arguments=("--file-root", str(readable), "--allowed-private-hosts", LOOPBACK_ALONE),
-        service_arguments=(*SERVICE_ARGUMENTS, "--served-model-name", CUSTOMERS_MODEL),
+        gateway_arguments=(
+            *("--file-root", str(readable), "--allowed-private-hosts", LOOPBACK_ALONE),
+            *SCRAPED,
+        ),
+        service_arguments=(*SERVICE_ARGUMENTS, "--served-model-name", CUSTOMERS_MODEL, *SCRAPED),
     ) as stack:
         yield stack
 

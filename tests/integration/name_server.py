@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -34,14 +34,14 @@ class NameServer(asyncio.DatagramProtocol):
         self._transport = transport
 
     def datagram_received(self, data: bytes, sender: tuple[str, int]) -> None:
-        end = data.index(b"\0", HEADER_BYTE_COUNT) + 5
-        question = data[HEADER_BYTE_COUNT:end]
-        self.questions.append(_name(question))
+        self.questions.append(name_in(data))
         if self._address is not None and self._transport:
-            self._transport.sendto(_answer(data, question, self._address), sender)
+            self._transport.sendto(answer(data, [self._address] if self._address else []), sender)
 
 
-def _name(question: bytes) -> str:
+def name_in(query: bytes) -> str:
+    """Returns the name that a query asks for."""
+    question = query[HEADER_BYTE_COUNT:]
     labels = []
     while length := question[0]:
         labels.append(question[1 : 1 + length].decode())
@@ -49,13 +49,16 @@ def _name(question: bytes) -> str:
     return ".".join(labels)
 
 
-def _answer(query: bytes, question: bytes, address: str) -> bytes:
-    if not address:
+def answer(query: bytes, addresses: Sequence[str], ttl_seconds: int = 60) -> bytes:
+    """Returns what a name server says of a name's IPv4 addresses; of none, that it is unknown."""
+    question = query[HEADER_BYTE_COUNT : query.index(b"\0", HEADER_BYTE_COUNT) + 5]
+    if not addresses:
         return query[:2] + struct.pack("!5H", 0x8183, 1, 0, 0, 0) + question  # NXDOMAIN
     (kind,) = struct.unpack("!H", question[-4:-2])
-    header = query[:2] + struct.pack("!5H", 0x8180, 1, int(kind == TYPE_A), 0, 0)
-    record = struct.pack("!3HIH", 0xC00C, TYPE_A, 1, 60, 4) + socket.inet_aton(address)
-    return header + question + (record if kind == TYPE_A else b"")
+    told = addresses if kind == TYPE_A else []
+    header = query[:2] + struct.pack("!5H", 0x8180, 1, len(told), 0, 0)
+    record = struct.pack("!3HIH", 0xC00C, TYPE_A, 1, ttl_seconds, 4)
+    return header + question + b"".join(record + socket.inet_aton(one) for one in told)
 
 
 @asynccontextmanager

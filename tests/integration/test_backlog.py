@@ -64,6 +64,7 @@ class Service:
         """Has three sequences wait for a moment, and be answered."""
         self.engine.go.clear()
         answers = self.ask(3)
+        await until(lambda: self.engine.sequence_count == 3)
         await asyncio.sleep(0.2)
         self.engine.go.set()
         await asyncio.gather(*answers)
@@ -136,3 +137,18 @@ async def test_a_bound_that_is_no_time_is_refused(service: Service, seconds: flo
     with pytest.raises(InvalidArgumentError) as caught:
         await exchange(service.stub, start(max_queue_seconds=seconds))
     assert caught.value.field == "max_queue_seconds"
+
+
+async def test_requests_that_come_at_the_same_time_see_each_other(service: Service) -> None:
+    await service.teach_its_pace()  # of 15 in a second at most
+    service.engine.go.clear()
+    burst = [
+        asyncio.create_task(exchange(service.stub, start(max_queue_seconds=0.5))) for _ in range(40)
+    ]
+    await until(lambda: sum(answer.done() for answer in burst) >= 30)
+    service.engine.go.set()
+    answers = await asyncio.gather(*burst, return_exceptions=True)
+    served = [answer for answer in answers if isinstance(answer, list)]
+    assert {text_of(answer) for answer in served} == {"I"}
+    assert sum(isinstance(answer, OverloadedError) for answer in answers) == 40 - len(served)
+    assert 1 <= len(served) <= 10

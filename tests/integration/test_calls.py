@@ -74,6 +74,11 @@ class Servicer(vision_pb2_grpc.VisionServiceServicer):
         request_id = structlog.contextvars.get_contextvars()["request_id"]
         return vision_pb2.VisionServiceGetModelInfoResponse(model=request_id)
 
+    async def GetLoad(
+        self, request: vision_pb2.VisionServiceGetLoadRequest, context: Any
+    ) -> vision_pb2.VisionServiceGetLoadResponse:
+        return vision_pb2.VisionServiceGetLoadResponse()
+
 
 def service(**fields: Any) -> Service:
     def register(server: grpc.aio.Server) -> None:

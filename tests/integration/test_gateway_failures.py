@@ -82,7 +82,7 @@ async def test_a_failure_before_the_first_token_is_an_http_status(
     stream: bool,
 ) -> None:
     # Of every offer of the call: a full queue, or a service that is gone, is not asked alone.
-    llm = ScriptedLLM(failures=[failure] * (OFFER_COUNT + 1))
+    llm = ScriptedLLM(failures=[failure] * OFFER_COUNT)
     async with stack(llm=llm) as gateway:
         body = chat_body(stream=stream)
         async with gateway.http.post(CHAT, json=body) as response:
@@ -197,11 +197,20 @@ async def test_a_refused_tile_cap_is_named() -> None:
 
 
 async def test_a_full_vision_service_is_429() -> None:
-    vision = ScriptedVision(failures=[OverloadedError("x", retry_after=4)] * (OFFER_COUNT + 1))
+    vision = ScriptedVision(failures=[OverloadedError("x", retry_after=4)] * OFFER_COUNT)
     async with stack(vision) as gateway:
         body = chat_body(messages=image_messages())
         async with gateway.http.post(CHAT, json=body) as response:
             assert (response.status, response.headers["Retry-After"]) == (429, "4")
+
+
+async def test_both_services_are_told_how_long_a_request_may_wait() -> None:
+    async with stack(max_queue_seconds=2.5, spill_queue_seconds=9) as gateway:
+        assert (await gateway.chat(messages=image_messages()))[0] == 200
+        assert (await gateway.chat())[0] == 200
+        (request,) = gateway.vision.requests
+        assert request.max_queue_seconds == 2.5
+        assert [start.max_queue_seconds for start in gateway.llm.starts] == [2.5, 2.5]
 
 
 async def test_one_bad_image_ends_the_encoding_of_the_others() -> None:

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from gateway.services.routing import OFFER_COUNT
 from protos.errors import OverloadedError
 from tests.fakes import Gateway, ScriptedLLM, chat_body, happening, stack
 from tests.integration.test_gateway_connections import answer_to, connected, error_of
@@ -116,7 +117,7 @@ async def test_a_body_that_breaks_off_into_something_else_is_refused_at_once(pau
 
 
 async def test_a_page_of_an_allowed_origin_may_ask_and_read() -> None:
-    llm = ScriptedLLM(failures=[OverloadedError("full", retry_after=2)])
+    llm = ScriptedLLM(failures=[OverloadedError("full", retry_after=2)] * OFFER_COUNT)
     headers = {"Origin": PAGE}
     asked = headers | {
         "Access-Control-Request-Method": "POST",

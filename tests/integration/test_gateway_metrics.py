@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -13,9 +15,12 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
+from gateway.app import create_app
+from gateway.keys import METRICS
 from gateway.local.ports import free_port
 from gateway.metrics import Metrics
 from gateway.record import STAGES
+from gateway.settings import Settings
 from protos.errors import OverloadedError, ServiceError
 from tests.fakes import ScriptedLLM, ScriptedVision, chat_body, happening, stack
 from tests.integration.test_gateway_process import failed_start, running_process
@@ -166,6 +171,19 @@ async def test_no_label_holds_what_a_client_typed() -> None:
     assert "secret" not in page
     assert values(page)["request_seconds_count/none/404"] == 1
     assert values(page)["request_seconds_count//v1/models/{id}/404"] == 2
+
+
+def test_the_manual_lists_them() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    section = manual.partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"^\| `(internvl_gateway_\w+)`", section, re.MULTILINE))
+    app = create_app(Settings(), metrics := Metrics())
+    assert app[METRICS] is metrics
+    exposed = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in metrics.registry.collect()
+    }
+    assert documented == exposed
 
 
 async def test_the_process_serves_them_on_a_port_of_their_own() -> None:

@@ -11,6 +11,7 @@ import pydantic
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from gateway.services.routing import OFFER_COUNT
 from protos.errors import EngineDeadError, OverloadedError
 from tests.fakes import MODEL, Gateway, ScriptedLLM, happening, stack
 
@@ -146,7 +147,7 @@ async def test_errors_are_the_clients_own() -> None:
         assert (caught.value.param, caught.value.code) == ("modalities", "unsupported_field")
         with pytest.raises(openai.NotFoundError):
             await client.chat.completions.create(model="other", messages=QUESTION)
-        gateway.llm.failures = [OverloadedError("full")]
+        gateway.llm.failures = [OverloadedError("full")] * OFFER_COUNT
         with pytest.raises(openai.RateLimitError, match="full"):
             await client.chat.completions.create(model=MODEL, messages=QUESTION)
         gateway.llm.failures = [EngineDeadError("x")] * 3

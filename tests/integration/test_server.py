@@ -59,6 +59,11 @@ class Servicer(vision_pb2_grpc.VisionServiceServicer):
         bound = structlog.contextvars.get_contextvars()["request_id"]
         return vision_pb2.VisionServiceGetModelInfoResponse(model=bound)
 
+    async def GetLoad(
+        self, request: vision_pb2.VisionServiceGetLoadRequest, context: Context
+    ) -> vision_pb2.VisionServiceGetLoadResponse:
+        return vision_pb2.VisionServiceGetLoadResponse()
+
     def service(self) -> Service:
         return Service(
             NAME,

@@ -316,3 +316,50 @@ class VisionServiceGetModelInfoResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___VisionServiceGetModelInfoResponse: _TypeAlias = VisionServiceGetModelInfoResponse  # noqa: Y015
+
+@_typing.final
+class VisionServiceGetLoadRequest(_message.Message):
+    """Asks for the load."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VisionServiceGetLoadRequest: _TypeAlias = VisionServiceGetLoadRequest  # noqa: Y015
+
+@_typing.final
+class VisionServiceGetLoadResponse(_message.Message):
+    """The service's load."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITING_TILE_COUNT_FIELD_NUMBER: _builtins.int
+    BACKLOG_SECONDS_FIELD_NUMBER: _builtins.int
+    waiting_tile_count: _builtins.float
+    """Tiles of accepted images that are not encoded yet; of an image that is not decoded yet, as many
+    as others had.
+    """
+    backlog_seconds: _builtins.float
+    """Seconds until a new image's turn, by the service's own estimate: these tiles, over those that
+    were lately encoded in a second. 0 until there was anything to estimate it by; at most 3600.
+    """
+    def __init__(
+        self,
+        *,
+        waiting_tile_count: _builtins.float = ...,
+        backlog_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backlog_seconds", b"backlog_seconds", "waiting_tile_count", b"waiting_tile_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VisionServiceGetLoadResponse: _TypeAlias = VisionServiceGetLoadResponse  # noqa: Y015

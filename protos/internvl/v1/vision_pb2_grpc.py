@@ -45,6 +45,11 @@ class VisionServiceStub(object):
                 request_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetModelInfoRequest.SerializeToString,
                 response_deserializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetModelInfoResponse.FromString,
                 _registered_method=True)
+        self.GetLoad = channel.unary_unary(
+                '/internvl.v1.VisionService/GetLoad',
+                request_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetLoadRequest.SerializeToString,
+                response_deserializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetLoadResponse.FromString,
+                _registered_method=True)
 
 
 class VisionServiceServicer(object):
@@ -72,6 +77,13 @@ class VisionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLoad(self, request, context):
+        """Reports how much work waits at this moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VisionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -84,6 +96,11 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetModelInfoRequest.FromString,
                     response_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetModelInfoResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetLoadRequest.FromString,
+                    response_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -141,6 +158,33 @@ class VisionService(object):
             '/internvl.v1.VisionService/GetModelInfo',
             protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetModelInfoRequest.SerializeToString,
             protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetModelInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/internvl.v1.VisionService/GetLoad',
+            protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetLoadRequest.SerializeToString,
+            protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class VisionServiceStub:
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]
     """Describes the loaded checkpoint and the limits of this service."""
+    GetLoad: _grpc.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetLoadRequest, _vision_pb2.VisionServiceGetLoadResponse]
+    """Reports how much work waits at this moment."""
 
 @_typing.type_check_only
 class VisionServiceAsyncStub(VisionServiceStub):
@@ -63,6 +65,8 @@ class VisionServiceAsyncStub(VisionServiceStub):
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded checkpoint and the limits of this service."""
+    GetLoad: _aio.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetLoadRequest, _vision_pb2.VisionServiceGetLoadResponse]  # type: ignore[assignment]
+    """Reports how much work waits at this moment."""
 
 class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns image files into image embeddings with InternViT, pixel shuffle and the mlp1 projector."""
@@ -90,5 +94,13 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.VisionServiceGetModelInfoResponse, _abc.Awaitable[_vision_pb2.VisionServiceGetModelInfoResponse]]:
         """Describes the loaded checkpoint and the limits of this service."""
+
+    @_abc_1.abstractmethod
+    def GetLoad(
+        self,
+        request: _vision_pb2.VisionServiceGetLoadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.VisionServiceGetLoadResponse, _abc.Awaitable[_vision_pb2.VisionServiceGetLoadResponse]]:
+        """Reports how much work waits at this moment."""
 
 def add_VisionServiceServicer_to_server(servicer: VisionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc
 import pytest
 
-from gateway.services.channel import errors_of
+from gateway.services.channel import ASK_COUNT, ask, errors_of
+from gateway.services.routing import ROUTING_KEY
 from protos.errors import DeadlineError, ServiceError, UnavailableError
 
 
@@ -41,3 +44,32 @@ def test_a_deadline_stays_one() -> None:
 
 def test_a_fault_of_the_service_stays_one() -> None:
     assert type(failed(grpc.StatusCode.UNKNOWN, "Unexpected <class 'KeyError'>")) is ServiceError
+
+
+async def test_replicas_that_hang_hold_no_question_up() -> None:
+    keys = []
+
+    async def call(question: str, timeout: float, metadata: tuple[tuple[str, str], ...]) -> str:
+        keys.append(dict(metadata)[ROUTING_KEY])
+        if len(keys) < 3:
+            await asyncio.sleep(timeout)
+        return f"{question}!"
+
+    deadline = asyncio.get_running_loop().time() + 60
+    asking = ask("vision", call, "ready", deadline, "key")
+    assert await asyncio.wait_for(asking, 5) == "ready!"
+    assert keys == ["key", "key#1", "key#2"]
+
+
+async def test_a_question_that_nobody_answers_fails_as_the_last_one_did() -> None:
+    count = 0
+
+    async def call(question: str, timeout: float, metadata: object) -> str:
+        nonlocal count
+        count += 1
+        raise UnavailableError(f"replica {count} is gone")
+
+    deadline = asyncio.get_running_loop().time() + 60
+    with pytest.raises(UnavailableError, match=f"replica {ASK_COUNT} is gone"):
+        await ask("vision", call, "ready", deadline, "key")
+    assert count == ASK_COUNT

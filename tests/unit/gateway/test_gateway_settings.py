@@ -23,6 +23,14 @@ def test_environment_variables_are_options(monkeypatch: pytest.MonkeyPatch) -> N
     assert settings.max_image_count == 3
 
 
+def test_a_request_may_wait_for_as_long_as_it_may_last() -> None:
+    assert Settings().max_queue_seconds == Settings().request_seconds
+    assert Settings(request_seconds=20).max_queue_seconds == 20
+    assert Settings(request_seconds=20, max_queue_seconds=0).max_queue_seconds == 0
+    with pytest.raises(ValidationError, match="max_queue_seconds"):
+        Settings(max_queue_seconds=-1)
+
+
 def test_a_malformed_network_is_refused_at_the_start() -> None:
     with pytest.raises(ValidationError, match="allowed_private_hosts"):
         Settings(allowed_private_hosts=("10.0.0.1/8",))

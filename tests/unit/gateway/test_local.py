@@ -384,3 +384,11 @@ def test_the_gateway_gets_all_folders(tmp_path: Path) -> None:
     stack = make_stack(Settings(checkpoint=tmp_path, port=0, file_root=roots))
     given = GatewaySettings(_cli_parse_args=stack.gateway.arguments)
     assert given.file_root == roots
+    assert given.metrics_port is None
+
+
+def test_a_port_for_metrics_is_the_gateways(tmp_path: Path) -> None:
+    stack = make_stack(Settings(checkpoint=tmp_path, port=0, metrics_port=9090))
+    assert GatewaySettings(_cli_parse_args=stack.gateway.arguments).metrics_port == 9090
+    for service in (stack.vision, stack.llm):
+        assert "--metrics-port" not in service.arguments

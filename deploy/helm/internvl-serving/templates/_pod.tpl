@@ -1,0 +1,206 @@
+{{/* The program and its arguments where the image's own will not do; of (root, component). */}}
+{{- define "internvl.args" -}}
+{{- $values := get .root.Values .component -}}
+{{- $engine := $values.engine | default "torch" -}}
+{{- $program := list -}}
+{{- if eq $engine "tensorrt" -}}
+{{- $program = list "internvl-vision" -}}
+{{- else if eq $engine "tensorrt_llm" -}}
+{{- /* A process for each GPU, and not each on one core, as mpirun would have it. */ -}}
+{{- $program = list "mpirun" "--bind-to" "none" "-n" (toString $values.gpuCount) "internvl-llm" -}}
+{{- end -}}
+{{- with concat $program $values.extraArgs -}}
+{{ toYaml . }}
+{{- end -}}
+{{- end }}
+
+{{- define "internvl.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: { drop: [ALL] }
+{{- end }}
+
+{{- define "internvl.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: { type: RuntimeDefault }
+{{- end }}
+
+{{- define "internvl.gatewayProbes" -}}
+startupProbe:
+  httpGet: { path: /health/live, port: http }
+  periodSeconds: 1
+  failureThreshold: 60
+# It may wait 5 s for the services' health, and as long again for what they run.
+readinessProbe:
+  httpGet: { path: /health/ready, port: http }
+  periodSeconds: 5
+  timeoutSeconds: 11
+  failureThreshold: 3
+# Alive, whether or not it finds its services: a new gateway would find them no better.
+livenessProbe:
+  httpGet: { path: /health/live, port: http }
+  periodSeconds: 20
+  timeoutSeconds: 15
+  failureThreshold: 6
+{{- end }}
+
+{{/* Probes of a gRPC service; of (root, component). */}}
+{{- define "internvl.serviceProbes" -}}
+{{- $port := include "internvl.port" .component -}}
+{{- $service := eq .component "llm" | ternary "internvl.v1.LLMService" "internvl.v1.VisionService" -}}
+startupProbe:
+  grpc: { port: {{ $port }}, service: {{ $service }} }
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: {{ divf (get .root.Values .component).startupSeconds 5 | ceil | int }}
+readinessProbe:
+  grpc: { port: {{ $port }}, service: {{ $service }} }
+  periodSeconds: 5
+  timeoutSeconds: 5
+  failureThreshold: 2
+# Any answer will do: a service that is NOT_SERVING drains, or its decoders are all busy, and a new
+# one would lose what this one holds. A gRPC probe cannot say so. A dead engine ends its process.
+livenessProbe:
+  exec:
+    command:
+      - python
+      - -c
+      - >-
+        import grpc;
+        from grpc_health.v1 import health_pb2, health_pb2_grpc;
+        channel = grpc.insecure_channel("127.0.0.1:{{ $port }}", [("grpc.enable_http_proxy", 0)]);
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+  periodSeconds: 60
+  timeoutSeconds: 30
+  failureThreshold: 3
+{{- end }}
+
+{{/* What a pod does before it gets SIGTERM; of (root, component). */}}
+{{- define "internvl.lifecycle" -}}
+{{- if eq .component "gateway" -}}
+# It serves on until every proxy knows that it goes.
+preStop: { exec: { command: [sleep, {{ .root.Values.gateway.preStopSeconds | quote }}] } }
+{{- else if eq (get .root.Values .component).engine "tensorrt_llm" -}}
+# mpirun passes SIGUSR1 on, which drains; after SIGTERM it kills within two seconds.
+preStop:
+  exec: { command: [sh, -c, "kill -USR1 1 && while kill -0 1; do sleep 1; done"] }
+{{- end -}}
+{{- end }}
+
+{{/* A volume that is a claim or a host's folder; of (name, source). */}}
+{{- define "internvl.volume" -}}
+- name: {{ .name }}
+  {{- if .source.existingClaim }}
+  persistentVolumeClaim: { claimName: {{ .source.existingClaim | quote }} }
+  {{- else if .source.hostPath }}
+  hostPath: { path: {{ .source.hostPath | quote }}, type: Directory }
+  {{- else }}
+  emptyDir: { sizeLimit: {{ .source.download.sizeLimit }} }
+  {{- end }}
+{{- end }}
+
+{{/* Whether a component reads TensorRT engines: "true" or nothing; of (root, component). */}}
+{{- define "internvl.hasEngines" -}}
+{{- if ne ((get .root.Values .component).engine | default "torch") "torch" }}true{{ end -}}
+{{- end }}
+
+{{- define "internvl.volumes" -}}
+- name: tmp
+  emptyDir: { sizeLimit: {{ .root.Values.tmpSizeLimit }} }
+{{- if ne .component "gateway" }}
+{{ include "internvl.volume" (dict "name" "checkpoint" "source" .root.Values.checkpoint) }}
+- name: embedding-key
+  secret:
+    secretName: {{ include "internvl.keySecret" .root }}
+    defaultMode: 0440
+    items: [{ key: {{ .root.Values.embeddingKey.secretKey }}, path: embedding.key }]
+{{- end }}
+{{- if include "internvl.hasEngines" . }}
+{{ include "internvl.volume" (dict "name" "engines" "source" .root.Values.engines) }}
+{{- end }}
+{{- if eq .component "llm" | and (include "internvl.hasEngines" .) }}
+- name: shared-memory
+  emptyDir: { medium: Memory, sizeLimit: {{ .root.Values.llm.sharedMemorySize }} }
+{{- end }}
+{{- with (get .root.Values .component).extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "internvl.volumeMounts" -}}
+- { name: tmp, mountPath: /tmp }
+{{- if ne .component "gateway" }}
+- name: checkpoint
+  mountPath: /checkpoint
+  readOnly: true
+  {{- with .root.Values.checkpoint.subPath }}
+  subPath: {{ . | quote }}
+  {{- end }}
+- { name: embedding-key, mountPath: /run/secrets/embedding, readOnly: true }
+{{- end }}
+{{- if include "internvl.hasEngines" . }}
+- name: engines
+  mountPath: /engines
+  readOnly: true
+  {{- with .root.Values.engines.subPath }}
+  subPath: {{ . | quote }}
+  {{- end }}
+{{- end }}
+{{- if eq .component "llm" | and (include "internvl.hasEngines" .) }}
+- { name: shared-memory, mountPath: /dev/shm }
+{{- end }}
+{{- with (get .root.Values .component).extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* The container that puts a checkpoint into the pod's own volume. */}}
+{{- define "internvl.download" -}}
+{{- with .Values.checkpoint.download -}}
+- name: download
+  image: {{ .image | quote }}
+  imagePullPolicy: {{ $.Values.imagePullPolicy }}
+  {{- with .command }}
+  command: {{ toYaml . | nindent 4 }}
+  {{- end }}
+  {{- with .args }}
+  args: {{ toYaml . | nindent 4 }}
+  {{- end }}
+  env:
+    - { name: CHECKPOINT, value: /checkpoint }
+    - { name: HOME, value: /tmp }
+    {{- range $name, $value := .env }}
+    - { name: {{ $name }}, value: {{ include "internvl.optionText" $value | quote }} }
+    {{- end }}
+    {{- range $name, $source := .secretEnv }}
+    - name: {{ $name }}
+      valueFrom: { secretKeyRef: { name: {{ $source.name }}, key: {{ $source.key }} } }
+    {{- end }}
+  securityContext: {{ include "internvl.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - { name: tmp, mountPath: /tmp }
+    - { name: checkpoint, mountPath: /checkpoint }
+{{- end }}
+{{- end }}
+
+{{/* A container's resources with its GPUs; of (root, component). */}}
+{{- define "internvl.resources" -}}
+{{- $values := get .root.Values .component -}}
+{{- $resources := deepCopy $values.resources -}}
+{{- with $values.gpuCount -}}
+{{- $gpus := dict $.root.Values.gpuResource (int .) -}}
+{{- $resources = mergeOverwrite $resources (dict "limits" $gpus "requests" $gpus) -}}
+{{- end -}}
+{{ toYaml $resources }}
+{{- end }}
+
+{{- define "internvl.topology" -}}
+{{- $selector := include "internvl.selector" . | fromYaml -}}
+{{- range (get .root.Values .component).topologySpreadConstraints }}
+- {{ merge (dict "labelSelector" (dict "matchLabels" $selector)) . | toYaml | nindent 2 | trim }}
+{{- end }}
+{{- end }}
