@@ -81,6 +81,7 @@ locks: $(VENV)/dev.stamp ## take the newest versions of all dependencies, and wr
 
 bench: $(VENV)/dev.stamp ## measure, and write tables to docs/benchmarks/
 	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.replicas
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) $(BASE_VENV) .venv-clients .mypy_cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info

@@ -17,11 +17,10 @@ START_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Route:
-    """Where a gateway sends its work: indexes of vision services, which take turns, and of the
-    LLM service."""
+    """Where a gateway sends its work: indexes of vision and of LLM services."""
 
     visions: tuple[int, ...]
-    llm: int
+    llms: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,15 @@ class Arrangement:
 
 
 ARRANGEMENTS: Mapping[str, Arrangement] = {
-    "split": Arrangement("vision on GPU 0, LLM on GPU 1", (0,), (1,), (Route((0,), 0),)),
+    "split": Arrangement("vision on GPU 0, LLM on GPU 1", (0,), (1,), (Route((0,), (0,)),)),
     "stacks": Arrangement(
-        "a whole stack on each GPU", (0, 1), (0, 1), (Route((0,), 0), Route((1,), 1))
+        "a whole stack on each GPU", (0, 1), (0, 1), (Route((0,), (0,)), Route((1,), (1,)))
     ),
     "pooled": Arrangement(
         "as stacks, but both gateways use both vision services",
         (0, 1),
         (0, 1),
-        (Route((0, 1), 0), Route((0, 1), 1)),
+        (Route((0, 1), (0,)), Route((0, 1), (1,))),
     ),
 }
 
@@ -168,8 +167,6 @@ class Deployment:
 
     def _routed(self, launch: Launch, route: Route) -> Launch:
         visions = ",".join(self.visions[index].address for index in route.visions)
-        addresses = (
-            *("--vision-address", f"ipv4:{visions}"),
-            *("--llm-address", self.llms[route.llm].address),
-        )
+        llms = ",".join(self.llms[index].address for index in route.llms)
+        addresses = ("--vision-address", f"ipv4:{visions}", "--llm-address", f"ipv4:{llms}")
         return replace(launch, arguments=[*launch.arguments, *addresses])

@@ -75,12 +75,14 @@ class SimulatedBackend:
         shape: whose stage times.
         slowness: as in Simulation.
         gpus: the file.
+        kv_token_count: as in Simulation.
     """
 
     checkpoint: Path
     shape: str
     slowness: float
     gpus: Path
+    kv_token_count: int = 0
     slots: count[int] = field(default_factory=count)
 
     @property
@@ -104,7 +106,13 @@ class SimulatedBackend:
         self, service: Literal["vision", "llm"], gpu: int, limits: tuple[str, ...]
     ) -> Launch:
         simulation = Simulation(
-            service, self.shape, self.slowness, str(self.gpus), gpu, next(self.slots)
+            service,
+            self.shape,
+            self.slowness,
+            str(self.gpus),
+            gpu,
+            next(self.slots),
+            self.kv_token_count,
         )
         arguments = [simulation.argument(), "--checkpoint", str(self.checkpoint), *limits]
         return Launch(f"{PACKAGE}.simulated_services", arguments, {})

@@ -36,6 +36,7 @@ from llm_service.templates import read_template
 from llm_service.tokenizer import Tokenizer
 from protos.process import logs
 from protos.process.server import serve
+from tests.benchmarks.crossover.prefixes import PrefixCache
 from tests.benchmarks.crossover.simulated_gpu import SimulatedGpus, Work
 from tests.benchmarks.crossover.stage_times import (
     PREPROCESS_TILE_SECONDS,
@@ -75,6 +76,7 @@ class Simulation:
         gpus: the file of the GPUs.
         gpu: which one is its own.
         slot: its place there.
+        kv_token_count: tokens of prompts whose beginnings the LLM service knows again.
     """
 
     service: Literal["vision", "llm"]
@@ -83,6 +85,7 @@ class Simulation:
     gpus: str
     gpu: int
     slot: int
+    kv_token_count: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Simulation:
@@ -187,7 +190,7 @@ class SimulatedLLMEngine(IdleEngine):
     """An LLMEngine that takes an H200's time and says the same token again and again.
 
     It batches as the torch engine does: all that run take part in every step, new prompts are read
-    in chunks with what the budget of a step leaves. Its KV cache never fills.
+    in chunks with what the budget of a step leaves. Its KV cache never refuses a sequence.
     """
 
     context_length = 1 << 20
@@ -198,6 +201,7 @@ class SimulatedLLMEngine(IdleEngine):
         self._gpu = Gpu(simulation)
         self._token_id = token_id
         self._max_running_count = max_running_count
+        self._prefixes = PrefixCache(simulation.kv_token_count)
         self._sequences: list[_Sequence] = []
         self._steps: asyncio.Task[None] | None = None
 
@@ -205,16 +209,21 @@ class SimulatedLLMEngine(IdleEngine):
         if not all(image.is_held for image in request.prompt.images):
             raise RowsNeededError("there is no KV cache to stand for an image")
         assert request.params.max_tokens is not None
-        sequence = _Sequence(len(request.prompt.token_ids), request.params.max_tokens)
+        sequence = _Sequence(
+            len(request.prompt.token_ids),
+            request.params.max_tokens,
+            computed_count=self._prefixes.known_count(request.prompt),
+        )
         self._sequences.append(sequence)
         if self._steps is None or self._steps.done():
             self._steps = asyncio.create_task(self._run())
         try:
-            while True:
+            output = await sequence.outputs.get()
+            self._prefixes.add(request.prompt)
+            yield output
+            while output.finish_reason is None:
                 output = await sequence.outputs.get()
                 yield output
-                if output.finish_reason is not None:
-                    return
         finally:
             if sequence in self._sequences:
                 self._sequences.remove(sequence)
@@ -289,8 +298,10 @@ class TravellingImages(RequestImages):
     turn: asyncio.Lock
 
     async def receive(self, messages: AsyncIterator[TableMessage]) -> None:
+        wanted = self.wanted()
         await super().receive(messages)
-        row_count = sum(image.row_count for image in self.prompt("").images)
+        images = self.prompt("").images
+        row_count = sum(images[index].row_count for index in wanted)
         times, slowness = self.simulation.times, self.simulation.slowness
         async with self.turn:
             await asyncio.sleep(times.relay(row_count) * slowness)

@@ -66,9 +66,8 @@ class Workload:
     def question(self, number: int) -> Question:
         """Returns request number `number`."""
         chance = random.Random(f"{self.seed} {number}")
-        photos = chance.choices(self.photos, k=self.picture_count)
-        heads = [_head(chance.randbytes(COMMENT_SIZE)) for _ in photos]
-        content = [_image(head, photo) for head, photo in zip(heads, photos, strict=True)]
+        pictures = self.pictures(chance, number)
+        content = [_image(head, photo) for head, photo in pictures]
         words = chance.choices(TEXT.split(), k=chance.randint(*WORD_COUNTS))
         body: dict[str, Any] = {
             "model": self.model,
@@ -81,8 +80,14 @@ class Workload:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        first_picture = hashlib.sha256(heads[0] + photos[0].rest).digest()
+        head, photo = pictures[0]
+        first_picture = hashlib.sha256(head + photo.rest).digest()
         return Question(json.dumps(body).encode(), first_picture)
+
+    def pictures(self, chance: random.Random, number: int) -> list[tuple[bytes, Photo]]:
+        """Returns the start and the rest of each picture's file, for request number `number`."""
+        photos = chance.choices(self.photos, k=self.picture_count)
+        return [(new_head(chance), photo) for photo in photos]
 
 
 def photos(tile_count: int, *, shrink: int = 1) -> list[Photo]:
@@ -105,7 +110,9 @@ def _file(chance: random.Random, tile_count: int, shrink: int, seed: int) -> byt
     return photo("JPEG", width, round(width / chance.uniform(*LANDSCAPE_RATIOS)), seed)
 
 
-def _head(comment: bytes) -> bytes:
+def new_head(chance: random.Random) -> bytes:
+    """Returns a start that makes a file of it that nobody has seen."""
+    comment = chance.randbytes(COMMENT_SIZE)
     return JPEG_START + b"\xff\xfe" + struct.pack(">H", 2 + len(comment)) + comment
 
 
