@@ -163,10 +163,14 @@ class Router:
         if self._is_busy(key):
             offer = await self._elsewhere(key, {}, ask_backlog)
         failure: ServiceError | None = None
+        backlogs: dict[str, float] = {}
         for _ in range(OFFER_COUNT):
             if failure:
                 self._count_attempt(failure.reason)
-            backlogs: dict[str, float] = {}
+                if isinstance(failure, UnavailableError):
+                    await asyncio.sleep(PAUSE_SECONDS)
+                offer = await self._elsewhere(key, backlogs, ask_backlog)
+                backlogs = {}
             try:
                 return await call(offer)
             except OverloadedError as error:
@@ -174,12 +178,10 @@ class Router:
                 backlogs[offer.key] = offer.max_queue_seconds + (error.retry_after or 0.0)
             except UnavailableError as error:
                 failure = error
-                await asyncio.sleep(PAUSE_SECONDS)
             except ModelMismatchError as error:
                 if offer.key == key:
                     raise
                 failure = error
-            offer = await self._elsewhere(key, backlogs, ask_backlog)
         assert failure
         raise failure
 
