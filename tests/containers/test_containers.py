@@ -84,6 +84,14 @@ def test_the_health_command_tells_whether_it_serves(composition: Composition, se
     assert composition.health(composition.container(service)) == 0
 
 
+@EVERY_SERVICE
+def test_metrics_are_at_one_port_of_the_network(composition: Composition, service: str) -> None:
+    address = f"http://{service}:9090/metrics"
+    read = f"from urllib.request import urlopen; print(urlopen('{address}').read())"
+    completed = composition.run_in(composition.container("gateway"), "python", "-c", read)
+    assert f"internvl_{service}_" in completed.stdout, completed.stderr
+
+
 async def test_questions_about_pictures_are_answered(client: AsyncOpenAI) -> None:
     assert share(await answers(client, distinct(6))) >= 90
 
