@@ -20,6 +20,8 @@ pytestmark = pytest.mark.timeout(1800)  # the images are built before the first
 EVERY_SERVICE = pytest.mark.parametrize("service", SERVICES)
 PACKAGES = {"gateway": "gateway", "vision": "vision_service", "llm": "llm_service"}
 MODEL = "internvl2.5"
+# The program's end takes no time; docker's or podman's own work does, on a busy machine.
+AT_ONCE_SECONDS = 5.0
 # How long a gateway may take to find a container that has come.
 FIND_SECONDS = 10.0
 SERVING = '"event": "serving"'
@@ -127,12 +129,14 @@ def test_a_stopped_container_ends_the_stream_first(
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(composition.stop, container)
         *_, last_piece, last = lines
-        assert stopping.result() > 1  # it was not over already
-    assert last == "data: [DONE]"
-    assert '"finish_reason":"length"' in last_piece
-    assert composition.exit_status(container) == 0
+        seconds = stopping.result()
+    status = composition.exit_status(container)
     composition.start(container)
     composition.wait_healthy()
+    assert last == "data: [DONE]"
+    assert '"finish_reason":"length"' in last_piece
+    assert status == 0
+    assert seconds > 1  # it was not over already
 
 
 @EVERY_SERVICE
@@ -144,10 +148,12 @@ def test_a_container_that_still_starts_is_stopped_at_once(
     served = composition.log(container).count(SERVING)
     composition.start(container)
     time.sleep(0.5)
-    assert composition.stop(container) < 2
-    assert composition.log(container).count(SERVING) == served  # it had not come so far
+    seconds = composition.stop(container)
+    now_served = composition.log(container).count(SERVING)
     composition.start(container)
     composition.wait_healthy()
+    assert now_served == served  # it had not come so far
+    assert seconds < AT_ONCE_SECONDS
 
 
 async def test_containers_come_and_go_while_questions_are_asked(
