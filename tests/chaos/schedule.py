@@ -36,6 +36,7 @@ WITNESS_COUNT = 2
 POLL_SECONDS = 0.02
 STRIKE_SECONDS = 30.0
 WITNESS_SECONDS = 1.0
+KNOWN_SECONDS = 30.0
 # Faults begin in this part of a run, so that requests come before and after each.
 FIRST_SHARE, LAST_SHARE = 0.03, 0.9
 
@@ -152,8 +153,15 @@ class End(Fault):
         return self.check(proof, not psutil.pid_exists(pid) and service.returncode == expected)
 
     async def _replace(self, stack: ChaosStack) -> None:
+        """Starts a new one, and waits until it is known: only then may another one go.
+
+        That is what `minReadySeconds` of a Deployment is for.
+        """
         await asyncio.sleep(self.seconds)
         await stack.start(self.member)
+        if self.member in stack.links:
+            await until(lambda: stack.is_known(self.member), KNOWN_SECONDS)
+            self.check(f"{self.member} is known to the gateways", stack.is_known(self.member))
 
 
 @dataclass(frozen=True)
