@@ -172,6 +172,19 @@ class ChaosStack:
         elif (url := self.url(member)) in self.urls:
             self.urls.remove(url)
 
+    def is_known(self, member: Member) -> bool:
+        """Says whether every gateway that is up is connected to a service."""
+        link = self.links[member]
+        for gateway in self.replicas("gateway"):
+            process = psutil.Process(self.services[gateway].pid)
+            if self.url(gateway) in self.urls and (link.host, link.port) not in {
+                tuple(one.raddr)
+                for one in process.net_connections("tcp")
+                if one.status == psutil.CONN_ESTABLISHED
+            }:
+                return False
+        return True
+
     def signal(self, member: Member, signum: signal.Signals) -> None:
         """Sends a signal to a process."""
         os.kill(self.services[member].pid, signum)
