@@ -1,8 +1,8 @@
 """How a call finds its replica: by a key, on a ring of those that serve, else on to another one.
 
-gRPC has the ring, and keeps those out of it that are not SERVING, break off, or hang. A key leads to
-the same replica from every gateway. So an image is found where it was encoded, and a conversation
-where its KV cache is, and nobody keeps a table of it.
+gRPC has the ring, and keeps out of it who is not SERVING, breaks off or hangs. A key leads to the
+same replica from every gateway. So an image is found where it was encoded, and a conversation where
+its KV cache is, and nobody keeps a table of it.
 """
 
 from __future__ import annotations
