@@ -13,7 +13,7 @@ SAME_EXAMPLES := --hypothesis-profile=ci
 .PHONY: help demo serve test test-all test-clients test-containers lint types protos locks bench clean
 
 help: ## show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 # What is locked comes first, each file checked by its hash; then this project, with torch, whose
 # build (for a CPU or a GPU) is the machine's choice.

@@ -125,6 +125,10 @@ async def running_gateway(settings: Settings, metrics: Metrics | None = None) ->
     On leaving, chat requests in flight get `drain_seconds` to end, and are told so if that is too
     short; meanwhile /health/ready says no and new ones are refused with 503.
 
+    Args:
+        settings: the options of the process.
+        metrics: where requests are counted, if anybody reads it.
+
     Raises:
         OSError: the address cannot be bound.
     """

@@ -17,19 +17,21 @@ class SequenceBacklog:
     engine has looked into its KV cache, where a second turn's thousands cost nothing; and where
     slots are short, a turn comes when another's output ends, however long the prompt is.
 
-    The engine has the last word while it can start more than wait: then nobody waits, however slow
-    it is.
+    While the engine can start more than wait, nobody waits, however slow it is. Nor does that time
+    show its pace: where slots are free, sequences begin as fast as prompts are read, and where they
+    are taken, as fast as answers end.
     """
 
     def __init__(self, engine: LLMEngine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
-        self._backlog = Backlog(clock)
+        self._backlog = Backlog(clock, self._is_full)
 
     def seconds(self) -> float:
         """Returns the seconds until a new sequence's turn."""
-        if self._backlog.waiting_count <= self._engine.load().startable_sequence_count:
-            return 0.0
-        return self._backlog.seconds()
+        return self._backlog.seconds() if self._is_full() else 0.0
+
+    def _is_full(self) -> bool:
+        return self._backlog.waiting_count > self._engine.load().startable_sequence_count
 
     def refuse(self, max_seconds: float | None) -> None:
         """Refuses a request that would wait longer than it may.

@@ -45,18 +45,31 @@ class Backlog:
     """Jobs that wait to be done, each of some units, and the pace at which units are done.
 
     The seconds until a newcomer's turn are the units that wait, over those that were done in a
-    second of busy time. Until anything was done in such a time the pace is unknown, and nobody is
-    said to wait. Jobs come and go on one thread; the numbers may be read on any.
+    second of time in which the service was busy. Until anything was done in such a time the pace is
+    unknown, and nobody is said to wait. Jobs come and go on one thread; the numbers may be read on
+    any.
 
     Attributes:
         waiting_count: units of the jobs that are here, but for those that are done.
         typical_count: units of one job, by those so far; 1 until there was any.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        is_full: Callable[[], bool] | None = None,
+    ) -> None:
+        """Makes an empty one.
+
+        Args:
+            clock: tells seconds.
+            is_full: whether the service can do no more than it does: the times that show its pace.
+                None: while at least two jobs are here, or one alone is done faster than known.
+        """
         self.waiting_count = 0.0
         self.typical_count = 1.0
         self._clock = clock
+        self._is_full = is_full
         self._job_count = 0
         self._pace = _Pace(0.0, 0.0, clock())
 
@@ -73,19 +86,24 @@ class Backlog:
         return min(MAX_SECONDS, waiting * pace.seconds / pace.unit_count)
 
     def _pace_now(self) -> _Pace:
-        is_busy = self._job_count >= BUSY_JOB_COUNT
-        return self._pace.at(self._clock()) if is_busy else self._pace
+        return self._pace.at(self._clock()) if self._is_busy() else self._pace
+
+    def _is_busy(self) -> bool:
+        if self._is_full is not None:
+            return self._is_full()
+        return self._job_count >= BUSY_JOB_COUNT
 
     def _add(self, job_count: int, unit_count: float) -> None:
         self._pace = replace(self._pace_now(), moment=self._clock())
         self._job_count += job_count
         # Without jobs nothing waits, whatever the sum of fractions says.
-        self.waiting_count = self.waiting_count + unit_count if self._job_count else 0.0
+        waiting_count = max(0.0, self.waiting_count + unit_count)
+        self.waiting_count = waiting_count if self._job_count else 0.0
 
     def _finish(self, unit_count: float) -> None:
         pace = self._pace.at(self._clock())
         pace = replace(pace, unit_count=pace.unit_count + unit_count)
-        if self._job_count >= BUSY_JOB_COUNT or pace.betters(self._pace):
+        if self._is_busy() or (self._is_full is None and pace.betters(self._pace)):
             self._pace = pace
         self._add(0, -unit_count)
 

@@ -23,8 +23,8 @@ def written(report: Report) -> str:
         lines.append(f"  {kind:34}{count:>6}{report.recovery_seconds[kind]:>20.1f} s")
     p50, p99 = percentiles(ledger.seconds)
     lines += ["", f"  whole answers: p50 {p50:.2f} s, p99 {p99:.2f} s", ""]
-    for member, before in report.before.items():
-        after = report.after[member]
+    for member, after in report.after.items():
+        before = report.before[member]
         lines.append(
             f"  {member!s:9} {before.byte_count / MIB:6.0f} MiB, {before.thread_count} threads,"
             f" {before.descriptor_count} descriptors before;"

@@ -36,6 +36,8 @@ MODEL = "internvl-demo"
 REPLICA_COUNT = 2
 START_SECONDS = 120.0
 DRAIN_SECONDS = 5.0
+# How long a process may take to end, on a machine that has other things to do.
+END_SECONDS = 60.0
 REQUEST_SECONDS = 30.0
 # Small, so that a few dozen clients fill it.
 MAX_REQUEST_COUNT = 40
@@ -148,7 +150,7 @@ class ChaosStack:
         service = self.services[member]
         self._withdraw(member)
         service.terminate()
-        await asyncio.to_thread(service.wait_ended, DRAIN_SECONDS)
+        await asyncio.to_thread(service.wait_ended, END_SECONDS)
         return service.returncode
 
     async def start(self, *members: Member) -> None:
@@ -169,6 +171,19 @@ class ChaosStack:
             self.names.withdraw(dns_name(member.service), self.links[member].host)
         elif (url := self.url(member)) in self.urls:
             self.urls.remove(url)
+
+    def is_known(self, member: Member) -> bool:
+        """Says whether every gateway that is up is connected to a service."""
+        link = self.links[member]
+        for gateway in self.replicas("gateway"):
+            process = psutil.Process(self.services[gateway].pid)
+            if self.url(gateway) in self.urls and (link.host, link.port) not in {
+                tuple(one.raddr)
+                for one in process.net_connections("tcp")
+                if one.status == psutil.CONN_ESTABLISHED
+            }:
+                return False
+        return True
 
     def signal(self, member: Member, signum: signal.Signals) -> None:
         """Sends a signal to a process."""

@@ -18,8 +18,8 @@ SERVICES = ("gateway", "vision", "llm")
 PROJECT_LABEL = "com.docker.compose.project"
 SERVICE_LABEL = "com.docker.compose.service"
 # Loading the toy model takes some seconds; several containers that start share the cores.
-START_SECONDS = 120.0
-POLL_SECONDS = 0.25
+START_SECONDS = 300.0
+POLL_SECONDS = 1.0  # a probe imports gRPC, on the cores of what starts
 STOP_SECONDS = "40"  # as the compose file has it
 HEALTH_PROBE = "CMD"
 
@@ -103,6 +103,8 @@ class Composition:
 
     def down(self) -> None:
         """Removes the containers, whatever became of them, and their network."""
+        if running := self._listed(SERVICE_LABEL):
+            self.engine("kill", *running)
         if containers := self._listed(SERVICE_LABEL, "--all"):
             self.engine("rm", "--force", *containers)
         self.compose("down", "--remove-orphans")
@@ -163,11 +165,13 @@ class Composition:
     def log(self, container: str) -> str:
         """Returns what a container has written."""
         words = [self.tools.engine, "logs", container]
-        return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+        pipe, both = subprocess.PIPE, subprocess.STDOUT
+        return subprocess.run(words, stdout=pipe, stderr=both, text=True, check=False).stdout
 
     def call_count(self, container: str) -> int:
         """Returns how many answers or embeddings a service's container has made."""
-        events = [json.loads(line)["event"] for line in self.log(container).splitlines()]
+        lines = self.log(container).splitlines()
+        events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
         return events.count("generated") + events.count("image_encoded")
 
     @contextmanager

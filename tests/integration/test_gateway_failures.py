@@ -503,9 +503,12 @@ async def test_a_bug_in_the_stream_breaks_the_connection(monkeypatch: pytest.Mon
         return b"data: x\n\n"
 
     monkeypatch.setattr(StreamedAnswer, "event", broken)
-    async with (
-        stack() as gateway,
-        gateway.http.post(CHAT, json=chat_body(stream=True)) as response,
-    ):
-        with pytest.raises(aiohttp.ClientPayloadError):
-            await response.read()
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            stack() as gateway,
+            gateway.http.post(CHAT, json=chat_body(stream=True)) as response,
+        ):
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await response.read()
+    (line,) = [line for line in logs if line["event"] == "request"]
+    assert (line["status"], line["error"]) == (500, "INTERNAL")

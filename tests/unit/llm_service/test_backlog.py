@@ -40,8 +40,9 @@ def clock() -> Clock:
 
 
 def slow_backlog(engine: Engine, clock: Clock) -> SequenceBacklog:
-    """Returns one that knows that a prompt takes long."""
+    """Returns one that knows how long a turn takes while the engine is full."""
     backlog = SequenceBacklog(engine, clock)
+    startable_count, engine.startable_count = engine.startable_count, 0
     places = [backlog.place(1, None) for _ in range(7)]
     for place in places:
         place.take()
@@ -49,6 +50,7 @@ def slow_backlog(engine: Engine, clock: Clock) -> SequenceBacklog:
         clock.now += PROMPT_SECONDS
         place.begin(0)
         place.leave()
+    engine.startable_count = startable_count
     return backlog
 
 
@@ -101,3 +103,17 @@ def test_a_place_that_was_given_back_can_be_taken_again(clock: Clock) -> None:
         assert backlog.seconds() == 0
         place.take()
         assert backlog.seconds() > 0
+
+
+def test_what_begins_in_free_slots_does_not_show_the_pace(clock: Clock) -> None:
+    """Else the first requests of a crowd would promise the others a quick turn."""
+    engine = Engine(64)
+    backlog = slow_backlog(engine, clock)
+    for _ in range(60):
+        with backlog.place(1, None) as place:
+            place.take()
+            clock.now += 0.01
+            place.begin(0)
+    engine.startable_count = 0
+    backlog.place(3, None).take()
+    assert backlog.seconds() == pytest.approx(3 * PROMPT_SECONDS, rel=0.3)

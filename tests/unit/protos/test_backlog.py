@@ -201,6 +201,7 @@ def test_the_seconds_are_never_negative_nor_infinite(
         elif index in present:
             (job.measure if what == "measure" else job.finish)(number)
         seconds = backlog.seconds()
+        assert backlog.waiting_count >= 0
         assert math.isfinite(seconds)
         assert 0 <= seconds <= MAX_SECONDS
         if not present:
