@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 
 from gateway.services.routing import ROUTING_KEY, allow_hash_keys, service_config
+from gateway.tasks import owning
 from protos.errors import (
     AccessDeniedError,
     DeadlineError,
@@ -65,8 +66,9 @@ QUIET_SECONDS = 1.0
 _quiet_until: dict[str, float] = {}
 
 
-def open_channel(address: str, service: str) -> grpc.aio.Channel:
-    """Returns a channel to a service, whose calls find their replicas as `routing` says.
+@asynccontextmanager
+async def open_channel(address: str, service: str) -> AsyncIterator[grpc.aio.Channel]:
+    """Yields a channel to a service, whose calls find their replicas as `routing` says.
 
     Args:
         address: the service's, as gRPC writes it; a name may have many.
@@ -74,9 +76,19 @@ def open_channel(address: str, service: str) -> grpc.aio.Channel:
     """
     allow_hash_keys()
     options = [("grpc.service_config", service_config(service))]
-    return grpc.aio.insecure_channel(
+    async with grpc.aio.insecure_channel(
         address, options=[*KEEPALIVE_OPTIONS, *CHANNEL_OPTIONS, *options]
-    )
+    ) as channel:
+        connecting = asyncio.create_task(_keep_connected(channel))
+        async with owning(connecting):
+            yield channel
+
+
+async def _keep_connected(channel: grpc.aio.Channel) -> None:
+    """Connects anew when the last connection has ended: the next call would have to wait for it."""
+    while True:
+        state = channel.get_state(try_to_connect=True)
+        await channel.wait_for_state_change(state)
 
 
 def soon(deadline: float, seconds: float) -> float:
