@@ -36,7 +36,7 @@ WITNESS_COUNT = 2
 POLL_SECONDS = 0.02
 STRIKE_SECONDS = 30.0
 WITNESS_SECONDS = 1.0
-KNOWN_SECONDS = 30.0
+KNOWN_SECONDS = 120.0
 # Faults begin in this part of a run, so that requests come before and after each.
 FIRST_SHARE, LAST_SHARE = 0.03, 0.9
 

@@ -35,6 +35,8 @@ MODEL = "internvl-demo"
 # Of each kind, in a campaign.
 REPLICA_COUNT = 2
 START_SECONDS = 120.0
+# How an IPv6 socket, as gRPC opens it, names an IPv4 address.
+MAPPED = "::ffff:"
 DRAIN_SECONDS = 5.0
 # How long a process may take to end, on a machine that has other things to do.
 END_SECONDS = 60.0
@@ -178,7 +180,7 @@ class ChaosStack:
         for gateway in self.replicas("gateway"):
             process = psutil.Process(self.services[gateway].pid)
             if self.url(gateway) in self.urls and (link.host, link.port) not in {
-                tuple(one.raddr)
+                (one.raddr.ip.removeprefix(MAPPED), one.raddr.port)
                 for one in process.net_connections("tcp")
                 if one.status == psutil.CONN_ESTABLISHED
             }:
