@@ -170,6 +170,7 @@ def test_the_gateway_asks_for_all_pods_of_the_services(case: str) -> None:
     for name in SERVICES:
         service = services[name]
         assert service["spec"]["clusterIP"] == "None"
+        assert service["spec"]["publishNotReadyAddresses"] is True
         host = f"{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local"
         address = f"dns:///{host}:{service['spec']['ports'][0]['port']}"
         assert variables[f"INTERNVL_GATEWAY_{name.upper()}_ADDRESS"] == address
