@@ -27,7 +27,7 @@ class Pace:
 
     Busy time without anything done makes it slower in proportion, and forgets nothing: where
     answers take two minutes, that says nothing of the next one. What is done has the past
-    forgotten. A stall that is over counts for no more than all the time before it.
+    forgotten. A stall that is over counts for PACE_SECONDS, or for as long as the past does.
     """
 
     def __init__(self) -> None:
