@@ -65,7 +65,7 @@ class Slots(Engine):
     def stall(self, seconds: float) -> None:
         """Moves the clock, and nothing else."""
         self.clock.now += seconds
-        self._running = [(end + seconds, *rest) for end, *rest in self._running]
+        self._running = [(end + seconds, number, place) for end, number, place in self._running]
 
     def wait_seconds(self) -> float:
         """Returns the true wait of a request that came now."""
