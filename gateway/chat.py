@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+)
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -39,8 +44,7 @@ CONCURRENT_ENCODING_COUNT = 8
 # Of one request at a time, and of all requests beside the one that each may always have.
 CONCURRENT_FETCH_COUNT = 16
 SHARED_FETCH_COUNT = 128
-# A generation, and its first event.
-_Beginning = tuple[Generation, ChatEvent | None]
+Answering = AbstractAsyncContextManager[tuple[LLMInfo, AsyncGenerator[ChatEvent, None]]]
 
 
 @dataclass(frozen=True)
@@ -107,26 +111,15 @@ class ChatPipeline:
         self._limits = limits
         self._lanes = FetchLanes(SHARED_FETCH_COUNT, CONCURRENT_FETCH_COUNT)
 
-    async def model_info(self, name: str, deadline: float) -> LLMInfo:
-        """Returns what answers to a name that a client gave.
-
-        Raises:
-            NotFoundError: nothing does.
-        """
-        info = await self._pair.llm.model_info(deadline)
-        if not info.serves(name):  # perhaps it changed since we asked
-            info = await self._pair.llm.ask_model_info(deadline)
-        info.check_serves(name)
-        return info
-
-    async def stream(
+    @asynccontextmanager
+    async def answering(
         self,
         request: ChatCompletionRequest,
         attachments: Attachments,
         deadline: float,
         record: RequestRecord,
-    ) -> AsyncGenerator[ChatEvent, None]:
-        """Yields text deltas, the finish and the usage.
+    ) -> AsyncIterator[tuple[LLMInfo, AsyncGenerator[ChatEvent, None]]]:
+        """Yields who answers, and text deltas, the finish and the usage; the first is there.
 
         Args:
             request: what to answer.
@@ -135,34 +128,29 @@ class ChatPipeline:
             record: filled on the way.
 
         Raises:
+            NotFoundError: no replica answers to the model's name.
             ServiceError: with the JSON path of the field at fault.
         """
+        await self._pair.llm_info(request.model, deadline)
         images = await self._fetched_images(request, attachments, deadline, record)
-        begin = self._begin_with_images if images else self._begin_with_text
+        turn = _Turn(request, images, deadline, record)
         async with AsyncExitStack() as exits:
-            turn = _Turn(request, images, deadline, record)
-            generation, event = await begin(turn, exits)
+            info, generation, first = await self._begin(turn, exits)
             record.note_first_token()
-            while event is not None:
-                record.note_event(event)
-                yield event
-                event = await generation.read()
+            async with aclosing(_noted(generation, first, record)) as events:
+                yield info, events
 
-    async def _begin_with_text(self, turn: _Turn, exits: AsyncExitStack) -> _Beginning:
-        """Returns a generation and its first event. A text is the LLM service's matter alone."""
-        generation = await exits.enter_async_context(
-            self._pair.llm.generate(
-                generate_fields(turn.request, []), turn.name_field, turn.key, turn.deadline
-            )
+    async def _begin(
+        self, turn: _Turn, exits: AsyncExitStack
+    ) -> tuple[LLMInfo, Generation, ChatEvent | None]:
+        """Returns who answers, the generation and its first event."""
+        matches = self._pair.matches(
+            turn.request.model, turn.key, turn.deadline, with_vision=bool(turn.images)
         )
-        return generation, await self._first_event(generation, {}, turn)
-
-    async def _begin_with_images(self, turn: _Turn, exits: AsyncExitStack) -> _Beginning:
-        """Returns a generation and its first event, of replicas that run one checkpoint."""
-        async with aclosing(self._pair.matches(turn.key, turn.deadline)) as matches:
+        async with aclosing(matches):
             async for match, key in matches:
                 try:
-                    return await self._begin_at(match, key, turn, exits)
+                    return match.llm, *await self._begin_at(match, key, turn, exits)
                 except ModelMismatchError as error:
                     self._pair.forget()
                     await exits.aclose()
@@ -174,8 +162,9 @@ class ChatPipeline:
 
     async def _begin_at(
         self, match: Match, key: str, turn: _Turn, exits: AsyncExitStack
-    ) -> _Beginning:
-        images = [NamedImage.of(image, match.vision) for image in turn.images]
+    ) -> tuple[Generation, ChatEvent | None]:
+        vision = match.vision
+        images = [NamedImage.of(image, vision) for image in turn.images if vision]
         fields = generate_fields(turn.request, [image.encoding.embedding_id for image in images])
         fields |= {"expected_checkpoint": asdict(match.llm.checkpoint)}
         generation = await exits.enter_async_context(
@@ -201,9 +190,9 @@ class ChatPipeline:
             return []
         self._check_count(references)
         record.image_count = len(references)
-        match = await self._pair.latest(deadline)
+        info = await self._pair.vision_info(request.model, deadline)
         with record.timed("fetch"):
-            return await self._fetch_all(references, match.vision, attachments, deadline)
+            return await self._fetch_all(references, info, attachments, deadline)
 
     def _check_count(self, references: Sequence[ImageReference]) -> None:
         if len(references) > self._limits.max_image_count:
@@ -291,6 +280,16 @@ class ChatPipeline:
             async with owning(*tasks):
                 await asyncio.gather(*tasks)
             await generation.end_images()
+
+
+async def _noted(
+    generation: Generation, first: ChatEvent | None, record: RequestRecord
+) -> AsyncGenerator[ChatEvent, None]:
+    event = first
+    while event is not None:
+        record.note_event(event)
+        yield event
+        event = await generation.read()
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aiohttp import web
 
 from gateway.bodies import receive
+from gateway.chat import Answering
 from gateway.event_stream import EventStream
-from gateway.events import ChatEvent
 from gateway.keys import (
     MEMORY,
     PAIR,
@@ -58,13 +58,10 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             strict = app[SETTINGS].strict_fields
             chat = await app[POOLS].json.run(parse_chat_request, body.text, strict)
             request[RECORD].ignored_fields = chat.ignored_fields
-            info = await app[PIPELINE].model_info(chat.model, deadline)
-            head = _head(request, chat, info)
-            stream = app[PIPELINE].stream(chat, body.attachments, deadline, request[RECORD])
+            answering = app[PIPELINE].answering(chat, body.attachments, deadline, request[RECORD])
             del body  # its text would be held until the answer's end
-            async with aclosing(stream) as events:
-                answer = _stream if chat.stream else _collect
-                return await answer(request, chat, head, events)
+            answer = _stream if chat.stream else _collect
+            return await answer(request, chat, answering)
 
 
 @contextmanager
@@ -87,19 +84,18 @@ def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
 async def _stream(
     request: web.Request,
     chat: ChatCompletionRequest,
-    head: AnswerHead,
-    events: AsyncGenerator[ChatEvent, None],
+    answering: Answering,
 ) -> web.StreamResponse:
     """Sends events as they come; until something has been sent, an error is an HTTP status."""
-    answer = StreamedAnswer(
-        head,
-        include_usage=chat.include_usage,
-        continuous_usage=chat.continuous_usage,
-    )
     stream = EventStream(request, request.app[SETTINGS].sse_keep_alive_seconds)
     try:
         with request.app[TRAFFIC].cut_short():
-            async with stream.kept_alive():
+            async with stream.kept_alive(), answering as (info, events):
+                answer = StreamedAnswer(
+                    _head(request, chat, info),
+                    include_usage=chat.include_usage,
+                    continuous_usage=chat.continuous_usage,
+                )
                 await stream.write(answer.opening(await anext(events)))
                 async for event in events:
                     if data := answer.event(event):
@@ -117,13 +113,13 @@ async def _stream(
 async def _collect(
     request: web.Request,
     chat: ChatCompletionRequest,
-    head: AnswerHead,
-    events: AsyncGenerator[ChatEvent, None],
+    answering: Answering,
 ) -> web.Response:
     """Answers at once, with all that the stream held."""
-    answer = WholeAnswer(head)
-    async for event in events:
-        answer.add(event)
+    async with answering as (info, events):
+        answer = WholeAnswer(_head(request, chat, info))
+        async for event in events:
+            answer.add(event)
     return web.Response(body=answer.body(), content_type="application/json", charset="utf-8")
 
 

@@ -94,7 +94,7 @@ class Metrics:
             "refusals", "Requests that ended in an error, by its reason.", "reason"
         )
         self._attempts = self._counter(
-            "attempts", "Calls that were sent once more, and why.", "service", "reason"
+            "attempts", "Offers of calls beyond their first, and why.", "service", "reason"
         )
         # Found once: that takes longer than to count. And made before the first event, which
         # Prometheus would not see as a rise otherwise.

@@ -172,6 +172,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     failure_signal: asyncio.Event = field(default_factory=asyncio.Event)
     stalls: bool = False
     reading_seconds: float = 0.0
+    fingerprint: bytes = b""
     backlog_seconds: float = 0.0
 
     starts: list[llm_pb2.GenerateStart] = field(default_factory=list)
@@ -193,6 +194,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             hidden_size=self.hidden_size,
             max_context_token_count=32768,
             created_unix_seconds=1_700_000_000,
+            fingerprint_sha256=self.fingerprint,
             checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(self.checkpoint)),
         )
 

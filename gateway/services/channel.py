@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,11 +14,13 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 
-from gateway.services.routing import ROUTING_KEY, allow_hash_keys, salted, service_config
+from gateway.services.routing import ROUTING_KEY, allow_hash_keys, service_config
+from gateway.tasks import owning
 from protos.errors import (
     AccessDeniedError,
     DeadlineError,
     EngineDeadError,
+    OverloadedError,
     ServiceError,
     UnavailableError,
 )
@@ -58,10 +61,14 @@ CHANNEL_OPTIONS = [
 ASK_COUNT = 8
 # How long an answer is waited for before the question is put once more.
 ASK_PATIENCE_SECONDS = 0.3
+# After a line in the log that says that a service is unavailable.
+QUIET_SECONDS = 1.0
+_quiet_until: dict[str, float] = {}
 
 
-def open_channel(address: str, service: str) -> grpc.aio.Channel:
-    """Returns a channel to a service, whose calls find their replicas as `routing` says.
+@asynccontextmanager
+async def open_channel(address: str, service: str) -> AsyncIterator[grpc.aio.Channel]:
+    """Yields a channel to a service, whose calls find their replicas as `routing` says.
 
     Args:
         address: the service's, as gRPC writes it; a name may have many.
@@ -69,9 +76,19 @@ def open_channel(address: str, service: str) -> grpc.aio.Channel:
     """
     allow_hash_keys()
     options = [("grpc.service_config", service_config(service))]
-    return grpc.aio.insecure_channel(
+    async with grpc.aio.insecure_channel(
         address, options=[*KEEPALIVE_OPTIONS, *CHANNEL_OPTIONS, *options]
-    )
+    ) as channel:
+        connecting = asyncio.create_task(_keep_connected(channel))
+        async with owning(connecting):
+            yield channel
+
+
+async def _keep_connected(channel: grpc.aio.Channel) -> None:
+    """Connects anew when the last connection has ended: the next call would have to wait for it."""
+    while True:
+        state = channel.get_state(try_to_connect=True)
+        await channel.wait_for_state_change(state)
 
 
 def soon(deadline: float, seconds: float) -> float:
@@ -106,7 +123,7 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
         return EngineDeadError(f"the engine of the {service} service failed", retry_after=1)
     if isinstance(failure, UnavailableError) or _broke_off(error):
         # grpc's own text holds addresses: for the log, not for clients.
-        logger.warning("unavailable", service=service, details=error.details())
+        _log_unavailable(service, error.details() or "")
         return UnavailableError(f"the {service} service is unavailable", retry_after=1)
     if isinstance(failure, AccessDeniedError):
         # It denies the gateway something, not the gateway's client.
@@ -115,6 +132,14 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
     if isinstance(failure, DeadlineError):
         return DeadlineError(f"the {service} service did not end within the request's time")
     return failure
+
+
+def _log_unavailable(service: str, details: str) -> None:
+    """Logs it once in a while: when a service is gone, each request asks for it several times."""
+    now = time.monotonic()
+    if now >= _quiet_until.get(service, 0.0):
+        _quiet_until[service] = now + QUIET_SECONDS
+        logger.warning("unavailable", service=service, details=details)
 
 
 def _broke_off(error: grpc.aio.AioRpcError) -> bool:
@@ -127,26 +152,33 @@ def _broke_off(error: grpc.aio.AioRpcError) -> bool:
 async def ask(
     service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float, key: str
 ) -> Answer:
-    """Returns a replica's answer to a unary call: of the key's, or of another if that says nothing.
+    """Returns a key's replica's answer to a unary call.
 
     Args:
         service: the service as people call it.
         call: the method.
         question: its message.
         deadline: when it must be over, in the event loop's time.
-        key: leads to the replica; empty: to any.
+        key: leads to the replica.
 
     Raises:
-        UnavailableError, DeadlineError: none has answered; with the last one's failure.
+        ServiceError: it has not answered.
     """
+    metadata = ((ROUTING_KEY, key), *request_metadata())
+    with errors_of(service):
+        return await call(question, timeout=seconds_until(deadline), metadata=metadata)
 
-    async def put(salted_key: str) -> Answer:
-        metadata = ((ROUTING_KEY, salted_key), *request_metadata())
-        with errors_of(service):
-            return await call(question, timeout=seconds_until(deadline), metadata=metadata)
 
-    key = key or secrets.token_hex(4)
-    return await _first_answer([partial(put, salted(key, number)) for number in range(ASK_COUNT)])
+async def ask_any(
+    service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float
+) -> Answer:
+    """Returns a replica's answer to a unary call: of the first that answers; arguments as `ask`.
+
+    Raises:
+        UnavailableError, DeadlineError, OverloadedError: none has answered; the last one's failure.
+    """
+    put = partial(ask, service, call, question, deadline)
+    return await _first_answer([partial(put, secrets.token_hex(4)) for _ in range(ASK_COUNT)])
 
 
 async def _first_answer(asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]]) -> Answer:
@@ -167,7 +199,7 @@ async def _first_answer(asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]
                 failure = task.exception()
                 if failure is None:
                     return task.result()
-                if not isinstance(failure, (UnavailableError, DeadlineError)):
+                if not isinstance(failure, (UnavailableError, DeadlineError, OverloadedError)):
                     raise failure
     finally:
         for task in asked:
@@ -190,6 +222,6 @@ async def check_health(channel: grpc.aio.Channel, name: str, service: str, secon
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
     deadline = asyncio.get_running_loop().time() + seconds
-    answer = await ask(service, check, health_pb2.HealthCheckRequest(service=name), deadline, "")
+    answer = await ask_any(service, check, health_pb2.HealthCheckRequest(service=name), deadline)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise UnavailableError(f"the {service} service is not serving", retry_after=1)

@@ -16,6 +16,7 @@ from gateway.services.channel import (
     LLM_SERVICE,
     FieldNamer,
     ask,
+    ask_any,
     check_health,
     errors_of,
     seconds_until,
@@ -41,6 +42,8 @@ from protos.process.logs import request_metadata
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, MESSAGE_OVERHEAD_BYTE_COUNT
 
 GenerateCall = grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest, llm_pb2.GenerateResponse]
+# Models of which replicas stand side by side while one takes another's place.
+MAX_INFO_COUNT = 8
 # Of text, that is: images do not travel in the start message.
 MAX_START_BYTE_COUNT = DEFAULT_MAX_MESSAGE_BYTE_COUNT - MESSAGE_OVERHEAD_BYTE_COUNT
 
@@ -83,21 +86,29 @@ class LLMClient:
         self._channel = channel
         self._router = router
         self._stub = llm_pb2_grpc.LLMServiceStub(channel)
-        self._info: ModelInfo | None = None
+        self._infos: list[ModelInfo] = []  # of each checkpoint the latest, the latest one last
 
     async def check_health(self, seconds: float) -> None:
         """Raises UnavailableError or DeadlineError unless the service is SERVING."""
         await check_health(self._channel, LLM_SERVICE, "LLM", seconds)
 
-    async def model_info(self, deadline: float) -> ModelInfo:
-        """Returns what a replica ran when one was last asked."""
-        return self._info or await self.ask_model_info(deadline)
+    async def model_info(self, deadline: float, name: str = "") -> ModelInfo:
+        """Returns what a replica ran when one was last asked, if possible one of this name."""
+        for info in reversed(self._infos):
+            if info.serves(name):
+                return info
+        return await self.ask_model_info(deadline)
 
     async def ask_model_info(self, deadline: float, key: str = "") -> ModelInfo:
         """Returns what a replica runs now: a key's, or any."""
         question = llm_pb2.LLMServiceGetModelInfoRequest()
-        answer = await ask("LLM", self._stub.GetModelInfo, question, deadline, key)
-        self._info = ModelInfo(
+        call = self._stub.GetModelInfo
+        answer = await (
+            ask("LLM", call, question, deadline, key)
+            if key
+            else ask_any("LLM", call, question, deadline)
+        )
+        info = ModelInfo(
             answer.model,
             tuple(answer.aliases),
             answer.hidden_size,
@@ -106,7 +117,13 @@ class LLMClient:
             answer.fingerprint_sha256,
             checkpoint_fingerprint(answer.checkpoint),
         )
-        return self._info
+        others = [one for one in self._infos if one.checkpoint != info.checkpoint]
+        self._infos = [*others[-MAX_INFO_COUNT:], info]
+        return info
+
+    def forget(self, name: str) -> None:
+        """Forgets what was served under a name."""
+        self._infos = [info for info in self._infos if not info.serves(name)]
 
     async def _backlog(self, deadline: float, key: str) -> float:
         question, deadline = llm_pb2.GetLoadRequest(), soon(deadline, BACKLOG_SECONDS)
@@ -149,7 +166,7 @@ class LLMClient:
             with closing(generation):
                 yield generation
         except UnavailableError:
-            self._info = None  # it may come back with another model
+            self._infos.clear()  # it may come back with another model
             raise
 
 

@@ -14,17 +14,20 @@ from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.routing import SEARCH_COUNT, salted
 from gateway.services.vision import ModelInfo as VisionInfo
 from gateway.services.vision import VisionClient
-from protos.errors import ModelMismatchError
+from protos.errors import ModelMismatchError, UnavailableError
 
 logger = structlog.get_logger()
+# Replicas that are asked for a name that is not known, beside the last that was: few, as clients
+# make names up.
+NAME_SEARCH_COUNT = 6
 
 
 @dataclass(frozen=True)
 class Match:
-    """What a replica of each service runs, which fits the other's."""
+    """What an LLM replica runs, and a vision replica that fits it; None where none is needed."""
 
-    vision: VisionInfo
     llm: LLMInfo
+    vision: VisionInfo | None = None
 
 
 class ServicePair:
@@ -53,53 +56,91 @@ class ServicePair:
         self._allowed = ""
         self._latest: Match | None = None
 
-    async def latest(self, deadline: float) -> Match:
-        """Returns what fitted when it was last asked for.
+    async def llm_info(self, name: str, deadline: float) -> LLMInfo:
+        """Returns what an LLM replica runs that answers to a name, when it was last asked.
 
         Raises:
-            ModelMismatchError: nothing fits.
+            NotFoundError: none does.
         """
-        if self._latest:
-            return self._latest
-        llm = await self.llm.model_info(deadline)
-        vision = await self._vision_of(llm, deadline)
-        if self.mismatch(vision, llm):
-            async with aclosing(self._found(secrets.token_hex(4), deadline)) as found:
-                return (await anext(found))[0]
-        self._latest = Match(vision, llm)
-        return self._latest
+        info = await self.llm.model_info(deadline, name)
+        for _ in range(NAME_SEARCH_COUNT):
+            if info.serves(name):
+                break
+            info = await self.llm.ask_model_info(deadline)  # perhaps another one is served now
+        info.check_serves(name)
+        return info
 
-    async def matches(self, key: str, deadline: float) -> AsyncGenerator[tuple[Match, str], None]:
-        """Yields pairs that should fit, each with a key that leads to its LLM replica.
+    async def vision_info(self, name: str, deadline: float) -> VisionInfo:
+        """Returns what a vision replica runs that fits an LLM replica of this name; as `matches`.
 
-        The first is what fitted last. If the replica turns out to run something else, the next is
+        Raises:
+            ModelMismatchError: none does.
+        """
+        async with aclosing(self.matches(name, secrets.token_hex(4), deadline)) as matches:
+            match, _ = await anext(matches)
+        assert match.vision
+        return match.vision
+
+    async def matches(
+        self, name: str, key: str, deadline: float, *, with_vision: bool = True
+    ) -> AsyncGenerator[tuple[Match, str], None]:
+        """Yields what should fit, each with a key that leads to its LLM replica.
+
+        First comes what fitted last. If the replica turns out to run something else, the next is
         what that runs; then what other replicas run.
+
+        Args:
+            name: what the LLM replica must answer to.
+            key: leads to the replica that is asked first.
+            deadline: when it must be over, in the event loop's time.
+            with_vision: whether a vision replica must fit, too.
 
         Raises:
             ModelMismatchError: nothing else fits.
+            NotFoundError: nothing answers to the name any more.
+            UnavailableError: what was found each time was another one a moment later.
         """
-        yield await self.latest(deadline), key
-        async for found in self._found(key, deadline):
+        if not with_vision:
+            yield Match(await self.llm_info(name, deadline)), key
+        elif known := await self._known(name, deadline):
+            yield known, key
+        async for found in self._searched(name, key, deadline, with_vision=with_vision):
             yield found
 
     async def check(self, deadline: float) -> None:
         """Raises ModelMismatchError unless a replica of one service fits one of the other."""
-        async with aclosing(self._found(secrets.token_hex(4), deadline)) as found:
+        key = secrets.token_hex(4)
+        async with aclosing(self._searched("", key, deadline, with_vision=True)) as found:
             await anext(found)
 
-    async def _found(self, key: str, deadline: float) -> AsyncGenerator[tuple[Match, str], None]:
+    async def _searched(
+        self, name: str, key: str, deadline: float, *, with_vision: bool
+    ) -> AsyncGenerator[tuple[Match, str], None]:
         mismatches: dict[LLMInfo, str] = {}
         for number in range(SEARCH_COUNT):
             llm = await self.llm.ask_model_info(deadline, found := salted(key, number))
-            if llm in mismatches:
+            if not llm.serves(name) or llm in mismatches:
                 continue
-            vision = await self._vision_of(llm, deadline)
-            if mismatch := self.mismatch(vision, llm):
+            vision = await self._vision_of(llm, deadline) if with_vision else None
+            if vision and (mismatch := self.mismatch(vision, llm)):
                 mismatches[llm] = mismatch
                 continue
-            self._latest = Match(vision, llm)
-            yield self._latest, found
-        raise ModelMismatchError(next(iter(mismatches.values()), "the services change their model"))
+            match = Match(llm, vision)
+            self._latest = match if vision else self._latest
+            yield match, found
+        for mismatch in mismatches.values():
+            raise ModelMismatchError(mismatch)
+        self.llm.forget(name)
+        (await self.llm.model_info(deadline)).check_serves(name)
+        raise UnavailableError("the services are changing their model; try again", retry_after=1)
+
+    async def _known(self, name: str, deadline: float) -> Match | None:
+        """Returns what fitted last, or what fits as far as is known without a search."""
+        if not self._latest or not self._latest.llm.serves(name):
+            llm = await self.llm_info(name, deadline)
+            vision = await self.vision.ask_model_info(deadline)
+            self._latest = None if self.mismatch(vision, llm) else Match(llm, vision)
+        return self._latest
 
     def forget(self) -> None:
         """Makes the next request ask what runs: something has changed."""

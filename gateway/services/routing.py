@@ -1,8 +1,8 @@
 """How a call finds its replica: by a key, on a ring of those that serve, else on to another one.
 
-gRPC has the ring, and keeps those out of it that are not SERVING, break off, or fail every call. A
-key leads to the same replica from every gateway. So an image is found where it was encoded, and a
-conversation where its KV cache is, and nobody keeps a table of it.
+gRPC has the ring, and keeps out of it who is not SERVING, breaks off or hangs. A key leads to the
+same replica from every gateway. So an image is found where it was encoded, and a conversation where
+its KV cache is, and nobody keeps a table of it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,6 @@ ROUTING_KEY = "x-internvl-routing-key"
 HASH_KEY_VARIABLE = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
 # gRPC's largest: the shares of 64 replicas then differ by a third, with 1024 by two.
 RING_SIZE = 4096
-# A replica is left out for a while when it fails about every call though its health says SERVING.
-# To gRPC, what clients do wrong is a failed call too, and so is a full queue: with a smaller share,
-# or fewer calls, bad pictures or a busy hour would put good replicas out.
-OUTLIERS = {
-    "interval": "10s",
-    "baseEjectionTime": "30s",
-    "maxEjectionPercent": 34,
-    "failurePercentageEjection": {
-        "threshold": 95,
-        "enforcementPercentage": 100,
-        "minimumHosts": 2,
-        "requestVolume": 50,
-    },
-}
 # Replicas that one call is offered to, as long as none of them has begun to answer it; and those
 # that are asked for their queues where its own replica's is too long.
 OFFER_COUNT = 3
@@ -70,10 +56,9 @@ def service_config(health_name: str) -> str:
         "maxRingSize": RING_SIZE,
         "requestHashHeader": ROUTING_KEY,
     }
-    policy = {**OUTLIERS, "childPolicy": [{"ring_hash_experimental": ring}]}
     return json.dumps(
         {
-            "loadBalancingConfig": [{"outlier_detection_experimental": policy}],
+            "loadBalancingConfig": [{"ring_hash_experimental": ring}],
             "healthCheckConfig": {"serviceName": health_name},
         }
     )
@@ -163,23 +148,26 @@ class Router:
         if self._is_busy(key):
             offer = await self._elsewhere(key, {}, ask_backlog)
         failure: ServiceError | None = None
+        backlogs: dict[str, float] = {}
         for _ in range(OFFER_COUNT):
             if failure:
                 self._count_attempt(failure.reason)
-            backlogs: dict[str, float] = {}
+                if isinstance(failure, UnavailableError):
+                    await asyncio.sleep(PAUSE_SECONDS)
+                offer = await self._elsewhere(key, backlogs, ask_backlog, failure)
+                backlogs = {}
             try:
                 return await call(offer)
             except OverloadedError as error:
                 failure = error
-                backlogs[offer.key] = offer.max_queue_seconds + (error.retry_after or 0.0)
+                if offer.max_queue_seconds < self._limits.max_seconds:
+                    backlogs[key] = offer.max_queue_seconds + (error.retry_after or 0.0)
             except UnavailableError as error:
                 failure = error
-                await asyncio.sleep(PAUSE_SECONDS)
             except ModelMismatchError as error:
                 if offer.key == key:
                     raise
                 failure = error
-            offer = await self._elsewhere(key, backlogs, ask_backlog)
         assert failure
         raise failure
 
@@ -188,11 +176,12 @@ class Router:
         key: str,
         backlogs: dict[str, float],
         ask_backlog: Callable[[str], Awaitable[float]],
+        failure: ServiceError | None = None,
     ) -> Offer:
         """Returns the offer to one of the known queues, or of some others at random.
 
         Raises:
-            OverloadedError: they are too long.
+            ServiceError: they are too long; what the call has failed of before says it best.
         """
         others = [salted(key, 1 + secrets.randbelow(2**32)) for _ in range(CHOICE_COUNT)]
         answers = await asyncio.gather(*map(ask_backlog, others), return_exceptions=True)
@@ -202,6 +191,8 @@ class Router:
             elif not isinstance(answer, ServiceError):
                 raise answer
         shortest = min(backlogs, key=backlogs.__getitem__, default=others[0])
+        if failure and backlogs.get(shortest, 0.0) > self._limits.max_seconds:
+            raise failure
         refuse_wait(backlogs.get(shortest, 0.0), self._limits.max_seconds)
         if key in backlogs:
             if backlogs[key] <= HOME_FACTOR * backlogs[shortest]:

@@ -28,8 +28,8 @@ FIRST_MESSAGE_SECONDS = 10.0
 ONLY_MESSAGE_SECONDS = 60.0
 # Of one method of gRPC's own services. A watcher stays for as long as it likes.
 MAX_SIDE_CALL_COUNT = 256
-# It takes no place: it is answered at once, and must be answered when all places are taken.
-HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+# These take no place: they are answered at once, and must be answered when all places are taken.
+QUESTIONS = ("/grpc.health.v1.Health/Check", "/GetModelInfo", "/GetLoad")
 
 
 class Places:
@@ -109,7 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> AsyncGenerator[Any, None]:
         bind_request_id(request_id_of(details.invocation_metadata))
         try:
-            if details.method == HEALTH_CHECK:
+            if details.method.endswith(QUESTIONS):
                 yield await _answer(handler, requests, context)
                 return
             with self._places_of(details.method).taken():

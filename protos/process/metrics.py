@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import structlog
-from prometheus_client import CollectorRegistry, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, disable_created_metrics, make_wsgi_app
 
 logger = structlog.get_logger()
+
+
+class _Server(WSGIServer):
+    """Serves one reader at a time, so that no number of them costs more than one."""
+
+    request_queue_size = 64
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing: a reader was silent, or has gone."""
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = 5.0  # seconds, of a reader that says nothing
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Says nothing: Prometheus comes every few seconds."""
 
 
 @contextmanager
@@ -29,9 +47,12 @@ def serving_metrics(
     # Of each counter and histogram, a series that no chart shows.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
-        server, thread = start_http_server(port, host, registry)
+        app = make_wsgi_app(registry)
+        server = make_server(host, port, app, _Server, _Handler)
     except OSError as error:
         raise OSError(f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
+    thread = threading.Thread(target=server.serve_forever, name="metrics")
+    thread.start()
     logger.info("serving_metrics", host=host, port=server.server_port)
     try:
         yield server.server_port

@@ -7,7 +7,7 @@ import base64
 import json
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import torch
 
@@ -72,8 +72,9 @@ class Relay:
     async def _ask(self, encoded_image_count: int) -> None:
         deadline, record = asyncio.get_running_loop().time() + REQUEST_SECONDS, RequestRecord()
         with Memory(GIB).share() as share:
-            stream = self._pipeline.stream(self._requests[0], Attachments(share), deadline, record)
-            async with aclosing(stream) as events:
+            request, attachments = self._requests[0], Attachments(share)
+            answering = self._pipeline.answering(request, attachments, deadline, record)
+            async with answering as (_, events):
                 async for _ in events:
                     pass
         assert record.encoded_image_count == encoded_image_count

@@ -163,7 +163,7 @@ def test_the_services_of_each_arrangement(tmp_path: Path) -> None:
             vision.address for vision in deployment.visions
         }
         assert [route["--llm-address"] for route in routes] == [
-            llm.address for llm in deployment.llms
+            f"ipv4:{llm.address}" for llm in deployment.llms
         ]
 
 

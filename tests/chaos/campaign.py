@@ -230,6 +230,7 @@ class Campaign:
         for url in self._stack.urls:
             endings.append(await self._witness(True, MAX_HELD_BYTE_COUNT, url))
         if set(endings) != {Ending.WHOLE}:
+            self._ledger.check_failures()
             self._ledger.check()
             raise AftermathError(f"in calm, requests ended with {Counter(endings)}")
 

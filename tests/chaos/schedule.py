@@ -36,6 +36,7 @@ WITNESS_COUNT = 2
 POLL_SECONDS = 0.02
 STRIKE_SECONDS = 30.0
 WITNESS_SECONDS = 1.0
+KNOWN_SECONDS = 120.0
 # Faults begin in this part of a run, so that requests come before and after each.
 FIRST_SHARE, LAST_SHARE = 0.03, 0.9
 
@@ -126,7 +127,7 @@ class End(Fault):
         with arena.trouble(self.kind, request_ids=set()) as trouble:
             proof = await self._end(arena.stack)
             trouble.request_ids = arena.stack.in_flight(self.member)
-        await self._replace(arena.stack)
+        await self._replace(arena)
         return proof
 
     async def _end_gateway(self, arena: Arena) -> str:
@@ -136,7 +137,7 @@ class End(Fault):
         arena.ledger.outages.append(outage)
         with arena.trouble(self.kind, gateway=url):
             proof = await self._end(arena.stack)
-        await self._replace(arena.stack)
+        await self._replace(arena)
         outage.end = time.monotonic()
         return proof
 
@@ -151,9 +152,19 @@ class End(Fault):
         proof = f"process {pid} of {self.member}: exit status {service.returncode}"
         return self.check(proof, not psutil.pid_exists(pid) and service.returncode == expected)
 
-    async def _replace(self, stack: ChaosStack) -> None:
+    async def _replace(self, arena: Arena) -> None:
+        """Starts a new one, and waits until it is known: only then may another one go.
+
+        That is what `minReadySeconds` of a Deployment is for. A gateway connects to a replica when
+        a key leads to it, so it is asked until then.
+        """
+        stack = arena.stack
         await asyncio.sleep(self.seconds)
         await stack.start(self.member)
+        deadline = time.monotonic() + KNOWN_SECONDS
+        while self.member in stack.links and not stack.is_known(self.member):
+            self.check(f"{self.member} is not found again", time.monotonic() < deadline)
+            await asyncio.gather(*(arena.witness(True, gateway=url) for url in stack.urls))
 
 
 @dataclass(frozen=True)

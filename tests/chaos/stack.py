@@ -35,6 +35,8 @@ MODEL = "internvl-demo"
 # Of each kind, in a campaign.
 REPLICA_COUNT = 2
 START_SECONDS = 120.0
+# How an IPv6 socket, as gRPC opens it, names an IPv4 address.
+MAPPED = "::ffff:"
 DRAIN_SECONDS = 5.0
 # How long a process may take to end, on a machine that has other things to do.
 END_SECONDS = 60.0
@@ -171,6 +173,19 @@ class ChaosStack:
             self.names.withdraw(dns_name(member.service), self.links[member].host)
         elif (url := self.url(member)) in self.urls:
             self.urls.remove(url)
+
+    def is_known(self, member: Member) -> bool:
+        """Says whether every gateway that is up is connected to a service."""
+        link = self.links[member]
+        for gateway in self.replicas("gateway"):
+            process = psutil.Process(self.services[gateway].pid)
+            if self.url(gateway) in self.urls and (link.host, link.port) not in {
+                (one.raddr.ip.removeprefix(MAPPED), one.raddr.port)
+                for one in process.net_connections("tcp")
+                if one.status == psutil.CONN_ESTABLISHED
+            }:
+                return False
+        return True
 
     def signal(self, member: Member, signum: signal.Signals) -> None:
         """Sends a signal to a process."""

@@ -20,8 +20,11 @@ pytestmark = pytest.mark.timeout(1800)  # the images are built before the first
 EVERY_SERVICE = pytest.mark.parametrize("service", SERVICES)
 PACKAGES = {"gateway": "gateway", "vision": "vision_service", "llm": "llm_service"}
 MODEL = "internvl2.5"
+# The program's end takes no time; docker's or podman's own work does, on a busy machine.
+AT_ONCE_SECONDS = 5.0
 # How long a gateway may take to find a container that has come.
 FIND_SECONDS = 10.0
+SERVING = '"event": "serving"'
 # As a process of the image sees its container.
 STATE = """
 import errno, importlib.util, json, pathlib
@@ -84,6 +87,14 @@ def test_the_health_command_tells_whether_it_serves(composition: Composition, se
     assert composition.health(composition.container(service)) == 0
 
 
+@EVERY_SERVICE
+def test_metrics_are_at_one_port_of_the_network(composition: Composition, service: str) -> None:
+    address = f"http://{service}:9090/metrics"
+    read = f"from urllib.request import urlopen; print(urlopen('{address}').read())"
+    completed = composition.run_in(composition.container("gateway"), "python", "-c", read)
+    assert f"internvl_{service}_" in completed.stdout, completed.stderr
+
+
 async def test_questions_about_pictures_are_answered(client: AsyncOpenAI) -> None:
     assert share(await answers(client, distinct(6))) >= 90
 
@@ -113,17 +124,19 @@ def test_a_stopped_container_ends_the_stream_first(
     composition: Composition, port: int, service: str
 ) -> None:
     container = composition.container(service)
-    lines = streamed(port, 400)
+    lines = streamed(port, 150)  # seconds; on a busy machine still less than its drain
     next(lines)
     with ThreadPoolExecutor(1) as pool:
         stopping = pool.submit(composition.stop, container)
         *_, last_piece, last = lines
-        assert stopping.result() > 1  # it was not over already
-    assert last == "data: [DONE]"
-    assert '"finish_reason":"length"' in last_piece
-    assert composition.exit_status(container) == 0
+        seconds = stopping.result()
+    status = composition.exit_status(container)
     composition.start(container)
     composition.wait_healthy()
+    assert last == "data: [DONE]"
+    assert '"finish_reason":"length"' in last_piece
+    assert status == 0
+    assert seconds > 1  # it was not over already
 
 
 @EVERY_SERVICE
@@ -132,12 +145,15 @@ def test_a_container_that_still_starts_is_stopped_at_once(
 ) -> None:
     container = composition.container(service)
     composition.stop(container)
+    served = composition.log(container).count(SERVING)
     composition.start(container)
     time.sleep(0.5)
-    assert composition.health(container) != 0
-    assert composition.stop(container) < 2
+    seconds = composition.stop(container)
+    now_served = composition.log(container).count(SERVING)
     composition.start(container)
     composition.wait_healthy()
+    assert now_served == served  # it had not come so far
+    assert seconds < AT_ONCE_SECONDS
 
 
 async def test_containers_come_and_go_while_questions_are_asked(

@@ -149,17 +149,22 @@ async def test_health_is_told_when_all_places_are_taken(channel: grpc.aio.Channe
     idle = [called(channel, f"{VISION}/EncodeImage", [b""]) for _ in range(2)]
     for call in idle:
         assert await call.read() == b""  # it has its place
-    error: ServiceError | None = await refusal(channel, f"{VISION}/GetModelInfo", [b""])
+    error: ServiceError | None = await refusal(channel, f"{VISION}/EncodeImage", [b""])
     assert isinstance(error, OverloadedError)
     assert error.message == "2 calls are running; the limit is 2"
     assert error.retry_after == 1.0
     assert await health(channel) == SERVING
+    # Nor does a question need a place: it is what a full service is asked.
+    for method in ("GetModelInfo", "GetLoad"):
+        assert await ending(called(channel, f"{VISION}/{method}", [b""])) is None
     # Whoever finds no place is told so before it has sent anything.
     assert type(await refusal(channel, f"{VISION}/EncodeImage", silence())) is OverloadedError
     idle[0].cancel()
     error = OverloadedError("not yet")
     while error is not None:  # until it has gone
-        error = await ending(called(channel, f"{VISION}/GetModelInfo", [b""]))
+        call = called(channel, f"{VISION}/EncodeImage", [b""])
+        error = None if await call.read() == b"" else await ending(call)
+    call.cancel()
     idle[1].cancel()
 
 

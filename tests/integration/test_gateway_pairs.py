@@ -165,3 +165,47 @@ async def test_a_vision_service_that_is_replaced_is_noticed() -> None:
         gateway.vision.recipe, gateway.vision.checkpoint = b"s" * 32, LARGER
         error = refusal("configuration, projector, language model")
         assert await ask(gateway, b"a dog") == (503, error)
+
+
+async def test_who_asks_for_a_model_by_its_name_is_answered_by_no_other() -> None:
+    """As while a replica of one model stands beside a replica of another."""
+    async with (
+        running_llm(ScriptedLLM(model="a", checkpoint=BASE, texts=["I am a"])) as first,
+        running_llm(ScriptedLLM(model="b", checkpoint=TUNED, texts=["I am b"])) as second,
+        stack(llm_address=f"ipv4:{first},{second}") as gateway,
+    ):
+        for number in range(12):
+            for name in ("a", "b"):
+                _, body = await gateway.chat(
+                    model=name, messages=[{"role": "user", "content": f"question {number}"}]
+                )
+                said = body["choices"][0]["message"]["content"]
+                assert (body["model"], said) == (name, f"I am {name}")
+        status, body = await gateway.chat(model="c")
+        assert (status, body["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_an_answer_names_who_gave_it() -> None:
+    """Of two that are served under one name, the fingerprint tells which."""
+    async with (
+        running_llm(ScriptedLLM(checkpoint=BASE, texts=["I am a"])) as first,
+        running_llm(ScriptedLLM(checkpoint=TUNED, texts=["I am b"], fingerprint=b"b")) as second,
+        stack(llm_address=f"ipv4:{first},{second}") as gateway,
+    ):
+        told = set()
+        for number in range(24):
+            _, body = await gateway.chat(
+                messages=[{"role": "user", "content": f"question {number}"}]
+            )
+            told.add((body["choices"][0]["message"]["content"], body["system_fingerprint"]))
+        assert len(told) == 2
+
+
+async def test_a_name_that_is_served_no_more_is_not_found() -> None:
+    async with stack(llm=ScriptedLLM(model="a", checkpoint=BASE)) as gateway:
+        assert (await gateway.chat(model="a"))[0] == 200
+        gateway.llm.model, gateway.llm.checkpoint = "b", TUNED
+        for _ in range(2):
+            status, body = await gateway.chat(model="a")
+            assert (status, body["error"]["code"]) == (404, "model_not_found")
+        assert (await gateway.chat(model="b"))[0] == 200

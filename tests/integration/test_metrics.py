@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import socket
+import threading
+import urllib.request
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -117,7 +119,7 @@ async def test_requests_whose_logits_are_not_finite_are_counted_and_logged_once(
 
 
 def test_without_a_port_none_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protos.process.metrics.start_http_server", pytest.fail)
+    monkeypatch.setattr("protos.process.metrics.make_server", pytest.fail)
     with serving_metrics(CollectorRegistry(), "127.0.0.1", None):
         pass
 
@@ -149,3 +151,15 @@ def test_the_manual_lists_the_metrics_of_both_services() -> None:
     batcher = TileBatcher(FakeEngine(), max_batch_tile_count=1, max_queued_tile_count=1)
     vision.watch(batcher, EmbeddingCache(0), Backlog())
     assert documented == exposed(vision.registry) | exposed(Metrics(BusyEngine()).registry)
+
+
+def test_readers_that_say_nothing_cost_one_thread() -> None:
+    before = threading.active_count()
+    with serving_metrics(CollectorRegistry(), "127.0.0.1", 0) as port:
+        assert port
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(4)]
+        assert threading.active_count() == before + 1
+        for one in silent:
+            one.close()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            assert answer.status == 200

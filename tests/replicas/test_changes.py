@@ -22,7 +22,8 @@ POLL_SECONDS = 0.05
 # How soon a replica that is added must have its share, and one that hangs no more new calls.
 SHARE_SECONDS = 10.0
 HANG_SECONDS = 15.0
-SOON_SECONDS = 2.0
+# Far less than a hung replica would take to be given up.
+SOON_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
 
 

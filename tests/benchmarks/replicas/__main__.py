@@ -60,6 +60,7 @@ PARTS: Mapping[str, Callable[[Deployment, float, bool], Report]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the parts that the command line names, or all; writes each one's report."""
     options = _options(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
     book = ReportBook(options.output, BOOK, TITLE)
     command = shlex.join(["python", "-m", "tests.benchmarks.replicas", *sys.argv[1:]])
     names = options.parts or [SIMULATED, *PARTS]

@@ -47,7 +47,7 @@ class Size:
     round_count: int = 5
 
 
-QUICK = Size(round_count=1)
+QUICK = Size(answer_count=250, round_count=1)
 
 
 @dataclass

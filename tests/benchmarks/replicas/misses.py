@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
 
 import aiohttp
 
@@ -38,7 +37,7 @@ def misses(deployment: Deployment, slowness: float, picture_count: int) -> Repor
     return report
 
 
-async def _ask(deployment: Deployment, picture_count: int) -> list[Sequence[Answer]]:
+async def _ask(deployment: Deployment, picture_count: int) -> list[list[Answer]]:
     """Returns the answers by picture, in the order of CASES."""
     urls = [deployment.urls[way] for way in (FIRST_ALONE, FIRST_ALONE, SECOND_ALONE)]
     workload = NamedPictures(deployment.model, photos(13, shrink=8), 1, 1, "misses", _third)

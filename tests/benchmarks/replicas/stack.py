@@ -24,7 +24,7 @@ ALL = tuple(range(REPLICA_COUNT))
 # In the order of the deployment's gateways. The last two each know one LLM replica alone: what one
 # of them has asked, the other's replica has never seen.
 HASHED, IN_TURN, FIRST_ALONE, SECOND_ALONE = range(4)
-MODULES = ("gateway", "tests.benchmarks.replicas.baseline_gateway", "gateway", "gateway")
+WAYS = ("hashed", "in-turn", "hashed", "hashed")
 STACK = Arrangement(
     title="a GPU for each replica",
     vision_gpus=ALL,
@@ -39,24 +39,28 @@ WIDTH_RATIO = SHAPES[SHAPE].hidden_size // TEXT_WIDTH
 
 @dataclass(frozen=True)
 class ReplicaBackend(SimulatedBackend):
-    """Replicas whose caches hold as much as real ones, and gateways of MODULES in turn."""
+    """Replicas whose caches hold as much as real ones, and gateways of WAYS in turn."""
 
-    modules: Iterator[str] = field(default_factory=lambda: cycle(MODULES))
+    ways: Iterator[str] = field(default_factory=lambda: cycle(WAYS))
 
     def vision(self, gpu: int) -> Launch:
         """See Backend."""
         launch = super().vision(gpu)
         byte_count = Sizes().vision_cache_byte_count // WIDTH_RATIO
-        return _with(launch, "--cache-byte-count", str(byte_count))
+        arguments = [*launch.arguments, "--cache-byte-count", str(byte_count)]
+        return replace(launch, arguments=arguments)
 
     def gateway(self) -> Launch:
         """See Backend."""
-        launch = replace(super().gateway(), module=next(self.modules))
-        return _with(launch, "--spill-queue-seconds", str(SPILL_SECONDS * self.slowness))
-
-
-def _with(launch: Launch, *arguments: str) -> Launch:
-    return replace(launch, arguments=[*launch.arguments, *arguments])
+        launch = super().gateway()
+        return Launch(
+            f"{__package__}.slowed_gateway",
+            [
+                *(next(self.ways), str(self.slowness), *launch.arguments),
+                *("--spill-queue-seconds", str(SPILL_SECONDS * self.slowness)),
+            ],
+            launch.environment,
+        )
 
 
 @contextmanager

@@ -121,11 +121,22 @@ async def test_the_shortest_queue_gets_the_call(
 
 
 async def test_a_queue_that_is_too_long_is_told_and_not_tried() -> None:
-    replicas = Replicas(busy(99.0), queues=(61.5, 70.0))
+    """In the words of the replica that has refused, if one has."""
+    refusal = busy(99.0)
+    replicas = Replicas(refusal, queues=(61.5, 70.0))
+    with pytest.raises(OverloadedError) as caught:
+        await replicas.offer()
+    assert caught.value is refusal
+    assert len(replicas.offers) == 1
+
+
+async def test_of_a_key_that_is_left_alone_the_queues_are_told() -> None:
+    replicas = Replicas(busy(9.0), queues=(1.0, 1.0, 61.5, 70.0))
+    await replicas.offer()
     with pytest.raises(OverloadedError) as caught:
         await replicas.offer()
     assert caught.value.retry_after == 1.5
-    assert len(replicas.offers) == 1
+    assert len(replicas.offers) == 2
 
 
 async def test_one_that_is_full_whatever_its_queue_is_passed_over() -> None:
