@@ -20,18 +20,47 @@ class SequenceBacklog:
     While the engine can start more than wait, nobody waits, however slow it is. Nor does that time
     show its pace: where slots are free, sequences begin as fast as prompts are read, and where they
     are taken, as fast as answers end.
+
+    Few that wait show too slow a pace where many answers end together. So nobody is said to wait
+    for longer than what runs would take to be replaced as often as that needs.
     """
 
     def __init__(self, engine: LLMEngine, clock: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
+        self._clock = clock
         self._backlog = Backlog(clock, self._is_full)
+        self._arrivals: dict[Place, float] = {}
+        self._stay_seconds = 0.0
 
     def seconds(self) -> float:
         """Returns the seconds until a new sequence's turn."""
-        return self._backlog.seconds() if self._is_full() else 0.0
+        if not self._is_full():
+            return 0.0
+        return min(self._backlog.seconds(), self._round_count() * self._longest_stay())
 
     def _is_full(self) -> bool:
         return self._backlog.waiting_count > self._engine.load().startable_sequence_count
+
+    def _round_count(self) -> float:
+        """Returns how often all that runs ends before a new sequence's turn."""
+        running_count = max(1, self._engine.load().running_sequence_count)
+        return 1 + self._backlog.waiting_count / running_count
+
+    def _longest_stay(self) -> float:
+        """Returns the seconds from a request's arrival to its end, lately or so far."""
+        # A copy: the event loop changes it while another thread asks.
+        oldest = min(self._arrivals.copy().values(), default=self._clock())
+        return max(self._stay_seconds, self._clock() - oldest)
+
+    def _arrive(self, place: Place) -> None:
+        self._arrivals.setdefault(place, self._clock())
+
+    def _depart(self, place: Place, *, tells_stay: bool) -> None:
+        arrival = self._arrivals.pop(place, None)
+        if tells_stay and arrival is not None:
+            stay_seconds = self._clock() - arrival
+            shorter = self._stay_seconds + (stay_seconds - self._stay_seconds) / 8
+            self._stay_seconds = max(stay_seconds, shorter)
 
     def refuse(self, max_seconds: float | None) -> None:
         """Refuses a request that would wait longer than it may.
@@ -48,7 +77,7 @@ class SequenceBacklog:
 
 
 class Place:
-    """One request's place: taken until each of its sequences has a token, or the block ends."""
+    """One request's place: taken until the block ends; it waits until each sequence has a token."""
 
     def __init__(
         self,
@@ -85,10 +114,14 @@ class Place:
 
     def take(self) -> None:
         """Takes the place, unless it is taken."""
+        self._sequences._arrive(self)
         self._job.enter(self._sequence_count)
 
     def leave(self) -> None:
         """Gives the place back: the request has to wait for something else first."""
+        # In calm, a stay says nothing of those beside a crowd.
+        tells_stay = bool(self._begun) and self._job.busy_share() > 0
+        self._sequences._depart(self, tells_stay=tells_stay)
         self._job.leave()
 
     def begin(self, index: int) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from operator import sub
 
 from protos.errors import InvalidArgumentError, OverloadedError
 
 # After so much busy time, what was done before counts a third (1 / e) of what is done now.
 PACE_SECONDS = 30.0
+# But so many units are kept: where one takes a minute, the last alone says too little.
+MIN_UNIT_COUNT = 8
 # Nobody plans for longer; a service that stands still would say more and more.
 MAX_SECONDS = 3600.0
 MIN_RETRY_SECONDS = 0.1
@@ -18,27 +20,38 @@ MIN_RETRY_SECONDS = 0.1
 # picture are half empty, and others would overtake a long prompt. So its pace counts only where it
 # is better than what is known.
 BUSY_JOB_COUNT = 2
-# What is left of past work after hours without any: still more than none.
-LEAST_COUNT = 1e-9
 
 
-@dataclass(frozen=True)
-class _Pace:
-    """Units that were done, and the busy seconds for them, as of a moment of the clock."""
+class Pace:
+    """The units that are done in a second of busy time, as the recent past shows it.
 
-    unit_count: float
-    seconds: float
-    moment: float
+    Busy time without anything done makes it slower in proportion, and forgets nothing: where
+    answers take two minutes, that says nothing of the next one. What is done has the past
+    forgotten. A stall that is over counts for PACE_SECONDS, or for as long as the past does.
+    """
 
-    def at(self, moment: float) -> _Pace:
-        """Returns it after a time in which nothing was done; the past counts less then."""
-        share = math.exp(-max(0.0, moment - self.moment) / PACE_SECONDS)
-        unit_count = max(self.unit_count * share, LEAST_COUNT) if self.unit_count else 0.0
-        return _Pace(unit_count, self.seconds * share + PACE_SECONDS * (1 - share), moment)
+    def __init__(self) -> None:
+        self._unit_count = 0.0
+        self._seconds = 0.0
 
-    def betters(self, other: _Pace) -> bool:
-        """Whether it is faster than another one, which is known."""
-        return 0 < other.unit_count * self.seconds < self.unit_count * other.seconds
+    def add(self, unit_count: float, seconds: float) -> None:
+        """Adds units that were done, and the busy seconds since those before them."""
+        if self._unit_count:
+            seconds = min(seconds, max(PACE_SECONDS, self._seconds))
+        least_kept = MIN_UNIT_COUNT / max(self._unit_count, MIN_UNIT_COUNT)
+        kept = max(math.exp(-seconds / PACE_SECONDS), least_kept)
+        self._unit_count = self._unit_count * kept + unit_count
+        self._seconds = self._seconds * kept + seconds
+
+    def is_bettered_by(self, unit_count: float, seconds: float) -> bool:
+        """Whether so many units in so many seconds are faster; never, while it is unknown."""
+        return seconds * self._unit_count < unit_count * self._seconds
+
+    def seconds(self, unit_count: float, still_seconds: float) -> float:
+        """Returns how long units take, after busy seconds without any; 0 while it is unknown."""
+        if not self._unit_count:
+            return 0.0
+        return unit_count * (self._seconds + still_seconds) / self._unit_count
 
 
 class Backlog:
@@ -71,7 +84,13 @@ class Backlog:
         self._clock = clock
         self._is_full = is_full
         self._job_count = 0
-        self._pace = _Pace(0.0, 0.0, clock())
+        self._pace = Pace()
+        # As of the last change: whether it was busy from then on, how long before, and how long of
+        # that with nothing done.
+        self._moment = clock()
+        self._is_busy = False
+        self._busy_seconds = 0.0
+        self._still_seconds = 0.0
 
     def job(self) -> Job:
         """Returns a job that is not here yet."""
@@ -79,45 +98,56 @@ class Backlog:
 
     def seconds(self) -> float:
         """Returns the seconds until the turn of a job that came now; 0 to MAX_SECONDS."""
-        waiting = self.waiting_count
-        pace = self._pace_now()
-        if waiting <= 0 or not pace.unit_count:
+        if self.waiting_count <= 0:
             return 0.0
-        return min(MAX_SECONDS, waiting * pace.seconds / pace.unit_count)
+        still_seconds = self._still_seconds + self._busy_passed()
+        return min(MAX_SECONDS, self._pace.seconds(self.waiting_count, still_seconds))
 
-    def _pace_now(self) -> _Pace:
-        return self._pace.at(self._clock()) if self._is_busy() else self._pace
+    def _busy_passed(self) -> float:
+        return max(0.0, self._clock() - self._moment) if self._is_busy else 0.0
 
-    def _is_busy(self) -> bool:
-        if self._is_full is not None:
-            return self._is_full()
-        return self._job_count >= BUSY_JOB_COUNT
+    def _now(self) -> tuple[float, float]:
+        """Returns the moment, and the busy seconds so far."""
+        return self._clock(), self._busy_seconds + self._busy_passed()
 
     def _add(self, job_count: int, unit_count: float) -> None:
-        self._pace = replace(self._pace_now(), moment=self._clock())
+        passed = self._busy_passed()
+        self._busy_seconds += passed
+        self._still_seconds += passed
+        self._moment = self._clock()
         self._job_count += job_count
         # Without jobs nothing waits, whatever the sum of fractions says.
         waiting_count = max(0.0, self.waiting_count + unit_count)
         self.waiting_count = waiting_count if self._job_count else 0.0
+        self._is_busy = self._looks_busy()
 
-    def _finish(self, unit_count: float) -> None:
-        pace = self._pace.at(self._clock())
-        pace = replace(pace, unit_count=pace.unit_count + unit_count)
-        if self._is_busy() or (self._is_full is None and pace.betters(self._pace)):
-            self._pace = pace
+    def _looks_busy(self) -> bool:
+        if self._is_full is not None:
+            return self._is_full()
+        return self._job_count >= BUSY_JOB_COUNT
+
+    def _finish(self, unit_count: float, share: float) -> None:
+        """Learns from units that are done, and waited in busy time for a share of theirs."""
+        alone_seconds = max(0.0, self._clock() - self._moment)
         self._add(0, -unit_count)
+        if share:
+            self._pace.add(unit_count * share, self._still_seconds)
+            self._still_seconds = 0.0
+        elif self._is_full is None and self._pace.is_bettered_by(unit_count, alone_seconds):
+            self._pace.add(unit_count, alone_seconds)
 
     def _learn(self, unit_count: float) -> None:
         self.typical_count += (unit_count - self.typical_count) / 8
 
 
 class Job:
-    """One job: here from `enter` to the end of the block, whatever ends it."""
+    """One job: here from `enter` until all of it is done, or the block ends, whatever ends it."""
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
         self._is_here = False
         self._left = 0.0
+        self._entered = (0.0, 0.0)
 
     def __enter__(self) -> Job:
         return self
@@ -131,6 +161,7 @@ class Job:
             self._is_here = True
             self._left = self._backlog.typical_count if unit_count is None else unit_count
             self._backlog._add(1, self._left)
+            self._entered = self._backlog._now()
 
     def measure(self, unit_count: float) -> None:
         """Tells how many units it has, none of which is done."""
@@ -139,10 +170,17 @@ class Job:
         self._left = unit_count
 
     def finish(self, unit_count: float) -> None:
-        """Says that so many of its units are done."""
+        """Says that so many of its units are done; with the last one it leaves."""
         unit_count = min(unit_count, self._left)
         self._left -= unit_count
-        self._backlog._finish(unit_count)
+        self._backlog._finish(unit_count, self.busy_share())
+        if not self._left:
+            self.leave()
+
+    def busy_share(self) -> float:
+        """Returns the share of the time since it entered in which the service was busy."""
+        seconds, busy_seconds = map(sub, self._backlog._now(), self._entered)
+        return busy_seconds / seconds if seconds > 0 else 0.0
 
     def leave(self) -> None:
         """Takes it out, with what is left of it."""

@@ -85,20 +85,15 @@ def test_a_job_alone_says_nothing_of_the_pace(backlog: Backlog, clock: HandClock
 def test_a_job_alone_that_is_faster_than_what_is_known_says_so(
     backlog: Backlog, clock: HandClock
 ) -> None:
-    serve(backlog, clock, 1, pace=10, times=100)
-    jobs = enter(backlog, 1, 2)
-    clock.now += 3600  # stopped, and went on
-    for job in jobs:
-        job.finish(1)
-        job.leave()
+    serve(backlog, clock, 1, pace=0.1, times=100)
     waits = []
-    for _ in range(50):
+    for _ in range(600):
         (job,) = enter(backlog, 1)
         waits.append(backlog.seconds())
         clock.now += 0.1
         job.finish(1)
         job.leave()
-    assert waits[0] > 10
+    assert waits[0] == pytest.approx(10)
     assert waits == sorted(waits, reverse=True)
     assert waits[-1] < 1
 
@@ -123,16 +118,64 @@ def test_a_service_that_stands_still_is_said_to_take_longer_and_longer(
 ) -> None:
     serve(backlog, clock, 1, pace=10, times=100)
     jobs = enter(backlog, 1, 5)
-    seconds = [backlog.seconds()]
-    for _ in range(6):
-        clock.now += 40
-        seconds.append(backlog.seconds())
-    assert seconds == sorted(seconds)
+    start = backlog.seconds()
+    assert start == pytest.approx(5 / 10)
+    for minutes in range(1, 7):  # after 10 s with 100 units, of which the last count most
+        clock.now += 60
+        assert backlog.seconds() == pytest.approx(start + 5 * 60 * minutes / 100, rel=0.3)
     clock.now += 1e6
     assert backlog.seconds() == MAX_SECONDS
     for job in jobs:  # all have gone: the next ones try it anew
         job.leave()
     assert backlog.seconds() == 0
+
+
+@pytest.mark.parametrize("seconds", [20.0, 600.0, 1e5])
+def test_a_stall_that_is_over_counts_for_little(
+    backlog: Backlog, clock: HandClock, seconds: float
+) -> None:
+    serve(backlog, clock, 1, pace=10, times=300)
+    jobs = enter(backlog, 1, 5)
+    clock.now += seconds
+    jobs[0].finish(1)
+    assert backlog.seconds() < 6 * 4 / 10
+    serve(backlog, clock, 1, pace=10, times=300)
+    assert 4 / 10 <= backlog.seconds() < 2 * 4 / 10
+
+
+def test_where_a_unit_takes_minutes_one_alone_does_not_tell_the_pace(
+    backlog: Backlog, clock: HandClock
+) -> None:
+    for _ in range(20):
+        serve(backlog, clock, 1, pace=1 / 120, times=1)
+        serve(backlog, clock, 1, pace=1 / 360, times=1)
+    enter(backlog, 1)
+    assert backlog.seconds() == pytest.approx(240, rel=0.1)
+
+
+def test_a_job_that_is_done_leaves(backlog: Backlog, clock: HandClock) -> None:
+    """What it does afterwards shows nothing of the pace of those that are here."""
+    serve(backlog, clock, 1, pace=10, times=100)
+    done, alone = enter(backlog, 1, 2)
+    clock.now += 0.1
+    done.finish(1)
+    clock.now += 1000
+    assert backlog.seconds() == pytest.approx(1 / 10)
+    alone.finish(1)
+    done.enter(3)
+    assert backlog.waiting_count == 3
+
+
+def test_who_hardly_waited_beside_others_shows_little(backlog: Backlog, clock: HandClock) -> None:
+    serve(backlog, clock, 1, pace=10, times=20)
+    (slow,) = enter(backlog, 13)
+    clock.now += 5
+    (late,) = enter(backlog, 1)
+    clock.now += 0.1
+    slow.finish(13)
+    late.leave()
+    enter(backlog, 1, 10)
+    assert backlog.seconds() == pytest.approx(10 / 10, rel=0.1)
 
 
 def test_cancelled_jobs_leave_and_do_not_count_as_done(backlog: Backlog, clock: HandClock) -> None:
