@@ -51,8 +51,10 @@ CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     # How soon a service that has restarted is found again.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # How long a connection may take to come about: a busy service needs its time for that, and for
+    # one that hangs it adds to that of the pings.
+    ("grpc.min_reconnect_backoff_ms", 2500),
     # A name is looked up again when a connection ends, which services see to.
     ("grpc.dns_min_time_between_resolutions_ms", 2000),
 ]
@@ -61,6 +63,10 @@ CHANNEL_OPTIONS = [
 ASK_COUNT = 8
 # How long an answer is waited for before the question is put once more.
 ASK_PATIENCE_SECONDS = 0.3
+# How long the answer of one certain replica is waited for.
+ONE_PATIENCE_SECONDS = 1.0
+# What says that a replica has no answer now, though another one may.
+NO_ANSWER = (UnavailableError, DeadlineError, OverloadedError)
 # After a line in the log that says that a service is unavailable.
 QUIET_SECONDS = 1.0
 _quiet_until: dict[str, float] = {}
@@ -158,15 +164,13 @@ async def ask(
         service: the service as people call it.
         call: the method.
         question: its message.
-        deadline: when it must be over, in the event loop's time.
+        deadline: when it must be over, in the event loop's time; it is within a second in any case.
         key: leads to the replica.
 
     Raises:
-        ServiceError: it has not answered.
+        ServiceError: it has not answered; of NO_ANSWER where another one may.
     """
-    metadata = ((ROUTING_KEY, key), *request_metadata())
-    with errors_of(service):
-        return await call(question, timeout=seconds_until(deadline), metadata=metadata)
+    return await _put(service, call, question, soon(deadline, ONE_PATIENCE_SECONDS), key)
 
 
 async def ask_any(
@@ -177,8 +181,16 @@ async def ask_any(
     Raises:
         UnavailableError, DeadlineError, OverloadedError: none has answered; the last one's failure.
     """
-    put = partial(ask, service, call, question, deadline)
+    put = partial(_put, service, call, question, deadline)
     return await _first_answer([partial(put, secrets.token_hex(4)) for _ in range(ASK_COUNT)])
+
+
+async def _put(
+    service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float, key: str
+) -> Answer:
+    metadata = ((ROUTING_KEY, key), *request_metadata())
+    with errors_of(service):
+        return await call(question, timeout=seconds_until(deadline), metadata=metadata)
 
 
 async def _first_answer(asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]]) -> Answer:
@@ -199,7 +211,7 @@ async def _first_answer(asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]
                 failure = task.exception()
                 if failure is None:
                     return task.result()
-                if not isinstance(failure, (UnavailableError, DeadlineError, OverloadedError)):
+                if not isinstance(failure, NO_ANSWER):
                     raise failure
     finally:
         for task in asked:

@@ -20,7 +20,6 @@ from gateway.services.channel import (
     check_health,
     errors_of,
     seconds_until,
-    soon,
 )
 from gateway.services.messages import (
     EmbeddingPiece,
@@ -29,7 +28,7 @@ from gateway.services.messages import (
     embedding_request,
     generate_start,
 )
-from gateway.services.routing import BACKLOG_SECONDS, Offer, Router
+from gateway.services.routing import Offer, Router
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import (
     ContextLengthError,
@@ -126,7 +125,7 @@ class LLMClient:
         self._infos = [info for info in self._infos if not info.serves(name)]
 
     async def _backlog(self, deadline: float, key: str) -> float:
-        question, deadline = llm_pb2.GetLoadRequest(), soon(deadline, BACKLOG_SECONDS)
+        question = llm_pb2.GetLoadRequest()
         return (await ask("LLM", self._stub.GetLoad, question, deadline, key)).backlog_seconds
 
     @asynccontextmanager

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import structlog
 
+from gateway.services.channel import NO_ANSWER
 from gateway.services.llm import LLMClient
 from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.routing import SEARCH_COUNT, salted
 from gateway.services.vision import ModelInfo as VisionInfo
 from gateway.services.vision import VisionClient
-from protos.errors import ModelMismatchError, UnavailableError
+from protos.errors import ModelMismatchError, ServiceError, UnavailableError
 
 logger = structlog.get_logger()
 # Replicas that are asked for a name that is not known, beside the last that was: few, as clients
@@ -117,8 +118,13 @@ class ServicePair:
         self, name: str, key: str, deadline: float, *, with_vision: bool
     ) -> AsyncGenerator[tuple[Match, str], None]:
         mismatches: dict[LLMInfo, str] = {}
+        failure: ServiceError | None = None
         for number in range(SEARCH_COUNT):
-            llm = await self.llm.ask_model_info(deadline, found := salted(key, number))
+            try:
+                llm = await self.llm.ask_model_info(deadline, found := salted(key, number))
+            except NO_ANSWER as error:
+                failure = error
+                continue
             if not llm.serves(name) or llm in mismatches:
                 continue
             vision = await self._vision_of(llm, deadline) if with_vision else None
@@ -130,6 +136,8 @@ class ServicePair:
             yield match, found
         for mismatch in mismatches.values():
             raise ModelMismatchError(mismatch)
+        if failure:
+            raise failure
         self.llm.forget(name)
         (await self.llm.model_info(deadline)).check_serves(name)
         raise UnavailableError("the services are changing their model; try again", retry_after=1)

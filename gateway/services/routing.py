@@ -36,8 +36,6 @@ HOME_FACTOR = 2.0
 # Replicas that are asked what they run, for one that fits. Where a quarter of them does, one search
 # in a hundred fails.
 SEARCH_COUNT = 16
-# How long the question for a queue may take: it is to save time.
-BACKLOG_SECONDS = 1.0
 # How long a key whose replica refused it goes elsewhere at once, and how many such keys are known.
 BUSY_SECONDS = 5.0
 BUSY_KEY_COUNT = 4096

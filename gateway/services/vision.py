@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +12,7 @@ import grpc
 
 from gateway.memory import HeldFile
 from gateway.services.channel import (
+    NO_ANSWER,
     VISION_SERVICE,
     FieldNamer,
     ask,
@@ -18,7 +20,6 @@ from gateway.services.channel import (
     check_health,
     errors_of,
     seconds_until,
-    soon,
 )
 from gateway.services.messages import (
     EmbeddingPiece,
@@ -26,7 +27,7 @@ from gateway.services.messages import (
     embedding_piece,
     encode_request,
 )
-from gateway.services.routing import BACKLOG_SECONDS, SEARCH_COUNT, Offer, Router, salted
+from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ModelMismatchError, ServiceError
 from protos.identity import EmbeddingId
@@ -161,18 +162,16 @@ class VisionClient:
             asyncio.get_running_loop().call_soon(self._sending.release)
 
     async def _backlog(self, deadline: float, key: str) -> float:
-        question, deadline = (
-            vision_pb2.VisionServiceGetLoadRequest(),
-            soon(deadline, BACKLOG_SECONDS),
-        )
+        question = vision_pb2.VisionServiceGetLoadRequest()
         return (await ask("vision", self._stub.GetLoad, question, deadline, key)).backlog_seconds
 
     async def _key_of_recipe(self, request: EncodeRequest, key: str, deadline: float) -> str:
         """Returns a salted key that leads to a replica with the request's recipe."""
         for number in range(1, SEARCH_COUNT):
-            info = await self.ask_model_info(deadline, found := salted(key, number))
-            if info.recipe_sha256 == request.service_recipe:
-                return found
+            with suppress(*NO_ANSWER):
+                info = await self.ask_model_info(deadline, found := salted(key, number))
+                if info.recipe_sha256 == request.service_recipe:
+                    return found
         raise ModelMismatchError("no replica of the vision service encodes by this recipe any more")
 
 
