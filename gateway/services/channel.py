@@ -156,33 +156,30 @@ def _broke_off(error: grpc.aio.AioRpcError) -> bool:
 
 
 async def ask(
-    service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float, key: str
+    service: str,
+    call: Callable[..., Awaitable[Answer]],
+    question: Any,
+    deadline: float,
+    key: str = "",
 ) -> Answer:
-    """Returns a key's replica's answer to a unary call.
+    """Returns a replica's answer to a unary call.
 
     Args:
         service: the service as people call it.
         call: the method.
         question: its message.
-        deadline: when it must be over, in the event loop's time; it is within a second in any case.
-        key: leads to the replica.
+        deadline: when it must be over, in the event loop's time; one certain replica has a second.
+        key: leads to the replica; without it the first that answers will do.
 
     Raises:
-        ServiceError: it has not answered; of NO_ANSWER where another one may.
+        ServiceError: it has not answered; of NO_ANSWER where another replica may, or, without a
+            key, where none has.
     """
-    return await _put(service, call, question, soon(deadline, ONE_PATIENCE_SECONDS), key)
-
-
-async def ask_any(
-    service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float
-) -> Answer:
-    """Returns a replica's answer to a unary call: of the first that answers; arguments as `ask`.
-
-    Raises:
-        UnavailableError, DeadlineError, OverloadedError: none has answered; the last one's failure.
-    """
-    put = partial(_put, service, call, question, deadline)
-    return await _first_answer([partial(put, secrets.token_hex(4)) for _ in range(ASK_COUNT)])
+    put = partial(_put, service, call, question)
+    if key:
+        return await put(soon(deadline, ONE_PATIENCE_SECONDS), key)
+    anybody = [partial(put, deadline, secrets.token_hex(4)) for _ in range(ASK_COUNT)]
+    return await _first_answer(anybody)
 
 
 async def _put(
@@ -234,6 +231,6 @@ async def check_health(channel: grpc.aio.Channel, name: str, service: str, secon
         response_deserializer=health_pb2.HealthCheckResponse.FromString,
     )
     deadline = asyncio.get_running_loop().time() + seconds
-    answer = await ask_any(service, check, health_pb2.HealthCheckRequest(service=name), deadline)
+    answer = await ask(service, check, health_pb2.HealthCheckRequest(service=name), deadline)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise UnavailableError(f"the {service} service is not serving", retry_after=1)

@@ -16,7 +16,6 @@ from gateway.services.channel import (
     LLM_SERVICE,
     FieldNamer,
     ask,
-    ask_any,
     check_health,
     errors_of,
     seconds_until,
@@ -101,12 +100,7 @@ class LLMClient:
     async def ask_model_info(self, deadline: float, key: str = "") -> ModelInfo:
         """Returns what a replica runs now: a key's, or any."""
         question = llm_pb2.LLMServiceGetModelInfoRequest()
-        call = self._stub.GetModelInfo
-        answer = await (
-            ask("LLM", call, question, deadline, key)
-            if key
-            else ask_any("LLM", call, question, deadline)
-        )
+        answer = await ask("LLM", self._stub.GetModelInfo, question, deadline, key)
         info = ModelInfo(
             answer.model,
             tuple(answer.aliases),

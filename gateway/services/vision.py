@@ -16,7 +16,6 @@ from gateway.services.channel import (
     VISION_SERVICE,
     FieldNamer,
     ask,
-    ask_any,
     check_health,
     errors_of,
     seconds_until,
@@ -89,12 +88,7 @@ class VisionClient:
     async def ask_model_info(self, deadline: float, key: str = "") -> ModelInfo:
         """Returns what a replica runs now: a key's, or any."""
         question = vision_pb2.VisionServiceGetModelInfoRequest()
-        call = self._stub.GetModelInfo
-        answer = await (
-            ask("vision", call, question, deadline, key)
-            if key
-            else ask_any("vision", call, question, deadline)
-        )
+        answer = await ask("vision", self._stub.GetModelInfo, question, deadline, key)
         return ModelInfo(
             model=answer.model,
             checkpoint=checkpoint_fingerprint(answer.checkpoint),

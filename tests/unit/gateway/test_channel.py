@@ -7,7 +7,7 @@ import asyncio
 import grpc
 import pytest
 
-from gateway.services.channel import ASK_COUNT, ask, ask_any, errors_of
+from gateway.services.channel import ASK_COUNT, ask, errors_of
 from gateway.services.routing import ROUTING_KEY
 from protos.errors import DeadlineError, ServiceError, UnavailableError
 
@@ -56,7 +56,7 @@ async def test_replicas_that_hang_hold_no_question_up() -> None:
         return f"{question}!"
 
     deadline = asyncio.get_running_loop().time() + 60
-    asking = ask_any("vision", call, "ready", deadline)
+    asking = ask("vision", call, "ready", deadline)
     assert await asyncio.wait_for(asking, 5) == "ready!"
     assert len(set(keys)) == len(keys) == 3
 
@@ -71,7 +71,7 @@ async def test_a_question_that_nobody_answers_fails_as_the_last_one_did() -> Non
 
     deadline = asyncio.get_running_loop().time() + 60
     with pytest.raises(UnavailableError, match=f"replica {ASK_COUNT} is gone"):
-        await ask_any("vision", call, "ready", deadline)
+        await ask("vision", call, "ready", deadline)
     assert count == ASK_COUNT
     with pytest.raises(UnavailableError):
         await ask("vision", call, "ready", deadline, "key")
