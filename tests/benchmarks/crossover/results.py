@@ -17,7 +17,7 @@ COMPARED = """\
 The three services as processes, asked over HTTP by clients that each send one request after
 another; every request has new pictures and another prompt, streams, and always generates all its
 tokens. A request goes to the gateway that the digest of its first picture says: that is done by
-the clients, as the gateways have no affinity yet. TTFT and TPOT are milliseconds, p50 / p99; good
+the clients: it is older than that of the gateways. TTFT and TPOT are milliseconds, p50 / p99; good
 is the share of answers with a TTFT within 2 s and a TPOT within 50 ms; GPU is the share of the time
 in which anything was computed, a card after the other; embedding is the milliseconds from a
 request's last encoding until the LLM service had all its rows, p50 / p99."""
