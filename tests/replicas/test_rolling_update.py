@@ -125,12 +125,17 @@ class Rollout:
             await asyncio.sleep(POLL_SECONDS)
 
     async def is_known(self, kind: Kind) -> None:
-        """Waits until the gateway has looked a kind's name up twice: it has connected by then."""
+        """Waits until the gateway has looked a kind's name up twice: it has connected by then.
+
+        It looks when a connection ends, and has one while it is used: so it is asked whether it is
+        ready, as those who run it do. An LLM service that has all images leaves vision alone.
+        """
         counts = self.fleet.names.question_counts
         before = counts[dns_name(kind)]
         deadline = time.monotonic() + PATIENCE_SECONDS
         while counts[dns_name(kind)] < before + 4:  # of A and of AAAA records
             assert time.monotonic() < deadline, "the gateway does not look for new replicas"
+            await self.callers.ready()
             await asyncio.sleep(POLL_SECONDS)
 
 
