@@ -13,15 +13,11 @@ from gateway.memory import Memory
 from gateway.record import STAGES, RequestRecord
 from gateway.traffic import Traffic
 from protos.errors import BY_REASON, OverloadedError, UnavailableError
+from protos.process.metrics import FIRST_TOKEN_BUCKETS
 
 # Seconds. A health check takes a millisecond, an answer up to --request-seconds.
 REQUEST_BUCKETS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640),
-)
-# vLLM's of the time to the first token, so that one chart can show both.
-STAGE_BUCKETS = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20),
-    *(40, 80, 160, 640, 2560),
 )
 # By their labels, a record's fields.
 IMAGE_COUNTS = {
@@ -75,7 +71,7 @@ class Metrics:
             "internvl_gateway_stage_seconds",
             "Where chat requests spend their time; first_token counts from the arrival.",
             ["stage"],
-            buckets=STAGE_BUCKETS,
+            buckets=FIRST_TOKEN_BUCKETS,
             registry=self.registry,
         )
         images = self._counter(

@@ -9,14 +9,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from llm_service.engines.base import EngineLoad, LLMEngine
+from protos.process.metrics import FIRST_TOKEN_BUCKETS
 from protos.process.service_metrics import ServiceMetrics
 
 PREFIX = "internvl_llm"
-# In seconds. Those of vLLM for the same two things, so that dashboards can show both.
-FIRST_TOKEN_BUCKETS = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
-)
+# In seconds. Those of vLLM for the same thing, so that dashboards can show both.
 OUTPUT_TOKEN_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1, 2.5, 5, 7.5, 10, 20, 40, 80),

@@ -144,22 +144,22 @@ class Router:
         """
         offer = Offer(key, min(self._limits.spill_seconds, self._limits.max_seconds))
         if self._is_busy(key):
-            offer = await self._elsewhere(key, {}, ask_backlog)
+            offer = await self._elsewhere(key, ask_backlog)
         failure: ServiceError | None = None
-        backlogs: dict[str, float] = {}
+        home_seconds: float | None = None
         for _ in range(OFFER_COUNT):
             if failure:
                 self._count_attempt(failure.reason)
                 if isinstance(failure, UnavailableError):
                     await asyncio.sleep(PAUSE_SECONDS)
-                offer = await self._elsewhere(key, backlogs, ask_backlog, failure)
-                backlogs = {}
+                offer = await self._elsewhere(key, ask_backlog, home_seconds, failure)
+                home_seconds = None
             try:
                 return await call(offer)
             except OverloadedError as error:
                 failure = error
                 if offer.max_queue_seconds < self._limits.max_seconds:
-                    backlogs[key] = offer.max_queue_seconds + (error.retry_after or 0.0)
+                    home_seconds = offer.max_queue_seconds + (error.retry_after or 0.0)
             except UnavailableError as error:
                 failure = error
             except ModelMismatchError as error:
@@ -172,17 +172,24 @@ class Router:
     async def _elsewhere(
         self,
         key: str,
-        backlogs: dict[str, float],
         ask_backlog: Callable[[str], Awaitable[float]],
+        home_seconds: float | None = None,
         failure: ServiceError | None = None,
     ) -> Offer:
-        """Returns the offer to one of the known queues, or of some others at random.
+        """Returns the offer to one of some others at random, or to its own once more.
+
+        Args:
+            key: leads to its own replica.
+            ask_backlog: as of `offer`.
+            home_seconds: its own replica's queue, where that has told it.
+            failure: what the call has failed of before.
 
         Raises:
             ServiceError: they are too long; what the call has failed of before says it best.
         """
         others = [salted(key, 1 + secrets.randbelow(2**32)) for _ in range(CHOICE_COUNT)]
         answers = await asyncio.gather(*map(ask_backlog, others), return_exceptions=True)
+        backlogs = {} if home_seconds is None else {key: home_seconds}
         for other, answer in zip(others, answers, strict=True):
             if not isinstance(answer, BaseException):
                 backlogs[other] = answer
@@ -192,8 +199,8 @@ class Router:
         if failure and backlogs.get(shortest, 0.0) > self._limits.max_seconds:
             raise failure
         refuse_wait(backlogs.get(shortest, 0.0), self._limits.max_seconds)
-        if key in backlogs:
-            if backlogs[key] <= HOME_FACTOR * backlogs[shortest]:
+        if home_seconds is not None:
+            if home_seconds <= HOME_FACTOR * backlogs[shortest]:
                 shortest = key
             else:
                 self._note_busy(key)
@@ -204,5 +211,6 @@ class Router:
 
     def _note_busy(self, key: str) -> None:
         self._busy[key] = time.monotonic() + BUSY_SECONDS
+        self._busy.move_to_end(key)
         if len(self._busy) > BUSY_KEY_COUNT:
             self._busy.popitem(last=False)

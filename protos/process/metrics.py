@@ -12,6 +12,12 @@ from prometheus_client import CollectorRegistry, disable_created_metrics, make_w
 
 logger = structlog.get_logger()
 
+# In seconds. vLLM's of the time to the first token, so that dashboards can show both.
+FIRST_TOKEN_BUCKETS = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+
 
 class _Server(WSGIServer):
     """Serves one reader at a time, so that no number of them costs more than one."""

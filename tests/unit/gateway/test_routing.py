@@ -186,6 +186,19 @@ async def test_few_keys_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await replicas.offer() == "key"
 
 
+async def test_the_key_that_was_refused_longest_ago_is_forgotten_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(routing, "BUSY_KEY_COUNT", 2)
+    replicas = Replicas()
+    for second, key in enumerate(("key", "another", "key", "third")):
+        monkeypatch.setattr(time, "monotonic", lambda now=10.0 * second: now)
+        replicas.refuse(busy(3.0))
+        await replicas.offer(key)
+    monkeypatch.setattr(time, "monotonic", lambda: 24.0)
+    assert (await replicas.offer("key")).startswith("key#")
+
+
 async def test_nobody_serves() -> None:
     replicas = Replicas(*[UnavailableError("gone")] * OFFER_COUNT)
     with pytest.raises(UnavailableError):
