@@ -26,10 +26,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 FIRST_MESSAGE_SECONDS = 10.0
 # How soon the one message of another call must be here: it may be a file that comes from afar.
 ONLY_MESSAGE_SECONDS = 60.0
-# Of one method of gRPC's own services. A watcher stays for as long as it likes.
+# Of one method of gRPC's own services, whose watchers stay for as long as they like, and of one
+# that a service is asked what it is and how it fares: it must answer when all places are taken.
 MAX_SIDE_CALL_COUNT = 256
-# These take no place: they are answered at once, and must be answered when all places are taken.
-QUESTIONS = ("/grpc.health.v1.Health/Check", "/GetModelInfo", "/GetLoad")
+QUESTIONS = ("/GetModelInfo", "/GetLoad")
+# It takes no place: it is answered at once, and must be answered when all places are taken.
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 
 
 class Places:
@@ -109,7 +111,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     ) -> AsyncGenerator[Any, None]:
         bind_request_id(request_id_of(details.invocation_metadata))
         try:
-            if details.method.endswith(QUESTIONS):
+            if details.method == HEALTH_CHECK:
                 yield await _answer(handler, requests, context)
                 return
             with self._places_of(details.method).taken():
@@ -128,7 +130,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             await context.abort(status.code, status.details, status.trailing_metadata)
 
     def _places_of(self, method: str) -> Places:
-        return self._side_places[method] if method.startswith("/grpc.") else self._places
+        is_aside = method.startswith("/grpc.") or method.endswith(QUESTIONS)
+        return self._side_places[method] if is_aside else self._places
 
 
 async def _answer(handler: Any, requests: AsyncIterator[bytes], context: Context) -> Any:

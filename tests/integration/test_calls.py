@@ -154,7 +154,7 @@ async def test_health_is_told_when_all_places_are_taken(channel: grpc.aio.Channe
     assert error.message == "2 calls are running; the limit is 2"
     assert error.retry_after == 1.0
     assert await health(channel) == SERVING
-    # Nor does a question need a place: it is what a full service is asked.
+    # Nor does a question need a place among them: it is what a full service is asked.
     for method in ("GetModelInfo", "GetLoad"):
         assert await ending(called(channel, f"{VISION}/{method}", [b""])) is None
     # Whoever finds no place is told so before it has sent anything.
@@ -166,6 +166,19 @@ async def test_health_is_told_when_all_places_are_taken(channel: grpc.aio.Channe
         error = None if await call.read() == b"" else await ending(call)
     call.cancel()
     idle[1].cancel()
+
+
+async def test_questions_are_few_and_hinder_nobody(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protos.process.calls.MAX_SIDE_CALL_COUNT", 3)
+    silent = [called(channel, f"{VISION}/GetLoad", silence()) for _ in range(3)]
+    while await ending(called(channel, f"{VISION}/GetLoad", [b""])) is None:
+        continue  # until the silent ones are there
+    assert await ending(called(channel, f"{VISION}/GetModelInfo", [b""])) is None
+    assert await health(channel) == SERVING
+    for call in silent:
+        call.cancel()
 
 
 async def test_watchers_are_few_and_hinder_nobody(
