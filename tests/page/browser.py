@@ -9,15 +9,18 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from playwright.async_api import (
     Browser,
     BrowserContext,
     ConsoleMessage,
+    Locator,
     Page,
     Request,
     async_playwright,
+    expect,
 )
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -101,6 +104,44 @@ class Visit:
         """Returns what the watcher has seen in the page."""
         seen: dict[str, Any] = await self.page.evaluate("window.watched")
         return seen
+
+    async def words(self, key: str, **values: str | int) -> str:
+        """Returns words of the page, in the language that it has now."""
+        script = "([key, values]) => import('/page/language.js').then(({t}) => t(key, values))"
+        words: str = await self.page.evaluate(script, [key, values])
+        return words
+
+    async def button(self, key: str, **values: str | int) -> Locator:
+        """Returns the button of that name, given by the key of its words."""
+        return self.page.get_by_role("button", name=await self.words(key, **values), exact=True)
+
+    @property
+    def question(self) -> Locator:
+        return self.page.locator("#question")
+
+    @property
+    def answer(self) -> Locator:
+        """The last answer."""
+        return self.page.locator("article.answer").last
+
+    async def ask(self, text: str, *pictures: Path, wait: bool = True) -> None:
+        """Asks a question about pictures; waits for the answer's end unless told otherwise."""
+        if pictures:
+            await self.attach(*pictures)
+        count = await self.page.locator("article.answer").count()
+        await self.question.fill(text)
+        await self.question.press("Enter")
+        await expect(self.page.locator("article.answer")).to_have_count(count + 1)
+        if wait:
+            await self.answered()
+
+    async def answered(self, timeout_ms: float = WAIT_MS) -> None:
+        """Waits until the last answer has ended."""
+        await expect(self.answer).not_to_have_attribute("aria-busy", "true", timeout=timeout_ms)
+
+    async def attach(self, *files: Path) -> None:
+        """Adds files by the file chooser."""
+        await self.page.locator("input[type=file]").first.set_input_files([*files])
 
     async def unexpected(self) -> list[str]:
         """Returns the problems that no test wants."""
