@@ -30,6 +30,8 @@ from gateway.listening import listen
 from gateway.memory import Memory
 from gateway.metrics import LoadCollector, Metrics
 from gateway.origins import AllowedOrigins
+from gateway.page.files import page_files
+from gateway.page.handlers import page_routes
 from gateway.pools import open_pools
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
@@ -81,11 +83,16 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/ping", handlers.ready),
         ]
     )
+    if settings.page:
+        app.add_routes(page_routes())
     return app
 
 
 async def _pools(app: web.Application) -> AsyncIterator[None]:
-    with open_pools() as app[POOLS]:
+    with open_pools() as pools:
+        app[POOLS] = pools
+        if app[SETTINGS].page:
+            await pools.files.run(page_files)  # so that no request waits for the disk
         yield
 
 

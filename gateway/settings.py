@@ -39,6 +39,8 @@ class Settings(ServingSettings):
     """Address of the vision service as gRPC writes it; all addresses of a name share the calls."""
     llm_address: str = Field(default="127.0.0.1:50052", min_length=1)
     """Address of the LLM service as gRPC writes it; all addresses of a name share the calls."""
+    page: bool = True
+    """Serve the web page at /: a playground to ask about pictures. --no-page turns it off."""
     allow_mismatched_checkpoints: bool = False
     """Serve pictures though the two services run different checkpoints, if only the rows have the
     same length: for experiments. The log has a warning."""

@@ -21,7 +21,12 @@ from gateway.metrics import Metrics
 from gateway.services.messages import checkpoint_fingerprint
 from gateway.settings import Settings
 from protos.checkpoint.fingerprint import CheckpointFingerprint
-from protos.errors import ModelMismatchError, ServiceError
+from protos.errors import (
+    InvalidArgumentError,
+    InvalidImageError,
+    ModelMismatchError,
+    ServiceError,
+)
 from protos.identity import content_digest, recipe_digest
 from protos.internvl.v1 import (
     checkpoint_pb2,
@@ -34,6 +39,7 @@ from protos.internvl.v1 import (
 from protos.process.server import Service, running_server
 from protos.process.settings import MIB
 from protos.transport import CHUNK_BYTE_COUNT
+from vision_service.tiling import choose_grid
 
 MODEL = "scripted"
 HIDDEN_SIZE = 8
@@ -93,9 +99,29 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(self.checkpoint)),
             recipe_sha256=self.recipe,
             hidden_size=self.hidden_size,
+            tokens_per_tile=256,
+            tile_size=448,
             default_tile_count=12,
             max_tile_count=24,
             max_image_byte_count=self.max_image_byte_count,
+        )
+
+    async def PlanTiles(
+        self, request: vision_pb2.PlanTilesRequest, context: Any
+    ) -> vision_pb2.PlanTilesResponse:
+        cap = request.max_tile_count if request.HasField("max_tile_count") else 12
+        if not 1 <= cap <= 24:
+            raise InvalidArgumentError(f"the tile cap is {cap}", field="max_tile_count")
+        if request.image_width < 1:
+            raise InvalidImageError("the image is too narrow", field="image_width")
+        if request.image_height < 1:
+            raise InvalidImageError("the image is too low", field="image_height")
+        grid = choose_grid(request.image_width, request.image_height, cap, 448)
+        return vision_pb2.PlanTilesResponse(
+            grid_column_count=grid.column_count,
+            grid_row_count=grid.row_count,
+            tile_count=grid.tile_count,
+            token_count=256 * grid.tile_count,
         )
 
     async def GetLoad(

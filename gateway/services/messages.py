@@ -83,6 +83,25 @@ def checkpoint_fingerprint(
     )
 
 
+def plan_request(
+    width: int, height: int, max_tile_count: int | None
+) -> vision_pb2.PlanTilesRequest:
+    """Returns the question how an image of this size would be cut.
+
+    A number beyond the contract's becomes its largest or smallest: the service refuses it all the
+    same.
+    """
+    return vision_pb2.PlanTilesRequest(
+        image_width=_int32(width),
+        image_height=_int32(height),
+        max_tile_count=None if max_tile_count is None else _int32(max_tile_count),
+    )
+
+
+def _int32(number: int) -> int:
+    return max(-(2**31), min(number, 2**31 - 1))
+
+
 def encode_request(
     image: bytes | bytearray,
     max_tile_count: int | None,
