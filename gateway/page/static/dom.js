@@ -61,3 +61,6 @@ export function icon(name) {
   svg.append(path);
   return svg;
 }
+
+/** Adds drawings by name, each the path of a 24x24 drawing. */
+export const addIcons = (paths) => Object.assign(ICONS, paths);
