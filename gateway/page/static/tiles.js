@@ -22,7 +22,7 @@ addWords({
     "tiles.auto": "Auto",
     "tiles.low": "Low",
     "tiles.high": "High",
-    "tiles.cap": "Most tiles",
+    "tiles.cap": "Tile limit",
     "tiles.capHow":
       "Auto is up to {standard} tiles, low is 1, high is up to {most}. The thumbnail comes on top.",
     "tiles.capOwn": "Your limit of {cap} tiles goes before the detail.",
