@@ -249,11 +249,12 @@ class MarkdownText {
   }
 }
 
-/** JSON: as it comes while it comes, then set out if it is whole. */
+/** JSON, set out as it comes. What turns out to be none is shown as it is. */
 class JSONText {
   text = "";
   isJSON = true;
   #place = h("div", { class: "answer-json" });
+  #lines = new JSONLines();
   #rest = "";
   #frame = 0;
   #block = null;
@@ -268,7 +269,7 @@ class JSONText {
 
   append(text) {
     this.text += text;
-    this.#rest += text;
+    this.#rest += this.#lines.push(text);
     this.#frame ||= requestAnimationFrame(() => this.#show());
   }
 
@@ -293,24 +294,63 @@ class JSONText {
   }
 }
 
-const JSON_TOKEN = /"(?:[^"\\]|\\.)*"|\{\s*\}|\[\s*\]|[{}[\]:,]|[^\s{}[\]:,"]+/g;
+/** Sets JSON out on lines as it comes: {"a":[1]} on five. Numbers stay as they were written. */
+class JSONLines {
+  #depth = 0;
+  #isEmpty = false; // an object or array has begun, and nothing has come of it yet
+  #string = "";
 
-/** Returns JSON on lines of its own, its numbers as they were written; other text as it is. */
+  push(text) {
+    return Array.from(text, (character) => this.#place(character)).join("");
+  }
+
+  #place(character) {
+    if (this.#string) return this.#inString(character);
+    if (/\s/.test(character)) return "";
+    if ("}]".includes(character)) return this.#close(character);
+    const before = this.#isEmpty ? this.#line() : "";
+    this.#isEmpty = false;
+    return before + this.#open(character);
+  }
+
+  #inString(character) {
+    if (this.#string === "\\") this.#string = '"';
+    else if (character === "\\") this.#string = "\\";
+    else if (character === '"') this.#string = "";
+    return character;
+  }
+
+  #close(character) {
+    this.#depth = Math.max(0, this.#depth - 1);
+    const before = this.#isEmpty ? "" : this.#line();
+    this.#isEmpty = false;
+    return before + character;
+  }
+
+  #open(character) {
+    if (character === ",") return character + this.#line();
+    if (character === ":") return ": ";
+    if (character === '"') this.#string = character;
+    if ("{[".includes(character)) {
+      this.#depth += 1;
+      this.#isEmpty = true;
+    }
+    return character;
+  }
+
+  #line() {
+    return `\n${"  ".repeat(this.#depth)}`;
+  }
+}
+
+/** Returns JSON set out on lines; text that is no JSON as it is. */
 function setOut(text) {
   try {
     JSON.parse(text);
+    return new JSONLines().push(text);
   } catch {
     return text;
   }
-  let depth = 0;
-  const line = () => `\n${"  ".repeat(depth)}`;
-  const spaced = (token) => {
-    if (/^[{[]\s*[}\]]$/.test(token)) return token[0] + token.at(-1);
-    if (token === "{" || token === "[") return ((depth += 1), token + line());
-    if (token === "}" || token === "]") return ((depth -= 1), line() + token);
-    return token === "," ? token + line() : token === ":" ? ": " : token;
-  };
-  return text.match(JSON_TOKEN).map(spaced).join("");
 }
 
 class ToolCalls {

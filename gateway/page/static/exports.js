@@ -56,16 +56,20 @@ export const asJSON = (request) => JSON.stringify(request, null, 2);
 export function asCurl(request, origin, { names = [], hasKey = false } = {}) {
   const files = [];
   const body = JSON.stringify(request, (_, value) => fileOf(value, files, names)?.mark ?? value, 2);
-  const isStreamed = request.stream ? " -N" : "";
-  const key = hasKey ? ' -H "Authorization: Bearer $INTERNVL_API_KEY"' : "";
-  const url = quoted(`${origin}/v1/chat/completions`);
-  return [
-    ...files.map(({ name, index }) => `picture${index}=$(base64 < ${quoted(path(name))} | tr -d '\\n')`),
-    `curl${isStreamed} ${url} -H 'Content-Type: application/json'${key} -d @- <<${files.length ? "JSON" : "'JSON'"}`,
-    files.length ? withPictures(body, files) : body,
-    "JSON\n",
-  ].join("\n");
+  const words = [
+    ...["curl", request.stream ? "-N" : "", quoted(`${origin}/v1/chat/completions`)],
+    "-H 'Content-Type: application/json'",
+    hasKey ? '-H "Authorization: Bearer $INTERNVL_API_KEY"' : "",
+    `-d @- <<${files.length ? "JSON" : "'JSON'"}`,
+  ];
+  const command = words.filter(Boolean).join(" ");
+  const document = files.length ? withPictures(body, files) : body;
+  return [...files.map(readFile), command, document, "JSON\n"].join("\n");
 }
+
+/** Puts the base64 of a file into a variable, in the shell. */
+const readFile = ({ index, name }) =>
+  `picture${index}=$(base64 < ${quoted(path(name))} | tr -d '\\n')`;
 
 /** Returns a request as a program for openai-python; the options are those of asCurl. */
 export function asPython(request, origin, { names = [], hasKey = false } = {}) {
@@ -74,13 +78,13 @@ export function asPython(request, origin, { names = [], hasKey = false } = {}) {
     JSON.stringify(request, (_, value) => fileOf(value, files, names)?.mark ?? value),
   );
   const write = new PythonWriter(new Map(files.map((file) => [file.mark, file])));
-  const fields = argumentsOf(marked).map(([name, value]) => `    ${name}=${write.value(value, 1)},\n`);
+  const field = ([name, value]) => `    ${name}=${write.value(value, 1)},\n`;
   return [
     programHead(files.length > 0, hasKey),
     files.length ? DATA_URL_FUNCTION : "",
     `client = OpenAI(base_url=${write.value(`${origin}/v1`, 0)}, api_key=${apiKey(hasKey)})\n`,
     `${request.stream ? "stream" : "completion"} = client.chat.completions.create(\n`,
-    ...fields,
+    ...argumentsOf(marked).map(field),
     ")\n",
     request.stream ? PRINT_STREAM : PRINT_COMPLETION,
   ].join("");
@@ -145,13 +149,12 @@ print()
 const PRINT_COMPLETION = "print(completion.choices[0].message.content)\n";
 
 // What openai-python's create() names; all else goes by extra_body.
-const NAMED = new Set(
-  [
-    "messages model frequency_penalty logit_bias logprobs max_completion_tokens max_tokens metadata",
-    "n presence_penalty response_format seed stop store stream stream_options temperature",
-    "tool_choice tools top_logprobs top_p user",
-  ].flatMap((names) => names.split(" ")),
-);
+const NAMED = new Set([
+  ...["messages", "model", "temperature", "top_p", "seed", "stop", "n", "max_tokens"],
+  ...["max_completion_tokens", "presence_penalty", "frequency_penalty", "logit_bias"],
+  ...["logprobs", "top_logprobs", "response_format", "stream", "stream_options", "user"],
+  ...["tools", "tool_choice", "metadata", "store"],
+]);
 
 function argumentsOf(request) {
   const entries = Object.entries(request);
@@ -193,7 +196,8 @@ class PythonWriter {
     const line = `${opening}${items.join(", ")}${closing}`;
     if (!line.includes("\n") && line.length + 4 * depth < 80) return line;
     const indent = "    ".repeat(depth);
-    return `${opening}\n${items.map((item) => `${indent}    ${item},\n`).join("")}${indent}${closing}`;
+    const lines = items.map((item) => `${indent}    ${item},\n`);
+    return `${opening}\n${lines.join("")}${indent}${closing}`;
   }
 }
 
@@ -248,10 +252,13 @@ export async function importConversation(file) {
   return {
     id: newId(),
     title: text(title ?? t("exports.imported"), "conversation.title", 500),
-    created: Number.isFinite(Date.parse(created)) || Number.isFinite(created) ? created : Date.now(),
+    created: isTime(created) ? created : Date.now(),
     turns: await importedTurns(list(turns, "conversation.turns", MAX_TURN_COUNT)),
   };
 }
+
+const isTime = (value) =>
+  Number.isFinite(typeof value === "string" ? Date.parse(value) : value);
 
 function tooLarge(size) {
   const megabytes = (count) => Math.ceil(count / 1024 / 1024);
@@ -374,7 +381,8 @@ function importedFacts(value, depth = 0) {
   if (typeof value === "number" || typeof value === "boolean" || value === null) return value;
   if (typeof value === "string") return value.slice(0, MAX_TEXT_LENGTH);
   if (depth > 5) return null;
-  if (Array.isArray(value)) return value.slice(0, 1000).map((item) => importedFacts(item, depth + 1));
+  const within = (item) => importedFacts(item, depth + 1);
+  if (Array.isArray(value)) return value.slice(0, MAX_PICTURE_COUNT).map(within);
   const entries = Object.entries(value).slice(0, 100);
-  return Object.fromEntries(entries.map(([name, item]) => [name, importedFacts(item, depth + 1)]));
+  return Object.fromEntries(entries.map(([name, item]) => [name, within(item)]));
 }
