@@ -10,7 +10,7 @@ WORKERS := -n 2 --dist loadgroup
 # Property tests draw the same examples each time; `make test-all` looks for new ones.
 SAME_EXAMPLES := --hypothesis-profile=ci
 
-.PHONY: help demo serve test test-all test-clients test-containers lint types protos locks bench clean
+.PHONY: help demo serve test test-all test-clients test-containers lint types protos locks libraries bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -78,6 +78,9 @@ protos: $(VENV)/dev.stamp ## generate protos/internvl/v1/*_pb2*
 
 locks: $(VENV)/dev.stamp ## take the newest versions of all dependencies, and write locks/ anew
 	PATH=$(CURDIR)/$(BIN):$$PATH locks/update.sh
+
+libraries: ## take the page's libraries from npm anew, checked by their hashes (LIBRARIES=NAME@VERSION)
+	$(PYTHON) locks/libraries.py $(LIBRARIES)
 
 bench: $(VENV)/dev.stamp ## measure, and write tables to docs/benchmarks/
 	$(BIN)/python -m tests.benchmarks

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import CONNECTIONS, METRICS, ORIGINS, RECORD, REQUEST_ID
 from gateway.openai.errors import error_response, http_error_response
-from gateway.paths import HEALTH_PATHS, guidance
+from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
 from gateway.record import RequestRecord
 from protos.errors import InvalidArgumentError, ServiceError, UnavailableError
 from protos.process.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
@@ -24,7 +24,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # What nginx logs when the client went away before the answer.
 CLIENT_CLOSED_REQUEST = 499
-
+# Asked for all the time, and of no weight.
+QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status"}
 
 IGNORED_KEY = "x-internvl-ignored"
 
@@ -72,7 +73,7 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
         response.headers[REQUEST_ID_KEY] = request[REQUEST_ID]
     if RECORD in request and (names := request[RECORD].ignored_fields):
         response.headers[IGNORED_KEY] = names
-    response.headers.update(request.app[ORIGINS].answer_headers(request.headers))
+    response.headers.extend(request.app[ORIGINS].answer_headers(request.headers))
 
 
 @web.middleware
@@ -99,7 +100,7 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         resource = request.match_info.route.resource
         route = resource.canonical if resource else "none"
-        log = logger.debug if route in HEALTH_PATHS else logger.info
+        log = logger.debug if route in QUIET_PATHS else logger.info
         log("request", route=route, status=status, total_seconds=record.elapsed(), **record.costs())
         request.app[METRICS].count_request(route, status, record)
     return response
@@ -114,7 +115,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """
     try:
         return await handler(request)
-    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:  # by the router alone
+    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:  # of a path or a file
         return http_error_response(error, guidance(request))
     except web.HTTPException as error:
         return http_error_response(error)

@@ -39,6 +39,8 @@ class Settings(ServingSettings):
     """Address of the vision service as gRPC writes it; all addresses of a name share the calls."""
     llm_address: str = Field(default="127.0.0.1:50052", min_length=1)
     """Address of the LLM service as gRPC writes it; all addresses of a name share the calls."""
+    page: bool = True
+    """Serve the web page at /: a playground to ask about pictures. --no-page turns it off."""
     allow_mismatched_checkpoints: bool = False
     """Serve pictures though the two services run different checkpoints, if only the rows have the
     same length: for experiments. The log has a warning."""
@@ -76,6 +78,11 @@ class Settings(ServingSettings):
     """Most hosts that the image URLs of one request lead to, redirects included."""
     strict_fields: bool = False
     """Refuse requests with fields that this server does not know, rather than ignore these."""
+    server_timing: bool = False
+    """Tell every client where the time of its chat request went and where its pictures came from:
+    in the header Server-Timing, of a stream in a comment before its end. Without it those are told
+    that ask by the header x-internvl-server-timing: 1, as the web page does; with --no-page nobody
+    is."""
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
     max_held_byte_count: int = Field(default=3 * GIB, ge=1)

@@ -10,9 +10,13 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+
+if TYPE_CHECKING:
+    from gateway.local.stack import Stack
 
 # Torch reads it when it is imported. The workers and the services that tests start already keep all
 # cores busy: more threads for each would only wait for one another.
@@ -57,6 +61,21 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder from which `served` reads files."""
+    return tmp_path_factory.mktemp("readable")
+
+
+@pytest.fixture(scope="session")
+def served(readable: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The shipped model; started once, so all its tests run on one worker."""
+    from tests.served_model import served_stack
+
+    with served_stack(readable, tmp_path_factory.mktemp("served")) as stack:
+        yield stack
 
 
 @pytest.fixture(autouse=True)

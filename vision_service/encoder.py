@@ -28,6 +28,7 @@ from vision_service.embedding import ImageEmbedding, Timings, embedding_claim, t
 from vision_service.engines.base import dtype_name, not_finite
 from vision_service.metrics import Metrics
 from vision_service.preprocessor import Preprocessor
+from vision_service.tiling import Grid
 
 logger = structlog.get_logger()
 
@@ -65,6 +66,23 @@ class ImageRequest:
     tile_cap: int | None = None
     expected_recipe_sha256: bytes | None = None
     max_queue_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """An image of which only the upright size is known; `tile_cap` as of ImageRequest."""
+
+    image_width: int
+    image_height: int
+    tile_cap: int | None = None
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How an image would be cut, and how many rows its embedding would have."""
+
+    grid: Grid
+    token_count: int
 
 
 @dataclass(frozen=True)
@@ -133,6 +151,23 @@ class ImageEncoder:
         self._metrics.count_image(cache_hit=encoded.cache_hit)
         _log(request, encoded)
         return encoded
+
+    def plan(self, request: PlanRequest) -> TilePlan:
+        """Returns what `encode` would make of an image of this size.
+
+        Raises:
+            InvalidArgumentError: the tile cap is out of its range.
+            InvalidImageError, ImageTooLargeError: the size is.
+        """
+        tile_cap = self._checked_cap(request.tile_cap)
+        width, height = request.image_width, request.image_height
+        try:
+            grid = self._preprocessor.grid(width, height, tile_cap)
+        except (InvalidImageError, ImageTooLargeError) as error:
+            is_small = isinstance(error, InvalidImageError)
+            error.field = "image_width" if (width < height) == is_small else "image_height"
+            raise
+        return TilePlan(grid, grid.tile_count * self.info.tokens_per_tile)
 
     async def _encode(self, id_: EmbeddingId, image: bytes, tile_cap: int) -> ImageEmbedding:
         with self.backlog.job() as job:

@@ -16,7 +16,14 @@ from vision_service.decoding.shared import TilesFiles
 from vision_service.decoding.structure import check_runs
 from vision_service.decoding.waiting import Job, WaitingLine
 from vision_service.pictures.transparency import Transparency
-from vision_service.tiling import RELEASED_POLICY, TiledImage, TilePolicy, check_size
+from vision_service.tiling import (
+    RELEASED_POLICY,
+    Grid,
+    TiledImage,
+    TilePolicy,
+    check_size,
+    choose_grid,
+)
 
 RETRY_AFTER_SECONDS = 1.0
 
@@ -113,6 +120,11 @@ class Preprocessor:
         finally:
             self._pending.discard(done)
             del done  # a refusal's frames would lead back to it, and hold the image
+
+    def grid(self, width: int, height: int, max_tile_count: int) -> Grid:
+        """Returns how `tile` would cut an image of this size; errors as `check_size`."""
+        check_size(width, height, self._limits.max_pixel_count)
+        return choose_grid(width, height, max_tile_count, self._tile_size, self._policy)
 
     def _weigh(self, data: bytes, max_tile_count: int) -> tuple[Header, Cost]:
         header = read_header(data)

@@ -32,6 +32,14 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
             async for response in responses:
                 yield response
 
+    async def PlanTiles(
+        self,
+        request: vision_pb2.PlanTilesRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> vision_pb2.PlanTilesResponse:
+        """Tells how an image of this size would be cut."""
+        return wire.plan_response(self._encoder.plan(wire.read_plan_request(request)))
+
     async def GetModelInfo(
         self,
         request: vision_pb2.VisionServiceGetModelInfoRequest,

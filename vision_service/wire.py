@@ -10,7 +10,7 @@ from protos.internvl.v1 import checkpoint_pb2, tensor_pb2, vision_pb2
 from protos.process.backlog import Backlog, checked_bound
 from protos.transport import CHUNK_BYTE_COUNT
 from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
-from vision_service.encoder import EncodedImage, ImageRequest, ModelInfo
+from vision_service.encoder import EncodedImage, ImageRequest, ModelInfo, PlanRequest, TilePlan
 
 DATA_TYPES = {
     torch.bfloat16: tensor_pb2.DATA_TYPE_BF16,
@@ -33,6 +33,26 @@ def read_request(message: vision_pb2.EncodeImageRequest) -> ImageRequest:
         tile_cap=message.max_tile_count if has_cap else None,
         expected_recipe_sha256=message.expected_recipe_sha256 if has_recipe else None,
         max_queue_seconds=checked_bound(message.max_queue_seconds) if has_bound else None,
+    )
+
+
+def read_plan_request(message: vision_pb2.PlanTilesRequest) -> PlanRequest:
+    """Returns what PlanTiles is asked for."""
+    has_cap = message.HasField("max_tile_count")
+    return PlanRequest(
+        image_width=message.image_width,
+        image_height=message.image_height,
+        tile_cap=message.max_tile_count if has_cap else None,
+    )
+
+
+def plan_response(plan: TilePlan) -> vision_pb2.PlanTilesResponse:
+    """Returns what PlanTiles tells."""
+    return vision_pb2.PlanTilesResponse(
+        grid_column_count=plan.grid.column_count,
+        grid_row_count=plan.grid.row_count,
+        tile_count=plan.grid.tile_count,
+        token_count=plan.token_count,
     )
 
 

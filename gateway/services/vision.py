@@ -25,6 +25,7 @@ from gateway.services.messages import (
     checkpoint_fingerprint,
     embedding_piece,
     encode_request,
+    plan_request,
 )
 from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
 from protos.checkpoint.fingerprint import CheckpointFingerprint
@@ -44,9 +45,29 @@ class ModelInfo:
     checkpoint: CheckpointFingerprint
     recipe_sha256: bytes
     hidden_size: int
+    tokens_per_tile: int
+    tile_size: int
     default_tile_count: int
     max_tile_count: int
     max_image_byte_count: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much a replica has to do; fields as in VisionServiceGetLoadResponse."""
+
+    waiting_tile_count: float
+    backlog_seconds: float
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How an image would be cut; fields as in PlanTilesResponse."""
+
+    grid_column_count: int
+    grid_row_count: int
+    tile_count: int
+    token_count: int
 
 
 @dataclass(frozen=True)
@@ -94,9 +115,39 @@ class VisionClient:
             checkpoint=checkpoint_fingerprint(answer.checkpoint),
             recipe_sha256=answer.recipe_sha256,
             hidden_size=answer.hidden_size,
+            tokens_per_tile=answer.tokens_per_tile,
+            tile_size=answer.tile_size,
             default_tile_count=answer.default_tile_count,
             max_tile_count=answer.max_tile_count,
             max_image_byte_count=answer.max_image_byte_count,
+        )
+
+    async def ask_load(self, deadline: float, key: str = "") -> Load:
+        """Returns how much a replica has to do: a key's, or any."""
+        question = vision_pb2.VisionServiceGetLoadRequest()
+        answer = await ask("vision", self._stub.GetLoad, question, deadline, key)
+        return Load(answer.waiting_tile_count, answer.backlog_seconds)
+
+    async def plan_tiles(
+        self, width: int, height: int, max_tile_count: int | None, deadline: float
+    ) -> TilePlan:
+        """Returns how a replica would cut an image of this size.
+
+        Args:
+            width, height: of the upright image, in pixels.
+            max_tile_count: its tile cap; None for the service's default.
+            deadline: when it must be over, in the event loop's time.
+
+        Raises:
+            ServiceError: its `field` is image_width, image_height or max_tile_count.
+        """
+        question = plan_request(width, height, max_tile_count)
+        answer = await ask("vision", self._stub.PlanTiles, question, deadline)
+        return TilePlan(
+            answer.grid_column_count,
+            answer.grid_row_count,
+            answer.tile_count,
+            answer.token_count,
         )
 
     async def encode_image(
@@ -156,8 +207,7 @@ class VisionClient:
             asyncio.get_running_loop().call_soon(self._sending.release)
 
     async def _backlog(self, deadline: float, key: str) -> float:
-        question = vision_pb2.VisionServiceGetLoadRequest()
-        return (await ask("vision", self._stub.GetLoad, question, deadline, key)).backlog_seconds
+        return (await self.ask_load(deadline, key)).backlog_seconds
 
     async def _key_of_recipe(self, request: EncodeRequest, key: str, deadline: float) -> str:
         """Returns a salted key that leads to a replica with the request's recipe."""

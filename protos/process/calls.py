@@ -27,9 +27,10 @@ FIRST_MESSAGE_SECONDS = 10.0
 # How soon the one message of another call must be here: it may be a file that comes from afar.
 ONLY_MESSAGE_SECONDS = 60.0
 # Of one method of gRPC's own services, whose watchers stay for as long as they like, and of one
-# that a service is asked what it is and how it fares: it must answer when all places are taken.
+# that a service is asked what it is, how it fares or what it would do: it must answer when all
+# places are taken.
 MAX_SIDE_CALL_COUNT = 256
-QUESTIONS = ("/GetModelInfo", "/GetLoad")
+QUESTIONS = ("/GetModelInfo", "/GetLoad", "/PlanTiles")
 # It takes no place: it is answered at once, and must be answered when all places are taken.
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 

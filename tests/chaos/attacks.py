@@ -37,6 +37,7 @@ UNARY_METHODS = (
     "/internvl.v1.LLMService/GetLoad",
     "/internvl.v1.LLMService/CountTokens",
     "/internvl.v1.VisionService/GetModelInfo",
+    "/internvl.v1.VisionService/PlanTiles",
 )
 MALFORMED = b"\x0a\xff\xff\xff\xff\xff\xff"
 # What a call of gRPC may end with, and nobody is alarmed.

@@ -23,7 +23,7 @@ from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.settings import MIB
 from tests.chaos.proxy import Proxy
 from tests.chaos.service import BEGUN, OVER
-from tests.replicas.fleet import common_port, dns_name, host_of, logged
+from tests.replicas.fleet import dns_name, host_of, logged, replicas_port
 from tests.replicas.names import Names
 
 ServiceName = Literal["vision", "llm", "gateway"]
@@ -242,7 +242,7 @@ async def running_stack(
     services = _services(folder, replica_count)
     async with AsyncExitStack() as exits:
         names = await exits.enter_async_context(Names().running())
-        ports: dict[str, int] = {name: common_port(replica_count) for name in LINK_NAMES}
+        ports: dict[str, int] = {name: replicas_port(replica_count) for name in LINK_NAMES}
         links: dict[Member, Proxy] = {}
         for member, service in services.items():
             host = LOOPBACK if replica_count == 1 else host_of(member.number)

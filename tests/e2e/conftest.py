@@ -1,7 +1,7 @@
 """Three real processes over a tiny random checkpoint, started once for each language model engine.
 
 The tests of `stack` and `client` run over every engine; TensorRT-LLM is its double. Those of
-`served` ask the shipped model, whose answers mean something.
+`served`, which the tests of the page share, ask the shipped model, whose answers mean something.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from openai import BadRequestError, OpenAI
 from gateway.local.processes import ServiceProcess
 from gateway.local.stack import Stack
 from llm_service.checkpoint import LLMConfig
-from models.demo import DEMO_CHECKPOINT
 from tests.random_checkpoint import write_random_checkpoint
+from tests.served_model import LOOPBACK_ALONE, SERVICE_ARGUMENTS
 from tests.unit.llm_service.engines.tensorrt_llm import double
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
     engine_document,
@@ -30,15 +30,8 @@ Engine = Literal["torch", "tensorrt_llm"]
 TORCH_AND_SLOWLY_TENSORRT_LLM = ["torch", pytest.param("tensorrt_llm", marks=pytest.mark.slow)]
 
 PICTURES = Path(__file__).parents[1] / "data" / "pictures"
-LOOPBACK_ALONE = '["127.0.0.1"]'
 GATEWAY_ARGUMENTS = ("--file-root", str(PICTURES), "--allowed-private-hosts", LOOPBACK_ALONE)
-CUSTOMERS_MODEL = "InternVL2_5"
-# Two cores run three processes and the tests; in float32 a token is the same whatever else is in
-# the batch.
-SERVICE_ARGUMENTS = ("--torch.thread-count", "1", "--torch.dtype", "float32")
 LLM_ARGUMENTS = ("--allow-priority",)
-# Each of the three has metrics, on a port that it logs.
-SCRAPED = ("--metrics-port", "0")
 # Of the TensorRT-LLM engines: 16 sequences at a time of up to 32,768 tokens, 26 tiles in each.
 BUILD = {
     "max_batch_size": 16,
@@ -139,27 +132,6 @@ def client(stack: Stack) -> Iterator[OpenAI]:
 def model(client: OpenAI) -> str:
     """The served model's name."""
     return client.models.list().data[0].id
-
-
-@pytest.fixture(scope="session")
-def readable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder from which `served` reads files."""
-    return tmp_path_factory.mktemp("readable")
-
-
-@pytest.fixture(scope="session")
-def served(readable: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The shipped model under the name that the customer gives to its own."""
-    with Stack(
-        DEMO_CHECKPOINT,
-        tmp_path_factory.mktemp("served"),
-        gateway_arguments=(
-            *("--file-root", str(readable), "--allowed-private-hosts", LOOPBACK_ALONE),
-            *SCRAPED,
-        ),
-        service_arguments=(*SERVICE_ARGUMENTS, "--served-model-name", CUSTOMERS_MODEL, *SCRAPED),
-    ) as stack:
-        yield stack
 
 
 def picture_url(name: str) -> str:

@@ -21,7 +21,7 @@ from openai.types.chat import ChatCompletionChunk
 
 from gateway.local.stack import Stack
 from models.demo.__main__ import PICTURES, picture_server
-from tests.e2e.conftest import CUSTOMERS_MODEL
+from tests.served_model import CUSTOMERS_MODEL
 
 Message = dict[str, Any]
 QUESTION = "What do you see in the picture?"

@@ -9,12 +9,11 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings, CliApp
 
+from gateway.local.ports import free_port
 from gateway.local.settings import Settings as ServeSettings
 from gateway.settings import Settings as GatewaySettings
 from llm_service.doctor import DoctorSettings as LLMDoctorSettings
@@ -90,14 +90,6 @@ def run(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(script, process.returncode, out, err)
 
 
-def free_ports(count: int) -> list[str]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return [str(bound.getsockname()[1]) for bound in sockets]
-
-
 @pytest.fixture
 def picture_url() -> Iterator[str]:
     """A web server with the toy model's pictures."""
@@ -127,8 +119,8 @@ def test_serve_ask_and_stop(models: Path, picture_url: str) -> None:
     python = [f"python - <<'PYTHON'\n{block}PYTHON\n" for block in blocks(6, "python")]
     steps = [*blocks(3), *blocks(6), *python, *blocks(7)]
     script = f"\necho; echo '{BETWEEN}'\n".join(steps)
-    for port, free in zip(PORTS, free_ports(len(PORTS)), strict=True):
-        script = re.sub(rf"\b{port}\b", free, script)
+    for port in PORTS:
+        script = re.sub(rf"\b{port}\b", str(free_port()), script)
     script = script.replace(" /models/", f" {models}/").replace(PICTURE_URL, picture_url)
     completed = run(
         script,

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.local.stack import Stack
 from models.demo.__main__ import PICTURES
-from tests.e2e.conftest import CUSTOMERS_MODEL
+from tests.served_model import CUSTOMERS_MODEL
 
 QUESTION = "What do you see in the picture?"
 PICTURE = {

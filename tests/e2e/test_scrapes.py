@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.local.processes import ServiceProcess
 from gateway.local.stack import Stack
-from tests.e2e.conftest import CUSTOMERS_MODEL
 from tests.monitoring import TARGET_LABELS, expressions, grouping_labels, selectors
+from tests.served_model import CUSTOMERS_MODEL
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 

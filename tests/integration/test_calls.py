@@ -68,6 +68,11 @@ class Servicer(vision_pb2_grpc.VisionServiceServicer):
         yield vision_pb2.EncodeImageResponse()
         await asyncio.Event().wait()
 
+    async def PlanTiles(
+        self, request: vision_pb2.PlanTilesRequest, context: Any
+    ) -> vision_pb2.PlanTilesResponse:
+        return vision_pb2.PlanTilesResponse()
+
     async def GetModelInfo(
         self, request: vision_pb2.VisionServiceGetModelInfoRequest, context: Any
     ) -> vision_pb2.VisionServiceGetModelInfoResponse:
@@ -155,7 +160,7 @@ async def test_health_is_told_when_all_places_are_taken(channel: grpc.aio.Channe
     assert error.retry_after == 1.0
     assert await health(channel) == SERVING
     # Nor does a question need a place among them: it is what a full service is asked.
-    for method in ("GetModelInfo", "GetLoad"):
+    for method in ("GetModelInfo", "GetLoad", "PlanTiles"):
         assert await ending(called(channel, f"{VISION}/{method}", [b""])) is None
     # Whoever finds no place is told so before it has sent anything.
     assert type(await refusal(channel, f"{VISION}/EncodeImage", silence())) is OverloadedError

@@ -51,6 +51,11 @@ class Servicer(vision_pb2_grpc.VisionServiceServicer):
             raise self.error
         yield vision_pb2.EncodeImageResponse()
 
+    async def PlanTiles(
+        self, request: vision_pb2.PlanTilesRequest, context: Context
+    ) -> vision_pb2.PlanTilesResponse:
+        return vision_pb2.PlanTilesResponse()
+
     async def GetModelInfo(
         self, request: vision_pb2.VisionServiceGetModelInfoRequest, context: Context
     ) -> vision_pb2.VisionServiceGetModelInfoResponse:

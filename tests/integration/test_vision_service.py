@@ -92,6 +92,10 @@ class Client:
             await self.encode(image, **fields)
         return from_rpc_error(caught.value)
 
+    async def plan(self, width: int, height: int, **fields: Any) -> vision_pb2.PlanTilesResponse:
+        size = {"image_width": width, "image_height": height}
+        return await self.stub.PlanTiles(vision_pb2.PlanTilesRequest(**size, **fields))
+
     async def info(self) -> vision_pb2.VisionServiceGetModelInfoResponse:
         return await self.stub.GetModelInfo(vision_pb2.VisionServiceGetModelInfoRequest())
 
@@ -341,6 +345,48 @@ async def test_a_tile_cap_out_of_range_is_refused(client: Client, cap: int) -> N
     assert isinstance(error, InvalidArgumentError)
     assert error.message == f"the tile cap is {cap}; it must be 1 to 24"
     assert error.field == "max_tile_count"
+
+
+@pytest.mark.parametrize("cap", [None, 1, 3, 24])
+@pytest.mark.parametrize("size", [(900, 400), (400, 900), (448, 448), (1, 1), (3000, 7)])
+async def test_a_plan_is_what_becomes_of_the_picture(
+    fake_engine: FakeEngine, size: tuple[int, int], cap: int | None
+) -> None:
+    fields = {} if cap is None else {"max_tile_count": cap}
+    async with running(fake_engine, max_tile_count=24) as client:
+        plan = await client.plan(*size, **fields)
+        header = (await client.encode(encoded(picture(*size)), **fields)).header
+    assert plan == vision_pb2.PlanTilesResponse(
+        grid_column_count=header.grid_column_count,
+        grid_row_count=header.grid_row_count,
+        tile_count=header.tile_count,
+        token_count=header.spec.shape[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "cap", "field", "complaint"),
+    [
+        (0, 5, None, "image_width", "is 0x5 pixels; each edge must be 1 or more"),
+        (5, -1, None, "image_height", "is 5x-1 pixels; each edge must be 1 or more"),
+        (0, 0, None, "image_height", "is 0x0 pixels; each edge must be 1 or more"),
+        (70_000, 9, None, "image_width", "the limit of an edge is 65535"),
+        (9, 70_000, None, "image_height", "the limit of an edge is 65535"),
+        (2**31 - 1, 2**31 - 1, None, "image_width", "pixels; the limit is 128000000"),
+        (5, 5, 25, "max_tile_count", "the tile cap is 25; it must be 1 to 24"),
+        (5, 5, 0, "max_tile_count", "the tile cap is 0; it must be 1 to 24"),
+    ],
+)
+async def test_what_cannot_be_cut_is_not_planned(
+    client: Client, width: int, height: int, cap: int | None, field: str, complaint: str
+) -> None:
+    fields = {} if cap is None else {"max_tile_count": cap}
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.plan(width, height, **fields)
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, InvalidArgumentError)
+    assert error.field == field
+    assert complaint in error.message
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
 import socket
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gateway.local.health import SILENT
-from gateway.local.ports import FREE_PORTS, LOOPBACK, free_port, is_free
+from gateway.local.ports import LOOPBACK, common_port, free_port
 from gateway.local.processes import ENDED, POLL_SECONDS, ServiceProcess, StartError
 from tests.replicas.names import Names
 
@@ -63,11 +62,12 @@ def dns_name(kind: str) -> str:
     return f"{kind}.test"
 
 
-def common_port(replica_count: int = MAX_REPLICA_COUNT) -> int:
+def replicas_port(replica_count: int = MAX_REPLICA_COUNT) -> int:
     """Returns a port that is free on all replicas' addresses; of one replica, on the usual one."""
-    ports = random.sample(FREE_PORTS, len(FREE_PORTS))
-    hosts = [host_of(index) for index in range(replica_count)] if replica_count > 1 else [LOOPBACK]
-    return next(port for port in ports if all(is_free(host, port) for host in hosts))
+    several = replica_count > 1
+    return common_port(
+        [host_of(index) for index in range(replica_count)] if several else [LOOPBACK]
+    )
 
 
 class Replica(ServiceProcess):
@@ -200,7 +200,7 @@ async def running_fleet(
         gateway_arguments: further ones.
     """
     async with Names().running() as names:
-        fleet = Fleet(folder, names, {kind: common_port() for kind in KINDS})
+        fleet = Fleet(folder, names, {kind: replicas_port() for kind in KINDS})
         for kind in KINDS:
             for program in programs.get(kind, ()):
                 fleet.add(kind, program)

@@ -228,6 +228,72 @@ class EncodeTimings(_message.Message):
 Global___EncodeTimings: _TypeAlias = EncodeTimings  # noqa: Y015
 
 @_typing.final
+class PlanTilesRequest(_message.Message):
+    """An image of which only the size is known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_WIDTH_FIELD_NUMBER: _builtins.int
+    IMAGE_HEIGHT_FIELD_NUMBER: _builtins.int
+    MAX_TILE_COUNT_FIELD_NUMBER: _builtins.int
+    image_width: _builtins.int
+    """Width of the image in pixels, after EXIF orientation; 1 or more."""
+    image_height: _builtins.int
+    """Height of the image in pixels, after EXIF orientation; 1 or more."""
+    max_tile_count: _builtins.int
+    """As in EncodeImageRequest."""
+    def __init__(
+        self,
+        *,
+        image_width: _builtins.int = ...,
+        image_height: _builtins.int = ...,
+        max_tile_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tile_count", b"_max_tile_count", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tile_count", b"_max_tile_count", "image_height", b"image_height", "image_width", b"image_width", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_tile_count: _TypeAlias = _typing.Literal["max_tile_count"]  # noqa: Y015
+    _WhichOneofArgType__max_tile_count: _TypeAlias = _typing.Literal["_max_tile_count", b"_max_tile_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tile_count) -> _WhichOneofReturnType__max_tile_count | None: ...
+
+Global___PlanTilesRequest: _TypeAlias = PlanTilesRequest  # noqa: Y015
+
+@_typing.final
+class PlanTilesResponse(_message.Message):
+    """How EncodeImage would cut such an image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRID_COLUMN_COUNT_FIELD_NUMBER: _builtins.int
+    GRID_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    TILE_COUNT_FIELD_NUMBER: _builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    grid_column_count: _builtins.int
+    """Columns of the tile grid; 1 or more."""
+    grid_row_count: _builtins.int
+    """Rows of the tile grid; 1 or more."""
+    tile_count: _builtins.int
+    """Number of tiles, thumbnail included."""
+    token_count: _builtins.int
+    """Rows of the embedding, each of which is a token of the prompt: tile_count x tokens_per_tile."""
+    def __init__(
+        self,
+        *,
+        grid_column_count: _builtins.int = ...,
+        grid_row_count: _builtins.int = ...,
+        tile_count: _builtins.int = ...,
+        token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grid_column_count", b"grid_column_count", "grid_row_count", b"grid_row_count", "tile_count", b"tile_count", "token_count", b"token_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanTilesResponse: _TypeAlias = PlanTilesResponse  # noqa: Y015
+
+@_typing.final
 class VisionServiceGetModelInfoRequest(_message.Message):
     """Asks what this service runs."""
 

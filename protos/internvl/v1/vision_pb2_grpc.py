@@ -40,6 +40,11 @@ class VisionServiceStub(object):
                 request_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.EncodeImageRequest.SerializeToString,
                 response_deserializer=protos_dot_internvl_dot_v1_dot_vision__pb2.EncodeImageResponse.FromString,
                 _registered_method=True)
+        self.PlanTiles = channel.unary_unary(
+                '/internvl.v1.VisionService/PlanTiles',
+                request_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.PlanTilesRequest.SerializeToString,
+                response_deserializer=protos_dot_internvl_dot_v1_dot_vision__pb2.PlanTilesResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/internvl.v1.VisionService/GetModelInfo',
                 request_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.VisionServiceGetModelInfoRequest.SerializeToString,
@@ -70,6 +75,15 @@ class VisionServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanTiles(self, request, context):
+        """Tells how an image of a size would be cut, before there is one; nothing is encoded.
+
+        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelInfo(self, request, context):
         """Describes the loaded checkpoint and the limits of this service.
         """
@@ -91,6 +105,11 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     servicer.EncodeImage,
                     request_deserializer=protos_dot_internvl_dot_v1_dot_vision__pb2.EncodeImageRequest.FromString,
                     response_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.EncodeImageResponse.SerializeToString,
+            ),
+            'PlanTiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanTiles,
+                    request_deserializer=protos_dot_internvl_dot_v1_dot_vision__pb2.PlanTilesRequest.FromString,
+                    response_serializer=protos_dot_internvl_dot_v1_dot_vision__pb2.PlanTilesResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -131,6 +150,33 @@ class VisionService(object):
             '/internvl.v1.VisionService/EncodeImage',
             protos_dot_internvl_dot_v1_dot_vision__pb2.EncodeImageRequest.SerializeToString,
             protos_dot_internvl_dot_v1_dot_vision__pb2.EncodeImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanTiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/internvl.v1.VisionService/PlanTiles',
+            protos_dot_internvl_dot_v1_dot_vision__pb2.PlanTilesRequest.SerializeToString,
+            protos_dot_internvl_dot_v1_dot_vision__pb2.PlanTilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

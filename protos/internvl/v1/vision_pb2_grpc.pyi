@@ -43,6 +43,11 @@ class VisionServiceStub:
     FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full or
     longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
+    PlanTiles: _grpc.UnaryUnaryMultiCallable[_vision_pb2.PlanTilesRequest, _vision_pb2.PlanTilesResponse]
+    """Tells how an image of a size would be cut, before there is one; nothing is encoded.
+
+    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap).
+    """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]
     """Describes the loaded checkpoint and the limits of this service."""
     GetLoad: _grpc.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetLoadRequest, _vision_pb2.VisionServiceGetLoadResponse]
@@ -62,6 +67,11 @@ class VisionServiceAsyncStub(VisionServiceStub):
     Errors: INVALID_ARGUMENT (not an image, too large, too many pixels, bad tile cap),
     FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full or
     longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+    """
+    PlanTiles: _aio.UnaryUnaryMultiCallable[_vision_pb2.PlanTilesRequest, _vision_pb2.PlanTilesResponse]  # type: ignore[assignment]
+    """Tells how an image of a size would be cut, before there is one; nothing is encoded.
+
+    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap).
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded checkpoint and the limits of this service."""
@@ -85,6 +95,17 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT (not an image, too large, too many pixels, bad tile cap),
         FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full or
         longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
+        """
+
+    @_abc_1.abstractmethod
+    def PlanTiles(
+        self,
+        request: _vision_pb2.PlanTilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.PlanTilesResponse, _abc.Awaitable[_vision_pb2.PlanTilesResponse]]:
+        """Tells how an image of a size would be cut, before there is one; nothing is encoded.
+
+        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap).
         """
 
     @_abc_1.abstractmethod

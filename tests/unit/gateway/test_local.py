@@ -377,6 +377,18 @@ def test_a_port_that_is_taken_is_not_chosen() -> None:
     assert free_port(taken) == taken
 
 
+def test_a_port_that_was_found_is_not_found_by_another_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = free_port()
+    monkeypatch.setattr("gateway.local.ports.FREE_PORTS", range(port, port + 1))
+    look = f"from gateway.local import ports; ports.FREE_PORTS = [{port}]; ports.free_port()"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert "no port" in found.stderr
+    with pytest.raises(OSError, match="no port"):
+        free_port()
+
+
 def test_the_gateway_gets_all_folders(tmp_path: Path) -> None:
     roots = (tmp_path / "a", tmp_path / "b, c")
     for root in roots:

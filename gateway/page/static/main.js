@@ -1,0 +1,302 @@
+// The page: its parts put together, and the way of one question.
+
+import * as api from "./api.js";
+import { Composer } from "./composer.js";
+import { ConversationView } from "./conversation.js";
+import { Drawer } from "./drawer.js";
+import {
+  asCurl,
+  asJSON,
+  asPython,
+  copyText,
+  exportConversation,
+  importConversation,
+} from "./exports.js";
+import { HistoryDrawer } from "./history.js";
+import { KeyDialog } from "./key.js";
+import { addWords, language, number, setLanguage, t } from "./language.js";
+import { announce, menuButtons } from "./menu.js";
+import { asksForJSON, chatRequest, newOptions } from "./request.js";
+import * as store from "./store.js";
+import { Strip } from "./strip.js";
+import { plan, TileView } from "./tiles.js";
+
+addWords({
+  en: {
+    "main.stopped": "Stopped.",
+    "main.freed": "Stopped. The engine is free again.",
+    "main.busy": "Stopped. The engine runs {running} requests of others.",
+  },
+  zh: {
+    "main.stopped": "已停止。",
+    "main.freed": "已停止，引擎已释放。",
+    "main.busy": "已停止，引擎正在处理其他 {running} 个请求。",
+  },
+});
+
+const STATUS_SECONDS = 4;
+const BUSY_STATUS_SECONDS = 1;
+const FREED_SECONDS = 1;
+const TITLE_LENGTH = 60;
+
+const id = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+const at = (name) => document.getElementById(name);
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+/** The turns that are part of a request: all but answers that failed. */
+const said = (turns) => turns.filter((turn) => !turn.error);
+const picturesOf = (turns) => turns.flatMap((turn) => turn.pictures ?? []);
+
+/** All that the page has in its hands. */
+class Page {
+  #key = "";
+  #model = "";
+  #conversation = null;
+  #stopping = null; // an AbortController while an answer comes
+  #editing = null; // the turn that is being changed
+
+  constructor() {
+    this.strip = new Strip(at("strip"));
+    at("strip").append(menuButtons({
+      fresh: () => this.#open(this.#fresh()),
+      history: () => this.history.open(),
+      settings: () => this.drawer.open(),
+      copy: (form) => this.#copy(form),
+      exported: () => this.#export(),
+    }));
+    this.keys = new KeyDialog(at("key"));
+    this.inspector = new TileView(at("inspector"));
+    this.drawer = new Drawer(at("settings"), { onChange: (options) => this.#setOptions(options) });
+    this.history = new HistoryDrawer(at("history"), {
+      open: async (name) => this.#open(await store.load(name)),
+      removed: (name) => this.#removed(name),
+      importFile: (file) => this.#import(file),
+    });
+    this.view = new ConversationView(at("conversation"), {
+      edit: (turn) => this.#edit(turn),
+      again: (turn) => this.#again(turn),
+      stop: () => this.#stopping?.abort(),
+      inspect: (picture) => this.#inspect(picture),
+      sample: () => this.#sample(),
+    });
+    this.composer = new Composer(at("composer"), {
+      inspector: this.inspector,
+      model: () => this.#model,
+      key: () => this.#key,
+    });
+    this.composer.addEventListener("send", (event) => this.#send(event));
+    this.composer.addEventListener("cancel", () => (this.#editing = null));
+    store.storeProblems.addEventListener("problem", (event) => announce(event.detail));
+    this.#open(this.#fresh());
+    this.#watch();
+  }
+
+  #inspect(picture) {
+    const { used } = picture;
+    this.inspector.open(picture, { editable: false, used, model: this.#model, key: this.#key });
+  }
+
+  #fresh() {
+    const options = this.#conversation?.options ?? newOptions();
+    return { id: id(), title: "", created: Date.now(), options, turns: [] };
+  }
+
+  #open(conversation) {
+    if (!conversation) return;
+    this.#stopping?.abort();
+    this.#editing = null;
+    this.#conversation = { options: newOptions(), ...conversation };
+    this.drawer.options = this.#conversation.options;
+    this.view.show(this.#conversation.turns);
+    this.strip.use(this.#usedCount());
+    this.composer.question.focus();
+  }
+
+  #usedCount() {
+    const usage = this.#conversation.turns.findLast((turn) => turn.facts?.usage)?.facts.usage;
+    return usage ? usage.prompt_tokens + usage.completion_tokens : 0;
+  }
+
+  #removed(name) {
+    if (name === null || name === this.#conversation.id) this.#open(this.#fresh());
+  }
+
+  #setOptions(options) {
+    this.#conversation.options = options;
+  }
+
+  #send(event) {
+    const problem = this.drawer.problem();
+    if (problem) {
+      event.preventDefault();
+      return this.composer.showProblem(problem);
+    }
+    const { text, pictures } = event.detail;
+    this.#cutFrom(this.#editing);
+    this.#editing = null;
+    const turn = { id: id(), role: "user", text, pictures };
+    this.#conversation.title ||= (text || pictures[0].name).slice(0, TITLE_LENGTH);
+    this.#conversation.turns.push(turn);
+    this.view.addQuestion(turn);
+    this.#answer();
+  }
+
+  #cutFrom(turn) {
+    const place = this.#conversation.turns.indexOf(turn);
+    if (place < 0) return;
+    this.#conversation.turns.length = place;
+    this.view.show(this.#conversation.turns);
+  }
+
+  #edit(turn) {
+    this.#stopping?.abort();
+    this.#editing = turn;
+    this.composer.edit(turn);
+  }
+
+  #again(turn) {
+    const problem = this.drawer.problem();
+    if (problem) return this.composer.showProblem(problem);
+    this.#stopping?.abort();
+    this.#cutFrom(turn);
+    this.#answer();
+  }
+
+  async #sample() {
+    const response = await fetch("/page/sample.webp");
+    const file = new File([await response.blob()], "sample.webp", { type: "image/webp" });
+    this.composer.question.value = t("conversation.sampleQuestion");
+    await this.composer.tray.add([file]);
+    this.composer.question.focus();
+  }
+
+  /** Asks for the answer to the conversation so far, and shows it as it comes. */
+  async #answer() {
+    const conversation = this.#conversation;
+    const asked = [...conversation.turns];
+    const turn = { id: id(), role: "assistant", text: "", state: "streaming" };
+    conversation.turns.push(turn);
+    const view = this.view.addAnswer(turn);
+    this.view.toEnd();
+    const stopping = (this.#stopping = new AbortController());
+    this.composer.busy = true;
+    view.begin({ json: asksForJSON(conversation.options) });
+    try {
+      await this.#plan(picturesOf(asked));
+      const request = await chatRequest(said(asked), conversation.options, this.#model);
+      const facts = await this.#stream(request, turn, view, stopping.signal);
+      if (stopping.signal.aborted) view.stopped(await this.#stopped(turn), facts);
+      else this.#finished(turn, view, { ...facts, pictures: picturesOf(asked) });
+    } catch (error) {
+      turn.state = "failed";
+      turn.error = error instanceof api.APIError ? error.toJSON() : { message: String(error.message) };
+      view.fail(turn.error);
+    }
+    turn.facts = view.facts;
+    if (this.#stopping === stopping) {
+      this.#stopping = null;
+      this.composer.busy = false;
+    }
+    if (conversation === this.#conversation) this.strip.use(this.#usedCount());
+    await store.save(conversation);
+    if (turn.error?.status === 401) this.#askKey(turn);
+  }
+
+  async #plan(pictures) {
+    for (const picture of pictures) {
+      if (picture.width) picture.plan = await plan(picture, this.#model, this.#key).catch(() => null);
+    }
+  }
+
+  async #stream(request, turn, view, signal) {
+    const started = performance.now();
+    const facts = {};
+    for await (const event of api.chat(request, { signal, key: this.#key })) {
+      if (event.type === "delta") {
+        facts.ttftMs ??= performance.now() - started;
+        turn.text += event.text;
+        view.append(event.text);
+      } else if (event.type === "finish") facts.finishReason = event.reason;
+      else if (event.type === "usage") facts.usage = event.usage;
+      else if (event.type === "timing") facts.timing = event;
+      facts.totalMs = performance.now() - started;
+    }
+    return facts;
+  }
+
+  #finished(turn, view, facts) {
+    turn.state = "done";
+    facts.timing?.images?.forEach((image, index) => {
+      const picture = facts.pictures[index];
+      if (picture) picture.used = { ...picture.used, ...image };
+    });
+    view.finish(facts);
+  }
+
+  /** Returns what became of the engine: the LLM service's load tells it, it is not supposed. */
+  async #stopped(turn) {
+    turn.state = "stopped";
+    const deadline = performance.now() + 1000 * FREED_SECONDS;
+    for (;;) {
+      const running = (await this.#refresh())?.llm?.running_sequence_count;
+      if (running === undefined) return t("main.stopped");
+      if (!running) return t("main.freed");
+      if (performance.now() > deadline) return t("main.busy", { running: number(running) });
+      await pause(0.1);
+    }
+  }
+
+  async #askKey(turn) {
+    this.#key = await this.keys.ask();
+    if (!this.#key) return;
+    await this.#refresh();
+    this.#again(turn);
+  }
+
+  async #refresh() {
+    const status = await api.status(this.#key).catch(() => null);
+    this.#model = status?.model ?? this.#model;
+    document.title = this.#model ? `${this.#model} · InternVL` : "InternVL";
+    this.strip.show(status);
+    return status;
+  }
+
+  async #watch() {
+    for (;;) {
+      if (!document.hidden) await this.#refresh();
+      await pause(this.#stopping ? BUSY_STATUS_SECONDS : STATUS_SECONDS);
+    }
+  }
+
+  async #copy(form) {
+    const turns = this.#conversation.turns;
+    const last = turns.findLastIndex((turn) => turn.role === "user");
+    if (last < 0) return announce(t("menu.nothing"));
+    const asked = said(turns.slice(0, last + 1));
+    const request = await chatRequest(asked, this.#conversation.options, this.#model);
+    const writers = { curl: asCurl, python: asPython, json: asJSON };
+    const names = picturesOf(asked).filter(({ blob }) => blob).map(({ name }) => name);
+    const text = writers[form](request, location.origin, { names, hasKey: Boolean(this.#key) });
+    announce(t((await copyText(text)) ? "menu.copied" : "menu.notCopied"));
+  }
+
+  async #export() {
+    if (!this.#conversation.turns.length) return announce(t("menu.nothing"));
+    const url = URL.createObjectURL(await exportConversation(this.#conversation));
+    const link = Object.assign(document.createElement("a"), { href: url, download: "conversation.json" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  }
+
+  async #import(file) {
+    try {
+      const conversation = { ...(await importConversation(file)), id: id() };
+      await store.save(conversation);
+      this.#open(conversation);
+    } catch (error) {
+      this.composer.showProblem(error.message);
+    }
+  }
+}
+
+setLanguage(language());
+new Page();

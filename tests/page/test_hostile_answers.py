@@ -1,0 +1,87 @@
+"""A model's words are untrusted: whatever they hold, the page shows them, and does nothing."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import expect
+
+from tests.fakes import stack
+from tests.page.browser import Visit
+from tests.page.conftest import Visiting
+from tests.page.hostile_answers import ANSWERS, BEACON
+from tests.page.scripted import PacedLLM, in_pieces
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+# What an answer must never become.
+ACTIVE = (
+    "script, iframe, object, embed, form, style, link, meta, base, svg, math, img, video, audio,"
+    " template, input, select, textarea, [style], [id], [is], [popover], [autofocus]"
+)
+# All that the page is besides the answers.
+SURROUNDINGS = """() => {
+  const copy = document.documentElement.cloneNode(true);
+  copy.querySelectorAll("article.answer, .conversation article, [role=status], progress")
+    .forEach((element) => element.remove());
+  return [...copy.querySelectorAll("head *, header, main, form, dialog")]
+    .map((element) => `${element.tagName}#${element.id}.${element.className}`);
+}"""
+
+
+async def harm(person: Visit) -> list[str]:
+    """Returns what an answer has done besides being shown."""
+    body = person.answer.locator(".answer-body")
+    active = await body.evaluate(
+        f"(body) => [...body.querySelectorAll('{ACTIVE}')].map((one) => one.outerHTML)"
+    )
+    listeners = await body.evaluate(
+        "(body) => [...body.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"
+        ".filter((name) => name.startsWith('on') || name.includes('href') && name !== 'href')"
+    )
+    links = await body.evaluate(
+        "(body) => [...body.querySelectorAll('a')].filter((link) =>"
+        " !['http:', 'https:', 'mailto:'].includes(link.protocol) || link.target !== '_blank'"
+        " || !link.relList.contains('noopener') || !link.relList.contains('noreferrer'))"
+        ".map((link) => link.outerHTML)"
+    )
+    ran = (await person.watched())["ran"]
+    asked = [url for url in person.requests if BEACON in url or "evil" in url]
+    return [*active, *listeners, *links, *map(str, ran), *asked]
+
+
+async def test_answers_do_nothing(visit: Visiting) -> None:
+    llm = PacedLLM()
+    async with stack(llm=llm) as gateway, visit(gateway.url) as person:
+        before = await person.page.evaluate(SURROUNDINGS)
+        harmful = {}
+        for name, answer in ANSWERS.items():
+            llm.texts = in_pieces(answer)
+            await person.ask(name)
+            if found := await harm(person):
+                harmful[name] = found
+        assert harmful == {}
+        assert await person.page.evaluate(SURROUNDINGS) == before
+        assert person.page.url == f"{gateway.url}/"
+        # Kept and shown once more, they do no more than before.
+        await person.page.reload()
+        await expect(person.page.locator("article.answer")).to_have_count(len(ANSWERS))
+        assert (await person.watched())["ran"] == []
+        assert [url for url in person.requests if "evil" in url] == []
+
+
+async def test_words_stay_what_they_were(visit: Visiting) -> None:
+    text = 'If a < b, write `<b>` or <b>bold</b> & "quoted" &amp; <!-- nothing is lost -->.'
+    llm = PacedLLM(texts=in_pieces(text))
+    async with stack(llm=llm) as gateway, visit(gateway.url) as person:
+        await person.ask("HTML?")
+        shown = await person.answer.locator(".answer-text").inner_text()
+    assert shown == 'If a < b, write <b> or <b>bold</b> & "quoted" & <!-- nothing is lost -->.'
+
+
+async def test_a_hostile_question_is_text_too(visit: Visiting) -> None:
+    llm = PacedLLM(texts=["no"])
+    question = ANSWERS["onerror"] + ANSWERS["script"] + "</textarea><h1>x</h1>"
+    async with stack(llm=llm) as gateway, visit(gateway.url) as person:
+        await person.ask(question)
+        await expect(person.page.get_by_text(question)).to_be_visible()
+        assert (await person.watched())["ran"] == []
