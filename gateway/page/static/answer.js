@@ -17,7 +17,7 @@ addWords({
     "answer.tool": "Tool call",
     "answer.begun": "The answer begins.",
     "answer.complete": "The answer is complete: {count} tokens.",
-    "answer.stopped": "Stopped. The engine is free for other requests.",
+    "answer.stopped": "Stopped.",
     "answer.cut": "Cut at the token limit. Raise “max tokens”, or ask it to go on.",
     "answer.empty": "The model said nothing.",
     "answer.error.400": "The request was refused.",
@@ -45,7 +45,7 @@ addWords({
     "answer.tool": "工具调用",
     "answer.begun": "开始回答。",
     "answer.complete": "回答完毕，共 {count} 个 token。",
-    "answer.stopped": "已停止，引擎已释放给其他请求。",
+    "answer.stopped": "已停止。",
     "answer.cut": "已达到 token 上限而截断。可调高“最大 token 数”，或让它继续。",
     "answer.empty": "模型没有输出内容。",
     "answer.error.400": "请求被拒绝。",
@@ -154,7 +154,7 @@ export class AnswerView {
   stopped(sentence = null, facts = {}) {
     this.#settle(facts);
     this.#note("answer.stopped", sentence);
-    this.#say("answer.stopped");
+    this.#spoken.textContent = sentence ?? t("answer.stopped");
   }
 
   #start(json) {

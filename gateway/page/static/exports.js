@@ -1,6 +1,7 @@
 // What leaves the page and comes back: requests as texts that run, and whole conversations.
 
 import { addWords, t } from "./language.js";
+import { newOptions } from "./request.js";
 
 addWords({
   en: {
@@ -50,12 +51,12 @@ export const asJSON = (request) => JSON.stringify(request, null, 2);
 /**
  * Returns a request as a command line of bash.
  *
- * Pictures that are data URLs are read from files instead: `names` has the files' names, in order;
- * the data URLs may end after their comma. With `hasKey` the key is that of $INTERNVL_API_KEY.
+ * `names` has the name of each picture's file, in order: it is read from there, and its data URL
+ * may end after the comma. A picture without a name stays as it is. With `hasKey` the key is that
+ * of $INTERNVL_API_KEY.
  */
 export function asCurl(request, origin, { names = [], hasKey = false } = {}) {
-  const files = [];
-  const body = JSON.stringify(request, (_, value) => fileOf(value, files, names)?.mark ?? value, 2);
+  const { marked, files } = withoutFiles(request, names);
   const words = [
     ...["curl", request.stream ? "-N" : "", quoted(`${origin}/v1/chat/completions`)],
     "-H 'Content-Type: application/json'",
@@ -63,8 +64,8 @@ export function asCurl(request, origin, { names = [], hasKey = false } = {}) {
     `-d @- <<${files.length ? "JSON" : "'JSON'"}`,
   ];
   const command = words.filter(Boolean).join(" ");
-  const document = files.length ? withPictures(body, files) : body;
-  return [...files.map(readFile), command, document, "JSON\n"].join("\n");
+  const body = files.length ? withPictures(marked, files) : marked;
+  return [...files.map(readFile), command, body, "JSON\n"].join("\n");
 }
 
 /** Puts the base64 of a file into a variable, in the shell. */
@@ -73,10 +74,7 @@ const readFile = ({ index, name }) =>
 
 /** Returns a request as a program for openai-python; the options are those of asCurl. */
 export function asPython(request, origin, { names = [], hasKey = false } = {}) {
-  const files = [];
-  const marked = JSON.parse(
-    JSON.stringify(request, (_, value) => fileOf(value, files, names)?.mark ?? value),
-  );
+  const { marked, files } = withoutFiles(request, names);
   const write = new PythonWriter(new Map(files.map((file) => [file.mark, file])));
   const field = ([name, value]) => `    ${name}=${write.value(value, 1)},\n`;
   return [
@@ -84,24 +82,26 @@ export function asPython(request, origin, { names = [], hasKey = false } = {}) {
     files.length ? DATA_URL_FUNCTION : "",
     `client = OpenAI(base_url=${write.value(`${origin}/v1`, 0)}, api_key=${apiKey(hasKey)})\n`,
     `${request.stream ? "stream" : "completion"} = client.chat.completions.create(\n`,
-    ...argumentsOf(marked).map(field),
+    ...argumentsOf(JSON.parse(marked)).map(field),
     ")\n",
     request.stream ? PRINT_STREAM : PRINT_COMPLETION,
   ].join("");
 }
 
-const DATA_URL = /^data:([\w.+\/-]*)[^,]*;base64,/;
-
-/** Returns the file that a value, a data URL, is read from; null of any other value. */
-function fileOf(value, files, names) {
-  const type = typeof value === "string" && value.startsWith("data:") && DATA_URL.exec(value)?.[1];
-  if (!type) return null;
-  const index = files.length + 1;
-  const extension = type.replace(/^.*\//, "").replace(/\W.*$/, "").replace("jpeg", "jpg");
-  const name = names[index - 1] || `picture-${index}.${extension}`;
-  const file = { index, name, type, mark: `file ${index} of ${MARK}` };
-  files.push(file);
-  return file;
+/** Returns a request's JSON with marks for the pictures that are read from files, and these. */
+function withoutFiles(request, names) {
+  const files = [];
+  let place = 0;
+  const mark = (key, value) => {
+    if (key !== "image_url") return value;
+    const name = names[place++];
+    const type = /^data:([\w.+\/-]*)[^,]*;base64,/.exec(value.url)?.[1];
+    if (!name || type === undefined) return value;
+    const file = { index: files.length + 1, name, type, mark: `file ${place} ${MARK}` };
+    files.push(file);
+    return { ...value, url: file.mark };
+  };
+  return { marked: JSON.stringify(request, mark, 2), files };
 }
 
 // Stands for a picture until the text around it has been written; nobody writes it by chance.
@@ -248,11 +248,12 @@ export async function importConversation(file) {
   if (content?.format !== FORMAT) throw new Error(t("exports.notOurs"));
   const { version, conversation } = content;
   if (version !== VERSION) throw new Error(t("exports.version", { version: String(version) }));
-  const { title, created, turns } = plainObject(conversation, "conversation");
+  const { title, created, options, turns } = plainObject(conversation, "conversation");
   return {
     id: newId(),
     title: text(title ?? t("exports.imported"), "conversation.title", 500),
     created: isTime(created) ? created : Date.now(),
+    ...(options ? { options: importedOptions(plainObject(options, "options")) } : {}),
     turns: await importedTurns(list(turns, "conversation.turns", MAX_TURN_COUNT)),
   };
 }
@@ -296,6 +297,16 @@ const count = (value, where) =>
 const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(36)).join("");
 
+/** Options are texts, and numbers of the sampling. */
+function importedOptions({ sampling, ...texts }) {
+  const of = (values, type) => Object.entries(values).filter(([, value]) => typeof value === type);
+  for (const [name, value] of of(texts, "string")) text(value, `options.${name}`);
+  const numbers = isPlainObject(sampling) ? of(sampling, "number") : [];
+  const whole = { ...newOptions(), ...Object.fromEntries(of(texts, "string")) };
+  oneOf(whole.format, ["text", "json_object", "json_schema"], "options.format");
+  return { ...whole, sampling: Object.fromEntries(numbers) };
+}
+
 async function importedTurns(turns) {
   const imported = [];
   for (const [index, turn] of turns.entries()) {
@@ -319,7 +330,7 @@ async function importedTurn(turn, where) {
 function importedEnd({ facts, state, error }, where) {
   return {
     ...(facts ? { facts: importedFacts(plainObject(facts, `${where}.facts`)) } : {}),
-    ...(typeof state === "string" ? { state: text(state, `${where}.state`, 100) } : {}),
+    ...(state ? { state: oneOf(state, ["done", "stopped", "failed"], `${where}.state`) } : {}),
     ...(error ? { error: importedError(error) } : {}),
   };
 }
@@ -335,6 +346,7 @@ async function importedPictures(pictures, where) {
 
 async function importedPicture(picture, where) {
   const { kind, name, blob, url = "", width = 0, height = 0, detail, cap, number = 0 } = picture;
+  const { plan = null, used } = picture;
   const isURL = oneOf(kind, ["file", "url", "frame"], `${where}.kind`) === "url";
   if (isURL) required(/^(https?|file|data):/i.test(text(url, `${where}.url`)), url, `${where}.url`);
   return {
@@ -348,6 +360,8 @@ async function importedPicture(picture, where) {
     detail: oneOf(detail ?? "auto", ["auto", "low", "high"], `${where}.detail`),
     cap: (cap ?? null) === null ? null : count(cap, `${where}.cap`),
     number: count(number, `${where}.number`),
+    plan: importedFacts(plan),
+    ...(used ? { used: importedFacts(used) } : {}),
   };
 }
 
