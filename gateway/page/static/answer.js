@@ -17,7 +17,7 @@ addWords({
     "answer.tool": "Tool call",
     "answer.begun": "The answer begins.",
     "answer.complete": "The answer is complete: {count} tokens.",
-    "answer.stopped": "Stopped. The engine is free for other requests.",
+    "answer.stopped": "Stopped.",
     "answer.cut": "Cut at the token limit. Raise “max tokens”, or ask it to go on.",
     "answer.empty": "The model said nothing.",
     "answer.error.400": "The request was refused.",
@@ -45,7 +45,7 @@ addWords({
     "answer.tool": "工具调用",
     "answer.begun": "开始回答。",
     "answer.complete": "回答完毕，共 {count} 个 token。",
-    "answer.stopped": "已停止，引擎已释放给其他请求。",
+    "answer.stopped": "已停止。",
     "answer.cut": "已达到 token 上限而截断。可调高“最大 token 数”，或让它继续。",
     "answer.empty": "模型没有输出内容。",
     "answer.error.400": "请求被拒绝。",
@@ -154,7 +154,7 @@ export class AnswerView {
   stopped(sentence = null, facts = {}) {
     this.#settle(facts);
     this.#note("answer.stopped", sentence);
-    this.#say("answer.stopped");
+    this.#spoken.textContent = sentence ?? t("answer.stopped");
   }
 
   #start(json) {
@@ -249,11 +249,12 @@ class MarkdownText {
   }
 }
 
-/** JSON: as it comes while it comes, then set out if it is whole. */
+/** JSON, set out as it comes. What turns out to be none is shown as it is. */
 class JSONText {
   text = "";
   isJSON = true;
   #place = h("div", { class: "answer-json" });
+  #lines = new JSONLines();
   #rest = "";
   #frame = 0;
   #block = null;
@@ -268,7 +269,7 @@ class JSONText {
 
   append(text) {
     this.text += text;
-    this.#rest += text;
+    this.#rest += this.#lines.push(text);
     this.#frame ||= requestAnimationFrame(() => this.#show());
   }
 
@@ -293,24 +294,63 @@ class JSONText {
   }
 }
 
-const JSON_TOKEN = /"(?:[^"\\]|\\.)*"|\{\s*\}|\[\s*\]|[{}[\]:,]|[^\s{}[\]:,"]+/g;
+/** Sets JSON out on lines as it comes: {"a":[1]} on five. Numbers stay as they were written. */
+class JSONLines {
+  #depth = 0;
+  #isEmpty = false; // an object or array has begun, and nothing has come of it yet
+  #string = "";
 
-/** Returns JSON on lines of its own, its numbers as they were written; other text as it is. */
+  push(text) {
+    return Array.from(text, (character) => this.#place(character)).join("");
+  }
+
+  #place(character) {
+    if (this.#string) return this.#inString(character);
+    if (/\s/.test(character)) return "";
+    if ("}]".includes(character)) return this.#close(character);
+    const before = this.#isEmpty ? this.#line() : "";
+    this.#isEmpty = false;
+    return before + this.#open(character);
+  }
+
+  #inString(character) {
+    if (this.#string === "\\") this.#string = '"';
+    else if (character === "\\") this.#string = "\\";
+    else if (character === '"') this.#string = "";
+    return character;
+  }
+
+  #close(character) {
+    this.#depth = Math.max(0, this.#depth - 1);
+    const before = this.#isEmpty ? "" : this.#line();
+    this.#isEmpty = false;
+    return before + character;
+  }
+
+  #open(character) {
+    if (character === ",") return character + this.#line();
+    if (character === ":") return ": ";
+    if (character === '"') this.#string = character;
+    if ("{[".includes(character)) {
+      this.#depth += 1;
+      this.#isEmpty = true;
+    }
+    return character;
+  }
+
+  #line() {
+    return `\n${"  ".repeat(this.#depth)}`;
+  }
+}
+
+/** Returns JSON set out on lines; text that is no JSON as it is. */
 function setOut(text) {
   try {
     JSON.parse(text);
+    return new JSONLines().push(text);
   } catch {
     return text;
   }
-  let depth = 0;
-  const line = () => `\n${"  ".repeat(depth)}`;
-  const spaced = (token) => {
-    if (/^[{[]\s*[}\]]$/.test(token)) return token[0] + token.at(-1);
-    if (token === "{" || token === "[") return ((depth += 1), token + line());
-    if (token === "}" || token === "]") return ((depth -= 1), line() + token);
-    return token === "," ? token + line() : token === ":" ? ": " : token;
-  };
-  return text.match(JSON_TOKEN).map(spaced).join("");
 }
 
 class ToolCalls {

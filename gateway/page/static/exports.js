@@ -1,6 +1,7 @@
 // What leaves the page and comes back: requests as texts that run, and whole conversations.
 
 import { addWords, t } from "./language.js";
+import { newOptions } from "./request.js";
 
 addWords({
   en: {
@@ -50,54 +51,57 @@ export const asJSON = (request) => JSON.stringify(request, null, 2);
 /**
  * Returns a request as a command line of bash.
  *
- * Pictures that are data URLs are read from files instead: `names` has the files' names, in order;
- * the data URLs may end after their comma. With `hasKey` the key is that of $INTERNVL_API_KEY.
+ * `names` has the name of each picture's file, in order: it is read from there, and its data URL
+ * may end after the comma. A picture without a name stays as it is. With `hasKey` the key is that
+ * of $INTERNVL_API_KEY.
  */
 export function asCurl(request, origin, { names = [], hasKey = false } = {}) {
-  const files = [];
-  const body = JSON.stringify(request, (_, value) => fileOf(value, files, names)?.mark ?? value, 2);
-  const isStreamed = request.stream ? " -N" : "";
-  const key = hasKey ? ' -H "Authorization: Bearer $INTERNVL_API_KEY"' : "";
-  const url = quoted(`${origin}/v1/chat/completions`);
-  return [
-    ...files.map(({ name, index }) => `picture${index}=$(base64 < ${quoted(path(name))} | tr -d '\\n')`),
-    `curl${isStreamed} ${url} -H 'Content-Type: application/json'${key} -d @- <<${files.length ? "JSON" : "'JSON'"}`,
-    files.length ? withPictures(body, files) : body,
-    "JSON\n",
-  ].join("\n");
+  const { marked, files } = withoutFiles(request, names);
+  const words = [
+    ...["curl", request.stream ? "-N" : "", quoted(`${origin}/v1/chat/completions`)],
+    "-H 'Content-Type: application/json'",
+    hasKey ? '-H "Authorization: Bearer $INTERNVL_API_KEY"' : "",
+    `-d @- <<${files.length ? "JSON" : "'JSON'"}`,
+  ];
+  const command = words.filter(Boolean).join(" ");
+  const body = files.length ? withPictures(marked, files) : marked;
+  return [...files.map(readFile), command, body, "JSON\n"].join("\n");
 }
+
+/** Puts the base64 of a file into a variable, in the shell. */
+const readFile = ({ index, name }) =>
+  `picture${index}=$(base64 < ${quoted(path(name))} | tr -d '\\n')`;
 
 /** Returns a request as a program for openai-python; the options are those of asCurl. */
 export function asPython(request, origin, { names = [], hasKey = false } = {}) {
-  const files = [];
-  const marked = JSON.parse(
-    JSON.stringify(request, (_, value) => fileOf(value, files, names)?.mark ?? value),
-  );
+  const { marked, files } = withoutFiles(request, names);
   const write = new PythonWriter(new Map(files.map((file) => [file.mark, file])));
-  const fields = argumentsOf(marked).map(([name, value]) => `    ${name}=${write.value(value, 1)},\n`);
+  const field = ([name, value]) => `    ${name}=${write.value(value, 1)},\n`;
   return [
     programHead(files.length > 0, hasKey),
     files.length ? DATA_URL_FUNCTION : "",
     `client = OpenAI(base_url=${write.value(`${origin}/v1`, 0)}, api_key=${apiKey(hasKey)})\n`,
     `${request.stream ? "stream" : "completion"} = client.chat.completions.create(\n`,
-    ...fields,
+    ...argumentsOf(JSON.parse(marked)).map(field),
     ")\n",
     request.stream ? PRINT_STREAM : PRINT_COMPLETION,
   ].join("");
 }
 
-const DATA_URL = /^data:([\w.+\/-]*)[^,]*;base64,/;
-
-/** Returns the file that a value, a data URL, is read from; null of any other value. */
-function fileOf(value, files, names) {
-  const type = typeof value === "string" && value.startsWith("data:") && DATA_URL.exec(value)?.[1];
-  if (!type) return null;
-  const index = files.length + 1;
-  const extension = type.replace(/^.*\//, "").replace(/\W.*$/, "").replace("jpeg", "jpg");
-  const name = names[index - 1] || `picture-${index}.${extension}`;
-  const file = { index, name, type, mark: `file ${index} of ${MARK}` };
-  files.push(file);
-  return file;
+/** Returns a request's JSON with marks for the pictures that are read from files, and these. */
+function withoutFiles(request, names) {
+  const files = [];
+  let place = 0;
+  const mark = (key, value) => {
+    if (key !== "image_url") return value;
+    const name = names[place++];
+    const type = /^data:([\w.+\/-]*)[^,]*;base64,/.exec(value.url)?.[1];
+    if (!name || type === undefined) return value;
+    const file = { index: files.length + 1, name, type, mark: `file ${place} ${MARK}` };
+    files.push(file);
+    return { ...value, url: file.mark };
+  };
+  return { marked: JSON.stringify(request, mark, 2), files };
 }
 
 // Stands for a picture until the text around it has been written; nobody writes it by chance.
@@ -145,13 +149,12 @@ print()
 const PRINT_COMPLETION = "print(completion.choices[0].message.content)\n";
 
 // What openai-python's create() names; all else goes by extra_body.
-const NAMED = new Set(
-  [
-    "messages model frequency_penalty logit_bias logprobs max_completion_tokens max_tokens metadata",
-    "n presence_penalty response_format seed stop store stream stream_options temperature",
-    "tool_choice tools top_logprobs top_p user",
-  ].flatMap((names) => names.split(" ")),
-);
+const NAMED = new Set([
+  ...["messages", "model", "temperature", "top_p", "seed", "stop", "n", "max_tokens"],
+  ...["max_completion_tokens", "presence_penalty", "frequency_penalty", "logit_bias"],
+  ...["logprobs", "top_logprobs", "response_format", "stream", "stream_options", "user"],
+  ...["tools", "tool_choice", "metadata", "store"],
+]);
 
 function argumentsOf(request) {
   const entries = Object.entries(request);
@@ -193,7 +196,8 @@ class PythonWriter {
     const line = `${opening}${items.join(", ")}${closing}`;
     if (!line.includes("\n") && line.length + 4 * depth < 80) return line;
     const indent = "    ".repeat(depth);
-    return `${opening}\n${items.map((item) => `${indent}    ${item},\n`).join("")}${indent}${closing}`;
+    const lines = items.map((item) => `${indent}    ${item},\n`);
+    return `${opening}\n${lines.join("")}${indent}${closing}`;
   }
 }
 
@@ -244,14 +248,18 @@ export async function importConversation(file) {
   if (content?.format !== FORMAT) throw new Error(t("exports.notOurs"));
   const { version, conversation } = content;
   if (version !== VERSION) throw new Error(t("exports.version", { version: String(version) }));
-  const { title, created, turns } = plainObject(conversation, "conversation");
+  const { title, created, options, turns } = plainObject(conversation, "conversation");
   return {
     id: newId(),
     title: text(title ?? t("exports.imported"), "conversation.title", 500),
-    created: Number.isFinite(Date.parse(created)) || Number.isFinite(created) ? created : Date.now(),
+    created: isTime(created) ? created : Date.now(),
+    ...(options ? { options: importedOptions(plainObject(options, "options")) } : {}),
     turns: await importedTurns(list(turns, "conversation.turns", MAX_TURN_COUNT)),
   };
 }
+
+const isTime = (value) =>
+  Number.isFinite(typeof value === "string" ? Date.parse(value) : value);
 
 function tooLarge(size) {
   const megabytes = (count) => Math.ceil(count / 1024 / 1024);
@@ -289,6 +297,16 @@ const count = (value, where) =>
 const newId = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(36)).join("");
 
+/** Options are texts, and numbers of the sampling. */
+function importedOptions({ sampling, ...texts }) {
+  const of = (values, type) => Object.entries(values).filter(([, value]) => typeof value === type);
+  for (const [name, value] of of(texts, "string")) text(value, `options.${name}`);
+  const numbers = isPlainObject(sampling) ? of(sampling, "number") : [];
+  const whole = { ...newOptions(), ...Object.fromEntries(of(texts, "string")) };
+  oneOf(whole.format, ["text", "json_object", "json_schema"], "options.format");
+  return { ...whole, sampling: Object.fromEntries(numbers) };
+}
+
 async function importedTurns(turns) {
   const imported = [];
   for (const [index, turn] of turns.entries()) {
@@ -312,7 +330,7 @@ async function importedTurn(turn, where) {
 function importedEnd({ facts, state, error }, where) {
   return {
     ...(facts ? { facts: importedFacts(plainObject(facts, `${where}.facts`)) } : {}),
-    ...(typeof state === "string" ? { state: text(state, `${where}.state`, 100) } : {}),
+    ...(state ? { state: oneOf(state, ["done", "stopped", "failed"], `${where}.state`) } : {}),
     ...(error ? { error: importedError(error) } : {}),
   };
 }
@@ -328,6 +346,7 @@ async function importedPictures(pictures, where) {
 
 async function importedPicture(picture, where) {
   const { kind, name, blob, url = "", width = 0, height = 0, detail, cap, number = 0 } = picture;
+  const { plan = null, used } = picture;
   const isURL = oneOf(kind, ["file", "url", "frame"], `${where}.kind`) === "url";
   if (isURL) required(/^(https?|file|data):/i.test(text(url, `${where}.url`)), url, `${where}.url`);
   return {
@@ -341,6 +360,8 @@ async function importedPicture(picture, where) {
     detail: oneOf(detail ?? "auto", ["auto", "low", "high"], `${where}.detail`),
     cap: (cap ?? null) === null ? null : count(cap, `${where}.cap`),
     number: count(number, `${where}.number`),
+    plan: importedFacts(plan),
+    ...(used ? { used: importedFacts(used) } : {}),
   };
 }
 
@@ -374,7 +395,8 @@ function importedFacts(value, depth = 0) {
   if (typeof value === "number" || typeof value === "boolean" || value === null) return value;
   if (typeof value === "string") return value.slice(0, MAX_TEXT_LENGTH);
   if (depth > 5) return null;
-  if (Array.isArray(value)) return value.slice(0, 1000).map((item) => importedFacts(item, depth + 1));
+  const within = (item) => importedFacts(item, depth + 1);
+  if (Array.isArray(value)) return value.slice(0, MAX_PICTURE_COUNT).map(within);
   const entries = Object.entries(value).slice(0, 100);
-  return Object.fromEntries(entries.map(([name, item]) => [name, importedFacts(item, depth + 1)]));
+  return Object.fromEntries(entries.map(([name, item]) => [name, within(item)]));
 }

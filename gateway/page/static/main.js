@@ -215,7 +215,8 @@ class Page {
         facts.ttftMs ??= performance.now() - started;
         turn.text += event.text;
         view.append(event.text);
-      } else if (event.type === "finish") facts.finishReason = event.reason;
+      } else if (event.type === "tool_calls") view.callTools(event.calls);
+      else if (event.type === "finish") facts.finishReason = event.reason;
       else if (event.type === "usage") facts.usage = event.usage;
       else if (event.type === "timing") facts.timing = event;
       facts.totalMs = performance.now() - started;
@@ -274,7 +275,7 @@ class Page {
     const asked = said(turns.slice(0, last + 1));
     const request = await chatRequest(asked, this.#conversation.options, this.#model);
     const writers = { curl: asCurl, python: asPython, json: asJSON };
-    const names = picturesOf(asked).filter(({ blob }) => blob).map(({ name }) => name);
+    const names = picturesOf(asked).map(({ blob, name }) => (blob ? name : ""));
     const text = writers[form](request, location.origin, { names, hasKey: Boolean(this.#key) });
     announce(t((await copyText(text)) ? "menu.copied" : "menu.notCopied"));
   }

@@ -29,6 +29,9 @@ addWords({
 const escaped = (text) =>
   text.replace(/[&<>"']/g, (character) => `&#${character.codePointAt(0)};`);
 
+const DONE = "☑";
+const TO_DO = "☐";
+
 // A heading of an answer stands below those of the page.
 const HIGHEST_HEADING = 3;
 
@@ -48,7 +51,7 @@ const marked = new Marked({
     image({ href, text }) {
       return `<a href="${escaped(href)}">${escaped(text || href)}</a>`;
     },
-    checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
+    checkbox: ({ checked }) => (checked ? `${DONE} ` : `${TO_DO} `),
   },
 });
 
@@ -72,6 +75,7 @@ function fragmentOf(tokens) {
   fragment.querySelectorAll("a").forEach(guardLink);
   fragment.querySelectorAll("pre").forEach(upgradeCode);
   fragment.querySelectorAll("table").forEach(upgradeTable);
+  fragment.querySelectorAll("li").forEach(markTask);
   return fragment;
 }
 
@@ -85,6 +89,11 @@ function upgradeCode(pre) {
   const block = new CodeBlock(pre.dataset.language);
   block.add(pre.textContent.split("\n"));
   pre.replaceWith(block.element);
+}
+
+function markTask(item) {
+  const mark = item.textContent.trimStart()[0];
+  if (mark === DONE || mark === TO_DO) item.classList.add("answer-task");
 }
 
 function upgradeTable(table) {
@@ -189,17 +198,96 @@ class Fence {
   }
 }
 
+const grouped = (nodes, isEnd) => {
+  const groups = [[]];
+  for (const node of nodes) {
+    groups.at(-1).push(node);
+    if (isEnd(node)) groups.push([]);
+  }
+  return groups;
+};
+
+const rawOf = (tokens) => tokens.map(({ raw }) => raw).join("");
+
+// How blocks of many units (items, rows, lines) are taken apart: when that begins, how many units
+// at the end may still change, what must stand before the others so that they are read as such
+// units, where their nodes go, and which source and nodes belong to each.
+const UNITS = {
+  list: {
+    isLong: ({ items }) => items.length > 4,
+    open: 1,
+    head: () => "",
+    place: (block) => block,
+    sources: ({ items }) => items.map(({ raw }) => raw),
+    nodes: (place) => [...place.children].map((item) => [item]),
+  },
+  table: {
+    isLong: ({ rows }) => rows.length > 4,
+    open: 1,
+    head: ({ raw }) => `${raw.split("\n", 2).join("\n")}\n`,
+    place: (block) => block.querySelector("tbody"),
+    sources: ({ raw, rows }) => raw.split("\n").slice(2, rows.length + 2).map((row) => `${row}\n`),
+    nodes: (place) => [...place.children].map((row) => [row]),
+  },
+  paragraph: {
+    isLong: ({ raw }) => raw.split("\n").length > 24,
+    open: 12,
+    head: () => ".\n",
+    place: (block) => block,
+    sources: ({ tokens }) => grouped(tokens, ({ type }) => type === "br").slice(1).map(rawOf),
+    nodes: (place) => grouped(place.childNodes, ({ nodeName }) => nodeName === "BR").slice(1),
+  },
+};
+
+/** A long list, table or paragraph that grows: the units that are complete are made once. */
+class Growing {
+  #rules;
+  #place;
+  #open = [];
+
+  static suits(token) {
+    return Boolean(UNITS[token?.type]?.isLong(token));
+  }
+
+  constructor(token) {
+    this.type = token.type;
+    this.#rules = UNITS[token.type];
+    this.head = this.#rules.head(token);
+    this.block = fragmentOf([token]).firstElementChild;
+    this.#place = this.#rules.place(this.block);
+    this.#place.replaceChildren();
+  }
+
+  /** Takes its token, read after `head`; returns the length of the source that is done with. */
+  take(token, isComplete) {
+    this.drop();
+    const nodes = this.#rules.nodes(this.#rules.place(fragmentOf([token]).firstElementChild));
+    const sources = this.#rules.sources(token);
+    const done = isComplete ? nodes.length : Math.max(0, nodes.length - this.#rules.open);
+    this.#open = nodes.slice(done).flat();
+    this.#place.append(...nodes.flat());
+    if (isComplete) return token.raw.length - this.head.length;
+    return sources.slice(0, done).join("").length;
+  }
+
+  /** Takes back the units that are not complete. */
+  drop() {
+    this.#open.forEach((node) => node.remove());
+  }
+}
+
 /**
  * Markdown in an element, that grows.
  *
- * Blocks that are complete are made once and stay. Only what may still change, the last block, is
- * made anew, at most once a frame, and less often when that takes long.
+ * Blocks that are complete are made once and stay. Only what may still change, the end of the last
+ * block, is made anew, at most once a frame, and less often when that takes long.
  */
 export class Markdown {
   #rest = "";
   #links = {};
   #last = [];
   #fence = null;
+  #growing = null;
   #frame = 0;
   #notBefore = 0;
 
@@ -218,6 +306,7 @@ export class Markdown {
     this.#render();
     this.#fence?.end(this.#rest);
     this.#fence = null;
+    this.#growing = null;
     this.#rest = "";
   }
 
@@ -226,30 +315,34 @@ export class Markdown {
     const begun = performance.now();
     if (begun < this.#notBefore) return this.append("");
     this.#render();
-    const end = performance.now();
-    this.#notBefore = end + 4 * (end - begun);
+    this.#notBefore = Infinity;
+    // Runs once the frame has been laid out, which is a part of what a change costs.
+    setTimeout(() => (this.#notBefore = performance.now() + 4 * (performance.now() - begun)));
   }
 
   #render() {
-    for (;;) {
-      if (this.#fence) this.#readFence();
-      if (this.#fence) return;
-      const tokens = this.#lex();
-      const complete = completeCount(tokens);
-      this.#show(tokens.slice(0, complete), true);
-      const last = tokens.slice(complete);
-      const opening = OPENING.exec(this.#rest);
-      if (!opening) return this.#show(last, false);
-      this.#openFence(opening);
-    }
+    while (this.#advance());
   }
 
-  #lex() {
+  /** Shows what it can; returns whether there is more to read, of another kind. */
+  #advance() {
+    if (this.#fence) return this.#readFence();
+    if (this.#growing) return this.#grow();
+    const tokens = this.#lex(this.#rest);
+    const complete = completeCount(tokens);
+    this.#show(tokens.slice(0, complete), true);
+    const opening = OPENING.exec(this.#rest);
+    if (opening) return this.#openFence(opening);
+    const last = tokens.slice(complete);
+    if (Growing.suits(last[0])) return this.#beginToGrow(last[0]);
+    this.#show(last, false);
+    return false;
+  }
+
+  #lex(text) {
     const lexer = new Lexer(marked.defaults);
     Object.assign(lexer.tokens.links, this.#links);
-    const tokens = lexer.lex(this.#rest);
-    this.#links = lexer.tokens.links;
-    return tokens;
+    return lexer.lex(text);
   }
 
   #show(tokens, isComplete) {
@@ -257,23 +350,48 @@ export class Markdown {
     const fragment = fragmentOf(tokens);
     this.#last = isComplete ? [] : [...fragment.childNodes];
     this.element.append(fragment);
-    if (isComplete) this.#rest = this.#rest.slice(length(tokens));
+    if (isComplete) this.#keep(tokens);
+  }
+
+  #keep(tokens) {
+    this.#rest = this.#rest.slice(rawOf(tokens).length);
+    for (const { type, tag, href, title } of tokens) {
+      if (type === "def") this.#links[tag] ??= { href, title };
+    }
   }
 
   #openFence(opening) {
     this.#fence = new Fence(opening);
     this.#rest = this.#rest.slice(opening[0].length);
     this.element.append(this.#fence.block.element);
+    return true;
   }
 
   #readFence() {
     const { rest, isClosed } = this.#fence.read(this.#rest);
     this.#rest = rest;
     if (isClosed) this.#fence = null;
+    return isClosed;
+  }
+
+  #beginToGrow(token) {
+    this.#growing = new Growing(token);
+    if (token.type === "table") this.#rest = this.#rest.slice(this.#growing.head.length);
+    this.element.append(this.#growing.block);
+    return true;
+  }
+
+  #grow() {
+    const tokens = this.#lex(this.#growing.head + this.#rest);
+    const isComplete = completeCount(tokens) > 0;
+    if (tokens[0]?.type === this.#growing.type) {
+      this.#rest = this.#rest.slice(this.#growing.take(tokens[0], isComplete));
+      if (!isComplete) return false;
+    } else this.#growing.drop();
+    this.#growing = null;
+    return true;
   }
 }
-
-const length = (tokens) => tokens.reduce((sum, token) => sum + token.raw.length, 0);
 
 /** Returns how many tokens at the beginning no further text can change. */
 function completeCount(tokens) {

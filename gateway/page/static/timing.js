@@ -172,6 +172,11 @@ function legend(parts, total) {
   );
 }
 
+function percent(share) {
+  if (share < 0.0005) return `< ${number(0.1, 1)} %`;
+  return `${number(100 * share, share < 0.0995 ? 1 : 0)} %`;
+}
+
 function row({ stage, ms, share }) {
   const swatch = h("span", { class: "answer-swatch", data: { stage } });
   const name = h("span", { words: `timing.${stage}` });
@@ -181,6 +186,6 @@ function row({ stage, ms, share }) {
     {},
     h("th", { scope: "row" }, swatch, name, note),
     h("td", {}, duration(ms)),
-    h("td", {}, `${number(100 * share, share < 0.0995 ? 1 : 0)} %`),
+    h("td", {}, percent(share)),
   );
 }
