@@ -141,7 +141,17 @@ class Visit:
 
     async def attach(self, *files: Path) -> None:
         """Adds files by the file chooser."""
-        await self.page.locator("input[type=file]").first.set_input_files([*files])
+        async with self.page.expect_file_chooser() as chooser:
+            await self.add("file")
+        await (await chooser.value).set_files([*files])
+        cards = self.page.locator(".pictures-list .pictures-card")
+        await expect(cards.first).to_be_visible()
+
+    async def add(self, source: str) -> None:
+        """Opens the menu of the pictures, and takes the entry: file, video, camera or url."""
+        await self.page.locator(".pictures-add").click()
+        name = await self.words(f"pictures.{source}")
+        await self.page.get_by_role("menuitem", name=name).click()
 
     async def unexpected(self) -> list[str]:
         """Returns the problems that no test wants."""

@@ -107,7 +107,7 @@ async def test_a_picture_its_tiles_and_a_second_turn(
         await expect(person.answer.locator(".answer-body")).to_contain_text(answer)
         facts = digits(await person.answer.locator(".answer-facts").inner_text())
         assert str(plan["token_count"]) in facts
-        assert await person.words("answer.source.encoded") in facts
+        assert await person.words("facts.source.encoded") in facts
         await expect(person.answer.locator(".answer-stage").first).to_be_attached()
 
         await person.ask(follow_up)
@@ -125,7 +125,7 @@ async def test_a_picture_its_tiles_and_a_second_turn(
 
 
 async def cached_pattern(person: Visit) -> str:
-    words = await person.words("answer.cached", count="NUMBER")
+    words = await person.words("facts.cached", count="NUMBER")
     return re.escape(words).replace("NUMBER", r"(\d+)")
 
 
@@ -168,9 +168,7 @@ async def test_a_picture_by_address(served: Stack, visit: Visiting) -> None:
 
 
 async def add_address(person: Visit, address: str) -> None:
-    await person.page.locator(".pictures-add").click()
-    menu_item = person.page.get_by_role("menuitem", name=await person.words("pictures.url"))
-    await menu_item.click()
+    await person.add("url")
     await person.page.locator("#pictures-address").fill(address)
     await (await person.button("intake.addressAdd")).click()
 
