@@ -23,6 +23,7 @@ from gateway.keys import (
     PAIR,
     PIPELINE,
     POOLS,
+    REPLICAS,
     SETTINGS,
     TRAFFIC,
 )
@@ -36,9 +37,12 @@ from gateway.pools import open_pools
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
+from gateway.services.replicas import Replicas, open_replica_count
 from gateway.services.routing import Router
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
+from gateway.status import status
+from gateway.tiles import tiles
 from gateway.traffic import Traffic
 
 # aiohttp would log malformed requests with their bytes, at error level; what fails in a handler is
@@ -77,6 +81,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             ),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
+            web.get("/v1/tiles", tiles),
+            web.get("/v1/status", status),
             web.get("/health", handlers.ready),
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
@@ -106,7 +112,10 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         open_channel(settings.vision_address, VISION_SERVICE) as vision,
         open_channel(settings.llm_address, LLM_SERVICE) as llm,
         open_downloads(settings.download_options) as downloads,
+        open_replica_count(settings.vision_address) as vision_count,
+        open_replica_count(settings.llm_address) as llm_count,
     ):
+        app[REPLICAS] = Replicas(vision_count, llm_count)
         app[PAIR] = ServicePair(
             VisionClient(vision, Router(settings.queue_limits, partial(count_attempt, "vision"))),
             LLMClient(llm, Router(settings.queue_limits, partial(count_attempt, "llm"))),

@@ -12,6 +12,7 @@ from gateway.origins import AllowedOrigins
 from gateway.pools import Pools
 from gateway.record import RequestRecord
 from gateway.services.pair import ServicePair
+from gateway.services.replicas import Replicas
 from gateway.settings import Settings
 from gateway.traffic import Traffic
 
@@ -24,6 +25,7 @@ CONNECTIONS = web.AppKey("connections", Connections)
 ORIGINS = web.AppKey("origins", AllowedOrigins)
 PIPELINE = web.AppKey("pipeline", ChatPipeline)
 PAIR = web.AppKey("pair", ServicePair)
+REPLICAS = web.AppKey("replicas", Replicas)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 RECORD = web.RequestKey("record", RequestRecord)

@@ -39,7 +39,6 @@ from protos.internvl.v1 import (
 from protos.process.server import Service, running_server
 from protos.process.settings import MIB
 from protos.transport import CHUNK_BYTE_COUNT
-from vision_service.tiling import choose_grid
 
 MODEL = "scripted"
 HIDDEN_SIZE = 8
@@ -116,12 +115,12 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             raise InvalidImageError("the image is too narrow", field="image_width")
         if request.image_height < 1:
             raise InvalidImageError("the image is too low", field="image_height")
-        grid = choose_grid(request.image_width, request.image_height, cap, 448)
+        columns, rows, tiles = (1, 1, 1) if cap == 1 else (3, 2, 7)
         return vision_pb2.PlanTilesResponse(
-            grid_column_count=grid.column_count,
-            grid_row_count=grid.row_count,
-            tile_count=grid.tile_count,
-            token_count=256 * grid.tile_count,
+            grid_column_count=columns,
+            grid_row_count=rows,
+            tile_count=tiles,
+            token_count=256 * tiles,
         )
 
     async def GetLoad(

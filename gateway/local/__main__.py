@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from gateway.local.health import HEALTHY
+from gateway.local.health import HEALTHY, page_url
 from gateway.local.ports import LOOPBACK, free_port, is_free
-from gateway.local.processes import ENDED, ServiceProcess, StartError, stop_services
+from gateway.local.processes import ENDED, Service, ServiceProcess, StartError, stop_services
 from gateway.local.record import Record, ServiceRecord, forget
 from gateway.local.settings import Settings, StatusSettings, StopSettings
 from gateway.local.stack import Stack
@@ -46,6 +46,7 @@ def serve() -> int:
     stack = _start(settings)
     try:
         _say(f"{settings.model_names[0]} is served at {stack.url}/v1; Ctrl-C stops it")
+        _say_page(stack.gateway)
         ended = stack.wait_for_an_end()
     except KeyboardInterrupt:
         ended = None
@@ -64,6 +65,7 @@ def start() -> int:
     settings = read_settings(Settings)
     stack = _start(settings)
     _say(f"{settings.model_names[0]} is served at {stack.url}/v1; `internvl-serve stop` stops it")
+    _say_page(stack.gateway)
     return 0
 
 
@@ -176,6 +178,8 @@ def status() -> int:
     for service, health in zip(services, healths, strict=True):
         if health == ENDED:
             _say(f"the {service.title} has ended; its log is {service.log}")
+    if HEALTHY in healths:
+        _say_page(services[-1])
     return 0 if set(healths) == {HEALTHY} else 1
 
 
@@ -199,6 +203,11 @@ def stop() -> int:
         _say("stopped")
     forget(settings.state_folder)
     return 0
+
+
+def _say_page(gateway: Service) -> None:
+    if url := page_url(gateway.address):
+        _say(f"the page is at {url}")
 
 
 def _say(line: str) -> None:

@@ -37,3 +37,16 @@ def gateway_health(address: str) -> str:
     finally:
         connection.close()
     return HEALTHY if response.status == 200 else "; ".join(body["reasons"].values())
+
+
+def page_url(address: str) -> str:
+    """Returns where a gateway has its page; empty where it has none, or does not answer."""
+    connection = HTTPConnection(address, timeout=PROBE_SECONDS)
+    try:
+        connection.request("HEAD", "/")
+        status = connection.getresponse().status
+    except (OSError, HTTPException):
+        return ""
+    finally:
+        connection.close()
+    return f"http://{address}/" if status == 200 else ""

@@ -77,6 +77,16 @@ class ModelInfo:
             )
 
 
+@dataclass(frozen=True)
+class Load:
+    """How much a replica has to do; as GetLoadResponse has it, the KV cache as a share in use."""
+
+    running_sequence_count: int
+    waiting_sequence_count: int
+    kv_cache_utilization: float
+    backlog_seconds: float
+
+
 class LLMClient:
     """Calls the LLM service."""
 
@@ -118,9 +128,20 @@ class LLMClient:
         """Forgets what was served under a name."""
         self._infos = [info for info in self._infos if not info.serves(name)]
 
-    async def _backlog(self, deadline: float, key: str) -> float:
+    async def ask_load(self, deadline: float, key: str = "") -> Load:
+        """Returns how much a replica has to do: a key's, or any."""
         question = llm_pb2.GetLoadRequest()
-        return (await ask("LLM", self._stub.GetLoad, question, deadline, key)).backlog_seconds
+        answer = await ask("LLM", self._stub.GetLoad, question, deadline, key)
+        used_token_count = answer.total_kv_token_count - answer.free_kv_token_count
+        return Load(
+            answer.running_sequence_count,
+            answer.waiting_sequence_count,
+            used_token_count / max(1, answer.total_kv_token_count),
+            answer.backlog_seconds,
+        )
+
+    async def _backlog(self, deadline: float, key: str) -> float:
+        return (await self.ask_load(deadline, key)).backlog_seconds
 
     @asynccontextmanager
     async def generate(

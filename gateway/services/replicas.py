@@ -139,3 +139,11 @@ def _resolver(server: tuple[str, int] | None) -> DNSResolver:
     return DNSResolver(
         [address], timeout=TRY_SECONDS, tries=TRY_COUNT, udp_port=port, tcp_port=port
     )
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """How many replicas each of the two services has."""
+
+    vision: ReplicaCount
+    llm: ReplicaCount

@@ -53,6 +53,14 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class Load:
+    """How much a replica has to do; fields as in VisionServiceGetLoadResponse."""
+
+    waiting_tile_count: float
+    backlog_seconds: float
+
+
+@dataclass(frozen=True)
 class TilePlan:
     """How an image would be cut; fields as in PlanTilesResponse."""
 
@@ -113,6 +121,12 @@ class VisionClient:
             max_tile_count=answer.max_tile_count,
             max_image_byte_count=answer.max_image_byte_count,
         )
+
+    async def ask_load(self, deadline: float, key: str = "") -> Load:
+        """Returns how much a replica has to do: a key's, or any."""
+        question = vision_pb2.VisionServiceGetLoadRequest()
+        answer = await ask("vision", self._stub.GetLoad, question, deadline, key)
+        return Load(answer.waiting_tile_count, answer.backlog_seconds)
 
     async def plan_tiles(
         self, width: int, height: int, max_tile_count: int | None, deadline: float
@@ -193,8 +207,7 @@ class VisionClient:
             asyncio.get_running_loop().call_soon(self._sending.release)
 
     async def _backlog(self, deadline: float, key: str) -> float:
-        question = vision_pb2.VisionServiceGetLoadRequest()
-        return (await ask("vision", self._stub.GetLoad, question, deadline, key)).backlog_seconds
+        return (await self.ask_load(deadline, key)).backlog_seconds
 
     async def _key_of_recipe(self, request: EncodeRequest, key: str, deadline: float) -> str:
         """Returns a salted key that leads to a replica with the request's recipe."""

@@ -181,7 +181,10 @@ def main() -> None:
     ):
         console.print(f"Up at {stack.url}. Asking about models/demo/{PICTURES.name}/ ...\n")
         console.print(run(stack, address))
-    console.print("Stopped. `make serve` keeps the services up for your own client.")
+    console.print(
+        "Stopped. `make serve` keeps the services up: for your own client, and for the page at"
+        " http://127.0.0.1:8000/."
+    )
 
 
 @contextmanager

@@ -16,25 +16,27 @@ import { plan, TileView } from "./tiles.js";
 
 addWords({
   en: {
-    "main.stopped": "Stopped. The engine runs {running} requests now.",
-    "main.freed": "Stopped: the engine is free again.",
-    "main.stoppedOnly": "Stopped.",
+    "main.stopped": "Stopped.",
+    "main.freed": "Stopped. The engine is free again.",
+    "main.busy": "Stopped. The engine runs {running} requests of others.",
   },
   zh: {
-    "main.stopped": "已停止。引擎目前运行 {running} 个请求。",
+    "main.stopped": "已停止。",
     "main.freed": "已停止，引擎已释放。",
-    "main.stoppedOnly": "已停止。",
+    "main.busy": "已停止，引擎正在处理其他 {running} 个请求。",
   },
 });
 
 const STATUS_SECONDS = 4;
 const BUSY_STATUS_SECONDS = 1;
-const FREED_SECONDS = 2;
+const FREED_SECONDS = 1;
 const TITLE_LENGTH = 60;
 
 const id = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
 const at = (name) => document.getElementById(name);
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+/** The turns that are part of a request: all but answers that failed. */
+const said = (turns) => turns.filter((turn) => !turn.error);
 const picturesOf = (turns) => turns.flatMap((turn) => turn.pictures ?? []);
 
 /** All that the page has in its hands. */
@@ -159,25 +161,25 @@ class Page {
   async #answer() {
     const conversation = this.#conversation;
     const asked = [...conversation.turns];
-    const turn = { id: id(), role: "assistant", text: "", state: "streaming",
-      isJSON: asksForJSON(conversation.options) };
+    const turn = { id: id(), role: "assistant", text: "", state: "streaming" };
     conversation.turns.push(turn);
     const view = this.view.addAnswer(turn);
     this.view.toEnd();
     const stopping = (this.#stopping = new AbortController());
     this.composer.busy = true;
-    view.begin({ isJSON: turn.isJSON });
+    view.begin({ json: asksForJSON(conversation.options) });
     try {
       await this.#plan(picturesOf(asked));
-      const request = await chatRequest(asked.filter((one) => !one.error), conversation.options, this.#model);
-      await this.#stream(request, turn, view, stopping.signal);
-      if (stopping.signal.aborted) await this.#stopped(turn, view);
-      else this.#finished(turn, view, picturesOf(asked));
+      const request = await chatRequest(said(asked), conversation.options, this.#model);
+      const facts = await this.#stream(request, turn, view, stopping.signal);
+      if (stopping.signal.aborted) view.stopped(await this.#stopped(turn), facts);
+      else this.#finished(turn, view, { ...facts, pictures: picturesOf(asked) });
     } catch (error) {
       turn.state = "failed";
       turn.error = error instanceof api.APIError ? error.toJSON() : { message: String(error.message) };
       view.fail(turn.error);
     }
+    turn.facts = view.facts;
     if (this.#stopping === stopping) {
       this.#stopping = null;
       this.composer.busy = false;
@@ -195,7 +197,7 @@ class Page {
 
   async #stream(request, turn, view, signal) {
     const started = performance.now();
-    const facts = (turn.facts = {});
+    const facts = {};
     for await (const event of api.chat(request, { signal, key: this.#key })) {
       if (event.type === "delta") {
         facts.ttftMs ??= performance.now() - started;
@@ -206,31 +208,29 @@ class Page {
       else if (event.type === "timing") facts.timing = event;
       facts.totalMs = performance.now() - started;
     }
+    return facts;
   }
 
-  #finished(turn, view, pictures) {
+  #finished(turn, view, facts) {
     turn.state = "done";
-    turn.facts.timing?.images?.forEach((image, index) => {
-      const picture = pictures[index];
+    facts.timing?.images?.forEach((image, index) => {
+      const picture = facts.pictures[index];
       if (picture) picture.used = { ...picture.used, ...image };
     });
-    turn.facts.pictures = pictures.map(({ name, width, height, plan, used }) => ({ name, width, height, plan, used }));
-    view.finish(turn.facts);
+    view.finish(facts);
   }
 
-  /** Says what became of the engine: it is told by the LLM service's load, not supposed. */
-  async #stopped(turn, view) {
+  /** Returns what became of the engine: the LLM service's load tells it, it is not supposed. */
+  async #stopped(turn) {
     turn.state = "stopped";
-    turn.facts.stopped = ["main.stoppedOnly", {}];
-    view.stopped(t("main.stoppedOnly"));
     const deadline = performance.now() + 1000 * FREED_SECONDS;
-    let running;
-    do {
-      const status = await this.#refresh();
-      running = status?.llm?.running_sequence_count;
-      if (running === undefined) return;
-    } while (running && performance.now() < deadline && (await pause(0.1), true));
-    view.stopped(running ? t("main.stopped", { running: number(running) }) : t("main.freed"));
+    for (;;) {
+      const running = (await this.#refresh())?.llm?.running_sequence_count;
+      if (running === undefined) return t("main.stopped");
+      if (!running) return t("main.freed");
+      if (performance.now() > deadline) return t("main.busy", { running: number(running) });
+      await pause(0.1);
+    }
   }
 
   async #askKey(turn) {
@@ -259,7 +259,7 @@ class Page {
     const turns = this.#conversation.turns;
     const last = turns.findLastIndex((turn) => turn.role === "user");
     if (last < 0) return announce("menu.nothing");
-    const asked = turns.slice(0, last + 1).filter((turn) => !turn.error);
+    const asked = said(turns.slice(0, last + 1));
     const request = await chatRequest(asked, this.#conversation.options, this.#model);
     const writers = { curl: asCurl, python: asPython, json: asJSON };
     const text = writers[form](request, location.origin);
