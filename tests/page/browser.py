@@ -19,6 +19,7 @@ from playwright.async_api import (
     Locator,
     Page,
     Request,
+    TimeoutError as PlaywrightTimeoutError,
     async_playwright,
     expect,
 )
@@ -34,6 +35,8 @@ ARGUMENTS = (
     "--use-fake-ui-for-media-stream",
 )
 WAIT_MS = 10_000
+ANSWER_COUNT = "(count) => document.querySelectorAll('article.answer').length === count"
+NOTHING_BUSY = "() => !document.querySelector('article.answer[aria-busy=true]')"
 # What the browser itself asks for or shows without a request to anybody.
 OWN_SCHEMES = ("blob:", "about:")
 DESKTOP = {"width": 1440, "height": 900}
@@ -91,6 +94,14 @@ class Visit:
         self.page.on("request", self._note_request)
         self.page.on("popup", lambda popup: self.problems.append(f"popup: {popup.url}"))
 
+    async def open(self) -> None:
+        """Opens the page, or says what keeps it from starting."""
+        await self.page.goto(f"{self.origin}/")
+        try:
+            await self.question.wait_for(timeout=WAIT_MS / 2)
+        except PlaywrightTimeoutError:
+            raise AssertionError(f"the page does not start: {self.problems}") from None
+
     def _note_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self.problems.append(f"{message.type}: {message.text}")
@@ -131,13 +142,13 @@ class Visit:
         count = await self.page.locator("article.answer").count()
         await self.question.fill(text)
         await self.question.press("Enter")
-        await expect(self.page.locator("article.answer")).to_have_count(count + 1)
+        await self.page.wait_for_function(ANSWER_COUNT, arg=count + 1)
         if wait:
             await self.answered()
 
     async def answered(self, timeout_ms: float = WAIT_MS) -> None:
         """Waits until the last answer has ended."""
-        await expect(self.answer).not_to_have_attribute("aria-busy", "true", timeout=timeout_ms)
+        await self.page.wait_for_function(NOTHING_BUSY, timeout=timeout_ms)
 
     async def attach(self, *files: Path) -> None:
         """Adds files by the file chooser."""
@@ -152,6 +163,11 @@ class Visit:
         await self.page.locator(".pictures-add").click()
         name = await self.words(f"pictures.{source}")
         await self.page.get_by_role("menuitem", name=name).click()
+
+    async def reopen(self) -> None:
+        """Opens the newest conversation that the browser keeps."""
+        await (await self.button("menu.history")).click()
+        await self.page.locator(".history-open").first.click()
 
     async def unexpected(self) -> list[str]:
         """Returns the problems that no test wants."""
@@ -177,7 +193,7 @@ async def visiting(browser: Browser, origin: str, **options: Any) -> AsyncIterat
         await context.add_init_script(WATCHER)
         visit = Visit(await context.new_page(), origin)
         visit.watch()
-        await visit.page.goto(f"{origin}/")
+        await visit.open()
         yield visit
         await asyncio.sleep(0.05)  # what was under way is told
         if problems := await visit.unexpected():

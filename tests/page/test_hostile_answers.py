@@ -64,6 +64,7 @@ async def test_answers_do_nothing(visit: Visiting) -> None:
         assert person.page.url == f"{gateway.url}/"
         # Kept and shown once more, they do no more than before.
         await person.page.reload()
+        await person.reopen()
         await expect(person.page.locator("article.answer")).to_have_count(len(ANSWERS))
         assert (await person.watched())["ran"] == []
         assert [url for url in person.requests if "evil" in url] == []
