@@ -26,7 +26,7 @@ from gateway.pools import Pools
 from gateway.record import RequestRecord
 from gateway.services.llm import Generation
 from gateway.services.llm import ModelInfo as LLMInfo
-from gateway.services.messages import EmbeddingHeader
+from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer
 from gateway.services.pair import Match, ServicePair
 from gateway.services.vision import EncodeRequest, ModelInfo
 from gateway.tasks import owning
@@ -165,8 +165,10 @@ class ChatPipeline:
     ) -> tuple[Generation, ChatEvent | None]:
         vision = match.vision
         images = [NamedImage.of(image, vision) for image in turn.images if vision]
-        fields = generate_fields(turn.request, [image.encoding.embedding_id for image in images])
+        embedding_ids = [image.encoding.embedding_id for image in images]
+        fields = generate_fields(turn.request, embedding_ids)
         fields |= {"expected_checkpoint": asdict(match.llm.checkpoint)}
+        turn.record.note_start(embedding_ids)
         generation = await exits.enter_async_context(
             self._pair.llm.generate(fields, turn.name_field, key, turn.deadline)
         )
@@ -272,7 +274,9 @@ class ChatPipeline:
                 async for piece in pieces:
                     if isinstance(piece, EmbeddingHeader):
                         image.encoding.file.let_go()  # from now on nobody is asked once more
-                        turn.record.note_header(piece.tile_count, cache_hit=piece.cache_hit)
+                        turn.record.note_header(index, piece)
+                    elif isinstance(piece, EmbeddingTrailer):
+                        turn.record.note_trailer(piece)
                     await generation.send(index, piece)
 
         tasks = [asyncio.create_task(pipe(index, image)) for index, image in wanted.items()]
@@ -286,10 +290,11 @@ async def _noted(
     generation: Generation, first: ChatEvent | None, record: RequestRecord
 ) -> AsyncGenerator[ChatEvent, None]:
     event = first
-    while event is not None:
-        record.note_event(event)
-        yield event
-        event = await generation.read()
+    with record.timed("decode"):
+        while event is not None:
+            record.note_event(event)
+            yield event
+            event = await generation.read()
 
 
 @dataclass(frozen=True)

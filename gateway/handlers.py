@@ -34,6 +34,7 @@ from gateway.openai.answers import (
     system_fingerprint,
 )
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
+from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
 from gateway.services.pair import ServicePair
 from protos.errors import ServiceError
@@ -106,7 +107,8 @@ async def _stream(
         request[RECORD].error = error.reason
         await stream.write(error_event(error))
     else:
-        await stream.write(DONE)
+        told = is_told(request.app[SETTINGS], request.headers)
+        await stream.write(timing_comment(request[RECORD]) + DONE if told else DONE)
     return stream.response
 
 
@@ -120,7 +122,12 @@ async def _collect(
         answer = WholeAnswer(_head(request, chat, info))
         async for event in events:
             answer.add(event)
-    return web.Response(body=answer.body(), content_type="application/json", charset="utf-8")
+    body = answer.body()
+    told = is_told(request.app[SETTINGS], request.headers)
+    headers = timing_header(request[RECORD]) if told else None
+    return web.Response(
+        body=body, headers=headers, content_type="application/json", charset="utf-8"
+    )
 
 
 def _head(request: web.Request, chat: ChatCompletionRequest, info: ModelInfo) -> AnswerHead:

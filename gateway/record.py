@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from gateway.events import ChatEvent, Usage
+from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer, EncodeTimings
 
-Stage = Literal["body", "fetch", "encode_wait", "transfer", "first_token"]
+Stage = Literal["body", "fetch", "encode_wait", "transfer", "prefill", "first_token", "decode"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+@dataclass
+class Picture:
+    """A picture of a request.
+
+    Attributes:
+        header: what the vision service said of its embedding; None where the LLM service had it, or
+            its part of the KV cache.
+    """
+
+    header: EmbeddingHeader | None = None
+
+    @property
+    def source(self) -> Literal["llm", "vision_cache", "encoded"]:
+        """Where its embedding came from."""
+        if self.header is None:
+            return "llm"
+        return "vision_cache" if self.header.cache_hit else "encoded"
 
 
 @dataclass
@@ -23,8 +43,12 @@ class RequestRecord:
         stage_seconds: where its time went. `body`: from the arrival to the whole body.
             `fetch`: until its pictures were there and named. `encode_wait`: from the first picture
             sent to the vision service to the header of the last. `transfer`: from there to the last
-            piece that the LLM service has been handed. `first_token`: from the arrival to the first
-            token.
+            piece that the LLM service has been handed. `prefill`: from there, or, where it wanted
+            no picture, from the call's start, to the first token. `first_token`: from the arrival
+            to the first token. `decode`: from there to the answer's end.
+        pictures: those of the request, in its order, once they have names; equal ones are one
+            object. As the LLM service wants only the first of these, its facts are theirs.
+        slowest_encode: of the picture on which the vision service spent most.
         image_count: pictures in the request.
         reused_image_count: of these, those that the LLM service had.
         cached_image_count: those that came from the vision service's cache.
@@ -36,6 +60,8 @@ class RequestRecord:
 
     arrival: float = field(default_factory=time.monotonic)
     stage_seconds: dict[Stage, float] = field(default_factory=dict)
+    pictures: list[Picture] = field(default_factory=list)
+    slowest_encode: EncodeTimings = EncodeTimings()
     image_count: int = 0
     reused_image_count: int = 0
     cached_image_count: int = 0
@@ -49,6 +75,7 @@ class RequestRecord:
     ignored_fields: str | None = None
     _sent_at: float = field(default=0.0, init=False)
     _header_at: float = field(default=0.0, init=False)
+    _handed_at: float = field(default=0.0, init=False)
     _missing_header_count: int = field(default=0, init=False)
 
     def elapsed(self) -> float:
@@ -64,6 +91,12 @@ class RequestRecord:
         finally:
             self._time(stage, start)
 
+    def note_start(self, picture_names: Sequence[Hashable]) -> None:
+        """The LLM service is about to be asked."""
+        named = {name: Picture() for name in picture_names}
+        self.pictures = [named[name] for name in picture_names]
+        self._handed_at = time.monotonic()
+
     @contextmanager
     def piping(self, wanted_image_count: int) -> Iterator[None]:
         """Times the pictures that the LLM service lacks, on their way from the vision service."""
@@ -77,20 +110,28 @@ class RequestRecord:
                 self._time("encode_wait", self._sent_at)
             elif wanted_image_count:
                 self._time("transfer", self._header_at)
+                self._handed_at = time.monotonic()
 
-    def note_header(self, tile_count: int, *, cache_hit: bool) -> None:
-        """A picture's embedding begins to come."""
+    def note_header(self, index: int, header: EmbeddingHeader) -> None:
+        """The embedding of the picture of this index begins to come."""
+        self.pictures[index].header = header
         self._header_at = time.monotonic()
         self._missing_header_count -= 1
         self._time("encode_wait", self._sent_at)
-        if cache_hit:
+        if header.cache_hit:
             self.cached_image_count += 1
         else:
             self.encoded_image_count += 1
-            self.encoded_tile_count += tile_count
+            self.encoded_tile_count += header.tile_count
+
+    def note_trailer(self, trailer: EmbeddingTrailer) -> None:
+        """A picture's embedding has come."""
+        if trailer.timings.total_seconds > self.slowest_encode.total_seconds:
+            self.slowest_encode = trailer.timings
 
     def note_first_token(self) -> None:
         """The answer begins."""
+        self._time("prefill", self._handed_at)
         self._time("first_token", self.arrival)
 
     def note_event(self, event: ChatEvent) -> None:
@@ -104,7 +145,7 @@ class RequestRecord:
     def costs(self) -> dict[str, Any]:
         """Returns the fields of the request's line in the log."""
         stages = {f"{stage}_seconds": self.stage_seconds.get(stage) for stage in STAGES}
-        untold = ("arrival", "stage_seconds")
+        untold = ("arrival", "stage_seconds", "pictures", "slowest_encode")
         rest = {
             name: value
             for name, value in vars(self).items()

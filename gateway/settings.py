@@ -78,6 +78,11 @@ class Settings(ServingSettings):
     """Most hosts that the image URLs of one request lead to, redirects included."""
     strict_fields: bool = False
     """Refuse requests with fields that this server does not know, rather than ignore these."""
+    server_timing: bool = False
+    """Tell every client where the time of its chat request went and where its pictures came from:
+    in the header Server-Timing, of a stream in a comment before its end. Without it those are told
+    that ask by the header x-internvl-server-timing: 1, as the web page does; with --no-page nobody
+    is."""
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
     max_held_byte_count: int = Field(default=3 * GIB, ge=1)

@@ -44,6 +44,9 @@ MODEL = "scripted"
 HIDDEN_SIZE = 8
 ROW_BYTE_COUNT = 2 * HIDDEN_SIZE
 SOON_SECONDS = 5.0
+ENCODE_TIMINGS = vision_pb2.EncodeTimings(
+    preprocess_seconds=0.0111, queue_seconds=0.0002, forward_seconds=0.2905
+)
 VisionContext = grpc.aio.ServicerContext[
     vision_pb2.EncodeImageRequest, vision_pb2.EncodeImageResponse
 ]
@@ -58,6 +61,15 @@ async def happening(event: asyncio.Event) -> None:
 def embedding_of(image: bytes, byte_count: int) -> bytes:
     """Returns the bytes that the scripted vision service answers with."""
     return (content_digest(image) * (byte_count // 32 + 1))[:byte_count]
+
+
+def closest_grid(aspect_ratio: float, cap: int) -> tuple[int, int]:
+    """Returns columns and rows of the smallest grid that is closest to an aspect ratio."""
+    grids = [(columns, rows) for columns in range(1, cap + 1) for rows in range(1, cap + 1)]
+    return min(
+        (grid for grid in grids if math.prod(grid) <= cap),
+        key=lambda grid: (abs(aspect_ratio - grid[0] / grid[1]), math.prod(grid)),
+    )
 
 
 @dataclass
@@ -115,12 +127,13 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             raise InvalidImageError("the image is too narrow", field="image_width")
         if request.image_height < 1:
             raise InvalidImageError("the image is too low", field="image_height")
-        columns, rows, tiles = (1, 1, 1) if cap == 1 else (3, 2, 7)
+        columns, rows = closest_grid(request.image_width / request.image_height, cap)
+        tile_count = columns * rows + (columns * rows > 1)
         return vision_pb2.PlanTilesResponse(
             grid_column_count=columns,
             grid_row_count=rows,
-            tile_count=tiles,
-            token_count=256 * tiles,
+            tile_count=tile_count,
+            token_count=256 * tile_count,
         )
 
     async def GetLoad(
@@ -153,7 +166,8 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
                 response = vision_pb2.EncodeImageResponse()
                 response.chunk.offset, response.chunk.data = offset, piece
                 yield response
-            trailer = vision_pb2.EncodeImageTrailer(crc32=zlib.crc32(data))
+            timings = None if self.cache_hit else ENCODE_TIMINGS
+            trailer = vision_pb2.EncodeImageTrailer(crc32=zlib.crc32(data), timings=timings)
             yield vision_pb2.EncodeImageResponse(trailer=trailer)
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
@@ -171,7 +185,14 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             recipe_sha256=recipe_digest(self.recipe, cap),
         )
         header = vision_pb2.EncodeImageHeader(
-            id=name, spec=spec, tile_count=3, cache_hit=self.cache_hit
+            id=name,
+            spec=spec,
+            tile_count=3,
+            grid_column_count=2,
+            grid_row_count=1,
+            image_width=900,
+            image_height=400,
+            cache_hit=self.cache_hit,
         )
         return vision_pb2.EncodeImageResponse(header=header)
 

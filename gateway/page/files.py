@@ -19,6 +19,7 @@ CONTENT_TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
+    ".webp": "image/webp",
     ".txt": "text/plain",
     ".woff2": "font/woff2",
 }

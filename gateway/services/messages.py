@@ -22,13 +22,17 @@ FINISH_REASONS: dict[int, FinishReason] = {
 class EmbeddingHeader:
     """Announces an embedding: dtype as in tensor.proto, shape [rows, hidden], size in bytes.
 
-    `cache_hit` says that the vision service did not have to encode the image for it.
+    The other fields are as in EncodeImageHeader.
     """
 
     dtype: tensor_pb2.DataType.ValueType
     shape: tuple[int, ...]
     byte_count: int
     tile_count: int
+    grid_column_count: int
+    grid_row_count: int
+    image_width: int
+    image_height: int
     cache_hit: bool
 
 
@@ -41,11 +45,26 @@ class EmbeddingChunk:
 
 
 @dataclass(frozen=True)
+class EncodeTimings:
+    """Where the time of an encode went; fields as in EncodeTimings of the contract."""
+
+    preprocess_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    forward_seconds: float = 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """All of it; 0 of an image that was in the cache."""
+        return self.preprocess_seconds + self.queue_seconds + self.forward_seconds
+
+
+@dataclass(frozen=True)
 class EmbeddingTrailer:
-    """Ends an embedding: CRC-32 of all its bytes, and the signature for the LLM service."""
+    """Ends an embedding: CRC-32 of all its bytes, the signature for the LLM service, the times."""
 
     crc32: int
     signature: bytes
+    timings: EncodeTimings
 
 
 EmbeddingPiece = EmbeddingHeader | EmbeddingChunk | EmbeddingTrailer
@@ -62,14 +81,28 @@ def embedding_piece(
     if response.HasField("chunk"):
         return EmbeddingChunk(response.chunk.offset, response.chunk.data)
     if response.HasField("trailer"):
-        return EmbeddingTrailer(response.trailer.crc32, response.trailer.signature)
+        return _trailer(response.trailer)
     header = response.header
     if EmbeddingId(header.id.content_sha256, header.id.recipe_sha256) != wanted:
         raise DataLossError("the vision service sent another embedding than was asked for")
     spec = header.spec
     return EmbeddingHeader(
-        spec.dtype, tuple(spec.shape), spec.byte_count, header.tile_count, header.cache_hit
+        dtype=spec.dtype,
+        shape=tuple(spec.shape),
+        byte_count=spec.byte_count,
+        tile_count=header.tile_count,
+        grid_column_count=header.grid_column_count,
+        grid_row_count=header.grid_row_count,
+        image_width=header.image_width,
+        image_height=header.image_height,
+        cache_hit=header.cache_hit,
     )
+
+
+def _trailer(trailer: vision_pb2.EncodeImageTrailer) -> EmbeddingTrailer:
+    times = trailer.timings
+    timings = EncodeTimings(times.preprocess_seconds, times.queue_seconds, times.forward_seconds)
+    return EmbeddingTrailer(trailer.crc32, trailer.signature, timings)
 
 
 def checkpoint_fingerprint(

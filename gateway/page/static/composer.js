@@ -32,7 +32,7 @@ export class Composer extends EventTarget {
   #draft = null; // what was in the composer before an earlier turn came into it
   #isBusy = false;
 
-  constructor(form, { inspector, model }) {
+  constructor(form, { inspector, model, key }) {
     super();
     this.form = form;
     this.question = h("textarea", {
@@ -52,7 +52,7 @@ export class Composer extends EventTarget {
         h("div", { class: "composer-row" }, tray, this.send)),
       this.problem,
       h("p", { id: "composer-hint", class: "composer-hint", words: "composer.hint" }));
-    this.tray = new PictureTray({ element: tray, inspector, model });
+    this.tray = new PictureTray({ element: tray, inspector, model, key });
     this.tray.listen(window);
     this.#listen();
   }

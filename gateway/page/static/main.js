@@ -4,7 +4,14 @@ import * as api from "./api.js";
 import { Composer } from "./composer.js";
 import { ConversationView } from "./conversation.js";
 import { Drawer } from "./drawer.js";
-import { asCurl, asJSON, asPython, exportConversation, importConversation } from "./exports.js";
+import {
+  asCurl,
+  asJSON,
+  asPython,
+  copyText,
+  exportConversation,
+  importConversation,
+} from "./exports.js";
 import { HistoryDrawer } from "./history.js";
 import { KeyDialog } from "./key.js";
 import { addWords, language, number, setLanguage, t } from "./language.js";
@@ -68,15 +75,24 @@ class Page {
       edit: (turn) => this.#edit(turn),
       again: (turn) => this.#again(turn),
       stop: () => this.#stopping?.abort(),
-      inspect: (picture) => this.inspector.open(picture, { editable: false, used: picture.used }),
+      inspect: (picture) => this.#inspect(picture),
       sample: () => this.#sample(),
     });
-    this.composer = new Composer(at("composer"), { inspector: this.inspector, model: () => this.#model });
+    this.composer = new Composer(at("composer"), {
+      inspector: this.inspector,
+      model: () => this.#model,
+      key: () => this.#key,
+    });
     this.composer.addEventListener("send", (event) => this.#send(event));
     this.composer.addEventListener("cancel", () => (this.#editing = null));
+    store.storeProblems.addEventListener("problem", (event) => announce(event.detail));
     this.#open(this.#fresh());
-    this.composer.question.focus();
     this.#watch();
+  }
+
+  #inspect(picture) {
+    const { used } = picture;
+    this.inspector.open(picture, { editable: false, used, model: this.#model, key: this.#key });
   }
 
   #fresh() {
@@ -106,10 +122,6 @@ class Page {
 
   #setOptions(options) {
     this.#conversation.options = options;
-  }
-
-  async #save() {
-    if (this.#conversation.turns.length) await store.save(this.#conversation);
   }
 
   #send(event) {
@@ -191,7 +203,7 @@ class Page {
 
   async #plan(pictures) {
     for (const picture of pictures) {
-      if (picture.width) picture.plan = await plan(picture, this.#model).catch(() => null);
+      if (picture.width) picture.plan = await plan(picture, this.#model, this.#key).catch(() => null);
     }
   }
 
@@ -258,16 +270,17 @@ class Page {
   async #copy(form) {
     const turns = this.#conversation.turns;
     const last = turns.findLastIndex((turn) => turn.role === "user");
-    if (last < 0) return announce("menu.nothing");
+    if (last < 0) return announce(t("menu.nothing"));
     const asked = said(turns.slice(0, last + 1));
     const request = await chatRequest(asked, this.#conversation.options, this.#model);
     const writers = { curl: asCurl, python: asPython, json: asJSON };
-    const text = writers[form](request, location.origin);
-    await navigator.clipboard.writeText(text).then(() => announce("menu.copied"), () => announce("menu.notCopied"));
+    const names = picturesOf(asked).filter(({ blob }) => blob).map(({ name }) => name);
+    const text = writers[form](request, location.origin, { names, hasKey: Boolean(this.#key) });
+    announce(t((await copyText(text)) ? "menu.copied" : "menu.notCopied"));
   }
 
   async #export() {
-    if (!this.#conversation.turns.length) return announce("menu.nothing");
+    if (!this.#conversation.turns.length) return announce(t("menu.nothing"));
     const url = URL.createObjectURL(await exportConversation(this.#conversation));
     const link = Object.assign(document.createElement("a"), { href: url, download: "conversation.json" });
     link.click();

@@ -45,6 +45,7 @@ addWords({
 });
 
 const STORED_THEME = "internvl-theme";
+const SHOWN_SECONDS = 5;
 
 /** Returns the buttons; `on` has the listeners fresh, history, settings, copy(form), exported. */
 export function menuButtons(on) {
@@ -97,10 +98,10 @@ function setTheme(value) {
 }
 
 /** Shows a sentence at the bottom for some seconds, and has it read out. */
-export function announce(key, values = {}) {
+export function announce(sentence) {
   const line = document.getElementById("announcer");
-  say(line, key, values);
+  line.textContent = sentence;
   line.classList.add("is-shown");
   clearTimeout(line.timer);
-  line.timer = setTimeout(() => line.classList.remove("is-shown"), 4000);
+  line.timer = setTimeout(() => line.classList.remove("is-shown"), SHOWN_SECONDS * 1000);
 }

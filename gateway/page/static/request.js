@@ -1,6 +1,6 @@
 // A conversation as a chat request: turns, pictures, options.
 
-import { picturePart } from "./pictures.js";
+import { pictureLabels, picturePart } from "./pictures.js";
 
 /** What the options are named in a request, in the drawer's order; each with its server's default. */
 export const SAMPLING = [
@@ -58,8 +58,5 @@ async function message({ role, text, pictures = [] }) {
 function labels(pictures, text) {
   const isAlone = pictures.length === 1 && pictures[0].kind !== "frame";
   if (isAlone || text.includes("<image>")) return "";
-  let imageCount = 0;
-  const label = ({ kind, number }) =>
-    kind === "frame" ? `Frame${number}` : `Image-${(imageCount += 1)}`;
-  return pictures.map((picture) => `${label(picture)}: <image>\n`).join("");
+  return pictureLabels(pictures).map((label) => `${label}: <image>\n`).join("");
 }

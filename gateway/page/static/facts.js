@@ -1,0 +1,149 @@
+// What an answer took: its tokens, of which picture, what was cached, and how fast it came.
+
+import { h } from "./dom.js";
+import { addWords, duration, number } from "./language.js";
+import { timingBar } from "./timing.js";
+
+addWords({
+  en: {
+    "facts.prompt": "{count} prompt tokens",
+    "facts.picture": "{count} from the picture",
+    "facts.image": "{count} from pictures",
+    "facts.pictures": "{count} from {pictures} pictures",
+    "facts.cached": "{count} cached",
+    "facts.output": "{count} output",
+    "facts.ttft": "first token {ms}",
+    "facts.speed": "{rate} tokens/s",
+    "facts.of": "Picture {index}",
+    "facts.tokens": "{count} tokens",
+    "facts.source.llm": "the LLM service still had it",
+    "facts.source.vision_cache": "from vision's cache",
+    "facts.source.encoded": "encoded now",
+    "facts.pictureList": "Pictures of the request",
+  },
+  zh: {
+    "facts.prompt": "提示 {count} 个 token",
+    "facts.picture": "图片占 {count} 个",
+    "facts.image": "图片共占 {count} 个",
+    "facts.pictures": "{pictures} 张图片占 {count} 个",
+    "facts.cached": "缓存命中 {count} 个",
+    "facts.output": "输出 {count} 个",
+    "facts.ttft": "首个 token {ms}",
+    "facts.speed": "{rate} token/s",
+    "facts.of": "图片 {index}",
+    "facts.tokens": "{count} 个 token",
+    "facts.source.llm": "语言模型服务仍保留",
+    "facts.source.vision_cache": "来自视觉缓存",
+    "facts.source.encoded": "本次编码",
+    "facts.pictureList": "本次请求的图片",
+  },
+});
+
+/** Returns the elements that show an answer's facts; AnswerView.finish() says what these are. */
+export function factsOf(facts) {
+  const pictures = picturesOf(facts);
+  const line = factLine(facts, pictures);
+  const stages = facts.timing?.stages ?? {};
+  const list = pictures.length ? [pictureList(pictures)] : [];
+  return [
+    line.length ? h("p", { class: "answer-facts" }, line) : null,
+    Object.keys(stages).length ? timingBar(stages, list) : null,
+  ].filter(Boolean);
+}
+
+function factLine({ usage, timing, ttftMs, totalMs }, pictures) {
+  const stages = timing?.stages ?? {};
+  const first = ttftMs ?? stages.first_token;
+  const rate = tokenRate(usage?.completion_tokens, stages.decode ?? totalMs - first);
+  const facts = usage ? usageFacts(usage, pictures) : [];
+  if (first !== undefined) facts.push(fact("facts.ttft", { ms: duration(first) }));
+  if (rate) facts.push(fact("facts.speed", { rate: number(rate, rate < 9.95 ? 1 : 0) }));
+  return facts;
+}
+
+const fact = (key, values, ...more) =>
+  h("span", { class: "answer-fact" }, h("span", { words: [key, values] }), ...more);
+
+function usageFacts(usage, pictures) {
+  const { cached_tokens: cached = 0, image_tokens: image = 0 } = usage.prompt_tokens_details ?? {};
+  const counted = (key, count) => fact(key, { count: number(count) });
+  return [
+    counted("facts.prompt", usage.prompt_tokens),
+    ...(image ? [pictureFact(image, pictures)] : []),
+    counted("facts.cached", cached),
+    counted("facts.output", usage.completion_tokens),
+  ];
+}
+
+function pictureFact(imageTokens, pictures) {
+  const count = number(imageTokens);
+  if (pictures.length === 1) return fact("facts.picture", { count }, ...howOf(pictures[0]));
+  if (!pictures.length) return fact("facts.image", { count });
+  return fact("facts.pictures", { count, pictures: number(pictures.length) });
+}
+
+/** Returns " (3×2+1, encoded now)" as nodes, as far as it is known. */
+function howOf(picture) {
+  const grid = gridOf(picture);
+  const source = picture.source ? h("span", { words: `facts.source.${picture.source}` }) : "";
+  if (!grid && !source) return [];
+  return [" (", grid, grid && source ? ", " : "", source, ")"];
+}
+
+// The first token came with the prefill.
+const tokenRate = (count, milliseconds) =>
+  count > 1 && milliseconds > 0 ? ((count - 1) * 1000) / milliseconds : null;
+
+/** Returns what is known of each picture: [{name, source, grid, token_count}]. */
+function picturesOf({ pictures = [], timing, usage }) {
+  const images = timing?.images ?? [];
+  const known = Array.from({ length: Math.max(pictures.length, images.length) }, (_, index) =>
+    pictureOf(pictures[index] ?? {}, images[index] ?? {}),
+  );
+  const perTile = tokensPerTile(known, usage?.prompt_tokens_details?.image_tokens);
+  return known.map((picture) => ({
+    ...picture,
+    token_count: picture.token_count ?? picture.tile_count * perTile,
+  }));
+}
+
+const SOURCES = ["llm", "vision_cache", "encoded"];
+
+function pictureOf({ name = "", plan = null }, { source, ...used }) {
+  const grid = used.column_count ? { ...used, tile_count: tileCount(used) } : (plan ?? {});
+  const { column_count, row_count, tile_count } = grid;
+  const shape = { column_count, row_count, tile_count, token_count: grid.token_count };
+  return { name, source: SOURCES.includes(source) ? source : null, ...shape };
+}
+
+const tileCount = (grid) => grid.column_count * grid.row_count + (grid.has_thumbnail ? 1 : 0);
+
+const TOKENS_PER_TILE = 256;
+
+function tokensPerTile(pictures, imageTokens) {
+  const tiles = pictures.reduce((sum, { tile_count }) => sum + tile_count, 0);
+  const exact = imageTokens / tiles;
+  return Number.isInteger(exact) ? exact : TOKENS_PER_TILE;
+}
+
+function gridOf({ column_count: columns, row_count: rows, tile_count: tiles }) {
+  if (!columns) return "";
+  return `${columns}×${rows}${tiles > columns * rows ? "+1" : ""}`;
+}
+
+function pictureList(pictures) {
+  const items = pictures.map((picture, index) => h("li", {}, pictureLine(picture, index + 1)));
+  return h("ol", { class: "answer-pictures", label: "facts.pictureList" }, items);
+}
+
+function pictureLine(picture, index) {
+  const { name, source, token_count: count } = picture;
+  const grid = gridOf(picture);
+  return [
+    h("span", { words: ["facts.of", { index }] }),
+    name ? h("span", { class: "answer-picture-name" }, name) : null,
+    grid ? h("span", {}, grid) : null,
+    count ? h("span", { words: ["facts.tokens", { count: number(count) }] }) : null,
+    source ? h("span", { words: `facts.source.${source}` }) : null,
+  ];
+}

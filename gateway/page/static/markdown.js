@@ -1,0 +1,285 @@
+// A model's Markdown as elements, as it comes. Its words are untrusted: whatever HTML they hold
+// stays text, and what Markdown makes of them passes DOMPurify.
+
+import { h } from "./dom.js";
+import { copyText } from "./exports.js";
+import { addWords, say } from "./language.js";
+import { Lexer, Marked } from "./libraries/marked.esm.js";
+import "./libraries/purify.min.js";
+
+addWords({
+  en: {
+    "markdown.copy": "Copy",
+    "markdown.copied": "Copied",
+    "markdown.refused": "Select and copy it",
+    "markdown.code": "Code",
+    "markdown.codeIn": "Code, {language}",
+    "markdown.table": "Table",
+  },
+  zh: {
+    "markdown.copy": "复制",
+    "markdown.copied": "已复制",
+    "markdown.refused": "请选中后复制",
+    "markdown.code": "代码",
+    "markdown.codeIn": "代码，{language}",
+    "markdown.table": "表格",
+  },
+});
+
+const escaped = (text) =>
+  text.replace(/[&<>"']/g, (character) => `&#${character.codePointAt(0)};`);
+
+// A heading of an answer stands below those of the page.
+const HIGHEST_HEADING = 3;
+
+const marked = new Marked({
+  gfm: true,
+  breaks: true, // a model that reads a sign or a form writes its lines as lines
+  tokenizer: { html: () => undefined, tag: () => undefined },
+  renderer: {
+    heading({ tokens, depth }) {
+      const level = Math.min(6, depth + HIGHEST_HEADING - 1);
+      return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>\n`;
+    },
+    code({ text, lang }) {
+      const language = (lang ?? "").match(/^\S*/)[0];
+      return `<pre data-language="${escaped(language)}"><code>${escaped(text)}</code></pre>\n`;
+    },
+    image({ href, text }) {
+      return `<a href="${escaped(href)}">${escaped(text || href)}</a>`;
+    },
+    checkbox: ({ checked }) => (checked ? "☑ " : "☐ "),
+  },
+});
+
+const purify = globalThis.DOMPurify(window);
+const ATTRIBUTES = ["align", "data-language", "href", "start", "title"];
+const RULES = {
+  ALLOWED_TAGS: [
+    ...["a", "blockquote", "br", "code", "del", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol"],
+    ...["p", "pre", "strong", "table", "tbody", "td", "th", "thead", "tr", "ul"],
+  ],
+  ALLOWED_ATTR: ATTRIBUTES,
+  ADD_URI_SAFE_ATTR: ATTRIBUTES.filter((name) => name !== "href"),
+  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  ALLOW_ARIA_ATTR: false,
+  ALLOW_DATA_ATTR: false,
+  RETURN_DOM_FRAGMENT: true,
+};
+
+function fragmentOf(tokens) {
+  const fragment = purify.sanitize(marked.parser(tokens), RULES);
+  fragment.querySelectorAll("a").forEach(guardLink);
+  fragment.querySelectorAll("pre").forEach(upgradeCode);
+  fragment.querySelectorAll("table").forEach(upgradeTable);
+  return fragment;
+}
+
+function guardLink(link) {
+  if (!link.hasAttribute("href")) link.replaceWith(...link.childNodes);
+  link.target = "_blank";
+  link.rel = "noopener noreferrer nofollow";
+}
+
+function upgradeCode(pre) {
+  const block = new CodeBlock(pre.dataset.language);
+  block.add(pre.textContent.split("\n"));
+  pre.replaceWith(block.element);
+}
+
+function upgradeTable(table) {
+  const role = { role: "group", tabindex: "0", label: "markdown.table" };
+  const frame = h("div", { class: "answer-table", ...role });
+  table.replaceWith(frame);
+  frame.append(table);
+}
+
+/** A button that copies what `text()` returns, and says that it did. */
+export function copyButton(text, words = "markdown.copy") {
+  const button = h("button", { type: "button", class: "answer-copy", words });
+  let timer;
+  button.addEventListener("click", async () => {
+    clearTimeout(timer);
+    say(button, (await copyText(text())) ? "markdown.copied" : "markdown.refused");
+    timer = setTimeout(() => say(button, words), 1600);
+  });
+  return button;
+}
+
+const LINES_OF_CHUNK = 100;
+
+/** Code that lines are added to: many of them cost no more than a few. */
+export class CodeBlock {
+  #lines = [];
+  #code = h("code");
+  #chunk = null;
+  #chunkLines = [];
+  #tail = h("span", { class: "answer-code-chunk" });
+
+  constructor(language = "", { hasCopy = true } = {}) {
+    const label = language ? ["markdown.codeIn", { language }] : "markdown.code";
+    const name = language ? { class: "answer-code-language" } : { words: "markdown.code" };
+    const title = h("span", name, language || null);
+    const copy = hasCopy ? copyButton(() => this.text) : null;
+    const head = h("div", { class: "answer-code-head" }, title, copy);
+    const pre = h("pre", { tabindex: "0", role: "group", label }, this.#code);
+    this.element = h("div", { class: "answer-code" }, head, pre);
+  }
+
+  get text() {
+    return this.#lines.join("\n");
+  }
+
+  /** Adds whole lines. */
+  add(lines) {
+    for (let i = 0; i < lines.length; ) {
+      if (!this.#chunk || this.#chunkLines.length === LINES_OF_CHUNK) this.#newChunk();
+      const taken = lines.slice(i, i + LINES_OF_CHUNK - this.#chunkLines.length);
+      this.#chunkLines.push(...taken);
+      this.#chunk.textContent = shown(this.#chunkLines);
+      i += taken.length;
+    }
+    for (const line of lines) this.#lines.push(line);
+  }
+
+  /** Shows the beginning of a line that is still being written. */
+  showTail(text) {
+    this.#tail.textContent = text;
+    if (text) this.#code.append(this.#tail);
+    else this.#tail.remove();
+  }
+
+  #newChunk() {
+    this.#chunk = h("span", { class: "answer-code-chunk" });
+    this.#chunkLines = [];
+    this.#tail.remove();
+    this.#code.append(this.#chunk);
+  }
+}
+
+// A chunk is a block: the break after its last line is the block's own, unless that line is empty.
+const shown = (lines) => lines.join("\n") + (lines.at(-1) === "" ? "\n" : "");
+
+const OPENING = /^( {0,3})(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*\n/;
+
+/** A fence that is open: its code goes into a block line by line, and is never read again. */
+class Fence {
+  constructor([, indent, marks, language]) {
+    this.block = new CodeBlock(language);
+    this.indent = new RegExp(`^ {0,${indent.length}}`);
+    this.closing = new RegExp(`^ {0,3}${marks[0]}{${marks.length},}[ \\t]*$`);
+    this.beginning = new RegExp(`^ {0,3}${marks[0]}*[ \\t]*$`);
+  }
+
+  /** Takes what it can of the text, and returns the rest, and whether the fence has been closed. */
+  read(text) {
+    const lines = text.split("\n");
+    const end = lines.slice(0, -1).findIndex((line) => this.closing.test(line));
+    const code = lines.slice(0, end < 0 ? -1 : end);
+    this.block.add(code.map((line) => line.replace(this.indent, "")));
+    const rest = end < 0 ? lines.at(-1) : lines.slice(end + 1).join("\n");
+    this.block.showTail(end < 0 && !this.beginning.test(rest) ? rest : "");
+    return { rest, isClosed: end >= 0 };
+  }
+
+  /** Ends it where the text ends. */
+  end(rest) {
+    this.block.showTail("");
+    if (rest && !this.closing.test(rest)) this.block.add([rest.replace(this.indent, "")]);
+  }
+}
+
+/**
+ * Markdown in an element, that grows.
+ *
+ * Blocks that are complete are made once and stay. Only what may still change, the last block, is
+ * made anew, at most once a frame, and less often when that takes long.
+ */
+export class Markdown {
+  #rest = "";
+  #links = {};
+  #last = [];
+  #fence = null;
+  #frame = 0;
+  #notBefore = 0;
+
+  constructor(element) {
+    this.element = element;
+  }
+
+  append(text) {
+    this.#rest += text.replaceAll("\r", "");
+    this.#frame ||= requestAnimationFrame(() => this.#onFrame());
+  }
+
+  /** Shows all that there is, now. */
+  finish() {
+    cancelAnimationFrame(this.#frame);
+    this.#render();
+    this.#fence?.end(this.#rest);
+    this.#fence = null;
+    this.#rest = "";
+  }
+
+  #onFrame() {
+    this.#frame = 0;
+    const begun = performance.now();
+    if (begun < this.#notBefore) return this.append("");
+    this.#render();
+    const end = performance.now();
+    this.#notBefore = end + 4 * (end - begun);
+  }
+
+  #render() {
+    for (;;) {
+      if (this.#fence) this.#readFence();
+      if (this.#fence) return;
+      const tokens = this.#lex();
+      const complete = completeCount(tokens);
+      this.#show(tokens.slice(0, complete), true);
+      const last = tokens.slice(complete);
+      const opening = OPENING.exec(this.#rest);
+      if (!opening) return this.#show(last, false);
+      this.#openFence(opening);
+    }
+  }
+
+  #lex() {
+    const lexer = new Lexer(marked.defaults);
+    Object.assign(lexer.tokens.links, this.#links);
+    const tokens = lexer.lex(this.#rest);
+    this.#links = lexer.tokens.links;
+    return tokens;
+  }
+
+  #show(tokens, isComplete) {
+    this.#last.forEach((node) => node.remove());
+    const fragment = fragmentOf(tokens);
+    this.#last = isComplete ? [] : [...fragment.childNodes];
+    this.element.append(fragment);
+    if (isComplete) this.#rest = this.#rest.slice(length(tokens));
+  }
+
+  #openFence(opening) {
+    this.#fence = new Fence(opening);
+    this.#rest = this.#rest.slice(opening[0].length);
+    this.element.append(this.#fence.block.element);
+  }
+
+  #readFence() {
+    const { rest, isClosed } = this.#fence.read(this.#rest);
+    this.#rest = rest;
+    if (isClosed) this.#fence = null;
+  }
+}
+
+const length = (tokens) => tokens.reduce((sum, token) => sum + token.raw.length, 0);
+
+/** Returns how many tokens at the beginning no further text can change. */
+function completeCount(tokens) {
+  const solid = [...tokens.keys()].filter((index) => tokens[index].type !== "space");
+  const last = solid.at(-1);
+  // The first line of a block may still turn out to go on with the one before: "2" becomes "2. b".
+  const isSure = last !== undefined && tokens[last].raw.includes("\n");
+  return isSure ? last : (solid.at(-2) ?? 0);
+}

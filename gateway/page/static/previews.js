@@ -1,0 +1,111 @@
+// What is known of a picture's file without sending it: its size in pixels, and small copies.
+
+const HEADER_BYTE_COUNT = 512 * 1024; // Exif and a colour profile may come before the size.
+const PREVIEW_EDGE = 192;
+const NO_SIZE = { width: 0, height: 0 };
+
+const measured = new WeakMap();
+const previews = new WeakMap();
+const waiting = [];
+const measuring = { last: Promise.resolve() };
+let worker;
+let current = null;
+let number = 0;
+
+/** Returns {width, height} of a picture's file, upright; 0 and 0 if the browser cannot tell. */
+export function measure(blob) {
+  if (!measured.has(blob)) {
+    measuring.last = measuring.last.then(() => size(blob));
+    measured.set(blob, measuring.last);
+  }
+  return measured.get(blob);
+}
+
+async function size(blob) {
+  const header = await sizeOf(blob.slice(0, HEADER_BYTE_COUNT, blob.type));
+  return header.width || blob.size <= HEADER_BYTE_COUNT ? header : sizeOf(blob);
+}
+
+async function sizeOf(blob) {
+  const image = new Image();
+  const url = URL.createObjectURL(blob);
+  try {
+    const loaded = new Promise((resolve) => (image.onload = image.onerror = resolve));
+    image.src = url;
+    await loaded;
+    const { naturalWidth: width, naturalHeight: height } = image;
+    return width && height ? { width, height } : NO_SIZE;
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
+/** Returns a square ImageBitmap of the picture's middle; null if the browser cannot show it. */
+export function preview(blob) {
+  if (!previews.has(blob)) previews.set(blob, square(blob));
+  return previews.get(blob);
+}
+
+async function square(blob) {
+  const { width, height } = await measure(blob);
+  if (!width) return null;
+  const edge = Math.min(width, height);
+  const area = [Math.floor((width - edge) / 2), Math.floor((height - edge) / 2), edge, edge];
+  return ask({ blob, area, width: PREVIEW_EDGE, height: PREVIEW_EDGE });
+}
+
+/** Returns the whole picture as an ImageBitmap of this size, before all previews that wait. */
+export async function stretched(blob, width, height) {
+  const whole = await measure(blob);
+  if (!whole.width) return null;
+  return ask({ blob, area: [0, 0, whole.width, whole.height], width, height }, true);
+}
+
+function ask(job, first = false) {
+  const { promise, resolve } = withResolvers();
+  const entry = { ...job, id: ++number, resolve };
+  if (first) waiting.unshift(entry);
+  else waiting.push(entry);
+  next();
+  return promise;
+}
+
+function withResolvers() {
+  let resolve;
+  const promise = new Promise((done) => (resolve = done));
+  return { promise, resolve };
+}
+
+// One at a time: a large picture takes a lot of memory while it is decoded.
+function next() {
+  if (current || !waiting.length) return;
+  current = waiting.shift();
+  const { resolve, ...job } = current;
+  started().postMessage(job);
+}
+
+function started() {
+  if (worker) return worker;
+  worker = new Worker(new URL("./resizer.js", import.meta.url), { type: "module" });
+  worker.addEventListener("message", ({ data }) => answered(data.bitmap));
+  worker.addEventListener("error", () => answered(null));
+  return worker;
+}
+
+function answered(bitmap) {
+  current?.resolve(bitmap);
+  current = null;
+  next();
+}
+
+/** Returns a canvas that shows a bitmap, or a part of it. */
+export function canvasOf(bitmap, area = [0, 0, bitmap.width, bitmap.height]) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = area.slice(2);
+  const context = canvas.getContext("2d");
+  // Transparent pixels become white, as in the vision service.
+  context.fillStyle = "white";
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(bitmap, ...area, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}

@@ -1,0 +1,147 @@
+"""Where the time went and the pictures came from, by both real services behind a gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+import pytest_asyncio
+
+from gateway.app import running_gateway
+from gateway.services.routing import QueueLimits, Router
+from gateway.services.vision import VisionClient
+from gateway.settings import Settings as GatewaySettings
+from llm_service.settings import Settings as LLMSettings
+from llm_service.settings import TorchOptions as LLMTorchOptions
+from protos.errors import InvalidArgumentError
+from protos.process.settings import MIB
+from tests.fakes import chat_body
+from tests.integration.real_services import running_llm, running_vision
+from tests.random_checkpoint import write_random_checkpoint
+from tests.server_timings import Told, told, told_by_stream
+from tests.unit.vision_service.fakes import encoded, picture
+from vision_service.settings import Settings as VisionSettings
+from vision_service.settings import TorchOptions as VisionTorchOptions
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ENCODE_STAGES = ["preprocess", "queue", "forward"]
+ALL_STAGES = [
+    *("body", "fetch", "encode_wait", *ENCODE_STAGES, "transfer"),
+    *("prefill", "first_token", "decode", "total"),
+]
+HELD_STAGES = ["body", "fetch", "prefill", "first_token", "decode", "total"]
+CAT, DOG = encoded(picture(90, 60)), encoded(picture(30, 30, seed=1))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("timing") / "random"
+    write_random_checkpoint(folder)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vision(checkpoint: Path) -> AsyncIterator[str]:
+    settings = VisionSettings(
+        checkpoint=checkpoint,
+        preprocess_worker_count=1,
+        torch=VisionTorchOptions(device="cpu", thread_count=1),
+    )
+    async with running_vision(settings) as address:
+        yield address
+
+
+class Client:
+    """A client of a gateway that asks where the time went."""
+
+    def __init__(self, http: aiohttp.ClientSession) -> None:
+        self._http = http
+
+    async def ask(self, *images: bytes, is_stream: bool = False) -> Told:
+        urls = ["data:image/png;base64," + base64.b64encode(image).decode() for image in images]
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": url}} for url in urls
+        ]
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": "What?"}]}]
+        options = {"model": "", "stream": is_stream, "max_tokens": 3, "ignore_eos": True}
+        async with self._http.post(
+            "/v1/chat/completions",
+            json=chat_body(messages=messages) | options,
+            headers={"x-internvl-server-timing": "1"},
+        ) as response:
+            body = await response.read()
+            assert response.status == 200, body
+            return told_by_stream(body) if is_stream else told(response.headers["Server-Timing"])
+
+
+@asynccontextmanager
+async def asking(vision: str, checkpoint: Path) -> AsyncIterator[Client]:
+    """Asks a gateway before the vision service and an LLM service that has seen nothing yet."""
+    llm_settings = LLMSettings(
+        checkpoint=checkpoint,
+        kv_cache_byte_count=32 * MIB,
+        torch=LLMTorchOptions(device="cpu", thread_count=1),
+    )
+    async with AsyncExitStack() as exits:
+        llm = await exits.enter_async_context(running_llm(llm_settings))
+        settings = GatewaySettings(port=0, drain_seconds=0, vision_address=vision, llm_address=llm)
+        port = await exits.enter_async_context(running_gateway(settings))
+        url = f"http://127.0.0.1:{port}"
+        yield Client(await exits.enter_async_context(aiohttp.ClientSession(url)))
+
+
+async def test_a_picture_is_encoded_then_held_then_in_visions_cache(
+    vision: str, checkpoint: Path
+) -> None:
+    async with asking(vision, checkpoint) as client:
+        new = await client.ask(CAT)
+        held = await client.ask(CAT, is_stream=True)
+        three = await client.ask(DOG, CAT, DOG)
+        text = await client.ask()
+    async with asking(vision, checkpoint) as client:
+        lost = await client.ask(CAT, is_stream=True)
+    assert new.images == ["encoded 3x2+1 90x60"]
+    assert list(new.stages) == ALL_STAGES
+    check_sums(new)
+    assert (held.images, list(held.stages)) == (["llm"], HELD_STAGES)
+    dog = "encoded 1x1 30x30"
+    assert (three.images, list(three.stages)) == ([dog, "llm", dog], ALL_STAGES)
+    assert (text.images, list(text.stages)) == ([], [*HELD_STAGES[:1], *HELD_STAGES[2:]])
+    assert lost.images == ["vision_cache 3x2+1 90x60"]
+    assert list(lost.stages) == [name for name in ALL_STAGES if name not in ENCODE_STAGES]
+
+
+def check_sums(timing: Told) -> None:
+    """Each stage is a part of another, but for what is rounded."""
+    stages = timing.stages
+    assert all(stages[name] > 0 for name in ("preprocess", "forward", "prefill", "decode"))
+    assert sum(stages[name] for name in ENCODE_STAGES) <= stages["encode_wait"] + 0.2
+    before = ("body", "fetch", "encode_wait", "transfer", "prefill")
+    assert sum(stages[name] for name in before) <= stages["first_token"] + 0.3
+    assert stages["first_token"] + stages["decode"] <= stages["total"] + 0.2
+
+
+async def test_the_gateways_client_is_told_the_plan(vision: str) -> None:
+    router = Router(QueueLimits(1.0, 1.0), lambda reason: None)
+    deadline = asyncio.get_running_loop().time() + 30
+    async with grpc.aio.insecure_channel(vision) as channel:
+        client = VisionClient(channel, router)
+        info = await client.ask_model_info(deadline)
+        plan = await client.plan_tiles(90, 60, None, deadline)
+        one = await client.plan_tiles(90, 60, 1, deadline)
+        refusals = {"image_width": (10**30, 5, None), "max_tile_count": (5, 5, -(10**30))}
+        for field, question in refusals.items():
+            with pytest.raises(InvalidArgumentError) as caught:
+                await client.plan_tiles(*question, deadline)
+            assert caught.value.field == field
+    assert (plan.grid_column_count, plan.grid_row_count, plan.tile_count) == (3, 2, 7)
+    assert plan.token_count == 7 * info.tokens_per_tile
+    assert (one.tile_count, one.token_count) == (1, info.tokens_per_tile)
