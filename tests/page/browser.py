@@ -19,9 +19,11 @@ from playwright.async_api import (
     Locator,
     Page,
     Request,
-    TimeoutError as PlaywrightTimeoutError,
     async_playwright,
     expect,
+)
+from playwright.async_api import (
+    TimeoutError as PlaywrightTimeoutError,
 )
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
