@@ -12,7 +12,8 @@ addWords({
     "camera.waiting": "Waiting for the camera. The browser may ask whether this page may use it.",
     "camera.insecure": "Browsers give the camera only to pages from https or localhost.",
     "camera.none": "No camera was found. Connect one, or choose a file.",
-    "camera.denied": "The browser does not allow this page the camera. Allow it at the address bar.",
+    "camera.denied":
+      "The browser does not allow this page the camera. Allow it at the address bar.",
     "camera.busy": "The camera does not start; another program may be using it.",
   },
   zh: {

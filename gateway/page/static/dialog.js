@@ -13,10 +13,19 @@ let number = 0;
 /** Opens a dialog and returns it. It is gone from the page once closed, after `onClose`. */
 export function openDialog({ title, body, actions = [], onClose = () => {} }) {
   const id = `pictures-dialog-${++number}`;
-  const close = h("button", { type: "button", class: "pictures-icon-button", label: "dialog.close" });
+  const close = h("button", {
+    type: "button",
+    class: "pictures-icon-button",
+    label: "dialog.close",
+  });
   close.append(icon("close"));
   const head = h("header", {}, h("h2", { id, words: title }), close);
-  const foot = h("footer", {}, cancelButton(() => dialog.close()), actions);
+  const foot = h(
+    "footer",
+    {},
+    cancelButton(() => dialog.close()),
+    actions,
+  );
   const parts = [head, h("div", { class: "pictures-dialog-body" }, body), foot];
   const dialog = h("dialog", { class: "pictures-dialog", "aria-labelledby": id }, parts);
   close.addEventListener("click", () => dialog.close());

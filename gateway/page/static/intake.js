@@ -8,14 +8,16 @@ addWords({
   en: {
     "intake.drop": "Drop pictures or videos",
     "intake.kind": "{name} is neither a picture nor a video that can be used here.",
-    "intake.large": "{name} has {size} MB; the limit is {limit} MB. Make it smaller, or save it as JPEG.",
+    "intake.large":
+      "{name} has {size} MB; the limit is {limit} MB. Make it smaller, or save it as JPEG.",
     "intake.empty": "{name} is an empty file.",
     "intake.full": "A request takes {limit} pictures; {count} more were left out.",
     "intake.addressTitle": "Picture by address",
     "intake.address": "Address of the picture",
     "intake.addressHow": "The gateway fetches it when you ask; this page does not load it.",
     "intake.addressAdd": "Add picture",
-    "intake.addressWrong": "That is no address of a picture: it begins with https:, http:, data: or file:.",
+    "intake.addressWrong":
+      "That is no address of a picture: it begins with https:, http:, data: or file:.",
   },
   zh: {
     "intake.drop": "松开鼠标，添加图片或视频",
@@ -32,6 +34,7 @@ addWords({
 });
 
 export const MAX_PICTURE_COUNT = 64;
+export const PICTURE_FILES = "image/*,.heic,.heif,.tif,.tiff,.avif";
 const MIB = 1024 * 1024;
 const MAX_MIB = 48;
 // Browsers do not know the type of all files that the vision service decodes.
@@ -54,9 +57,14 @@ export function fileProblem(file) {
 
 export const fullProblem = (count) => t("intake.full", { limit: MAX_PICTURE_COUNT, count });
 
-/** Gives `take` the files that are dropped on a window or pasted, and shows a hint while dragging. */
+/** Gives `take` the files that are dropped on a window or pasted; shows a hint while dragging. */
 export function listenForFiles(target, take) {
-  const hint = h("div", { class: "pictures-drop" }, icon("picture"), h("p", { words: "intake.drop" }));
+  const hint = h(
+    "div",
+    { class: "pictures-drop" },
+    icon("picture"),
+    h("p", { words: "intake.drop" }),
+  );
   const show = (shown) => (shown ? document.body.append(hint) : hint.remove());
   const onFiles = (event, act) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
@@ -64,9 +72,13 @@ export function listenForFiles(target, take) {
     act(event.dataTransfer);
   };
   target.addEventListener("dragenter", (event) => onFiles(event, () => show(true)));
-  target.addEventListener("dragover", (event) => onFiles(event, (data) => (data.dropEffect = "copy")));
+  target.addEventListener("dragover", (event) =>
+    onFiles(event, (data) => (data.dropEffect = "copy")),
+  );
   target.addEventListener("dragleave", (event) => event.relatedTarget ?? show(false));
-  target.addEventListener("drop", (event) => onFiles(event, (data) => (show(false), take([...data.files]))));
+  target.addEventListener("drop", (event) =>
+    onFiles(event, (data) => (show(false), take([...data.files]))),
+  );
   target.addEventListener("paste", (event) => paste(event, take));
 }
 
@@ -93,7 +105,11 @@ export function askAddress() {
       resolve(input.value.trim());
       dialog.close();
     };
-    input.addEventListener("keydown", (event) => event.key === "Enter" && !event.isComposing && add());
+    input.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.isComposing) return;
+      event.preventDefault(); // else the button that gets the focus back is pressed by it
+      add();
+    });
     const label = h("label", { for: input.id, words: "intake.address" });
     const body = [h("div", { class: "pictures-field" }, label, input), note];
     const actions = [mainButton("intake.addressAdd", add)];

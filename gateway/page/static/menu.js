@@ -81,7 +81,7 @@ function choice(title, entries, chosen, choose) {
     const text = words.startsWith("menu.") ? h("span", { words }) : h("span", {}, words);
     return h("label", { class: "menu-choice" }, input, text);
   });
-  return h("fieldset", {}, h("legend", { words: title }), h("div", { class: "menu-row" }, options));
+  return h("section", { role: "radiogroup", label: title }, h("h3", { words: title }), options);
 }
 
 const themes = () => ["auto", "light", "dark"].map((value) => [value, `menu.${value}`]);

@@ -113,7 +113,7 @@ export class Strip {
 function replicas({ replica_count: count }) {
   if (!count) return [];
   const words = count === 1 ? "strip.replica" : ["strip.replicas", { count: number(count) }];
-  return [h("span", { words })];
+  return [h("span", { class: count === 1 ? "strip-lone" : null, words })];
 }
 
 function visionLoad({ waiting_tile_count: count, backlog_seconds: seconds }) {

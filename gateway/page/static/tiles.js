@@ -2,6 +2,7 @@
 
 import { addWords, number, say, t } from "./language.js";
 import { canvasOf, stretched } from "./previews.js";
+import { formatOf } from "./picture.js";
 import { h, icon } from "./dom.js";
 import { tiles } from "./api.js";
 
@@ -13,7 +14,8 @@ addWords({
     "tiles.picture": "Picture",
     "tiles.model": "As the model sees it",
     "tiles.sheet": "The picture with its grid: {columns} × {rows} tiles",
-    "tiles.cells": "{columns} × {rows} tiles, each {edge} × {edge} pixels, in the order the model reads them",
+    "tiles.cells":
+      "{columns} × {rows} tiles, each {edge} × {edge} pixels, in the order the model reads them",
     "tiles.thumbnail": "Thumbnail",
     "tiles.thumbnailHow": "the whole picture in one tile",
     "tiles.cut": "{width} × {height} → {columns} × {rows} tiles",
@@ -26,13 +28,17 @@ addWords({
     "tiles.low": "Low",
     "tiles.high": "High",
     "tiles.cap": "Most tiles",
-    "tiles.capHow": "Auto is up to {standard} tiles, low is 1, high is up to {most}. The thumbnail comes on top.",
+    "tiles.capHow":
+      "Auto is up to {standard} tiles, low is 1, high is up to {most}. The thumbnail comes on top.",
     "tiles.capOwn": "Your limit of {cap} tiles goes before the detail.",
     "tiles.source": "Embedding",
     "tiles.llm": "The LLM service still had it: nothing was encoded or sent.",
     "tiles.vision_cache": "From the vision service's cache: not encoded again.",
     "tiles.encoded": "Encoded for this answer.",
-    "tiles.later": "This browser cannot tell how large the picture is. The grid is known after the answer.",
+    "tiles.address":
+      "The gateway fetches the picture when you ask. The grid is known after the answer.",
+    "tiles.later":
+      "This browser cannot tell how large the picture is. The grid is known after the answer.",
     "tiles.unknown": "The grid that was used is not known.",
     "tiles.failed": "The tiles are not known now: {reason}",
     "tiles.unseen": "This browser cannot show the picture; the model can see it all the same.",
@@ -63,6 +69,7 @@ addWords({
     "tiles.llm": "LLM 服务仍保留着，无需编码或传输。",
     "tiles.vision_cache": "来自视觉服务的缓存，没有重新编码。",
     "tiles.encoded": "为这次回答重新编码。",
+    "tiles.address": "提问时由网关获取这张图片，回答之后才能看到网格。",
     "tiles.later": "浏览器无法得知图片尺寸，回答之后才能看到网格。",
     "tiles.unknown": "无法得知当时使用的网格。",
     "tiles.failed": "暂时无法得知图块：{reason}",
@@ -73,6 +80,7 @@ addWords({
 const DETAILS = ["auto", "low", "high"];
 const WAIT_MILLISECONDS = 60; // from a change of the slider to the question
 const TILE_EDGE = 448;
+const ONE_TILE = { width: TILE_EDGE, height: TILE_EDGE }; // to learn the limits alone
 const WIDE = matchMedia("(min-width: 1000px)");
 
 const plans = new Map();
@@ -109,7 +117,9 @@ export class TileView {
   #element;
   #picture = null;
   #options = {};
-  #plan = null;
+  #plan = null; // null if the picture's size is not known
+  #limits = null; // of tiles, from any plan
+  #problem = null; // why there is none
   #url = "";
   #turn = 0;
   #timer = 0;
@@ -225,7 +235,7 @@ export class TileView {
   }
 
   #describe() {
-    const { picture } = { picture: this.#picture };
+    const picture = this.#picture;
     const { used, editable } = this.#options;
     URL.revokeObjectURL(this.#url);
     this.#url = picture.blob ? URL.createObjectURL(picture.blob) : "";
@@ -247,21 +257,20 @@ export class TileView {
   async #update() {
     const turn = ++this.#turn;
     const { model, key, used } = this.#options;
-    let problem = null;
-    let answer = null;
+    const known = { plan: null, limits: null, problem: null };
     try {
-      answer = await plan(seen(this.#picture, used), model, key);
+      known.plan = await plan(seen(this.#picture, used), model, key);
+      known.limits = known.plan ?? (await planned({ ...ONE_TILE, model }, key));
     } catch (error) {
-      problem = error;
+      known.problem = error;
     }
     if (turn !== this.#turn) return;
-    this.#plan = answer;
-    this.#problem = problem;
+    this.#plan = known.plan;
+    this.#limits = known.limits;
+    this.#problem = known.problem;
     this.#sayAll();
     this.#draw();
   }
-
-  #problem = null;
 
   get #grid() {
     const { used } = this.#options;
@@ -275,19 +284,23 @@ export class TileView {
     this.#sayNote();
     const { source } = this.#options.used ?? {};
     this.#source.hidden = !source;
-    if (source) this.#source.replaceChildren(h("strong", { words: "tiles.source" }), " ", h("span", { words: `tiles.${source}` }));
+    if (source)
+      this.#source.replaceChildren(
+        h("strong", { words: "tiles.source" }),
+        " ",
+        h("span", { words: `tiles.${source}` }),
+      );
   }
 
   #sayChoice() {
     const { detail, cap } = this.#picture;
-    const plan = this.#plan;
     for (const input of this.#details.querySelectorAll("input")) {
       input.checked = !cap && input.value === detail;
     }
-    if (!plan) return void (this.#cap.disabled = true);
-    const { max_tile_cap: most, default_tile_cap: standard } = plan;
+    this.#cap.disabled = !this.#limits;
+    if (!this.#limits) return;
+    const { max_tile_cap: most, default_tile_cap: standard } = this.#limits;
     const effective = cap ?? { auto: standard, low: 1, high: most }[detail] ?? most;
-    this.#cap.disabled = false;
     this.#cap.max = most;
     this.#cap.value = effective;
     this.#capValue.textContent = effective;
@@ -297,7 +310,9 @@ export class TileView {
   #sayFacts() {
     const grid = this.#grid;
     this.#facts.hidden = !grid;
-    this.#facts.replaceChildren(...(grid ? facts(grid, seen(this.#picture, this.#options.used)) : []));
+    this.#facts.replaceChildren(
+      ...(grid ? facts(grid, seen(this.#picture, this.#options.used)) : []),
+    );
   }
 
   #sayNote() {
@@ -308,9 +323,11 @@ export class TileView {
   }
 
   #noteWords() {
-    const { editable, used } = this.#options;
-    if (this.#problem && !used?.column_count) return ["tiles.failed", { reason: this.#problem.message }];
-    if (!this.#grid) return [editable || !used ? "tiles.later" : "tiles.unknown"];
+    const { used } = this.#options;
+    if (this.#problem && !used?.column_count)
+      return ["tiles.failed", { reason: this.#problem.message }];
+    if (!this.#grid && used) return ["tiles.unknown"];
+    if (!this.#grid) return [this.#picture.kind === "url" ? "tiles.address" : "tiles.later"];
     return [this.#url && this.#picture.width ? null : "tiles.unseen"];
   }
 
@@ -362,8 +379,8 @@ function choice(name, legend, words) {
 
 function fileWords(picture, used) {
   const { width, height } = seen(picture, used);
-  const size = picture.blob && `${sizeWords(picture.blob.size)}`;
-  const kind = picture.blob?.type.split("/")[1]?.toUpperCase() ?? picture.url.split(",")[0];
+  const size = picture.blob && sizeWords(picture.blob.size);
+  const kind = picture.blob ? formatOf(picture) : picture.url.split(",")[0];
   return [width ? `${width} × ${height}` : null, kind, size].filter(Boolean).join(" · ");
 }
 
@@ -422,7 +439,9 @@ function numbers(columns, rows) {
   const list = h("div", { class: "tiles-numbers", "aria-hidden": "true" });
   list.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
   list.style.gridTemplateRows = `repeat(${rows}, 1fr)`;
-  list.append(...Array.from({ length: columns * rows }, (_, i) => h("span", {}, h("b", {}, `${i + 1}`))));
+  list.append(
+    ...Array.from({ length: columns * rows }, (_, i) => h("span", {}, h("b", {}, `${i + 1}`))),
+  );
   return list;
 }
 
@@ -439,6 +458,9 @@ function cells(whole, columns, rows, edge) {
 }
 
 function thumbnail(content) {
-  const words = [h("strong", { words: "tiles.thumbnail" }), h("span", { words: "tiles.thumbnailHow" })];
+  const words = [
+    h("strong", { words: "tiles.thumbnail" }),
+    h("span", { words: "tiles.thumbnailHow" }),
+  ];
   return h("figure", { class: "tiles-thumbnail" }, content, h("figcaption", {}, words));
 }

@@ -68,7 +68,10 @@ class Video {
     this.#done = done;
     this.#url = URL.createObjectURL(file);
     this.#count = Math.min(DEFAULT_FRAME_COUNT, maxCount);
-    this.#player = video(this.#url, { controls: true, label: ["video.player", { name: file.name }] });
+    this.#player = video(this.#url, {
+      controls: true,
+      label: ["video.player", { name: file.name }],
+    });
     this.#slider = h("input", { type: "range", min: 1, max: maxCount, value: this.#count });
     this.#slider.addEventListener("input", () => this.#show());
     this.#take.disabled = this.#slider.disabled = true;
