@@ -122,6 +122,7 @@ class Visit:
         """Returns words of the page, in the language that it has now."""
         script = "([key, values]) => import('/page/language.js').then(({t}) => t(key, values))"
         words: str = await self.page.evaluate(script, [key, values])
+        assert words != key, f"the page has no words for {key}"
         return words
 
     async def button(self, key: str, **values: str | int) -> Locator:
@@ -141,6 +142,8 @@ class Visit:
         """Asks a question about pictures; waits for the answer's end unless told otherwise."""
         if pictures:
             await self.attach(*pictures)
+            cards = self.page.locator(".pictures-list .pictures-card")
+            await expect(cards).to_have_count(len(pictures))
         count = await self.page.locator("article.answer").count()
         await self.question.fill(text)
         await self.question.press("Enter")
@@ -157,13 +160,11 @@ class Visit:
         async with self.page.expect_file_chooser() as chooser:
             await self.add("file")
         await (await chooser.value).set_files([*files])
-        cards = self.page.locator(".pictures-list .pictures-card")
-        await expect(cards.first).to_be_visible()
 
     async def add(self, source: str) -> None:
         """Opens the menu of the pictures, and takes the entry: file, video, camera or url."""
         await self.page.locator(".pictures-add").click()
-        name = await self.words(f"pictures.{source}")
+        name = await self.words(f"sources.{source}")
         await self.page.get_by_role("menuitem", name=name).click()
 
     async def reopen(self) -> None:

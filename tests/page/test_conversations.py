@@ -143,7 +143,7 @@ async def test_the_preview_is_the_endpoints_for_any_choice(served: Stack, visit:
             plan = await tiles(served.url, width=896, height=896, detail=choice)
             await expect_plan(person, plan)
         slider = inspector.locator("#tiles-cap")
-        for cap in (1, 2, 3, 6):
+        for cap in range(1, plan["max_tile_cap"] + 1):
             await slider.fill(str(cap))
             plan = await tiles(served.url, width=896, height=896, max_dynamic_patch=cap)
             await expect_plan(person, plan)
@@ -174,12 +174,12 @@ async def test_a_picture_by_address(served: Stack, visit: Visiting) -> None:
 async def add_address(person: Visit, address: str) -> None:
     await person.add("url")
     await person.page.locator("#pictures-address").fill(address)
-    await (await person.button("intake.addressAdd")).click()
+    await person.page.locator(".pictures-main").click()
 
 
 async def test_an_address_that_may_not_be_read_is_said(served: Stack, visit: Visiting) -> None:
     async with visit(served.url) as person:
-        person.expected.append("status of 400")
+        person.expected.append("status of 403")
         await add_address(person, "http://10.0.0.1/private.png")
         await person.ask("What is this?")
         await expect(person.answer.locator(".answer-error")).to_contain_text("not public")
