@@ -205,8 +205,10 @@ export class TileView {
   #show() {
     const element = this.#element;
     if (element.open) return;
-    if (WIDE.matches) element.show();
-    else element.showModal();
+    element.toggleAttribute("closedby", false);
+    if (WIDE.matches) return element.show();
+    element.setAttribute("closedby", "any"); // by a press beside it, too
+    element.showModal();
   }
 
   #reopen() {
