@@ -34,6 +34,7 @@ export class Stage {
 
   /** Takes another picture; where the browser cannot show it, there is a plain sheet instead. */
   take({ blob, width }) {
+    if (this.#url && blob === this.#blob) return;
     this.clear();
     this.#blob = width ? blob : null;
     this.#url = this.#blob ? URL.createObjectURL(blob) : "";

@@ -132,7 +132,7 @@ export class TileView {
     element.classList.add("tiles");
     element.setAttribute("aria-labelledby", this.#title.id);
     this.#settings = this.#form();
-    const head = h("header", { class: "tiles-head" }, h("div", {}, this.#title, this.#meta));
+    const head = h("div", { class: "tiles-head" }, h("div", {}, this.#title, this.#meta));
     head.append(this.#closeButton());
     const answers = [this.#facts, this.#note, this.#source];
     const body = [this.#views, this.#stage.element, h("div", {}, answers), this.#settings];
@@ -205,8 +205,10 @@ export class TileView {
   #show() {
     const element = this.#element;
     if (element.open) return;
-    if (WIDE.matches) element.show();
-    else element.showModal();
+    element.toggleAttribute("closedby", false);
+    if (WIDE.matches) return element.show();
+    element.setAttribute("closedby", "any"); // by a press beside it, too
+    element.showModal();
   }
 
   #reopen() {
