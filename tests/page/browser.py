@@ -151,7 +151,7 @@ class Visit:
         if wait:
             await self.answered()
 
-    async def answered(self, timeout_ms: float = WAIT_MS) -> None:
+    async def answered(self, timeout_ms: float = 60_000) -> None:
         """Waits until the last answer has ended."""
         await self.page.wait_for_function(NOTHING_BUSY, timeout=timeout_ms)
 
