@@ -43,7 +43,8 @@ def _value(record: RequestRecord, pictures: Sequence[Picture]) -> str:
 
 def _durations(record: RequestRecord) -> Iterator[str]:
     """Yields the stages that there were, in milliseconds."""
-    seconds: dict[str, float] = {**record.stage_seconds, "total": record.elapsed()}
+    seconds: dict[str, float] = dict(record.stage_seconds.items())
+    seconds["total"] = record.elapsed()
     if record.slowest_encode.total_seconds:
         seconds["preprocess"] = record.slowest_encode.preprocess_seconds
         seconds["queue"] = record.slowest_encode.queue_seconds

@@ -19,8 +19,8 @@ CONTENT_TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
-    ".webp": "image/webp",
     ".txt": "text/plain",
+    ".webp": "image/webp",
     ".woff2": "font/woff2",
 }
 TEXTUAL = re.compile(r"text/|image/svg")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 
 import pytest
 import structlog.testing
 from multidict import CIMultiDictProxy
 
+from gateway.local.health import page_url
 from gateway.page.files import INDEX, page_files
 from gateway.page.handlers import CONTENT_SECURITY_POLICY
 from tests.fakes import Gateway, stack
@@ -118,6 +120,15 @@ async def test_without_the_page_its_paths_are_unknown() -> None:
             assert (status, answer["error"]["code"]) == (404, "path_not_found")
             assert "/page/{path}" not in answer["error"]["message"]
         assert (await gateway.get("/v1/models"))[0] == 200
+
+
+async def test_a_page_is_spoken_of_where_there_is_one() -> None:
+    async with stack() as gateway:
+        address = gateway.url.removeprefix("http://")
+        assert await asyncio.to_thread(page_url, address) == f"{gateway.url}/"
+    assert await asyncio.to_thread(page_url, address) == ""
+    async with stack(page=False) as gateway:
+        assert await asyncio.to_thread(page_url, gateway.url.removeprefix("http://")) == ""
 
 
 async def test_a_page_of_another_origin_changes_the_answer_in_a_second_way() -> None:

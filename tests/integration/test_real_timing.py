@@ -24,7 +24,7 @@ from protos.errors import InvalidArgumentError
 from protos.process.settings import MIB
 from tests.fakes import chat_body
 from tests.integration.real_services import running_llm, running_vision
-from tests.random_checkpoint import write_random_checkpoint
+from tests.random_checkpoint import TEXT_WIDTH, write_random_checkpoint
 from tests.server_timings import Told, told, told_by_stream
 from tests.unit.vision_service.fakes import encoded, picture
 from vision_service.settings import Settings as VisionSettings
@@ -38,7 +38,10 @@ ALL_STAGES = [
     *("prefill", "first_token", "decode", "total"),
 ]
 HELD_STAGES = ["body", "fetch", "prefill", "first_token", "decode", "total"]
-CAT, DOG = encoded(picture(90, 60)), encoded(picture(30, 30, seed=1))
+CAT, FOX = (encoded(picture(90, 45, seed)) for seed in (0, 1))
+DOG = encoded(picture(30, 30, seed=2))
+# Of three tiles: the LLM service has room for one such picture that is not in use.
+TABLE_BYTE_COUNT = 3 * 256 * TEXT_WIDTH * 4
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ async def vision(checkpoint: Path) -> AsyncIterator[str]:
     settings = VisionSettings(
         checkpoint=checkpoint,
         preprocess_worker_count=1,
-        torch=VisionTorchOptions(device="cpu", thread_count=1),
+        torch=VisionTorchOptions(device="cpu", dtype="float32", thread_count=1),
     )
     async with running_vision(settings) as address:
         yield address
@@ -65,13 +68,14 @@ class Client:
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
 
-    async def ask(self, *images: bytes, is_stream: bool = False) -> Told:
+    async def ask(self, *images: bytes, is_stream: bool = False, salt: str = "") -> Told:
         urls = ["data:image/png;base64," + base64.b64encode(image).decode() for image in images]
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": url}} for url in urls
         ]
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": "What?"}]}]
         options = {"model": "", "stream": is_stream, "max_tokens": 3, "ignore_eos": True}
+        options |= {"cache_salt": salt} if salt else {}
         async with self._http.post(
             "/v1/chat/completions",
             json=chat_body(messages=messages) | options,
@@ -84,10 +88,11 @@ class Client:
 
 @asynccontextmanager
 async def asking(vision: str, checkpoint: Path) -> AsyncIterator[Client]:
-    """Asks a gateway before the vision service and an LLM service that has seen nothing yet."""
+    """Asks a gateway before the vision service and an LLM service."""
     llm_settings = LLMSettings(
         checkpoint=checkpoint,
         kv_cache_byte_count=32 * MIB,
+        max_table_byte_count=TABLE_BYTE_COUNT,
         torch=LLMTorchOptions(device="cpu", thread_count=1),
     )
     async with AsyncExitStack() as exits:
@@ -106,16 +111,17 @@ async def test_a_picture_is_encoded_then_held_then_in_visions_cache(
         held = await client.ask(CAT, is_stream=True)
         three = await client.ask(DOG, CAT, DOG)
         text = await client.ask()
-    async with asking(vision, checkpoint) as client:
-        lost = await client.ask(CAT, is_stream=True)
-    assert new.images == ["encoded 3x2+1 90x60"]
+        await client.ask(FOX)
+        # Nor has it a KV cache for those who do not know the salt.
+        lost = await client.ask(CAT, is_stream=True, salt="unknown")
+    assert new.images == ["encoded 2x1+1 90x45"]
     assert list(new.stages) == ALL_STAGES
     check_sums(new)
     assert (held.images, list(held.stages)) == (["llm"], HELD_STAGES)
     dog = "encoded 1x1 30x30"
     assert (three.images, list(three.stages)) == ([dog, "llm", dog], ALL_STAGES)
     assert (text.images, list(text.stages)) == ([], [*HELD_STAGES[:1], *HELD_STAGES[2:]])
-    assert lost.images == ["vision_cache 3x2+1 90x60"]
+    assert lost.images == ["vision_cache 2x1+1 90x45"]
     assert list(lost.stages) == [name for name in ALL_STAGES if name not in ENCODE_STAGES]
 
 

@@ -22,6 +22,9 @@ from playwright.async_api import (
     async_playwright,
     expect,
 )
+from playwright.async_api import (
+    TimeoutError as PlaywrightTimeoutError,
+)
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
@@ -34,6 +37,8 @@ ARGUMENTS = (
     "--use-fake-ui-for-media-stream",
 )
 WAIT_MS = 10_000
+ANSWER_COUNT = "(count) => document.querySelectorAll('article.answer').length === count"
+NOTHING_BUSY = "() => !document.querySelector('article.answer[aria-busy=true]')"
 # What the browser itself asks for or shows without a request to anybody.
 OWN_SCHEMES = ("blob:", "about:")
 DESKTOP = {"width": 1440, "height": 900}
@@ -91,6 +96,14 @@ class Visit:
         self.page.on("request", self._note_request)
         self.page.on("popup", lambda popup: self.problems.append(f"popup: {popup.url}"))
 
+    async def open(self) -> None:
+        """Opens the page, or says what keeps it from starting."""
+        await self.page.goto(f"{self.origin}/")
+        try:
+            await self.question.wait_for(timeout=WAIT_MS / 2)
+        except PlaywrightTimeoutError:
+            raise AssertionError(f"the page does not start: {self.problems}") from None
+
     def _note_console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self.problems.append(f"{message.type}: {message.text}")
@@ -109,6 +122,7 @@ class Visit:
         """Returns words of the page, in the language that it has now."""
         script = "([key, values]) => import('/page/language.js').then(({t}) => t(key, values))"
         words: str = await self.page.evaluate(script, [key, values])
+        assert words != key, f"the page has no words for {key}"
         return words
 
     async def button(self, key: str, **values: str | int) -> Locator:
@@ -128,20 +142,35 @@ class Visit:
         """Asks a question about pictures; waits for the answer's end unless told otherwise."""
         if pictures:
             await self.attach(*pictures)
+            cards = self.page.locator(".pictures-list .pictures-card")
+            await expect(cards).to_have_count(len(pictures))
         count = await self.page.locator("article.answer").count()
         await self.question.fill(text)
         await self.question.press("Enter")
-        await expect(self.page.locator("article.answer")).to_have_count(count + 1)
+        await self.page.wait_for_function(ANSWER_COUNT, arg=count + 1)
         if wait:
             await self.answered()
 
     async def answered(self, timeout_ms: float = WAIT_MS) -> None:
         """Waits until the last answer has ended."""
-        await expect(self.answer).not_to_have_attribute("aria-busy", "true", timeout=timeout_ms)
+        await self.page.wait_for_function(NOTHING_BUSY, timeout=timeout_ms)
 
     async def attach(self, *files: Path) -> None:
         """Adds files by the file chooser."""
-        await self.page.locator("input[type=file]").first.set_input_files([*files])
+        async with self.page.expect_file_chooser() as chooser:
+            await self.add("file")
+        await (await chooser.value).set_files([*files])
+
+    async def add(self, source: str) -> None:
+        """Opens the menu of the pictures, and takes the entry: file, video, camera or url."""
+        await self.page.locator(".pictures-add").click()
+        name = await self.words(f"sources.{source}")
+        await self.page.get_by_role("menuitem", name=name).click()
+
+    async def reopen(self) -> None:
+        """Opens the newest conversation that the browser keeps."""
+        await (await self.button("menu.history")).click()
+        await self.page.locator(".history-open").first.click()
 
     async def unexpected(self) -> list[str]:
         """Returns the problems that no test wants."""
@@ -167,7 +196,7 @@ async def visiting(browser: Browser, origin: str, **options: Any) -> AsyncIterat
         await context.add_init_script(WATCHER)
         visit = Visit(await context.new_page(), origin)
         visit.watch()
-        await visit.page.goto(f"{origin}/")
+        await visit.open()
         yield visit
         await asyncio.sleep(0.05)  # what was under way is told
         if problems := await visit.unexpected():

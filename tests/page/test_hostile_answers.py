@@ -8,7 +8,7 @@ from playwright.async_api import expect
 from tests.fakes import stack
 from tests.page.browser import Visit
 from tests.page.conftest import Visiting
-from tests.page.hostile_answers import ANSWERS, BEACON
+from tests.page.hostile_answers import ANSWERS
 from tests.page.scripted import PacedLLM, in_pieces
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -28,25 +28,27 @@ SURROUNDINGS = """() => {
 }"""
 
 
+# What the last answer has done besides being shown.
+HARM = """(active) => {
+  const body = [...document.querySelectorAll(".answer-body")].at(-1);
+  const all = [...body.querySelectorAll("*")];
+  const isSafe = (link) =>
+    ["http:", "https:", "mailto:"].includes(link.protocol) && link.target === "_blank"
+    && link.relList.contains("noopener") && link.relList.contains("noreferrer");
+  const isActive = (name) => name.startsWith("on") || (name.includes("href") && name !== "href");
+  return [
+    ...[...body.querySelectorAll(active)].map((element) => element.outerHTML),
+    ...[...body.querySelectorAll("a")].filter((link) => !isSafe(link)).map((a) => a.outerHTML),
+    ...all.flatMap((element) => element.getAttributeNames()).filter(isActive),
+    ...window.watched.ran,
+  ];
+}"""
+
+
 async def harm(person: Visit) -> list[str]:
-    """Returns what an answer has done besides being shown."""
-    body = person.answer.locator(".answer-body")
-    active = await body.evaluate(
-        f"(body) => [...body.querySelectorAll('{ACTIVE}')].map((one) => one.outerHTML)"
-    )
-    listeners = await body.evaluate(
-        "(body) => [...body.querySelectorAll('*')].flatMap((one) => one.getAttributeNames())"
-        ".filter((name) => name.startsWith('on') || name.includes('href') && name !== 'href')"
-    )
-    links = await body.evaluate(
-        "(body) => [...body.querySelectorAll('a')].filter((link) =>"
-        " !['http:', 'https:', 'mailto:'].includes(link.protocol) || link.target !== '_blank'"
-        " || !link.relList.contains('noopener') || !link.relList.contains('noreferrer'))"
-        ".map((link) => link.outerHTML)"
-    )
-    ran = (await person.watched())["ran"]
-    asked = [url for url in person.requests if BEACON in url or "evil" in url]
-    return [*active, *listeners, *links, *map(str, ran), *asked]
+    """Returns what the last answer has done besides being shown."""
+    done: list[str] = await person.page.evaluate(HARM, ACTIVE)
+    return done + [url for url in person.requests if "evil" in url]
 
 
 async def test_answers_do_nothing(visit: Visiting) -> None:
@@ -64,6 +66,7 @@ async def test_answers_do_nothing(visit: Visiting) -> None:
         assert person.page.url == f"{gateway.url}/"
         # Kept and shown once more, they do no more than before.
         await person.page.reload()
+        await person.reopen()
         await expect(person.page.locator("article.answer")).to_have_count(len(ANSWERS))
         assert (await person.watched())["ran"] == []
         assert [url for url in person.requests if "evil" in url] == []

@@ -105,7 +105,7 @@ async def test_a_gateway_that_is_gone_is_said(visit: Visiting) -> None:
 
 
 async def test_an_overload_says_when_to_come_back(visit: Visiting) -> None:
-    llm = ScriptedLLM(failures=[OverloadedError("the LLM service is full")])
+    llm = ScriptedLLM(failures=[OverloadedError("the LLM service is full")] * 9)
     async with stack(llm=llm) as gateway, visit(gateway.url) as person:
         person.expected.append("429")
         await person.ask("Hello?")

@@ -10,6 +10,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from gateway.page.files import page_files
+
 ROOT = Path(__file__).parents[2]
 TENSORRT_LLM = ROOT / "tests" / "data" / "trtllm" / "requires-dist.txt"
 PACKAGES = {"protos", "vision_service", "llm_service", "gateway"}
@@ -29,6 +31,8 @@ def test_wheel_holds_the_four_packages_and_the_protos(tmp_path: Path) -> None:
         assert f"protos/internvl/v1/{proto}.proto" in names
         assert f"protos/internvl/v1/{proto}_pb2.pyi" in names
     assert all(f"{package}/py.typed" in names for package in PACKAGES)
+    assert {f"gateway/page/static/{name}" for name in page_files()} <= set(names)
+    assert [name for name in names if name.endswith("libraries/marked.license.txt")]
 
 
 def test_no_other_distribution_owns_our_package_names() -> None:

@@ -83,7 +83,7 @@ export class ConversationView {
     const listeners = { onStop: () => this.on.stop(), onAgain: () => this.on.again(turn) };
     const view =
       turn.state === "streaming" ? new AnswerView(listeners) : AnswerView.of(turn, listeners);
-    const article = h("article", { class: "turn", label: "conversation.model" }, view.element);
+    const article = h("div", { class: "turn" }, speaker("conversation.model"), view.element);
     this.#add(article);
     return view;
   }
@@ -93,12 +93,15 @@ export class ConversationView {
   }
 }
 
+/** Who speaks: readers of a screen go from heading to heading. */
+const speaker = (words) => h("h2", { class: "unseen", words });
+
 function question(turn, on) {
   const { text, pictures = [] } = turn;
   const inspect = (picture) => on.inspect(picture, pictures);
   const edit = h("button", { class: "button-icon", type: "button", label: "conversation.edit", tip: "conversation.edit",
     on: { click: () => on.edit(turn) } }, icon("edit"));
-  return h("article", { class: "turn turn-mine", label: "conversation.you" },
+  return h("article", { class: "turn turn-mine", label: "conversation.you" }, speaker("conversation.you"),
     pictures.length ? pictureStrip(pictures, { inspect }) : null,
     h("div", { class: "question" }, edit, text ? h("p", { class: "question-text" }, text) : null));
 }

@@ -19,10 +19,10 @@ export function openDialog({ title, body, actions = [], onClose = () => {} }) {
     label: "dialog.close",
   });
   close.append(icon("close"));
-  const head = h("header", {}, h("h2", { id, words: title }), close);
+  const head = h("div", { class: "pictures-dialog-head" }, h("h2", { id, words: title }), close);
   const foot = h(
-    "footer",
-    {},
+    "div",
+    { class: "pictures-dialog-foot" },
     cancelButton(() => dialog.close()),
     actions,
   );

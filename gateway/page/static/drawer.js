@@ -209,7 +209,7 @@ function schemaProblem(text) {
 export function drawerHead(words, dialog) {
   const close = h("button", { class: "button-icon", type: "button", label: "drawer.close", tip: "drawer.close",
     on: { click: () => dialog.close() } }, icon("close"));
-  return h("header", { class: "drawer-head" }, h("h2", { words }), close);
+  return h("div", { class: "drawer-head" }, h("h2", { words }), close);
 }
 
 /** A click beside an open dialog closes it. */

@@ -11,6 +11,7 @@ addWords({
     "intake.large":
       "{name} has {size} MB; the limit is {limit} MB. Make it smaller, or save it as JPEG.",
     "intake.empty": "{name} is an empty file.",
+    "intake.others": "{count} other files were not taken either.",
     "intake.full": "A request takes {limit} pictures; {count} more were left out.",
     "intake.addressTitle": "Picture by address",
     "intake.address": "Address of the picture",
@@ -24,6 +25,7 @@ addWords({
     "intake.kind": "“{name}”不是可用的图片或视频。",
     "intake.large": "“{name}”大小为 {size} MB，上限为 {limit} MB。请缩小图片，或另存为 JPEG。",
     "intake.empty": "“{name}”是空文件。",
+    "intake.others": "另有 {count} 个文件未添加。",
     "intake.full": "一次请求最多 {limit} 张图片，其余 {count} 张未添加。",
     "intake.addressTitle": "通过网址添加图片",
     "intake.address": "图片网址",
@@ -39,6 +41,7 @@ const MIB = 1024 * 1024;
 const MAX_MIB = 48;
 // Browsers do not know the type of all files that the vision service decodes.
 const PICTURE_NAME = /\.(jpe?g|png|webp|bmp|gif|tiff?|avif|heic|heif)$/i;
+const MAX_TOLD_COUNT = 3;
 const SCHEMES = ["http:", "https:", "data:", "file:"];
 
 export const isVideo = (file) => file.type.startsWith("video/");
@@ -53,6 +56,14 @@ export function fileProblem(file) {
   if (size === 0) return t("intake.empty", { name });
   if (size <= MAX_MIB * MIB) return null;
   return t("intake.large", { name, size: Math.ceil(size / MIB), limit: MAX_MIB });
+}
+
+/** Returns why files cannot be taken, in a few sentences. */
+export function filesProblem(files) {
+  const problems = files.map(fileProblem).filter(Boolean);
+  const told = problems.slice(0, MAX_TOLD_COUNT);
+  const count = problems.length - told.length;
+  return [...told, ...(count ? [t("intake.others", { count })] : [])].join(" ");
 }
 
 export const fullProblem = (count) => t("intake.full", { limit: MAX_PICTURE_COUNT, count });

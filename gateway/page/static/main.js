@@ -231,6 +231,8 @@ class Page {
       if (picture) picture.used = { ...picture.used, ...image };
     });
     view.finish(facts);
+    const { isOpen, picture } = this.inspector;
+    if (isOpen && facts.pictures.includes(picture)) this.#inspect(picture);
   }
 
   /** Returns what became of the engine: the LLM service's load tells it, it is not supposed. */

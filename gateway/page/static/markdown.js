@@ -32,8 +32,8 @@ const escaped = (text) =>
 const DONE = "☑";
 const TO_DO = "☐";
 
-// A heading of an answer stands below those of the page.
-const HIGHEST_HEADING = 3;
+// A heading of an answer stands below its turn's.
+const HEADING_OF_TURN = 2;
 
 const marked = new Marked({
   gfm: true,
@@ -41,7 +41,7 @@ const marked = new Marked({
   tokenizer: { html: () => undefined, tag: () => undefined },
   renderer: {
     heading({ tokens, depth }) {
-      const level = Math.min(6, depth + HIGHEST_HEADING - 1);
+      const level = Math.min(6, depth + HEADING_OF_TURN);
       return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>\n`;
     },
     code({ text, lang }) {
@@ -101,6 +101,17 @@ function upgradeTable(table) {
   const frame = h("div", { class: "answer-table", ...role });
   table.replaceWith(frame);
   frame.append(table);
+}
+
+/** Lets no heading go more than one level below the one before it; returns the last one's level. */
+function orderHeadings(fragment, level) {
+  for (const heading of fragment.querySelectorAll("h3, h4, h5, h6")) {
+    level = Math.min(Number(heading.localName[1]), level + 1);
+    const ordered = h(`h${level}`);
+    ordered.append(...heading.childNodes);
+    heading.replaceWith(ordered);
+  }
+  return level;
 }
 
 /** A button that copies what `text()` returns, and says that it did. */
@@ -285,6 +296,7 @@ class Growing {
 export class Markdown {
   #rest = "";
   #links = {};
+  #level = HEADING_OF_TURN; // of the last heading
   #last = [];
   #fence = null;
   #growing = null;
@@ -348,9 +360,12 @@ export class Markdown {
   #show(tokens, isComplete) {
     this.#last.forEach((node) => node.remove());
     const fragment = fragmentOf(tokens);
+    const level = orderHeadings(fragment, this.#level);
     this.#last = isComplete ? [] : [...fragment.childNodes];
     this.element.append(fragment);
-    if (isComplete) this.#keep(tokens);
+    if (!isComplete) return;
+    this.#level = level;
+    this.#keep(tokens);
   }
 
   #keep(tokens) {

@@ -50,9 +50,9 @@ const SHOWN_SECONDS = 5;
 /** Returns the buttons; `on` has the listeners fresh, history, settings, copy(form), exported. */
 export function menuButtons(on) {
   const menu = h("div", { id: "menu", class: "menu", popover: "auto", role: "group", label: "menu.more" },
-    h("section", {}, h("h3", { words: "menu.copy" }),
+    h("div", {}, h("h2", { words: "menu.copy" }),
       ["curl", "python", "json"].map((form) => item(`menu.${form}`, () => on.copy(form)))),
-    h("section", {}, item("menu.export", () => on.exported())),
+    h("div", {}, item("menu.export", () => on.exported())),
     choice("menu.theme", themes(), theme(), setTheme),
     choice("menu.language", Object.entries(languages()), language(), setLanguage));
   menu.addEventListener("click", (event) => event.target.closest(".menu-item") && menu.hidePopover());
@@ -81,7 +81,7 @@ function choice(title, entries, chosen, choose) {
     const text = words.startsWith("menu.") ? h("span", { words }) : h("span", {}, words);
     return h("label", { class: "menu-choice" }, input, text);
   });
-  return h("section", { role: "radiogroup", label: title }, h("h3", { words: title }), options);
+  return h("div", { role: "radiogroup", label: title }, h("h2", { words: title }), options);
 }
 
 const themes = () => ["auto", "light", "dark"].map((value) => [value, `menu.${value}`]);

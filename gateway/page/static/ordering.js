@@ -36,8 +36,8 @@ export class Ordering {
   #start() {
     this.#drag.isMoving = true;
     this.#drag.card.classList.add("pictures-dragged");
-    // The list gets what follows, the click too: the card is not pressed.
-    this.#list.setPointerCapture(this.#drag.pointerId);
+    // The card gets what follows, the click too: the button in it is not pressed.
+    this.#drag.card.setPointerCapture(this.#drag.pointerId);
   }
 
   #follow({ clientX, clientY }) {

@@ -2,16 +2,18 @@
 
 import { addIcons, h, icon } from "./dom.js";
 import { addWords, t } from "./language.js";
-import { canvasOf, preview } from "./previews.js";
+import { canvasOf, dataURL, preview } from "./previews.js";
 
 addWords({
   en: {
     "picture.unmeasured": "size not known here",
     "picture.dataURL": "data: URL",
+    "picture.gone": "{name} can no longer be read. Remove it, or add it again.",
   },
   zh: {
     "picture.unmeasured": "尺寸未知",
     "picture.dataURL": "data: 网址",
+    "picture.gone": "无法再读取“{name}”，请移除或重新添加。",
   },
 });
 
@@ -60,21 +62,17 @@ export function spoken({ name, width, height }, label) {
   return { label: [label, name].filter(Boolean).join(" "), size };
 }
 
-/** Returns the part of a chat request that holds a picture. */
-export async function picturePart({ blob, url, detail, cap }) {
+/**
+ * Returns the part of a chat request that holds a picture.
+ *
+ * @throws {Error} its file cannot be read any more; the message is a sentence to show.
+ */
+export async function picturePart({ name, blob, url, detail, cap }) {
   const image = { url: blob ? await dataURL(blob) : url };
+  if (!image.url) throw new Error(t("picture.gone", { name }));
   if (cap) image.max_dynamic_patch = cap;
   else if (detail !== "auto") image.detail = detail;
   return { type: "image_url", image_url: image };
-}
-
-function dataURL(blob) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(blob);
-  });
 }
 
 /** Returns a small square of a picture that fills itself once there is something to show. */

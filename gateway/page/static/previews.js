@@ -1,4 +1,4 @@
-// What is known of a picture's file without sending it: its size in pixels, and small copies.
+// What is made of a picture's file: its size in pixels, small copies, and what is sent of it.
 
 const HEADER_BYTE_COUNT = 512 * 1024; // Exif and a colour profile may come before the size.
 const PREVIEW_EDGE = 192;
@@ -10,7 +10,6 @@ const waiting = [];
 const measuring = { last: Promise.resolve() };
 let worker;
 let current = null;
-let number = 0;
 
 /** Returns {width, height} of a picture's file, upright; 0 and 0 if the browser cannot tell. */
 export function measure(blob) {
@@ -51,49 +50,46 @@ async function square(blob) {
   if (!width) return null;
   const edge = Math.min(width, height);
   const area = [Math.floor((width - edge) / 2), Math.floor((height - edge) / 2), edge, edge];
-  return ask({ blob, area, width: PREVIEW_EDGE, height: PREVIEW_EDGE });
+  return ask({ job: "bitmap", blob, area, width: PREVIEW_EDGE, height: PREVIEW_EDGE });
 }
 
 /** Returns the whole picture as an ImageBitmap of this size, before all previews that wait. */
 export async function stretched(blob, width, height) {
   const whole = await measure(blob);
   if (!whole.width) return null;
-  return ask({ blob, area: [0, 0, whole.width, whole.height], width, height }, true);
+  const area = [0, 0, whole.width, whole.height];
+  return ask({ job: "bitmap", blob, area, width, height }, true);
 }
 
-function ask(job, first = false) {
-  const { promise, resolve } = withResolvers();
-  const entry = { ...job, id: ++number, resolve };
-  if (first) waiting.unshift(entry);
-  else waiting.push(entry);
-  next();
-  return promise;
-}
+/** Returns a file as a data: URL, before all previews that wait; null if it cannot be read. */
+export const dataURL = (blob) => ask({ job: "dataURL", blob }, true);
 
-function withResolvers() {
-  let resolve;
-  const promise = new Promise((done) => (resolve = done));
-  return { promise, resolve };
+function ask(job, isFirst = false) {
+  return new Promise((resolve) => {
+    const entry = { job, resolve };
+    if (isFirst) waiting.unshift(entry);
+    else waiting.push(entry);
+    next();
+  });
 }
 
 // One at a time: a large picture takes a lot of memory while it is decoded.
 function next() {
   if (current || !waiting.length) return;
   current = waiting.shift();
-  const { resolve, ...job } = current;
-  started().postMessage(job);
+  started().postMessage(current.job);
 }
 
 function started() {
   if (worker) return worker;
-  worker = new Worker(new URL("./resizer.js", import.meta.url), { type: "module" });
-  worker.addEventListener("message", ({ data }) => answered(data.bitmap));
+  worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
+  worker.addEventListener("message", ({ data }) => answered(data));
   worker.addEventListener("error", () => answered(null));
   return worker;
 }
 
-function answered(bitmap) {
-  current?.resolve(bitmap);
+function answered(result) {
+  current?.resolve(result);
   current = null;
   next();
 }

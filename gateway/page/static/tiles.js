@@ -1,9 +1,9 @@
 // The tile view: a picture as the model gets it, its grid, its tokens, and where they come from.
 
 import { addWords, number, say, t } from "./language.js";
-import { canvasOf, stretched } from "./previews.js";
-import { formatOf } from "./picture.js";
 import { h, icon } from "./dom.js";
+import { Stage } from "./stage.js";
+import { formatOf } from "./picture.js";
 import { tiles } from "./api.js";
 
 addWords({
@@ -13,21 +13,16 @@ addWords({
     "tiles.views": "View",
     "tiles.picture": "Picture",
     "tiles.model": "As the model sees it",
-    "tiles.sheet": "The picture with its grid: {columns} × {rows} tiles",
-    "tiles.cells":
-      "{columns} × {rows} tiles, each {edge} × {edge} pixels, in the order the model reads them",
-    "tiles.thumbnail": "Thumbnail",
-    "tiles.thumbnailHow": "the whole picture in one tile",
     "tiles.cut": "{width} × {height} → {columns} × {rows} tiles",
     "tiles.whole": "{width} × {height} → 1 tile",
     "tiles.plus": " + thumbnail",
-    "tiles.product": "= {count} × {each} = ",
+    "tiles.product": " = {count} × {each}",
     "tiles.tokens": "{count} tokens",
     "tiles.detail": "Detail",
     "tiles.auto": "Auto",
     "tiles.low": "Low",
     "tiles.high": "High",
-    "tiles.cap": "Most tiles",
+    "tiles.cap": "Tile limit",
     "tiles.capHow":
       "Auto is up to {standard} tiles, low is 1, high is up to {most}. The thumbnail comes on top.",
     "tiles.capOwn": "Your limit of {cap} tiles goes before the detail.",
@@ -49,14 +44,10 @@ addWords({
     "tiles.views": "视图",
     "tiles.picture": "原图",
     "tiles.model": "模型所见",
-    "tiles.sheet": "图片及其网格：{columns} × {rows} 个图块",
-    "tiles.cells": "{columns} × {rows} 个图块，每个 {edge} × {edge} 像素，按模型读取的顺序排列",
-    "tiles.thumbnail": "缩略图",
-    "tiles.thumbnailHow": "整张图片缩为一个图块",
     "tiles.cut": "{width} × {height} → {columns} × {rows} 个图块",
     "tiles.whole": "{width} × {height} → 1 个图块",
     "tiles.plus": " + 缩略图",
-    "tiles.product": "= {count} × {each} = ",
+    "tiles.product": " = {count} × {each}",
     "tiles.tokens": "{count} 个 token",
     "tiles.detail": "精细度",
     "tiles.auto": "自动",
@@ -107,9 +98,8 @@ function planned(query, key) {
 }
 
 /** Returns a grid in few words: "3×2+1", columns × rows and the thumbnail. */
-export function gridWords({ column_count: columns, row_count: rows, has_thumbnail, tile_count }) {
-  const plus = has_thumbnail ?? tile_count > columns * rows;
-  return `${columns}×${rows}${plus ? "+1" : ""}`;
+export function gridWords({ column_count: columns, row_count: rows, tile_count: count }) {
+  return `${columns}×${rows}${count > columns * rows ? "+1" : ""}`;
 }
 
 /** The panel beside the conversation, or over it on a small screen. */
@@ -120,7 +110,6 @@ export class TileView {
   #plan = null; // null if the picture's size is not known
   #limits = null; // of tiles, from any plan
   #problem = null; // why there is none
-  #url = "";
   #turn = 0;
   #timer = 0;
   #opener = null;
@@ -128,7 +117,7 @@ export class TileView {
   #title = h("h2", { id: "tiles-title" });
   #meta = h("p", { class: "tiles-meta" });
   #views = choice("tiles-view", "tiles.views", { picture: "tiles.picture", model: "tiles.model" });
-  #stage = h("div", { class: "tiles-stage" });
+  #stage = new Stage();
   #facts = h("p", { class: "tiles-facts", role: "status" });
   #note = h("p", { class: "pictures-note tiles-note", role: "status" });
   #source = h("p", { class: "tiles-source" });
@@ -143,10 +132,10 @@ export class TileView {
     element.classList.add("tiles");
     element.setAttribute("aria-labelledby", this.#title.id);
     this.#settings = this.#form();
-    const head = h("header", { class: "tiles-head" }, h("div", {}, this.#title, this.#meta));
+    const head = h("div", { class: "tiles-head" }, h("div", {}, this.#title, this.#meta));
     head.append(this.#closeButton());
     const answers = [this.#facts, this.#note, this.#source];
-    const body = [this.#views, this.#stage, h("div", {}, answers), this.#settings];
+    const body = [this.#views, this.#stage.element, h("div", {}, answers), this.#settings];
     element.replaceChildren(head, h("div", { class: "tiles-body" }, body));
     this.#listen();
   }
@@ -216,8 +205,10 @@ export class TileView {
   #show() {
     const element = this.#element;
     if (element.open) return;
-    if (WIDE.matches) element.show();
-    else element.showModal();
+    element.toggleAttribute("closedby", false);
+    if (WIDE.matches) return element.show();
+    element.setAttribute("closedby", "any"); // by a press beside it, too
+    element.showModal();
   }
 
   #reopen() {
@@ -228,17 +219,14 @@ export class TileView {
   #closed() {
     if (this.isOpen) return;
     this.#turn++;
-    URL.revokeObjectURL(this.#url);
-    this.#url = "";
-    this.#stage.replaceChildren();
+    this.#stage.clear();
     if (this.#opener?.isConnected) this.#opener.focus();
   }
 
   #describe() {
     const picture = this.#picture;
     const { used, editable } = this.#options;
-    URL.revokeObjectURL(this.#url);
-    this.#url = picture.blob ? URL.createObjectURL(picture.blob) : "";
+    this.#stage.take(picture);
     this.#title.textContent = picture.name;
     this.#title.title = picture.name;
     this.#meta.textContent = fileWords(picture, used);
@@ -246,11 +234,16 @@ export class TileView {
   }
 
   #change(values, wait) {
-    Object.assign(this.#picture, values);
+    const picture = Object.assign(this.#picture, values);
+    const { onChange } = this.#options;
     this.#sayChoice();
-    this.#options.onChange?.(this.#picture);
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#update(), wait);
+    this.#timer = setTimeout(() => this.#tell(picture, onChange), wait);
+  }
+
+  #tell(picture, onChange) {
+    onChange?.(picture);
+    if (this.isOpen && picture === this.#picture) this.#update();
   }
 
   /** Asks for the plan, then shows it; of several questions the last one is shown. */
@@ -274,22 +267,22 @@ export class TileView {
 
   get #grid() {
     const { used } = this.#options;
-    if (used?.column_count) return { ...this.#plan, ...used, tile_count: tileCount(used) };
-    return this.#plan;
+    return used?.column_count ? gridOf(used, this.#plan) : this.#plan;
   }
 
   #sayAll() {
     this.#sayChoice();
     this.#sayFacts();
     this.#sayNote();
+    this.#saySource();
+  }
+
+  #saySource() {
     const { source } = this.#options.used ?? {};
     this.#source.hidden = !source;
-    if (source)
-      this.#source.replaceChildren(
-        h("strong", { words: "tiles.source" }),
-        " ",
-        h("span", { words: `tiles.${source}` }),
-      );
+    const name = h("strong", { words: "tiles.source" });
+    const how = h("span", { words: `tiles.${source}` });
+    this.#source.replaceChildren(...(source ? [name, " ", how] : []));
   }
 
   #sayChoice() {
@@ -328,36 +321,29 @@ export class TileView {
       return ["tiles.failed", { reason: this.#problem.message }];
     if (!this.#grid && used) return ["tiles.unknown"];
     if (!this.#grid) return [this.#picture.kind === "url" ? "tiles.address" : "tiles.later"];
-    return [this.#url && this.#picture.width ? null : "tiles.unseen"];
+    return [this.#stage.isSeen || this.#picture.kind === "url" ? null : "tiles.unseen"];
   }
 
   #draw() {
     const { width, height } = seen(this.#picture, this.#options.used);
-    const isKnown = Boolean(this.#url && this.#picture.width);
-    this.#views.hidden = !isKnown || !this.#grid;
-    if (!width) return this.#stage.replaceChildren();
-    if (this.#isModelView && isKnown && this.#grid) this.#drawModelView();
-    else this.#stage.replaceChildren(...sheet(this.#url, width / height, this.#grid));
-  }
-
-  async #drawModelView() {
-    const turn = this.#turn;
-    const { column_count: columns, row_count: rows } = this.#grid;
-    const hasThumbnail = this.#grid.tile_count > columns * rows;
+    const grid = this.#grid;
+    const hasTiles = Boolean(this.#stage.isSeen && grid);
+    this.#views.hidden = !hasTiles;
+    if (!width) return;
     const edge = this.#plan?.tile_size ?? TILE_EDGE;
-    const { blob } = this.#picture;
-    const whole = await stretched(blob, columns * edge, rows * edge);
-    const small = hasThumbnail ? await stretched(blob, edge, edge) : null;
-    if (turn !== this.#turn || !this.#isModelView || !whole) return;
-    this.#stage.replaceChildren(cells(whole, columns, rows, edge));
-    if (small) this.#stage.append(thumbnail(canvasOf(small)));
+    if (this.#isModelView && hasTiles) this.#stage.drawTiles(grid, edge);
+    else this.#stage.draw(width / height, grid);
   }
 }
 
 const labels = (names) => Object.fromEntries(names.map((name) => [name, `tiles.${name}`]));
 
-const tileCount = ({ column_count: columns, row_count: rows, has_thumbnail: plus }) =>
-  columns * rows + (plus ? 1 : 0);
+/** Returns the grid of `used` as a plan has it, if there is one to tell the tokens of a tile. */
+function gridOf({ column_count, row_count, has_thumbnail }, plan) {
+  const tile_count = column_count * row_count + (has_thumbnail ? 1 : 0);
+  const token_count = plan ? (plan.token_count / plan.tile_count) * tile_count : 0;
+  return { column_count, row_count, tile_count, token_count };
+}
 
 /** Returns the picture with the size that is known of it: the browser's, or what the model saw. */
 const seen = (picture, used) => ({
@@ -396,71 +382,7 @@ function facts(grid, { width, height }) {
   const plus = count > columns * rows ? t("tiles.plus") : "";
   const first = h("span", {}, width ? cut + plus : gridWords(grid));
   if (!tokens) return [first];
-  const each = number(tokens / count);
-  const sum = h("span", {}, t("tiles.product", { count, each }));
-  sum.append(h("strong", {}, t("tiles.tokens", { count: number(tokens) })));
-  return [first, " ", sum];
-}
-
-/** Returns the picture, or a plain sheet of its shape, under its grid; and its thumbnail. */
-function sheet(url, ratio, grid) {
-  const paper = h("div", { class: "tiles-sheet" }, url && picture(url));
-  paper.style.setProperty("--ratio", ratio);
-  if (!grid) return [paper];
-  const { column_count: columns, row_count: rows, tile_count: count } = grid;
-  paper.append(lines(columns, rows), numbers(columns, rows));
-  paper.setAttribute("role", "img");
-  say(paper, "tiles.sheet", { columns, rows }, "aria-label");
-  return [paper, count > columns * rows && thumbnail(url ? picture(url) : blank())].filter(Boolean);
-}
-
-const blank = () => h("div", { class: "tiles-blank" });
-const picture = (src) => h("img", { src, alt: "", decoding: "async", draggable: "false" });
-
-function lines(columns, rows) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  const inner = [
-    ...Array.from({ length: columns - 1 }, (_, i) => `M${i + 1} 0V${rows}`),
-    ...Array.from({ length: rows - 1 }, (_, i) => `M0 ${i + 1}H${columns}`),
-  ];
-  for (const name of ["tiles-halo", "tiles-line"]) {
-    const path = document.createElementNS(svg.namespaceURI, "path");
-    path.setAttribute("class", name);
-    path.setAttribute("d", `M0 0H${columns}V${rows}H0Z${inner.join("")}`);
-    svg.append(path);
-  }
-  return svg;
-}
-
-function numbers(columns, rows) {
-  const list = h("div", { class: "tiles-numbers", "aria-hidden": "true" });
-  list.style.gridTemplateColumns = `repeat(${columns}, 1fr)`;
-  list.style.gridTemplateRows = `repeat(${rows}, 1fr)`;
-  list.append(
-    ...Array.from({ length: columns * rows }, (_, i) => h("span", {}, h("b", {}, `${i + 1}`))),
-  );
-  return list;
-}
-
-function cells(whole, columns, rows, edge) {
-  const grid = h("div", { class: "tiles-cells", role: "img" });
-  say(grid, "tiles.cells", { columns, rows, edge }, "aria-label");
-  grid.style.setProperty("--columns", columns);
-  grid.style.setProperty("--rows", rows);
-  for (let i = 0; i < columns * rows; i++) {
-    const area = [(i % columns) * edge, Math.floor(i / columns) * edge, edge, edge];
-    grid.append(h("span", {}, canvasOf(whole, area), h("b", {}, `${i + 1}`)));
-  }
-  return grid;
-}
-
-function thumbnail(content) {
-  const words = [
-    h("strong", { words: "tiles.thumbnail" }),
-    h("span", { words: "tiles.thumbnailHow" }),
-  ];
-  return h("figure", { class: "tiles-thumbnail" }, content, h("figcaption", {}, words));
+  const product = count > 1 ? t("tiles.product", { count, each: number(tokens / count) }) : "";
+  const sum = h("strong", {}, t("tiles.tokens", { count: number(tokens) }));
+  return [first, " ", h("span", {}, `${product} = `.trimStart(), sum)];
 }

@@ -5,12 +5,14 @@ import {
   PICTURE_FILES,
   askAddress,
   fileProblem,
+  filesProblem,
   fullProblem,
+  isVideo,
+  listenForFiles,
 } from "./intake.js";
 import { addIcons, h, icon } from "./dom.js";
 import { addWords, number, say } from "./language.js";
 import { gridWords, plan } from "./tiles.js";
-import { isVideo, listenForFiles } from "./intake.js";
 import { ofAddress, ofFile, ofFrame, pictureLabels, spoken, thumbnail } from "./picture.js";
 import { Ordering } from "./ordering.js";
 import { SourceMenu } from "./sources.js";
@@ -81,6 +83,9 @@ export class PictureTray extends EventTarget {
     this.#list.addEventListener("keydown", (event) => this.#pressed(event));
     this.#list.addEventListener("focusin", ({ target }) => this.#reach(target.closest("li")));
     new Ordering(this.#list, (card, place) => this.#move(this.#pictureOf(card), place));
+    document.addEventListener("languagechange", () =>
+      this.#pictures.forEach((picture) => this.#describe(picture)),
+    );
     this.#render();
   }
 
@@ -103,7 +108,7 @@ export class PictureTray extends EventTarget {
 
   /** Adds files; of a video the user first chooses the frames. */
   async add(files) {
-    const fit = [...files].filter((file) => this.#accept(file));
+    const fit = this.#fit([...files]);
     this.#insert(fit.filter((file) => !isVideo(file)).map(ofFile));
     for (const video of fit.filter(isVideo)) {
       if (this.#room === 0) return this.#problem(fullProblem(1));
@@ -120,10 +125,11 @@ export class PictureTray extends EventTarget {
     return MAX_PICTURE_COUNT - this.#pictures.length;
   }
 
-  #accept(file) {
-    const problem = fileProblem(file);
+  /** Returns those of the files that can be taken. */
+  #fit(files) {
+    const problem = filesProblem(files);
     if (problem) this.#problem(problem);
-    return !problem;
+    return files.filter((file) => !fileProblem(file));
   }
 
   #problem(detail) {
@@ -219,8 +225,8 @@ export class PictureTray extends EventTarget {
   }
 
   async #replace(picture) {
-    const [file] = await this.#choose(PICTURE_FILES, false);
-    if (!file || !this.#has(picture) || !this.#accept(file)) return;
+    const [file] = this.#fit(await this.#choose(PICTURE_FILES, false));
+    if (!file || !this.#has(picture)) return;
     const { detail, cap } = picture;
     const successor = { ...ofFile(file), detail, cap };
     this.#pictures[this.#pictures.indexOf(picture)] = successor;

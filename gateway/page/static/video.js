@@ -157,6 +157,7 @@ function video(src, properties = {}) {
 async function loaded(url) {
   const source = video(url);
   await once(source, "loadeddata");
+  if (!source.videoWidth) throw new Error("no pictures, only sound");
   if (source.duration === Infinity) await findEnd(source);
   return source;
 }

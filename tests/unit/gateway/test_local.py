@@ -166,12 +166,13 @@ def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
     )
     started = user.runs("start", "--config", "site.toml", *options[2:], "--drain-seconds", "5")
     assert started.status == 0, started.error
-    *progress, last = started.out.splitlines()
+    *progress, last, page = started.out.splitlines()
     assert [line.partition(":")[0] for line in progress] == [
         title for title in TITLES for _ in "12"
     ]
     url = f"http://127.0.0.1:{options[3]}/v1"
     assert last.startswith(f"toy is served at {url}; ")
+    assert page == f"the page is at http://127.0.0.1:{options[3]}/"
 
     llm = user.events("llm")
     assert user.events("vision")["serving"]["timestamp"] < llm["loading"]["timestamp"]
@@ -182,7 +183,9 @@ def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
 
     shown = here("status")
     assert shown.status == 0
-    head, *rows = [line.split() for line in shown.out.splitlines()]
+    *table, last = shown.out.splitlines()
+    assert last == page
+    head, *rows = [line.split() for line in table]
     assert head == ["NAME", "PORT", "PID", "HEALTH", "CHECKPOINT"]
     assert rows == [
         [one.name, str(one.port), str(one.pid), "serving", str(user.folder / "toy")]

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from protos.errors import (
@@ -113,6 +115,27 @@ async def test_the_workers_know_the_policy(policy: TilePolicy, tile_count: int) 
     assert tiled.grid == expected.grid
     assert tiled.grid.tile_count == len(tiled.tiles) == tile_count
     assert np.array_equal(tiled.tiles, expected.tiles)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.just(TilePolicy()) | st.builds(TilePolicy, st.booleans(), st.integers(1, 12), st.booleans()),
+)
+def test_the_grid_of_a_size_is_the_one_of_its_picture(
+    width: int, height: int, cap: int, policy: TilePolicy
+) -> None:
+    preprocessor = Preprocessor(28, replace(LIMITS, max_pixel_count=90_000), policy=policy)
+    tiled = tile_file(
+        encoded(picture(width, height)),
+        tile_size=28,
+        max_tile_count=cap,
+        max_pixel_count=90_000,
+        policy=policy,
+    )
+    assert preprocessor.grid(width, height, cap) == tiled.grid
 
 
 async def test_errors_free_their_place(preprocessor: Preprocessor) -> None:
