@@ -1,28 +1,38 @@
 // What is made of a picture's file: its size in pixels, small copies, and what is sent of it.
 
-const HEADER_BYTE_COUNT = 512 * 1024; // Exif and a colour profile may come before the size.
+import { isTurnedWebP } from "./orientation.js";
+
+const PART_BYTE_COUNT = 512 * 1024; // Exif and a colour profile may come before the size.
 const PREVIEW_EDGE = 192;
 const NO_SIZE = { width: 0, height: 0 };
 
 const measured = new WeakMap();
 const previews = new WeakMap();
 const waiting = [];
-const measuring = { last: Promise.resolve() };
+let lastMeasure = Promise.resolve();
 let worker;
 let current = null;
 
 /** Returns {width, height} of a picture's file, upright; 0 and 0 if the browser cannot tell. */
 export function measure(blob) {
-  if (!measured.has(blob)) {
-    measuring.last = measuring.last.then(() => size(blob));
-    measured.set(blob, measuring.last);
-  }
-  return measured.get(blob);
+  if (measured.has(blob)) return measured.get(blob);
+  lastMeasure = lastMeasure.then(() => size(blob));
+  measured.set(blob, lastMeasure);
+  return lastMeasure;
 }
 
+// The beginning of a file is enough, and a large one is not read; but a PNG may say at its end which
+// way up it is.
 async function size(blob) {
-  const header = await sizeOf(blob.slice(0, HEADER_BYTE_COUNT, blob.type));
-  return header.width || blob.size <= HEADER_BYTE_COUNT ? header : sizeOf(blob);
+  if (await isTurnedWebP(blob)) return NO_SIZE;
+  const isWhole = blob.size <= PART_BYTE_COUNT || (await endsWithExif(blob));
+  const beginning = isWhole ? NO_SIZE : await sizeOf(blob.slice(0, PART_BYTE_COUNT, blob.type));
+  return beginning.width ? beginning : sizeOf(blob);
+}
+
+async function endsWithExif(blob) {
+  const end = await blob.slice(-PART_BYTE_COUNT).arrayBuffer();
+  return new TextDecoder("latin1").decode(end).includes("eXIf");
 }
 
 async function sizeOf(blob) {

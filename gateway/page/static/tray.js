@@ -97,6 +97,7 @@ export class PictureTray extends EventTarget {
   /** Takes over pictures, e.g. those of a turn that is edited. */
   set(pictures) {
     this.#letGo();
+    this.#cards.clear(); // They are those of the pictures before, whatever their ids.
     this.#pictures = pictures.map((picture) => ({ ...picture }));
     this.#changed();
     for (const picture of this.#pictures) this.#learn(picture);
