@@ -1,6 +1,6 @@
 // What is made of a picture's file: its size in pixels, small copies, and what is sent of it.
 
-import { isTurnedWebP } from "./orientation.js";
+import { isTurnedUnseen } from "./orientation.js";
 
 const PART_BYTE_COUNT = 512 * 1024; // Exif and a colour profile may come before the size.
 const PREVIEW_EDGE = 192;
@@ -21,18 +21,11 @@ export function measure(blob) {
   return lastMeasure;
 }
 
-// The beginning of a file is enough, and a large one is not read; but a PNG may say at its end which
-// way up it is.
+// The beginning of a file is enough most often, and a large one is not read.
 async function size(blob) {
-  if (await isTurnedWebP(blob)) return NO_SIZE;
-  const isWhole = blob.size <= PART_BYTE_COUNT || (await endsWithExif(blob));
-  const beginning = isWhole ? NO_SIZE : await sizeOf(blob.slice(0, PART_BYTE_COUNT, blob.type));
-  return beginning.width ? beginning : sizeOf(blob);
-}
-
-async function endsWithExif(blob) {
-  const end = await blob.slice(-PART_BYTE_COUNT).arrayBuffer();
-  return new TextDecoder("latin1").decode(end).includes("eXIf");
+  if (await isTurnedUnseen(blob)) return NO_SIZE;
+  const beginning = await sizeOf(blob.slice(0, PART_BYTE_COUNT, blob.type));
+  return beginning.width || blob.size <= PART_BYTE_COUNT ? beginning : sizeOf(blob);
 }
 
 async function sizeOf(blob) {
