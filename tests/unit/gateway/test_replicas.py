@@ -49,7 +49,7 @@ async def test_a_name_is_looked_up_again_after_a_while_and_not_before(
     names.publish(NAME, "127.0.0.2")
     names.publish(NAME, "127.0.0.3")
     async with names.running(), open_replica_count(names.target(NAME, 50051)) as count:
-        assert await asyncio.gather(count.now(), count.now()) == [2, 2]
+        assert [*await asyncio.gather(count.now(), count.now())] == [2, 2]
         asked = names.question_counts[NAME]
         names.withdraw(NAME, "127.0.0.2")
         assert await count.now() == 2
