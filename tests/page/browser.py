@@ -36,7 +36,8 @@ ARGUMENTS = (
     "--use-fake-device-for-media-stream",
     "--use-fake-ui-for-media-stream",
 )
-WAIT_MS = 10_000
+# Long enough for a machine that runs other tests beside it.
+WAIT_MS = 30_000
 ANSWER_COUNT = "(count) => document.querySelectorAll('article.answer').length === count"
 NOTHING_BUSY = "() => !document.querySelector('article.answer[aria-busy=true]')"
 # What the browser itself asks for or shows without a request to anybody.

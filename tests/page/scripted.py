@@ -33,18 +33,19 @@ def in_pieces(text: str, size: int = 3) -> list[str]:
     return [text[start : start + size] for start in range(0, len(text), size)]
 
 
-def long_answer(token_count: int) -> list[str]:
-    """Returns the tokens of an answer with all that Markdown has, and a code block of 2,000 lines.
+def long_answer(token_count: int, line_count: int = 2000) -> list[str]:
+    """Returns the tokens of an answer with all that Markdown has, and a long block of code.
 
     Args:
         token_count: how many there are to be.
+        line_count: lines of the code.
     """
     paragraph = "A paragraph with **bold** words, `code`, a [link](https://example.com) and more. "
     table = "\n\n| tile | tokens |\n| ---: | ---: |\n" + "".join(
         f"| {row} | {256 * row} |\n" for row in range(1, 9)
     )
     listing = "\n\n- one thing\n- another thing, *softly*\n  1. first\n  2. second\n\n"
-    code = "```python\n" + "".join(f"tile_{n} = grid[{n}]\n" for n in range(2000)) + "```\n\n"
+    code = "```python\n" + "".join(f"tile_{n} = grid[{n}]\n" for n in range(line_count)) + "```\n\n"
     prose = "### A heading\n\n" + paragraph * 12 + table + listing
     text = prose * 4 + code + prose * 40
     size = max(1, len(text) // token_count)
