@@ -186,7 +186,7 @@ export class AnswerView {
   }
 
   #kept({ pictures = [], ...facts }) {
-    const slim = pictures.map(({ name, plan = null }) => ({ name, plan }));
+    const slim = pictures.map(({ name, plan, used }) => ({ name, plan, used }));
     return { ...facts, pictures: slim, json: this.#text.isJSON, toolCalls: this.toolCalls };
   }
 
