@@ -38,6 +38,7 @@ ARGUMENTS = (
 )
 # Long enough for a machine that runs other tests beside it.
 WAIT_MS = 30_000
+expect.set_options(timeout=WAIT_MS)
 ANSWER_COUNT = "(count) => document.querySelectorAll('article.answer').length === count"
 NOTHING_BUSY = "() => !document.querySelector('article.answer[aria-busy=true]')"
 # What the browser itself asks for or shows without a request to anybody.
@@ -152,7 +153,7 @@ class Visit:
         if wait:
             await self.answered()
 
-    async def answered(self, timeout_ms: float = WAIT_MS) -> None:
+    async def answered(self, timeout_ms: float = 60_000) -> None:
         """Waits until the last answer has ended."""
         await self.page.wait_for_function(NOTHING_BUSY, timeout=timeout_ms)
 

@@ -106,15 +106,14 @@ STATES: list[Prepare] = [
     *(start, tray, tray_menu, address, camera, tile_view, tile_view_of_the_model),
     *(conversation, editing, settings, history, menu),
 ]
-PLACES: dict[str, dict[str, Any]] = {
-    "desktop": {"reduced_motion": "reduce"},
-    "dark, phone, Chinese": {
-        "color_scheme": "dark",
-        "viewport": PHONE,
-        "locale": "zh-CN",
-        "reduced_motion": "reduce",
-    },
-}
+LIGHT: dict[str, Any] = {"reduced_motion": "reduce"}
+DARK: dict[str, Any] = LIGHT | {"color_scheme": "dark", "viewport": PHONE, "locale": "zh-CN"}
+PLACES = [
+    pytest.param(LIGHT, STATES[0::2], id="light, desktop, English"),
+    pytest.param(DARK, STATES[1::2], id="dark, phone, Chinese"),
+    pytest.param(LIGHT, STATES[1::2], id="light, the others", marks=pytest.mark.slow),
+    pytest.param(DARK, STATES[0::2], id="dark, the others", marks=pytest.mark.slow),
+]
 
 
 async def violations(person: Visit) -> list[str]:
@@ -126,12 +125,14 @@ async def violations(person: Visit) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("place", PLACES)
-async def test_axe_finds_nothing(visit: Visiting, place: str) -> None:
+@pytest.mark.parametrize(("options", "states"), PLACES)
+async def test_axe_finds_nothing(
+    visit: Visiting, options: dict[str, Any], states: list[Prepare]
+) -> None:
     found: dict[str, list[str]] = {}
     async with stack(llm=PacedLLM(texts=in_pieces(ANSWER))) as gateway:
-        for prepare in STATES:
-            async with visit(gateway.url, **PLACES[place]) as person:
+        for prepare in states:
+            async with visit(gateway.url, **options) as person:
                 await prepare(person)
                 if seen := await violations(person):
                     found[prepare.__name__] = seen

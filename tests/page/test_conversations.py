@@ -124,7 +124,7 @@ async def test_a_picture_its_tiles_and_a_second_turn(
         await open_tiles(person, ".pictures-strip .pictures-show")
         await expect(inspector.locator(".tiles-source")).to_be_visible()
         columns, rows = plan["column_count"], plan["row_count"]
-        sheet = await person.words("tiles.sheet", columns=columns, rows=rows)
+        sheet = await person.words("stage.sheet", columns=columns, rows=rows)
         await expect(inspector.locator(".tiles-sheet")).to_have_attribute("aria-label", sheet)
 
 
@@ -151,7 +151,7 @@ async def test_the_preview_is_the_endpoints_for_any_choice(served: Stack, visit:
 
 async def expect_plan(person: Visit, plan: dict[str, Any]) -> None:
     inspector = person.page.locator("#inspector")
-    sheet = await person.words("tiles.sheet", columns=plan["column_count"], rows=plan["row_count"])
+    sheet = await person.words("stage.sheet", columns=plan["column_count"], rows=plan["row_count"])
     await expect(inspector.locator(".tiles-sheet")).to_have_attribute("aria-label", sheet)
     grouped = f"{plan['token_count']:,}"
     await expect(inspector.locator(".tiles-facts strong")).to_contain_text(grouped)

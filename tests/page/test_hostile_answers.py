@@ -51,7 +51,24 @@ async def harm(person: Visit) -> list[str]:
     return done + [url for url in person.requests if "evil" in url]
 
 
-async def test_answers_do_nothing(visit: Visiting) -> None:
+async def test_all_of_them_in_one_answer_do_nothing(visit: Visiting) -> None:
+    # What opens something for ever comes last.
+    answers = sorted(ANSWERS, key=lambda name: name.startswith(("fence that", "nested", "many")))
+    llm = PacedLLM(texts=in_pieces("\n\n---\n\n".join(ANSWERS[name] for name in answers), 24))
+    async with stack(llm=llm) as gateway, visit(gateway.url) as person:
+        before = await person.page.evaluate(SURROUNDINGS)
+        await person.ask("What have you got?")
+        assert await harm(person) == []
+        await person.page.reload()
+        await person.reopen()
+        await expect(person.answer.locator(".answer-body")).to_contain_text("onerror")
+        assert await harm(person) == []
+        assert await person.page.evaluate(SURROUNDINGS) == before
+        assert person.page.url == f"{gateway.url}/"
+
+
+@pytest.mark.slow
+async def test_each_of_them_does_nothing(visit: Visiting) -> None:
     llm = PacedLLM()
     async with stack(llm=llm) as gateway, visit(gateway.url) as person:
         before = await person.page.evaluate(SURROUNDINGS)
@@ -64,12 +81,6 @@ async def test_answers_do_nothing(visit: Visiting) -> None:
         assert harmful == {}
         assert await person.page.evaluate(SURROUNDINGS) == before
         assert person.page.url == f"{gateway.url}/"
-        # Kept and shown once more, they do no more than before.
-        await person.page.reload()
-        await person.reopen()
-        await expect(person.page.locator("article.answer")).to_have_count(len(ANSWERS))
-        assert (await person.watched())["ran"] == []
-        assert [url for url in person.requests if "evil" in url] == []
 
 
 async def test_words_stay_what_they_were(visit: Visiting) -> None:
