@@ -94,8 +94,13 @@ export class Composer extends EventTarget {
   }
 
   cancel() {
-    this.#restore();
+    this.endEdit();
     this.dispatchEvent(new Event("cancel"));
+  }
+
+  /** What was being written before an earlier turn came in comes back. */
+  endEdit() {
+    if (this.#draft) this.#restore();
   }
 
   fill({ text, pictures }) {

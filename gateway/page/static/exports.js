@@ -2,6 +2,7 @@
 
 import { addWords, t } from "./language.js";
 import { newOptions } from "./request.js";
+import { newId } from "./store.js";
 
 addWords({
   en: {
@@ -292,10 +293,6 @@ const list = (value, where, limit) =>
 const oneOf = (value, choices, where) => required(choices.includes(value), value, where);
 const count = (value, where) =>
   required(Number.isInteger(value) && value >= 0 && value < 1e6, value, where);
-
-// Also where the page came by plain HTTP, which has no crypto.randomUUID.
-const newId = () =>
-  Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(36)).join("");
 
 /** Options are texts, and numbers of the sampling. */
 function importedOptions({ sampling, ...texts }) {
