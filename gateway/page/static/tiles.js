@@ -146,10 +146,11 @@ export class TileView {
    */
   open(picture, options = {}) {
     if (!this.#element.open) this.#opener = document.activeElement;
+    const isOther = picture !== this.#picture || !this.isOpen;
     this.#picture = picture;
     this.#options = options;
-    this.#plan = null;
     this.#describe();
+    if (isOther) this.#forget();
     this.#show();
     this.#update();
   }
@@ -223,6 +224,13 @@ export class TileView {
     this.#turn++;
     this.#stage.clear();
     if (this.#opener?.isConnected) this.#opener.focus();
+  }
+
+  /** Takes off the page what was said of the picture before, until this one's plan has come. */
+  #forget() {
+    this.#plan = this.#problem = null;
+    this.#sayAll();
+    this.#draw();
   }
 
   #describe() {
@@ -321,6 +329,7 @@ export class TileView {
     const { used } = this.#options;
     if (this.#problem && !used?.column_count)
       return ["tiles.failed", { reason: this.#problem.message }];
+    if (!this.#grid && seen(this.#picture, used).width) return [null]; // It comes at once.
     if (!this.#grid && used) return ["tiles.unknown"];
     if (!this.#grid) return [this.#picture.kind === "url" ? "tiles.address" : "tiles.later"];
     return [this.#stage.isSeen || this.#picture.kind === "url" ? null : "tiles.unseen"];
