@@ -182,7 +182,11 @@ export class PictureTray extends EventTarget {
 
   /** Learns how large a picture is, and into which tiles it will be cut. */
   async #learn(picture) {
-    if (picture.blob && !picture.width) Object.assign(picture, await measure(picture.blob));
+    if (picture.blob && !picture.width) {
+      Object.assign(picture, await measure(picture.blob));
+      const { isOpen, picture: shown } = this.#inspector;
+      if (isOpen && shown === picture) this.#inspect(picture); // it was opened before that
+    }
     await this.#plan(picture);
   }
 
