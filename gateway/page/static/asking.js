@@ -19,6 +19,8 @@ export const picturesOf = (turns) => turns.flatMap((turn) => turn.pictures ?? []
  */
 export async function ask(question, turn, view, { signal, stopped }) {
   view.begin({ json: asksForJSON(question.options) });
+  const isFocusLost = document.activeElement === document.body; // with the answer before this one
+  if (isFocusLost) view.element.querySelector("button")?.focus({ preventScroll: true });
   const facts = {};
   try {
     await stream(question, turn, view, facts, signal);
@@ -70,6 +72,7 @@ async function stop(turn, view, facts, stopped) {
 
 function fail(turn, view, facts, error) {
   turn.state = "failed";
-  turn.error = error instanceof api.APIError ? error.toJSON() : { message: String(error.message) };
+  const own = { message: String(error.message), code: "page" };
+  turn.error = error instanceof api.APIError ? error.toJSON() : own;
   view.fail(turn.error, facts);
 }

@@ -231,8 +231,10 @@ class Page {
   async #freed() {
     const deadline = performance.now() + 1000 * FREED_SECONDS;
     for (;;) {
-      const running = (await this.#refresh())?.llm?.running_sequence_count;
-      if (running === undefined) return t("main.stopped");
+      const { running_sequence_count: running, replica_count: count } =
+        (await this.#refresh())?.llm ?? {};
+      // Of several replicas any one has told it.
+      if (running === undefined || count !== 1) return t("main.stopped");
       if (!running) return t("main.freed");
       if (performance.now() > deadline) return t("main.busy", { running: number(running) });
       await pause(0.1);
@@ -265,6 +267,8 @@ class Page {
     const turns = this.#conversation.turns;
     const last = turns.findLastIndex((turn) => turn.role === "user");
     if (last < 0) return announce(t("menu.nothing"));
+    const problem = this.drawer.problem();
+    if (problem) return announce(problem);
     const asked = said(turns.slice(0, last + 1));
     const request = await chatRequest(asked, this.#conversation.options, this.#model);
     const writers = { curl: asCurl, python: asPython, json: asJSON };
