@@ -253,14 +253,14 @@ export async function importConversation(file) {
   return {
     id: newId(),
     title: text(title ?? t("exports.imported"), "conversation.title", 500),
-    created: isTime(created) ? created : Date.now(),
+    created: timeOf(created) || Date.now(),
     ...(options ? { options: importedOptions(plainObject(options, "options")) } : {}),
     turns: await importedTurns(list(turns, "conversation.turns", MAX_TURN_COUNT)),
   };
 }
 
-const isTime = (value) =>
-  Number.isFinite(typeof value === "string" ? Date.parse(value) : value);
+/** Returns a time in milliseconds; NaN if there is no such time. */
+const timeOf = (value) => new Date(value).getTime();
 
 function tooLarge(size) {
   const megabytes = (count) => Math.ceil(count / 1024 / 1024);
@@ -327,7 +327,7 @@ async function importedTurn(turn, where) {
 function importedEnd({ facts, state, error }, where) {
   return {
     ...(facts ? { facts: importedFacts(plainObject(facts, `${where}.facts`)) } : {}),
-    ...(state ? { state: oneOf(state, ["done", "stopped", "failed"], `${where}.state`) } : {}),
+    ...(state ? { state: oneOf(state, ["streaming", "done", "stopped", "failed"], `${where}.state`) } : {}),
     ...(error ? { error: importedError(error) } : {}),
   };
 }
