@@ -87,7 +87,10 @@ function started() {
   if (worker) return worker;
   worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
   worker.addEventListener("message", ({ data }) => answered(data));
-  worker.addEventListener("error", () => answered(null));
+  worker.addEventListener("error", () => {
+    worker = undefined; // it may not have been loaded; the next job tries it once more
+    answered(null);
+  });
   return worker;
 }
 

@@ -244,7 +244,8 @@ export class TileView {
   }
 
   #change(values, wait) {
-    const picture = Object.assign(this.#picture, values);
+    // What an answer used was another choice's.
+    const picture = Object.assign(this.#picture, values, { used: undefined });
     const { onChange } = this.#options;
     this.#sayChoice();
     clearTimeout(this.#timer);
