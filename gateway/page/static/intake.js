@@ -1,6 +1,6 @@
 // How pictures come in besides the buttons: which files are taken, drop, paste, and an address.
 
-import { addWords, say, t } from "./language.js";
+import { addWords, say, sayAnew, t } from "./language.js";
 import { mainButton, openDialog } from "./dialog.js";
 import { h, icon } from "./dom.js";
 
@@ -76,7 +76,7 @@ export function listenForFiles(target, take) {
     icon("picture"),
     h("p", { words: "intake.drop" }),
   );
-  const show = (shown) => (shown ? document.body.append(hint) : hint.remove());
+  const show = (shown) => (shown ? (sayAnew(hint), document.body.append(hint)) : hint.remove());
   const onFiles = (event, act) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
@@ -131,7 +131,7 @@ function addressForm() {
 
 function onEnter(input, act) {
   input.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.isComposing) return;
+    if (event.key !== "Enter" || event.isComposing || event.keyCode === 229) return;
     event.preventDefault(); // else the button that gets the focus back is pressed by it
     act();
   });

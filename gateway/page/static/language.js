@@ -48,12 +48,17 @@ export function setLanguage(code) {
   current = code;
   prefer("language", code);
   document.documentElement.lang = code === "zh" ? "zh-CN" : "en";
-  for (const element of document.querySelectorAll("[data-words]")) {
+  sayAnew(document);
+  document.dispatchEvent(new CustomEvent("languagechange"));
+}
+
+/** Puts all words within an element into the language of now: it may have been off the page. */
+export function sayAnew(root) {
+  for (const element of root.querySelectorAll("[data-words]")) {
     for (const [attribute, [key, values]] of Object.entries(JSON.parse(element.dataset.words))) {
       speak(element, attribute, key, values);
     }
   }
-  document.dispatchEvent(new CustomEvent("languagechange"));
 }
 
 /** Returns a number as the language writes it, with at most so many digits behind the point. */
