@@ -190,11 +190,12 @@ class Page {
       turn.state = "failed";
       turn.error = error instanceof api.APIError ? error.toJSON() : { message: String(error.message) };
       view.fail(turn.error);
-    }
-    turn.facts = view.facts;
-    if (this.#stopping === stopping) {
-      this.#stopping = null;
-      this.composer.busy = false;
+    } finally {
+      turn.facts = view.facts;
+      if (this.#stopping === stopping) {
+        this.#stopping = null;
+        this.composer.busy = false;
+      }
     }
     if (conversation === this.#conversation) this.strip.use(this.#usedCount());
     await store.save(conversation);
