@@ -296,6 +296,9 @@ class JSONText {
   }
 }
 
+// A model that goes on opening brackets would make text that grows with the square of them.
+const MAX_INDENT = 32;
+
 /** Sets JSON out on lines as it comes: {"a":[1]} on five. Numbers stay as they were written. */
 class JSONLines {
   #depth = 0;
@@ -341,7 +344,7 @@ class JSONLines {
   }
 
   #line() {
-    return `\n${"  ".repeat(this.#depth)}`;
+    return `\n${"  ".repeat(Math.min(this.#depth, MAX_INDENT))}`;
   }
 }
 
@@ -355,6 +358,8 @@ function setOut(text) {
   }
 }
 
+const MAX_CALL_COUNT = 128;
+
 class ToolCalls {
   calls = [];
   element = h("div", { class: "answer-tools" });
@@ -362,6 +367,7 @@ class ToolCalls {
 
   add(deltas) {
     for (const { index = this.calls.length, ...delta } of deltas) {
+      if (!Number.isInteger(index) || index < 0 || index >= MAX_CALL_COUNT) continue;
       const call = (this.calls[index] ??= { name: "", arguments: "" });
       call.name += delta.function?.name ?? delta.name ?? "";
       call.arguments += delta.function?.arguments ?? delta.arguments ?? "";

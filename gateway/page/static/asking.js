@@ -28,8 +28,9 @@ export async function ask(question, turn, view, { signal, stopped }) {
     else finish(turn, view, { ...facts, pictures: picturesOf(question.turns) });
   } catch (error) {
     fail(turn, view, facts, error);
+  } finally {
+    turn.facts = view.facts;
   }
-  turn.facts = view.facts;
 }
 
 async function stream({ turns, options, model, key }, turn, view, facts, signal) {
