@@ -16,6 +16,8 @@ from urllib.parse import unquote
 from aiodns import DNSResolver
 from aiodns.error import DNSError
 
+from gateway.tasks import owning
+
 # Between two questions to a name server, however often somebody wants to know.
 LOOKUP_SECONDS = 5.0
 # For an answer, and before the question is put once more.
@@ -101,21 +103,25 @@ class ReplicaCount:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._resolver: DNSResolver | None = None
-        self._count: int | None = None
+        self._answer: asyncio.Task[int | None] | None = None
         self._valid_until = 0.0
-        self._looking_up = asyncio.Lock()
 
     async def now(self) -> int | None:
         """Returns it; None where nobody can tell."""
         if not self._target.name:
             return self._target.known_count
-        async with self._looking_up:
-            if time.monotonic() >= self._valid_until:
-                self._count = await self._look_up()
-                self._valid_until = time.monotonic() + LOOKUP_SECONDS
-        return self._count
+        if self._answer is None or (self._answer.done() and time.monotonic() >= self._valid_until):
+            self._answer = asyncio.create_task(self._look_up())
+        # Whoever no longer waits for it does not end it: else each that hangs up costs a question.
+        return await asyncio.shield(self._answer)
 
     async def _look_up(self) -> int | None:
+        try:
+            return await self._ask()
+        finally:
+            self._valid_until = time.monotonic() + LOOKUP_SECONDS
+
+    async def _ask(self) -> int | None:
         self._resolver = self._resolver or _resolver(self._target.server)
         try:
             asking = self._resolver.getaddrinfo(self._target.name, type=socket.SOCK_STREAM)
@@ -128,6 +134,9 @@ class ReplicaCount:
 
     async def close(self) -> None:
         """Ends the questions that are under way."""
+        if self._answer:
+            async with owning(self._answer):
+                pass
         if self._resolver:
             await self._resolver.close()
 

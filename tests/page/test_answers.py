@@ -230,3 +230,60 @@ BIG_BODY = """async () => {
 
 async def test_a_body_of_pieces_is_the_requests_json(person: Visit) -> None:
     assert await person.page.evaluate(BIG_BODY)
+
+
+FACTS = """async (facts) => {
+  const { AnswerView } = await import("/page/answer.js");
+  const { element } = AnswerView.of({ text: "This.", facts });
+  const texts = (selector) => [...element.querySelectorAll(selector)].map((one) => one.textContent);
+  return [texts(".answer-fact"), texts(".answer-pictures li")];
+}"""
+SMALL_PLAN = {"column_count": 1, "row_count": 1, "tile_count": 1, "token_count": 64}
+
+
+@pytest.mark.parametrize(
+    ("images", "pictures", "image_token_count", "fact", "lines"),
+    [
+        (
+            [{"source": "encoded", "column_count": 3, "row_count": 2, "has_thumbnail": True}],
+            [{"name": "a.png"}],
+            1792,
+            "1,792 from the picture (3×2+1, encoded now)",
+            ["Picture 1a.png3×2+11,792 tokensencoded now"],
+        ),
+        # What vision was not asked for is known from the turn before, or planned.
+        (
+            [{"source": "llm"}, {"source": "llm"}],
+            [
+                {"name": "", "used": {"column_count": 2, "row_count": 1, "has_thumbnail": True}},
+                {"name": "b", "plan": SMALL_PLAN},
+            ],
+            256,
+            "256 from 2 pictures",
+            [
+                "Picture 12×1+1192 tokensthe LLM service still had it",
+                "Picture 2b1×164 tokensthe LLM service still had it",
+            ],
+        ),
+        ([], [{"name": "c"}], 300, "300 from the picture", ["Picture 1c"]),
+    ],
+)
+async def test_of_which_picture_the_tokens_are(
+    person: Visit,
+    images: list[dict[str, Any]],
+    pictures: list[dict[str, Any]],
+    image_token_count: int,
+    fact: str,
+    lines: list[str],
+) -> None:
+    usage = {
+        "prompt_tokens": 2000,
+        "completion_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": image_token_count},
+    }
+    stages = {"first_token": 380.0, "decode": 1000.0, "total": 1380.0}
+    facts = {"usage": usage, "pictures": pictures, "timing": {"stages": stages, "images": images}}
+    shown, shown_lines = await person.page.evaluate(FACTS, facts)
+    expected = ["2,000 prompt tokens", fact, "0 cached", "11 output", "first token 380 ms"]
+    assert shown == [*expected, "10 tokens/s"]
+    assert shown_lines == lines

@@ -18,7 +18,7 @@ addWords({
     "answer.begun": "The answer begins.",
     "answer.complete": "The answer is complete: {count} tokens.",
     "answer.stopped": "Stopped.",
-    "answer.cut": "Cut at the token limit. Raise “max tokens”, or ask it to go on.",
+    "answer.cut": "Cut at the token limit. Raise “Most output tokens”, or ask it to go on.",
     "answer.empty": "The model said nothing.",
     "answer.error.400": "The request was refused.",
     "answer.error.401": "The gateway asks for a key. Enter it, then ask again.",
@@ -31,6 +31,7 @@ addWords({
     "answer.error.503.after": "A service is not ready. Try again in {seconds} s.",
     "answer.error.504": "It took too long. Ask again, or ask for less.",
     "answer.error.500": "Something failed on the server. Ask again; its log says more.",
+    "answer.error.page": "The question was not sent.",
     "answer.error.connection_lost": "The connection was lost. Nothing is resumed: ask again.",
     "answer.error.unreachable": "The gateway cannot be reached. Does it run? Then ask again.",
   },
@@ -46,7 +47,7 @@ addWords({
     "answer.begun": "开始回答。",
     "answer.complete": "回答完毕，共 {count} 个 token。",
     "answer.stopped": "已停止。",
-    "answer.cut": "已达到 token 上限而截断。可调高“最大 token 数”，或让它继续。",
+    "answer.cut": "已达到 token 上限而截断。可调高“最多输出 token 数”，或让它继续。",
     "answer.empty": "模型没有输出内容。",
     "answer.error.400": "请求被拒绝。",
     "answer.error.401": "网关需要密钥。请输入密钥后重新提问。",
@@ -59,6 +60,7 @@ addWords({
     "answer.error.503.after": "服务尚未就绪，请在 {seconds} 秒后重试。",
     "answer.error.504": "处理超时。请重新提问，或缩小问题范围。",
     "answer.error.500": "服务器内部出错。请重新提问，详情见服务器日志。",
+    "answer.error.page": "问题未能发送。",
     "answer.error.connection_lost": "连接已断开，回答不会续传，请重新提问。",
     "answer.error.unreachable": "无法连接网关。请确认它仍在运行，然后重新提问。",
   },
@@ -186,7 +188,7 @@ export class AnswerView {
   }
 
   #kept({ pictures = [], ...facts }) {
-    const slim = pictures.map(({ name, plan = null }) => ({ name, plan }));
+    const slim = pictures.map(({ name, plan, used }) => ({ name, plan, used }));
     return { ...facts, pictures: slim, json: this.#text.isJSON, toolCalls: this.toolCalls };
   }
 
@@ -294,6 +296,9 @@ class JSONText {
   }
 }
 
+// A model that goes on opening brackets would make text that grows with the square of them.
+const MAX_INDENT = 32;
+
 /** Sets JSON out on lines as it comes: {"a":[1]} on five. Numbers stay as they were written. */
 class JSONLines {
   #depth = 0;
@@ -339,7 +344,7 @@ class JSONLines {
   }
 
   #line() {
-    return `\n${"  ".repeat(this.#depth)}`;
+    return `\n${"  ".repeat(Math.min(this.#depth, MAX_INDENT))}`;
   }
 }
 
@@ -353,6 +358,8 @@ function setOut(text) {
   }
 }
 
+const MAX_CALL_COUNT = 128;
+
 class ToolCalls {
   calls = [];
   element = h("div", { class: "answer-tools" });
@@ -360,6 +367,7 @@ class ToolCalls {
 
   add(deltas) {
     for (const { index = this.calls.length, ...delta } of deltas) {
+      if (!Number.isInteger(index) || index < 0 || index >= MAX_CALL_COUNT) continue;
       const call = (this.calls[index] ??= { name: "", arguments: "" });
       call.name += delta.function?.name ?? delta.name ?? "";
       call.arguments += delta.function?.arguments ?? delta.arguments ?? "";
@@ -385,6 +393,7 @@ const TOLD_APART = [400, 401, 403, 404, 413, 429, 503, 504];
 function explained(error) {
   const { message = String(error), status = 0, code = null, retryAfter = null } = error;
   if (!status && LOST.includes(code)) return [`answer.error.${code}`, {}, null];
+  if (!status && code === "page") return ["answer.error.page", {}, message];
   const known = TOLD_APART.includes(status) ? status : status >= 500 || !status ? 500 : 400;
   const isTimed = retryAfter > 0 && (known === 429 || known === 503);
   const seconds = Math.ceil(retryAfter ?? 0);

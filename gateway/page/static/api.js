@@ -57,7 +57,6 @@ export async function* chat(request, { signal, key } = {}) {
 }
 
 export const status = (key) => json("/v1/status", key);
-export const models = (key) => json("/v1/models", key);
 
 /** Returns the tiles of a picture: `query` is {width, height, detail, ...}; null is left out. */
 export function tiles(query, key) {
@@ -118,17 +117,22 @@ function* comment(text) {
   if (value) yield { type: "timing", ...parseTiming(value) };
 }
 
-// In a stream that has begun, an error's type tells what its status would have been.
+// In a stream that has begun, an error's code and type tell what its status would have been.
 const STATUSES = {
+  model_not_found: 404,
+  service_unavailable: 503,
+  engine_dead: 503,
+  model_mismatch: 503,
+  deadline_exceeded: 504,
   rate_limit_error: 429,
   authentication_error: 401,
   permission_error: 403,
-  server_error: 503,
+  server_error: 500,
 };
 
 function* chunk(data) {
   const { error, choices, usage } = readChunk(data);
-  if (error) throw apiError(error, STATUSES[error.type] ?? 400);
+  if (error) throw apiError(error, STATUSES[error.code] ?? STATUSES[error.type] ?? 400);
   const { delta, finish_reason: reason } = choices?.[0] ?? {};
   if (delta?.content) yield { type: "delta", text: delta.content };
   if (delta?.tool_calls) yield { type: "tool_calls", calls: delta.tool_calls };

@@ -27,7 +27,7 @@ addWords({
 
 const MAX_HEIGHT = 240;
 
-/** Events: "send" with `detail` {text, pictures}, "cancel" (of an edit), "problem" with a sentence. */
+/** Events: "send" with `detail` {text, pictures}, "cancel" (of an edit). */
 export class Composer extends EventTarget {
   #draft = null; // what was in the composer before an earlier turn came into it
   #isBusy = false;
@@ -63,7 +63,9 @@ export class Composer extends EventTarget {
       this.#submit();
     });
     this.question.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      // 229: Safari says so of the Enter that ends a composition, e.g. in Chinese.
+      const isComposing = event.isComposing || event.keyCode === 229;
+      if (event.key !== "Enter" || event.shiftKey || isComposing) return;
       event.preventDefault();
       this.form.requestSubmit();
     });
@@ -94,8 +96,13 @@ export class Composer extends EventTarget {
   }
 
   cancel() {
-    this.#restore();
+    this.endEdit();
     this.dispatchEvent(new Event("cancel"));
+  }
+
+  /** What was being written before an earlier turn came in comes back. */
+  endEdit() {
+    if (this.#draft) this.#restore();
   }
 
   fill({ text, pictures }) {

@@ -18,7 +18,6 @@ addWords({
       "was cached, and where the time went.",
     "conversation.sample": "Try this one",
     "conversation.sampleQuestion": "What is in the bottom right?",
-    "conversation.end": "To the end",
   },
   zh: {
     "conversation.label": "对话",
@@ -30,7 +29,6 @@ addWords({
       "把图片拖到这里、粘贴进来，或在下方添加。你会看到模型实际得到的图块、哪些命中了缓存，以及时间花在了哪里。",
     "conversation.sample": "试试这张",
     "conversation.sampleQuestion": "右下角有什么东西？",
-    "conversation.end": "回到末尾",
   },
 });
 

@@ -1,7 +1,8 @@
 // What leaves the page and comes back: requests as texts that run, and whole conversations.
 
 import { addWords, t } from "./language.js";
-import { newOptions } from "./request.js";
+import { SAMPLING, newOptions } from "./request.js";
+import { newId } from "./store.js";
 
 addWords({
   en: {
@@ -46,7 +47,7 @@ function copySelected(text) {
 }
 
 /** Returns a request as JSON, complete, as it is sent. */
-export const asJSON = (request) => JSON.stringify(request, null, 2);
+export const asJSON = (request) => shownJSON(request);
 
 /**
  * Returns a request as a command line of bash.
@@ -101,7 +102,7 @@ function withoutFiles(request, names) {
     files.push(file);
     return { ...value, url: file.mark };
   };
-  return { marked: JSON.stringify(request, mark, 2), files };
+  return { marked: shownJSON(request, mark), files };
 }
 
 // Stands for a picture until the text around it has been written; nobody writes it by chance.
@@ -110,8 +111,22 @@ const MARK = Math.random().toString(36).slice(2);
 /** A name that begins with a dash is no option of a command. */
 const path = (name) => (name.startsWith("-") ? `./${name}` : name);
 
-const quoted = (text) =>
-  /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+// A terminal obeys controls that are pasted into it, also between quotes; other marks turn what is
+// read around.
+const CONTROLS = /[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]/;
+// Those that JSON leaves as they are.
+const HIDDEN = /[\x7f-\x9f\u202a-\u202e\u2066-\u2069]/g;
+const written = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+
+function quoted(text) {
+  if (/^[\w@%+=:,./-]+$/.test(text)) return text;
+  if (!CONTROLS.test(text)) return `'${text.replaceAll("'", "'\\''")}'`;
+  return `$'${text.replace(/['\\]/g, "\\$&").replace(new RegExp(CONTROLS, "g"), written)}'`;
+}
+
+/** Returns JSON that shows all that is in it. */
+const shownJSON = (value, replacer = null, space = 2) =>
+  JSON.stringify(value, replacer, space).replace(HIDDEN, written);
 
 /** Returns the body for a here-document in which $picture1 is expanded, and nothing else. */
 function withPictures(body, files) {
@@ -184,12 +199,12 @@ class PythonWriter {
   #string(text) {
     const file = this.files.get(text);
     // JSON's escapes are Python's.
-    if (!file) return JSON.stringify(text);
-    return `data_url(${JSON.stringify(file.name)}, ${JSON.stringify(file.type)})`;
+    if (!file) return shownJSON(text);
+    return `data_url(${shownJSON(file.name)}, ${shownJSON(file.type)})`;
   }
 
   #entry(name, item, depth) {
-    return `${JSON.stringify(name)}: ${this.value(item, depth)}`;
+    return `${shownJSON(name)}: ${this.value(item, depth)}`;
   }
 
   #all(items, [opening, closing], depth) {
@@ -235,6 +250,7 @@ const pictureType = (type) =>
 const MAX_FILE_BYTE_COUNT = 400 * 1024 * 1024;
 const MAX_TURN_COUNT = 1000;
 const MAX_PICTURE_COUNT = 1000;
+const MAX_TILE_COUNT = 1000;
 const MAX_TEXT_LENGTH = 4 * 1024 * 1024;
 
 /**
@@ -252,14 +268,17 @@ export async function importConversation(file) {
   return {
     id: newId(),
     title: text(title ?? t("exports.imported"), "conversation.title", 500),
-    created: isTime(created) ? created : Date.now(),
+    created: timeOf(created) ?? Date.now(),
     ...(options ? { options: importedOptions(plainObject(options, "options")) } : {}),
     turns: await importedTurns(list(turns, "conversation.turns", MAX_TURN_COUNT)),
   };
 }
 
-const isTime = (value) =>
-  Number.isFinite(typeof value === "string" ? Date.parse(value) : value);
+/** Returns a time as Date.now() gives it; undefined of what no Date can be. */
+function timeOf(value) {
+  const time = ["string", "number"].includes(typeof value) ? new Date(value).getTime() : NaN;
+  return Number.isNaN(time) ? undefined : time;
+}
 
 function tooLarge(size) {
   const megabytes = (count) => Math.ceil(count / 1024 / 1024);
@@ -293,16 +312,15 @@ const oneOf = (value, choices, where) => required(choices.includes(value), value
 const count = (value, where) =>
   required(Number.isInteger(value) && value >= 0 && value < 1e6, value, where);
 
-// Also where the page came by plain HTTP, which has no crypto.randomUUID.
-const newId = () =>
-  Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(36)).join("");
-
 /** Options are texts, and numbers of the sampling. */
 function importedOptions({ sampling, ...texts }) {
-  const of = (values, type) => Object.entries(values).filter(([, value]) => typeof value === type);
-  for (const [name, value] of of(texts, "string")) text(value, `options.${name}`);
-  const numbers = isPlainObject(sampling) ? of(sampling, "number") : [];
-  const whole = { ...newOptions(), ...Object.fromEntries(of(texts, "string")) };
+  const of = (values, names, type) =>
+    Object.entries(values).filter(([name, value]) => names.includes(name) && typeof value === type);
+  const known = of(texts, Object.keys(newOptions()), "string");
+  for (const [name, value] of known) text(value, `options.${name}`);
+  const sampled = SAMPLING.map(({ name }) => name);
+  const numbers = isPlainObject(sampling) ? of(sampling, sampled, "number") : [];
+  const whole = { ...newOptions(), ...Object.fromEntries(known) };
   oneOf(whole.format, ["text", "json_object", "json_schema"], "options.format");
   return { ...whole, sampling: Object.fromEntries(numbers) };
 }
@@ -327,10 +345,12 @@ async function importedTurn(turn, where) {
   };
 }
 
+const STATES = ["streaming", "done", "stopped", "failed"];
+
 function importedEnd({ facts, state, error }, where) {
   return {
-    ...(facts ? { facts: importedFacts(plainObject(facts, `${where}.facts`)) } : {}),
-    ...(state ? { state: oneOf(state, ["done", "stopped", "failed"], `${where}.state`) } : {}),
+    ...(facts ? { facts: importedAnswer(plainObject(facts, `${where}.facts`)) } : {}),
+    ...(state ? { state: oneOf(state, STATES, `${where}.state`) } : {}),
     ...(error ? { error: importedError(error) } : {}),
   };
 }
@@ -360,8 +380,8 @@ async function importedPicture(picture, where) {
     detail: oneOf(detail ?? "auto", ["auto", "low", "high"], `${where}.detail`),
     cap: (cap ?? null) === null ? null : count(cap, `${where}.cap`),
     number: count(number, `${where}.number`),
-    plan: importedFacts(plan),
-    ...(used ? { used: importedFacts(used) } : {}),
+    plan: importedGrid(plan),
+    ...(used ? { used: importedGrid(used) } : {}),
   };
 }
 
@@ -388,6 +408,20 @@ function importedError(error) {
     status: Number.isInteger(status) ? status : 0,
     code: typeof code === "string" ? code.slice(0, 100) : null,
   };
+}
+
+function importedAnswer(facts) {
+  const known = importedFacts(facts);
+  const objects = (value) => (Array.isArray(value) ? value.filter(isPlainObject) : []);
+  return { ...known, pictures: objects(known.pictures), toolCalls: objects(known.toolCalls) };
+}
+
+/** Returns what is told of a picture's tiles; null of more than any picture has. */
+function importedGrid(value) {
+  const told = isPlainObject(value) ? importedFacts(value) : null;
+  const { column_count = 0, row_count = 0 } = told ?? {};
+  const count = Math.max(1, column_count) * Math.max(1, row_count);
+  return count <= MAX_TILE_COUNT ? told : null;
 }
 
 /** Facts hold numbers and short words alone; what is neither is left out. */

@@ -20,6 +20,7 @@ addWords({
     "facts.source.vision_cache": "from vision's cache",
     "facts.source.encoded": "encoded now",
     "facts.pictureList": "Pictures of the request",
+    "facts.seen": "Those are the gateway's times. Here: first token {first}, end {total}.",
   },
   zh: {
     "facts.prompt": "提示 {count} 个 token",
@@ -36,6 +37,7 @@ addWords({
     "facts.source.vision_cache": "来自视觉缓存",
     "facts.source.encoded": "本次编码",
     "facts.pictureList": "本次请求的图片",
+    "facts.seen": "以上为网关计时。本页面测得：首个 token {first}，结束 {total}。",
   },
 });
 
@@ -45,15 +47,23 @@ export function factsOf(facts) {
   const line = factLine(facts, pictures);
   const stages = facts.timing?.stages ?? {};
   const list = pictures.length ? [pictureList(pictures)] : [];
+  const more = [...seenHere(facts), ...list];
   return [
     line.length ? h("p", { class: "answer-facts" }, line) : null,
-    Object.keys(stages).length ? timingBar(stages, list) : null,
+    Object.keys(stages).length ? timingBar(stages, more) : null,
   ].filter(Boolean);
+}
+
+/** Returns what this page measured: the gateway's times are without the way to it. */
+function seenHere({ ttftMs, totalMs }) {
+  if (!ttftMs || !totalMs) return [];
+  const values = { first: duration(ttftMs), total: duration(totalMs) };
+  return [h("p", { class: "answer-seen", words: ["facts.seen", values] })];
 }
 
 function factLine({ usage, timing, ttftMs, totalMs }, pictures) {
   const stages = timing?.stages ?? {};
-  const first = ttftMs ?? stages.first_token;
+  const first = stages.first_token ?? ttftMs;
   const rate = tokenRate(usage?.completion_tokens, stages.decode ?? totalMs - first);
   const facts = usage ? usageFacts(usage, pictures) : [];
   if (first !== undefined) facts.push(fact("facts.ttft", { ms: duration(first) }));
@@ -97,10 +107,14 @@ const tokenRate = (count, milliseconds) =>
 /** Returns what is known of each picture: [{name, source, grid, token_count}]. */
 function picturesOf({ pictures = [], timing, usage }) {
   const images = timing?.images ?? [];
+  const planned = pictures.map(({ plan }) => plan).filter(Boolean);
   const known = Array.from({ length: Math.max(pictures.length, images.length) }, (_, index) =>
     pictureOf(pictures[index] ?? {}, images[index] ?? {}),
   );
-  const perTile = tokensPerTile(known, usage?.prompt_tokens_details?.image_tokens);
+  const perTile =
+    wholeRatio(usage?.prompt_tokens_details?.image_tokens, sum(known, "tile_count")) ??
+    wholeRatio(sum(planned, "token_count"), sum(planned, "tile_count")) ??
+    TOKENS_PER_TILE;
   return known.map((picture) => ({
     ...picture,
     token_count: picture.token_count ?? picture.tile_count * perTile,
@@ -109,21 +123,26 @@ function picturesOf({ pictures = [], timing, usage }) {
 
 const SOURCES = ["llm", "vision_cache", "encoded"];
 
-function pictureOf({ name = "", plan = null }, { source, ...used }) {
-  const grid = used.column_count ? { ...used, tile_count: tileCount(used) } : (plan ?? {});
-  const { column_count, row_count, tile_count } = grid;
-  const shape = { column_count, row_count, tile_count, token_count: grid.token_count };
-  return { name, source: SOURCES.includes(source) ? source : null, ...shape };
+/** Of a picture that vision was not asked for this time, the grid is that of before, or planned. */
+function pictureOf({ name = "", plan = null, used = null }, image) {
+  const grid = { ...used, ...image };
+  const isUsed = Boolean(grid.column_count);
+  const { column_count, row_count, tile_count } = isUsed ? withTiles(grid) : (plan ?? {});
+  const token_count = isUsed ? undefined : plan?.token_count;
+  const shape = { column_count, row_count, tile_count, token_count };
+  return { name, source: SOURCES.includes(image.source) ? image.source : null, ...shape };
 }
 
+const withTiles = (grid) => ({ ...grid, tile_count: tileCount(grid) });
 const tileCount = (grid) => grid.column_count * grid.row_count + (grid.has_thumbnail ? 1 : 0);
 
 const TOKENS_PER_TILE = 256;
 
-function tokensPerTile(pictures, imageTokens) {
-  const tiles = pictures.reduce((sum, { tile_count }) => sum + tile_count, 0);
-  const exact = imageTokens / tiles;
-  return Number.isInteger(exact) ? exact : TOKENS_PER_TILE;
+const sum = (values, name) => values.reduce((total, value) => total + value[name], 0);
+
+/** Returns what one tile is, if that comes out even; null if not, or if something is not known. */
+function wholeRatio(tokens, tiles) {
+  return Number.isInteger(tokens / tiles) ? tokens / tiles : null;
 }
 
 function gridOf({ column_count: columns, row_count: rows, tile_count: tiles }) {

@@ -34,7 +34,7 @@ export class HistoryDrawer {
   #file = h("input", { type: "file", accept: "application/json,.json", hidden: true });
   #clear = h("button", { class: "button-quiet button-danger", type: "button", words: "history.clear" });
 
-  /** `on` has the listeners open(id), removed(ids), importFile(file); `current()` is the open one's id. */
+  /** `on` has the listeners open(id), removed(ids), importFile(file). */
   constructor(dialog, on) {
     this.dialog = dialog;
     this.on = on;
@@ -80,7 +80,7 @@ export class HistoryDrawer {
 
   async #remove(id) {
     await store.remove(id);
-    this.on.removed(id);
+    this.on.removed([id]);
     await this.#show();
     this.dialog.querySelector("button").focus();
   }
@@ -94,9 +94,10 @@ export class HistoryDrawer {
 
   async #askOrClear() {
     if (!this.#clear.dataset.words.includes("history.sure")) return say(this.#clear, "history.sure");
+    const conversations = await store.list();
     await store.clear();
     say(this.#clear, "history.clear");
-    this.on.removed(null);
+    this.on.removed(conversations.map(({ id }) => id));
     await this.#show();
     this.dialog.querySelector("button").focus();
   }

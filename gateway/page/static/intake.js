@@ -1,6 +1,6 @@
 // How pictures come in besides the buttons: which files are taken, drop, paste, and an address.
 
-import { addWords, say, t } from "./language.js";
+import { addWords, say, sayAnew, t } from "./language.js";
 import { mainButton, openDialog } from "./dialog.js";
 import { h, icon } from "./dom.js";
 
@@ -76,7 +76,7 @@ export function listenForFiles(target, take) {
     icon("picture"),
     h("p", { words: "intake.drop" }),
   );
-  const show = (shown) => (shown ? document.body.append(hint) : hint.remove());
+  const show = (shown) => (shown ? (sayAnew(hint), document.body.append(hint)) : hint.remove());
   const onFiles = (event, act) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
@@ -105,28 +105,35 @@ function paste(event, take) {
 /** Returns the address of a picture that was typed in; null if none was. */
 export function askAddress() {
   return new Promise((resolve) => {
-    const input = h("input", { type: "text", id: "pictures-address", inputmode: "url" });
-    for (const name of ["autocomplete", "autocapitalize"]) input.setAttribute(name, "off");
-    input.spellcheck = false;
-    const note = h("p", { class: "pictures-note", id: "pictures-address-note", role: "status" });
-    say(note, "intake.addressHow");
-    input.setAttribute("aria-describedby", note.id);
+    const { input, note, body } = addressForm();
     const add = () => {
       if (!isAddress(input.value)) return wrong(input, note);
       resolve(input.value.trim());
       dialog.close();
     };
-    input.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.isComposing) return;
-      event.preventDefault(); // else the button that gets the focus back is pressed by it
-      add();
-    });
-    const label = h("label", { for: input.id, words: "intake.address" });
-    const body = [h("div", { class: "pictures-field" }, label, input), note];
+    onEnter(input, add);
     const actions = [mainButton("intake.addressAdd", add)];
     const onClose = () => resolve(null);
     const dialog = openDialog({ title: "intake.addressTitle", body, actions, onClose });
     input.focus();
+  });
+}
+
+function addressForm() {
+  const note = h("p", { class: "pictures-note", id: "pictures-address-note", role: "status" });
+  const off = { autocomplete: "off", autocapitalize: "off", spellcheck: "false" };
+  const input = h("input", { type: "text", id: "pictures-address", inputmode: "url", ...off });
+  input.setAttribute("aria-describedby", note.id);
+  say(note, "intake.addressHow");
+  const label = h("label", { for: input.id, words: "intake.address" });
+  return { input, note, body: [h("div", { class: "pictures-field" }, label, input), note] };
+}
+
+function onEnter(input, act) {
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.isComposing || event.keyCode === 229) return;
+    event.preventDefault(); // else the button that gets the focus back is pressed by it
+    act();
   });
 }
 

@@ -45,7 +45,10 @@ export class KeyDialog {
     this.dialog.returnValue = "";
     this.dialog.showModal();
     return new Promise((resolve) => {
-      const answer = () => resolve(this.dialog.returnValue === "use" ? this.#input.value.trim() : "");
+      const answer = () => {
+        resolve(this.dialog.returnValue === "use" ? this.#input.value.trim() : "");
+        this.#input.value = ""; // the document keeps nothing of it
+      };
       this.dialog.addEventListener("close", answer, { once: true });
     });
   }

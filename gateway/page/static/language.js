@@ -1,13 +1,14 @@
 // The page's words in English and Chinese. An element carries the key of its words, so that a
 // switch of the language changes all that is on the page, and loses nothing.
 
+import { prefer, preference } from "./preferences.js";
+
 const LANGUAGES = { en: "English", zh: "中文" };
-const STORED = "internvl-language";
 const tables = Object.fromEntries(Object.keys(LANGUAGES).map((code) => [code, {}]));
 let current = initial();
 
 function initial() {
-  const stored = localStorage.getItem(STORED);
+  const stored = preference("language");
   if (stored in LANGUAGES) return stored;
   return navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";
 }
@@ -45,14 +46,19 @@ export const language = () => current;
 /** Changes the language of the whole page. */
 export function setLanguage(code) {
   current = code;
-  localStorage.setItem(STORED, code);
+  prefer("language", code);
   document.documentElement.lang = code === "zh" ? "zh-CN" : "en";
-  for (const element of document.querySelectorAll("[data-words]")) {
+  sayAnew(document);
+  document.dispatchEvent(new CustomEvent("languagechange"));
+}
+
+/** Puts all words within an element into the language of now: it may have been off the page. */
+export function sayAnew(root) {
+  for (const element of root.querySelectorAll("[data-words]")) {
     for (const [attribute, [key, values]] of Object.entries(JSON.parse(element.dataset.words))) {
       speak(element, attribute, key, values);
     }
   }
-  document.dispatchEvent(new CustomEvent("languagechange"));
 }
 
 /** Returns a number as the language writes it, with at most so many digits behind the point. */

@@ -1,6 +1,7 @@
 // The page: its parts put together, and the way of one question.
 
 import * as api from "./api.js";
+import { ask, picturesOf, said } from "./asking.js";
 import { Composer } from "./composer.js";
 import { ConversationView } from "./conversation.js";
 import { Drawer } from "./drawer.js";
@@ -16,10 +17,10 @@ import { HistoryDrawer } from "./history.js";
 import { KeyDialog } from "./key.js";
 import { addWords, language, number, setLanguage, t } from "./language.js";
 import { announce, menuButtons } from "./menu.js";
-import { asksForJSON, chatRequest, newOptions } from "./request.js";
+import { chatRequest, newOptions } from "./request.js";
 import * as store from "./store.js";
 import { Strip } from "./strip.js";
-import { plan, TileView } from "./tiles.js";
+import { TileView } from "./tiles.js";
 
 addWords({
   en: {
@@ -39,12 +40,14 @@ const BUSY_STATUS_SECONDS = 1;
 const FREED_SECONDS = 1;
 const TITLE_LENGTH = 60;
 
-const id = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
 const at = (name) => document.getElementById(name);
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
-/** The turns that are part of a request: all but answers that failed. */
-const said = (turns) => turns.filter((turn) => !turn.error);
-const picturesOf = (turns) => turns.flatMap((turn) => turn.pictures ?? []);
+
+/** An answer that was on its way when the page was closed. */
+function lose(turn) {
+  turn.state = "failed";
+  turn.error = { status: 0, code: "connection_lost" };
+}
 
 /** All that the page has in its hands. */
 class Page {
@@ -53,6 +56,7 @@ class Page {
   #conversation = null;
   #stopping = null; // an AbortController while an answer comes
   #editing = null; // the turn that is being changed
+  #removedIds = new Set(); // of conversations that are not to be kept
 
   constructor() {
     this.strip = new Strip(at("strip"));
@@ -67,8 +71,8 @@ class Page {
     this.inspector = new TileView(at("inspector"));
     this.drawer = new Drawer(at("settings"), { onChange: (options) => this.#setOptions(options) });
     this.history = new HistoryDrawer(at("history"), {
-      open: async (name) => this.#open(await store.load(name)),
-      removed: (name) => this.#removed(name),
+      open: async (id) => id === this.#conversation.id || this.#open(await store.load(id)),
+      removed: (ids) => this.#removed(ids),
       importFile: (file) => this.#import(file),
     });
     this.view = new ConversationView(at("conversation"), {
@@ -91,20 +95,21 @@ class Page {
   }
 
   #inspect(picture) {
-    const { used } = picture;
-    this.inspector.open(picture, { editable: false, used, model: this.#model, key: this.#key });
+    this.inspector.open(picture, { editable: false, used: picture.used, ...this.#server });
   }
 
   #fresh() {
     const options = this.#conversation?.options ?? newOptions();
-    return { id: id(), title: "", created: Date.now(), options, turns: [] };
+    return { id: store.newId(), title: "", created: Date.now(), options, turns: [] };
   }
 
   #open(conversation) {
     if (!conversation) return;
-    this.#stopping?.abort();
+    this.#halt();
     this.#editing = null;
+    this.composer.endEdit();
     this.#conversation = { options: newOptions(), ...conversation };
+    for (const turn of this.#conversation.turns) if (turn.state === "streaming") lose(turn);
     this.drawer.options = this.#conversation.options;
     this.view.show(this.#conversation.turns);
     this.strip.use(this.#usedCount());
@@ -116,8 +121,9 @@ class Page {
     return usage ? usage.prompt_tokens + usage.completion_tokens : 0;
   }
 
-  #removed(name) {
-    if (name === null || name === this.#conversation.id) this.#open(this.#fresh());
+  #removed(ids) {
+    for (const id of ids) this.#removedIds.add(id);
+    if (this.#removedIds.has(this.#conversation.id)) this.#open(this.#fresh());
   }
 
   #setOptions(options) {
@@ -133,7 +139,7 @@ class Page {
     const { text, pictures } = event.detail;
     this.#cutFrom(this.#editing);
     this.#editing = null;
-    const turn = { id: id(), role: "user", text, pictures };
+    const turn = { id: store.newId(), role: "user", text, pictures };
     this.#conversation.title ||= (text || pictures[0].name).slice(0, TITLE_LENGTH);
     this.#conversation.turns.push(turn);
     this.view.addQuestion(turn);
@@ -148,7 +154,7 @@ class Page {
   }
 
   #edit(turn) {
-    this.#stopping?.abort();
+    this.#halt();
     this.#editing = turn;
     this.composer.edit(turn);
   }
@@ -156,7 +162,7 @@ class Page {
   #again(turn) {
     const problem = this.drawer.problem();
     if (problem) return this.composer.showProblem(problem);
-    this.#stopping?.abort();
+    this.#halt();
     this.#cutFrom(turn);
     this.#answer();
   }
@@ -172,76 +178,63 @@ class Page {
   /** Asks for the answer to the conversation so far, and shows it as it comes. */
   async #answer() {
     const conversation = this.#conversation;
-    const asked = [...conversation.turns];
-    const turn = { id: id(), role: "assistant", text: "", state: "streaming" };
+    const question = { turns: said(conversation.turns), options: conversation.options, ...this.#server };
+    const turn = { id: store.newId(), role: "assistant", text: "", state: "streaming" };
     conversation.turns.push(turn);
     const view = this.view.addAnswer(turn);
     this.view.toEnd();
-    const stopping = (this.#stopping = new AbortController());
-    this.composer.busy = true;
-    view.begin({ json: asksForJSON(conversation.options) });
+    const stopping = this.#begin();
+    this.#keep(conversation); // so that a question is not lost with the page
     try {
-      await this.#plan(picturesOf(asked));
-      const request = await chatRequest(said(asked), conversation.options, this.#model);
-      const facts = await this.#stream(request, turn, view, stopping.signal);
-      if (stopping.signal.aborted) view.stopped(await this.#stopped(turn), facts);
-      else this.#finished(turn, view, { ...facts, pictures: picturesOf(asked) });
-    } catch (error) {
-      turn.state = "failed";
-      turn.error = error instanceof api.APIError ? error.toJSON() : { message: String(error.message) };
-      view.fail(turn.error);
+      await ask(question, turn, view, { signal: stopping.signal, stopped: () => this.#freed() });
+    } finally {
+      this.#end(stopping);
     }
-    turn.facts = view.facts;
-    if (this.#stopping === stopping) {
-      this.#stopping = null;
-      this.composer.busy = false;
-    }
-    if (conversation === this.#conversation) this.strip.use(this.#usedCount());
-    await store.save(conversation);
+    await this.#keep(conversation);
+    if (conversation !== this.#conversation) return;
+    this.strip.use(this.#usedCount());
+    this.#refreshInspector(question.turns);
     if (turn.error?.status === 401) this.#askKey(turn);
   }
 
-  async #plan(pictures) {
-    for (const picture of pictures) {
-      if (picture.width) picture.plan = await plan(picture, this.#model, this.#key).catch(() => null);
-    }
+  get #server() {
+    return { model: this.#model, key: this.#key };
   }
 
-  async #stream(request, turn, view, signal) {
-    const started = performance.now();
-    const facts = {};
-    for await (const event of api.chat(request, { signal, key: this.#key })) {
-      if (event.type === "delta") {
-        facts.ttftMs ??= performance.now() - started;
-        turn.text += event.text;
-        view.append(event.text);
-      } else if (event.type === "tool_calls") view.callTools(event.calls);
-      else if (event.type === "finish") facts.finishReason = event.reason;
-      else if (event.type === "usage") facts.usage = event.usage;
-      else if (event.type === "timing") facts.timing = event;
-      facts.totalMs = performance.now() - started;
-    }
-    return facts;
+  #begin() {
+    this.composer.busy = true;
+    return (this.#stopping = new AbortController());
   }
 
-  #finished(turn, view, facts) {
-    turn.state = "done";
-    facts.timing?.images?.forEach((image, index) => {
-      const picture = facts.pictures[index];
-      if (picture) picture.used = { ...picture.used, ...image };
-    });
-    view.finish(facts);
+  #end(stopping) {
+    if (this.#stopping !== stopping) return;
+    this.#stopping = null;
+    this.composer.busy = false;
+  }
+
+  /** Stops what comes, and goes on at once. */
+  #halt() {
+    this.#stopping?.abort();
+    if (this.#stopping) this.#end(this.#stopping);
+  }
+
+  async #keep(conversation) {
+    if (!this.#removedIds.has(conversation.id)) await store.save(conversation);
+  }
+
+  #refreshInspector(turns) {
     const { isOpen, picture } = this.inspector;
-    if (isOpen && facts.pictures.includes(picture)) this.#inspect(picture);
+    if (isOpen && picturesOf(turns).includes(picture)) this.#inspect(picture);
   }
 
   /** Returns what became of the engine: the LLM service's load tells it, it is not supposed. */
-  async #stopped(turn) {
-    turn.state = "stopped";
+  async #freed() {
     const deadline = performance.now() + 1000 * FREED_SECONDS;
     for (;;) {
-      const running = (await this.#refresh())?.llm?.running_sequence_count;
-      if (running === undefined) return t("main.stopped");
+      const { running_sequence_count: running, replica_count: count } =
+        (await this.#refresh())?.llm ?? {};
+      // Of several replicas any one has told it.
+      if (running === undefined || count !== 1) return t("main.stopped");
       if (!running) return t("main.freed");
       if (performance.now() > deadline) return t("main.busy", { running: number(running) });
       await pause(0.1);
@@ -274,6 +267,8 @@ class Page {
     const turns = this.#conversation.turns;
     const last = turns.findLastIndex((turn) => turn.role === "user");
     if (last < 0) return announce(t("menu.nothing"));
+    const problem = this.drawer.problem();
+    if (problem) return announce(problem);
     const asked = said(turns.slice(0, last + 1));
     const request = await chatRequest(asked, this.#conversation.options, this.#model);
     const writers = { curl: asCurl, python: asPython, json: asJSON };
@@ -292,7 +287,7 @@ class Page {
 
   async #import(file) {
     try {
-      const conversation = { ...(await importConversation(file)), id: id() };
+      const conversation = await importConversation(file);
       await store.save(conversation);
       this.#open(conversation);
     } catch (error) {

@@ -4,7 +4,7 @@
 import { h } from "./dom.js";
 import { copyText } from "./exports.js";
 import { addWords, say } from "./language.js";
-import { Lexer, Marked } from "./libraries/marked.esm.js";
+import { Lexer, Marked, Tokenizer } from "./libraries/marked.esm.js";
 import "./libraries/purify.min.js";
 
 addWords({
@@ -35,10 +35,29 @@ const TO_DO = "☐";
 // A heading of an answer stands below its turn's.
 const HEADING_OF_TURN = 2;
 
+const MAX_DEPTH = 32;
+let depth = 0;
+
+/** A model that goes on saying "> " or "1. " would nest blocks until the stack is full. */
+function shallow(method) {
+  return function (source) {
+    if (depth === MAX_DEPTH) return undefined; // it is text
+    depth += 1;
+    try {
+      return Tokenizer.prototype[method].call(this, source);
+    } finally {
+      depth -= 1;
+    }
+  };
+}
+
 const marked = new Marked({
   gfm: true,
   breaks: true, // a model that reads a sign or a form writes its lines as lines
-  tokenizer: { html: () => undefined, tag: () => undefined },
+  tokenizer: {
+    ...{ html: () => undefined, tag: () => undefined },
+    ...{ blockquote: shallow("blockquote"), list: shallow("list") },
+  },
   renderer: {
     heading({ tokens, depth }) {
       const level = Math.min(6, depth + HEADING_OF_TURN);
@@ -300,6 +319,7 @@ export class Markdown {
   #last = [];
   #fence = null;
   #growing = null;
+  #isPlain = false;
   #frame = 0;
   #notBefore = 0;
 
@@ -333,7 +353,19 @@ export class Markdown {
   }
 
   #render() {
-    while (this.#advance());
+    try {
+      while (!this.#isPlain && this.#advance());
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      this.#isPlain = true; // nested deeper than the stack: the rest stands as it was written
+    }
+    if (this.#isPlain) this.#showPlain();
+  }
+
+  #showPlain() {
+    this.#last.forEach((node) => node.remove());
+    this.#last = [h("p", {}, this.#rest)];
+    this.element.append(...this.#last);
   }
 
   /** Shows what it can; returns whether there is more to read, of another kind. */

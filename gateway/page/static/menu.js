@@ -1,7 +1,8 @@
 // The buttons at the top: a new conversation, the stored ones, settings, and a menu of the rest.
 
 import { h, icon } from "./dom.js";
-import { addWords, language, languages, say, setLanguage } from "./language.js";
+import { addWords, language, languages, setLanguage } from "./language.js";
+import { prefer, preference } from "./preferences.js";
 
 addWords({
   en: {
@@ -44,7 +45,6 @@ addWords({
   },
 });
 
-const STORED_THEME = "internvl-theme";
 const SHOWN_SECONDS = 5;
 
 /** Returns the buttons; `on` has the listeners fresh, history, settings, copy(form), exported. */
@@ -85,16 +85,12 @@ function choice(title, entries, chosen, choose) {
 }
 
 const themes = () => ["auto", "light", "dark"].map((value) => [value, `menu.${value}`]);
-const theme = () => localStorage.getItem(STORED_THEME) ?? "auto";
+const theme = () => preference("theme") ?? "auto";
 
 function setTheme(value) {
-  if (value === "auto") {
-    localStorage.removeItem(STORED_THEME);
-    delete document.documentElement.dataset.theme;
-  } else {
-    localStorage.setItem(STORED_THEME, value);
-    document.documentElement.dataset.theme = value;
-  }
+  prefer("theme", value === "auto" ? null : value);
+  if (value === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = value;
 }
 
 /** Shows a sentence at the bottom for some seconds, and has it read out. */

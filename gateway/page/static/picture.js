@@ -2,6 +2,7 @@
 
 import { addIcons, h, icon } from "./dom.js";
 import { addWords, t } from "./language.js";
+import { newId } from "./store.js";
 import { canvasOf, dataURL, preview } from "./previews.js";
 
 addWords({
@@ -24,12 +25,9 @@ addIcons({
     "M14 10a4 4 0 0 0-6-.4l-3 3a4 4 0 0 0 5.7 5.7L12 17",
 });
 
-let count = 0;
-
 function picture(kind, values) {
-  const id = `${Date.now().toString(36)}-${++count}`;
   const defaults = { name: "", blob: null, url: "", width: 0, height: 0, number: 0 };
-  return { id, kind, ...defaults, detail: "auto", cap: null, plan: null, ...values };
+  return { id: newId(), kind, ...defaults, detail: "auto", cap: null, plan: null, ...values };
 }
 
 export const ofFile = (blob) => picture("file", { name: blob.name, blob });

@@ -1,28 +1,31 @@
 // What is made of a picture's file: its size in pixels, small copies, and what is sent of it.
 
-const HEADER_BYTE_COUNT = 512 * 1024; // Exif and a colour profile may come before the size.
+import { isTurnedUnseen } from "./orientation.js";
+
+const PART_BYTE_COUNT = 512 * 1024; // Exif and a colour profile may come before the size.
 const PREVIEW_EDGE = 192;
 const NO_SIZE = { width: 0, height: 0 };
 
 const measured = new WeakMap();
 const previews = new WeakMap();
 const waiting = [];
-const measuring = { last: Promise.resolve() };
+let lastMeasure = Promise.resolve();
 let worker;
 let current = null;
 
 /** Returns {width, height} of a picture's file, upright; 0 and 0 if the browser cannot tell. */
 export function measure(blob) {
-  if (!measured.has(blob)) {
-    measuring.last = measuring.last.then(() => size(blob));
-    measured.set(blob, measuring.last);
-  }
-  return measured.get(blob);
+  if (measured.has(blob)) return measured.get(blob);
+  lastMeasure = lastMeasure.then(() => size(blob));
+  measured.set(blob, lastMeasure);
+  return lastMeasure;
 }
 
+// The beginning of a file is enough most often, and a large one is not read.
 async function size(blob) {
-  const header = await sizeOf(blob.slice(0, HEADER_BYTE_COUNT, blob.type));
-  return header.width || blob.size <= HEADER_BYTE_COUNT ? header : sizeOf(blob);
+  if (await isTurnedUnseen(blob)) return NO_SIZE;
+  const beginning = await sizeOf(blob.slice(0, PART_BYTE_COUNT, blob.type));
+  return beginning.width || blob.size <= PART_BYTE_COUNT ? beginning : sizeOf(blob);
 }
 
 async function sizeOf(blob) {
@@ -84,7 +87,10 @@ function started() {
   if (worker) return worker;
   worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
   worker.addEventListener("message", ({ data }) => answered(data));
-  worker.addEventListener("error", () => answered(null));
+  worker.addEventListener("error", () => {
+    worker = undefined; // it may not have been loaded; the next job tries it once more
+    answered(null);
+  });
   return worker;
 }
 

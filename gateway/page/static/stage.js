@@ -1,6 +1,6 @@
 // The tile view's drawing: a picture under its grid, or its tiles one by one, as the model gets them.
 
-import { addWords, say } from "./language.js";
+import { addWords, say, sayAnew } from "./language.js";
 import { canvasOf, stretched } from "./previews.js";
 import { h } from "./dom.js";
 
@@ -76,7 +76,7 @@ export class Stage {
     this.#drawn = drawing;
     const [blob, thumbnail] = [this.#blob, hasThumbnail(grid) && this.#thumbnail];
     const whole = await stretched(blob, columns * edge, rows * edge);
-    if (blob !== this.#blob || this.#drawn !== drawing || !whole) return;
+    if (blob !== this.#blob || this.#drawn !== drawing || !whole) return whole?.close();
     this.#put(cells(whole, columns, rows, edge), thumbnail);
     whole.close();
   }
@@ -85,6 +85,7 @@ export class Stage {
     const wanted = elements.filter(Boolean);
     const { children } = this.element;
     if (wanted.length === children.length && wanted.every((one, i) => one === children[i])) return;
+    wanted.forEach(sayAnew);
     this.element.replaceChildren(...wanted);
   }
 

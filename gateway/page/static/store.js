@@ -21,6 +21,10 @@ const inMemory = new Map();
 const told = new Set();
 let database = null;
 
+/** Returns an id for a conversation or a turn: by plain HTTP there is no crypto.randomUUID. */
+export const newId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(36)).join("");
+
 /** Keeps a conversation: {id, title, created, turns}. */
 export async function save(conversation) {
   inMemory.delete(conversation.id);

@@ -33,7 +33,7 @@ addWords({
     "tiles.address":
       "The gateway fetches the picture when you ask. The grid is known after the answer.",
     "tiles.later":
-      "This browser cannot tell how large the picture is. The grid is known after the answer.",
+      "This browser cannot show the picture as the model sees it. The grid is known after the answer.",
     "tiles.unknown": "The grid that was used is not known.",
     "tiles.failed": "The tiles are not known now: {reason}",
     "tiles.unseen": "This browser cannot show the picture; the model can see it all the same.",
@@ -61,7 +61,7 @@ addWords({
     "tiles.vision_cache": "来自视觉服务的缓存，没有重新编码。",
     "tiles.encoded": "为这次回答重新编码。",
     "tiles.address": "提问时由网关获取这张图片，回答之后才能看到网格。",
-    "tiles.later": "浏览器无法得知图片尺寸，回答之后才能看到网格。",
+    "tiles.later": "浏览器无法按模型所见显示这张图片，回答之后才能看到网格。",
     "tiles.unknown": "无法得知当时使用的网格。",
     "tiles.failed": "暂时无法得知图块：{reason}",
     "tiles.unseen": "浏览器无法显示这张图片，但模型可以看到。",
@@ -146,10 +146,11 @@ export class TileView {
    */
   open(picture, options = {}) {
     if (!this.#element.open) this.#opener = document.activeElement;
+    const isOther = picture !== this.#picture || !this.isOpen;
     this.#picture = picture;
     this.#options = options;
-    this.#plan = null;
     this.#describe();
+    if (isOther) this.#forget();
     this.#show();
     this.#update();
   }
@@ -197,7 +198,7 @@ export class TileView {
     this.#cap.addEventListener("input", () =>
       this.#change({ cap: Number(this.#cap.value) }, WAIT_MILLISECONDS),
     );
-    WIDE.addEventListener("change", () => this.isOpen && (element.close(), this.#reopen()));
+    WIDE.addEventListener("change", () => this.#reopen());
     document.addEventListener("languagechange", () => this.isOpen && this.#sayAll());
   }
 
@@ -212,6 +213,8 @@ export class TileView {
   }
 
   #reopen() {
+    if (!this.isOpen) return;
+    this.close();
     // The event of the closing comes later, and would let go of the picture.
     setTimeout(() => this.open(this.#picture, this.#options));
   }
@@ -221,6 +224,13 @@ export class TileView {
     this.#turn++;
     this.#stage.clear();
     if (this.#opener?.isConnected) this.#opener.focus();
+  }
+
+  /** Takes off the page what was said of the picture before, until this one's plan has come. */
+  #forget() {
+    this.#plan = this.#problem = null;
+    this.#sayAll();
+    this.#draw();
   }
 
   #describe() {
@@ -234,7 +244,8 @@ export class TileView {
   }
 
   #change(values, wait) {
-    const picture = Object.assign(this.#picture, values);
+    // What an answer used was another choice's.
+    const picture = Object.assign(this.#picture, values, { used: undefined });
     const { onChange } = this.#options;
     this.#sayChoice();
     clearTimeout(this.#timer);
@@ -319,6 +330,7 @@ export class TileView {
     const { used } = this.#options;
     if (this.#problem && !used?.column_count)
       return ["tiles.failed", { reason: this.#problem.message }];
+    if (!this.#grid && seen(this.#picture, used).width) return [null]; // It comes at once.
     if (!this.#grid && used) return ["tiles.unknown"];
     if (!this.#grid) return [this.#picture.kind === "url" ? "tiles.address" : "tiles.later"];
     return [this.#stage.isSeen || this.#picture.kind === "url" ? null : "tiles.unseen"];

@@ -97,6 +97,7 @@ export class PictureTray extends EventTarget {
   /** Takes over pictures, e.g. those of a turn that is edited. */
   set(pictures) {
     this.#letGo();
+    this.#cards.clear(); // They are those of the pictures before, whatever their ids.
     this.#pictures = pictures.map((picture) => ({ ...picture }));
     this.#changed();
     for (const picture of this.#pictures) this.#learn(picture);
@@ -181,7 +182,11 @@ export class PictureTray extends EventTarget {
 
   /** Learns how large a picture is, and into which tiles it will be cut. */
   async #learn(picture) {
-    if (picture.blob && !picture.width) Object.assign(picture, await measure(picture.blob));
+    if (picture.blob && !picture.width) {
+      Object.assign(picture, await measure(picture.blob));
+      const { isOpen, picture: shown } = this.#inspector;
+      if (isOpen && shown === picture) this.#inspect(picture); // it was opened before that
+    }
     await this.#plan(picture);
   }
 
