@@ -338,7 +338,7 @@ async function importedTurn(turn, where) {
   const pictures = list(turn.pictures ?? [], `${where}.pictures`, MAX_PICTURE_COUNT);
   return {
     id: newId(),
-    role: oneOf(turn.role, ["system", "user", "assistant"], `${where}.role`),
+    role: oneOf(turn.role, ["user", "assistant"], `${where}.role`),
     text: text(turn.text, `${where}.text`),
     pictures: await importedPictures(pictures, `${where}.pictures`),
     ...importedEnd(turn, where),
