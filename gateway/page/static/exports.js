@@ -96,7 +96,7 @@ function withoutFiles(request, names) {
   const mark = (key, value) => {
     if (key !== "image_url") return value;
     const name = names[place++];
-    const type = /^data:([\w.+\/-]*)[^,]*;base64,/.exec(value.url)?.[1];
+    const type = /^data:([\w.+\/-]*)[^,]*;base64,/.exec(value?.url)?.[1];
     if (!name || type === undefined) return value;
     const file = { index: files.length + 1, name, type, mark: `file ${place} ${MARK}` };
     files.push(file);
