@@ -71,6 +71,8 @@ ANSWERS = {
     "a server timing": ': server-timing: total;dur=1\n\ndata: [DONE]\n\ndata: {"error": {}}',
     "nested quotes": "> " * 400 + "deep",
     "nested lists": "".join("  " * depth + "- x\n" for depth in range(200)),
+    "quotes without end": "> " * 4000,
+    "lists without end": "1. " * 2500,
     "many brackets": "[" * 5000,
     "many stars": "*a " * 3000 + "_b " * 3000,
 }

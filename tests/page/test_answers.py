@@ -207,6 +207,41 @@ async def test_an_import_is_checked(person: Visit, old: str, new: str, sentence:
     assert sentence in await person.page.evaluate(IMPORT, text.replace(old, new, 1))
 
 
+SHOW_IMPORTED = """async (text) => {
+  const { importConversation } = await import("/page/exports.js");
+  const { AnswerView } = await import("/page/answer.js");
+  const { created, turns } = await importConversation(new Blob([text]));
+  AnswerView.of(turns[1]);
+  return [new Date(created).toISOString().length, typeof created, Object.keys(Array.prototype)];
+}"""
+
+
+@pytest.mark.parametrize("created", ["1e300", '"2026-11-30"', '"never"', "{}"])
+@pytest.mark.parametrize(
+    "facts",
+    [
+        '{"pictures": 5, "toolCalls": [null]}',
+        '{"toolCalls": [{"index": "__proto__", "name": "x"}, {"index": 4e9, "name": "x"}]}',
+    ],
+)
+async def test_what_is_imported_can_be_shown(person: Visit, created: str, facts: str) -> None:
+    text = (await exported(person)).replace('"created":5', f'"created":{created}')
+    text = text.replace('"state":"done"', f'"state":"done","facts":{facts}')
+    assert await person.page.evaluate(SHOW_IMPORTED, text) == [24, "number", []]
+
+
+async def test_json_of_brackets_alone_stays_small(person: Visit) -> None:
+    script = """async () => {
+      const { AnswerView } = await import("/page/answer.js");
+      const view = new AnswerView();
+      view.begin({ json: true });
+      view.append("[".repeat(10_000));
+      view.finish();
+      return view.element.textContent.length;
+    }"""
+    assert await person.page.evaluate(script) < 1_000_000
+
+
 BIG_BODY = """async () => {
   const { chat } = await import("/page/api.js");
   const real = window.fetch;

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import re
 import runpy
 import shutil
 from collections.abc import AsyncIterator
@@ -23,8 +24,11 @@ from tests.page.browser import Visit, visiting
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 # Names and texts with all that a shell, a here-document or a string of Python could take amiss.
-NAME = "it's a $HOME `id` \"\\ 图 (1).png"
-TEXT = 'It\'s "$HOME" `id` ${x} \\n \\\\ 图😀 \u2028\n\tJSON\nJSON\n\'\'\'""" $(id) {0} %s \x07'
+NAME = "it's a $HOME `id` \"\\ 图\n\x03\x1b\x7f\u202e (1).png"
+TEXT = (
+    'It\'s "$HOME" `id` ${x} \\n \\\\ 图😀 \u2028\n\tJSON\nJSON\n\'\'\'""" $(id) {0} %s \x07'
+    + "\x7f\x9b\u202e"
+)
 URL = "https://example.com/a.png?b=c&d=$e"
 OTHER_URL = "data:image/gif;base64,R0lGODlhAQABAAAAACw="
 
@@ -62,6 +66,7 @@ REQUEST: dict[str, Any] = {
         },
     },
 }
+CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 NAMES = [NAME, "-n.webp", "", ""]
 
 
@@ -159,6 +164,7 @@ async def test_a_copy_asks_the_same(
     (folder / "-n.webp").write_bytes(b"second" * 100)
     request = REQUEST | ({"stream": True} if is_streamed else {})
     text = await written(person, form, request, origin, names=NAMES, hasKey=True)
+    assert not CONTROLS.search(text)  # a terminal that it is pasted into would obey them
     assert "answered" in await run(form, text)
     assert seen.keys == ["Bearer the key"]
     expected = json.loads(json.dumps(request))

@@ -65,6 +65,8 @@ RECORD = """async () => {
   const bytes = new Uint8Array(await new Blob(pieces).arrayBuffer());
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }"""
+# All that has text on the page; what was read out is not said once more.
+SEEN = ".strip-facts, .turn .question, .answer-body, .answer-facts, .answer-actions, #composer"
 # Words of Latin letters that are the same in Chinese.
 BOTH = {"scripted", "Hello", "ok", "LLM", "ViT", "Enter", "Shift", "token", "png", "ms"}
 
@@ -382,12 +384,8 @@ async def test_language_and_theme_change_at_once_and_stay(visit: Visiting) -> No
 
 
 async def seen(person: Visit) -> str:
-    """Returns the text that can be seen; what was read out is not said once more."""
-    shown = person.page.locator("body > *:not(#announcer, noscript, dialog)")
-    text = " ".join(await shown.all_inner_texts())
-    for spoken in await person.page.locator("[role=status]").all_inner_texts():
-        text = text.replace(spoken, "") if spoken else text
-    return text
+    """Returns the text that can be seen."""
+    return "\n".join(await person.page.locator(SEEN).all_inner_texts())
 
 
 def words_in(text: str) -> set[str]:

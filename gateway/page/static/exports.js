@@ -96,7 +96,7 @@ function withoutFiles(request, names) {
   const mark = (key, value) => {
     if (key !== "image_url") return value;
     const name = names[place++];
-    const type = /^data:([\w.+\/-]*)[^,]*;base64,/.exec(value.url)?.[1];
+    const type = /^data:([\w.+\/-]*)[^,]*;base64,/.exec(value?.url)?.[1];
     if (!name || type === undefined) return value;
     const file = { index: files.length + 1, name, type, mark: `file ${place} ${MARK}` };
     files.push(file);
@@ -338,7 +338,7 @@ async function importedTurn(turn, where) {
   const pictures = list(turn.pictures ?? [], `${where}.pictures`, MAX_PICTURE_COUNT);
   return {
     id: newId(),
-    role: oneOf(turn.role, ["system", "user", "assistant"], `${where}.role`),
+    role: oneOf(turn.role, ["user", "assistant"], `${where}.role`),
     text: text(turn.text, `${where}.text`),
     pictures: await importedPictures(pictures, `${where}.pictures`),
     ...importedEnd(turn, where),

@@ -113,8 +113,7 @@ function picturesOf({ pictures = [], timing, usage }) {
   );
   const perTile =
     wholeRatio(usage?.prompt_tokens_details?.image_tokens, sum(known, "tile_count")) ??
-    wholeRatio(sum(planned, "token_count"), sum(planned, "tile_count")) ??
-    TOKENS_PER_TILE;
+    wholeRatio(sum(planned, "token_count"), sum(planned, "tile_count"));
   return known.map((picture) => ({
     ...picture,
     token_count: picture.token_count ?? picture.tile_count * perTile,
@@ -135,8 +134,6 @@ function pictureOf({ name = "", plan = null, used = null }, image) {
 
 const withTiles = (grid) => ({ ...grid, tile_count: tileCount(grid) });
 const tileCount = (grid) => grid.column_count * grid.row_count + (grid.has_thumbnail ? 1 : 0);
-
-const TOKENS_PER_TILE = 256;
 
 const sum = (values, name) => values.reduce((total, value) => total + value[name], 0);
 

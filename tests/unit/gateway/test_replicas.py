@@ -58,6 +58,20 @@ async def test_a_name_is_looked_up_again_after_a_while_and_not_before(
         assert await count.now() == 1
 
 
+async def test_whoever_gives_up_waiting_ends_no_question() -> None:
+    names = Names()
+    names.publish(NAME, "127.0.0.2")
+    async with names.running(), open_replica_count(names.target(NAME, 50051)) as count:
+        for _ in range(5):
+            waiting = asyncio.create_task(count.now())
+            await asyncio.sleep(0)
+            waiting.cancel()
+        assert await count.now() == 1
+        asked = names.question_counts[NAME]
+        assert await count.now() == 1
+        assert names.question_counts[NAME] == asked <= 2  # one for each family of addresses
+
+
 async def test_a_name_that_is_unknown_has_no_count() -> None:
     names = Names()
     async with names.running(), open_replica_count(names.target(NAME, 50051)) as count:
