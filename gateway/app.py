@@ -62,6 +62,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             middlewares.account,
             middlewares.answer_errors,
             middlewares.answer_preflight,
+            middlewares.refuse_foreign_pages,
             middlewares.keep_spare,
         ],
     )

@@ -15,7 +15,12 @@ from gateway.keys import CONNECTIONS, METRICS, ORIGINS, RECORD, REQUEST_ID
 from gateway.openai.errors import error_response, http_error_response
 from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
 from gateway.record import RequestRecord
-from protos.errors import InvalidArgumentError, ServiceError, UnavailableError
+from protos.errors import (
+    AccessDeniedError,
+    InvalidArgumentError,
+    ServiceError,
+    UnavailableError,
+)
 from protos.process.logs import REQUEST_ID_KEY, bind_request_id, new_request_id
 
 logger = structlog.get_logger()
@@ -83,6 +88,17 @@ async def answer_preflight(request: web.Request, handler: Handler) -> web.Stream
         headers = request.app[ORIGINS].preflight_headers(request.headers)
         if headers is not None:
             return web.Response(status=204, headers=headers)
+    return await handler(request)
+
+
+@web.middleware
+async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Lets no web page that its reader happens to look at use the model."""
+    if request.method == hdrs.METH_POST and request.app[ORIGINS].is_foreign(request.headers):
+        raise AccessDeniedError(
+            "a web page of another origin asks; start the gateway with --allowed-origins"
+            " and that page's origin if it may"
+        )
     return await handler(request)
 
 

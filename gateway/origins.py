@@ -13,6 +13,10 @@ from collections.abc import Mapping, Sequence
 from aiohttp import hdrs
 
 ANY = "*"
+# What browsers say of requests that pages of other origins make; they let no page change it. They
+# say it to https and to this machine, which is where pages of strangers find a gateway.
+FETCH_SITE = "Sec-Fetch-Site"
+FOREIGN = ("cross-site", "same-site")
 # "null" is what pages without an origin send, e.g. those of file://.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+|null|\*")
 METHODS = "GET, HEAD, POST"
@@ -68,6 +72,14 @@ class AllowedOrigins:
             else USUAL_HEADERS,
             hdrs.ACCESS_CONTROL_MAX_AGE: str(PREFLIGHT_SECONDS),
         }
+
+    def is_foreign(self, request_headers: Mapping[str, str]) -> bool:
+        """Says whether a page of another origin asks, and of none that may.
+
+        Some requests need no preflight: a text/plain body of JSON is one.
+        """
+        site = request_headers.get(FETCH_SITE, "")
+        return site in FOREIGN and not self._allows(request_headers.get(hdrs.ORIGIN, ""))
 
     def _allows(self, origin: str) -> bool:
         return bool(origin) and (ANY in self._entries or origin in self._entries)

@@ -95,6 +95,8 @@ class RequestRecord:
         """The LLM service is about to be asked."""
         named = {name: Picture() for name in picture_names}
         self.pictures = [named[name] for name in picture_names]
+        for stage in ("encode_wait", "transfer"):  # of an attempt that failed
+            self.stage_seconds.pop(stage, None)
         self._handed_at = time.monotonic()
 
     @contextmanager

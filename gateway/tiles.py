@@ -49,7 +49,9 @@ async def tiles(request: web.Request) -> web.Response:
     options = image_options(info.max_tile_count)
     cap: int | None = options.values(image).get("max_tile_count")
     try:
-        plan = await pair.vision.plan_tiles(image.width, image.height, cap, deadline)
+        plan = await pair.vision.plan_tiles(
+            image.width, image.height, cap, info.recipe_sha256, deadline
+        )
     except ServiceError as error:
         error.field = SIZES.get(error.field) or options.param_of(image, error.field)
         raise

@@ -70,11 +70,12 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """An image of which only the upright size is known; `tile_cap` as of ImageRequest."""
+    """An image of which only the upright size is known; the rest as of ImageRequest."""
 
     image_width: int
     image_height: int
     tile_cap: int | None = None
+    expected_recipe_sha256: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,11 @@ class ImageEncoder:
         """Returns what `encode` would make of an image of this size.
 
         Raises:
+            ModelMismatchError: the expected recipe is another than the service's.
             InvalidArgumentError: the tile cap is out of its range.
             InvalidImageError, ImageTooLargeError: the size is.
         """
+        self._check_recipe(request.expected_recipe_sha256)
         tile_cap = self._checked_cap(request.tile_cap)
         width, height = request.image_width, request.image_height
         try:

@@ -39,10 +39,12 @@ def read_request(message: vision_pb2.EncodeImageRequest) -> ImageRequest:
 def read_plan_request(message: vision_pb2.PlanTilesRequest) -> PlanRequest:
     """Returns what PlanTiles is asked for."""
     has_cap = message.HasField("max_tile_count")
+    has_recipe = message.HasField("expected_recipe_sha256")
     return PlanRequest(
         image_width=message.image_width,
         image_height=message.image_height,
         tile_cap=message.max_tile_count if has_cap else None,
+        expected_recipe_sha256=message.expected_recipe_sha256 if has_recipe else None,
     )
 
 

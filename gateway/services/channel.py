@@ -204,8 +204,8 @@ async def _first_answer(asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]
                 timeout=ASK_PATIENCE_SECONDS if left else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            for task in ended:
-                failure = task.exception()
+            failures = [task.exception() for task in ended]  # of all, or asyncio logs the others
+            for task, failure in zip(ended, failures, strict=True):
                 if failure is None:
                     return task.result()
                 if not isinstance(failure, NO_ANSWER):

@@ -117,7 +117,7 @@ def checkpoint_fingerprint(
 
 
 def plan_request(
-    width: int, height: int, max_tile_count: int | None
+    width: int, height: int, max_tile_count: int | None, expected_recipe: bytes
 ) -> vision_pb2.PlanTilesRequest:
     """Returns the question how an image of this size would be cut.
 
@@ -128,6 +128,7 @@ def plan_request(
         image_width=_int32(width),
         image_height=_int32(height),
         max_tile_count=None if max_tile_count is None else _int32(max_tile_count),
+        expected_recipe_sha256=expected_recipe,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -129,20 +130,27 @@ class VisionClient:
         return Load(answer.waiting_tile_count, answer.backlog_seconds)
 
     async def plan_tiles(
-        self, width: int, height: int, max_tile_count: int | None, deadline: float
+        self, width: int, height: int, max_tile_count: int | None, recipe: bytes, deadline: float
     ) -> TilePlan:
-        """Returns how a replica would cut an image of this size.
+        """Returns how a replica of this recipe would cut an image of this size.
 
         Args:
             width, height: of the upright image, in pixels.
             max_tile_count: its tile cap; None for the service's default.
+            recipe: recipe_sha256 of the service's model.
             deadline: when it must be over, in the event loop's time.
 
         Raises:
             ServiceError: its `field` is image_width, image_height or max_tile_count.
+            ModelMismatchError: no replica was found that encodes by the recipe.
         """
-        question = plan_request(width, height, max_tile_count)
-        answer = await ask("vision", self._stub.PlanTiles, question, deadline)
+        question = plan_request(width, height, max_tile_count, recipe)
+        plan = partial(ask, "vision", self._stub.PlanTiles, question, deadline)
+        try:
+            answer = await plan()
+        except ModelMismatchError:
+            key = secrets.token_hex(4)
+            answer = await plan(await self._key_of_recipe(recipe, key, deadline))
         return TilePlan(
             answer.grid_column_count,
             answer.grid_row_count,
@@ -171,7 +179,7 @@ class VisionClient:
         try:
             header, call = await self._router.offer(key, begin, ask_backlog)
         except ModelMismatchError:
-            fitting = await self._key_of_recipe(request, key, deadline)
+            fitting = await self._key_of_recipe(request.service_recipe, key, deadline)
             header, call = await self._router.offer(fitting, begin, ask_backlog)
         try:
             yield header
@@ -209,12 +217,12 @@ class VisionClient:
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds
 
-    async def _key_of_recipe(self, request: EncodeRequest, key: str, deadline: float) -> str:
-        """Returns a salted key that leads to a replica with the request's recipe."""
+    async def _key_of_recipe(self, recipe: bytes, key: str, deadline: float) -> str:
+        """Returns a salted key that leads to a replica with this recipe."""
         for number in range(1, SEARCH_COUNT):
             with suppress(*NO_ANSWER):
                 info = await self.ask_model_info(deadline, found := salted(key, number))
-                if info.recipe_sha256 == request.service_recipe:
+                if info.recipe_sha256 == recipe:
                     return found
         raise ModelMismatchError("no replica of the vision service encodes by this recipe any more")
 

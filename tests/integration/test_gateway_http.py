@@ -161,6 +161,34 @@ async def test_other_pages_hear_nothing_and_are_answered_as_ever(allowed: tuple[
                 assert not [name for name in response.headers if name.startswith("Access-Control")]
 
 
+@pytest.mark.parametrize(
+    ("site", "origin", "status"),
+    [
+        ("cross-site", "https://evil.example.com", 403),
+        ("same-site", "http://127.0.0.1:9999", 403),
+        ("cross-site", "null", 403),
+        ("cross-site", PAGE, 200),
+        ("same-origin", "http://127.0.0.1", 200),
+        ("none", "", 200),
+    ],
+)
+async def test_no_page_that_somebody_looks_at_uses_the_model(
+    site: str, origin: str, status: int
+) -> None:
+    llm = ScriptedLLM()
+    # What a browser sends without a preflight.
+    headers = {"Sec-Fetch-Site": site, "Origin": origin, "Content-Type": "text/plain"}
+    body = json.dumps(chat_body()).encode()
+    async with (
+        stack(llm=llm, allowed_origins=(PAGE,)) as gateway,
+        gateway.http.post(CHAT, data=body, headers=headers) as response,
+    ):
+        assert response.status == status
+        if status == 403:
+            assert "--allowed-origins" in (await response.json())["error"]["message"]
+        assert len(llm.starts) == (status == 200)
+
+
 async def test_a_preflight_is_answered_while_all_connections_are_at_work() -> None:
     headers = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
     async with stack(

@@ -20,7 +20,7 @@ from gateway.services.vision import VisionClient
 from gateway.settings import Settings as GatewaySettings
 from llm_service.settings import Settings as LLMSettings
 from llm_service.settings import TorchOptions as LLMTorchOptions
-from protos.errors import InvalidArgumentError
+from protos.errors import InvalidArgumentError, ModelMismatchError
 from protos.process.settings import MIB
 from tests.fakes import chat_body
 from tests.integration.real_services import running_llm, running_vision
@@ -141,13 +141,16 @@ async def test_the_gateways_client_is_told_the_plan(vision: str) -> None:
     async with grpc.aio.insecure_channel(vision) as channel:
         client = VisionClient(channel, router)
         info = await client.ask_model_info(deadline)
-        plan = await client.plan_tiles(90, 60, None, deadline)
-        one = await client.plan_tiles(90, 60, 1, deadline)
+        recipe = info.recipe_sha256
+        plan = await client.plan_tiles(90, 60, None, recipe, deadline)
+        one = await client.plan_tiles(90, 60, 1, recipe, deadline)
         refusals = {"image_width": (10**30, 5, None), "max_tile_count": (5, 5, -(10**30))}
         for field, question in refusals.items():
             with pytest.raises(InvalidArgumentError) as caught:
-                await client.plan_tiles(*question, deadline)
+                await client.plan_tiles(*question, recipe, deadline)
             assert caught.value.field == field
+        with pytest.raises(ModelMismatchError):
+            await client.plan_tiles(90, 60, None, bytes(32), deadline)
     assert (plan.grid_column_count, plan.grid_row_count, plan.tile_count) == (3, 2, 7)
     assert plan.token_count == 7 * info.tokens_per_tile
     assert (one.tile_count, one.token_count) == (1, info.tokens_per_tile)

@@ -93,8 +93,8 @@ class Client:
         return from_rpc_error(caught.value)
 
     async def plan(self, width: int, height: int, **fields: Any) -> vision_pb2.PlanTilesResponse:
-        size = {"image_width": width, "image_height": height}
-        return await self.stub.PlanTiles(vision_pb2.PlanTilesRequest(**size, **fields))
+        request = vision_pb2.PlanTilesRequest(image_width=width, image_height=height, **fields)
+        return await self.stub.PlanTiles(request)
 
     async def info(self) -> vision_pb2.VisionServiceGetModelInfoResponse:
         return await self.stub.GetModelInfo(vision_pb2.VisionServiceGetModelInfoRequest())

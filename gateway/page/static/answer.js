@@ -11,7 +11,6 @@ addWords({
     "answer.waiting": "Waiting for the first token",
     "answer.stop": "Stop",
     "answer.again": "Ask again",
-    "answer.edit": "Edit",
     "answer.copy": "Copy",
     "answer.json": "Copy JSON",
     "answer.tool": "Tool call",
@@ -40,7 +39,6 @@ addWords({
     "answer.waiting": "等待首个 token",
     "answer.stop": "停止",
     "answer.again": "重新提问",
-    "answer.edit": "编辑",
     "answer.copy": "复制",
     "answer.json": "复制 JSON",
     "answer.tool": "工具调用",
@@ -70,7 +68,7 @@ addWords({
  * One answer of a conversation.
  *
  * begin(), then append() and callTools() as it comes, and one of finish(), fail() and stopped().
- * Buttons are there for the handlers that are given: onStop, onAgain, onEdit.
+ * Buttons are there for the handlers that are given: onStop, onAgain.
  */
 export class AnswerView {
   #body = h("div", { class: "answer-body" });
@@ -198,8 +196,7 @@ export class AnswerView {
     const words = this.#text.isJSON ? "answer.json" : "answer.copy";
     const copy = copyButton(() => this.#text.copied, words);
     const again = this.#button("answer.again", this.#handlers.onAgain);
-    const edit = this.#button("answer.edit", this.#handlers.onEdit);
-    const shown = [this.text ? copy : null, again, edit].filter(Boolean);
+    const shown = [this.text ? copy : null, again].filter(Boolean);
     this.#actions.replaceChildren(...shown);
     if (hadFocus) (again ?? shown[0])?.focus();
   }

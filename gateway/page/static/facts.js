@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 import { addWords, duration, number } from "./language.js";
+import { gridWords } from "./tiles.js";
 import { timingBar } from "./timing.js";
 
 addWords({
@@ -142,10 +143,7 @@ function wholeRatio(tokens, tiles) {
   return Number.isInteger(tokens / tiles) ? tokens / tiles : null;
 }
 
-function gridOf({ column_count: columns, row_count: rows, tile_count: tiles }) {
-  if (!columns) return "";
-  return `${columns}×${rows}${tiles > columns * rows ? "+1" : ""}`;
-}
+const gridOf = (picture) => (picture.column_count ? gridWords(picture) : "");
 
 function pictureList(pictures) {
   const items = pictures.map((picture, index) => h("li", {}, pictureLine(picture, index + 1)));

@@ -168,11 +168,13 @@ class Page {
   }
 
   async #sample() {
-    const response = await fetch("/page/sample.webp");
+    const { composer } = this;
+    const response = await fetch("/page/sample.webp").catch(() => null);
+    if (!response?.ok) return composer.showProblem(t("api.unreachable"));
     const file = new File([await response.blob()], "sample.webp", { type: "image/webp" });
-    this.composer.question.value = t("conversation.sampleQuestion");
-    await this.composer.tray.add([file]);
-    this.composer.question.focus();
+    composer.question.value ||= t("conversation.sampleQuestion");
+    await composer.tray.add([file]);
+    composer.question.focus();
   }
 
   /** Asks for the answer to the conversation so far, and shows it as it comes. */
@@ -269,17 +271,26 @@ class Page {
     if (last < 0) return announce(t("menu.nothing"));
     const problem = this.drawer.problem();
     if (problem) return announce(problem);
-    const asked = said(turns.slice(0, last + 1));
+    try {
+      const text = await this.#requestText(form, said(turns.slice(0, last + 1)));
+      announce(t((await copyText(text)) ? "menu.copied" : "menu.notCopied"));
+    } catch (error) {
+      announce(error.message);
+    }
+  }
+
+  async #requestText(form, asked) {
     const request = await chatRequest(asked, this.#conversation.options, this.#model);
     const writers = { curl: asCurl, python: asPython, json: asJSON };
     const names = picturesOf(asked).map(({ blob, name }) => (blob ? name : ""));
-    const text = writers[form](request, location.origin, { names, hasKey: Boolean(this.#key) });
-    announce(t((await copyText(text)) ? "menu.copied" : "menu.notCopied"));
+    return writers[form](request, location.origin, { names, hasKey: Boolean(this.#key) });
   }
 
   async #export() {
     if (!this.#conversation.turns.length) return announce(t("menu.nothing"));
-    const url = URL.createObjectURL(await exportConversation(this.#conversation));
+    const file = await exportConversation(this.#conversation).catch((error) => announce(error.message));
+    if (!file) return;
+    const url = URL.createObjectURL(file);
     const link = Object.assign(document.createElement("a"), { href: url, download: "conversation.json" });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 60_000);

@@ -70,7 +70,10 @@ function tell(key) {
 
 /** Runs one request in a transaction of its own; what is written is on the disk afterwards. */
 async function run(mode, ask) {
-  database ??= open();
+  database ??= open().catch((error) => {
+    database = null; // so that the next one tries again
+    throw error;
+  });
   const transaction = (await database).transaction(NAME, mode);
   const request = ask(transaction.objectStore(NAME));
   return new Promise((resolve, reject) => {
@@ -92,7 +95,10 @@ function open() {
 
 /** A page that is opened with a newer form of the database is not kept waiting by this one. */
 function closing(opened) {
-  opened.onversionchange = () => opened.close();
+  opened.onversionchange = () => {
+    opened.close();
+    database = null;
+  };
   opened.onclose = () => (database = null);
   return opened;
 }

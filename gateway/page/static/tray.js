@@ -103,10 +103,6 @@ export class PictureTray extends EventTarget {
     for (const picture of this.#pictures) this.#learn(picture);
   }
 
-  clear() {
-    this.set([]);
-  }
-
   /** Adds files; of a video the user first chooses the frames. */
   async add(files) {
     const fit = this.#fit([...files]);

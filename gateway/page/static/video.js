@@ -123,16 +123,23 @@ class Video {
   async #taken() {
     const turn = ++this.#turn;
     this.#take.disabled = this.#slider.disabled = true;
+    const files = await this.#frames(turn).catch(() => null);
+    if (turn !== this.#turn) return;
+    if (!files) return say(this.#how, "video.unreadable", { name: this.#file.name });
+    this.#done(files);
+    this.#dialog.close();
+  }
+
+  async #frames(turn) {
     const files = [];
     for (const time of frameTimes(this.#source.duration, this.#count)) {
       say(this.#take, "video.taking", { number: files.length + 1, count: this.#count });
       await seek(this.#source, time);
       const blob = await frameOf(this.#source);
-      if (turn !== this.#turn) return;
+      if (turn !== this.#turn) return files;
       files.push(new File([blob], this.#name(files.length + 1), { type: blob.type }));
     }
-    this.#done(files);
-    this.#dialog.close();
+    return files;
   }
 
   #name(number) {

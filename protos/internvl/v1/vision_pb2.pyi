@@ -236,11 +236,14 @@ class PlanTilesRequest(_message.Message):
     IMAGE_WIDTH_FIELD_NUMBER: _builtins.int
     IMAGE_HEIGHT_FIELD_NUMBER: _builtins.int
     MAX_TILE_COUNT_FIELD_NUMBER: _builtins.int
+    EXPECTED_RECIPE_SHA256_FIELD_NUMBER: _builtins.int
     image_width: _builtins.int
     """Width of the image in pixels, after EXIF orientation; 1 or more."""
     image_height: _builtins.int
     """Height of the image in pixels, after EXIF orientation; 1 or more."""
     max_tile_count: _builtins.int
+    """As in EncodeImageRequest."""
+    expected_recipe_sha256: _builtins.bytes
     """As in EncodeImageRequest."""
     def __init__(
         self,
@@ -248,13 +251,19 @@ class PlanTilesRequest(_message.Message):
         image_width: _builtins.int = ...,
         image_height: _builtins.int = ...,
         max_tile_count: _builtins.int | None = ...,
+        expected_recipe_sha256: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tile_count", b"_max_tile_count", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "max_tile_count", b"max_tile_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tile_count", b"_max_tile_count", "image_height", b"image_height", "image_width", b"image_width", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "image_height", b"image_height", "image_width", b"image_width", "max_tile_count", b"max_tile_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_recipe_sha256: _TypeAlias = _typing.Literal["expected_recipe_sha256"]  # noqa: Y015
+    _WhichOneofArgType__expected_recipe_sha256: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256"]  # noqa: Y015
     _WhichOneofReturnType__max_tile_count: _TypeAlias = _typing.Literal["max_tile_count"]  # noqa: Y015
     _WhichOneofArgType__max_tile_count: _TypeAlias = _typing.Literal["_max_tile_count", b"_max_tile_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_recipe_sha256) -> _WhichOneofReturnType__expected_recipe_sha256 | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tile_count) -> _WhichOneofReturnType__max_tile_count | None: ...
 
 Global___PlanTilesRequest: _TypeAlias = PlanTilesRequest  # noqa: Y015

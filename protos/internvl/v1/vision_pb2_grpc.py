@@ -78,7 +78,8 @@ class VisionServiceServicer(object):
     def PlanTiles(self, request, context):
         """Tells how an image of a size would be cut, before there is one; nothing is encoded.
 
-        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap).
+        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap),
+        FAILED_PRECONDITION (expected_recipe_sha256 differs).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,8 @@ class VisionServiceStub:
     PlanTiles: _grpc.UnaryUnaryMultiCallable[_vision_pb2.PlanTilesRequest, _vision_pb2.PlanTilesResponse]
     """Tells how an image of a size would be cut, before there is one; nothing is encoded.
 
-    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap).
+    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap),
+    FAILED_PRECONDITION (expected_recipe_sha256 differs).
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]
     """Describes the loaded checkpoint and the limits of this service."""
@@ -71,7 +72,8 @@ class VisionServiceAsyncStub(VisionServiceStub):
     PlanTiles: _aio.UnaryUnaryMultiCallable[_vision_pb2.PlanTilesRequest, _vision_pb2.PlanTilesResponse]  # type: ignore[assignment]
     """Tells how an image of a size would be cut, before there is one; nothing is encoded.
 
-    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap).
+    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap),
+    FAILED_PRECONDITION (expected_recipe_sha256 differs).
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded checkpoint and the limits of this service."""
@@ -105,7 +107,8 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_vision_pb2.PlanTilesResponse, _abc.Awaitable[_vision_pb2.PlanTilesResponse]]:
         """Tells how an image of a size would be cut, before there is one; nothing is encoded.
 
-        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap).
+        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap),
+        FAILED_PRECONDITION (expected_recipe_sha256 differs).
         """
 
     @_abc_1.abstractmethod
