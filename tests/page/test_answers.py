@@ -192,7 +192,7 @@ async def test_a_conversation_leaves_and_comes_back(person: Visit) -> None:
         ("internvl-conversation", "other", "no conversation"),
         ('"version":1', '"version":2', "version 2"),
         ('"role":"user"', '"role":"root"', "turns[0].role"),
-        ('"state":"done"', '"state":"streaming"', "turns[1].state"),
+        ('"state":"done"', '"state":"dreaming"', "turns[1].state"),
         ("base64,", "base64,%%", "turns[0].pictures[0].blob"),
         ('"width":8', '"width":"8"', "turns[0].pictures[0].width"),
         ('"turns":[', '"turns":3,"x":[', "conversation.turns"),
