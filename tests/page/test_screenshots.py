@@ -63,6 +63,8 @@ async def test_screenshots(served: Stack, visit: Visiting, tmp_path: Path, name:
             await expect(person.page.locator("#inspector .tiles-sheet")).to_be_visible()
         await person.page.locator(".turn").first.scroll_into_view_if_needed()
         await person.page.mouse.move(2, 2)
+        running = await person.words("strip.running", count="1")
+        await expect(person.page.locator("#strip")).not_to_contain_text(running)
         await save(person, name)
 
 
