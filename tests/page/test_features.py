@@ -305,7 +305,7 @@ async def copied(person: Visit, form: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("form", ["curl", "python", "json"])
+@pytest.mark.parametrize("form", ["curl", "python", pytest.param("json", marks=pytest.mark.slow)])
 async def test_a_copied_request_runs(visit: Visiting, tmp_path: Path, form: str) -> None:
     picture = tmp_path / "a 'quoted' $name.png"
     picture.write_bytes(SCENE.read_bytes())
