@@ -20,6 +20,9 @@ addWords({
     "facts.source.llm": "the LLM service still had it",
     "facts.source.vision_cache": "from vision's cache",
     "facts.source.encoded": "encoded now",
+    "facts.open": " (",
+    "facts.comma": ", ",
+    "facts.close": ")",
     "facts.pictureList": "Pictures of the request",
     "facts.seen": "Those are the gateway's times. Here: first token {first}, end {total}.",
   },
@@ -37,6 +40,9 @@ addWords({
     "facts.source.llm": "语言模型服务仍保留",
     "facts.source.vision_cache": "来自视觉缓存",
     "facts.source.encoded": "本次编码",
+    "facts.open": "（",
+    "facts.comma": "，",
+    "facts.close": "）",
     "facts.pictureList": "本次请求的图片",
     "facts.seen": "以上为网关计时。本页面测得：首个 token {first}，结束 {total}。",
   },
@@ -98,7 +104,8 @@ function howOf(picture) {
   const grid = gridOf(picture);
   const source = picture.source ? h("span", { words: `facts.source.${picture.source}` }) : "";
   if (!grid && !source) return [];
-  return [" (", grid, grid && source ? ", " : "", source, ")"];
+  const mark = (name) => h("span", { words: `facts.${name}` });
+  return [mark("open"), grid, grid && source ? mark("comma") : "", source, mark("close")];
 }
 
 // The first token came with the prefill.

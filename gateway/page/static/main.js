@@ -196,6 +196,7 @@ class Page {
     if (conversation !== this.#conversation) return;
     this.strip.use(this.#usedCount());
     this.#refreshInspector(question.turns);
+    this.#refresh();
     if (turn.error?.status === 401) this.#askKey(turn);
   }
 

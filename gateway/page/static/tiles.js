@@ -26,7 +26,7 @@ addWords({
     "tiles.capHow":
       "Auto is up to {standard} tiles, low is 1, high is up to {most}. The thumbnail comes on top.",
     "tiles.capOwn": "Your limit of {cap} tiles goes before the detail.",
-    "tiles.source": "Embedding",
+    "tiles.source": "In the last answer",
     "tiles.llm": "The LLM service still had it: nothing was encoded or sent.",
     "tiles.vision_cache": "From the vision service's cache: not encoded again.",
     "tiles.encoded": "Encoded for this answer.",
@@ -56,7 +56,7 @@ addWords({
     "tiles.cap": "图块上限",
     "tiles.capHow": "自动最多 {standard} 块，低为 1 块，高最多 {most} 块，缩略图另计。",
     "tiles.capOwn": "已自定上限 {cap} 块，优先于精细度设置。",
-    "tiles.source": "嵌入来源",
+    "tiles.source": "最近一次回答",
     "tiles.llm": "LLM 服务仍保留着，无需编码或传输。",
     "tiles.vision_cache": "来自视觉服务的缓存，没有重新编码。",
     "tiles.encoded": "为这次回答重新编码。",
