@@ -173,6 +173,7 @@ class Visit:
         """Opens the newest conversation that the browser keeps."""
         await (await self.button("menu.history")).click()
         await self.page.locator(".history-open").first.click()
+        await expect(self.page.locator(".turn").first).to_be_visible()
 
     async def unexpected(self) -> list[str]:
         """Returns the problems that no test wants."""
