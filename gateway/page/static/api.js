@@ -1,5 +1,6 @@
 // The gateway's HTTP API: the one place that adds the key, and makes APIErrors of what goes wrong.
 
+import { jsonBlob } from "./json.js";
 import { addWords, t } from "./language.js";
 import { events } from "./sse.js";
 import { parseTiming } from "./timing.js";
@@ -47,7 +48,7 @@ export async function* chat(request, { signal, key } = {}) {
   try {
     const streamed = { ...request, stream: true, stream_options: { include_usage: true } };
     const headers = { "content-type": "application/json", "x-internvl-server-timing": "1" };
-    const post = { method: "POST", headers, body: await jsonBody(streamed), signal };
+    const post = { method: "POST", headers, body: await jsonBlob(streamed, isPicture), signal };
     const response = await call("/v1/chat/completions", key, post);
     yield { type: "open" };
     yield* answer(response.body);
@@ -152,21 +153,3 @@ const DATA_URL = /^data:[\w.+\/-]*(?:;[\w.+\/=-]+)*;base64,/;
 const escapes = (text) => ['"', "\\", "\n", "\r"].some((character) => text.includes(character));
 const isPicture = (value) =>
   typeof value === "string" && value.length >= 65536 && DATA_URL.test(value) && !escapes(value);
-
-/**
- * Returns the JSON of a request as a Blob. Pictures go into it one by one and as they are: to
- * escape 100 MB of base64 in one string would hold up the page.
- */
-async function jsonBody(request) {
-  const pictures = [];
-  const mark = `picture ${Math.random()} `;
-  const text = JSON.stringify(request, (_, value) =>
-    isPicture(value) ? mark + (pictures.push(value) - 1) : value,
-  );
-  const pieces = text.split(new RegExp(`"${mark.replace(".", "\\.")}(\\d+)"`));
-  for (let i = 1; i < pieces.length; i += 2) {
-    pieces[i] = new Blob(['"', pictures[pieces[i]], '"']);
-    await new Promise((resolve) => setTimeout(resolve));
-  }
-  return new Blob(pieces);
-}

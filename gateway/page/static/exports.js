@@ -1,6 +1,8 @@
 // What leaves the page and comes back: requests as texts that run, and whole conversations.
 
+import { jsonBlob } from "./json.js";
 import { addWords, t } from "./language.js";
+import { addressOf } from "./picture.js";
 import { SAMPLING, newOptions } from "./request.js";
 import { newId } from "./store.js";
 
@@ -220,28 +222,15 @@ const FORMAT = "internvl-conversation";
 const VERSION = 1;
 
 /** Returns a conversation as a JSON file, its pictures included. */
-export async function exportConversation(conversation) {
-  const pictures = [];
-  const text = JSON.stringify({ format: FORMAT, version: VERSION, conversation }, (name, value) => {
-    if (!(value instanceof Blob)) return value;
-    return `${MARK} ${pictures.push(value) - 1}`;
-  });
-  const pieces = text.split(new RegExp(`${MARK} (\\d+)`));
-  for (let i = 1; i < pieces.length; i += 2) {
-    pieces[i] = new Blob([await dataURL(pictures[pieces[i]])]);
-  }
-  return new Blob(pieces, { type: "application/json" });
-}
+export const exportConversation = (conversation) =>
+  jsonBlob({ format: FORMAT, version: VERSION, conversation }, (value) => value instanceof Blob, fileText);
 
-function dataURL(blob) {
-  return new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
-    // A type may hold anything; the one that is written is plain.
-    reader.readAsDataURL(blob.slice(0, blob.size, pictureType(blob.type)));
+/** Returns a picture's file as a data: URL. Its type may hold anything: one that is plain is written. */
+const fileText = (blob) =>
+  addressOf({
+    name: blob.name ?? "",
+    blob: blob.slice(0, blob.size, pictureType(blob.type)),
   });
-}
 
 // A blob of another type, opened by its address, would be a document of this page's origin.
 const pictureType = (type) =>

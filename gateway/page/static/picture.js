@@ -61,13 +61,23 @@ export function spoken({ name, width, height }, label) {
 }
 
 /**
+ * Returns a picture's address, which of a file is its data: URL.
+ *
+ * @throws {Error} the file cannot be read any more; the message is a sentence to show.
+ */
+export async function addressOf({ name, blob, url }) {
+  const address = blob ? await dataURL(blob) : url;
+  if (!address) throw new Error(t("picture.gone", { name }));
+  return address;
+}
+
+/**
  * Returns the part of a chat request that holds a picture.
  *
- * @throws {Error} its file cannot be read any more; the message is a sentence to show.
+ * @throws {Error} as addressOf.
  */
-export async function picturePart({ name, blob, url, detail, cap }) {
-  const image = { url: blob ? await dataURL(blob) : url };
-  if (!image.url) throw new Error(t("picture.gone", { name }));
+export async function picturePart({ detail, cap, ...picture }) {
+  const image = { url: await addressOf(picture) };
   if (cap) image.max_dynamic_patch = cap;
   else if (detail !== "auto") image.detail = detail;
   return { type: "image_url", image_url: image };
