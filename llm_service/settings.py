@@ -34,7 +34,8 @@ class TorchOptions(EngineOptions):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto: CUDA when there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and KV cache; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
+    """Type of weights and KV cache; auto: bfloat16 on CUDA, and on a CPU where a measurement at the
+    start finds it faster, else float32."""
     thread_count: int = Field(default_factory=half_of_the_cores, ge=1, le=LARGEST_THREAD_COUNT)
     """CPU threads of one matrix product. The vision service wants cores too, and threads that take
     turns on a core wait for each other."""

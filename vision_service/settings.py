@@ -49,7 +49,8 @@ class TorchOptions(EngineOptions):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs; auto: on CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Element type of the engine; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
+    """Element type of the engine; auto: bfloat16 on CUDA, and on a CPU where a measurement at the
+    start finds it faster, else float32."""
     thread_count: int = Field(default_factory=half_of_the_cores, ge=1, le=LARGEST_THREAD_COUNT)
     """CPU threads of one forward pass. The LLM service beside it wants some of the cores too, and
     threads that take turns on a core wait for each other."""
