@@ -23,7 +23,8 @@ TILES = torch.arange(2 * 3 * 28 * 28).remainder(251).to(torch.uint8).view(2, 3, 
 
 
 def engine_of(path: Path, **options: str) -> VisionEngine:
-    settings = Settings.model_validate({"checkpoint": path, "torch": {"device": "cpu", **options}})
+    torch_options = {"device": "cpu", "thread_count": 1, **options}
+    settings = Settings.model_validate({"checkpoint": path, "torch": torch_options})
     return create_engine(settings, VisionConfig.from_checkpoint(path))
 
 
