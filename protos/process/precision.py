@@ -27,8 +27,8 @@ TURN_COUNT = 5
 WIDTH = 512
 THREAD_ROW_COUNT = 128
 MAX_ROW_COUNT = 2048
-# Emulated, a product takes many times as long: so two are enough to know. One may have waited for
-# a core, or for code to be generated.
+# Emulated, a product takes many times as long: so two are enough to know. For the first one code
+# may have been generated.
 HOPELESS_RATIO = 2.0
 HOPELESS_TURN_COUNT = 2
 
@@ -37,22 +37,23 @@ def faster_type(
     make_product: MakeProduct,
     thread_count: int,
     *,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = time.thread_time,
 ) -> FloatType:
     """Returns the type in which to compute here, and logs what it was chosen by.
 
-    Products of both types take turns, and the fastest of each counts: what else the cores do only
-    ever adds to the time.
+    Products of both types take turns, and the fastest of each counts. It is the calling thread's
+    CPU time: beside other programs, or the other service's start, a product waits for its cores
+    much longer than it computes, and a bad moment would decide for as long as the service runs.
 
     Args:
         make_product: makes what multiplies [rows, width] by [width, width] in a type.
         thread_count: by how many threads.
-        clock: tells seconds.
+        clock: tells seconds of the calling thread's work.
     """
     row_count = min(thread_count * THREAD_ROW_COUNT, MAX_ROW_COUNT)
     float32, bfloat16 = (make_product(name, row_count, WIDTH) for name in ("float32", "bfloat16"))
     long, short = _fastest(float32, bfloat16, clock)
-    ratio = long / short
+    ratio = long / short if short > 0 else 0.0  # some sandboxes' clocks tick too rarely to tell
     chosen: FloatType = "bfloat16" if ratio >= LEAST_RATIO else "float32"
     logger.info(
         "dtype_measured",

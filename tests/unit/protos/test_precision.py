@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from itertools import chain, repeat
 
@@ -46,6 +47,7 @@ class Machine:
         (0.003, "float32", 10),
         (0.006, "float32", 10),
         (0.02, "float32", 4),  # it is emulated: twice is enough
+        (0.0, "float32", 10),  # a clock that does not tell
     ],
 )
 def test_bfloat16_has_to_be_faster_by_a_fifth(
@@ -80,6 +82,23 @@ def test_it_is_logged_once() -> None:
             "thread_count": 3,
         }
     ]
+
+
+def test_to_wait_is_no_work() -> None:
+    """Other programs on the cores make bfloat16's products wait, and change nothing."""
+
+    def make_product(dtype: FloatType, row_count: int, width: int) -> Product:
+        turn_count = 40 if dtype == "float32" else 10
+
+        def multiply() -> None:
+            for _ in range(turn_count):
+                sum(range(5_000))
+            if dtype == "bfloat16":
+                time.sleep(0.03)
+
+        return multiply
+
+    assert faster_type(make_product, 1) == "bfloat16"
 
 
 @pytest.mark.parametrize(("thread_count", "row_count"), [(1, 128), (16, 2048), (64, 2048)])
