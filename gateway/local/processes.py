@@ -26,8 +26,8 @@ DRAIN_SECONDS = 30.0
 GRACE_SECONDS = 15.0
 START_SECONDS = 1800.0
 LOG_TAIL_LINE_COUNT = 20
-# Threads that spin while they wait slow the other services down, up to 18 times. GNU's
-# OpenMP has them spin some microseconds before they sleep: to wake one for each product takes longer.
+# Threads that spin while they wait slow the other services down, up to 18 times. GNU's OpenMP has
+# them spin some microseconds before they sleep: to wake one for each product takes longer.
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300"}
 
 
