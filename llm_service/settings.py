@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 
 from llm_service.templates import TemplateName
 from protos.checkpoint.location import CheckpointFolder, model_name
+from protos.process.cores import usable_core_count
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
@@ -18,7 +19,6 @@ from protos.process.settings import (
     EngineOptions,
     EngineSettings,
     ModelNames,
-    half_of_the_cores,
 )
 
 # Memory is taken for each at the start.
@@ -34,10 +34,12 @@ class TorchOptions(EngineOptions):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it runs; auto: CUDA when there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of weights and KV cache; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
-    thread_count: int = Field(default_factory=half_of_the_cores, ge=1, le=LARGEST_THREAD_COUNT)
-    """CPU threads of one matrix product. The vision service wants cores too, and threads that take
-    turns on a core wait for each other."""
+    """Type of weights and KV cache; auto: bfloat16 on CUDA, and on a CPU where a measurement at the
+    start finds it faster, else float32."""
+    thread_count: int = Field(default_factory=usable_core_count, ge=1, le=LARGEST_THREAD_COUNT)
+    """CPU threads of one matrix product. By default all cores that the process may use, by its
+    affinity and its container: for one user the two services take turns. Two threads of a core
+    count as one."""
     block_size: int = Field(default=16, ge=1)
     """Tokens in one block of the KV cache."""
     max_step_token_count: int | None = Field(default=None, ge=1)

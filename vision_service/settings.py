@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from protos.checkpoint.location import CheckpointFolder, model_name
+from protos.process.cores import usable_core_count
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
@@ -18,7 +19,6 @@ from protos.process.settings import (
     CheckOption,
     EngineOptions,
     EngineSettings,
-    half_of_the_cores,
 )
 from vision_service.pictures.transparency import Transparency
 
@@ -49,10 +49,12 @@ class TorchOptions(EngineOptions):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the engine runs; auto: on CUDA when there is a device."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Element type of the engine; auto: bfloat16 on CUDA and on a CPU with AMX, else float32."""
-    thread_count: int = Field(default_factory=half_of_the_cores, ge=1, le=LARGEST_THREAD_COUNT)
-    """CPU threads of one forward pass. The LLM service beside it wants some of the cores too, and
-    threads that take turns on a core wait for each other."""
+    """Element type of the engine; auto: bfloat16 on CUDA, and on a CPU where a measurement at the
+    start finds it faster, else float32."""
+    thread_count: int = Field(default_factory=usable_core_count, ge=1, le=LARGEST_THREAD_COUNT)
+    """CPU threads of one forward pass. By default all cores that the process may use, by its
+    affinity and its container: for one user the two services take turns. Two threads of a core
+    count as one."""
 
 
 class TensorrtOptions(EngineOptions):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from protos.process.control_groups import control_groups, lines
 from protos.process.settings import GIB, KIB, MIB
 
 # What libraries say where they raise no class of their own for it: PyTorch on the host and on a
@@ -79,24 +80,13 @@ def _machine(root: Path) -> Iterator[FreeMemory]:
 
 
 def _containers(root: Path) -> Iterator[FreeMemory]:
-    """Yields what each control group that this process is in leaves, of version 2 and 1."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "none", "")
-        if controllers == "":
-            top, limit = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            top, limit = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        place = top / path.lstrip("/")
-        # In a container its own group may be mounted as the top.
-        for folder in (place, *place.parents):
-            if folder == top or top in folder.parents:
-                yield from _group(folder, limit)
+    """Yields what each control group that this process is in leaves."""
+    for version, folder in control_groups("memory", root):
+        yield from _group(folder, "memory.max" if version == 2 else "memory.limit_in_bytes")
 
 
 def _group(folder: Path, limit: str) -> Iterator[FreeMemory]:
-    (value,) = _lines(folder / limit)[:1] or ["max"]
+    (value,) = lines(folder / limit)[:1] or ["max"]
     if value.isdecimal():
         statistics = _table(folder / "memory.stat")
         used = statistics.get("anon", statistics.get("total_rss", 0))
@@ -106,7 +96,7 @@ def _group(folder: Path, limit: str) -> Iterator[FreeMemory]:
 def _address_space(root: Path) -> Iterator[FreeMemory]:
     """Yields what `ulimit -v` leaves, which counts mapped files too."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    pages = _lines(root / "proc/self/statm")
+    pages = lines(root / "proc/self/statm")
     if limit != resource.RLIM_INFINITY and pages:
         used = int(pages[0].split()[0]) * os.sysconf("SC_PAGE_SIZE")
         yield FreeMemory(max(0, limit - used), "are free under ulimit -v")
@@ -114,12 +104,5 @@ def _address_space(root: Path) -> Iterator[FreeMemory]:
 
 def _table(file: Path) -> dict[str, int]:
     """Reads lines of a name and a number."""
-    rows = (line.split() for line in _lines(file))
+    rows = (line.split() for line in lines(file))
     return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdecimal()}
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
@@ -83,11 +82,6 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 ModelNames = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)
 ]
-
-
-def half_of_the_cores() -> int:
-    """Returns how many threads leave the other service on this machine its cores."""
-    return max(1, (os.cpu_count() or 1) // 2)
 
 
 @lru_cache  # the gateway asks it of each request's client

@@ -55,17 +55,22 @@ class Answer(NamedTuple):
     output_token_count: int
 
 
-def run_clients(url: str, bodies: Sequence[Sequence[bytes]]) -> list[Answer]:
+def run_clients(
+    url: str, bodies: Sequence[Sequence[bytes]], answer_seconds: float = ANSWER_SECONDS
+) -> list[Answer]:
     """Runs one client for each list of bodies, side by side; each sends its bodies in turn.
 
     Raises:
         aiohttp.ClientError, ValueError: a request was refused, or its answer broke off.
+        asyncio.TimeoutError: an answer took longer than answer_seconds.
     """
-    return asyncio.run(_run_clients(url, bodies))
+    return asyncio.run(_run_clients(url, bodies, answer_seconds))
 
 
-async def _run_clients(url: str, bodies: Sequence[Sequence[bytes]]) -> list[Answer]:
-    timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
+async def _run_clients(
+    url: str, bodies: Sequence[Sequence[bytes]], answer_seconds: float
+) -> list[Answer]:
+    timeout = aiohttp.ClientTimeout(total=answer_seconds)
     async with aiohttp.ClientSession(url, timeout=timeout, headers=HEADERS) as http:
         answers = await asyncio.gather(*(_client(http, own) for own in bodies))
     return [answer for own in answers for answer in own]

@@ -6,16 +6,19 @@ They are run on rented machines, where a misspelt name costs more than here.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from gateway.local.stack import Stack
 from protos.checkpoint.weight_files import weight_files
 from tests import random_checkpoint
-from tests.benchmarks import engine_cpu, engine_cuda
+from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda
 from tests.random_checkpoint import write_random_checkpoint
+from tests.served_model import CUSTOMERS_MODEL
 
 TINY = ["--device", "cpu", "--tiny"]
 ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "transformers"]
@@ -42,6 +45,26 @@ def test_engine_cpu_on_a_tiny_model() -> None:
     for row, start in zip(report.rows, expected, strict=True):
         assert row[0].startswith(start)
         assert all(float(cell) >= 0 for cell in row[1:4])
+
+
+def test_cpu_threads_asks_all_stacks(served: Stack) -> None:
+    sizes = cpu_threads.Sizes(edge=112, token_count=3, user_counts=(2,), round_count=1)
+    stacks = {"one": served, "other": served}
+    report = cpu_threads.measure_stacks(CUSTOMERS_MODEL, stacks, sizes, lambda _: None)
+    assert [row[0] for row in report.rows] == ["one, 2", "other, 2"]
+    assert all(float(cell) > 0 for row in report.rows for cell in row[1:])
+    assert [len(seconds["first"]) for seconds in report.seconds.values()] == [2, 2]
+
+
+def test_a_variants_variables_reach_its_services_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+    monkeypatch.setattr(Stack, "start", lambda _: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    variant = cpu_threads.Variant("short", ("--torch.dtype", "float32"), {"GOMP_SPINCOUNT": "7"})
+    with cpu_threads.open_stack(tmp_path, variant) as stack:
+        assert all(each.arguments[-2:] == [*variant.options] for each in stack.services[:2])
+    assert (seen, os.environ.get("GOMP_SPINCOUNT")) == (["7"], None)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_engine_embeddings(
     expected: dict[str, torch.Tensor],
 ) -> None:
     golden.need_weights(checkpoint_dir)
-    torch_options = TorchOptions(device="cpu", dtype="float32")
+    torch_options = TorchOptions(device="cpu", dtype="float32", thread_count=1)
     settings = Settings(checkpoint=checkpoint_dir, torch=torch_options)
     engine = create_engine(settings, config)
     for data, embeddings in golden.images_named(golden_dir, expected, "embeds"):

@@ -199,6 +199,7 @@ def _settings(
         torch=TorchOptions(
             device=device,
             dtype="float32",
+            thread_count=1,
             block_size=BLOCK_SIZE,
             max_step_token_count=max_step_token_count,
         ),

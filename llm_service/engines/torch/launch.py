@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import EngineStartError
@@ -19,6 +20,7 @@ from llm_service.engines.torch.weights import load_decoder
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
 from protos.errors import NonFiniteError
+from protos.process.precision import FloatType, Product, faster_type
 
 # A step is as long as the wait of a cancelled or a new request.
 CPU_STEP_TOKEN_COUNT = 512
@@ -74,10 +76,15 @@ def _device(options: TorchOptions) -> torch.device:
 def _dtype(options: TorchOptions, device: torch.device) -> torch.dtype:
     if options.dtype != "auto":
         return DTYPES[options.dtype]
-    # With AMX the 1B reads a prompt in a third of its time in float32. PyTorch 2.9, the oldest that
-    # we run on, has no public name for this question.
-    has_fast_bfloat16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_fast_bfloat16 else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16
+    return DTYPES[faster_type(_product, options.thread_count)]
+
+
+def _product(dtype: FloatType, row_count: int, width: int) -> Product:
+    rows = torch.ones(row_count, width, dtype=DTYPES[dtype])
+    weight = torch.ones(width, width, dtype=DTYPES[dtype])
+    return lambda: functional.linear(rows, weight)
 
 
 def _max_step_token_count(options: TorchOptions, decoder: Decoder) -> int:

@@ -251,6 +251,30 @@ def test_ctrl_c_ends_the_foreground(user: User, options: list[str]) -> None:
     assert all("draining" in user.events(name) for name in NAMES)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "300"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
+    ],
+)
+def test_services_threads_wait_asleep_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: dict[str, str]
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "shown.py").write_text("import json, os; print(json.dumps(dict(os.environ)))")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    service = ServiceProcess("shown", [], tmp_path / "shown.log")
+    service.start()
+    service.wait_ended()
+    seen = json.loads(service.log.read_text())
+    assert {name: seen[name] for name in seen if "OMP_" in name and "NUM" not in name} == expected
+
+
 def test_a_signal_ends_a_start(user: User, options: list[str]) -> None:
     (user.folder / "toy" / "vision").write_text("hangs")
     process = user.types("start", *options)

@@ -99,7 +99,7 @@ async def start(
 
     groups: dict[str, EngineOptions] = {
         # In bfloat16, the default on some machines, batches of other sizes round otherwise.
-        "torch": TorchOptions(device="cpu", dtype="float32"),
+        "torch": TorchOptions(device="cpu", dtype="float32", thread_count=1),
         "tensorrt_llm": TensorRTLLMOptions(engine_folder=engine_folder, max_request_tile_count=1),
     }
 

@@ -56,7 +56,7 @@ def test_end_tokens_are_the_templates_and_the_checkpoints(checkpoint: Path) -> N
 def test_tokenizer_of_another_model_is_refused(checkpoint: Path) -> None:
     change_llm_config(checkpoint, vocab_size=200)
     with pytest.raises(CheckpointError, match="id 267, but llm_config.vocab_size is 200"):
-        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu")))
+        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu", thread_count=1)))
 
 
 def test_a_folder_of_another_kind_is_not_told_to_name_a_template(checkpoint: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_folder_of_another_kind_is_not_told_to_name_a_template(checkpoint: Pat
     document["model_type"] = "internvl"
     (checkpoint / "config.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="conver"):
-        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu")))
+        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu", thread_count=1)))
 
 
 @pytest.mark.parametrize("chosen", [None, "Hermes-2"])
@@ -87,7 +87,7 @@ def test_a_checkpoint_without_template_needs_the_option(
 def test_end_token_outside_the_vocabulary_is_refused(checkpoint: Path) -> None:
     change_llm_config(checkpoint, eos_token_id=268)
     with pytest.raises(CheckpointError, match="id 268, but"):
-        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu")))
+        load(Settings(checkpoint=checkpoint, torch=TorchOptions(device="cpu", thread_count=1)))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from llm_service.settings import TorchOptions as LLMTorchOptions
+from protos.process.cores import usable_core_count
 from tests.unit.vision_service.checkpoints import SMALL_6B, write_checkpoint
 from tests.unit.vision_service.fakes import FakeEngine
 from vision_service.__main__ import main, model_info
@@ -23,19 +25,8 @@ def test_flags_and_environment_fill_the_same_fields(monkeypatch: pytest.MonkeyPa
     assert settings.checkpoint == Path.cwd() / "b"
 
 
-@pytest.mark.parametrize(
-    ("core_count", "options", "thread_count"),
-    [(2, {}, 1), (16, {}, 8), (1, {}, 1), (None, {}, 1), (2, {"thread_count": 2}, 2)],
-)
-def test_the_default_of_threads_leaves_half_of_the_cores(
-    monkeypatch: pytest.MonkeyPatch,
-    core_count: int | None,
-    options: dict[str, int],
-    thread_count: int,
-) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: core_count)
-    settings = Settings(checkpoint=Path("a"), torch=TorchOptions(**options))
-    assert settings.torch.thread_count == thread_count
+def test_the_default_of_threads_is_all_cores() -> None:
+    assert TorchOptions().thread_count == LLMTorchOptions().thread_count == usable_core_count()
 
 
 def test_an_engines_options_are_flags_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:

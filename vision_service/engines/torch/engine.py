@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 from protos.checkpoint.section import CheckpointError
 from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
@@ -18,6 +19,7 @@ from protos.process.memory import (
     is_out_of_memory,
     shortage,
 )
+from protos.process.precision import FloatType, Product, faster_type
 from vision_service.checkpoint import (
     TensorDigest,
     VisionConfig,
@@ -35,7 +37,7 @@ from vision_service.engines.base import (
 from vision_service.engines.first_run import first_embeddings
 from vision_service.engines.torch.intern_vit import VisionModel
 from vision_service.memory import weight_byte_count
-from vision_service.settings import Settings
+from vision_service.settings import Settings, TorchOptions
 
 FLOAT16_REMEDY = "serve it with --torch.dtype bfloat16 or float32"
 LAYER_PREFIX = "vision_model.encoder.layers."
@@ -51,7 +53,7 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
     """
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch.device)
-    dtype = _dtype(settings.torch.dtype, device)
+    dtype = _dtype(settings.torch, device)
     memory = _free_memory(device)
     if memory is not None and weight_byte_count(config, dtype.itemsize) > memory.byte_count:
         raise _too_little(memory, settings, config, dtype)
@@ -250,10 +252,15 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if has_cuda and name != "cpu" else "cpu")
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return DTYPES[name]
-    # With AMX a tile takes a third to a quarter of its time in float32. PyTorch 2.9, the oldest
-    # that is supported, has no public name for the question.
-    has_fast_bfloat16 = device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_fast_bfloat16 else torch.float32
+def _dtype(options: TorchOptions, device: torch.device) -> torch.dtype:
+    if options.dtype != "auto":
+        return DTYPES[options.dtype]
+    if device.type == "cuda":
+        return torch.bfloat16
+    return DTYPES[faster_type(_product, options.thread_count)]
+
+
+def _product(dtype: FloatType, row_count: int, width: int) -> Product:
+    rows = torch.ones(row_count, width, dtype=DTYPES[dtype])
+    weight = torch.ones(width, width, dtype=DTYPES[dtype])
+    return lambda: functional.linear(rows, weight)

@@ -129,7 +129,7 @@ async def test_the_services_say_what_the_network_says(
 
 
 def start_engine(checkpoint: Path) -> LLMEngine:
-    options = TorchOptions(device="cpu", dtype="float32")
+    options = TorchOptions(device="cpu", dtype="float32", thread_count=1)
     settings = Settings(checkpoint=checkpoint, torch=options, kv_cache_byte_count=2**25)
     config = LLMConfig.from_checkpoint(checkpoint)
     return create_engine(settings, config, Tokenizer.from_checkpoint(checkpoint))

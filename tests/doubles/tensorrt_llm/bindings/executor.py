@@ -189,7 +189,9 @@ class Executor:
         itemsize = self.limits.dtype.itemsize
         settings = Settings(
             checkpoint=checkpoint,
-            torch=TorchOptions(device="cpu", dtype=model["dtype"], block_size=TOKENS_PER_BLOCK),
+            torch=TorchOptions(
+                device="cpu", dtype=model["dtype"], thread_count=1, block_size=TOKENS_PER_BLOCK
+            ),
             kv_cache_byte_count=kv_tokens * config.kv_values_per_token() * itemsize,
             max_running_sequence_count=self.config.max_batch_size or build["max_batch_size"],
             max_waiting_sequence_count=10_000,

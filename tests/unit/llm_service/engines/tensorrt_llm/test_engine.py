@@ -128,7 +128,7 @@ async def start(
 
 @pytest.fixture
 async def torch_engine(checkpoint: Path) -> AsyncGenerator[LLMEngine, None]:
-    options = TorchOptions(device="cpu", dtype="float32")
+    options = TorchOptions(device="cpu", dtype="float32", thread_count=1)
     given = {"checkpoint": checkpoint, "torch": options, "kv_cache_byte_count": 2**22}
     settings = await asyncio.to_thread(Settings.model_validate, given)
     config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)

@@ -70,7 +70,9 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
 
     async def create(block_size: int = 16, **options: int) -> LLMEngine:
         # In bfloat16, the default on some machines, batches of other sizes round otherwise.
-        torch_options = TorchOptions(device="cpu", dtype="float32", block_size=block_size)
+        torch_options = TorchOptions(
+            device="cpu", dtype="float32", thread_count=1, block_size=block_size
+        )
         given = {"checkpoint": checkpoint, "torch": torch_options, "kv_cache_byte_count": 2**22}
         settings = await asyncio.to_thread(Settings.model_validate, given | options)
         config = await asyncio.to_thread(LLMConfig.from_checkpoint, checkpoint)

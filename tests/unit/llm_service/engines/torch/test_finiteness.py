@@ -78,7 +78,7 @@ def started(
 ) -> LLMEngine:
     given = {
         "checkpoint": checkpoint,
-        "torch": {"device": "cpu", "dtype": dtype, "block_size": block_size},
+        "torch": {"device": "cpu", "dtype": dtype, "thread_count": 1, "block_size": block_size},
         "kv_cache_byte_count": 2**20,
     }
     settings = Settings.model_validate(given | options)

@@ -23,7 +23,8 @@ TILES = torch.arange(2 * 3 * 28 * 28).remainder(251).to(torch.uint8).view(2, 3, 
 
 
 def engine_of(path: Path, **options: str) -> VisionEngine:
-    settings = Settings.model_validate({"checkpoint": path, "torch": {"device": "cpu", **options}})
+    torch_options = {"device": "cpu", "thread_count": 1, **options}
+    settings = Settings.model_validate({"checkpoint": path, "torch": torch_options})
     return create_engine(settings, VisionConfig.from_checkpoint(path))
 
 
@@ -44,11 +45,13 @@ def test_embeddings_have_the_chosen_type(tmp_path: Path, name: str, dtype: torch
     assert (embeddings.float() - exact).norm() < 0.05 * exact.norm()
 
 
-@pytest.mark.parametrize(("has_amx", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_on_a_cpu_with_amx_auto_is_bfloat16(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_amx: bool, dtype: torch.dtype
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_auto_is_the_type_that_is_faster_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr("vision_service.engines.torch.engine.faster_type", lambda *_: name)
     assert engine_of(write_checkpoint(tmp_path)).dtype == dtype
 
 
