@@ -34,6 +34,7 @@ from vision_service.engines.base import (
 )
 from vision_service.engines.first_run import first_embeddings
 from vision_service.engines.torch.intern_vit import VisionModel
+from vision_service.engines.torch.tilewise_vit import TilewiseVisionModel
 from vision_service.memory import weight_byte_count
 from vision_service.settings import Settings
 
@@ -135,7 +136,7 @@ class TorchEngine:
     """
 
     def __init__(self, model: VisionModel, config: VisionConfig, weights_sha256: bytes) -> None:
-        self._model = model.eval()
+        self._model = TilewiseVisionModel(model.eval(), config)
         self.dtype = next(model.parameters()).dtype
         self.weights_sha256 = weights_sha256
         self._config = config
@@ -143,8 +144,7 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
         values = normalise(tiles, self._config.mean, self._config.std)
-        embeddings: torch.Tensor = self._model(values.to(self.dtype))
-        return embeddings
+        return self._model(values.to(self.dtype))
 
     def submit(self, images: Sequence[torch.Tensor]) -> FinishedBatch:
         embeddings = self.encode(torch.cat(list(images)))
