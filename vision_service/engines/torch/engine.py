@@ -55,7 +55,7 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
     dtype = _dtype(settings.torch.dtype, device)
     memory = _free_memory(device)
     if memory is not None and weight_byte_count(config, dtype.itemsize) > memory.byte_count:
-        raise _too_little(memory, settings, config, dtype)
+        raise _too_little(memory, settings, config, device, dtype)
     try:
         # Where it goes to a GPU it is mapped from the file: what moves is folded and cast there.
         is_cuda = device.type == "cuda"
@@ -69,7 +69,7 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
         embeddings = first_embeddings(engine, config.tile_size)
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
-            raise _too_little(memory, settings, config, dtype) from error
+            raise _too_little(memory, settings, config, device, dtype) from error
         raise
     if not embeddings.isfinite().all():
         raise EngineStartError(_broken_start(model, dtype))
@@ -104,14 +104,17 @@ def _free_memory(device: torch.device) -> FreeMemory | None:
 
 
 def _too_little(
-    free: FreeMemory | None, settings: Settings, config: VisionConfig, dtype: torch.dtype
+    free: FreeMemory | None,
+    settings: Settings,
+    config: VisionConfig,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> EngineStartError:
     weights = gib(weight_byte_count(config, dtype.itemsize))
-    needs = [
-        f"the weights take {weights} in {dtype_name(dtype)}",
-        f"and a batch has {settings.max_batch_tile_count} tiles",
-    ]
-    ways = ["a smaller --max-batch-tile-count", "a smaller model"]
+    needs, ways = [f"the weights take {weights} in {dtype_name(dtype)}"], ["a smaller model"]
+    if device.type == "cuda":  # on the CPU the tiles of a batch take turns
+        needs.append(f"and a batch has {settings.max_batch_tile_count} tiles")
+        ways.insert(0, "a smaller --max-batch-tile-count")
     if dtype == torch.float32:
         ways.insert(0, "--torch.dtype bfloat16, which halves all")
     return EngineStartError(shortage(needs, free, ways))
