@@ -135,9 +135,9 @@ def test_too_little_memory(
         lambda: FreeMemory(1000, "are free here"),
     )
     assert start("--torch.dtype", "float32") == (
-        "there is too little memory: the weights take 0.1 MiB in float32, and a batch has 13 tiles;"
+        "there is too little memory: the weights take 0.1 MiB in float32;"
         " 0.0 MiB are free here. What helps: --torch.dtype bfloat16, which halves all,"
-        " or a smaller --max-batch-tile-count, or a smaller model"
+        " or a smaller model"
     )
 
 

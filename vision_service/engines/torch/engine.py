@@ -36,6 +36,7 @@ from vision_service.engines.base import (
 )
 from vision_service.engines.first_run import first_embeddings
 from vision_service.engines.torch.intern_vit import VisionModel
+from vision_service.engines.torch.tilewise_vit import TilewiseVisionModel
 from vision_service.memory import weight_byte_count
 from vision_service.settings import Settings, TorchOptions
 
@@ -56,7 +57,7 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
     dtype = _dtype(settings.torch, device)
     memory = _free_memory(device)
     if memory is not None and weight_byte_count(config, dtype.itemsize) > memory.byte_count:
-        raise _too_little(memory, settings, config, dtype)
+        raise _too_little(memory, settings, config, device, dtype)
     try:
         # Where it goes to a GPU it is mapped from the file: what moves is folded and cast there.
         is_cuda = device.type == "cuda"
@@ -70,7 +71,7 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
         embeddings = first_embeddings(engine, config.tile_size)
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
-            raise _too_little(memory, settings, config, dtype) from error
+            raise _too_little(memory, settings, config, device, dtype) from error
         raise
     if not embeddings.isfinite().all():
         raise EngineStartError(_broken_start(model, dtype))
@@ -105,14 +106,17 @@ def _free_memory(device: torch.device) -> FreeMemory | None:
 
 
 def _too_little(
-    free: FreeMemory | None, settings: Settings, config: VisionConfig, dtype: torch.dtype
+    free: FreeMemory | None,
+    settings: Settings,
+    config: VisionConfig,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> EngineStartError:
     weights = gib(weight_byte_count(config, dtype.itemsize))
-    needs = [
-        f"the weights take {weights} in {dtype_name(dtype)}",
-        f"and a batch has {settings.max_batch_tile_count} tiles",
-    ]
-    ways = ["a smaller --max-batch-tile-count", "a smaller model"]
+    needs, ways = [f"the weights take {weights} in {dtype_name(dtype)}"], ["a smaller model"]
+    if device.type == "cuda":  # on the CPU the tiles of a batch take turns
+        needs.append(f"and a batch has {settings.max_batch_tile_count} tiles")
+        ways.insert(0, "a smaller --max-batch-tile-count")
     if dtype == torch.float32:
         ways.insert(0, "--torch.dtype bfloat16, which halves all")
     return EngineStartError(shortage(needs, free, ways))
@@ -137,7 +141,7 @@ class TorchEngine:
     """
 
     def __init__(self, model: VisionModel, config: VisionConfig, weights_sha256: bytes) -> None:
-        self._model = model.eval()
+        self._model = TilewiseVisionModel(model.eval(), config)
         self.dtype = next(model.parameters()).dtype
         self.weights_sha256 = weights_sha256
         self._config = config
@@ -145,8 +149,7 @@ class TorchEngine:
     @torch.inference_mode()
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:
         values = normalise(tiles, self._config.mean, self._config.std)
-        embeddings: torch.Tensor = self._model(values.to(self.dtype))
-        return embeddings
+        return self._model(values.to(self.dtype))
 
     def submit(self, images: Sequence[torch.Tensor]) -> FinishedBatch:
         embeddings = self.encode(torch.cat(list(images)))

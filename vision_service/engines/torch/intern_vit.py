@@ -169,13 +169,17 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Attends; the norms of q and k span all heads."""
-        query, key, value = self.qkv(hidden).chunk(3, dim=-1)  # each [n, tokens, C]
+        """Attends, between the two linear layers."""
+        output: torch.Tensor = self.proj(self.attend(self.qkv(hidden)))
+        return output
+
+    def attend(self, joint: torch.Tensor) -> torch.Tensor:
+        """[n, tokens, 3 C] -> [n, tokens, C]; the norms of q and k span all heads."""
+        query, key, value = joint.chunk(3, dim=-1)  # each [n, tokens, C]
         attended = F.scaled_dot_product_attention(
             self._heads(self.q_norm(query)), self._heads(self.k_norm(key)), self._heads(value)
         )
-        output: torch.Tensor = self.proj(attended.transpose(1, 2).flatten(2))
-        return output
+        return attended.transpose(1, 2).flatten(2)
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         # [n, tokens, C] -> [n, heads, tokens, C / heads]
