@@ -36,12 +36,15 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
+    names = options.names or list(BENCHMARKS)
+    if options.llama_server is not None and "engine_cpu" not in names:
+        parser.error("--llama-server is of engine_cpu, which is not among the benchmarks named")
     benchmarks: dict[str, Callable[[Callable[[str], None]], Report]] = {
         **BENCHMARKS,
         "engine_cpu": partial(engine_cpu.run, llama_server=options.llama_server),
     }
     options.output.mkdir(parents=True, exist_ok=True)
-    for name in options.names or benchmarks:
+    for name in names:
         load, _, _ = os.getloadavg()
         report = benchmarks[name](_progress)
         report.write(options.output, name, load)

@@ -28,10 +28,9 @@ COMPARED = """\
 
 Rows "beside llama.cpp": `llama-server`, a process of its own, reads the same weights from a GGUF
 file of the type that the row names; our engine runs in this process. As many threads, greedy, the
-same prompts of random token ids, and none finds another's KV cache. llama.cpp's milliseconds are
-those by its server's own clock, without HTTP; ours are from asking to having the token. "tokens/s
-of n sequences" are the output tokens of all, side by side, as they come here. Medians; both take
-turns."""
+same prompts of random token ids, and none finds another's KV cache. llama.cpp's times are those by
+its server's own clock, without HTTP; ours are from asking to having the token. "tokens/s of n
+sequences" are the output tokens of all that generate side by side. Medians; both take turns."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class Contest:
             asked.repeat_count,
             asked.warm_up_count,
         )
-        firsts = ([a.timeline.token_ids[0] for a in sum(answers[way], [])] for way in answers)
+        firsts = ([a.token_ids[0] for a in sum(answers[way], [])] for way in answers)
         self.agreements += [one == other for one, other in zip(*firsts, strict=True)]
         return answers
 
@@ -175,7 +174,9 @@ class Contest:
 
     async def _ours(self, prompt: Prompt, token_count: int) -> Completion:
         timeline = await ask(self.engine, prompt, token_count)
-        return Completion(timeline, timeline.first_token_seconds, timeline.seconds_per_token)
+        return Completion(
+            timeline.token_ids, timeline.first_token_seconds, timeline.seconds_per_token
+        )
 
 
 async def _all_at_once(
@@ -198,8 +199,8 @@ def _add_load(report: Report, name: str, asked: Load, answers: Answers) -> None:
 
 
 def _seconds_per_token(crowd: Sequence[Completion]) -> float:
-    """Returns the time that a token of any of them takes, by our clock for both ways."""
-    return 1 / sum(1 / answer.timeline.seconds_per_token for answer in crowd)
+    """Returns the time that a token of any of them takes."""
+    return 1 / sum(1 / answer.seconds_per_token for answer in crowd)
 
 
 def _add_times(report: Report, figure: str, seconds: dict[str, list[float]]) -> None:

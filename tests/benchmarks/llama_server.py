@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import shlex
 import tempfile
 import time
@@ -15,24 +14,22 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.benchmarks.timeline import Timeline
-
 SEQUENCE_COUNT = 8
 SEQUENCE_TOKEN_COUNT = 4096
 START_SECONDS = 120.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Completion:
-    """An answer of llama-server.
+    """An answer, and how long it took.
 
     Attributes:
-        timeline: its tokens, as they came here.
-        prompt_seconds: how long it read the prompt, by its own clock.
-        seconds_per_token: mean from one token to the next, by its own clock.
+        token_ids: its tokens.
+        prompt_seconds: how long the prompt was read.
+        seconds_per_token: mean from one token to the next.
     """
 
-    timeline: Timeline
+    token_ids: list[int]
     prompt_seconds: float
     seconds_per_token: float
 
@@ -45,8 +42,11 @@ class LlamaServer:
     http: aiohttp.ClientSession
 
     async def complete(self, token_ids: list[int], max_tokens: int) -> Completion:
-        """Generates so many tokens, the most probable ones, and reads the whole prompt anew."""
-        timeline = Timeline()
+        """Generates so many tokens, the most probable ones, and reads the whole prompt anew.
+
+        Returns:
+            The answer with the times by the server's own clock.
+        """
         body = {
             "prompt": token_ids,
             "n_predict": max_tokens,
@@ -54,21 +54,19 @@ class LlamaServer:
             "temperature": 0,
             "cache_prompt": False,
             "return_tokens": True,
-            "stream": True,
         }
-        timings: dict[str, float] = {}
         async with self.http.post("/completion", json=body) as response:
             response.raise_for_status()
-            async for line in response.content:
-                if line.startswith(b"data: "):
-                    event = json.loads(line.removeprefix(b"data: "))
-                    timeline.add(event["tokens"])
-                    timings = event.get("timings", timings)
-        if len(timeline.token_ids) != max_tokens or timings["prompt_n"] != len(token_ids):
-            raise ValueError("llama-server read or wrote other tokens than it was asked for")
-        # The first token comes with the prompt's last step.
-        seconds_per_token = timings["predicted_ms"] / 1e3 / max(1, max_tokens - 1)
-        return Completion(timeline, timings["prompt_ms"] / 1e3, seconds_per_token)
+            answer = await response.json()
+        output, timings = answer["tokens"], answer["timings"]
+        if (timings["prompt_n"], len(output)) != (len(token_ids), max_tokens):
+            raise ValueError(
+                f"llama-server read {timings['prompt_n']} tokens and wrote {len(output)}, asked for"
+                f" {len(token_ids)} and {max_tokens}"
+            )
+        # Its clock starts anew with the first token, which comes with the prompt's last step.
+        seconds_per_token = timings["predicted_ms"] / 1e3 / (max_tokens - 1)
+        return Completion(output, timings["prompt_ms"] / 1e3, seconds_per_token)
 
 
 async def version(program: Path) -> str:

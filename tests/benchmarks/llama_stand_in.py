@@ -1,4 +1,4 @@
-"""Stands in for llama-server in a test: options, answers and events like its own, and no model."""
+"""Stands in for llama-server in a test: its options and answers, and no model."""
 
 from __future__ import annotations
 
@@ -22,26 +22,18 @@ class StandIn:
     async def health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    async def completion(self, request: web.Request) -> web.StreamResponse:
+    async def completion(self, request: web.Request) -> web.Response:
         body = await request.json()
         with self._asked.open("a") as file:
             file.write(json.dumps(body) + "\n")
         count = body["n_predict"]
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for _ in range(count):
-            await self._send(response, {"tokens": [self._token_id], "stop": False})
         timings = {
             "prompt_n": len(body["prompt"]),
             "prompt_ms": READ_MS,
             "predicted_n": count,
             "predicted_ms": WRITE_MS * (count - 1),
         }
-        await self._send(response, {"tokens": [], "stop": True, "timings": timings})
-        return response
-
-    async def _send(self, response: web.StreamResponse, event: dict[str, object]) -> None:
-        await response.write(f"data: {json.dumps(event)}\n\n".encode())
+        return web.json_response({"tokens": [self._token_id] * count, "timings": timings})
 
 
 def main(token_id: int, asked: Path) -> None:

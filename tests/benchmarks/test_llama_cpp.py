@@ -127,8 +127,9 @@ def test_rows_beside_a_scripted_llama_server(checkpoint: Path, tmp_path: Path) -
     ]
     assert (read[1], written[1]) == (f"{READ_MS:.1f}", f"{WRITE_MS:.1f}")
     assert all(float(row[2]) > 0 for row in report.rows)
-    assert float(together[1]) > 0
+    assert together[1] == f"{3 * 1e3 / WRITE_MS:.1f}"
     assert [len(report.seconds[row[0]]["engine"]) for row in report.rows] == [2, 2, 1]
+    assert report.options == " --llama-server llama-server"
     document = report.document("command", 0.0)
     assert document["machine"]["llama.cpp"] == "version: 1 (stand-in)"
     assert document["machine"]["tiny-BF16.gguf"] == (
@@ -144,7 +145,7 @@ def _check_questions(asked: list[dict[str, Any]]) -> None:
     assert [body["n_predict"] for body in asked] == [3] * 3 + [2] * 3
     assert len({tuple(body["prompt"]) for body in asked}) == len(asked)
     for body in asked:
-        assert body["stream"] is body["ignore_eos"] is True
+        assert body["ignore_eos"] is body["return_tokens"] is True
         assert body["cache_prompt"] is False
         assert body["temperature"] == 0
 
