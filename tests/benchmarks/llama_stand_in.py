@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from aiohttp import web
@@ -46,6 +47,8 @@ def main(token_id: int, asked: Path) -> None:
     options = parser.parse_args()
     if not Path(options.model).is_file():
         parser.error("failed to load model")
+    if "OMP_WAIT_POLICY" in os.environ:
+        parser.error("another's settings of OpenMP")
     stand_in = StandIn(token_id, asked)
     app = web.Application()
     app.router.add_get("/health", stand_in.health)

@@ -116,7 +116,10 @@ def _measure(checkpoint: Path, program: Path) -> Report:
     return report
 
 
-def test_rows_beside_a_scripted_llama_server(checkpoint: Path, tmp_path: Path) -> None:
+def test_rows_beside_a_scripted_llama_server(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # for our threads, not for llama.cpp's
     report = _measure(checkpoint, _stand_in(tmp_path, token_id=0))
     name = "tiny, float32 beside llama.cpp's BF16"
     read, written, together = report.rows
