@@ -17,6 +17,7 @@ from llm_service.__main__ import load
 from llm_service.engines.base import LLMEngine, Prompt
 from llm_service.settings import Settings, TorchOptions
 from models.demo import DEMO_CHECKPOINT
+from tests.benchmarks import llama_cpp
 from tests.benchmarks.measurement import median_ms, take_turns
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report
@@ -72,14 +73,19 @@ class Model:
     sizes: Sizes
 
 
-def run(progress: Callable[[str], None]) -> Report:
-    """Measures every model in both element types."""
+def run(progress: Callable[[str], None], llama_server: Path | None = None) -> Report:
+    """Measures every model in both element types, and the 1B beside llama.cpp if it is given."""
     models = (
         Model("1B", write_1b, LARGE),
         Model("demo", lambda _: DEMO_CHECKPOINT, SMALL),
         Model("host", write_narrow, SMALL),
     )
-    return measure_models(models, progress)
+    report = measure_models(models, progress)
+    if llama_server is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            subject = llama_cpp.Subject("1B", write_1b(Path(folder)), llama_server)
+            llama_cpp.add_rows(report, subject, progress)
+    return report
 
 
 def measure_models(models: Sequence[Model], progress: Callable[[str], None]) -> Report:

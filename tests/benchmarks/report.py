@@ -29,6 +29,8 @@ class Report:
         columns: heads of the table; the first is the case's name.
         rows: the table.
         seconds: all measured durations by case and variant.
+        facts: what made them beside this machine: other programs, and their command lines.
+        options: what of its own command line decides what it measures, with a space in front.
     """
 
     title: str
@@ -36,6 +38,8 @@ class Report:
     columns: Sequence[str]
     rows: list[Sequence[str]] = field(default_factory=list)
     seconds: dict[str, Seconds] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    options: str = ""
 
     def add(self, case: str, cells: Sequence[str], seconds: Seconds) -> None:
         """Adds a row, and the durations that it was made from."""
@@ -58,7 +62,7 @@ class Report:
             name: the benchmark's.
             load: how many processes wanted a core in the minute before it began, on average.
         """
-        document = self.document(f"python -m tests.benchmarks {name}", load)
+        document = self.document(f"python -m tests.benchmarks {name}{self.options}", load)
         _write(folder, name, _section(f"# {self.title}", document, "\n- "), document)
 
     def document(self, command: str, load: float) -> dict[str, Any]:
@@ -69,7 +73,7 @@ class Report:
             "table": self.table(),
             "command": command,
             "date": datetime.now(timezone.utc).date().isoformat(),
-            "machine": {**_machine(), "load before": f"{load:.1f}"},
+            "machine": {**_machine(), "load before": f"{load:.1f}", **self.facts},
             "seconds": self.seconds,
         }
 
