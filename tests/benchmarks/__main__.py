@@ -6,13 +6,14 @@ import argparse
 import os
 from pathlib import Path
 
-from tests.benchmarks import engine_cpu, first_token, page, preprocessing, transfer
+from tests.benchmarks import engine_cpu, first_token, page, preprocessing, start, transfer
 
 BENCHMARKS = {
     "preprocessing": preprocessing.run,
     "transfer": transfer.run,
     "first_token": first_token.run,
     "engine_cpu": engine_cpu.run,
+    "start": start.run,
     "page": page.run,
 }
 FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
