@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 import torch
 
 from llm_service.checkpoint import LLMConfig
@@ -11,14 +12,18 @@ from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.finiteness import broken_start
+from llm_service.engines.torch.kv_cache import cpu_kv_cache_byte_count
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
-from llm_service.engines.torch.start_memory import CPU_KV_CACHE_BYTE_COUNT, StartMemory
+from llm_service.engines.torch.start_memory import StartMemory
 from llm_service.engines.torch.step_graphs import TOKEN_SIZES
 from llm_service.engines.torch.weights import load_decoder
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
 from protos.errors import NonFiniteError
+from protos.process.memory import free_host_memory
+
+logger = structlog.get_logger()
 
 # A step is as long as the wait of a cancelled or a new request.
 CPU_STEP_TOKEN_COUNT = 512
@@ -100,11 +105,12 @@ def _block_count(settings: Settings, decoder: Decoder) -> int:
         free_byte_count, _ = torch.cuda.mem_get_info(weight.device)
         byte_count = int(free_byte_count * settings.kv_cache_fraction)
     else:
-        byte_count = CPU_KV_CACHE_BYTE_COUNT
+        byte_count = cpu_kv_cache_byte_count(config, weight.itemsize, free_host_memory())
     block_count = byte_count // block_byte_count
     if block_count * block_size < 2:
         raise EngineStartError(
             f"the KV cache has {byte_count} bytes, and one block needs {block_byte_count}; "
             "it must hold 2 tokens at least"
         )
+    logger.info("kv_cache", kv_token_count=block_count * block_size, byte_count=byte_count)
     return block_count
