@@ -22,7 +22,7 @@ from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
-from protos.process.allocator import keep_freed_memory
+from protos.process.allocator import give_back_freed_memory, keep_freed_memory
 from protos.process.check import check
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
@@ -73,6 +73,7 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
     created = created_unix_seconds(settings.checkpoint)
     fingerprint = CheckpointFingerprint.from_checkpoint(settings.checkpoint)
     engine = create_engine(settings, config, tokenizer)  # last: nobody would close it
+    give_back_freed_memory()  # to read a tokenizer takes 100 MB more than to have it
     model, *aliases = settings.model_names
     info = ModelInfo(
         model=model,

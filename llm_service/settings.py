@@ -87,8 +87,9 @@ class Settings(EngineSettings):
     tensorrt_llm: TensorRTLLMOptions = TensorRTLLMOptions()
     """Options of the engine tensorrt_llm."""
     kv_cache_byte_count: int | None = Field(default=None, ge=1, le=LARGEST_BYTE_COUNT)
-    """Size of the KV cache, on each GPU if there are several; default: 1 GiB on the CPU, else
-    kv_cache_fraction of the memory that is free."""
+    """Size of the KV cache, on each GPU if there are several; default: on the CPU room for a whole
+    context and for 8 usual requests, 4,096 tokens each, but at most a quarter of the memory that
+    the weights leave; else kv_cache_fraction of the memory that is free."""
     kv_cache_fraction: float = Field(default=0.9, gt=0, lt=1)
     """Share of the CUDA memory left free by the weights that the KV cache takes."""
     max_running_sequence_count: int = Field(default=64, ge=1, le=LARGEST_SEQUENCE_COUNT)

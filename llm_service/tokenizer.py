@@ -17,11 +17,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers.models import BPE
 
 from llm_service.added_tokens import (
     SENTENCEPIECE_NAMES,
@@ -52,6 +53,10 @@ CHAT_MARKERS = (
     *("<|eot_id|>", "<|eom_id|>"),
 )
 QWEN2_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast")
+MODEL_OPTIONS = (
+    *("unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
+    *("fuse_unk", "byte_fallback", "ignore_merges"),
+)
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -92,14 +97,16 @@ class Tokenizer:
         self._byte_level = definition["decoder"]["type"] == "ByteLevel"
         self._source = source
         typed = self._typed_tokens({*TEMPLATE_TOKENS, *CHAT_MARKERS, *named, bos_token or ""})
-        plain = json.dumps(_without_control_tokens(definition, set(self._added_contents), typed))
+        plain = _without_control_tokens(definition, set(self._added_contents), typed)
         self._plain = _tokenizer(plain, source)
         self._typed = self._with_typed_tokens(typed)
         self.typed_tokens = tuple(typed)
         self.drops_first_space = not self._byte_level
         self.bos_id = self.special_id(bos_token) if bos_token else None
         self.highest_id = max([*self._added_contents, *definition["model"]["vocab"].values()])
-        facts = json.dumps([plain, sorted((c, t.id) for c, t in added.items()), bos_token])
+        facts = json.dumps(
+            [json.dumps(plain), sorted((c, t.id) for c, t in added.items()), bos_token]
+        )
         self.fingerprint = hashlib.sha256(facts.encode()).digest()
 
     @classmethod
@@ -271,11 +278,21 @@ def _check_template_tokens(folder: Path, added: Mapping[str, AddedToken]) -> Non
             )
 
 
-def _tokenizer(document: str, source: Path | None) -> tokenizers.Tokenizer:
+def _tokenizer(definition: dict[str, Any], source: Path | None) -> tokenizers.Tokenizer:
+    model = definition["model"]
+    empty = definition | {"model": model | {"vocab": {}, "merges": []}}
     try:
-        return tokenizers.Tokenizer.from_str(document)
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(empty))
+        tokenizer.model = _filled(tokenizer.model, model["vocab"], model["merges"])
     except Exception as error:  # the library has no class of its own
         raise CheckpointError(f"{source}: the tokenizer cannot be read: {error}") from error
+    return tokenizer
+
+
+def _filled(model: BPE, vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> BPE:
+    """Returns an empty model's like with a vocabulary, in half of the time that JSON takes."""
+    options = {name: getattr(model, name) for name in MODEL_OPTIONS}
+    return BPE(vocab, merges, **{name: value for name, value in options.items() if value})
 
 
 def _without_control_tokens(

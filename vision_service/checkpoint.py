@@ -158,14 +158,14 @@ def vision_tensor_files(path: Path) -> dict[str, Path]:
 def vision_tensors(files: Mapping[str, Path]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yields the tensors of `vision_tensor_files`, on the CPU, as they are stored.
 
-    Memory is mapped, not copied.
+    Memory is mapped, not copied, each file's once.
 
     Raises:
         CheckpointError: a file is damaged.
     """
+    opened = {file: _open(file) for file in dict.fromkeys(files.values())}
     for name, file in files.items():
-        with _open(file) as tensors:
-            yield name, _get(tensors, file, name)
+        yield name, _get(opened[file], file, name)
 
 
 class TensorDigest:

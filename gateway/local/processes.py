@@ -183,22 +183,37 @@ class ServiceProcess(Service):
         self.pid = self._process.pid
         self.release()
 
-    def wait_serving(self, seconds: float = START_SECONDS) -> None:
+    def wait_serving(
+        self, seconds: float = START_SECONDS, beside: Sequence[ServiceProcess] = ()
+    ) -> None:
         """Waits until the service takes requests.
 
+        Args:
+            seconds: the longest time.
+            beside: others that start, none of which may end meanwhile.
+
         Raises:
-            StartError: it ended, or took longer.
+            StartError: it took longer, or it or one of the others ended.
         """
         deadline = time.monotonic() + seconds
         while (health := self.health()) != HEALTHY:
-            if health == ENDED:
-                raise StartError(f"the {self.title} did not start: {self.last_words()}")
+            for service in (self, *beside):
+                service.require_life()
             if time.monotonic() > deadline:
                 raise StartError(
                     f"the {self.title} does not serve after {seconds:.0f} s ({health});"
                     f" its log is {self.log}"
                 )
             time.sleep(POLL_SECONDS)
+
+    def require_life(self) -> None:
+        """Does nothing while the process lives.
+
+        Raises:
+            StartError: it ended.
+        """
+        if not self.is_alive():
+            raise StartError(f"the {self.title} did not start: {self.last_words()}")
 
     def last_words(self) -> str:
         """Returns why the process ended: its own sentence, or the end of its log."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from gateway.local.gpus import has_gpu
 from gateway.local.ports import LOOPBACK
 from gateway.local.processes import (
     DRAIN_SECONDS,
@@ -20,8 +21,8 @@ from gateway.local.processes import (
 class Stack:
     """The three services, as a context manager.
 
-    They start one after the other. On one GPU the KV cache takes most of the memory that is left,
-    so the vision service takes its own first.
+    They start at once, except where there is a GPU: the KV cache takes most of the memory that is
+    left of it, so the vision service takes its own first.
 
     Attributes:
         vision, llm, gateway: the processes; their logs are in the folder.
@@ -92,18 +93,21 @@ class Stack:
 
         Args:
             seconds: the longest time for one of them.
-            progress: is called when one has been started, and when it serves.
+            progress: is called when one has been started, and when it is seen to serve, in the
+                order of `services`.
 
         Raises:
             StartError: one of them ended, or took longer, or runs already.
         """
         self._reserve()
         try:
-            for service in self.services:
-                service.start()
-                progress(service)
-                service.wait_serving(seconds)
-                progress(service)
+            for group in [[one] for one in self.services] if has_gpu() else [self.services]:
+                for service in group:
+                    service.start()
+                    progress(service)
+                for service in group:
+                    service.wait_serving(seconds, beside=group)
+                    progress(service)
         except BaseException:
             self.stop()
             raise

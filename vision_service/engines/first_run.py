@@ -8,18 +8,19 @@ from vision_service.engines.base import VisionEngine
 
 
 def first_embeddings(engine: VisionEngine, tile_size: int, tile_count: int = 2) -> torch.Tensor:
-    """Encodes black tiles and tiles of noise, by turns.
+    """Returns the embeddings of `first_tiles`: [tile_count, tokens_per_tile, hidden]."""
+    return engine.encode(first_tiles(tile_size, tile_count))
+
+
+def first_tiles(tile_size: int, tile_count: int = 2) -> torch.Tensor:
+    """Returns black tiles and tiles of noise, by turns.
 
     Args:
-        engine: any.
         tile_size: edge of a tile in pixels.
         tile_count: of both together.
-
-    Returns:
-        [tile_count, tokens_per_tile, hidden] of the engine's type.
     """
     shape = (tile_count, 3, tile_size, tile_size)
     generator = torch.Generator().manual_seed(0)
     tiles = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     tiles[::2] = 0
-    return engine.encode(tiles)
+    return tiles

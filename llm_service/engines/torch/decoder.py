@@ -131,7 +131,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.kernels = kernels
-        self.embedding = nn.Embedding(config.vocabulary_size, config.hidden_size)
+        # Not a new one, which draws its weight: on the meta device that is 2 s of imports.
+        weight = torch.empty(config.vocabulary_size, config.hidden_size)
+        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(weight)  # type: ignore[no-untyped-call] # torch leaves it untyped
         self.layers = nn.ModuleList(Layer(config, kernels) for _ in range(config.layer_count))
         self.norm = RMSNorm(config, kernels)
         head_rows = -(-config.vocabulary_size // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE

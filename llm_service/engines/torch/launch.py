@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import structlog
 import torch
 from torch.nn import functional
 
@@ -12,15 +13,19 @@ from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.finiteness import broken_start
+from llm_service.engines.torch.kv_cache import cpu_kv_cache_byte_count
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
-from llm_service.engines.torch.start_memory import CPU_KV_CACHE_BYTE_COUNT, StartMemory
+from llm_service.engines.torch.start_memory import StartMemory
 from llm_service.engines.torch.step_graphs import TOKEN_SIZES
-from llm_service.engines.torch.weights import load_decoder
+from llm_service.engines.torch.weights import load_decoder, stored_dtype
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
 from protos.errors import NonFiniteError
+from protos.process.memory import free_host_memory
 from protos.process.precision import FloatType, Product, faster_type
+
+logger = structlog.get_logger()
 
 # A step is as long as the wait of a cancelled or a new request.
 CPU_STEP_TOKEN_COUNT = 512
@@ -40,16 +45,17 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
 
     Raises:
         CheckpointError: the weights do not fit the config.
-        EngineStartError: there is no CUDA device or too little memory, the KV cache would hold no
-            block, or the first logits are not finite.
+        EngineStartError: there is no CUDA device or too little memory, weights are to be quantised
+            on CUDA, the KV cache would hold no block, or the first logits are not finite.
     """
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch)
     dtype = _dtype(settings.torch, device)
-    memory = StartMemory.of(settings, config, device, dtype)
+    stored = stored_dtype(settings.checkpoint, device, dtype, settings.torch.quantization)
+    memory = StartMemory.of(settings, config, device, dtype, stored)
     memory.check()
     with memory.enough():
-        decoder = load_decoder(settings.checkpoint, config, device, dtype)
+        decoder = load_decoder(settings.checkpoint, config, device, dtype, stored)
         return _engine(settings, decoder, GuideCompiler(tokenizer, config.vocabulary_size))
 
 
@@ -70,7 +76,13 @@ def _device(options: TorchOptions) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if options.device == "cuda" and not has_cuda:
         raise EngineStartError("device is cuda, but PyTorch finds no CUDA device on this machine")
-    return torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
+    device = torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
+    if device.type == "cuda" and options.quantization != "none":
+        raise EngineStartError(
+            f"quantization is {options.quantization}, with which a CPU alone computes: serve it"
+            " with --device cpu, or without --quantization"
+        )
+    return device
 
 
 def _dtype(options: TorchOptions, device: torch.device) -> torch.dtype:
@@ -100,18 +112,19 @@ def _block_count(settings: Settings, decoder: Decoder) -> int:
     """Returns how many blocks the KV cache has: by its size, or by the memory that is left."""
     config, weight = decoder.config, decoder.embedding.weight
     block_size = settings.torch.block_size
-    block_byte_count = block_size * config.kv_values_per_token() * weight.itemsize
+    block_byte_count = block_size * config.kv_values_per_token() * decoder.dtype.itemsize
     if settings.kv_cache_byte_count is not None:
         byte_count = settings.kv_cache_byte_count
     elif weight.is_cuda:
         free_byte_count, _ = torch.cuda.mem_get_info(weight.device)
         byte_count = int(free_byte_count * settings.kv_cache_fraction)
     else:
-        byte_count = CPU_KV_CACHE_BYTE_COUNT
+        byte_count = cpu_kv_cache_byte_count(config, decoder.dtype.itemsize, free_host_memory())
     block_count = byte_count // block_byte_count
     if block_count * block_size < 2:
         raise EngineStartError(
             f"the KV cache has {byte_count} bytes, and one block needs {block_byte_count}; "
             "it must hold 2 tokens at least"
         )
+    logger.info("kv_cache", kv_token_count=block_count * block_size, byte_count=byte_count)
     return block_count

@@ -9,6 +9,7 @@ import torch
 
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.base import BatchLayout, rotary_table
+from llm_service.engines.torch.kv_cache import zeros
 from llm_service.engines.torch.mask_pool import await_masks
 from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
@@ -38,16 +39,9 @@ class ModelRunner:
         self._decoder = decoder
         self._block_size = block_size
         self.vocabulary_size = config.vocabulary_size
-        self._kv_cache = torch.zeros(
-            config.layer_count,
-            2,
-            block_count + 1,
-            block_size,
-            config.kv_head_count,
-            config.head_dim,
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        heads = config.kv_head_count, config.head_dim
+        shape = config.layer_count, 2, block_count + 1, block_size, *heads
+        self._kv_cache = zeros(shape, weight.dtype, weight.device)
         # Longer prompts than the cache holds are refused at the door.
         length = min(config.max_position_embeddings, block_count * block_size)
         self._rotation = rotary_table(config.head_dim, config.rope_theta, length, self.device)

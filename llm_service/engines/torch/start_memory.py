@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import EngineStartError, dtype_name
+from llm_service.engines.torch.kv_cache import cpu_kv_cache_byte_count
 from llm_service.memory import weight_byte_count
 from llm_service.settings import Settings
 from protos.errors import OverloadedError
 from protos.process.memory import FreeMemory, free_host_memory, gib, is_out_of_memory, shortage
-from protos.process.settings import GIB
-
-CPU_KV_CACHE_BYTE_COUNT = GIB
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,13 @@ class StartMemory:
     ) -> StartMemory:
         """Looks at the device."""
         is_cuda = device.type == "cuda"
-        default = 0 if is_cuda else CPU_KV_CACHE_BYTE_COUNT
-        return cls(
-            weights=weight_byte_count(config, dtype.itemsize),
-            kv_cache=settings.kv_cache_byte_count or default,
-            free=_free_on_gpu(device) if is_cuda else free_host_memory(),
-            dtype=dtype,
-            is_cuda=is_cuda,
-        )
+        free = _free_on_gpu(device) if is_cuda else free_host_memory()
+        weights = weight_byte_count(config, dtype.itemsize)
+        kv_cache = settings.kv_cache_byte_count or 0
+        if not (kv_cache or is_cuda):
+            left = free and replace(free, byte_count=max(0, free.byte_count - weights))
+            kv_cache = cpu_kv_cache_byte_count(config, dtype.itemsize, left)
+        return cls(weights, kv_cache, free, dtype, is_cuda)
 
     def check(self) -> None:
         """Refuses a start that cannot end well, before it takes minutes or the whole machine.

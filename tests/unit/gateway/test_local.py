@@ -99,6 +99,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     user = User(tmp_path)
     yield user
     user.leave()
@@ -167,16 +168,12 @@ def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
     started = user.runs("start", "--config", "site.toml", *options[2:], "--drain-seconds", "5")
     assert started.status == 0, started.error
     *progress, last, page = started.out.splitlines()
-    assert [line.partition(":")[0] for line in progress] == [
-        title for title in TITLES for _ in "12"
-    ]
+    assert [line.partition(":")[0] for line in progress] == [*TITLES, *TITLES]
     url = f"http://127.0.0.1:{options[3]}/v1"
     assert last.startswith(f"toy is served at {url}; ")
     assert page == f"the page is at http://127.0.0.1:{options[3]}/"
 
-    llm = user.events("llm")
-    assert user.events("vision")["serving"]["timestamp"] < llm["loading"]["timestamp"]
-    given = llm["loading"]["options"]
+    given = user.events("llm")["loading"]["options"]
     assert (given["max_image_count"], given["drain_seconds"]) == (7, 5)
     assert given["checkpoint"] == str(user.folder / "toy")
     assert given["served_model_name"] == ["toy", "gpt-4o", "t"]
@@ -318,6 +315,19 @@ def test_a_service_that_does_not_start(
     assert ("ZeroDivisionError" in started.error) == (script == "crashes")
     assert not any(Service(log, 0).is_alive() for log in user.state.glob("*.log"))
     assert here("status").out.startswith("nothing is served")
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_where_there_is_a_gpu_the_llm_service_waits_for_the_vision_service(
+    user: User, monkeypatch: pytest.MonkeyPatch, has_gpu: bool
+) -> None:
+    monkeypatch.setattr("gateway.local.stack.has_gpu", lambda: has_gpu)
+    (user.folder / "toy" / "vision").write_text("hangs")
+    stack = make_stack(Settings(checkpoint=user.folder / "toy", port=0, state_folder=user.folder))
+    with pytest.raises(StartError, match="the vision service does not serve after 0 s"):
+        stack.start(seconds=0.3)
+    assert [service.pid > 0 for service in stack.services] == [True, not has_gpu, not has_gpu]
+    assert not any(service.is_alive() for service in stack.services)
 
 
 def test_of_two_at_once_one_serves(user: User, options: list[str]) -> None:

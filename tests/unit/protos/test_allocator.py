@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import psutil
 import pytest
+
+from protos.process.allocator import give_back_freed_memory
 
 PROGRAM = """
 import resource, sys
@@ -30,3 +33,15 @@ def test_chunks_find_the_memory_of_those_before() -> None:
     }
     assert fault_counts["given back"] > 10_000, "the C library keeps it by itself"
     assert fault_counts["kept"] < 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that gives memory back")
+def test_what_a_start_has_freed_is_given_back() -> None:
+    process = psutil.Process()
+    blocks = [b"x" * 64 * 1024 for _ in range(2000)]
+    last = blocks[-1]  # what is behind the others, so that these are no heap's end
+    full = process.memory_info().rss
+    del blocks
+    give_back_freed_memory()
+    assert full - process.memory_info().rss > 100 * 2**20
+    assert last

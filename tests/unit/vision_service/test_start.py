@@ -141,6 +141,18 @@ def test_too_little_memory(
     )
 
 
+def test_a_position_that_is_no_number_is_found_wherever_it_is(
+    start: Callable[..., str], tmp_path: Path
+) -> None:
+    name = "vision_model.embeddings.position_embedding"
+    tensors = random_tensors(SMALL_6B)
+    tensors[name][0, -1, 0] = math.nan
+    write_checkpoint(tmp_path, tensors=tensors)
+    assert start("--torch.dtype", "float32") == (
+        f"the weights themselves are not finite: the checkpoint's {name} holds NaN"
+    )
+
+
 @pytest.mark.parametrize(
     "error",
     [RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
@@ -153,7 +165,7 @@ def test_memory_that_turns_out_to_be_too_little(
         raise error
 
     write_checkpoint(tmp_path)
-    monkeypatch.setattr("vision_service.engines.torch.engine.TorchEngine.encode", fail)
+    monkeypatch.setattr("vision_service.engines.torch.engine.normalise", fail)
     assert start().startswith("there is too little memory: the weights take 0.1 MiB in ")
 
 

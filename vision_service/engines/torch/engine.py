@@ -34,18 +34,20 @@ from vision_service.engines.base import (
     not_finite,
     tile_sums,
 )
-from vision_service.engines.first_run import first_embeddings
+from vision_service.engines.first_run import first_embeddings, first_tiles
 from vision_service.engines.torch.intern_vit import VisionModel
 from vision_service.engines.torch.tilewise_vit import TilewiseVisionModel
 from vision_service.memory import weight_byte_count
 from vision_service.settings import Settings, TorchOptions
 
 FLOAT16_REMEDY = "serve it with --torch.dtype bfloat16 or float32"
+# The least square whose pixel shuffle has several tokens.
+CORNER_PATCH_COUNT = 16
 LAYER_PREFIX = "vision_model.encoder.layers."
 
 
 def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
-    """Loads the checkpoint and encodes two tiles, on CUDA before that batches of all sizes.
+    """Loads the checkpoint and runs it once, on CUDA with batches of all sizes.
 
     Raises:
         CheckpointError: the tensors are not those that the config describes.
@@ -68,7 +70,12 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
             engine = _cuda_engine(settings, config, model, weights_sha256, dtype)
         else:
             engine = TorchEngine(model, config, weights_sha256)
-        embeddings = first_embeddings(engine, config.tile_size)
+        # On a CPU two tiles are seconds, which show more than two corners only of a type that
+        # activations can outgrow.
+        if is_cuda or dtype == torch.float16:
+            embeddings = first_embeddings(engine, config.tile_size)
+        else:
+            embeddings = corner_embeddings(model, config)
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
             raise _too_little(memory, settings, config, device, dtype) from error
@@ -76,6 +83,20 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
     if not embeddings.isfinite().all():
         raise EngineStartError(_broken_start(model, dtype))
     return engine
+
+
+@torch.inference_mode()
+def corner_embeddings(model: VisionModel, config: VisionConfig) -> torch.Tensor:
+    """Encodes some patches of a black tile and of a tile of noise: all weights work.
+
+    Returns:
+        Embeddings that are not finite where a weight is not, the positions of the other patches
+        included.
+    """
+    positions = model.vision_model.embeddings.position_embedding
+    values = normalise(first_tiles(config.tile_size), config.mean, config.std)
+    tokens = model.vision_model.embeddings(values.to(positions.dtype))[:, : 1 + CORNER_PATCH_COUNT]
+    return model.encode_tokens(tokens) + 0 * positions.sum()
 
 
 def _cuda_engine(
