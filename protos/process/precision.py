@@ -52,7 +52,7 @@ def faster_type(
     """
     row_count = min(thread_count * THREAD_ROW_COUNT, MAX_ROW_COUNT)
     float32, bfloat16 = (make_product(name, row_count, WIDTH) for name in ("float32", "bfloat16"))
-    long, short = _fastest(float32, bfloat16, clock)
+    long, short = fastest_of(float32, bfloat16, clock)
     ratio = long / short if short > 0 else 0.0  # some sandboxes' clocks tick too rarely to tell
     chosen: FloatType = "bfloat16" if ratio >= LEAST_RATIO else "float32"
     logger.info(
@@ -67,13 +67,19 @@ def faster_type(
     return chosen
 
 
-def _fastest(
-    float32: Product, bfloat16: Product, clock: Callable[[], float]
+def fastest_of(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    clock: Callable[[], float] = time.thread_time,
 ) -> tuple[float, float]:
+    """Returns the fewest seconds of this thread's work that each of two took, in turns.
+
+    The second is not asked as often where it is hopeless.
+    """
     long = short = math.inf
     for turn in range(TURN_COUNT):
-        long = min(long, _seconds(float32, clock))
-        short = min(short, _seconds(bfloat16, clock))
+        long = min(long, _seconds(first, clock))
+        short = min(short, _seconds(second, clock))
         if turn + 1 >= HOPELESS_TURN_COUNT and short > HOPELESS_RATIO * long:
             break
     return long, short

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from llm_service.engines.torch.compiled.create import compiled_decode
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.base import BatchLayout, rotary_table
 from llm_service.engines.torch.kv_cache import zeros
@@ -34,14 +35,14 @@ class ModelRunner:
     def __init__(
         self, decoder: Decoder, block_count: int, block_size: int, max_running: int
     ) -> None:
-        config, weight = decoder.config, decoder.embedding.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        config = decoder.config
+        self.device, self.dtype = decoder.embedding.weight.device, decoder.dtype
         self._decoder = decoder
         self._block_size = block_size
         self.vocabulary_size = config.vocabulary_size
         heads = config.kv_head_count, config.head_dim
         shape = config.layer_count, 2, block_count + 1, block_size, *heads
-        self._kv_cache = zeros(shape, weight.dtype, weight.device)
+        self._kv_cache = zeros(shape, self.dtype, self.device)
         # Longer prompts than the cache holds are refused at the door.
         length = min(config.max_position_embeddings, block_count * block_size)
         self._rotation = rotary_table(config.head_dim, config.rope_theta, length, self.device)
@@ -52,6 +53,7 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
         if decoder.kernels.tile_size is not None:
             self._graphs = self._record(decoder.kernels.tile_size, block_count)
+        self._compiled = compiled_decode(decoder, self._kv_cache, self._rotation)
 
     @property
     def overlaps(self) -> bool:
@@ -93,10 +95,14 @@ class ModelRunner:
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Returns [S, vocabulary_size], the logits after the last token of each that is sampled."""
         rows = self._uploaded(inputs.rows)
+        decodes_alone = inputs.decode_count == inputs.token_count == len(inputs.sampled)
         if self._graphs is None:
             self._clear_begun_blocks(inputs)
+            if self._compiled and decodes_alone and self._compiled.fits(inputs.decode_count):
+                tables = inputs.block_tables(inputs.decode_count)
+                return self._compiled.run(self._embed(rows[0]), inputs.rows, tables)
             return self._launched(inputs, rows)
-        if inputs.decode_count == inputs.token_count == len(inputs.sampled):
+        if decodes_alone:
             block_tables = self._uploaded(inputs.block_tables(inputs.decode_count))
             return self._graphs.decode.run(rows, block_tables)
         if not self._graphs.mixed.fits(inputs.token_count):
@@ -147,10 +153,7 @@ class ModelRunner:
         """Returns [T, hidden_size]; the rows of virtual tokens are overwritten later."""
         in_flight = self._last_tokens[(-1 - token_ids).clamp(min=0)]
         known = token_ids.clamp(max=self.vocabulary_size - 1)
-        embedded: torch.Tensor = self._decoder.embedding(
-            torch.where(token_ids < 0, in_flight, known)
-        )
-        return embedded
+        return self._decoder.embed(torch.where(token_ids < 0, in_flight, known))
 
     def _insert_images(self, embeddings: torch.Tensor, inputs: StepInputs) -> None:
         """Writes the rows of the prompt tables to the places of the virtual tokens."""
