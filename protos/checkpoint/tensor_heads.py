@@ -50,6 +50,11 @@ def require_shapes(
     return TensorSummary(sum(map(prod, shapes.values())), tuple(sorted(dtypes)))
 
 
+def element_types(files: Mapping[str, Path]) -> tuple[str, ...]:
+    """Returns the element types of some tensors by the format's names, sorted."""
+    return tuple(sorted({dtype for _, dtype, _ in _heads(files)}))
+
+
 def _hint(dtype: str) -> str:
     if dtype in FLOAT_TYPES:
         return ""

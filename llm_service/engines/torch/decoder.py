@@ -12,22 +12,36 @@ from torch import nn
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms, Kernels
 
-# The vocabularies are odd numbers, or nearly; cuBLAS needs three times as long for such a product.
-HEAD_ROW_MULTIPLE = 64
-
 
 class Projection(nn.Module):
-    """The weight [out, in] of one linear map, and its bias [out] or None."""
+    """One linear map: its weight [out, in], its bias [out] or None.
+
+    Attributes:
+        weight: may be of another type than what it is multiplied with, see Kernels.
+        scale: [out, 1] float32, of an int8 weight: what to multiply its rows by; else None.
+    """
 
     def __init__(self, kernels: Kernels, in_size: int, out_size: int, *, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_size, in_size))
         self.bias = nn.Parameter(torch.empty(out_size)) if bias else None
+        self.scale: torch.Tensor | None = None
         self._kernels = kernels
+
+    def store_as(self, dtype: torch.dtype) -> None:
+        """Gives the weight, which is empty yet, another type."""
+        self.weight = nn.Parameter(self.weight.to(dtype), requires_grad=False)
+        if dtype == torch.int8:
+            scale = torch.empty(len(self.weight), 1, device=self.weight.device)
+            self.scale = nn.Parameter(scale, requires_grad=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[T, in] -> [T, out]"""
-        return self._kernels.project(hidden, self.weight, self.bias)
+        if self.scale is None:
+            return self._kernels.project(hidden, self.weight, self.bias)
+        product = self._kernels.project(hidden, self.weight, None)
+        product = product * self.scale[:, 0].to(product.dtype)
+        return product if self.bias is None else product + self.bias
 
 
 class RMSNorm(nn.Module):
@@ -136,8 +150,31 @@ class Decoder(nn.Module):
         self.embedding: nn.Embedding = nn.Embedding.from_pretrained(weight)  # type: ignore[no-untyped-call] # torch leaves it untyped
         self.layers = nn.ModuleList(Layer(config, kernels) for _ in range(config.layer_count))
         self.norm = RMSNorm(config, kernels)
-        head_rows = -(-config.vocabulary_size // HEAD_ROW_MULTIPLE) * HEAD_ROW_MULTIPLE
+        multiple = kernels.row_multiple
+        head_rows = -(-config.vocabulary_size // multiple) * multiple
         self.head = Projection(kernels, config.hidden_size, head_rows, bias=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of activations and KV cache."""
+        return self.norm.weight.dtype
+
+    def store_as(self, dtype: torch.dtype) -> None:
+        """Gives the matrices, which are empty yet, another type than the activations'.
+
+        The embedding is quantised by nobody: a token reads one row of it.
+        """
+        for module in self.modules():
+            if isinstance(module, Projection):
+                module.store_as(dtype)
+        if dtype.is_floating_point:
+            weight = self.embedding.weight.to(dtype)
+            self.embedding.weight = nn.Parameter(weight, requires_grad=False)
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """[T] -> [T, hidden_size]"""
+        embedded: torch.Tensor = self.embedding(token_ids)
+        return embedded.to(self.dtype)
 
     def forward(
         self, embeddings: torch.Tensor, kv_cache: torch.Tensor, layout: BatchLayout

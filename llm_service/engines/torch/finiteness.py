@@ -16,7 +16,7 @@ def not_finite(dtype: torch.dtype) -> str:
 
 def broken_start(decoder: Decoder) -> str:
     """Returns why a decoder whose first logits are not finite cannot be served."""
-    dtype = decoder.embedding.weight.dtype
+    dtype = decoder.dtype
     for name, destination in destinations(decoder).items():
         if any(view.isnan().any() for view in destination.views):
             return f"the weights themselves are not finite: the checkpoint's {name} holds NaN"

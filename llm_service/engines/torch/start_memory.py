@@ -25,7 +25,8 @@ class StartMemory:
         weights: bytes of the weights.
         kv_cache: bytes of the KV cache; 0 where it takes a share of what the weights leave.
         free: what the device has for both; None where nothing tells.
-        dtype: type of both.
+        dtype: type of the KV cache.
+        stored: type of the matrices.
         is_cuda: whether they go to a GPU.
     """
 
@@ -33,21 +34,27 @@ class StartMemory:
     kv_cache: int
     free: FreeMemory | None
     dtype: torch.dtype
+    stored: torch.dtype
     is_cuda: bool
 
     @classmethod
     def of(
-        cls, settings: Settings, config: LLMConfig, device: torch.device, dtype: torch.dtype
+        cls,
+        settings: Settings,
+        config: LLMConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        stored: torch.dtype,
     ) -> StartMemory:
         """Looks at the device."""
         is_cuda = device.type == "cuda"
         free = _free_on_gpu(device) if is_cuda else free_host_memory()
-        weights = weight_byte_count(config, dtype.itemsize)
+        weights = weight_byte_count(config, stored.itemsize)
         kv_cache = settings.kv_cache_byte_count or 0
         if not (kv_cache or is_cuda):
             left = free and replace(free, byte_count=max(0, free.byte_count - weights))
             kv_cache = cpu_kv_cache_byte_count(config, dtype.itemsize, left)
-        return cls(weights, kv_cache, free, dtype, is_cuda)
+        return cls(weights, kv_cache, free, dtype, stored, is_cuda)
 
     def check(self) -> None:
         """Refuses a start that cannot end well, before it takes minutes or the whole machine.
@@ -73,7 +80,7 @@ class StartMemory:
             raise
 
     def _shortage(self) -> EngineStartError:
-        needs = [f"the weights take {gib(self.weights)} in {dtype_name(self.dtype)}"]
+        needs = [f"the weights take {gib(self.weights)} in {dtype_name(self.stored)}"]
         if self.kv_cache:
             needs.append(f"the KV cache {gib(self.kv_cache)}")
         return EngineStartError(shortage(needs, self.free, self._ways()))
@@ -86,7 +93,10 @@ class StartMemory:
         if self.is_cuda and not self.kv_cache and left > 0:
             ways.append("a smaller --kv-cache-fraction")
         if self.dtype == torch.float32:
-            ways.append("--torch.dtype bfloat16, which halves both")
+            halved = "both" if self.stored == self.dtype else "the KV cache"
+            ways.append(f"--torch.dtype bfloat16, which halves {halved}")
+        if not self.is_cuda and self.stored != torch.int8 and self.weights > self.kv_cache:
+            ways.append("--quantization int8, which at least halves the weights")
         if self.is_cuda:
             ways.append("--engine tensorrt_llm with an engine built for several GPUs (--tp)")
         return [*ways, "a smaller model"]

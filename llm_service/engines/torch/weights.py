@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from llm_service.checkpoint import LLMConfig, require_tensors
 from llm_service.decoders.family import GROUPED, ROOT, head_rows
-from llm_service.engines.torch.decoder import Attention, Decoder, Layer
+from llm_service.engines.torch.decoder import Attention, Decoder, Layer, Projection
 from llm_service.engines.torch.kernels.base import Kernels
 from llm_service.engines.torch.kernels.create import kernels_for
+from llm_service.settings import Quantization
 from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
-from protos.checkpoint.tensor_heads import TensorSummary, require_shapes
+from protos.checkpoint.tensor_heads import TensorSummary, element_types, require_shapes
 
 CONCURRENT_FILE_COUNT = 8
+LARGEST_INT8 = 127
+# Of a row of zeros, which stays one.
+SMALLEST_SCALE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,13 @@ class Destination:
 
     Attributes:
         views: parts of a parameter, which take the tensor's rows one after the other.
+        scales: [rows, 1], of each view of int8; else none.
+        whole: the parameter, where the tensor is all of it.
     """
 
     views: tuple[torch.Tensor, ...]
+    scales: tuple[torch.Tensor, ...] = ()
+    whole: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -39,33 +49,78 @@ class Destination:
         return (sum(map(len, self.views)), *self.views[0].shape[1:])
 
     def fill(self, tensor: torch.Tensor) -> None:
-        """Copies a tensor of that shape."""
+        """Takes a tensor of that shape: as it is where it can be mapped, else as a copy."""
+        if self.whole is not None and self.whole.is_cpu and self.whole.dtype == tensor.dtype:
+            self.whole.data = tensor
+            return
         row_counts = [len(view) for view in self.views]
-        for view, rows in zip(self.views, torch.split(tensor, row_counts), strict=True):
-            view.copy_(rows)
+        parts = torch.split(tensor, row_counts)
+        for view, rows, scale in zip_longest(self.views, parts, self.scales):
+            if scale is None:
+                view.copy_(rows)
+            else:
+                _quantise(rows, view, scale)
+
+
+def stored_dtype(
+    checkpoint: Path, device: torch.device, dtype: torch.dtype, quantization: Quantization
+) -> torch.dtype:
+    """Returns what the matrices are kept as, which the checkpoint decides too.
+
+    On a CPU bfloat16 stays bfloat16 also where float32 computes, since each of its numbers is one
+    of float32: half of the memory is read for the same result.
+    """
+    if quantization == "int8":
+        return torch.int8
+    types = element_types(checked_folder(checkpoint, (ROOT,)))
+    stays = device.type == "cpu" and dtype == torch.float32 and types == ("BF16",)
+    return torch.bfloat16 if stays else dtype
 
 
 def load_decoder(
-    checkpoint: Path, config: LLMConfig, device: torch.device, dtype: torch.dtype
+    checkpoint: Path,
+    config: LLMConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    stored: torch.dtype | None = None,
 ) -> Decoder:
     """Builds the decoder that the config describes and fills it, several files at a time.
 
-    A tensor goes from its mapped file straight to its place: nothing is held twice.
+    A tensor goes from its mapped file straight to its place: nothing is held twice. On a CPU one
+    that is a whole parameter stays where it is.
+
+    Args:
+        checkpoint: the folder.
+        config: of it.
+        device: where it goes.
+        dtype: the type of the activations.
+        stored: the type of the matrices; by default the same.
 
     Raises:
         CheckpointError: a tensor of the language model is missing, unknown, of another shape or
             not of a float type, or a file is damaged.
     """
-    stored = checked_folder(checkpoint, (ROOT,))
-    decoder, _ = matching_decoder(checkpoint, config, kernels_for(device, config), stored)
-    decoder.to(dtype).to_empty(device=device)
+    files_of = checked_folder(checkpoint, (ROOT,))
+    decoder, _ = matching_decoder(checkpoint, config, kernels_for(device, config), files_of)
+    decoder.to(dtype)
+    if stored not in (None, dtype):
+        decoder.store_as(stored)
+    _allocate(decoder, device)
     places = destinations(decoder)
-    files = sorted(set(stored.values()))
+    files = sorted(set(files_of.values()))
     with ThreadPoolExecutor(CONCURRENT_FILE_COUNT) as pool:
         filling = [pool.submit(_fill_from, file, places) for file in files]
     for filled in filling:
         filled.result()
     return decoder
+
+
+def _allocate(decoder: Decoder, device: torch.device) -> None:
+    """Gives an empty decoder its memory; PyTorch's own way imports a second's worth of modules."""
+    for module in decoder.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            memory = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+            setattr(module, name, nn.Parameter(memory, requires_grad=False))
 
 
 def matching_decoder(
@@ -100,9 +155,9 @@ def destinations(decoder: Decoder) -> dict[str, Destination]:
     """Returns where each tensor of an original checkpoint goes, by its name there."""
     config, family = decoder.config, decoder.config.family
     named = {
-        f"{family.embedding}.weight": Destination((decoder.embedding.weight,)),
-        f"{family.norm}.weight": Destination((decoder.norm.weight,)),
-        f"{family.head}.weight": Destination((decoder.head.weight[: config.vocabulary_size],)),
+        f"{family.embedding}.weight": _whole(decoder.embedding.weight),
+        f"{family.norm}.weight": _whole(decoder.norm.weight),
+        f"{family.head}.weight": _rows(decoder.head, range(config.vocabulary_size)),
     }
     for index, layer in enumerate(decoder.layers):
         for name, destination in _layer_destinations(cast(Layer, layer), config):
@@ -112,18 +167,19 @@ def destinations(decoder: Decoder) -> dict[str, Destination]:
 
 def _layer_destinations(layer: Layer, config: LLMConfig) -> Iterator[tuple[str, Destination]]:
     family = config.family
-    gate, up = layer.feed_forward.gate_up.weight.chunk(2)
-    for name, parameter in (
-        (family.attention_norm, layer.attention_norm.weight),
-        (family.attention_output, layer.attention.output.weight),
-        (family.feed_forward_norm, layer.feed_forward_norm.weight),
-        (family.gate, gate),
-        (family.up, up),
-        (family.down, layer.feed_forward.down.weight),
+    width = config.intermediate_size
+    gate_up = layer.feed_forward.gate_up
+    for name, destination in (
+        (family.attention_norm, _whole(layer.attention_norm.weight)),
+        (family.attention_output, _rows(layer.attention.output)),
+        (family.feed_forward_norm, _whole(layer.feed_forward_norm.weight)),
+        (family.gate, _rows(gate_up, range(width))),
+        (family.up, _rows(gate_up, range(width, 2 * width))),
+        (family.down, _rows(layer.feed_forward.down)),
     ):
-        yield f"{name}.weight", Destination((parameter,))
+        yield f"{name}.weight", destination
     for part, name in family.head_norms.items():
-        yield f"{name}.weight", Destination((layer.attention.get_parameter(f"{part}_norm"),))
+        yield f"{name}.weight", _whole(layer.attention.get_parameter(f"{part}_norm"))
     yield from _qkv_destinations(layer.attention, config)
 
 
@@ -132,9 +188,33 @@ def _qkv_destinations(attention: Attention, config: LLMConfig) -> Iterator[tuple
     for name, order in config.family.qkv.items():
         heads, own_order = order.heads(*head_counts), GROUPED.heads(*head_counts)
         ranges = head_rows(heads, own_order, config.head_dim)
-        for kind, parameter in attention.qkv.named_parameters():
-            views = tuple(parameter[rows.start : rows.stop] for rows in ranges)
-            yield f"{name}.{kind}", Destination(views)
+        yield f"{name}.weight", _rows(attention.qkv, *ranges)
+        if (bias := attention.qkv.bias) is not None:
+            views = tuple(bias[rows.start : rows.stop] for rows in ranges)
+            yield f"{name}.bias", Destination(views)
+
+
+def _whole(parameter: torch.Tensor) -> Destination:
+    return Destination((parameter,), whole=parameter)
+
+
+def _rows(projection: Projection, *ranges: range) -> Destination:
+    """Returns those rows of a weight, or all."""
+    weight, scale = projection.weight, projection.scale
+    every = range(len(weight))
+    ranges = ranges or (every,)
+    return Destination(
+        views=tuple(weight[rows.start : rows.stop] for rows in ranges),
+        scales=() if scale is None else tuple(scale[rows.start : rows.stop] for rows in ranges),
+        whole=weight if ranges == (every,) else None,
+    )
+
+
+def _quantise(rows: torch.Tensor, view: torch.Tensor, scale: torch.Tensor) -> None:
+    """Writes rows as int8 and what to multiply each with: its largest number becomes 127."""
+    wide = rows.float()
+    torch.div(wide.abs().amax(1, keepdim=True), LARGEST_INT8, out=scale)
+    view.copy_((wide / scale.clamp(min=SMALLEST_SCALE)).round_())
 
 
 def _check_layer_count(checkpoint: Path, config: LLMConfig, names: Collection[str]) -> None:

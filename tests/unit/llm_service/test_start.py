@@ -51,7 +51,7 @@ def sentence_of_failure(
     ("words", "sentence"),
     [
         (["--kv-cache-byte-count", "100"], "the KV cache has 100 bytes, and one block needs"),
-        (["--kv-cache-byte-count", str(10**17)], "too little memory: the weights take 0.4 MiB in "),
+        (["--kv-cache-byte-count", str(10**17)], "too little memory: the weights take 0.2 MiB in "),
         (["--torch.block-size", str(10**20)], "one block needs"),
         pytest.param(["--torch.device", "cuda"], "finds no CUDA device", marks=without_cuda),
         (["--host", OUTSIDE], f"cannot listen on {OUTSIDE}:0"),
@@ -79,15 +79,16 @@ def test_what_this_machine_does_not_allow(
         (
             2**20,
             ["--kv-cache-byte-count", str(3 * 2**30)],
-            "there is too little memory: the weights take 0.4 MiB in float32, the KV cache 3.0 GiB;"
-            " 1.0 MiB are free here. What helps: --kv-cache-byte-count of less than 616448, or"
-            " --torch.dtype bfloat16, which halves both, or a smaller model",
+            "there is too little memory: the weights take 0.2 MiB in bfloat16, the KV cache"
+            " 3.0 GiB; 1.0 MiB are free here. What helps: --kv-cache-byte-count of less than"
+            " 832512, or --torch.dtype bfloat16, which halves the KV cache, or a smaller model",
         ),
         (
             1000,
             ["--torch.dtype", "bfloat16"],
             "there is too little memory: the weights take 0.2 MiB in bfloat16; 0.0 MiB are free"
-            " here. What helps: a smaller model",
+            " here. What helps: --quantization int8, which at least halves the weights, or a"
+            " smaller model",
         ),
     ],
 )
@@ -132,7 +133,7 @@ def test_memory_that_turns_out_to_be_too_little(
 
     monkeypatch.setattr(f"llm_service.engines.torch.{place}", fail)
     told = sentence_of_failure(monkeypatch, capsys, "--checkpoint", str(checkpoint))
-    assert told.startswith("there is too little memory: the weights take 0.4 MiB in ")
+    assert told.startswith("there is too little memory: the weights take 0.2 MiB in bfloat16")
 
 
 def test_a_port_that_is_taken(
@@ -157,6 +158,8 @@ def test_what_fails_after_the_start_ends_the_engine_too(
     before = set(threading.enumerate())
     with pytest.raises(ValueError, match="metrics of one name"):
         main()
+    for thread in set(threading.enumerate()) - before:  # once it has done what it is at
+        thread.join(timeout=20)
     assert set(threading.enumerate()) <= before
 
 

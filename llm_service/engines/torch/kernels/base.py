@@ -75,10 +75,18 @@ class Kernels(Protocol):
         """Tokens of a tile; None for kernels that know decodes and spans alone, no CUDA graphs."""
         ...
 
+    @property
+    def row_multiple(self) -> int:
+        """Rows of a large matrix that are computed fast are a multiple of this."""
+        ...
+
     def project(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """Returns hidden x weight^T + bias: [T, in] x [out, in] -> [T, out]."""
+        """Returns hidden x weight^T + bias: [T, in] x [out, in] -> [T, out].
+
+        Kernels of a CPU take a weight of any type whose numbers the type of `hidden` holds.
+        """
         ...
 
     def add_rms_norm(

@@ -8,16 +8,22 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms
 from llm_service.engines.torch.kernels.spans import attend_causally, split_spans
 
+# Numbers of a weight that are widened at a time: they stay in a core's cache until they are used.
+WIDENED_COUNT = 256 * 1024
+
 
 class TorchKernels:
     """Kernels by what PyTorch itself has."""
 
     tile_size: int | None = None
+    row_multiple = 1
 
     def project(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        return linear(hidden, weight, bias)
+        if weight.dtype == hidden.dtype:
+            return linear(hidden, weight, bias)
+        return _widened_product(hidden, weight, bias)
 
     def add_rms_norm(
         self, hidden: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
@@ -28,7 +34,7 @@ class TorchKernels:
 
     def silu_multiply(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return silu(gate) * up
+        return silu(gate).mul_(up)
 
     def rotate_and_store(
         self,
@@ -59,6 +65,20 @@ class TorchKernels:
         for part in split_spans(query[decode_count:], cache, layout.spans):
             outputs.append(attend_causally(*part)[0].transpose(0, 1))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _widened_product(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Multiplies by a weight of another type: its numbers go through memory as they are stored."""
+    product = hidden.new_empty(len(hidden), len(weight))
+    row_count = max(1, WIDENED_COUNT // weight.shape[1])
+    rows = hidden.new_empty(row_count, weight.shape[1])
+    for begin in range(0, len(weight), row_count):
+        stored = weight[begin : begin + row_count]
+        wide = rows[: len(stored)].copy_(stored)
+        product[:, begin : begin + row_count] = linear(hidden, wide)
+    return product if bias is None else product.add_(bias)
 
 
 def _normed(values: torch.Tensor, eps: float) -> torch.Tensor:

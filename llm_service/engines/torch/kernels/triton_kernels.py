@@ -28,6 +28,9 @@ MAX_PROJECTION_STEP = 2048
 class TritonKernels:
     """Kernels that read decodes and tiles by programs of our own, spans by PyTorch's attention."""
 
+    # The vocabularies are odd numbers, or nearly: cuBLAS needs three times as long for those.
+    row_multiple = 64
+
     def __init__(self, group_size: int) -> None:
         """Takes the number of query heads that share a key/value head."""
         self._padded_group = int(triton.next_power_of_2(group_size))
