@@ -18,9 +18,9 @@ def broken_start(decoder: Decoder) -> str:
     """Returns why a decoder whose first logits are not finite cannot be served."""
     dtype = decoder.dtype
     for name, destination in destinations(decoder).items():
-        if any(view.isnan().any() for view in destination.views):
+        if any(part.isnan().any() for part in destination.parts):
             return f"the weights themselves are not finite: the checkpoint's {name} holds NaN"
-        if any(view.isinf().any() for view in destination.views):
+        if any(part.isinf().any() for part in destination.parts):
             return f"the checkpoint's {name} is not finite in {dtype_name(dtype)}{_remedy(dtype)}"
     found = f"the logits of the language model are not finite in {dtype_name(dtype)}"
     return found + (_remedy(dtype) or ", though each of its weights is")

@@ -48,6 +48,11 @@ class Destination:
         """The shape that the tensor has in the checkpoint."""
         return (sum(map(len, self.views)), *self.views[0].shape[1:])
 
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """All that the tensor's numbers are in."""
+        return self.views + self.scales
+
     def fill(self, tensor: torch.Tensor) -> None:
         """Takes a tensor of that shape: as it is where it can be mapped, else as a copy."""
         if self.whole is not None and self.whole.is_cpu and self.whole.dtype == tensor.dtype:

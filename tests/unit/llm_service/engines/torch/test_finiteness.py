@@ -123,6 +123,13 @@ def test_a_start_whose_logits_are_not_finite_is_refused(
     assert str(caught.value) == sentence
 
 
+def test_a_quantised_start_finds_what_is_none_in_the_checkpoint(tmp_path: Path) -> None:
+    broken = {DOWN: lambda weight: weight.index_fill(0, torch.tensor([3]), torch.nan)}
+    options = {"device": "cpu", "dtype": "float32", "thread_count": 1, "quantization": "int8"}
+    with pytest.raises(EngineStartError, match=f"the checkpoint's {DOWN} holds NaN"):
+        started(write(tmp_path, **broken), torch=options)
+
+
 async def test_what_overflows_in_float16_alone_is_served_in_the_others(tmp_path: Path) -> None:
     checkpoint = await asyncio.to_thread(write, tmp_path, **{DOWN: overflowing})
     for dtype in ("float32", "bfloat16"):
