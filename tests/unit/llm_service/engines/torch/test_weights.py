@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.torch.decoder import Decoder
+from llm_service.engines.torch.decoder import Decoder, Layer, Projection
 from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
-from llm_service.engines.torch.weights import destinations, empty_decoder, load_decoder
+from llm_service.engines.torch.weights import (
+    destinations,
+    empty_decoder,
+    load_decoder,
+    stored_dtype,
+)
+from llm_service.settings import Quantization
 from protos.checkpoint.section import CheckpointError
 from tests.unit.llm_service.engines.torch.tiny import (
     EVERY_FAMILY,
@@ -117,3 +125,56 @@ def _load(
 ) -> Decoder:
     write_checkpoint(folder, llm, tensors)
     return load_decoder(folder, LLMConfig.from_checkpoint(folder), torch.device("cpu"), dtype)
+
+
+@pytest.mark.parametrize(
+    ("in_file", "device", "computing", "quantization", "stored"),
+    [
+        (torch.bfloat16, "cpu", torch.float32, "none", torch.bfloat16),
+        (torch.bfloat16, "cpu", torch.bfloat16, "none", torch.bfloat16),
+        (torch.bfloat16, "cpu", torch.float16, "none", torch.float16),
+        (torch.float16, "cpu", torch.float32, "none", torch.float32),
+        (torch.float32, "cpu", torch.float32, "none", torch.float32),
+        (torch.float32, "cpu", torch.bfloat16, "none", torch.bfloat16),
+        (torch.bfloat16, "cuda", torch.float32, "none", torch.float32),
+        (torch.bfloat16, "cpu", torch.float32, "int8", torch.int8),
+    ],
+)
+def test_matrices_are_kept_as_they_are_stored_where_that_changes_nothing(
+    tmp_path: Path,
+    in_file: torch.dtype,
+    device: str,
+    computing: torch.dtype,
+    quantization: Quantization,
+    stored: torch.dtype,
+) -> None:
+    tensors = {name: tensor.to(in_file) for name, tensor in random_tensors(QWEN2).items()}
+    write_checkpoint(tmp_path, QWEN2, tensors)
+    kept = stored_dtype(tmp_path, torch.device(device), computing, quantization)
+    assert kept == stored
+    config = LLMConfig.from_checkpoint(tmp_path)
+    decoder = load_decoder(tmp_path, config, torch.device("cpu"), computing, kept)
+    assert {p.weight.dtype for p in decoder.modules() if isinstance(p, Projection)} == {stored}
+    assert decoder.dtype == decoder.embed(torch.tensor([1])).dtype == computing
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_a_tensor_that_is_a_whole_parameter_stays_in_its_file(tmp_path: Path) -> None:
+    tensors = {name: tensor.bfloat16() for name, tensor in random_tensors(QWEN2).items()}
+    decoder = _load(tmp_path, QWEN2, tensors, torch.bfloat16)
+    layer = cast(Layer, decoder.layers[0])
+    down, gate_up = layer.feed_forward.down.weight, layer.feed_forward.gate_up.weight
+    for weight in (decoder.embedding.weight, decoder.head.weight, down):
+        assert _mapped_file(weight).startswith(str(tmp_path))
+    assert not _mapped_file(gate_up).startswith(str(tmp_path))
+    assert torch.equal(down, tensors["language_model.model.layers.0.mlp.down_proj.weight"])
+
+
+def _mapped_file(tensor: torch.Tensor) -> str:
+    """Returns the file in which a tensor lies; "" for memory."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, path = line.split(maxsplit=5) if line.count("/") else (line.split()[0], "")
+        begin, end = (int(address, 16) for address in addresses.split("-"))
+        if begin <= tensor.data_ptr() < end:
+            return path
+    raise ValueError("no such address")
