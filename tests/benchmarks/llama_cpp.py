@@ -45,6 +45,7 @@ class Pair:
 PAIRS = (
     Pair("bfloat16", TorchOptions(dtype="bfloat16"), GGMLQuantizationType.BF16),
     Pair("float32", TorchOptions(dtype="float32"), GGMLQuantizationType.BF16),
+    Pair("int8", TorchOptions(quantization="int8"), GGMLQuantizationType.Q8_0),
 )
 
 
