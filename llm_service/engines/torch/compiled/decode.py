@@ -19,9 +19,11 @@ from protos.process.precision import fastest_of
 
 logger = structlog.get_logger()
 
-# A step of more tokens is no longer bound by reading the weights: PyTorch multiplies faster. With
-# units for matrices (AMX) it does so earlier, which is measured: but never with so few.
-MAX_TOKEN_COUNT, SURE_TOKEN_COUNT = 8, 4
+# A step of many tokens is no longer bound by reading the weights. From how many on PyTorch is
+# faster depends on the CPU's units for the type: it is measured, above the first of these.
+SURE_TOKEN_COUNT = 4
+MEASURED_TOKEN_COUNTS = (8, 32)
+MAX_TOKEN_COUNT = MEASURED_TOKEN_COUNTS[-1]
 # Threads wait for each other several times a layer: less to read than this is no work for two.
 BYTES_PER_THREAD = 8 * 1024**2
 # How numpy sees what is stored; it knows no bfloat16.
@@ -100,15 +102,29 @@ class CompiledDecode:
         return logits
 
     def _measured_token_count(self, kv_cache: torch.Tensor) -> int:
-        """Returns up to how many tokens this is faster than the decoder, by one layer's times.
+        """Returns up to how many tokens this is faster than the decoder."""
+        started = time.perf_counter()
+        self._layer_seconds(kv_cache, 1)
+        logger.info("decode_compiled", seconds=round(time.perf_counter() - started, 3))
+        most = SURE_TOKEN_COUNT
+        for count in MEASURED_TOKEN_COUNTS:
+            own_seconds, seconds = self._layer_seconds(kv_cache, count)
+            if own_seconds > seconds:
+                break
+            most = count
+        logger.info("decode_measured", compiled_token_count=most)
+        return most
 
-        What the layer writes goes to the cache's last block, which is nobody's.
+    def _layer_seconds(self, kv_cache: torch.Tensor, count: int) -> tuple[float, float]:
+        """Returns what a layer takes for so many tokens, here and by the decoder.
+
+        What it writes goes to the cache's last block, which is nobody's.
         """
         block, block_size = kv_cache.shape[2] - 1, kv_cache.shape[3]
-        rows = np.zeros((3, MAX_TOKEN_COUNT), np.int64)
+        rows = np.zeros((3, count), np.int64)
         rows[2] = block * block_size
-        tables = np.full((MAX_TOKEN_COUNT, 1), block, np.int32)
-        hidden = torch.ones(MAX_TOKEN_COUNT, self._shape.hidden_size, dtype=self._decoder.dtype)
+        tables = np.full((count, 1), block, np.int32)
+        hidden = torch.ones(count, self._shape.hidden_size, dtype=self._decoder.dtype)
         _, places, slots = torch.from_numpy(rows)
         layout = BatchLayout(
             rotation=torch.from_numpy(self._rotation)[places],
@@ -118,22 +134,10 @@ class CompiledDecode:
             tiles=torch.empty(0),
         )
         shape, layers = self._shape._replace(vocabulary_size=0), self._layers[[0, -1]]
-        started = time.perf_counter()
-        self._run(shape, layers, hidden, rows, tables)
-        first_seconds = time.perf_counter() - started
-        own_seconds, seconds = fastest_of(
+        return fastest_of(
             lambda: self._run(shape, layers, hidden, rows, tables),
             lambda: self._decoder.layers[0](hidden, None, kv_cache[0], layout),
         )
-        most = MAX_TOKEN_COUNT if own_seconds <= seconds else SURE_TOKEN_COUNT
-        logger.info(
-            "decode_measured",
-            compiled_token_count=most,
-            first_seconds=round(first_seconds, 3),  # of which compiling takes nearly all
-            compiled_seconds=round(own_seconds, 6),
-            torch_seconds=round(seconds, 6),
-        )
-        return most
 
     def _addresses(self, decoder: Decoder) -> Array:
         rows = [self._layer(cast(Layer, layer)) for layer in decoder.layers]

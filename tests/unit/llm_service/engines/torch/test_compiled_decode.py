@@ -182,6 +182,28 @@ def test_int8_weights_count_by_their_scales(
     assert 0 < (exact - unquantised).norm() < 0.05 * unquantised.norm()
 
 
+@pytest.mark.parametrize(
+    ("times", "most"),
+    [
+        ([(1, 1), (1, 2), (3, 3)], 32),
+        ([(1, 1), (1, 2), (3, 2)], 8),
+        ([(1, 1), (2, 1), (1, 9)], 4),
+    ],
+)
+def test_larger_steps_are_for_whom_is_faster(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: list[tuple[float, float]],
+    most: int,
+) -> None:
+    told = iter(times)
+    monkeypatch.setattr(decode, "fastest_of", lambda *_: next(told))
+    case = Case(tmp_path, QWEN2)
+    step = CompiledDecode(case.decoder, case.cache, case.rotation)
+    assert step.fits(most)
+    assert not step.fits(most + 1)
+
+
 def test_columns_are_the_fields_of_a_layer() -> None:
     for index, name in enumerate(programs.Layer._fields):
         assert getattr(programs, name.upper()) == index
