@@ -240,8 +240,8 @@ def wait_for_all(team, size):
 
 @njit(fastmath=FAST)
 def exponential(value):
-    """e^value for value <= 0 or so, to float32's precision; unlike the C library's, vectorised."""
-    value = max(value, np.float32(-87.0))
+    """e^value, of a value cut to +-87; unlike the C library's it is vectorised."""
+    value = min(max(value, np.float32(-87)), np.float32(87))
     power = np.floor(value * np.float32(1.44269504) + np.float32(0.5))
     rest = value - power * np.float32(0.693359375) + power * np.float32(2.12194440e-4)
     series = np.float32(1.9875691500e-4)

@@ -204,6 +204,17 @@ def test_larger_steps_are_for_whom_is_faster(
     assert not step.fits(most + 1)
 
 
+def test_the_exponential_is_that_of_the_library() -> None:
+    values = np.linspace(-87, 87, 10_001, dtype=np.float32)
+    ours = np.array([programs.exponential(value) for value in values])
+    np.testing.assert_allclose(ours, np.exp(values.astype(np.float64)), rtol=3e-7)
+    for extreme, expected in ((1e9, np.exp(87)), (np.inf, np.exp(87)), (-1e9, 0), (-np.inf, 0)):
+        assert programs.exponential(np.float32(extreme)) == pytest.approx(
+            expected, rel=1e-6, abs=1e-30
+        )
+    assert np.isnan(programs.exponential(np.float32(np.nan)))
+
+
 def test_columns_are_the_fields_of_a_layer() -> None:
     for index, name in enumerate(programs.Layer._fields):
         assert getattr(programs, name.upper()) == index
@@ -274,7 +285,7 @@ def test_large_scores_and_gates_do_not_overflow(tmp_path: Path) -> None:
     case.embeddings *= 1e4
     case.cache *= 1e4
     for layer in case.decoder.layers:
-        layer.feed_forward.gate_up.weight *= 50  # type: ignore[union-attr,operator]
+        layer.feed_forward.gate_up.weight *= 300  # type: ignore[union-attr,operator]
     logits = case.compiled(LENGTHS, case.cache.clone())
     expected = case.expected(LENGTHS, case.cache.clone())
     assert logits.isfinite().all()
