@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pickle import UnpicklingError
 from typing import cast
 
 import numpy as np
@@ -50,8 +51,8 @@ class CompiledDecode:
         self._kv_cache, self._rotation = _bits(kv_cache), rotation.numpy()
         self._thread_count = _thread_count(decoder)
         self._room = _room(self._shape, self._thread_count, context_length=len(rotation))
-        self._team = np.zeros(programs.TEAM_SIZE, np.int64)
         self._others = ThreadPoolExecutor(max(1, self._thread_count - 1), "decode")
+        self._compile(kv_cache)
         self._most_token_count = self._measured_token_count(kv_cache)
 
     def fits(self, token_count: int) -> bool:
@@ -69,54 +70,98 @@ class CompiledDecode:
         Returns:
             [D, vocabulary_size] float32.
         """
-        return self._run(self._shape, self._layers, embeddings, rows, block_tables)
+        if len(embeddings) > MAX_TOKEN_COUNT:
+            raise ValueError(f"there is room for {MAX_TOKEN_COUNT} tokens, not {len(embeddings)}")
+        batch = self._batch(self._shape, embeddings, rows, block_tables)
+        self._compute(self._shape, self._layers, batch, self._thread_count)
+        return torch.from_numpy(batch.logits)
 
-    def _run(
-        self,
-        shape: programs.Shape,
-        layers: Array,
-        embeddings: torch.Tensor,
-        rows: Array,
-        block_tables: Array,
-    ) -> torch.Tensor:
+    def _batch(
+        self, shape: programs.Shape, embeddings: torch.Tensor, rows: Array, block_tables: Array
+    ) -> programs.Batch:
         _, places, slots = rows
-        logits = torch.empty(len(embeddings), shape.vocabulary_size)
-        batch = programs.Batch(
+        return programs.Batch(
             hidden=embeddings.to(torch.float32, copy=True).numpy(),
             places=places,
             slots=slots,
             block_tables=block_tables,
             rotation=self._rotation,
             cache=self._kv_cache,
-            logits=logits.numpy(),
+            logits=np.empty((len(embeddings), shape.vocabulary_size), np.float32),
         )
 
-        def compute(rank: int) -> None:
-            size, team = self._thread_count, self._team
-            programs.decode_step(rank, size, team, shape, layers, self._like, batch, self._room)
+    def _compute(
+        self, shape: programs.Shape, layers: Array, batch: programs.Batch, size: int
+    ) -> None:
+        """Has so many threads compute a batch; if one fails, none waits for it."""
 
-        others = [self._others.submit(compute, rank) for rank in range(1, self._thread_count)]
-        compute(0)
+        team = np.zeros(programs.TEAM_SIZE, np.int64)
+
+        def compute(rank: int) -> None:
+            try:
+                programs.decode_step(rank, size, team, shape, layers, self._like, batch, self._room)
+            except BaseException:
+                team[programs.FAILED] = 1
+                raise
+
+        others: list[Future[None]] = []
+        try:
+            for rank in range(1, size):
+                others.append(self._others.submit(compute, rank))
+            compute(0)
+        except BaseException:
+            team[programs.FAILED] = 1
+            raise
+        finally:
+            wait(others)
         for other in others:
             other.result()
-        return logits
 
     def _measured_token_count(self, kv_cache: torch.Tensor) -> int:
         """Returns up to how many tokens this is faster than the decoder."""
-        started = time.perf_counter()
-        self._layer_seconds(kv_cache, 1)
-        logger.info("decode_compiled", seconds=round(time.perf_counter() - started, 3))
         most = SURE_TOKEN_COUNT
         for count in MEASURED_TOKEN_COUNTS:
             own_seconds, seconds = self._layer_seconds(kv_cache, count)
+            logger.info(
+                "decode_measured",
+                token_count=count,
+                compiled_seconds=round(own_seconds, 6),
+                torch_seconds=round(seconds, 6),
+            )
             if own_seconds > seconds:
                 break
             most = count
-        logger.info("decode_measured", compiled_token_count=most)
         return most
+
+    def _compile(self, kv_cache: torch.Tensor) -> None:
+        """Has the program compiled, or read from where it is kept, before there are threads."""
+        started = time.perf_counter()
+        shape, layers, batch, _ = self._trial(kv_cache, 1)
+        try:
+            self._compute(shape, layers, batch, size=1)
+        except (OSError, EOFError, UnpicklingError) as error:
+            logger.warning("decode_not_kept", error=str(error) or type(error).__name__)
+            programs.forget_cache()
+            self._compute(shape, layers, batch, size=1)
+        logger.info("decode_compiled", seconds=round(time.perf_counter() - started, 3))
 
     def _layer_seconds(self, kv_cache: torch.Tensor, count: int) -> tuple[float, float]:
         """Returns what a layer takes for so many tokens, here and by the decoder.
+
+        It is the CPU time of all threads: which of them does how much is chance.
+        """
+        shape, layers, batch, layout = self._trial(kv_cache, count)
+        hidden = torch.from_numpy(batch.hidden).to(self._decoder.dtype)
+        return fastest_of(
+            lambda: self._compute(shape, layers, batch, self._thread_count),
+            lambda: self._decoder.layers[0](hidden, None, kv_cache[0], layout),
+            time.process_time,
+        )
+
+    def _trial(
+        self, kv_cache: torch.Tensor, count: int
+    ) -> tuple[programs.Shape, Array, programs.Batch, BatchLayout]:
+        """Returns so many first tokens for one layer alone, as both ways take them.
 
         What it writes goes to the cache's last block, which is nobody's.
         """
@@ -124,7 +169,8 @@ class CompiledDecode:
         rows = np.zeros((3, count), np.int64)
         rows[2] = block * block_size
         tables = np.full((count, 1), block, np.int32)
-        hidden = torch.ones(count, self._shape.hidden_size, dtype=self._decoder.dtype)
+        shape, layers = self._shape._replace(vocabulary_size=0), self._layers[[0, -1]]
+        batch = self._batch(shape, torch.ones(count, shape.hidden_size), rows, tables)
         _, places, slots = torch.from_numpy(rows)
         layout = BatchLayout(
             rotation=torch.from_numpy(self._rotation)[places],
@@ -133,11 +179,7 @@ class CompiledDecode:
             block_tables=torch.from_numpy(tables),
             tiles=torch.empty(0),
         )
-        shape, layers = self._shape._replace(vocabulary_size=0), self._layers[[0, -1]]
-        return fastest_of(
-            lambda: self._run(shape, layers, hidden, rows, tables),
-            lambda: self._decoder.layers[0](hidden, None, kv_cache[0], layout),
-        )
+        return shape, layers, batch, layout
 
     def _addresses(self, decoder: Decoder) -> Array:
         rows = [self._layer(cast(Layer, layer)) for layer in decoder.layers]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import carray, njit, types
 from numba.core import cgutils
+from numba.core.caching import NullCache
 from numba.extending import intrinsic
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,9 +44,10 @@ STREAM_COUNT = 4
 CHUNK_BYTES = 32 * 1024
 LEAST_CHUNK_ROWS, MOST_CHUNK_ROWS = 8, 64
 
-# What `team` holds, of all threads together: who has arrived, how often all have, the next chunk.
-ARRIVED, GENERATION, NEXT_CHUNK = 0, 8, 16
-TEAM_SIZE = 24  # each in a cache line of its own
+# What `team` holds, of all threads together: how many have arrived, how often all have, the next
+# chunk, and whether one has failed, for which nobody waits any more.
+ARRIVED, GENERATION, NEXT_CHUNK, FAILED = 0, 8, 16, 24
+TEAM_SIZE = 32  # each in a cache line of its own
 
 # The columns of `layers`, see Layer.
 (
@@ -232,7 +236,7 @@ def wait_for_all(team, size):
         fetch_add(team, GENERATION, 1)
         return
     spins = 0
-    while fetch_add(team, GENERATION, 0) == generation:
+    while fetch_add(team, GENERATION, 0) == generation and fetch_add(team, FAILED, 0) == 0:
         spins += 1
         if spins > SPIN_COUNT:
             sched_yield()
@@ -692,6 +696,14 @@ def decode_step(rank, size, team, shape, layers, like, batch, room):
     wait_for_all(team, size)
 
 
+# The digest is in the names of the files that numba keeps: a start that was killed while it wrote
+# them would else find an older version's code there.
+decode_step.py_func.__qualname__ += "_" + sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 # Where there is no folder to keep it in, each process compiles it anew.
 with contextlib.suppress(RuntimeError):
     decode_step.enable_caching()
+
+
+def forget_cache() -> None:
+    """Has the program compiled for this process alone, since what is kept cannot be used."""
+    decode_step._cache = NullCache()

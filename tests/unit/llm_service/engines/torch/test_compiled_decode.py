@@ -185,9 +185,9 @@ def test_int8_weights_count_by_their_scales(
 @pytest.mark.parametrize(
     ("times", "most"),
     [
-        ([(1, 1), (1, 2), (3, 3)], 32),
-        ([(1, 1), (1, 2), (3, 2)], 8),
-        ([(1, 1), (2, 1), (1, 9)], 4),
+        ([(1, 2), (3, 3)], 32),
+        ([(1, 2), (3, 2)], 8),
+        ([(2, 1), (1, 9)], 4),
     ],
 )
 def test_larger_steps_are_for_whom_is_faster(
@@ -202,6 +202,49 @@ def test_larger_steps_are_for_whom_is_faster(
     step = CompiledDecode(case.decoder, case.cache, case.rotation)
     assert step.fits(most)
     assert not step.fits(most + 1)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@torch.inference_mode()
+def test_a_thread_that_fails_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    monkeypatch.setattr(decode, "_thread_count", lambda decoder: 3)
+    case = Case(tmp_path, QWEN2)
+    step = CompiledDecode(case.decoder, case.cache, case.rotation)
+    program = programs.decode_step
+
+    def fail(rank: int, *arguments: object) -> None:
+        if rank == failing:
+            raise OSError("no space left")
+        program(rank, *arguments)
+
+    rows, tables = case._batch((5,))
+    expected = step.run(case.embeddings[:1], rows, tables)
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "decode_step", fail)
+        with pytest.raises(OSError, match="no space left"):
+            step.run(case.embeddings[:1], rows, tables)
+    assert torch.equal(step.run(case.embeddings[:1], rows, tables), expected)
+
+
+@pytest.mark.parametrize("error", [OSError("no space left"), EOFError("Ran out of input")])
+@torch.inference_mode()
+def test_a_broken_cache_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    program, forgotten = programs.decode_step, []
+
+    def broken(*arguments: object) -> None:
+        if not forgotten:
+            raise error
+        program(*arguments)
+
+    monkeypatch.setattr(programs, "decode_step", broken)
+    monkeypatch.setattr(programs, "forget_cache", lambda: forgotten.append(True))
+    case = Case(tmp_path, QWEN2)
+    assert case.compiled((5,), case.cache).isfinite().all()
+    assert forgotten
 
 
 def test_the_exponential_is_that_of_the_library() -> None:
