@@ -5,16 +5,21 @@ from __future__ import annotations
 from llm_service.checkpoint import LLMConfig
 
 
-def weight_byte_count(config: LLMConfig, itemsize: int) -> int:
+def weight_byte_count(
+    config: LLMConfig, itemsize: int, embedding_itemsize: int | None = None
+) -> int:
     """Returns what the weights take in elements of so many bytes, an untied head among them.
+
+    The embedding's have the size of the others unless another is given.
 
     The vectors, of norms and biases, are left out: they are less than a thousandth.
     """
     hidden, head_rows = config.hidden_size, config.head_count * config.head_dim
     attention = 2 * hidden * (head_rows + config.kv_head_count * config.head_dim)
     feed_forward = 3 * hidden * config.intermediate_size
-    ends = 2 * config.vocabulary_size * hidden
-    return itemsize * (ends + config.layer_count * (attention + feed_forward))
+    end = config.vocabulary_size * hidden
+    others = end + config.layer_count * (attention + feed_forward)
+    return itemsize * others + (embedding_itemsize or itemsize) * end
 
 
 def kv_byte_count(config: LLMConfig, token_count: int, itemsize: int) -> int:

@@ -31,6 +31,6 @@ def control_groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
 def lines(file: Path) -> list[str]:
     """Returns the lines of a file of the system; none where there is no such file."""
     try:
-        return file.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
+        return file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except (OSError, ValueError):  # no file has a NUL in its name
         return []

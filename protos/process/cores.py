@@ -25,9 +25,10 @@ def _core_count(cpus: Iterable[int], root: Path) -> int:
     """Returns how many cores some CPUs are: two threads of a core share its units for products."""
     folder = root / "sys/devices/system/cpu"
     siblings = (
-        lines(folder / f"cpu{cpu}/topology/thread_siblings_list") or [f"{cpu}"] for cpu in cpus
+        "".join(lines(folder / f"cpu{cpu}/topology/thread_siblings_list")).strip() or f"{cpu}"
+        for cpu in cpus
     )
-    return len({core for core, *_ in siblings})
+    return len(set(siblings))
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -40,7 +40,7 @@ class Projection(nn.Module):
         if self.scale is None:
             return self._kernels.project(hidden, self.weight, self.bias)
         product = self._kernels.project(hidden, self.weight, None)
-        product = product * self.scale[:, 0].to(product.dtype)
+        product = (product.float() * self.scale[:, 0]).to(hidden.dtype)
         return product if self.bias is None else product + self.bias
 
 
@@ -159,17 +159,13 @@ class Decoder(nn.Module):
         """The type of activations and KV cache."""
         return self.norm.weight.dtype
 
-    def store_as(self, dtype: torch.dtype) -> None:
-        """Gives the matrices, which are empty yet, another type than the activations'.
-
-        The embedding is quantised by nobody: a token reads one row of it.
-        """
+    def store_as(self, matrices: torch.dtype, embedding: torch.dtype) -> None:
+        """Gives the weights, which are empty yet, other types than the activations'."""
         for module in self.modules():
             if isinstance(module, Projection):
-                module.store_as(dtype)
-        if dtype.is_floating_point:
-            weight = self.embedding.weight.to(dtype)
-            self.embedding.weight = nn.Parameter(weight, requires_grad=False)
+                module.store_as(matrices)
+        weight = self.embedding.weight.to(embedding)
+        self.embedding.weight = nn.Parameter(weight, requires_grad=False)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """[T] -> [T, hidden_size]"""

@@ -13,16 +13,14 @@ from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.finiteness import broken_start
-from llm_service.engines.torch.kv_cache import cpu_kv_cache_byte_count
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.start_memory import StartMemory
 from llm_service.engines.torch.step_graphs import TOKEN_SIZES
-from llm_service.engines.torch.weights import load_decoder, stored_dtype
+from llm_service.engines.torch.weights import load_decoder, stored_types
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
 from protos.errors import NonFiniteError
-from protos.process.memory import free_host_memory
 from protos.process.precision import FloatType, Product, faster_type
 
 logger = structlog.get_logger()
@@ -51,17 +49,25 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch)
     dtype = _dtype(settings.torch, device)
-    stored = stored_dtype(settings.checkpoint, device, dtype, settings.torch.quantization)
+    if dtype == torch.float16 and settings.torch.quantization != "none":
+        raise EngineStartError(
+            f"dtype is float16, in which sums of {settings.torch.quantization} numbers overflow:"
+            " serve it with --dtype bfloat16 or float32, or without --quantization"
+        )
+    stored = stored_types(settings.checkpoint, device, dtype, settings.torch.quantization)
     memory = StartMemory.of(settings, config, device, dtype, stored)
     memory.check()
     with memory.enough():
         decoder = load_decoder(settings.checkpoint, config, device, dtype, stored)
-        return _engine(settings, decoder, GuideCompiler(tokenizer, config.vocabulary_size))
+        guides = GuideCompiler(tokenizer, config.vocabulary_size)
+        return _engine(settings, decoder, guides, memory.kv_cache)
 
 
-def _engine(settings: Settings, decoder: Decoder, guides: GuideCompiler) -> TorchEngine:
+def _engine(
+    settings: Settings, decoder: Decoder, guides: GuideCompiler, kv_byte_count: int
+) -> TorchEngine:
     block_size, running_count = settings.torch.block_size, settings.max_running_sequence_count
-    block_count = _block_count(settings, decoder)
+    block_count = _block_count(settings, decoder, kv_byte_count)
     runner = ModelRunner(decoder, block_count, block_size, running_count)
     step_token_count = _max_step_token_count(settings.torch, decoder)
     scheduler = Scheduler(BlockManager(block_count, block_size), step_token_count, running_count)
@@ -108,18 +114,14 @@ def _max_step_token_count(options: TorchOptions, decoder: Decoder) -> int:
     return TOKEN_SIZES[-1] if is_narrow else CUDA_STEP_TOKEN_COUNT
 
 
-def _block_count(settings: Settings, decoder: Decoder) -> int:
-    """Returns how many blocks the KV cache has: by its size, or by the memory that is left."""
+def _block_count(settings: Settings, decoder: Decoder, byte_count: int) -> int:
+    """Returns how many blocks the KV cache has, by its size; 0 is a share of the GPU's memory."""
     config, weight = decoder.config, decoder.embedding.weight
     block_size = settings.torch.block_size
     block_byte_count = block_size * config.kv_values_per_token() * decoder.dtype.itemsize
-    if settings.kv_cache_byte_count is not None:
-        byte_count = settings.kv_cache_byte_count
-    elif weight.is_cuda:
+    if not byte_count:
         free_byte_count, _ = torch.cuda.mem_get_info(weight.device)
         byte_count = int(free_byte_count * settings.kv_cache_fraction)
-    else:
-        byte_count = cpu_kv_cache_byte_count(config, decoder.dtype.itemsize, free_host_memory())
     block_count = byte_count // block_byte_count
     if block_count * block_size < 2:
         raise EngineStartError(

@@ -11,6 +11,7 @@ import torch
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import EngineStartError, dtype_name
 from llm_service.engines.torch.kv_cache import cpu_kv_cache_byte_count
+from llm_service.engines.torch.weights import StoredTypes
 from llm_service.memory import weight_byte_count
 from llm_service.settings import Settings
 from protos.errors import OverloadedError
@@ -26,7 +27,7 @@ class StartMemory:
         kv_cache: bytes of the KV cache; 0 where it takes a share of what the weights leave.
         free: what the device has for both; None where nothing tells.
         dtype: type of the KV cache.
-        stored: type of the matrices.
+        stored: types of the weights.
         is_cuda: whether they go to a GPU.
     """
 
@@ -34,7 +35,7 @@ class StartMemory:
     kv_cache: int
     free: FreeMemory | None
     dtype: torch.dtype
-    stored: torch.dtype
+    stored: StoredTypes
     is_cuda: bool
 
     @classmethod
@@ -44,12 +45,12 @@ class StartMemory:
         config: LLMConfig,
         device: torch.device,
         dtype: torch.dtype,
-        stored: torch.dtype,
+        stored: StoredTypes,
     ) -> StartMemory:
         """Looks at the device."""
         is_cuda = device.type == "cuda"
         free = _free_on_gpu(device) if is_cuda else free_host_memory()
-        weights = weight_byte_count(config, stored.itemsize)
+        weights = weight_byte_count(config, stored.matrices.itemsize, stored.embedding.itemsize)
         kv_cache = settings.kv_cache_byte_count or 0
         if not (kv_cache or is_cuda):
             left = free and replace(free, byte_count=max(0, free.byte_count - weights))
@@ -80,7 +81,7 @@ class StartMemory:
             raise
 
     def _shortage(self) -> EngineStartError:
-        needs = [f"the weights take {gib(self.weights)} in {dtype_name(self.stored)}"]
+        needs = [f"the weights take {gib(self.weights)} in {dtype_name(self.stored.matrices)}"]
         if self.kv_cache:
             needs.append(f"the KV cache {gib(self.kv_cache)}")
         return EngineStartError(shortage(needs, self.free, self._ways()))
@@ -93,10 +94,10 @@ class StartMemory:
         if self.is_cuda and not self.kv_cache and left > 0:
             ways.append("a smaller --kv-cache-fraction")
         if self.dtype == torch.float32:
-            halved = "both" if self.stored == self.dtype else "the KV cache"
+            halved = "both" if self.stored.matrices == self.dtype else "the KV cache"
             ways.append(f"--torch.dtype bfloat16, which halves {halved}")
-        if not self.is_cuda and self.stored != torch.int8 and self.weights > self.kv_cache:
-            ways.append("--quantization int8, which at least halves the weights")
+        if not self.is_cuda and self.stored.matrices != torch.int8 and self.weights > self.kv_cache:
+            ways.append("--quantization int8, which halves all weights but the embedding")
         if self.is_cuda:
             ways.append("--engine tensorrt_llm with an engine built for several GPUs (--tp)")
         return [*ways, "a smaller model"]

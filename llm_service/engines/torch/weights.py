@@ -25,8 +25,22 @@ from protos.checkpoint.tensor_heads import TensorSummary, element_types, require
 
 CONCURRENT_FILE_COUNT = 8
 LARGEST_INT8 = 127
+WIDENED_COUNT = 1024 * 1024
 # Of a row of zeros, which stays one.
 SMALLEST_SCALE = 1e-30
+
+
+@dataclass(frozen=True)
+class StoredTypes:
+    """The types in which weights are kept.
+
+    Attributes:
+        matrices: of all that is multiplied.
+        embedding: of the embedding, which is never quantised: a token reads one row of it.
+    """
+
+    matrices: torch.dtype
+    embedding: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -67,19 +81,18 @@ class Destination:
                 _quantise(rows, view, scale)
 
 
-def stored_dtype(
+def stored_types(
     checkpoint: Path, device: torch.device, dtype: torch.dtype, quantization: Quantization
-) -> torch.dtype:
-    """Returns what the matrices are kept as, which the checkpoint decides too.
+) -> StoredTypes:
+    """Returns what weights are kept as, which the checkpoint decides too.
 
     On a CPU bfloat16 stays bfloat16 also where float32 computes, since each of its numbers is one
     of float32: half of the memory is read for the same result.
     """
-    if quantization == "int8":
-        return torch.int8
     types = element_types(checked_folder(checkpoint, (ROOT,)))
     stays = device.type == "cpu" and dtype == torch.float32 and types == ("BF16",)
-    return torch.bfloat16 if stays else dtype
+    kept = torch.bfloat16 if stays else dtype
+    return StoredTypes(torch.int8 if quantization == "int8" else kept, kept)
 
 
 def load_decoder(
@@ -87,7 +100,7 @@ def load_decoder(
     config: LLMConfig,
     device: torch.device,
     dtype: torch.dtype,
-    stored: torch.dtype | None = None,
+    stored: StoredTypes | None = None,
 ) -> Decoder:
     """Builds the decoder that the config describes and fills it, several files at a time.
 
@@ -99,7 +112,7 @@ def load_decoder(
         config: of it.
         device: where it goes.
         dtype: the type of the activations.
-        stored: the type of the matrices; by default the same.
+        stored: the types of the weights; by default the same.
 
     Raises:
         CheckpointError: a tensor of the language model is missing, unknown, of another shape or
@@ -108,8 +121,8 @@ def load_decoder(
     files_of = checked_folder(checkpoint, (ROOT,))
     decoder, _ = matching_decoder(checkpoint, config, kernels_for(device, config), files_of)
     decoder.to(dtype)
-    if stored not in (None, dtype):
-        decoder.store_as(stored)
+    if stored is not None:
+        decoder.store_as(stored.matrices, stored.embedding)
     _allocate(decoder, device)
     places = destinations(decoder)
     files = sorted(set(files_of.values()))
@@ -216,10 +229,17 @@ def _rows(projection: Projection, *ranges: range) -> Destination:
 
 
 def _quantise(rows: torch.Tensor, view: torch.Tensor, scale: torch.Tensor) -> None:
-    """Writes rows as int8 and what to multiply each with: its largest number becomes 127."""
-    wide = rows.float()
-    torch.div(wide.abs().amax(1, keepdim=True), LARGEST_INT8, out=scale)
-    view.copy_((wide / scale.clamp(min=SMALLEST_SCALE)).round_())
+    """Writes rows as int8 and what to multiply each with: its largest number becomes 127.
+
+    A few rows at a time: a head's numbers in float32 take gigabytes.
+    """
+    count = max(1, WIDENED_COUNT // rows.shape[1])
+    for begin in range(0, len(rows), count):
+        some = slice(begin, begin + count)
+        wide = rows[some].float()
+        factors = (wide.abs().amax(1, keepdim=True) / LARGEST_INT8).clamp(min=SMALLEST_SCALE)
+        scale[some] = factors
+        view[some] = (wide / factors).round_()
 
 
 def _check_layer_count(checkpoint: Path, config: LLMConfig, names: Collection[str]) -> None:

@@ -87,8 +87,8 @@ def test_what_this_machine_does_not_allow(
             1000,
             ["--torch.dtype", "bfloat16"],
             "there is too little memory: the weights take 0.2 MiB in bfloat16; 0.0 MiB are free"
-            " here. What helps: --quantization int8, which at least halves the weights, or a"
-            " smaller model",
+            " here. What helps: --quantization int8, which halves all weights but the embedding,"
+            " or a smaller model",
         ),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,14 +68,15 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
         engine: VisionEngine
         if is_cuda:
             engine = _cuda_engine(settings, config, model, weights_sha256, dtype)
-        else:
-            engine = TorchEngine(model, config, weights_sha256)
-        # On a CPU two tiles are seconds, which show more than two corners only of a type that
-        # activations can outgrow.
-        if is_cuda or dtype == torch.float16:
             embeddings = first_embeddings(engine, config.tile_size)
         else:
-            embeddings = corner_embeddings(model, config)
+            engine = on_cpu = TorchEngine(model, config, weights_sha256)
+            # Two tiles are seconds, which show more than two corners only of a type that
+            # activations can outgrow.
+            if dtype == torch.float16:
+                embeddings = first_embeddings(engine, config.tile_size)
+            else:
+                embeddings = corner_embeddings(model, config, on_cpu.encode_tokens)
     except (RuntimeError, MemoryError, OSError) as error:
         if is_out_of_memory(error):
             raise _too_little(memory, settings, config, device, dtype) from error
@@ -86,8 +87,15 @@ def start_engine(settings: Settings, config: VisionConfig) -> VisionEngine:
 
 
 @torch.inference_mode()
-def corner_embeddings(model: VisionModel, config: VisionConfig) -> torch.Tensor:
+def corner_embeddings(
+    model: VisionModel, config: VisionConfig, encode_tokens: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """Encodes some patches of a black tile and of a tile of noise: all weights work.
+
+    Args:
+        model: which embeds the patches.
+        config: of it.
+        encode_tokens: encodes what is embedded of one tile, as it does when it serves.
 
     Returns:
         Embeddings that are not finite where a weight is not, the positions of the other patches
@@ -96,7 +104,8 @@ def corner_embeddings(model: VisionModel, config: VisionConfig) -> torch.Tensor:
     positions = model.vision_model.embeddings.position_embedding
     values = normalise(first_tiles(config.tile_size), config.mean, config.std)
     tokens = model.vision_model.embeddings(values.to(positions.dtype))[:, : 1 + CORNER_PATCH_COUNT]
-    return model.encode_tokens(tokens) + 0 * positions.sum()
+    embeddings = torch.cat([encode_tokens(one.clone()) for one in tokens.split(1)])
+    return embeddings + 0 * positions.sum()
 
 
 def _cuda_engine(
@@ -166,6 +175,10 @@ class TorchEngine:
         self.dtype = next(model.parameters()).dtype
         self.weights_sha256 = weights_sha256
         self._config = config
+
+    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Encodes the embedded tokens of a tile or of a square in it, in place."""
+        return self._model.encode_tokens(tokens)
 
     @torch.inference_mode()
     def encode(self, tiles: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,11 @@ class TilewiseVisionModel:
 
     def _embeddings(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[1, 3, S, S] -> [1, tokens_per_tile, output_size]."""
-        hidden: torch.Tensor = self._model.vision_model.embeddings(pixel_values)
+        return self.encode_tokens(self._model.vision_model.embeddings(pixel_values))
+
+    @torch.inference_mode()
+    def encode_tokens(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Encodes a tile's embedded tokens, [1, 1 + patches, C], or a square of them; in place."""
         encoder = self._model.vision_model.encoder
         for layer in encoder.layers[: encoder.used_layer_count]:
             assert isinstance(layer, Layer)
@@ -51,12 +55,13 @@ class TilewiseVisionModel:
     def _run(self, layer: Layer, hidden: torch.Tensor) -> None:
         """Adds both of the layer's branches to the hidden states, [tokens, C], in place."""
         attention, mlp = layer.attn, layer.mlp
-        joint = _linear(attention.qkv, layer.norm1(hidden), self._joint)
+        joint = _linear(attention.qkv, layer.norm1(hidden), self._joint[: len(hidden)])
         attended = attention.attend(joint.unsqueeze(0)).squeeze(0)
-        hidden.addcmul_(_linear(attention.proj, attended, self._branch), layer.ls1)
-        inner = _linear(mlp.fc1, layer.norm2(hidden), self._inner)
+        branch = self._branch[: len(hidden)]
+        hidden.addcmul_(_linear(attention.proj, attended, branch), layer.ls1)
+        inner = _linear(mlp.fc1, layer.norm2(hidden), self._inner[: len(hidden)])
         torch.ops.aten.gelu_(inner)
-        hidden.addcmul_(_linear(mlp.fc2, inner, self._branch), layer.ls2)
+        hidden.addcmul_(_linear(mlp.fc2, inner, branch), layer.ls2)
 
 
 def _linear(layer: nn.Linear, states: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,7 @@ CPU = torch.device("cpu")
 def _random_decoder(config: LLMConfig, dtype: torch.dtype, stored: torch.dtype | None) -> Decoder:
     decoder = empty_decoder(config, TorchKernels()).to(dtype)
     if stored is not None:
-        decoder.store_as(stored)
+        decoder.store_as(stored, dtype)
     decoder.to_empty(device="cpu")
     random = torch.Generator().manual_seed(3)
     for place in destinations(decoder).values():
@@ -233,7 +233,8 @@ def test_a_thread_that_fails_holds_up_no_other(
 def test_a_broken_cache_is_done_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    program, forgotten = programs.decode_step, []
+    program = programs.decode_step
+    forgotten: list[bool] = []
 
     def broken(*arguments: object) -> None:
         if not forgotten:

@@ -17,7 +17,7 @@ from llm_service.engines.torch.weights import (
     destinations,
     empty_decoder,
     load_decoder,
-    stored_dtype,
+    stored_types,
 )
 from llm_service.settings import Quantization
 from protos.checkpoint.section import CheckpointError
@@ -150,8 +150,9 @@ def test_matrices_are_kept_as_they_are_stored_where_that_changes_nothing(
 ) -> None:
     tensors = {name: tensor.to(in_file) for name, tensor in random_tensors(QWEN2).items()}
     write_checkpoint(tmp_path, QWEN2, tensors)
-    kept = stored_dtype(tmp_path, torch.device(device), computing, quantization)
-    assert kept == stored
+    kept = stored_types(tmp_path, torch.device(device), computing, quantization)
+    assert kept.matrices == stored
+    assert kept.embedding == (stored if quantization == "none" else torch.bfloat16)
     config = LLMConfig.from_checkpoint(tmp_path)
     decoder = load_decoder(tmp_path, config, torch.device("cpu"), computing, kept)
     assert {p.weight.dtype for p in decoder.modules() if isinstance(p, Projection)} == {stored}
