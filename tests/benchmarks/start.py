@@ -35,8 +35,9 @@ ALL = "all three"
 LINE = re.compile(r"(?P<title>[^:]+): (?P<event>starting|serves)\b")
 COMPARED = """\
 `internvl-serve` with the 1B's shapes and random weights, bfloat16 files as released, which are in
-the page cache: one start comes before. Seconds are from a process's start until it takes requests,
-and in the last row of each type from the command until all is served. Memory is MiB, of a process
+the page cache: one start comes before. Seconds are from a process's start until it is seen to take
+requests (they are looked at in the order of the rows: one that is ready earlier is seen later), and
+in the last row of each type from the command until all is served. Memory is MiB, of a process
 and its children together: RSS, what of it is theirs alone or their part of what is shared (PSS),
 and this in two: private memory and mapped files, which the system can drop and read again. Then
 the same after one request with a picture of 5 tiles. Medians; the element types take turns."""
