@@ -34,11 +34,10 @@ class VisionModel(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encodes normalised tiles."""
-        return self.encode_tokens(self.vision_model.embeddings(pixel_values))
+        return self.project(self.vision_model(pixel_values))
 
-    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Encodes embedded tokens, [n, 1 + patches, C]: of whole tiles or of any square."""
-        hidden = self.vision_model.encoder(tokens)
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[n, 1 + patches, C], of whole tiles or of any square -> [n, patches / 4, output_size]."""
         patches = hidden[:, 1:]  # without the class token
         embeddings: torch.Tensor = self.mlp1(pixel_shuffle(patches, self._ps_version))
         return embeddings

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.torch.intern_vit import Layer, VisionModel, pixel_shuffle
+from vision_service.engines.torch.intern_vit import Layer, VisionModel
 
 
 class TilewiseVisionModel:
@@ -48,9 +48,7 @@ class TilewiseVisionModel:
         for layer in encoder.layers[: encoder.used_layer_count]:
             assert isinstance(layer, Layer)
             self._run(layer, hidden[0])
-        shuffled = pixel_shuffle(hidden[:, 1:], self._config.ps_version)
-        embeddings: torch.Tensor = self._model.mlp1(shuffled)
-        return embeddings
+        return self._model.project(hidden)
 
     def _run(self, layer: Layer, hidden: torch.Tensor) -> None:
         """Adds both of the layer's branches to the hidden states, [tokens, C], in place."""
