@@ -87,7 +87,7 @@ class CompiledDecode:
             block_tables=block_tables,
             rotation=self._rotation,
             cache=self._kv_cache,
-            logits=np.empty((len(embeddings), shape.vocabulary_size), np.float32),
+            logits=np.zeros((len(embeddings), shape.vocabulary_size), np.float32),
         )
 
     def _compute(

@@ -112,7 +112,7 @@ class Batch(NamedTuple):
         block_tables: [D, W] int32.
         rotation: [length, 2, head_dim / 2] float32.
         cache: [layers, 2, blocks, block_size, kv_heads, head_dim], of bits or of float32.
-        logits: [D, vocabulary_size] float32.
+        logits: [D, vocabulary_size] float32; zeros, to which the logits are added.
     """
 
     hidden: Floats
@@ -609,9 +609,9 @@ def merge_parts(rank, shape, batch, room):
 
 
 @njit(fastmath=FAST)
-def add_product(rank, team, address, scales, x, like, hidden, room):
-    """Adds a matrix times x to the stream of the layers."""
-    product, (count, rows) = room.product[rank], hidden.shape
+def add_product(rank, team, address, scales, x, like, sums, room):
+    """Adds a matrix [rows, columns] times x to what is in `sums`, [D, rows]."""
+    product, (count, rows) = room.product[rank], sums.shape
     stride, chunk_rows = -(-rows // STREAM_COUNT), rows_at_a_time(x, like)
     chunk = next_chunk(team, -(-stride // chunk_rows))
     while chunk >= 0:
@@ -622,7 +622,7 @@ def add_product(rank, team, address, scales, x, like, hidden, room):
             begin = stream * stride + first
             for row in range(begin, min(begin + size, rows)):
                 for token in range(count):
-                    hidden[token, row] += product[token, stream, row - begin]
+                    sums[token, row] += product[token, stream, row - begin]
         chunk = next_chunk(team, -(-stride // chunk_rows))
 
 
@@ -655,22 +655,10 @@ def activate(rank, team, shape, layer, like, batch, room):
 @njit(fastmath=FAST)
 def score_tokens(rank, team, shape, layer, like, batch, room):
     """The logits."""
-    normed, product = room.normed[rank], room.product[rank]
-    count, rows = batch.hidden.shape[0], shape.vocabulary_size
+    normed = room.normed[rank]
     norm(batch.hidden, layer[ATTENTION_NORM], shape.eps, normed)
     address, scales = layer[QKV], layer[QKV_SCALES]
-    stride, chunk_rows = -(-rows // STREAM_COUNT), rows_at_a_time(normed, like)
-    chunk = next_chunk(team, -(-stride // chunk_rows))
-    while chunk >= 0:
-        first = chunk * chunk_rows
-        size = min(chunk_rows, stride - first)
-        multiply(address, scales, rows, stride, first, size, normed, count, like, product)
-        for stream in range(STREAM_COUNT):
-            begin = stream * stride + first
-            for row in range(begin, min(begin + size, rows)):
-                for token in range(count):
-                    batch.logits[token, row] = product[token, stream, row - begin]
-        chunk = next_chunk(team, -(-stride // chunk_rows))
+    add_product(rank, team, address, scales, normed, like, batch.logits, room)
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy")
