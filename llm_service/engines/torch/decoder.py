@@ -84,12 +84,17 @@ class Attention(nn.Module):
         self._kernels = kernels
 
     def forward(
-        self, hidden: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
+        self,
+        hidden: torch.Tensor,
+        cache: torch.Tensor,
+        layout: BatchLayout,
+        wanted_rows: torch.Tensor | None,
     ) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden]; cache is the layer's, see Kernels."""
+        """[T, hidden] -> [T or W, hidden]; cache is the layer's, see Kernels."""
         qkv = self.qkv(hidden).unflatten(-1, self._grouped)  # [T, kv_heads, group + 2, head_dim]
         query = self._kernels.rotate_and_store(qkv, cache, layout, self._norms())
-        output: torch.Tensor = self.output(self._kernels.attend(query, cache, layout).flatten(1))
+        attended = self._kernels.attend(query, cache, layout).flatten(1)
+        output: torch.Tensor = self.output(_rows(attended, wanted_rows))
         return output
 
     def _norms(self) -> HeadNorms | None:
@@ -130,11 +135,15 @@ class Layer(nn.Module):
         update: torch.Tensor | None,
         cache: torch.Tensor,
         layout: BatchLayout,
+        wanted_rows: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[T, hidden] twice -> the same: the stream, and what is still to be added to it."""
+        """[T, hidden] twice -> the stream, and what is still to be added to it.
+
+        Both are [T, hidden], or the W wanted rows of it. All keys and values are stored.
+        """
         normalised, hidden = self.attention_norm(hidden, update)
-        update = self.attention(normalised, cache, layout)
-        normalised, hidden = self.feed_forward_norm(hidden, update)
+        update = self.attention(normalised, cache, layout, wanted_rows)
+        normalised, hidden = self.feed_forward_norm(_rows(hidden, wanted_rows), update)
         return hidden, self.feed_forward(normalised)
 
 
@@ -173,7 +182,11 @@ class Decoder(nn.Module):
         return embedded.to(self.dtype)
 
     def forward(
-        self, embeddings: torch.Tensor, kv_cache: torch.Tensor, layout: BatchLayout
+        self,
+        embeddings: torch.Tensor,
+        kv_cache: torch.Tensor,
+        layout: BatchLayout,
+        wanted_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Computes the final hidden states of a batch and stores its keys and values.
 
@@ -181,13 +194,17 @@ class Decoder(nn.Module):
             embeddings: [T, hidden_size], of tokens and of virtual tokens.
             kv_cache: [layers, 2, blocks, block_size, kv_heads, head_dim]; written to.
             layout: the batch.
+            wanted_rows: [W] int64, the tokens whose states are wanted; None: all. The last layer
+                computes no more of them.
 
         Returns:
-            [T, hidden_size]; `logits` takes rows of it.
+            [W or T, hidden_size], which `logits` takes.
         """
         hidden, update = embeddings, None
-        for layer, cache in zip(self.layers, kv_cache, strict=True):
+        *layers, last = self.layers
+        for layer, cache in zip(layers, kv_cache[:-1], strict=True):
             hidden, update = layer(hidden, update, cache, layout)
+        hidden, update = last(hidden, update, kv_cache[-1], layout, wanted_rows)
         output: torch.Tensor = self.norm(hidden, update)[0]
         return output
 
@@ -195,3 +212,7 @@ class Decoder(nn.Module):
         """[N, hidden_size] -> [N, vocabulary_size]"""
         output: torch.Tensor = self.head(hidden)[:, : self.config.vocabulary_size]
         return output
+
+
+def _rows(hidden: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    return hidden if rows is None else hidden[rows]

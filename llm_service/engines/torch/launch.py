@@ -16,7 +16,6 @@ from llm_service.engines.torch.finiteness import broken_start
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.start_memory import StartMemory
-from llm_service.engines.torch.step_graphs import TOKEN_SIZES
 from llm_service.engines.torch.weights import load_decoder, stored_types
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
@@ -25,12 +24,12 @@ from protos.process.precision import FloatType, Product, faster_type
 
 logger = structlog.get_logger()
 
-# A step is as long as the wait of a cancelled or a new request.
+# For a step, a new request waits, and the next tokens of all others.
 CPU_STEP_TOKEN_COUNT = 512
-CUDA_STEP_TOKEN_COUNT = 8192
-# Of a model narrower than this, the device computes 8192 tokens faster than the host launches the
-# kernels for them: all steps are such that CUDA graphs hold them.
-NARROW_HIDDEN_SIZE = 2048
+CUDA_STEP_TOKEN_COUNT = 2048
+# Of the KV cache, tokens. A GPU reads whole blocks of the larger ones without a thread's work.
+CPU_BLOCK_SIZE = 16
+CUDA_BLOCK_SIZE = 64
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -66,10 +65,14 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
 def _engine(
     settings: Settings, decoder: Decoder, guides: GuideCompiler, kv_byte_count: int
 ) -> TorchEngine:
-    block_size, running_count = settings.torch.block_size, settings.max_running_sequence_count
-    block_count = _block_count(settings, decoder, kv_byte_count)
-    runner = ModelRunner(decoder, block_count, block_size, running_count)
-    step_token_count = _max_step_token_count(settings.torch, decoder)
+    running_count = settings.max_running_sequence_count
+    is_cuda = decoder.embedding.weight.is_cuda
+    step_token_count = settings.torch.max_step_token_count or (
+        CUDA_STEP_TOKEN_COUNT if is_cuda else CPU_STEP_TOKEN_COUNT
+    )
+    block_size = settings.torch.block_size or (CUDA_BLOCK_SIZE if is_cuda else CPU_BLOCK_SIZE)
+    block_count = _block_count(settings, decoder, block_size, kv_byte_count)
+    runner = ModelRunner(decoder, block_count, block_size, running_count, step_token_count)
     scheduler = Scheduler(BlockManager(block_count, block_size), step_token_count, running_count)
     waiting_count = settings.max_waiting_sequence_count
     try:
@@ -105,19 +108,9 @@ def _product(dtype: FloatType, row_count: int, width: int) -> Product:
     return lambda: functional.linear(rows, weight)
 
 
-def _max_step_token_count(options: TorchOptions, decoder: Decoder) -> int:
-    if options.max_step_token_count is not None:
-        return options.max_step_token_count
-    if not decoder.embedding.weight.is_cuda:
-        return CPU_STEP_TOKEN_COUNT
-    is_narrow = decoder.config.hidden_size < NARROW_HIDDEN_SIZE
-    return TOKEN_SIZES[-1] if is_narrow else CUDA_STEP_TOKEN_COUNT
-
-
-def _block_count(settings: Settings, decoder: Decoder, byte_count: int) -> int:
+def _block_count(settings: Settings, decoder: Decoder, block_size: int, byte_count: int) -> int:
     """Returns how many blocks the KV cache has, by its size; 0 is a share of the GPU's memory."""
     config, weight = decoder.config, decoder.embedding.weight
-    block_size = settings.torch.block_size
     block_byte_count = block_size * config.kv_values_per_token() * decoder.dtype.itemsize
     if not byte_count:
         free_byte_count, _ = torch.cuda.mem_get_info(weight.device)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import torch
 
 from llm_service.engines.torch.compiled.create import compiled_decode
 from llm_service.engines.torch.decoder import Decoder
-from llm_service.engines.torch.kernels.base import BatchLayout, rotary_table
+from llm_service.engines.torch.kernels.base import BatchLayout, TileSet, rotary_table
 from llm_service.engines.torch.kv_cache import zeros
 from llm_service.engines.torch.mask_pool import await_masks
 from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_graphs import (
+    TOKEN_SIZES,
     DecodeGraphs,
     MixedGraphs,
     StepGraphs,
@@ -33,7 +32,12 @@ class ModelRunner:
     """
 
     def __init__(
-        self, decoder: Decoder, block_count: int, block_size: int, max_running: int
+        self,
+        decoder: Decoder,
+        block_count: int,
+        block_size: int,
+        max_running: int,
+        max_step_token_count: int = TOKEN_SIZES[-1],
     ) -> None:
         config = decoder.config
         self.device, self.dtype = decoder.embedding.weight.device, decoder.dtype
@@ -52,7 +56,9 @@ class ModelRunner:
         self._decode_tiles = torch.stack([places, torch.ones_like(places), places], dim=1)
         self._graphs: StepGraphs | None = None
         if decoder.kernels.tile_size is not None:
-            self._graphs = self._record(decoder.kernels.tile_size, block_count)
+            self._graphs = self._record(
+                decoder.kernels.tile_size, block_count, max_step_token_count
+            )
         self._compiled = compiled_decode(decoder, self._kv_cache, self._rotation)
 
     @property
@@ -105,13 +111,14 @@ class ModelRunner:
         if decodes_alone:
             block_tables = self._uploaded(inputs.block_tables(inputs.decode_count))
             return self._graphs.decode.run(rows, block_tables)
-        if not self._graphs.mixed.fits(inputs.token_count):
-            return self._launched(inputs, rows)
-        return self._graphs.mixed.run(
+        mixed, tile_size = self._graphs.mixed, self._graphs.tile_size
+        apart = inputs.decode_count if mixed.keeps_decodes_apart(inputs.token_count) else 0
+        return mixed.run(
             self._embeddings(inputs, rows),
             rows,
             self._uploaded(inputs.block_tables(len(inputs.sequences))),
-            self._uploaded(inputs.tiles(self._graphs.tile_size)),
+            self._decode_tiles[:apart],
+            self._uploaded(inputs.tiles(tile_size, apart)),
             self._uploaded(np.array(inputs.sampled_rows, np.int64)),
         )
 
@@ -137,12 +144,11 @@ class ModelRunner:
             slots=slots,
             context_lengths=(places[: inputs.decode_count] + 1).int(),
             block_tables=self._uploaded(inputs.block_tables(inputs.decode_count)),
-            tiles=self._decode_tiles[: inputs.decode_count],
             spans=inputs.spans(self.device, self._block_size),
         )
-        hidden = self._decoder(self._embeddings(inputs, rows), self._kv_cache, layout)
         sampled_rows = uploaded(inputs.sampled_rows, torch.int64, self.device)
-        return self._decoder.logits(hidden[sampled_rows])
+        embeddings = self._embeddings(inputs, rows)
+        return self._decoder.logits(self._decoder(embeddings, self._kv_cache, layout, sampled_rows))
 
     def _embeddings(self, inputs: StepInputs, rows: torch.Tensor) -> torch.Tensor:
         embeddings = self._embed(rows[0])
@@ -176,7 +182,7 @@ class ModelRunner:
             slots=slots,
             context_lengths=(places + 1).int(),
             block_tables=block_tables,
-            tiles=self._decode_tiles[: len(places)],
+            tile_sets=(TileSet(self._decode_tiles[: len(places)], 1),),
         )
         hidden = self._decoder(self._embed(token_ids), self._kv_cache, layout)
         return self._decoder.logits(hidden)
@@ -186,9 +192,8 @@ class ModelRunner:
         embeddings: torch.Tensor,
         rows: torch.Tensor,
         block_tables: torch.Tensor,
-        tiles: torch.Tensor,
+        tile_sets: tuple[TileSet, ...],
         sampled_rows: torch.Tensor,
-        tile_size: int,
     ) -> torch.Tensor:
         """Returns the logits [S, vocabulary_size] of tokens that are all in tiles."""
         _, places, slots = rows
@@ -197,22 +202,21 @@ class ModelRunner:
             slots=slots,
             context_lengths=(places + 1).int(),
             block_tables=block_tables,
-            tiles=tiles,
-            tile_size=tile_size,
+            tile_sets=tile_sets,
         )
-        hidden = self._decoder(embeddings, self._kv_cache, layout)
-        return self._decoder.logits(hidden[sampled_rows])
+        return self._decoder.logits(self._decoder(embeddings, self._kv_cache, layout, sampled_rows))
 
     @torch.inference_mode()
-    def _record(self, tile_size: int, padding_block: int) -> StepGraphs:
+    def _record(self, tile_size: int, padding_block: int, max_step_token_count: int) -> StepGraphs:
         padding = [[0], [0], [padding_block * self._block_size]]
         limits = StepLimits(
             max_running=len(self._decode_tiles),
+            max_token_count=max_step_token_count,
             table_width=-(-len(self._rotation) // self._block_size),
             tile_size=tile_size,
             padding=torch.tensor(padding, device=self.device),
         )
         embedding = self._decoder.embedding.weight[:1]
         decode = DecodeGraphs(self._decode, limits)
-        mixed = MixedGraphs(partial(self._mixed, tile_size=tile_size), limits, embedding)
+        mixed = MixedGraphs(self._mixed, limits, embedding)
         return StepGraphs(decode, mixed, tile_size)

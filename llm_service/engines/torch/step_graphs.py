@@ -9,18 +9,26 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from llm_service.engines.torch.kernels.base import TileSet
+
 # One sequence, few, then by eights.
 DECODE_SIZES = (1, 2, 4, *range(8, 513, 8))
-# Beyond the last, the device needs longer than the host.
-TOKEN_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+# Products of matrices take little longer for the padding up to these.
+TOKEN_SIZES = (16, 32, 64, 128, 256, 512, 768, 1024, 1280, 1536, 2048)
+FURTHER_TOKEN_SIZE = 1024
+# From so many tokens on, prompts are read by tiles over their whole contexts, and decodes apart
+# from them, in so many parts: few of them may be long.
+LARGE_STEP_TOKEN_COUNT = 768
+DECODE_SPLIT_COUNT = 4
 
 Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 Decode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Mixed = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+    [torch.Tensor, torch.Tensor, torch.Tensor, tuple[TileSet, ...], torch.Tensor], torch.Tensor
 ]
 
 
@@ -30,12 +38,14 @@ class StepLimits:
 
     Attributes:
         max_running: most sequences.
+        max_token_count: most tokens.
         table_width: W, the blocks of the longest context.
         tile_size: tokens of a tile.
         padding: [3, 1] int64, the row of a token that is none, on the CUDA device.
     """
 
     max_running: int
+    max_token_count: int
     table_width: int
     tile_size: int
     padding: torch.Tensor
@@ -80,38 +90,36 @@ class MixedGraphs:
 
         `embedding` is that of any token, [1, hidden_size].
         """
-        largest = TOKEN_SIZES[-1]
-        self._padding = limits.padding
+        self._sizes = token_sizes(limits.max_token_count)
+        largest = self._sizes[-1]
+        self._limits = limits
         self._rows = limits.padding.repeat(1, largest)
         self._embeddings = embedding.repeat(largest, 1)
         self._block_tables = limits.zeros(limits.max_running, limits.table_width)
-        # At worst each sequence has one tile that is not full.
-        self._tile_counts = {
-            size: min(size, -(-size // limits.tile_size) + limits.max_running)
-            for size in TOKEN_SIZES
-        }
-        self._tiles = limits.zeros(self._tile_counts[largest], 3)
+        self._decodes = limits.zeros(limits.max_running, 3)
+        self._tiles = limits.zeros(self._tile_count(largest), 3)
         self._sampled_rows = limits.zeros(limits.max_running).long()
         self._graphs: dict[int, Graph] = {}
-        for size in reversed(TOKEN_SIZES):
+        for size in reversed(self._sizes):
             arguments = (
                 self._embeddings[:size],
                 self._rows[:, :size],
                 self._block_tables,
-                self._tiles[: self._tile_counts[size]],
+                self._tile_sets(size),
                 self._sampled_rows,
             )
             self._graphs[size] = _record(mixed, arguments, self._graphs)
 
-    def fits(self, token_count: int) -> bool:
-        """Returns whether a step of so many tokens has a graph."""
-        return token_count <= TOKEN_SIZES[-1]
+    def keeps_decodes_apart(self, token_count: int) -> bool:
+        """Whether a step of so many tokens takes decodes as tiles of their own."""
+        return self._size(token_count) >= LARGE_STEP_TOKEN_COUNT
 
     def run(
         self,
         embeddings: torch.Tensor,
         rows: torch.Tensor,
         block_tables: torch.Tensor,
+        decodes: torch.Tensor,
         tiles: torch.Tensor,
         sampled_rows: torch.Tensor,
     ) -> torch.Tensor:
@@ -121,22 +129,46 @@ class MixedGraphs:
             embeddings: [T, hidden_size].
             rows: [3, T] int64, see StepInputs.
             block_tables: [sequences, W] int32.
-            tiles: [N, 3] int32, see BatchLayout.
+            decodes: [D, 3] int32, tiles of one token each; none where they are not kept apart.
+            tiles: [N, 3] int32, those of all other tokens, see TileSet.
             sampled_rows: [S] int64, the tokens whose logits are wanted.
         """
         count, (table_count, width) = len(embeddings), block_tables.shape
-        size = TOKEN_SIZES[bisect_left(TOKEN_SIZES, count)]
+        size = self._size(count)
         self._embeddings[:count] = embeddings
         self._rows[:, :count] = rows
-        self._rows[:, count:size] = self._padding
+        self._rows[:, count:size] = self._limits.padding
         self._block_tables[:table_count, :width] = block_tables
-        self._tiles[: len(tiles)] = tiles
-        self._tiles[len(tiles) : self._tile_counts[size]] = 0
-        self._sampled_rows[: len(sampled_rows)] = sampled_rows
-        self._sampled_rows[len(sampled_rows) :] = 0
+        for place, given in (
+            (self._decodes, decodes),
+            (self._tiles, tiles),
+            (self._sampled_rows, sampled_rows),
+        ):
+            place[: len(given)] = given
+            place[len(given) :] = 0
         graph, logits = self._graphs[size]
         graph.replay()
         return logits[: len(sampled_rows)]
+
+    def _size(self, token_count: int) -> int:
+        return self._sizes[bisect_left(self._sizes, token_count)]
+
+    def _tile_count(self, size: int) -> int:
+        """Returns how many tiles so many tokens have at most: each sequence a last one."""
+        return min(size, -(-size // self._limits.tile_size) + self._limits.max_running)
+
+    def _tile_sets(self, size: int) -> tuple[TileSet, ...]:
+        tiles = TileSet(self._tiles[: self._tile_count(size)], self._limits.tile_size)
+        if not self.keeps_decodes_apart(size):
+            return (tiles,)
+        return TileSet(self._decodes, 1, DECODE_SPLIT_COUNT), tiles
+
+
+def token_sizes(max_token_count: int) -> list[int]:
+    """Returns the sizes of graphs, ascending, the last of them for the largest step."""
+    further = range(TOKEN_SIZES[-1], max_token_count + FURTHER_TOKEN_SIZE, FURTHER_TOKEN_SIZE)
+    sizes = sorted({*TOKEN_SIZES, *further})
+    return sizes[: bisect_left(sizes, max_token_count) + 1]
 
 
 @dataclass(frozen=True)
@@ -150,7 +182,7 @@ class StepGraphs:
 
 def _record(
     step: Callable[..., torch.Tensor],
-    arguments: tuple[torch.Tensor, ...],
+    arguments: tuple[Any, ...],
     others: dict[int, Graph],
 ) -> Graph:
     """Records a step on these very tensors, in the memory that the other graphs use, too."""

@@ -76,15 +76,20 @@ class StepInputs:
             row[len(table) :] = table[0]
         return joined
 
-    def tiles(self, size: int) -> Array:
-        """Returns [N, 3] int32, all T tokens in tiles as BatchLayout has them."""
-        begin = 0
-        tiles = []
-        for row, sequence in enumerate(self.sequences):
-            end = begin + sequence.scheduled_count
-            tiles += [(first, min(size, end - first), row) for first in range(begin, end, size)]
-            begin = end
-        return np.array(tiles, np.int32)
+    def tiles(self, size: int, begin: int = 0) -> Array:
+        """Returns [N, 3] int32: the tokens from the sequence `begin` on, in tiles as TileSet's.
+
+        The decodes come one after the other, each a token. Tiles with longer contexts come first,
+        as a rule: a program that begins last should not be the longest.
+        """
+        first_token, tiles = begin, []
+        for row, sequence in enumerate(self.sequences[begin:], begin):
+            end = first_token + sequence.scheduled_count
+            tiles += [
+                (first, min(size, end - first), row) for first in range(first_token, end, size)
+            ]
+            first_token = end
+        return np.array(tiles[::-1], np.int32).reshape(-1, 3)
 
     def spans(self, device: torch.device, block_size: int) -> tuple[PrefillSpan, ...]:
         """Returns the sequences after the decodes as the kernels see them."""

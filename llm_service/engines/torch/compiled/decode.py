@@ -177,7 +177,6 @@ class CompiledDecode:
             slots=slots,
             context_lengths=(places + 1).int(),
             block_tables=torch.from_numpy(tables),
-            tiles=torch.empty(0),
         )
         return shape, layers, batch, layout
 

@@ -27,19 +27,34 @@ class PrefillSpan:
 
 
 @dataclass(frozen=True)
+class TileSet:
+    """Some tokens of a batch in tiles: consecutive tokens of one sequence each.
+
+    Attributes:
+        tiles: [N, 3] int32: a token, how many of its sequence's tokens from it on, the sequence's
+            row of `block_tables`; with 0 tokens the tile is not used.
+        size: most tokens of a tile. With 1, tile i is token i: a decode.
+        least_split_count: into how many parts a tile's context is split at least.
+    """
+
+    tiles: torch.Tensor
+    size: int
+    least_split_count: int = 1
+
+
+@dataclass(frozen=True)
 class BatchLayout:
     """Where the T tokens of a batch stand, in their sequences and in the cache.
 
-    The first D tokens are in tiles, the rest belong to the spans. A tile of one token is a decode.
+    The first D tokens are in tiles, the rest belong to the spans. Kernels take one of both forms;
+    those that take spans take decodes besides, one a sequence.
 
     Attributes:
         rotation: [T, 2, head_dim / 2] float32, cosine and sine of each token's angles.
         slots: [T] int64, each token's place in the cache: block x block size + offset.
         context_lengths: [D] int32, tokens of each token's sequence up to itself, and included.
         block_tables: [S, W] int32, the blocks of each tiled sequence's context, then any blocks.
-        tiles: [N, 3] int32: a token, how many of its sequence's tokens from it on, the sequence's
-            row of `block_tables`; with 0 tokens the tile is not used.
-        tile_size: most tokens of a tile. With 1, tile i is token i, of sequence i.
+        tile_sets: the tiles, decodes first.
         spans: the other sequences, in their order.
     """
 
@@ -47,8 +62,7 @@ class BatchLayout:
     slots: torch.Tensor
     context_lengths: torch.Tensor
     block_tables: torch.Tensor
-    tiles: torch.Tensor
-    tile_size: int = 1
+    tile_sets: tuple[TileSet, ...] = ()
     spans: tuple[PrefillSpan, ...] = ()
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 from torch.nn.functional import linear
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llm_service.engines.torch.kernels import triton_programs
-from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms
-from llm_service.engines.torch.kernels.spans import attend_causally, split_spans
+from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms, TileSet
 
 # tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
 MIN_DOT_SIZE = 16
-# PyTorch's flash attention itself takes heads of whole multiples alone.
-FLASH_HEAD_MULTIPLE = 8
 # Query heads of a tile's tokens together.
 TILE_ROWS = 64
 # Keys that a program takes at a time.
@@ -26,7 +26,11 @@ MAX_PROJECTION_STEP = 2048
 
 
 class TritonKernels:
-    """Kernels that read decodes and tiles by programs of our own, spans by PyTorch's attention."""
+    """Kernels by programs of our own, for batches in tiles; products of matrices are cuBLAS's.
+
+    No program knows a length before it runs: cuDNN's attention, as fast where a length comes again,
+    needs 37 ms for one that it has not seen.
+    """
 
     # The vocabularies are odd numbers, or nearly: cuBLAS needs three times as long for those.
     row_multiple = 64
@@ -117,28 +121,88 @@ class TritonKernels:
         return query
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
-        tiled_count = len(layout.context_lengths)
-        outputs = []
-        if tiled_count:
-            outputs.append(self._attend_tiles(query[:tiled_count], cache, layout))
-        for part in split_spans(query[tiled_count:], cache, layout.spans):
-            outputs.append(_attend_span(*part)[0].transpose(0, 1))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        output = torch.empty_like(query)
+        for tile_set in layout.tile_sets:
+            self._attend_tiles(tile_set, query, cache, layout, output)
+        return output
 
     def _attend_tiles(
-        self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout
-    ) -> torch.Tensor:
-        token_count, heads, head_dim = query.shape
-        block_size, kv_heads = cache.shape[2:4]
-        splits = _split_count(triton.cdiv(token_count, layout.tile_size) * kv_heads)
-        outputs = query.new_empty(token_count * heads, splits, head_dim, dtype=torch.float32)
-        masses = query.new_empty(token_count * heads, splits, dtype=torch.float32)
-        padded_dim = max(MIN_DOT_SIZE, triton.next_power_of_2(head_dim))
-        triton_programs.attend_tile[(len(layout.tiles), kv_heads, splits)](
+        self,
+        tile_set: TileSet,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        layout: BatchLayout,
+        output: torch.Tensor,
+    ) -> None:
+        """Fills the rows of a set's tokens; of decodes, also those of unused tiles."""
+        token_count = min(len(query), len(tile_set.tiles) * tile_set.size)
+        tile_count = triton.cdiv(token_count, tile_set.size)
+        splits = max(tile_set.least_split_count, _split_count(tile_count * cache.shape[3]))
+        if splits == 1 and tile_set.size > 1 and _has_whole_steps(cache):
+            self._attend_whole_tiles(tile_set, query, cache, layout, output)
+        else:
+            self._attend_split_tiles(
+                tile_set, query[:token_count], cache, layout, output, splits=splits
+            )
+
+    def _attend_whole_tiles(
+        self,
+        tile_set: TileSet,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        layout: BatchLayout,
+        output: torch.Tensor,
+    ) -> None:
+        _, _, block_size, kv_heads, head_dim = cache.shape
+        key_rows, value_rows = (
+            TensorDescriptor.from_tensor(
+                part.view(-1, kv_heads * head_dim), [KEYS_PER_STEP, head_dim]
+            )
+            for part in cache
+        )
+        triton_programs.attend_whole_tile[(kv_heads, len(tile_set.tiles))](
             query,
             cache[0],
             cache[1],
-            layout.tiles,
+            key_rows,
+            value_rows,
+            tile_set.tiles,
+            layout.block_tables,
+            layout.context_lengths,
+            output,
+            head_dim**-0.5 * math.log2(math.e),
+            layout.block_tables.stride(0),
+            kv_heads,
+            group=query.shape[1] // kv_heads,
+            padded_group=self._padded_group,
+            padded_rows=max(MIN_DOT_SIZE, tile_set.size * self._padded_group),
+            head_dim=head_dim,
+            block_size=block_size,
+            step=KEYS_PER_STEP,
+            num_warps=WARPS,
+            num_stages=STAGES if query.dtype.itemsize == 2 else 1,
+        )
+
+    def _attend_split_tiles(
+        self,
+        tile_set: TileSet,
+        query: torch.Tensor,
+        cache: torch.Tensor,
+        layout: BatchLayout,
+        output: torch.Tensor,
+        *,
+        splits: int,
+    ) -> None:
+        token_count, heads, head_dim = query.shape
+        block_size, kv_heads = cache.shape[2:4]
+        outputs = query.new_empty(token_count * heads, splits, head_dim, dtype=torch.float32)
+        masses = query.new_empty(token_count * heads, splits, dtype=torch.float32)
+        padded_dim = max(MIN_DOT_SIZE, triton.next_power_of_2(head_dim))
+        triton_programs.attend_tile[(len(tile_set.tiles), kv_heads, splits)](
+            query,
+            cache[0],
+            cache[1],
+            tile_set.tiles,
             layout.block_tables,
             layout.context_lengths,
             outputs,
@@ -149,7 +213,7 @@ class TritonKernels:
             splits=splits,
             group=heads // kv_heads,
             padded_group=self._padded_group,
-            padded_rows=max(MIN_DOT_SIZE, layout.tile_size * self._padded_group),
+            padded_rows=max(MIN_DOT_SIZE, tile_set.size * self._padded_group),
             head_dim=head_dim,
             padded_dim=padded_dim,
             block_size=block_size,
@@ -157,28 +221,23 @@ class TritonKernels:
             num_warps=WARPS,
             num_stages=STAGES,
         )
-        merged = torch.empty_like(query)
         triton_programs.merge_splits[(token_count * heads,)](
             outputs,
             masses,
-            merged,
+            output,
             head_dim=head_dim,
             padded_dim=padded_dim,
             splits=splits,
             num_warps=2,
         )
-        return merged
 
 
-def _attend_span(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    takes_flash = query.dtype != torch.float32 and query.shape[-1] % FLASH_HEAD_MULTIPLE == 0
-    if query.shape[2] == keys.shape[2] or not takes_flash:
-        return attend_causally(query, keys, values)
-    # PyTorch's flash attention aligns a causal mask at the lower right, which its public function
-    # gives no way to ask for but a mask that is built in memory.
-    flash = torch.ops.aten._scaled_dot_product_flash_attention
-    output: torch.Tensor = flash(query, keys, values, 0.0, True)[0]
-    return output
+def _has_whole_steps(cache: torch.Tensor) -> bool:
+    """Whether the cache can be read by descriptors: a step of keys is in one block."""
+    block_size, head_dim = cache.shape[2], cache.shape[4]
+    return block_size % KEYS_PER_STEP == 0 and head_dim == max(
+        MIN_DOT_SIZE, triton.next_power_of_2(head_dim)
+    )
 
 
 def _split_count(program_count: int) -> int:

@@ -189,6 +189,86 @@ def attend_tile(
 
 
 @triton.jit
+def attend_whole_tile(
+    query,
+    keys,
+    values,
+    key_rows,
+    value_rows,
+    tiles,
+    block_tables,
+    context_lengths,
+    output,
+    scale,
+    table_width,
+    kv_heads,
+    group: tl.constexpr,
+    padded_group: tl.constexpr,
+    padded_rows: tl.constexpr,
+    head_dim: tl.constexpr,
+    block_size: tl.constexpr,
+    step: tl.constexpr,
+):
+    """One program a key/value head and tile, as `attend_tile`, over the whole context.
+
+    What all rows of the tile see is read by descriptors of the cache's rows (`key_rows` and
+    `value_rows`, [step, head_dim] each), which Hopper copies without the program's threads.
+    `scale` is in powers of two.
+    """
+    kv_head, tile = tl.program_id(0), tl.program_id(1)
+    first = tl.load(tiles + tile * 3).to(tl.int64)
+    count = tl.load(tiles + tile * 3 + 1)
+    if count == 0:  # a place that the step does not use
+        return
+    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
+    context = tl.load(context_lengths + first + count - 1)
+    row = tl.arange(0, padded_rows)
+    token, head = row // padded_group, row % padded_group
+    is_row = (token < count) & (head < group)
+    visible = tl.load(context_lengths + first + token, is_row, other=1)
+    column = tl.arange(0, head_dim)
+    head_place = ((first + token) * kv_heads + kv_head) * group + head
+    place_in_query = head_place[:, None] * head_dim + column[None, :]
+    queries = tl.load(query + place_in_query, is_row[:, None], other=0.0)
+    best = tl.full([padded_rows], float("-inf"), tl.float32)
+    mass = tl.zeros([padded_rows], tl.float32)
+    mixed = tl.zeros([padded_rows, head_dim], tl.float32)
+    seen_by_all = tl.load(context_lengths + first) // step * step
+    for start in range(0, seen_by_all, step):
+        slot = tl.load(table + start // block_size) * block_size + start % block_size
+        key = key_rows.load([slot, kv_head * head_dim])
+        score = tl.dot(queries, key.T, input_precision="ieee") * scale
+        new_best = tl.maximum(best, tl.max(score, 1))
+        weight = tl.exp2(score - new_best[:, None])
+        fade = tl.exp2(best - new_best)
+        value = value_rows.load([slot, kv_head * head_dim])
+        mixed = mixed * fade[:, None]
+        mixed = tl.dot(weight.to(value.dtype), value, mixed, input_precision="ieee")
+        mass = mass * fade + tl.sum(weight, 1)
+        best = new_best
+    for start in range(seen_by_all, context, step):
+        place = start + tl.arange(0, step)
+        valid = place < context  # behind it may be anything, such as another's NaN
+        block = tl.load(table + start // block_size).to(tl.int64)
+        slot = block * block_size + place % block_size
+        offset = (slot * kv_heads + kv_head)[:, None] * head_dim + column[None, :]
+        key = tl.load(keys + offset, valid[:, None], other=0.0)
+        score = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale
+        score = tl.where(place[None, :] < visible[:, None], score, float("-inf"))
+        new_best = tl.maximum(best, tl.max(score, 1))
+        base = tl.where(new_best == float("-inf"), 0.0, new_best)
+        weight = tl.exp2(score - base[:, None])
+        fade = tl.exp2(best - base)
+        value = tl.load(values + offset, valid[:, None], other=0.0)
+        mixed = mixed * fade[:, None]
+        mixed = tl.dot(weight.to(value.dtype), value, mixed, input_precision="ieee")
+        mass = mass * fade + tl.sum(weight, 1)
+        best = new_best
+    mixed /= mass[:, None]
+    tl.store(output + place_in_query, mixed, is_row[:, None])
+
+
+@triton.jit
 def merge_splits(
     outputs, masses, merged, head_dim: tl.constexpr, padded_dim: tl.constexpr, splits: tl.constexpr
 ):

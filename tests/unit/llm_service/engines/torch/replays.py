@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ class TiledKernels(TorchKernels):
         if layout.spans:
             return super().attend(query, cache, layout)
         output = torch.full_like(query, torch.nan)
-        for first, count, row in layout.tiles.tolist():
-            assert count <= layout.tile_size
+        for first, count, row, size in _tiles(layout):
+            assert count <= size
             context = cache[:, layout.block_tables[row]].flatten(1, 2)
             for token in range(first, first + count):
                 keys, values = context[:, : layout.context_lengths[token]].transpose(1, 2)
@@ -35,12 +35,18 @@ class TiledKernels(TorchKernels):
         return output
 
 
+def _tiles(layout: BatchLayout) -> Iterator[tuple[int, int, int, int]]:
+    for tile_set in layout.tile_sets:
+        for first, count, row in tile_set.tiles.tolist():
+            yield first, count, row, tile_set.size
+
+
 @dataclass
 class Replay:
     """Runs the recorded step again on the very tensors that it was recorded with."""
 
     step: Callable[..., torch.Tensor]
-    arguments: tuple[torch.Tensor, ...]
+    arguments: tuple[Any, ...]
     logits: torch.Tensor
     count: int = 0
 
@@ -54,7 +60,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replay]:
     recorded: list[Replay] = []
 
     def record(
-        step: Callable[..., torch.Tensor], arguments: tuple[torch.Tensor, ...], _: Any
+        step: Callable[..., torch.Tensor], arguments: tuple[Any, ...], _: Any
     ) -> tuple[Replay, torch.Tensor]:
         replay = Replay(step, arguments, step(*arguments).clone())
         recorded.append(replay)

@@ -70,7 +70,6 @@ class Case:
             slots=slots,
             context_lengths=(places + 1).int(),
             block_tables=torch.from_numpy(tables),
-            tiles=torch.empty(0),
         )
         embeddings = self.embeddings[: len(lengths)].to(decoder.dtype)
         return decoder.logits(decoder(embeddings, cache, layout))

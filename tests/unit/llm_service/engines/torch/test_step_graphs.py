@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from llm_service.engines.torch import step_graphs
-from llm_service.engines.torch.step_graphs import DecodeGraphs, MixedGraphs, StepLimits
+from llm_service.engines.torch.kernels.base import TileSet
+from llm_service.engines.torch.step_graphs import (
+    DecodeGraphs,
+    MixedGraphs,
+    StepLimits,
+    token_sizes,
+)
 from tests.unit.llm_service.engines.torch.replays import replayed
 
 PADDING = torch.tensor([[0], [0], [99]])
-LIMITS = StepLimits(max_running=3, table_width=4, tile_size=2, padding=PADDING)
+LIMITS = StepLimits(max_running=3, max_token_count=8, table_width=4, tile_size=2, padding=PADDING)
 Arguments = tuple[torch.Tensor, ...]
 
 
@@ -18,6 +26,7 @@ Arguments = tuple[torch.Tensor, ...]
 def _sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     replayed(monkeypatch)
     monkeypatch.setattr(step_graphs, "TOKEN_SIZES", (4, 8))
+    monkeypatch.setattr(step_graphs, "LARGE_STEP_TOKEN_COUNT", 8)
 
 
 def _mixed_step(token_count: int, sequence_count: int) -> Arguments:
@@ -26,28 +35,54 @@ def _mixed_step(token_count: int, sequence_count: int) -> Arguments:
         torch.full((token_count, 5), 1.0),
         torch.full((3, token_count), 2),
         torch.full((sequence_count, 3), 3, dtype=torch.int32),
+        torch.tensor([[0, 1, 0]], dtype=torch.int32),
         torch.tensor([[0, 1, row] for row in range(sequence_count)], dtype=torch.int32),
         torch.arange(token_count - sequence_count, token_count),
     )
 
 
 def test_a_small_mixed_step_after_a_large_one_sees_only_its_own() -> None:
-    seen: list[Arguments] = []
+    seen: list[tuple[torch.Tensor, tuple[TileSet, ...], torch.Tensor]] = []
 
-    def step(*arguments: torch.Tensor) -> torch.Tensor:
-        seen.append(tuple(argument.clone() for argument in arguments))
-        embeddings, *_, sampled_rows = arguments
+    def step(
+        embeddings: torch.Tensor,
+        rows: torch.Tensor,
+        _: torch.Tensor,
+        tile_sets: tuple[TileSet, ...],
+        sampled_rows: torch.Tensor,
+    ) -> torch.Tensor:
+        copies = tuple(replace(one, tiles=one.tiles.clone()) for one in tile_sets)
+        seen.append((rows.clone(), copies, sampled_rows.clone()))
         return embeddings[sampled_rows]
 
     graphs = MixedGraphs(step, LIMITS, torch.zeros(1, 5))
-    assert graphs.fits(8)
-    assert not graphs.fits(9)
     assert graphs.run(*_mixed_step(8, 3)).shape == (3, 5)
+    _, (decodes, others), _ = seen[-1]
+    assert decodes.size == 1
+    assert decodes.tiles.tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 2
+    assert others.tiles[:3].tolist() == [[0, 1, 0], [0, 1, 1], [0, 1, 2]]
     assert graphs.run(*_mixed_step(2, 1)).shape == (1, 5)
-    _, rows, _, tiles, sampled_rows = seen[-1]
+    rows, (tiles,), sampled_rows = seen[-1]
     assert torch.equal(rows, torch.cat([torch.full((3, 2), 2), PADDING, PADDING], dim=1))
-    assert tiles.tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 3
+    assert tiles.tiles.tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 3
     assert sampled_rows.tolist() == [1, 0, 0]
+
+
+def test_large_steps_alone_keep_decodes_apart() -> None:
+    graphs = MixedGraphs(lambda rows, *_: rows, LIMITS, torch.zeros(1, 5))
+    assert [graphs.keeps_decodes_apart(count) for count in (1, 4, 5, 8)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_there_is_a_graph_for_the_largest_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_graphs, "FURTHER_TOKEN_SIZE", 4)
+    assert [token_sizes(count) for count in (1, 4, 5, 8)] == [[4], [4], [4, 8], [4, 8]]
+    assert token_sizes(9) == [4, 8, 12]
+    assert token_sizes(16) == [4, 8, 12, 16]
 
 
 def test_decodes_are_padded_to_the_next_size() -> None:

@@ -16,6 +16,7 @@ from llm_service.engines.torch.kernels.base import (
     HeadNorms,
     Kernels,
     PrefillSpan,
+    TileSet,
     rotary_table,
 )
 from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
@@ -101,33 +102,52 @@ EACH_NORM = pytest.mark.parametrize("has_norms", [False, True], ids=["plain", "n
 @EACH_DTYPE
 @SHAPES
 @EACH_NORM
-def test_attention_of_decodes_and_spans(
+def test_attention_of_tiles(
     dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int, has_norms: bool
 ) -> None:
-    batch = _Batch([(1, 1), (1, block_size), (1, 700 if HAS_CUDA else 150), (1, 65), (9, 30)])
-    layout = batch.layout(4, head_dim, block_size)
+    batch = _Batch([(1, 40), (37, 200 if HAS_CUDA else 100), (1, 1), (16, 16)])
     norms = _norms(head_dim, dtype) if has_norms else None
-    batch.check(_kernels(group), layout, kv_heads, group, dtype, norms)
+    batch.check(_kernels(group), kv_heads, group, head_dim, block_size, dtype, norms)
 
 
 @EACH_DTYPE
 @SHAPES
-@EACH_NORM
-def test_attention_of_tiles(
-    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int, has_norms: bool
+def test_attention_of_decodes(
+    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int
+) -> None:
+    batch = _Batch([(1, 1), (1, block_size), (1, 700 if HAS_CUDA else 150), (1, 65)], 4)
+    batch.check(_kernels(group), kv_heads, group, head_dim, block_size, dtype)
+
+
+@EACH_DTYPE
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "head_dim", "block_size"),
+    [(8, 4, 128, 64), (2, 7, 64, 64), (2, 6, 128, 128), (2, 2, 16, 64)],
+)
+def test_attention_of_whole_tiles_beside_decodes(
+    dtype: torch.dtype,
+    kv_heads: int,
+    group: int,
+    head_dim: int,
+    block_size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernels = _kernels(group)
-    batch = _Batch([(1, 40), (37, 200 if HAS_CUDA else 100), (1, 1), (16, 16)])
-    layout = batch.layout(1, head_dim, block_size)
-    batch.check(
-        kernels,
-        layout,
-        kv_heads,
-        group,
-        dtype,
-        _norms(head_dim, dtype) if has_norms else None,
-        batch.tiled(layout, kernels.tile_size or 0),
-    )
+    from llm_service.engines.torch.kernels import triton_kernels
+
+    # As where there are so many tiles that nothing is won by splitting a context.
+    monkeypatch.setattr(triton_kernels, "LEAST_PROGRAM_COUNT", 1)
+    has_whole_steps, answers = triton_kernels._has_whole_steps, []
+
+    def noted(cache: torch.Tensor) -> bool:
+        answers.append(has_whole_steps(cache))
+        return answers[-1]
+
+    monkeypatch.setattr(triton_kernels, "_has_whole_steps", noted)
+    sequences = [(1, 40), (1, 129), (70, 200), (3, 131), (64, 64), (1, 64), (2, 2), (65, 65)]
+    batch = _Batch(sequences, 2)
+    batch.check(kernels, kv_heads, group, head_dim, block_size, dtype)
+    assert answers == [True]
 
 
 def _norms(head_dim: int, dtype: torch.dtype) -> HeadNorms:
@@ -136,89 +156,104 @@ def _norms(head_dim: int, dtype: torch.dtype) -> HeadNorms:
 
 
 class _Batch:
-    """Sequences of so many tokens at the end of contexts of so many."""
+    """Sequences of so many tokens at the end of contexts of so many; decodes first."""
 
-    def __init__(self, sequences: list[tuple[int, int]]) -> None:
+    def __init__(self, sequences: list[tuple[int, int]], decode_count: int = 0) -> None:
         self._sequences = sequences
-        self._tables: list[torch.Tensor] = []
-        self._block_size = 0
+        self._decode_count = decode_count
 
-    def layout(self, decode_count: int, head_dim: int, block_size: int) -> BatchLayout:
-        """Gives every sequence blocks of its own, in an order that is not theirs in memory."""
-        self._block_size = block_size
+    def check(
+        self,
+        kernels: Kernels,
+        kv_heads: int,
+        group: int,
+        head_dim: int,
+        block_size: int,
+        dtype: torch.dtype,
+        norms: HeadNorms | None = None,
+    ) -> None:
+        """Compares the kernels with PyTorch's: these read spans, the others tiles."""
         counts = [-(-context // block_size) for _, context in self._sequences]
-        blocks = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(3))
-        self._tables = list(torch.split(blocks, counts))
+        # In an order that is not theirs in memory; one block belongs to nobody.
+        blocks = torch.randperm(1 + sum(counts), generator=torch.Generator().manual_seed(3))
+        *tables, unused = torch.split(blocks, [*counts, 1])
+        spans = self._layout(head_dim, block_size, tables)
+        tiles = self._tiled(spans, tables, kernels.tile_size or 0)
+        cache = _random(2, len(blocks), block_size, kv_heads, head_dim, dtype=dtype)
+        token_count = len(spans.slots)
+        qkv = _random(token_count, kv_heads, group + 2, head_dim, dtype=dtype, seed=1)
+        outputs, caches = [], []
+        for each, layout in ((kernels, tiles), (TorchKernels(), spans)):
+            caches.append(cache.clone())
+            query = each.rotate_and_store(qkv.clone(), caches[-1], layout, norms)
+            # Behind a context may be anything; PyTorch's kernels alone rely on numbers there.
+            self._fill_rest(caches[-1], tables, unused, torch.nan if each is kernels else 0.0)
+            outputs.append((query, each.attend(query, caches[-1], layout)))
+            self._fill_rest(caches[-1], tables, unused, 0.0)
+        _assert_close(caches[0], caches[1])
+        for actual, expected in zip(*outputs, strict=True):
+            assert actual.shape == (token_count, kv_heads * group, head_dim)
+            _assert_close(actual, expected)
+
+    def _layout(self, head_dim: int, block_size: int, tables: list[torch.Tensor]) -> BatchLayout:
         owners_and_places = [
             (owner, place)
             for owner, (length, context) in enumerate(self._sequences)
             for place in range(context - length, context)
         ]
         slots = [
-            int(self._tables[owner][place // block_size]) * block_size + place % block_size
+            int(tables[owner][place // block_size]) * block_size + place % block_size
             for owner, place in owners_and_places
         ]
         places = torch.tensor([place for _, place in owners_and_places], device=DEVICE)
-        ones = torch.arange(decode_count, dtype=torch.int32, device=DEVICE)
+        count = self._decode_count
         return BatchLayout(
             rotation=rotary_table(head_dim, 10_000.0, 1000, DEVICE)[places],
             slots=torch.tensor(slots, device=DEVICE),
-            context_lengths=(places[:decode_count] + 1).int(),
-            block_tables=self._joined(decode_count),
-            tiles=torch.stack([ones, torch.ones_like(ones), ones], dim=1),
+            context_lengths=(places[:count] + 1).int(),
+            block_tables=self._joined(tables[:count]),
             spans=tuple(
                 PrefillSpan(length, context, table.to(DEVICE))
                 for (length, context), table in zip(
-                    self._sequences[decode_count:], self._tables[decode_count:], strict=True
+                    self._sequences[count:], tables[count:], strict=True
                 )
             ),
         )
 
-    def tiled(self, layout: BatchLayout, tile_size: int) -> BatchLayout:
-        """Returns the same batch in tiles alone, with a tile that is not used."""
-        tiles, first, contexts = [], 0, []
-        for row, (length, context) in enumerate(self._sequences):
+    def _tiled(self, layout: BatchLayout, tables: list[torch.Tensor], size: int) -> BatchLayout:
+        """Returns the same batch in tiles alone, with tiles that are not used."""
+        tiles, first, contexts = [], self._decode_count, []
+        for length, context in self._sequences:
             contexts += list(range(context - length + 1, context + 1))
-            for begin in range(0, length, tile_size):
-                tiles.append((first + begin, min(tile_size, length - begin), row))
+        for row, (length, _) in enumerate(self._sequences[first:], first):
+            for begin in range(0, length, size):
+                tiles.append((first + begin, min(size, length - begin), row))
             first += length
+        decodes = [(place, 1, place) for place in range(self._decode_count)]
         return replace(
             layout,
             context_lengths=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
-            block_tables=self._joined(len(self._sequences)),
-            tiles=torch.tensor([*tiles, (0, 0, 0)], dtype=torch.int32, device=DEVICE),
-            tile_size=tile_size,
+            block_tables=self._joined(tables),
+            tile_sets=tuple(
+                TileSet(torch.tensor([*some, (0, 0, 0)], dtype=torch.int32, device=DEVICE), *sizes)
+                for some, sizes in ((decodes, (1, 4)), (tiles, (size,)))
+                if some
+            ),
             spans=(),
         )
 
-    def check(
-        self,
-        kernels: Kernels,
-        layout: BatchLayout,
-        kv_heads: int,
-        group: int,
-        dtype: torch.dtype,
-        norms: HeadNorms | None,
-        own_layout: BatchLayout | None = None,
+    def _fill_rest(
+        self, cache: torch.Tensor, tables: list[torch.Tensor], unused: torch.Tensor, value: float
     ) -> None:
-        """Compares the kernels, by their own layout of the batch or the same, with PyTorch's."""
-        token_count, _, half = layout.rotation.shape
-        block_count = sum(map(len, self._tables))
-        cache = _random(2, block_count, self._block_size, kv_heads, 2 * half, dtype=dtype)
-        qkv = _random(token_count, kv_heads, group + 2, 2 * half, dtype=dtype, seed=1)
-        outputs, caches = [], []
-        for each, its_layout in ((kernels, own_layout or layout), (TorchKernels(), layout)):
-            caches.append(cache.clone())
-            query = each.rotate_and_store(qkv.clone(), caches[-1], its_layout, norms)
-            outputs.append((query, each.attend(query, caches[-1], its_layout)))
-        _assert_close(caches[0], caches[1])
-        for actual, expected in zip(*outputs, strict=True):
-            assert actual.shape == (token_count, kv_heads * group, 2 * half)
-            _assert_close(actual, expected)
+        """Writes a value where no token's key or value is."""
+        cache[:, unused] = value
+        for (_, context), table in zip(self._sequences, tables, strict=True):
+            rest = context % cache.shape[2]
+            if rest:
+                cache[:, table[-1], rest:] = value
 
-    def _joined(self, count: int) -> torch.Tensor:
-        width = max(map(len, self._tables[:count]))
-        joined = torch.zeros(count, width, dtype=torch.int32)
-        for row, table in zip(joined, self._tables[:count], strict=True):
+    def _joined(self, tables: list[torch.Tensor]) -> torch.Tensor:
+        joined = torch.zeros(len(tables), max(map(len, tables), default=0), dtype=torch.int32)
+        for row, table in zip(joined, tables, strict=True):
             row[: len(table)] = table
         return joined.to(DEVICE)
