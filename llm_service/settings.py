@@ -50,8 +50,8 @@ class TorchOptions(EngineOptions):
     fast, and are no longer exactly the model's."""
     max_step_token_count: int | None = Field(default=None, ge=1)
     """Most tokens in one step of the engine; longer prompts are read in several steps. The next
-    tokens of all answers wait for a step: fewer tokens make them smoother, more of them bring new
-    ones to their first token later. Default: 512 on the CPU, 2048 on CUDA."""
+    tokens of all answers wait for a step: fewer tokens make them smoother. Default: 512 on the CPU,
+    on CUDA 2048; a step there in which answers go on has at most 1024."""
 
 
 class TensorRTLLMOptions(EngineOptions):

@@ -92,8 +92,9 @@ class Settings(EngineSettings):
     max_batch_tile_count: int = Field(default=13, ge=1, le=LARGEST_BATCH_TILE_COUNT)
     """Most tiles of one forward pass; an image with more is split. 13 is one image of the usual
     cap: an H100 does twice as many no faster, and the first of two images waits for the second."""
-    max_queued_tile_count: int = Field(default=512, ge=LARGEST_TILE_CAP + 1)
-    """Most tiles that wait for the engine or are in it; more are refused. One is 0.6 MB."""
+    max_queued_tile_count: int = Field(default=2048, ge=LARGEST_TILE_CAP + 1)
+    """Most tiles that wait for the engine or are in it; more are refused. One is 0.6 MB. There is
+    room for 128 clients with a picture of 13 tiles each."""
     preprocess_worker_count: int = Field(default_factory=decoder_count, ge=1)
     """Processes that decode and tile images, one at a time each; default: 4, or 2 where there are
     fewer cores. Large images, of 16 megapixels and more, may have half of them."""

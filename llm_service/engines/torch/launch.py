@@ -24,9 +24,11 @@ from protos.process.precision import FloatType, Product, faster_type
 
 logger = structlog.get_logger()
 
-# For a step, a new request waits, and the next tokens of all others.
+# For a step, a new request waits, and the next tokens of all others: where there are any, a GPU's
+# steps are shorter. Prompts alone it reads faster in larger ones.
 CPU_STEP_TOKEN_COUNT = 512
 CUDA_STEP_TOKEN_COUNT = 2048
+CUDA_MIXED_STEP_TOKEN_COUNT = 1024
 # Of the KV cache, tokens. A GPU reads whole blocks of the larger ones without a thread's work.
 CPU_BLOCK_SIZE = 16
 CUDA_BLOCK_SIZE = 64
@@ -68,12 +70,14 @@ def _engine(
     running_count = settings.max_running_sequence_count
     is_cuda = decoder.embedding.weight.is_cuda
     step_token_count = settings.torch.max_step_token_count or (
-        CUDA_STEP_TOKEN_COUNT if is_cuda else CPU_STEP_TOKEN_COUNT
+        max(CUDA_STEP_TOKEN_COUNT, running_count) if is_cuda else CPU_STEP_TOKEN_COUNT
     )
+    mixed_token_count = min(step_token_count, CUDA_MIXED_STEP_TOKEN_COUNT) if is_cuda else None
     block_size = settings.torch.block_size or (CUDA_BLOCK_SIZE if is_cuda else CPU_BLOCK_SIZE)
     block_count = _block_count(settings, decoder, block_size, kv_byte_count)
     runner = ModelRunner(decoder, block_count, block_size, running_count, step_token_count)
-    scheduler = Scheduler(BlockManager(block_count, block_size), step_token_count, running_count)
+    blocks = BlockManager(block_count, block_size)
+    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count)
     waiting_count = settings.max_waiting_sequence_count
     try:
         return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count)

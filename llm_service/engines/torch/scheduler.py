@@ -41,13 +41,27 @@ class Scheduler:
     """
 
     def __init__(
-        self, blocks: BlockManager, max_step_token_count: int, max_running_count: int
+        self,
+        blocks: BlockManager,
+        max_step_token_count: int,
+        max_running_count: int,
+        max_mixed_token_count: int | None = None,
     ) -> None:
+        """Makes an empty one.
+
+        Args:
+            blocks: the KV cache's.
+            max_step_token_count: most tokens of a step.
+            max_running_count: slots.
+            max_mixed_token_count: most tokens of a step that has decodes, too: all of these wait
+                for the others; None: as of any step.
+        """
         self.blocks = blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemption_count = 0
         self._max_step_token_count = max_step_token_count
+        self._max_mixed_token_count = max_mixed_token_count or max_step_token_count
         self._free_slots = list(reversed(range(max_running_count)))
         self._share = max(1, max_running_count // 4)
         self._held_counts: Counter[Account] = Counter()
@@ -90,6 +104,8 @@ class Scheduler:
                 break
             scheduled.append(sequence)
             budget -= self._schedule_tokens(sequence, budget)
+        if scheduled:
+            budget = min(budget, max(1, self._max_mixed_token_count - len(scheduled)))
         self._refuse_unreadable()
         readers = [sequence for sequence in reading if sequence.status is Status.RUNNING]
         budget = self._read(scheduled, readers, budget)
@@ -123,7 +139,7 @@ class Scheduler:
             return budget
         oldest = readers[0]
         self._admit_shorter(readers, budget)
-        reserve = min(max(1, self._max_step_token_count // 4), oldest.uncomputed_count)
+        reserve = min(max(1, budget // 4), oldest.uncomputed_count)
         for reader in sorted(readers, key=_REST):
             if reader is oldest:
                 reserve = 0

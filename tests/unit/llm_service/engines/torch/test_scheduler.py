@@ -158,6 +158,33 @@ def test_long_prompt_leaves_the_others_their_next_token() -> None:
     assert long.finish_reason == "length"
 
 
+def test_steps_that_write_answers_are_shorter() -> None:
+    scheduler = Scheduler(BlockManager(100, BLOCK_SIZE), 20, 8, max_mixed_token_count=10)
+    first, second = _sequence(35, 20), _sequence(30, 1)
+    counts = []
+    scheduler.add(first)
+    for _ in range(5):
+        scheduled = scheduler.schedule()
+        counts.append((first.scheduled_count, second.scheduled_count))
+        _finish_step(scheduler, scheduled)
+        if len(counts) == 2:
+            scheduler.add(second)
+    assert counts == [(20, 0), (15, 0), (1, 9), (1, 9), (1, 9)]
+
+
+def test_decodes_that_fill_a_step_leave_room_to_read() -> None:
+    scheduler = Scheduler(BlockManager(100, BLOCK_SIZE), 8, 8, max_mixed_token_count=2)
+    decoding = [_sequence(1, 20) for _ in range(3)]
+    for sequence in decoding:
+        scheduler.add(sequence)
+    _finish_step(scheduler, scheduler.schedule())
+    late = _sequence(4, 1)
+    scheduler.add(late)
+    scheduled = scheduler.schedule()
+    assert [one.scheduled_count for one in [*decoding, late]] == [1, 1, 1, 1]
+    _finish_step(scheduler, scheduled)
+
+
 def test_newest_is_preempted_and_waits_before_all_others() -> None:
     scheduler = Scheduler(BlockManager(3, BLOCK_SIZE), max_step_token_count=50, max_running_count=2)
     older, newer, later = _sequence(4, 5), _sequence(3, 5), _sequence(1, 1)
