@@ -143,17 +143,17 @@ class TableUpload:
         if offset != self._received:
             raise InvalidTensorError(
                 f"the chunk starts at byte {offset}; it must start at {self._received}",
-                field="embedding_chunk.chunk.offset",
+                field="embedding_chunk.offset",
             )
         if not 0 < len(data) <= MAX_CHUNK_BYTE_COUNT:
             raise InvalidTensorError(
                 f"the chunk has {len(data)} bytes; it must have 1 to {MAX_CHUNK_BYTE_COUNT}",
-                field="embedding_chunk.chunk.data",
+                field="embedding_chunk.data",
             )
         if end > self._spec.byte_count:
             raise InvalidTensorError(
                 f"the chunk ends at byte {end}, but the embedding at {self._spec.byte_count}",
-                field="embedding_chunk.chunk.data",
+                field="embedding_chunk.data",
             )
         self._buffer[self._received : end] = data
         self._received = end
@@ -169,7 +169,7 @@ class TableUpload:
             raise InvalidTensorError(
                 f"the embedding of {self._spec.byte_count} bytes has more than {limit} chunks,"
                 " which is the limit",
-                field="embedding_chunk.chunk.data",
+                field="embedding_chunk.data",
             )
 
     async def check_signature(self, embedding_id: EmbeddingId, signature: bytes) -> None:

@@ -376,14 +376,14 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
             return TableHeader(header.image_index, announced)
         case "embedding_chunk":
             chunk = request.embedding_chunk
-            return TableChunk(chunk.image_index, chunk.chunk.offset, chunk.chunk.data)
+            return TableChunk(chunk.image_index, chunk.offset, chunk.data)
         case "embedding_trailer":
             trailer = request.embedding_trailer
             return TableTrailer(trailer.image_index, trailer.crc32, trailer.signature)
         case other:
             raise InvalidArgumentError(
                 "a request's start is followed by embeddings alone, not by"
-                f" {'another start' if other else 'an empty message'}",
+                f" {'another start' if other == 'start' else 'a message unknown here'}",
                 field=other or "message",
             )
 

@@ -28,7 +28,7 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
         """Answers with one header, the chunks and one trailer."""
         encoded = await self._encoder.encode(wire.read_request(request))
-        async with aclosing(wire.encode_responses(encoded)) as responses:
+        async with aclosing(wire.encode_responses(encoded, request.image_index)) as responses:
             async for response in responses:
                 yield response
 

@@ -59,11 +59,11 @@ def plan_response(plan: TilePlan) -> vision_pb2.PlanTilesResponse:
 
 
 async def encode_responses(
-    encoded: EncodedImage,
+    encoded: EncodedImage, image_index: int
 ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
-    """Yields one header, the chunks of the rows and one trailer."""
+    """Yields one header, the chunks of the rows, which say that index, and one trailer."""
     yield vision_pb2.EncodeImageResponse(header=_header(encoded))
-    for chunk in _chunks(encoded.embedding):
+    for chunk in _chunks(encoded.embedding, image_index):
         yield chunk
     trailer = vision_pb2.EncodeImageTrailer(
         crc32=encoded.embedding.crc32,
@@ -119,13 +119,16 @@ def load_response(backlog: Backlog) -> vision_pb2.VisionServiceGetLoadResponse:
     )
 
 
-def _chunks(embedding: ImageEmbedding) -> Iterator[vision_pb2.EncodeImageResponse]:
+def _chunks(
+    embedding: ImageEmbedding, image_index: int
+) -> Iterator[vision_pb2.EncodeImageResponse]:
     data = tensor_bytes(embedding.rows)
     for offset in range(0, len(data), CHUNK_BYTE_COUNT):
         # Filled in place: a message given to another's constructor is copied, at 1 ms for a chunk.
         response = vision_pb2.EncodeImageResponse()
-        response.chunk.offset = offset
-        response.chunk.data = bytes(data[offset : offset + CHUNK_BYTE_COUNT])
+        response.embedding_chunk.image_index = image_index
+        response.embedding_chunk.offset = offset
+        response.embedding_chunk.data = bytes(data[offset : offset + CHUNK_BYTE_COUNT])
         yield response
 
 

@@ -78,8 +78,9 @@ def embedding_piece(
     Raises:
         DataLossError: a header names another embedding than the wanted one.
     """
-    if response.HasField("chunk"):
-        return EmbeddingChunk(response.chunk.offset, response.chunk.data)
+    if response.HasField("embedding_chunk"):
+        chunk = response.embedding_chunk
+        return EmbeddingChunk(chunk.offset, chunk.data)
     if response.HasField("trailer"):
         return _trailer(response.trailer)
     header = response.header
@@ -188,9 +189,8 @@ def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.Genera
         spec.dtype, spec.byte_count = piece.dtype, piece.byte_count
         spec.shape.extend(piece.shape)
     elif isinstance(piece, EmbeddingChunk):
-        request.embedding_chunk.image_index = image_index
-        chunk = request.embedding_chunk.chunk
-        chunk.offset, chunk.data = piece.offset, piece.data
+        chunk = request.embedding_chunk
+        chunk.image_index, chunk.offset, chunk.data = image_index, piece.offset, piece.data
     else:
         request.embedding_trailer.image_index = image_index
         request.embedding_trailer.crc32 = piece.crc32

@@ -123,10 +123,8 @@ def header(index: int = 0, rows: int = 2, **spec: object) -> llm_pb2.GenerateReq
 
 
 def chunk(data: bytes, offset: int = 0, index: int = 0) -> llm_pb2.GenerateRequest:
-    piece = tensor_pb2.TensorChunk(offset=offset, data=data)
-    return llm_pb2.GenerateRequest(
-        embedding_chunk=llm_pb2.EmbeddingChunk(image_index=index, chunk=piece)
-    )
+    piece = tensor_pb2.EmbeddingChunk(image_index=index, offset=offset, data=data)
+    return llm_pb2.GenerateRequest(embedding_chunk=piece)
 
 
 def trailer(data: bytes, index: int = 0, signature: bytes = b"") -> llm_pb2.GenerateRequest:
