@@ -19,13 +19,19 @@ import os
 import re
 import secrets
 import stat
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -33,6 +39,8 @@ from protos.errors import DataLossError
 from protos.process.settings import MIB
 
 logger = structlog.get_logger()
+
+End = TypeVar("End")
 
 FILE_NAME = re.compile(r"[0-9a-f]{32}")
 NONCE_BYTE_COUNT = 32
@@ -136,39 +144,36 @@ class SharedFolder:
 
 
 @contextmanager
-def open_folder(path: Path | None) -> Iterator[SharedFolder | None]:
-    """Yields the folder, swept; without a path this user's own, or None if it cannot be used.
+def sharing(
+    path: Path | None, kind: Callable[[SharedFolder], AbstractContextManager[End]]
+) -> Iterator[End | None]:
+    """Yields a reader's or a writer's end of the memory in a folder, which is swept first.
+
+    Without a path the folder is this user's own, and None is yielded where there can be none.
 
     Raises:
         OSError: the folder that was asked for cannot be used.
     """
-    folder = _given_folder(path) if path is not None else _own_folder()
-    try:
-        if folder is not None:
+    with ExitStack() as exits:
+        try:
+            folder = SharedFolder(_own_folder() if path is None else path)
+            exits.callback(folder.close)
             folder.sweep()
-        yield folder
-    finally:
-        if folder is not None:
-            folder.close()
+            end = exits.enter_context(kind(folder))
+            logger.info("shared_memory", folder=str(folder.path))
+        except OSError as error:
+            if path is not None:
+                raise
+            logger.warning("shared_memory_unavailable", error=str(error))
+            end = None
+        yield end
 
 
-def _given_folder(path: Path) -> SharedFolder:
-    if sys.platform != "linux":
-        raise OSError(f"{path}: memory is shared on Linux alone")
-    return SharedFolder(path)
-
-
-def _own_folder() -> SharedFolder | None:
-    if sys.platform != "linux":
-        return None
+def _own_folder() -> Path:
     path = DEVICE / f"internvl-{os.geteuid()}"
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        _check_own(path)
-        return SharedFolder(path)
-    except OSError as error:
-        logger.warning("shared_memory_unavailable", error=str(error))
-        return None
+    path.mkdir(mode=0o700, exist_ok=True)
+    _check_own(path)
+    return path
 
 
 def _check_own(path: Path) -> None:
