@@ -27,6 +27,7 @@ from protos.process.check import check
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import is_loopback, read_settings
+from protos.process.shared_memory import SlotReader, sharing
 from protos.signature import EmbeddingKey, EmbeddingKeyError
 
 logger = structlog.get_logger()
@@ -52,8 +53,9 @@ def main() -> None:
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
     try:
-        service = make_service(settings, info, engine, Metrics(engine))
-        healthy = await serve(service, settings)
+        with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
+            service = make_service(settings, info, engine, Metrics(engine), memory)
+            healthy = await serve(service, settings)
     except (EmbeddingKeyError, OSError) as error:
         logger.error("start_failed", error=str(error))
         return 1
@@ -93,14 +95,18 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
 
 
 def make_service(
-    settings: Settings, info: ModelInfo, engine: LLMEngine, metrics: Metrics
+    settings: Settings,
+    info: ModelInfo,
+    engine: LLMEngine,
+    metrics: Metrics,
+    memory: SlotReader | None = None,
 ) -> Service:
-    """Returns the gRPC service over an engine.
+    """Returns the gRPC service over an engine; without memory all embeddings come in chunks.
 
     Raises:
         EmbeddingKeyError: the key cannot be used.
     """
-    tables = TableCache(settings.max_table_byte_count, embedding_key(settings))
+    tables = TableCache(settings.max_table_byte_count, embedding_key(settings), memory)
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     return Service(
         name=SERVICE_NAME,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +20,7 @@ from protos.errors import (
 )
 from protos.identity import EmbeddingId
 from protos.process.settings import KIB
+from protos.process.shared_memory import Slot, SlotReader
 from protos.signature import EmbeddingClaim, EmbeddingKey
 from protos.transport import MAX_CHUNK_BYTE_COUNT
 
@@ -100,6 +102,15 @@ class TableChunk:
 
 
 @dataclass(frozen=True)
+class SharedTable:
+    """Where all bytes of an announced table lie in shared memory."""
+
+    field: ClassVar[str] = "shared_embedding"
+    image_index: int
+    slot: Slot
+
+
+@dataclass(frozen=True)
 class TableTrailer:
     """Ends a table: CRC-32 of all its bytes, and the vision service's signature."""
 
@@ -110,7 +121,7 @@ class TableTrailer:
 
 
 # `field` is the path of the contract's message, for refusals.
-TableMessage = TableHeader | TableChunk | TableTrailer
+TableMessage = TableHeader | TableChunk | SharedTable | TableTrailer
 
 
 class TableUpload:
@@ -160,6 +171,28 @@ class TableUpload:
         self._crc32 = isal_zlib.crc32(data, self._crc32)
         if self._key is not None:
             self._digest.fill(end)
+
+    async def read(self, slot: Slot, memory: SlotReader) -> None:
+        """Takes the whole table from shared memory, on threads.
+
+        Raises:
+            InvalidTensorError: bytes of it have arrived already.
+            DataLossError: it is not there, or not any more.
+        """
+        if self._received:
+            raise InvalidTensorError(
+                f"{self._received} bytes of the embedding have arrived already",
+                field=SharedTable.field,
+            )
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._read, slot, memory, loop)
+
+    def _read(self, slot: Slot, memory: SlotReader, loop: asyncio.AbstractEventLoop) -> None:
+        for end in memory.read(slot, self._buffer):
+            self._crc32 = isal_zlib.crc32(self._buffer[self._received : end], self._crc32)
+            self._received = end
+            if self._key is not None:
+                loop.call_soon_threadsafe(self._digest.fill, end)
 
     def _count_chunk(self) -> None:
         """Refuses a table in crumbs: each chunk takes the event loop's time, however small."""
@@ -225,11 +258,18 @@ class TableCache:
     Attributes:
         max_byte_count: most bytes that are kept, and most that may be on their way at once.
         key: with which tables that arrive must be signed; None if they need not be.
+        memory: where tables may lie instead of being sent; None: nowhere.
     """
 
-    def __init__(self, max_byte_count: int, key: EmbeddingKey | None = None) -> None:
+    def __init__(
+        self,
+        max_byte_count: int,
+        key: EmbeddingKey | None = None,
+        memory: SlotReader | None = None,
+    ) -> None:
         self.max_byte_count = max_byte_count
         self.key = key
+        self.memory = memory
         self._tables: OrderedDict[EmbeddingId, torch.Tensor] = OrderedDict()
         self._gone_row_counts: OrderedDict[EmbeddingId, int] = OrderedDict()
         self._held_byte_count = 0

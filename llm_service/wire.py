@@ -14,13 +14,28 @@ import torch
 from llm_service.choices import TextDelta, TextEnd
 from llm_service.conversation import Ending, Message, Role
 from llm_service.engines.base import TokenLogprob
-from llm_service.generator import Event, Generation, Load, TokenCount, Usage, Wanted
+from llm_service.generator import (
+    EmbeddingRead,
+    Event,
+    Generation,
+    Load,
+    TokenCount,
+    Usage,
+    Wanted,
+)
 from llm_service.hermes import ToolCall
 from llm_service.model import ModelInfo
 from llm_service.pieces import PLACEHOLDER, ImagePart
 from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
 from llm_service.sampling import Guide, SamplingParams
-from llm_service.tables import TableChunk, TableHeader, TableMessage, TableSpec, TableTrailer
+from llm_service.tables import (
+    SharedTable,
+    TableChunk,
+    TableHeader,
+    TableMessage,
+    TableSpec,
+    TableTrailer,
+)
 from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ContextLengthError, InvalidArgumentError, ModelMismatchError
@@ -28,6 +43,7 @@ from protos.identity import EmbeddingId
 from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
 from protos.process.backlog import checked_bound
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
+from protos.process.shared_memory import Slot
 
 MAX_STOP_COUNT = 16
 MAX_STOP_STRING_LENGTH = 256
@@ -377,6 +393,10 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
         case "embedding_chunk":
             chunk = request.embedding_chunk
             return TableChunk(chunk.image_index, chunk.offset, chunk.data)
+        case "shared_embedding":
+            shared = request.shared_embedding
+            slot = Slot(shared.file, shared.offset, shared.nonce)
+            return SharedTable(shared.image_index, slot)
         case "embedding_trailer":
             trailer = request.embedding_trailer
             return TableTrailer(trailer.image_index, trailer.crc32, trailer.signature)
@@ -391,15 +411,25 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
 def response(event: Event, tokenizer: Tokenizer) -> llm_pb2.GenerateResponse:
     """Returns the message that tells of an event."""
     match event:
-        case Wanted(image_indexes):
-            wanted = llm_pb2.WantedImages(image_indexes=image_indexes)
-            return llm_pb2.GenerateResponse(wanted=wanted)
+        case Wanted():
+            return llm_pb2.GenerateResponse(wanted=_wanted(event))
+        case EmbeddingRead(image_index):
+            read = llm_pb2.EmbeddingRead(image_index=image_index)
+            return llm_pb2.GenerateResponse(embedding_read=read)
         case Usage():
             return llm_pb2.GenerateResponse(usage=llm_pb2.Usage(**vars(event)))
         case (index, TextDelta() as delta):
             return llm_pb2.GenerateResponse(delta=_token_delta(index, delta, tokenizer))
         case (index, TextEnd() as end):
             return llm_pb2.GenerateResponse(finished=_finished(index, end))
+
+
+def _wanted(wanted: Wanted) -> llm_pb2.WantedImages:
+    message = llm_pb2.WantedImages(image_indexes=wanted.image_indexes)
+    if wanted.marker is not None:
+        message.shared_memory.file = wanted.marker.file
+        message.shared_memory.nonce = wanted.marker.nonce
+    return message
 
 
 def _token_delta(index: int, delta: TextDelta, tokenizer: Tokenizer) -> llm_pb2.TokenDelta:

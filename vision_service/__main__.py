@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 
 import structlog
 
@@ -19,6 +19,7 @@ from protos.process.check import check
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
+from protos.process.shared_memory import SlotWriter, sharing
 from protos.signature import EmbeddingKeyError
 from protos.transport import MESSAGE_OVERHEAD_BYTE_COUNT
 from vision_service.batcher import TileBatcher
@@ -60,12 +61,13 @@ async def run(settings: Settings) -> bool:
         CheckpointError: the checkpoint cannot be served.
         EngineStartError: the engine cannot start here.
         EmbeddingKeyError: the key cannot be used.
-        OSError: the address cannot be bound.
+        OSError: the address cannot be bound, or the folder of the shared memory not be used.
     """
     logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)
     config, engine = await asyncio.to_thread(load, settings)
-    async with open_service(settings, config, engine) as service:
-        return await serve(service, settings)
+    with shared_memory(settings) as memory:
+        async with open_service(settings, config, engine, memory) as service:
+            return await serve(service, settings)
 
 
 def load(settings: Settings) -> tuple[VisionConfig, VisionEngine]:
@@ -76,9 +78,15 @@ def load(settings: Settings) -> tuple[VisionConfig, VisionEngine]:
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, config: VisionConfig, engine: VisionEngine
+    settings: Settings,
+    config: VisionConfig,
+    engine: VisionEngine,
+    memory: SlotWriter | None = None,
 ) -> AsyncIterator[Service]:
-    """Yields the service over a warm engine; on leaving, its threads and processes end."""
+    """Yields the service over a warm engine; on leaving, its threads and processes end.
+
+    Without memory all embeddings go in chunks.
+    """
     info = await asyncio.to_thread(model_info, settings, config, engine)
     preprocessor = Preprocessor(
         config.tile_size, preprocessor_limits(settings), settings.transparency, config.tile_policy
@@ -91,7 +99,8 @@ async def open_service(
     cache = EmbeddingCache(settings.cache_byte_count)
     key = read_embedding_key(settings)
     metrics = Metrics()
-    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache, metrics, key))
+    encoder = ImageEncoder(info, preprocessor, batcher, cache, metrics, key)
+    servicer = VisionServicer(encoder, memory)
     async with batcher, preprocessor:
         yield Service(
             name=SERVICE_NAME,
@@ -105,6 +114,14 @@ async def open_service(
             reflection=settings.reflection,
             metrics=metrics,
         )
+
+
+def shared_memory(settings: Settings) -> AbstractContextManager[SlotWriter | None]:
+    """Returns what opens the memory that LLM services read; errors as of `sharing`."""
+    if not settings.shared_memory_byte_count:
+        return nullcontext()
+    writer = functools.partial(SlotWriter.open, max_byte_count=settings.shared_memory_byte_count)
+    return sharing(settings.shared_memory_folder, writer)
 
 
 def preprocessor_limits(settings: Settings) -> PreprocessorLimits:

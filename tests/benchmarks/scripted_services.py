@@ -21,9 +21,10 @@ from llm_service.settings import Settings as LLMSettings
 from llm_service.templates import INTERNVL2_5
 from protos.process import logs
 from protos.process.server import serve
+from protos.process.shared_memory import SlotReader, sharing
 from tests.idle_engine import IdleEngine
 from tests.real_tokenizers import real_tokenizer
-from vision_service.__main__ import open_service
+from vision_service.__main__ import open_service, shared_memory
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.torch.engine import FinishedBatch
 from vision_service.settings import Settings as VisionSettings
@@ -63,8 +64,10 @@ class ScriptedLLMEngine(IdleEngine):
 async def serve_vision(settings: VisionSettings) -> None:
     """Serves until SIGTERM."""
     config = VisionConfig.from_checkpoint(settings.checkpoint)
-    async with open_service(settings, config, ScriptedVisionEngine(config)) as service:
-        await serve(service, settings)
+    engine = ScriptedVisionEngine(config)
+    with shared_memory(settings) as memory:
+        async with open_service(settings, config, engine, memory) as service:
+            await serve(service, settings)
 
 
 async def serve_llm(settings: LLMSettings) -> None:
@@ -84,7 +87,8 @@ async def serve_llm(settings: LLMSettings) -> None:
         created_unix_seconds=0,
     )
     engine = ScriptedLLMEngine()
-    await serve(make_service(settings, info, engine, Metrics(engine)), settings)
+    with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
+        await serve(make_service(settings, info, engine, Metrics(engine), memory), settings)
 
 
 def main() -> None:

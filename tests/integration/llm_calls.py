@@ -21,6 +21,7 @@ from llm_service.templates import INTERNVL2_5
 from llm_service.tokenizer import Tokenizer
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
 from protos.process.server import Service, running_server
+from protos.process.shared_memory import SlotReader
 from protos.signature import EmbeddingKey
 from protos.status import from_rpc_error
 
@@ -55,6 +56,7 @@ async def serving(
     upload_seconds: float = 300.0,
     key: EmbeddingKey | None = None,
     allows_priority: bool = False,
+    memory: SlotReader | None = None,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
     info = ModelInfo(
@@ -70,7 +72,7 @@ async def serving(
         aliases=("small", "toy"),
         allows_priority=allows_priority,
     )
-    tables = TableCache(table_byte_count, key)
+    tables = TableCache(table_byte_count, key, memory)
     metrics = metrics or Metrics(engine)
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     service = Service(
