@@ -80,13 +80,13 @@ class NamedImage:
     encoding: EncodeRequest
 
     @classmethod
-    def of(cls, image: FetchedImage, info: ModelInfo) -> NamedImage:
-        """Returns an image as a replica that runs this encodes it."""
+    def of(cls, index: int, image: FetchedImage, info: ModelInfo) -> NamedImage:
+        """Returns a request's image of this index as a replica that runs this encodes it."""
         options = image_options(info.max_tile_count)
         cap: int | None = options.values(image.reference.source).get("max_tile_count")
         recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
         embedding_id = EmbeddingId(image.content_sha256, recipe)
-        encoding = EncodeRequest(image.file, cap, info.recipe_sha256, embedding_id)
+        encoding = EncodeRequest(image.file, cap, info.recipe_sha256, embedding_id, index)
         return cls(image.reference, options, encoding)
 
     def param_of(self, field: str) -> str:
@@ -164,7 +164,9 @@ class ChatPipeline:
         self, match: Match, key: str, turn: _Turn, exits: AsyncExitStack
     ) -> tuple[Generation, ChatEvent | None]:
         vision = match.vision
-        images = [NamedImage.of(image, vision) for image in turn.images if vision]
+        images = [
+            NamedImage.of(index, image, vision) for index, image in enumerate(turn.images) if vision
+        ]
         embedding_ids = [image.encoding.embedding_id for image in images]
         fields = generate_fields(turn.request, embedding_ids)
         fields |= {"expected_checkpoint": asdict(match.llm.checkpoint)}

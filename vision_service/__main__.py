@@ -12,7 +12,6 @@ import structlog
 
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
-from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
 from protos.process.check import check
@@ -95,9 +94,7 @@ async def open_service(
     async with batcher, preprocessor:
         yield Service(
             name=SERVICE_NAME,
-            register=functools.partial(
-                vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer
-            ),
+            register=servicer.register,
             is_healthy=batcher.is_healthy,
             is_ready=preprocessor.is_ready,
             max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,

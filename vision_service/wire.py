@@ -9,6 +9,7 @@ import torch
 from protos.internvl.v1 import checkpoint_pb2, tensor_pb2, vision_pb2
 from protos.process.backlog import Backlog, checked_bound
 from protos.transport import CHUNK_BYTE_COUNT
+from protos.wire_format import chunk_message
 from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
 from vision_service.encoder import EncodedImage, ImageRequest, ModelInfo, PlanRequest, TilePlan
 
@@ -60,7 +61,7 @@ def plan_response(plan: TilePlan) -> vision_pb2.PlanTilesResponse:
 
 async def encode_responses(
     encoded: EncodedImage, image_index: int
-) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
+) -> AsyncGenerator[vision_pb2.EncodeImageResponse | bytes, None]:
     """Yields one header, the chunks of the rows, which say that index, and one trailer."""
     yield vision_pb2.EncodeImageResponse(header=_header(encoded))
     for chunk in _chunks(encoded.embedding, image_index):
@@ -119,17 +120,10 @@ def load_response(backlog: Backlog) -> vision_pb2.VisionServiceGetLoadResponse:
     )
 
 
-def _chunks(
-    embedding: ImageEmbedding, image_index: int
-) -> Iterator[vision_pb2.EncodeImageResponse]:
+def _chunks(embedding: ImageEmbedding, image_index: int) -> Iterator[bytes]:
     data = tensor_bytes(embedding.rows)
     for offset in range(0, len(data), CHUNK_BYTE_COUNT):
-        # Filled in place: a message given to another's constructor is copied, at 1 ms for a chunk.
-        response = vision_pb2.EncodeImageResponse()
-        response.embedding_chunk.image_index = image_index
-        response.embedding_chunk.offset = offset
-        response.embedding_chunk.data = bytes(data[offset : offset + CHUNK_BYTE_COUNT])
-        yield response
+        yield chunk_message(image_index, offset, data[offset : offset + CHUNK_BYTE_COUNT])
 
 
 def _timings(timings: Timings) -> vision_pb2.EncodeTimings:

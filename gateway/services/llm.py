@@ -38,8 +38,9 @@ from protos.errors import (
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.logs import request_metadata
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, MESSAGE_OVERHEAD_BYTE_COUNT
+from protos.wire_format import serialized
 
-GenerateCall = grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest, llm_pb2.GenerateResponse]
+GenerateCall = grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest | bytes, llm_pb2.GenerateResponse]
 # Models of which replicas stand side by side while one takes another's place.
 MAX_INFO_COUNT = 8
 # Of text, that is: images do not travel in the start message.
@@ -94,6 +95,14 @@ class LLMClient:
         self._channel = channel
         self._router = router
         self._stub = llm_pb2_grpc.LLMServiceStub(channel)
+        # The stub's call takes no message that is bytes already.
+        self._generate: grpc.aio.StreamStreamMultiCallable[
+            llm_pb2.GenerateRequest | bytes, llm_pb2.GenerateResponse
+        ] = channel.stream_stream(
+            f"/{LLM_SERVICE}/Generate",
+            request_serializer=serialized,
+            response_deserializer=llm_pb2.GenerateResponse.FromString,
+        )
         self._infos: list[ModelInfo] = []  # of each checkpoint the latest, the latest one last
 
     async def check_health(self, seconds: float) -> None:
@@ -172,7 +181,7 @@ class LLMClient:
         async def begin(offer: Offer) -> Generation:
             start.max_queue_seconds = offer.max_queue_seconds
             metadata = (*offer.metadata, *request_metadata())
-            call = self._stub.Generate(timeout=seconds_until(deadline), metadata=metadata)
+            call = self._generate(timeout=seconds_until(deadline), metadata=metadata)
             return await Generation.begin(call, start, name_field)
 
         try:
@@ -251,7 +260,7 @@ class Generation:
             response = await self._call.read()
         return response if isinstance(response, llm_pb2.GenerateResponse) else None
 
-    async def _write(self, message: llm_pb2.GenerateRequest) -> None:
+    async def _write(self, message: llm_pb2.GenerateRequest | bytes) -> None:
         async with self._writing:
             with errors_of("LLM", self._name_field):
                 try:

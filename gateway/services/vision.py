@@ -23,9 +23,11 @@ from gateway.services.channel import (
 )
 from gateway.services.messages import (
     EmbeddingPiece,
+    EmbeddingTrailer,
     checkpoint_fingerprint,
     embedding_piece,
     encode_request,
+    encode_response,
     plan_request,
 )
 from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
@@ -35,7 +37,9 @@ from protos.identity import EmbeddingId
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.process.logs import request_metadata
 
-EncodeCall = grpc.aio.UnaryStreamCall["tuple[EncodeRequest, float]", vision_pb2.EncodeImageResponse]
+EncodeCall = grpc.aio.UnaryStreamCall[
+    "tuple[EncodeRequest, float]", vision_pb2.EncodeImageResponse | bytes
+]
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,14 @@ class EncodeRequest:
         max_tile_count: its tile cap; None for the service's default.
         service_recipe: the vision service's recipe_sha256, which `embedding_id` was derived from.
         embedding_id: names the embedding.
+        image_index: which of a chat request's images it is, for the LLM service.
     """
 
     file: HeldFile
     max_tile_count: int | None
     service_recipe: bytes
     embedding_id: EmbeddingId
+    image_index: int
 
 
 class VisionClient:
@@ -99,7 +105,7 @@ class VisionClient:
         self._encode_image = channel.unary_stream(
             f"/{VISION_SERVICE}/EncodeImage",
             request_serializer=_serialized,
-            response_deserializer=vision_pb2.EncodeImageResponse.FromString,
+            response_deserializer=encode_response,
         )
         self._sending = asyncio.Lock()
 
@@ -182,10 +188,11 @@ class VisionClient:
             fitting = await self._key_of_recipe(request.service_recipe, key, deadline)
             header, call = await self._router.offer(fitting, begin, ask_backlog)
         try:
-            yield header
+            yield (piece := header)
             with errors_of("vision", name_field):
-                while piece := await _read(call, request):
-                    yield piece
+                while not isinstance(piece, EmbeddingTrailer):
+                    yield (piece := await _read(call, request))
+                await call.code()
         finally:
             call.cancel()
 
@@ -196,8 +203,7 @@ class VisionClient:
         call = await self._send(request, deadline, offer)
         try:
             with errors_of("vision", name_field):
-                if (header := await _read(call, request)) is None:
-                    raise ServiceError("the vision service ended the call without an embedding")
+                header = await _read(call, request)
         except BaseException:
             call.cancel()
             raise
@@ -230,13 +236,17 @@ class VisionClient:
 def _serialized(sent: tuple[EncodeRequest, float]) -> bytes:
     request, max_queue_seconds = sent
     return encode_request(
-        request.file.content, request.max_tile_count, request.service_recipe, max_queue_seconds
+        request.file.content,
+        request.max_tile_count,
+        request.service_recipe,
+        max_queue_seconds,
+        request.image_index,
     )
 
 
-async def _read(call: EncodeCall, request: EncodeRequest) -> EmbeddingPiece | None:
-    """Returns the next piece; None after the last. No message stays in memory while it travels."""
+async def _read(call: EncodeCall, request: EncodeRequest) -> EmbeddingPiece:
+    """Returns the next piece. No message stays in memory while it travels."""
     response = await call.read()
-    if not isinstance(response, vision_pb2.EncodeImageResponse):
-        return None
+    if not isinstance(response, vision_pb2.EncodeImageResponse | bytes):
+        raise ServiceError("the vision service ended the call before an embedding was complete")
     return embedding_piece(response, request.embedding_id)

@@ -14,10 +14,11 @@ def test_an_encode_request_is_what_protobuf_reads(
     byte_count: int, max_tile_count: int | None
 ) -> None:
     image = bytes(range(256)) * (byte_count // 256 + 1)
-    request = encode_request(bytearray(image[:byte_count]), max_tile_count, b"r" * 32, 0.0)
+    request = encode_request(bytearray(image[:byte_count]), max_tile_count, b"r" * 32, 0.0, 3)
     assert vision_pb2.EncodeImageRequest.FromString(request) == vision_pb2.EncodeImageRequest(
         image=image[:byte_count],
         max_tile_count=max_tile_count,
         expected_recipe_sha256=b"r" * 32,
         max_queue_seconds=0.0,
+        image_index=3,
     )
