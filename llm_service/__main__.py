@@ -15,12 +15,11 @@ from llm_service.generator import Generator
 from llm_service.inspection import inspect
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo, read_model
-from llm_service.servicer import LLMServicer
+from llm_service.servicer import SERVICE_NAME, LLMServicer
 from llm_service.settings import ProgramSettings, Settings
 from llm_service.tables import TableCache
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
-from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import give_back_freed_memory, keep_freed_memory
 from protos.process.check import check
@@ -31,8 +30,6 @@ from protos.process.shared_memory import SlotReader, sharing
 from protos.signature import EmbeddingKey, EmbeddingKeyError
 
 logger = structlog.get_logger()
-
-SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
 
 
 def main() -> None:
@@ -53,7 +50,7 @@ def main() -> None:
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
     try:
-        with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
+        async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
             service = make_service(settings, info, engine, Metrics(engine), memory)
             healthy = await serve(service, settings)
     except (EmbeddingKeyError, OSError) as error:
@@ -110,7 +107,7 @@ def make_service(
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     return Service(
         name=SERVICE_NAME,
-        register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
+        register=servicer.register,
         is_healthy=engine.is_healthy,
         max_call_count=settings.max_call_count,
         reflection=settings.reflection,

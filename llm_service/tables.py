@@ -98,7 +98,7 @@ class TableChunk:
     field: ClassVar[str] = "embedding_chunk"
     image_index: int
     offset: int
-    data: bytes
+    data: memoryview
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class TableUpload:
         self._chunk_count = 0
         self._digest = RowsDigest(self._buffer)
 
-    def add(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: memoryview) -> None:
         """Takes the next chunk.
 
         Raises:

@@ -44,6 +44,7 @@ from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
 from protos.process.backlog import checked_bound
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
 from protos.process.shared_memory import Slot
+from protos.wire_format import read_chunk
 
 MAX_STOP_COUNT = 16
 MAX_STOP_STRING_LENGTH = 256
@@ -81,15 +82,23 @@ FINISH_REASONS = {
 
 
 PromptMessage = llm_pb2.GenerateStart | llm_pb2.CountTokensRequest
+# Chunks are read without protobuf, which would copy them.
+ReadRequest = llm_pb2.GenerateRequest | TableChunk
 
 
-def start(request: llm_pb2.GenerateRequest | None) -> llm_pb2.GenerateStart:
+def read_request(message: bytes) -> ReadRequest:
+    """Returns a GenerateRequest; raises DecodeError unless the message is one."""
+    chunk = read_chunk(message)
+    return llm_pb2.GenerateRequest.FromString(message) if chunk is None else TableChunk(*chunk)
+
+
+def start(request: ReadRequest | None) -> llm_pb2.GenerateStart:
     """Returns the first message of a stream, None if it has none, as the start of a request.
 
     Raises:
         InvalidArgumentError: it is another message, or its request id is too long.
     """
-    if request is None or not request.HasField("start"):
+    if not isinstance(request, llm_pb2.GenerateRequest) or not request.HasField("start"):
         raise InvalidArgumentError("a stream's first message must start a request", field="start")
     _check_length("request_id", "the request id", request.start.request_id, MAX_REQUEST_ID_LENGTH)
     return request.start
@@ -372,7 +381,7 @@ def _check_token_id(field: str, token_id: int, vocabulary_size: int) -> None:
 
 
 async def table_messages(
-    requests: AsyncIterator[llm_pb2.GenerateRequest],
+    requests: AsyncIterator[ReadRequest],
 ) -> AsyncGenerator[TableMessage, None]:
     """Yields what follows the start of a request, as announced; nothing of it is checked yet.
 
@@ -380,7 +389,7 @@ async def table_messages(
         InvalidArgumentError: a message that is no part of an embedding.
     """
     async for request in requests:
-        yield _table_message(request)
+        yield request if isinstance(request, TableChunk) else _table_message(request)
 
 
 def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
@@ -392,7 +401,7 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
             return TableHeader(header.image_index, announced)
         case "embedding_chunk":
             chunk = request.embedding_chunk
-            return TableChunk(chunk.image_index, chunk.offset, chunk.data)
+            return TableChunk(chunk.image_index, chunk.offset, memoryview(chunk.data))
         case "shared_embedding":
             shared = request.shared_embedding
             slot = Slot(shared.file, shared.offset, shared.nonce)

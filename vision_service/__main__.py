@@ -6,13 +6,12 @@ import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 import structlog
 
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
-from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
 from protos.process.check import check
@@ -65,9 +64,11 @@ async def run(settings: Settings) -> bool:
     """
     logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)
     config, engine = await asyncio.to_thread(load, settings)
-    with shared_memory(settings) as memory:
-        async with open_service(settings, config, engine, memory) as service:
-            return await serve(service, settings)
+    async with (
+        shared_memory(settings) as memory,
+        open_service(settings, config, engine, memory) as service,
+    ):
+        return await serve(service, settings)
 
 
 def load(settings: Settings) -> tuple[VisionConfig, VisionEngine]:
@@ -104,9 +105,7 @@ async def open_service(
     async with batcher, preprocessor:
         yield Service(
             name=SERVICE_NAME,
-            register=functools.partial(
-                vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer
-            ),
+            register=servicer.register,
             is_healthy=batcher.is_healthy,
             is_ready=preprocessor.is_ready,
             max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
@@ -116,7 +115,7 @@ async def open_service(
         )
 
 
-def shared_memory(settings: Settings) -> AbstractContextManager[SlotWriter | None]:
+def shared_memory(settings: Settings) -> AbstractAsyncContextManager[SlotWriter | None]:
     """Returns what opens the memory that LLM services read; errors as of `sharing`."""
     if not settings.shared_memory_byte_count:
         return nullcontext()

@@ -10,6 +10,7 @@ import grpc
 
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
 from protos.process.shared_memory import Slot, SlotWriter
+from protos.wire_format import serialized
 from vision_service import wire
 from vision_service.embedding import tensor_bytes
 from vision_service.encoder import EncodedImage, ImageEncoder
@@ -25,11 +26,19 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         self._encoder = encoder
         self._memory = memory
 
-    async def EncodeImage(
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds it to a server."""
+        vision_pb2_grpc.add_VisionServiceServicer_to_server(self, server)
+        encode_image = grpc.unary_stream_rpc_method_handler(
+            self.EncodeImage, vision_pb2.EncodeImageRequest.FromString, serialized
+        )
+        server.add_registered_method_handlers(SERVICE_NAME, {"EncodeImage": encode_image})
+
+    async def EncodeImage(  # type: ignore[override]  # its chunks are bytes
         self,
         request: vision_pb2.EncodeImageRequest,
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
+    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse | bytes, None]:
         """Answers with one header, the rows, and one trailer."""
         encoded = await self._encoder.encode(wire.read_request(request))
         lending = self._lending(request, encoded)

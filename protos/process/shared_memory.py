@@ -143,10 +143,10 @@ class SharedFolder:
                 logger.info("shared_memory_swept", file=name)
 
 
-@contextmanager
-def sharing(
+@asynccontextmanager
+async def sharing(
     path: Path | None, kind: Callable[[SharedFolder], AbstractContextManager[End]]
-) -> Iterator[End | None]:
+) -> AsyncIterator[End | None]:
     """Yields a reader's or a writer's end of the memory in a folder, which is swept first.
 
     Without a path the folder is this user's own, and None is yielded where there can be none.
@@ -154,19 +154,29 @@ def sharing(
     Raises:
         OSError: the folder that was asked for cannot be used.
     """
+    exits, end = await asyncio.to_thread(_open, path, kind)
+    try:
+        yield end
+    finally:
+        await asyncio.to_thread(exits.close)
+
+
+def _open(
+    path: Path | None, kind: Callable[[SharedFolder], AbstractContextManager[End]]
+) -> tuple[ExitStack, End | None]:
     with ExitStack() as exits:
         try:
             folder = SharedFolder(_own_folder() if path is None else path)
             exits.callback(folder.close)
             folder.sweep()
             end = exits.enter_context(kind(folder))
-            logger.info("shared_memory", folder=str(folder.path))
         except OSError as error:
             if path is not None:
                 raise
             logger.warning("shared_memory_unavailable", error=str(error))
-            end = None
-        yield end
+            return ExitStack(), None
+        logger.info("shared_memory", folder=str(folder.path))
+        return exits.pop_all(), end
 
 
 def _own_folder() -> Path:

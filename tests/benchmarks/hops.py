@@ -49,7 +49,7 @@ async def receive(stub: vision_pb2_grpc.VisionServiceAsyncStub, image: bytes) ->
     async for response in stub.EncodeImage(vision_pb2.EncodeImageRequest(image=image)):
         if response.HasField("embedding_chunk"):
             chunk = response.embedding_chunk
-            upload.add(chunk.offset, chunk.data)
+            upload.add(chunk.offset, memoryview(chunk.data))
         elif response.HasField("trailer"):
             upload.finish(response.trailer.crc32)
 

@@ -65,9 +65,11 @@ async def serve_vision(settings: VisionSettings) -> None:
     """Serves until SIGTERM."""
     config = VisionConfig.from_checkpoint(settings.checkpoint)
     engine = ScriptedVisionEngine(config)
-    with shared_memory(settings) as memory:
-        async with open_service(settings, config, engine, memory) as service:
-            await serve(service, settings)
+    async with (
+        shared_memory(settings) as memory,
+        open_service(settings, config, engine, memory) as service,
+    ):
+        await serve(service, settings)
 
 
 async def serve_llm(settings: LLMSettings) -> None:
@@ -87,7 +89,7 @@ async def serve_llm(settings: LLMSettings) -> None:
         created_unix_seconds=0,
     )
     engine = ScriptedLLMEngine()
-    with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
+    async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
         await serve(make_service(settings, info, engine, Metrics(engine), memory), settings)
 
 

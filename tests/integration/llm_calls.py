@@ -9,13 +9,12 @@ from contextlib import asynccontextmanager
 import grpc
 import torch
 
-from llm_service.__main__ import SERVICE_NAME
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import LLMEngine
 from llm_service.generator import Generator
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
-from llm_service.servicer import LLMServicer
+from llm_service.servicer import SERVICE_NAME, LLMServicer
 from llm_service.tables import TableCache
 from llm_service.templates import INTERNVL2_5
 from llm_service.tokenizer import Tokenizer
@@ -77,7 +76,7 @@ async def serving(
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     service = Service(
         SERVICE_NAME,
-        lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
+        servicer.register,
         engine.is_healthy,
         metrics=metrics,
     )

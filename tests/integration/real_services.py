@@ -33,12 +33,12 @@ ANYWHERE = Place()
 async def running_vision(settings: VisionSettings, place: Place = ANYWHERE) -> AsyncIterator[str]:
     """Yields the address of a vision service."""
     config, engine = await asyncio.to_thread(vision_main.load, settings)
-    with vision_main.shared_memory(settings) as memory:
-        async with (
-            vision_main.open_service(settings, config, engine, memory) as service,
-            _address(service, place) as address,
-        ):
-            yield address
+    async with (
+        vision_main.shared_memory(settings) as memory,
+        vision_main.open_service(settings, config, engine, memory) as service,
+        _address(service, place) as address,
+    ):
+        yield address
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ async def running_llm(settings: LLMSettings, place: Place = ANYWHERE) -> AsyncIt
     """Yields the address of an LLM service."""
     model, engine = await asyncio.to_thread(llm_main.load, settings)
     try:
-        with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
+        async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
             service = llm_main.make_service(settings, model, engine, Metrics(engine), memory)
             async with _address(service, place) as address:
                 yield address

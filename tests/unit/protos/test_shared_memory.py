@@ -279,7 +279,7 @@ async def test_a_full_file_system_is_no_room(
 
 async def test_a_reader_of_other_memory_is_lent_nothing(writer: SlotWriter, tmp_path: Path) -> None:
     (elsewhere := tmp_path / "elsewhere").mkdir()
-    with sharing(elsewhere, SlotReader.open) as reader:
+    async with sharing(elsewhere, SlotReader.open) as reader:
         assert reader is not None
         async with writer.lent(memoryview(DATA), reader.marker) as slot:
             assert slot is None
@@ -416,20 +416,19 @@ def test_a_file_that_is_swept_before_it_is_locked_is_made_anew(
         assert name not in swept
 
 
-def test_each_user_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_user_has_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_memory, "DEVICE", tmp_path)
-    with sharing(None, SlotReader.open) as one, sharing(None, SlotReader.open) as other:
+    async with sharing(None, SlotReader.open) as one, sharing(None, SlotReader.open) as other:
         assert one is not None
         assert other is not None
-        (folder,) = tmp_path.iterdir()
-        assert folder.name == f"internvl-{os.geteuid()}"
+        folder = tmp_path / f"internvl-{os.geteuid()}"
         assert folder.stat().st_mode & 0o777 == 0o700
         assert {path.name for path in folder.iterdir()} == {one.marker.file, other.marker.file}
     assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "open to others", "somebody else's", "none"])
-def test_a_folder_that_may_be_anothers_is_not_used(
+async def test_a_folder_that_may_be_anothers_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(shared_memory, "DEVICE", tmp_path / "none" if kind == "none" else tmp_path)
@@ -447,26 +446,25 @@ def test_a_folder_that_may_be_anothers_is_not_used(
             path.mkdir(mode=0o700)
             path.rename(tmp_path / f"internvl-{os.geteuid() + 1}")
             monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
-    with capture_logs() as logs, sharing(None, SlotReader.open) as reader:
-        assert reader is None
+    with capture_logs() as logs:
+        async with sharing(None, SlotReader.open) as reader:
+            assert reader is None
     assert [log["event"] for log in logs] == ["shared_memory_unavailable"]
 
 
-def test_a_folder_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), sharing(tmp_path / "none", SlotReader.open):
-        pass
+async def test_a_folder_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        async with sharing(tmp_path / "none", SlotReader.open):
+            pass
 
 
-def test_a_full_folder_of_ones_own_is_not_used(
+async def test_a_full_folder_of_ones_own_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_memory, "DEVICE", tmp_path)
-    with (
-        capture_logs() as logs,
-        files_of_at_most(0),
-        sharing(None, SlotReader.open) as reader,
-    ):
-        assert reader is None
+    with capture_logs() as logs, files_of_at_most(0):
+        async with sharing(None, SlotReader.open) as reader:
+            assert reader is None
     assert [log["event"] for log in logs] == ["shared_memory_unavailable"]
     assert not list((tmp_path / f"internvl-{os.geteuid()}").iterdir())
 
