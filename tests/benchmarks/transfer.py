@@ -27,12 +27,12 @@ COMPARED = """\
 One hop is the vision service's EncodeImage stream read by another process, which drops the bytes,
 or receives them as the LLM service does (`TableUpload`: copied into a table, CRC-32 checked). Two
 hops are a whole chat request of one token through the gateway's `ChatPipeline`: the image named,
-the embedding piped from the vision service to the LLM service, the prompt built, the answer read;
-in chunks, or through memory that the services share. In the last row the LLM service holds the
-image already and no tensor moves. The services are the real ones in processes of their own; their engines answer at once, and the vision service has the
-embedding in its cache. CPU times are means per run; "middle" is the reader, or the gateway's
-pipeline. Where three processes share fewer cores, the CPU time of the second hop cannot hide behind
-that of the first. Medians; all ways take turns."""
+the embedding piped from the vision service to the LLM service in chunks or read from memory that
+both share, the prompt built, the answer read. In the last row the LLM service holds the image
+already and no tensor moves. The services are the real ones in processes of their own; their engines
+answer at once, and the vision service has the embedding in its cache. CPU times are means per run;
+"middle" is the reader, or the gateway's pipeline. Where three processes share fewer cores, the CPU
+time of the second hop cannot hide behind that of the first. Medians; all ways take turns."""
 
 CPU_CLOCKS = ("vision_cpu", "middle_cpu", "llm_cpu")
 
