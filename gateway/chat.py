@@ -10,7 +10,7 @@ from contextlib import (
     aclosing,
     asynccontextmanager,
 )
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from gateway.conversations import conversation_key
@@ -80,13 +80,13 @@ class NamedImage:
     encoding: EncodeRequest
 
     @classmethod
-    def of(cls, image: FetchedImage, info: ModelInfo) -> NamedImage:
-        """Returns an image as a replica that runs this encodes it."""
+    def of(cls, index: int, image: FetchedImage, info: ModelInfo) -> NamedImage:
+        """Returns a request's image of this index as a replica that runs this encodes it."""
         options = image_options(info.max_tile_count)
         cap: int | None = options.values(image.reference.source).get("max_tile_count")
         recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
         embedding_id = EmbeddingId(image.content_sha256, recipe)
-        encoding = EncodeRequest(image.file, cap, info.recipe_sha256, embedding_id)
+        encoding = EncodeRequest(image.file, cap, info.recipe_sha256, embedding_id, index)
         return cls(image.reference, options, encoding)
 
     def param_of(self, field: str) -> str:
@@ -164,7 +164,9 @@ class ChatPipeline:
         self, match: Match, key: str, turn: _Turn, exits: AsyncExitStack
     ) -> tuple[Generation, ChatEvent | None]:
         vision = match.vision
-        images = [NamedImage.of(image, vision) for image in turn.images if vision]
+        images = [
+            NamedImage.of(index, image, vision) for index, image in enumerate(turn.images) if vision
+        ]
         embedding_ids = [image.encoding.embedding_id for image in images]
         fields = generate_fields(turn.request, embedding_ids)
         fields |= {"expected_checkpoint": asdict(match.llm.checkpoint)}
@@ -269,15 +271,17 @@ class ChatPipeline:
         encode = self._pair.vision.encode_image
 
         async def pipe(index: int, image: NamedImage) -> None:
-            pieces = encode(image.encoding, image.param_of, turn.deadline)
+            encoding = replace(image.encoding, shared_memory=generation.shared_memory)
+            pieces = encode(encoding, image.param_of, turn.deadline)
             async with slots, aclosing(pieces):
                 async for piece in pieces:
                     if isinstance(piece, EmbeddingHeader):
                         image.encoding.file.let_go()  # from now on nobody is asked once more
                         turn.record.note_header(index, piece)
-                    elif isinstance(piece, EmbeddingTrailer):
-                        turn.record.note_trailer(piece)
                     await generation.send(index, piece)
+                    if isinstance(piece, EmbeddingTrailer):
+                        turn.record.note_trailer(piece)
+                        await generation.until_read(index)
 
         tasks = [asyncio.create_task(pipe(index, image)) for index, image in wanted.items()]
         with turn.record.piping(len(wanted)):

@@ -15,18 +15,18 @@ from llm_service.generator import Generator
 from llm_service.inspection import inspect
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo, read_model
-from llm_service.servicer import LLMServicer
+from llm_service.servicer import SERVICE_NAME, LLMServicer
 from llm_service.settings import ProgramSettings, Settings
 from llm_service.tables import TableCache
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
-from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import give_back_freed_memory, keep_freed_memory
 from protos.process.check import check
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import is_loopback, read_settings
+from protos.process.shared_memory import SlotReader, sharing
 from protos.signature import EmbeddingKey, EmbeddingKeyError
 
 logger = structlog.get_logger()
@@ -34,7 +34,6 @@ logger = structlog.get_logger()
 # The engine's thread gives the interpreter's lock away with each call of the device's, and waits so
 # long for it while the event loop computes; Python's own 5 ms are a whole step.
 SWITCH_SECONDS = 0.0002
-SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
 
 
 def main() -> None:
@@ -56,8 +55,9 @@ def main() -> None:
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
     try:
-        service = make_service(settings, info, engine, Metrics(engine))
-        healthy = await serve(service, settings)
+        async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
+            service = make_service(settings, info, engine, Metrics(engine), memory)
+            healthy = await serve(service, settings)
     except (EmbeddingKeyError, OSError) as error:
         logger.error("start_failed", error=str(error))
         return 1
@@ -97,18 +97,22 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
 
 
 def make_service(
-    settings: Settings, info: ModelInfo, engine: LLMEngine, metrics: Metrics
+    settings: Settings,
+    info: ModelInfo,
+    engine: LLMEngine,
+    metrics: Metrics,
+    memory: SlotReader | None = None,
 ) -> Service:
-    """Returns the gRPC service over an engine.
+    """Returns the gRPC service over an engine; without memory all embeddings come in chunks.
 
     Raises:
         EmbeddingKeyError: the key cannot be used.
     """
-    tables = TableCache(settings.max_table_byte_count, embedding_key(settings))
+    tables = TableCache(settings.max_table_byte_count, embedding_key(settings), memory)
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     return Service(
         name=SERVICE_NAME,
-        register=lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
+        register=servicer.register,
         is_healthy=engine.is_healthy,
         max_call_count=settings.max_call_count,
         reflection=settings.reflection,

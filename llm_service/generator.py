@@ -29,6 +29,7 @@ from llm_service.sampling import SamplingParams
 from llm_service.tables import TableCache, TableMessage
 from protos.errors import NonFiniteError
 from protos.identity import EmbeddingId
+from protos.process.shared_memory import Marker
 
 logger = structlog.get_logger()
 
@@ -74,9 +75,22 @@ class Load:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The images whose embeddings are needed, by index; of equal ones the first."""
+    """The images whose embeddings are needed, by index; of equal ones the first.
+
+    Attributes:
+        image_indexes: their indexes.
+        marker: shows who makes the embeddings that it shares memory with this service; None: no.
+    """
 
     image_indexes: Sequence[int]
+    marker: Marker | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingRead:
+    """The image whose embedding has been read from shared memory, by index."""
+
+    image_index: int
 
 
 @dataclass(frozen=True)
@@ -100,8 +114,8 @@ class Usage:
     total_seconds: float
 
 
-# In this order: one Wanted, events of choices with the choice's index, one Usage.
-Event = Wanted | tuple[int, TextEvent] | Usage
+# In this order: one Wanted, what is read, events of choices with the choice's index, one Usage.
+Event = Wanted | EmbeddingRead | tuple[int, TextEvent] | Usage
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,7 @@ class Generator:
     async def generate(
         self, generation: Generation, uploads: AsyncIterator[TableMessage]
     ) -> AsyncGenerator[Event, None]:
-        """Yields one Wanted, then the text of all choices as it is made, then the Usage.
+        """Yields one Wanted, what is read of it, the text of all choices as it is made, the Usage.
 
         Args:
             generation: what to generate.
@@ -157,8 +171,10 @@ class Generator:
                 wanted = images.wanted()
                 if not wanted:
                     place.take_in_time()
-                yield Wanted(wanted)
-                await images.receive(uploads)
+                yield Wanted(wanted, self._marker)
+                async with aclosing(self._receive(images, uploads)) as read:
+                    async for event in read:
+                        yield event
                 place.take()
                 prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
             del images  # the tables are in the prompt
@@ -185,6 +201,20 @@ class Generator:
     def load(self) -> Load:
         """Returns the service's load at this moment."""
         return Load(self._engine.load(), self._backlog.seconds())
+
+    async def _receive(
+        self, images: RequestImages, uploads: AsyncIterator[TableMessage]
+    ) -> AsyncGenerator[EmbeddingRead, None]:
+        wanted, shared = set(images.wanted()), set()
+        async with aclosing(images.receive(uploads)) as read:
+            async for index in read:
+                shared.add(index)
+                yield EmbeddingRead(index)
+        self._metrics.count_embeddings(len(shared), len(wanted - shared))
+
+    @property
+    def _marker(self) -> Marker | None:
+        return memory.marker if (memory := self._tables.memory) is not None else None
 
     async def _layout(self, source: PromptSource) -> PromptLayout:
         info = self.info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import torch
 
@@ -12,6 +12,7 @@ from llm_service.engines.base import ImageRows, Prompt
 from llm_service.model import ModelInfo
 from llm_service.prompt import PromptLayout
 from llm_service.tables import (
+    SharedTable,
     TableCache,
     TableChunk,
     TableHeader,
@@ -21,6 +22,7 @@ from llm_service.tables import (
 )
 from protos.errors import ContextLengthError, DeadlineError, InvalidTensorError
 from protos.identity import EmbeddingId
+from protos.process.shared_memory import SlotReader
 
 # What has been announced holds memory.
 UPLOAD_IDLE_SECONDS = 30.0
@@ -79,12 +81,13 @@ class RequestImages:
         missing = (image for image in dict.fromkeys(self._ids) if image not in self._tables)
         return [self._ids.index(image) for image in missing]
 
-    async def receive(self, messages: AsyncIterator[TableMessage]) -> None:
-        """Reads embeddings until no image is missing.
+    async def receive(self, messages: AsyncIterator[TableMessage]) -> AsyncGenerator[int, None]:
+        """Reads embeddings until no image is missing; yields those read from shared memory.
 
         Raises:
             InvalidTensorError: the stream ends too early, or a message that does not fit.
             AccessDeniedError: an embedding is not signed as it must be.
+            DataLossError: an embedding is not that which its trailer says, or not where it is told.
             DeadlineError: they did not arrive in time.
         """
         deadline = time.monotonic() + self._info.max_upload_seconds
@@ -96,6 +99,8 @@ class RequestImages:
                     field="images",
                 )
             await self._take(message)
+            if isinstance(message, SharedTable):
+                yield message.image_index
 
     async def _next(
         self, messages: AsyncIterator[TableMessage], deadline: float
@@ -151,8 +156,18 @@ class RequestImages:
             case TableChunk():
                 upload, _ = self._upload(message)
                 upload.add(message.offset, message.data)
+            case SharedTable():
+                upload, _ = self._upload(message)
+                await upload.read(message.slot, self._memory(message))
             case TableTrailer():
                 await self._end(message)
+
+    def _memory(self, message: SharedTable) -> SlotReader:
+        if self._cache.memory is None:
+            raise InvalidTensorError(
+                "this service shares no memory with others", field=message.field
+            )
+        return self._cache.memory
 
     def _begin(self, header: TableHeader) -> None:
         embedding_id = self._embedding_id(header)
@@ -178,7 +193,7 @@ class RequestImages:
         self._cache.put(embedding_id, table)
         self._tables[embedding_id] = table
 
-    def _upload(self, message: TableChunk | TableTrailer) -> tuple[TableUpload, int]:
+    def _upload(self, message: TableChunk | SharedTable | TableTrailer) -> tuple[TableUpload, int]:
         upload = self._uploads.get(self._embedding_id(message))
         if upload is None:
             raise InvalidTensorError(

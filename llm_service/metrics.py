@@ -81,6 +81,13 @@ class Metrics(ServiceMetrics):
             ["kind"],
             registry=self.registry,
         )
+        embeddings = Counter(
+            f"{PREFIX}_embeddings",
+            "Embeddings that came: through memory shared with the vision service, or in chunks.",
+            ["way"],
+            registry=self.registry,
+        )
+        self._shared, self._chunks = map(embeddings.labels, ("shared", "chunks"))
         self._nonfinite = Counter(
             f"{PREFIX}_nonfinite_logits",
             "Requests that ended because the model's logits were NaN or infinite.",
@@ -120,6 +127,11 @@ class Metrics(ServiceMetrics):
         if longest_output_count > 1:
             between = total_seconds - first_token_seconds
             self._output_token.observe(between / (longest_output_count - 1))
+
+    def count_embeddings(self, shared_count: int, chunked_count: int) -> None:
+        """Counts embeddings that have come, by their way."""
+        self._shared.inc(shared_count)
+        self._chunks.inc(chunked_count)
 
     def count_nonfinite(self) -> None:
         """Counts a request that has ended for logits that are not finite."""

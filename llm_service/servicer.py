@@ -16,6 +16,7 @@ from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.calls import Places
 from protos.process.logs import bind_request_id
 
+SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
 # A text of the longest kind takes the tokenizer a second: other requests' prompts come in between.
 COUNTED_AT_A_TIME = 2
 MAX_COUNTING_CALL_COUNT = 64
@@ -31,8 +32,16 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         self._counting_places = Places(MAX_COUNTING_CALL_COUNT)
         self._counting_turns = asyncio.Semaphore(COUNTED_AT_A_TIME)
 
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds it to a server."""
+        llm_pb2_grpc.add_LLMServiceServicer_to_server(self, server)
+        generate = grpc.stream_stream_rpc_method_handler(
+            self.Generate, wire.read_request, llm_pb2.GenerateResponse.SerializeToString
+        )
+        server.add_registered_method_handlers(SERVICE_NAME, {"Generate": generate})
+
     async def Generate(
-        self, request_iterator: AsyncIterator[llm_pb2.GenerateRequest], context: Context
+        self, request_iterator: AsyncIterator[wire.ReadRequest], context: Context
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
         generation = await self._generation(request_iterator, _deadline(context))
         uploads = wire.table_messages(request_iterator)
@@ -62,7 +71,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         return wire.load_response(self._generator.load())
 
     async def _generation(
-        self, requests: AsyncIterator[llm_pb2.GenerateRequest], deadline: float | None
+        self, requests: AsyncIterator[wire.ReadRequest], deadline: float | None
     ) -> Generation:
         start = wire.start(await anext(requests, None))
         arrival = time.monotonic()

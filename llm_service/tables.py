@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +20,7 @@ from protos.errors import (
 )
 from protos.identity import EmbeddingId
 from protos.process.settings import KIB
+from protos.process.shared_memory import Slot, SlotReader
 from protos.signature import EmbeddingClaim, EmbeddingKey
 from protos.transport import MAX_CHUNK_BYTE_COUNT
 
@@ -96,7 +98,16 @@ class TableChunk:
     field: ClassVar[str] = "embedding_chunk"
     image_index: int
     offset: int
-    data: bytes
+    data: memoryview
+
+
+@dataclass(frozen=True)
+class SharedTable:
+    """Where all bytes of an announced table lie in shared memory."""
+
+    field: ClassVar[str] = "shared_embedding"
+    image_index: int
+    slot: Slot
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class TableTrailer:
 
 
 # `field` is the path of the contract's message, for refusals.
-TableMessage = TableHeader | TableChunk | TableTrailer
+TableMessage = TableHeader | TableChunk | SharedTable | TableTrailer
 
 
 class TableUpload:
@@ -132,7 +143,7 @@ class TableUpload:
         self._chunk_count = 0
         self._digest = RowsDigest(self._buffer)
 
-    def add(self, offset: int, data: bytes) -> None:
+    def add(self, offset: int, data: memoryview) -> None:
         """Takes the next chunk.
 
         Raises:
@@ -143,23 +154,45 @@ class TableUpload:
         if offset != self._received:
             raise InvalidTensorError(
                 f"the chunk starts at byte {offset}; it must start at {self._received}",
-                field="embedding_chunk.chunk.offset",
+                field="embedding_chunk.offset",
             )
         if not 0 < len(data) <= MAX_CHUNK_BYTE_COUNT:
             raise InvalidTensorError(
                 f"the chunk has {len(data)} bytes; it must have 1 to {MAX_CHUNK_BYTE_COUNT}",
-                field="embedding_chunk.chunk.data",
+                field="embedding_chunk.data",
             )
         if end > self._spec.byte_count:
             raise InvalidTensorError(
                 f"the chunk ends at byte {end}, but the embedding at {self._spec.byte_count}",
-                field="embedding_chunk.chunk.data",
+                field="embedding_chunk.data",
             )
         self._buffer[self._received : end] = data
         self._received = end
         self._crc32 = isal_zlib.crc32(data, self._crc32)
         if self._key is not None:
             self._digest.fill(end)
+
+    async def read(self, slot: Slot, memory: SlotReader) -> None:
+        """Takes the whole table from shared memory, on threads.
+
+        Raises:
+            InvalidTensorError: bytes of it have arrived already.
+            DataLossError: it is not there, or not any more.
+        """
+        if self._received:
+            raise InvalidTensorError(
+                f"{self._received} bytes of the embedding have arrived already",
+                field=SharedTable.field,
+            )
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._read, slot, memory, loop)
+
+    def _read(self, slot: Slot, memory: SlotReader, loop: asyncio.AbstractEventLoop) -> None:
+        for end in memory.read(slot, self._buffer):
+            self._crc32 = isal_zlib.crc32(self._buffer[self._received : end], self._crc32)
+            self._received = end
+            if self._key is not None:
+                loop.call_soon_threadsafe(self._digest.fill, end)
 
     def _count_chunk(self) -> None:
         """Refuses a table in crumbs: each chunk takes the event loop's time, however small."""
@@ -169,7 +202,7 @@ class TableUpload:
             raise InvalidTensorError(
                 f"the embedding of {self._spec.byte_count} bytes has more than {limit} chunks,"
                 " which is the limit",
-                field="embedding_chunk.chunk.data",
+                field="embedding_chunk.data",
             )
 
     async def check_signature(self, embedding_id: EmbeddingId, signature: bytes) -> None:
@@ -225,11 +258,18 @@ class TableCache:
     Attributes:
         max_byte_count: most bytes that are kept, and most that may be on their way at once.
         key: with which tables that arrive must be signed; None if they need not be.
+        memory: where tables may lie instead of being sent; None: nowhere.
     """
 
-    def __init__(self, max_byte_count: int, key: EmbeddingKey | None = None) -> None:
+    def __init__(
+        self,
+        max_byte_count: int,
+        key: EmbeddingKey | None = None,
+        memory: SlotReader | None = None,
+    ) -> None:
         self.max_byte_count = max_byte_count
         self.key = key
+        self.memory = memory
         self._tables: OrderedDict[EmbeddingId, torch.Tensor] = OrderedDict()
         self._gone_row_counts: OrderedDict[EmbeddingId, int] = OrderedDict()
         self._held_byte_count = 0

@@ -14,13 +14,28 @@ import torch
 from llm_service.choices import TextDelta, TextEnd
 from llm_service.conversation import Ending, Message, Role
 from llm_service.engines.base import TokenLogprob
-from llm_service.generator import Event, Generation, Load, TokenCount, Usage, Wanted
+from llm_service.generator import (
+    EmbeddingRead,
+    Event,
+    Generation,
+    Load,
+    TokenCount,
+    Usage,
+    Wanted,
+)
 from llm_service.hermes import ToolCall
 from llm_service.model import ModelInfo
 from llm_service.pieces import PLACEHOLDER, ImagePart
 from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
 from llm_service.sampling import Guide, SamplingParams
-from llm_service.tables import TableChunk, TableHeader, TableMessage, TableSpec, TableTrailer
+from llm_service.tables import (
+    SharedTable,
+    TableChunk,
+    TableHeader,
+    TableMessage,
+    TableSpec,
+    TableTrailer,
+)
 from llm_service.tokenizer import Tokenizer
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ContextLengthError, InvalidArgumentError, ModelMismatchError
@@ -28,6 +43,8 @@ from protos.identity import EmbeddingId
 from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
 from protos.process.backlog import checked_bound
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
+from protos.process.shared_memory import Slot
+from protos.wire_format import read_chunk
 
 MAX_STOP_COUNT = 16
 MAX_STOP_STRING_LENGTH = 256
@@ -65,15 +82,23 @@ FINISH_REASONS = {
 
 
 PromptMessage = llm_pb2.GenerateStart | llm_pb2.CountTokensRequest
+# Chunks are read without protobuf, which would copy them.
+ReadRequest = llm_pb2.GenerateRequest | TableChunk
 
 
-def start(request: llm_pb2.GenerateRequest | None) -> llm_pb2.GenerateStart:
+def read_request(message: bytes) -> ReadRequest:
+    """Returns a GenerateRequest; raises DecodeError unless the message is one."""
+    chunk = read_chunk(message)
+    return llm_pb2.GenerateRequest.FromString(message) if chunk is None else TableChunk(*chunk)
+
+
+def start(request: ReadRequest | None) -> llm_pb2.GenerateStart:
     """Returns the first message of a stream, None if it has none, as the start of a request.
 
     Raises:
         InvalidArgumentError: it is another message, or its request id is too long.
     """
-    if request is None or not request.HasField("start"):
+    if not isinstance(request, llm_pb2.GenerateRequest) or not request.HasField("start"):
         raise InvalidArgumentError("a stream's first message must start a request", field="start")
     _check_length("request_id", "the request id", request.start.request_id, MAX_REQUEST_ID_LENGTH)
     return request.start
@@ -356,7 +381,7 @@ def _check_token_id(field: str, token_id: int, vocabulary_size: int) -> None:
 
 
 async def table_messages(
-    requests: AsyncIterator[llm_pb2.GenerateRequest],
+    requests: AsyncIterator[ReadRequest],
 ) -> AsyncGenerator[TableMessage, None]:
     """Yields what follows the start of a request, as announced; nothing of it is checked yet.
 
@@ -364,7 +389,7 @@ async def table_messages(
         InvalidArgumentError: a message that is no part of an embedding.
     """
     async for request in requests:
-        yield _table_message(request)
+        yield request if isinstance(request, TableChunk) else _table_message(request)
 
 
 def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
@@ -376,14 +401,18 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
             return TableHeader(header.image_index, announced)
         case "embedding_chunk":
             chunk = request.embedding_chunk
-            return TableChunk(chunk.image_index, chunk.chunk.offset, chunk.chunk.data)
+            return TableChunk(chunk.image_index, chunk.offset, memoryview(chunk.data))
+        case "shared_embedding":
+            shared = request.shared_embedding
+            slot = Slot(shared.file, shared.offset, shared.nonce)
+            return SharedTable(shared.image_index, slot)
         case "embedding_trailer":
             trailer = request.embedding_trailer
             return TableTrailer(trailer.image_index, trailer.crc32, trailer.signature)
         case other:
             raise InvalidArgumentError(
                 "a request's start is followed by embeddings alone, not by"
-                f" {'another start' if other else 'an empty message'}",
+                f" {'another start' if other == 'start' else 'a message unknown here'}",
                 field=other or "message",
             )
 
@@ -391,15 +420,25 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
 def response(event: Event, tokenizer: Tokenizer) -> llm_pb2.GenerateResponse:
     """Returns the message that tells of an event."""
     match event:
-        case Wanted(image_indexes):
-            wanted = llm_pb2.WantedImages(image_indexes=image_indexes)
-            return llm_pb2.GenerateResponse(wanted=wanted)
+        case Wanted():
+            return llm_pb2.GenerateResponse(wanted=_wanted(event))
+        case EmbeddingRead(image_index):
+            read = llm_pb2.EmbeddingRead(image_index=image_index)
+            return llm_pb2.GenerateResponse(embedding_read=read)
         case Usage():
             return llm_pb2.GenerateResponse(usage=llm_pb2.Usage(**vars(event)))
         case (index, TextDelta() as delta):
             return llm_pb2.GenerateResponse(delta=_token_delta(index, delta, tokenizer))
         case (index, TextEnd() as end):
             return llm_pb2.GenerateResponse(finished=_finished(index, end))
+
+
+def _wanted(wanted: Wanted) -> llm_pb2.WantedImages:
+    message = llm_pb2.WantedImages(image_indexes=wanted.image_indexes)
+    if wanted.marker is not None:
+        message.shared_memory.file = wanted.marker.file
+        message.shared_memory.nonce = wanted.marker.nonce
+    return message
 
 
 def _token_delta(index: int, delta: TextDelta, tokenizer: Tokenizer) -> llm_pb2.TokenDelta:

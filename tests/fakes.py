@@ -164,7 +164,9 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             for offset in range(0, len(data), self.chunk_byte_count):
                 piece = data[offset : offset + self.chunk_byte_count]
                 response = vision_pb2.EncodeImageResponse()
-                response.chunk.offset, response.chunk.data = offset, piece
+                response.embedding_chunk.image_index = request.image_index
+                response.embedding_chunk.offset = offset
+                response.embedding_chunk.data = piece
                 yield response
             timings = None if self.cache_hit else ENCODE_TIMINGS
             trailer = vision_pb2.EncodeImageTrailer(crc32=zlib.crc32(data), timings=timings)
@@ -308,12 +310,12 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
                 self.held[image.content_sha256, image.recipe_sha256] = bytes(tables[index])
 
     async def _receive_chunk(
-        self, tables: dict[int, bytearray], message: llm_pb2.EmbeddingChunk
+        self, tables: dict[int, bytearray], message: tensor_pb2.EmbeddingChunk
     ) -> None:
         table = tables[message.image_index]
-        if message.chunk.offset != len(table):
+        if message.offset != len(table):
             raise ServiceError("the scripted LLM got a chunk out of order")
-        table += message.chunk.data
+        table += message.data
         await asyncio.sleep(self.reading_seconds)
 
     async def _answer(

@@ -6,19 +6,19 @@ import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 
 import structlog
 
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
-from protos.internvl.v1 import vision_pb2_grpc
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
 from protos.process.check import check
 from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
+from protos.process.shared_memory import SlotWriter, sharing
 from protos.signature import EmbeddingKeyError
 from protos.transport import MESSAGE_OVERHEAD_BYTE_COUNT
 from vision_service.batcher import TileBatcher
@@ -60,11 +60,14 @@ async def run(settings: Settings) -> bool:
         CheckpointError: the checkpoint cannot be served.
         EngineStartError: the engine cannot start here.
         EmbeddingKeyError: the key cannot be used.
-        OSError: the address cannot be bound.
+        OSError: the address cannot be bound, or the folder of the shared memory not be used.
     """
     logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)
     config, engine = await asyncio.to_thread(load, settings)
-    async with open_service(settings, config, engine) as service:
+    async with (
+        shared_memory(settings) as memory,
+        open_service(settings, config, engine, memory) as service,
+    ):
         return await serve(service, settings)
 
 
@@ -76,9 +79,15 @@ def load(settings: Settings) -> tuple[VisionConfig, VisionEngine]:
 
 @asynccontextmanager
 async def open_service(
-    settings: Settings, config: VisionConfig, engine: VisionEngine
+    settings: Settings,
+    config: VisionConfig,
+    engine: VisionEngine,
+    memory: SlotWriter | None = None,
 ) -> AsyncIterator[Service]:
-    """Yields the service over a warm engine; on leaving, its threads and processes end."""
+    """Yields the service over a warm engine; on leaving, its threads and processes end.
+
+    Without memory all embeddings go in chunks.
+    """
     info = await asyncio.to_thread(model_info, settings, config, engine)
     preprocessor = Preprocessor(
         config.tile_size, preprocessor_limits(settings), settings.transparency, config.tile_policy
@@ -91,13 +100,12 @@ async def open_service(
     cache = EmbeddingCache(settings.cache_byte_count)
     key = read_embedding_key(settings)
     metrics = Metrics()
-    servicer = VisionServicer(ImageEncoder(info, preprocessor, batcher, cache, metrics, key))
+    encoder = ImageEncoder(info, preprocessor, batcher, cache, metrics, key)
+    servicer = VisionServicer(encoder, memory)
     async with batcher, preprocessor:
         yield Service(
             name=SERVICE_NAME,
-            register=functools.partial(
-                vision_pb2_grpc.add_VisionServiceServicer_to_server, servicer
-            ),
+            register=servicer.register,
             is_healthy=batcher.is_healthy,
             is_ready=preprocessor.is_ready,
             max_message_byte_count=settings.max_image_byte_count + MESSAGE_OVERHEAD_BYTE_COUNT,
@@ -105,6 +113,14 @@ async def open_service(
             reflection=settings.reflection,
             metrics=metrics,
         )
+
+
+def shared_memory(settings: Settings) -> AbstractAsyncContextManager[SlotWriter | None]:
+    """Returns what opens the memory that LLM services read; errors as of `sharing`."""
+    if not settings.shared_memory_byte_count:
+        return nullcontext()
+    writer = functools.partial(SlotWriter.open, max_byte_count=settings.shared_memory_byte_count)
+    return sharing(settings.shared_memory_folder, writer)
 
 
 def preprocessor_limits(settings: Settings) -> PreprocessorLimits:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any
 
 import grpc
 
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
+from protos.process.shared_memory import Slot, SlotWriter
+from protos.wire_format import serialized
 from vision_service import wire
-from vision_service.encoder import ImageEncoder
+from vision_service.embedding import tensor_bytes
+from vision_service.encoder import EncodedImage, ImageEncoder
 
 SERVICE_NAME = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
 
@@ -18,19 +21,39 @@ SERVICE_NAME = vision_pb2.DESCRIPTOR.services_by_name["VisionService"].full_name
 class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
     """Serves an ImageEncoder; errors leave as they are, the interceptor makes a status of them."""
 
-    def __init__(self, encoder: ImageEncoder) -> None:
+    def __init__(self, encoder: ImageEncoder, memory: SlotWriter | None = None) -> None:
+        """Makes it; without memory all embeddings go in chunks."""
         self._encoder = encoder
+        self._memory = memory
 
-    async def EncodeImage(
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds it to a server."""
+        vision_pb2_grpc.add_VisionServiceServicer_to_server(self, server)
+        encode_image = grpc.unary_stream_rpc_method_handler(
+            self.EncodeImage, vision_pb2.EncodeImageRequest.FromString, serialized
+        )
+        server.add_registered_method_handlers(SERVICE_NAME, {"EncodeImage": encode_image})
+
+    async def EncodeImage(  # type: ignore[override]  # its chunks are bytes
         self,
         request: vision_pb2.EncodeImageRequest,
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
-        """Answers with one header, the chunks and one trailer."""
+    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse | bytes, None]:
+        """Answers with one header, the rows, and one trailer."""
         encoded = await self._encoder.encode(wire.read_request(request))
-        async with aclosing(wire.encode_responses(encoded)) as responses:
+        lending = self._lending(request, encoded)
+        responses = wire.encode_responses(encoded, request.image_index, lending)
+        async with aclosing(responses):
             async for response in responses:
                 yield response
+
+    def _lending(
+        self, request: vision_pb2.EncodeImageRequest, encoded: EncodedImage
+    ) -> AbstractAsyncContextManager[Slot | None]:
+        if self._memory is None:
+            return nullcontext()
+        rows = tensor_bytes(encoded.embedding.rows)
+        return self._memory.lent(rows, wire.read_marker(request))
 
     async def PlanTiles(
         self,

@@ -122,6 +122,9 @@ class Settings(EngineSettings):
     """Most calls at a time; each holds its image file. More are refused."""
     cache_byte_count: int = Field(default=256 * MIB, ge=0)
     """Memory for embeddings of images seen before, in bytes; 0 keeps none."""
+    shared_memory_byte_count: int = Field(default=512 * MIB, ge=0)
+    """Most memory in `shared_memory_folder` for embeddings on their way, in bytes; it is taken when
+    it is first needed, and kept. An embedding that finds no room is sent; 0 sends all of them."""
 
     @model_validator(mode="after")
     def _require_a_plan(self) -> Settings:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import AbstractAsyncContextManager
 
 import torch
 
 from protos.internvl.v1 import checkpoint_pb2, tensor_pb2, vision_pb2
 from protos.process.backlog import Backlog, checked_bound
+from protos.process.shared_memory import Marker, Slot
 from protos.transport import CHUNK_BYTE_COUNT
+from protos.wire_format import chunk_message
 from vision_service.embedding import ImageEmbedding, Timings, tensor_bytes
 from vision_service.encoder import EncodedImage, ImageRequest, ModelInfo, PlanRequest, TilePlan
 
+# How long a slot is lent to a caller that does not end its call.
+LEASE_SECONDS = 60.0
 DATA_TYPES = {
     torch.bfloat16: tensor_pb2.DATA_TYPE_BF16,
     torch.float16: tensor_pb2.DATA_TYPE_FP16,
@@ -34,6 +40,11 @@ def read_request(message: vision_pb2.EncodeImageRequest) -> ImageRequest:
         expected_recipe_sha256=message.expected_recipe_sha256 if has_recipe else None,
         max_queue_seconds=checked_bound(message.max_queue_seconds) if has_bound else None,
     )
+
+
+def read_marker(message: vision_pb2.EncodeImageRequest) -> Marker:
+    """Returns what is to show that the reader of the embedding sees the same memory."""
+    return Marker(message.shared_memory.file, message.shared_memory.nonce)
 
 
 def read_plan_request(message: vision_pb2.PlanTilesRequest) -> PlanRequest:
@@ -60,17 +71,26 @@ def plan_response(plan: TilePlan) -> vision_pb2.PlanTilesResponse:
 
 async def encode_responses(
     encoded: EncodedImage,
-) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
-    """Yields one header, the chunks of the rows and one trailer."""
+    image_index: int,
+    lending: AbstractAsyncContextManager[Slot | None],
+) -> AsyncGenerator[vision_pb2.EncodeImageResponse | bytes, None]:
+    """Yields one header, the rows, and one trailer; it does not end while a slot is needed.
+
+    Args:
+        encoded: what is sent.
+        image_index: what chunks of the rows, or the place where they lie, say as their image.
+        lending: what yields the slot that holds the rows, or None: they go in chunks.
+    """
     yield vision_pb2.EncodeImageResponse(header=_header(encoded))
-    for chunk in _chunks(encoded.embedding):
-        yield chunk
-    trailer = vision_pb2.EncodeImageTrailer(
-        crc32=encoded.embedding.crc32,
-        timings=_timings(encoded.timings),
-        signature=await encoded.embedding.signature(),
-    )
-    yield vision_pb2.EncodeImageResponse(trailer=trailer)
+    async with lending as slot:
+        if slot is None:
+            for chunk in _chunks(encoded.embedding, image_index):
+                yield chunk
+        else:
+            yield _place(slot, image_index)
+        yield vision_pb2.EncodeImageResponse(trailer=await _trailer(encoded))
+        if slot is not None:
+            await asyncio.sleep(LEASE_SECONDS)  # until the caller ends the call
 
 
 def model_info_response(info: ModelInfo) -> vision_pb2.VisionServiceGetModelInfoResponse:
@@ -119,14 +139,25 @@ def load_response(backlog: Backlog) -> vision_pb2.VisionServiceGetLoadResponse:
     )
 
 
-def _chunks(embedding: ImageEmbedding) -> Iterator[vision_pb2.EncodeImageResponse]:
+def _place(slot: Slot, image_index: int) -> vision_pb2.EncodeImageResponse:
+    place = tensor_pb2.SharedEmbedding(
+        image_index=image_index, file=slot.file, offset=slot.offset, nonce=slot.nonce
+    )
+    return vision_pb2.EncodeImageResponse(shared_embedding=place)
+
+
+async def _trailer(encoded: EncodedImage) -> vision_pb2.EncodeImageTrailer:
+    return vision_pb2.EncodeImageTrailer(
+        crc32=encoded.embedding.crc32,
+        timings=_timings(encoded.timings),
+        signature=await encoded.embedding.signature(),
+    )
+
+
+def _chunks(embedding: ImageEmbedding, image_index: int) -> Iterator[bytes]:
     data = tensor_bytes(embedding.rows)
     for offset in range(0, len(data), CHUNK_BYTE_COUNT):
-        # Filled in place: a message given to another's constructor is copied, at 1 ms for a chunk.
-        response = vision_pb2.EncodeImageResponse()
-        response.chunk.offset = offset
-        response.chunk.data = bytes(data[offset : offset + CHUNK_BYTE_COUNT])
-        yield response
+        yield chunk_message(image_index, offset, data[offset : offset + CHUNK_BYTE_COUNT])
 
 
 def _timings(timings: Timings) -> vision_pb2.EncodeTimings:

@@ -26,6 +26,7 @@ from gateway.services.messages import (
     checkpoint_fingerprint,
     embedding_request,
     generate_start,
+    is_shared,
 )
 from gateway.services.routing import Offer, Router
 from protos.checkpoint.fingerprint import CheckpointFingerprint
@@ -35,11 +36,12 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
-from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
+from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
 from protos.process.logs import request_metadata
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, MESSAGE_OVERHEAD_BYTE_COUNT
+from protos.wire_format import serialized
 
-GenerateCall = grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest, llm_pb2.GenerateResponse]
+GenerateCall = grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest | bytes, llm_pb2.GenerateResponse]
 # Models of which replicas stand side by side while one takes another's place.
 MAX_INFO_COUNT = 8
 # Of text, that is: images do not travel in the start message.
@@ -94,6 +96,14 @@ class LLMClient:
         self._channel = channel
         self._router = router
         self._stub = llm_pb2_grpc.LLMServiceStub(channel)
+        # The stub's call takes no message that is bytes already.
+        self._generate: grpc.aio.StreamStreamMultiCallable[
+            llm_pb2.GenerateRequest | bytes, llm_pb2.GenerateResponse
+        ] = channel.stream_stream(
+            f"/{LLM_SERVICE}/Generate",
+            request_serializer=serialized,
+            response_deserializer=llm_pb2.GenerateResponse.FromString,
+        )
         self._infos: list[ModelInfo] = []  # of each checkpoint the latest, the latest one last
 
     async def check_health(self, seconds: float) -> None:
@@ -172,7 +182,7 @@ class LLMClient:
         async def begin(offer: Offer) -> Generation:
             start.max_queue_seconds = offer.max_queue_seconds
             metadata = (*offer.metadata, *request_metadata())
-            call = self._stub.Generate(timeout=seconds_until(deadline), metadata=metadata)
+            call = self._generate(timeout=seconds_until(deadline), metadata=metadata)
             return await Generation.begin(call, start, name_field)
 
         try:
@@ -192,10 +202,13 @@ class Generation:
 
     Attributes:
         wanted: indexes of the images that the service wants to be sent.
+        shared_memory: where it can read them instead; None: nowhere.
     """
 
     def __init__(self, call: GenerateCall, name_field: FieldNamer) -> None:
         self.wanted: list[int] = []
+        self.shared_memory: tensor_pb2.SharedMemory | None = None
+        self._unread: dict[int, asyncio.Event] = {}
         self._call = call
         self._name_field = name_field
         self._writing = asyncio.Lock()
@@ -224,12 +237,21 @@ class Generation:
         if response is None or not response.HasField("wanted"):
             raise ServiceError("the LLM service did not say which images it wants")
         self.wanted = list(response.wanted.image_indexes)
+        if response.wanted.HasField("shared_memory"):
+            self.shared_memory = response.wanted.shared_memory
         if any(not 0 <= index < len(start.images) for index in self.wanted):
             raise ServiceError("the LLM service wants an image that the request does not have")
 
     async def send(self, image_index: int, piece: EmbeddingPiece) -> None:
         """Sends a piece of an image's embedding; returns once gRPC has taken it."""
+        if is_shared(piece):
+            self._unread[image_index] = asyncio.Event()
         await self._write(embedding_request(image_index, piece))
+
+    async def until_read(self, image_index: int) -> None:
+        """Waits, where the embedding lies in shared memory, until the service has read it."""
+        if image_index in self._unread:
+            await self._unread[image_index].wait()
 
     async def end_images(self) -> None:
         """Says that all wanted images are sent."""
@@ -239,6 +261,9 @@ class Generation:
     async def read(self) -> ChatEvent | None:
         """Returns the next event; None after the last, which is the usage."""
         response = await self._read()
+        while response is not None and response.HasField("embedding_read"):
+            self._note_read(response.embedding_read.image_index)
+            response = await self._read()
         if response is None:
             if not self._ended:
                 raise ServiceError("the LLM service ended the answer too early")
@@ -246,12 +271,16 @@ class Generation:
         self._ended = response.HasField("usage")
         return chat_event(response)
 
+    def _note_read(self, image_index: int) -> None:
+        if image_index in self._unread:
+            self._unread[image_index].set()
+
     async def _read(self) -> llm_pb2.GenerateResponse | None:
         with errors_of("LLM", self._name_field):
             response = await self._call.read()
         return response if isinstance(response, llm_pb2.GenerateResponse) else None
 
-    async def _write(self, message: llm_pb2.GenerateRequest) -> None:
+    async def _write(self, message: llm_pb2.GenerateRequest | bytes) -> None:
         async with self._writing:
             with errors_of("LLM", self._name_field):
                 try:

@@ -8,14 +8,18 @@ from typing import Any
 
 from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
 from protos.checkpoint.fingerprint import CheckpointFingerprint
-from protos.errors import DataLossError
+from protos.errors import DataLossError, ServiceError
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2, vision_pb2
+from protos.wire_format import field_head, field_tag
 
 FINISH_REASONS: dict[int, FinishReason] = {
     llm_pb2.FINISH_REASON_STOP: "stop",
     llm_pb2.FINISH_REASON_LENGTH: "length",
 }
+# How messages begin that both services have alike: one passes them on to the other, unread.
+CHUNK = field_tag(vision_pb2.EncodeImageResponse.EMBEDDING_CHUNK_FIELD_NUMBER)
+SHARED = field_tag(vision_pb2.EncodeImageResponse.SHARED_EMBEDDING_FIELD_NUMBER)
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,6 @@ class EmbeddingHeader:
     image_width: int
     image_height: int
     cache_hit: bool
-
-
-@dataclass(frozen=True)
-class EmbeddingChunk:
-    """Bytes of an embedding from `offset` on."""
-
-    offset: int
-    data: bytes
 
 
 @dataclass(frozen=True)
@@ -67,21 +63,32 @@ class EmbeddingTrailer:
     timings: EncodeTimings
 
 
-EmbeddingPiece = EmbeddingHeader | EmbeddingChunk | EmbeddingTrailer
+# The bytes are a message to the LLM service as it is.
+EmbeddingPiece = EmbeddingHeader | bytes | EmbeddingTrailer
+
+
+def encode_response(message: bytes) -> vision_pb2.EncodeImageResponse | bytes:
+    """Returns a response of EncodeImage; one that is passed on as it came."""
+    if message.startswith((CHUNK, SHARED)):
+        return message
+    return vision_pb2.EncodeImageResponse.FromString(message)
 
 
 def embedding_piece(
-    response: vision_pb2.EncodeImageResponse, wanted: EmbeddingId
+    response: vision_pb2.EncodeImageResponse | bytes, wanted: EmbeddingId
 ) -> EmbeddingPiece:
     """Returns what a response of EncodeImage holds.
 
     Raises:
         DataLossError: a header names another embedding than the wanted one.
+        ServiceError: it holds nothing that is known here.
     """
-    if response.HasField("chunk"):
-        return EmbeddingChunk(response.chunk.offset, response.chunk.data)
+    if isinstance(response, bytes):
+        return response
     if response.HasField("trailer"):
         return _trailer(response.trailer)
+    if not response.HasField("header"):
+        raise ServiceError("the vision service speaks another version of the contract")
     header = response.header
     if EmbeddingId(header.id.content_sha256, header.id.recipe_sha256) != wanted:
         raise DataLossError("the vision service sent another embedding than was asked for")
@@ -97,6 +104,11 @@ def embedding_piece(
         image_height=header.image_height,
         cache_hit=header.cache_hit,
     )
+
+
+def is_shared(piece: EmbeddingPiece) -> bool:
+    """Says whether a piece tells where in shared memory the embedding lies until its call ends."""
+    return isinstance(piece, bytes) and piece.startswith(SHARED)
 
 
 def _trailer(trailer: vision_pb2.EncodeImageTrailer) -> EmbeddingTrailer:
@@ -141,6 +153,8 @@ def encode_request(
     max_tile_count: int | None,
     expected_recipe: bytes,
     max_queue_seconds: float,
+    image_index: int,
+    shared_memory: tensor_pb2.SharedMemory | None,
 ) -> bytes:
     """Returns an EncodeImageRequest on the wire.
 
@@ -151,19 +165,11 @@ def encode_request(
         max_tile_count=max_tile_count,
         expected_recipe_sha256=expected_recipe,
         max_queue_seconds=max_queue_seconds,
+        image_index=image_index,
+        shared_memory=shared_memory,
     )
-    number = vision_pb2.EncodeImageRequest.IMAGE_FIELD_NUMBER
-    tag = number << 3 | 2  # a field whose length comes before it
-    return b"".join((options.SerializeToString(), _varint(tag), _varint(len(image)), image))
-
-
-def _varint(number: int) -> bytes:
-    """Returns a number as protobuf writes it: seven bits a byte, the lowest first."""
-    groups = []
-    while number > 0x7F:
-        groups.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*groups, number])
+    head = field_head(vision_pb2.EncodeImageRequest.IMAGE_FIELD_NUMBER, len(image))
+    return b"".join((options.SerializeToString(), head, image))
 
 
 def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
@@ -178,24 +184,18 @@ def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
     return llm_pb2.GenerateStart(**tree)
 
 
-def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.GenerateRequest:
+def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.GenerateRequest | bytes:
     """Returns the message that passes a piece of an image's embedding on."""
-    # Filled in place: a message given to another's constructor is copied, at 1 ms for a chunk.
-    request = llm_pb2.GenerateRequest()
-    if isinstance(piece, EmbeddingHeader):
-        request.embedding_header.image_index = image_index
-        spec = request.embedding_header.spec
-        spec.dtype, spec.byte_count = piece.dtype, piece.byte_count
-        spec.shape.extend(piece.shape)
-    elif isinstance(piece, EmbeddingChunk):
-        request.embedding_chunk.image_index = image_index
-        chunk = request.embedding_chunk.chunk
-        chunk.offset, chunk.data = piece.offset, piece.data
-    else:
-        request.embedding_trailer.image_index = image_index
-        request.embedding_trailer.crc32 = piece.crc32
-        request.embedding_trailer.signature = piece.signature
-    return request
+    if isinstance(piece, bytes):
+        return piece
+    if isinstance(piece, EmbeddingTrailer):
+        trailer = llm_pb2.EmbeddingTrailer(
+            image_index=image_index, crc32=piece.crc32, signature=piece.signature
+        )
+        return llm_pb2.GenerateRequest(embedding_trailer=trailer)
+    spec = tensor_pb2.TensorSpec(dtype=piece.dtype, shape=piece.shape, byte_count=piece.byte_count)
+    header = llm_pb2.EmbeddingHeader(image_index=image_index, spec=spec)
+    return llm_pb2.GenerateRequest(embedding_header=header)
 
 
 def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:

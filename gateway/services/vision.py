@@ -23,19 +23,24 @@ from gateway.services.channel import (
 )
 from gateway.services.messages import (
     EmbeddingPiece,
+    EmbeddingTrailer,
     checkpoint_fingerprint,
     embedding_piece,
     encode_request,
+    encode_response,
+    is_shared,
     plan_request,
 )
 from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ModelMismatchError, ServiceError
 from protos.identity import EmbeddingId
-from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
+from protos.internvl.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 from protos.process.logs import request_metadata
 
-EncodeCall = grpc.aio.UnaryStreamCall["tuple[EncodeRequest, float]", vision_pb2.EncodeImageResponse]
+EncodeCall = grpc.aio.UnaryStreamCall[
+    "tuple[EncodeRequest, float]", vision_pb2.EncodeImageResponse | bytes
+]
 
 
 @dataclass(frozen=True)
@@ -80,12 +85,16 @@ class EncodeRequest:
         max_tile_count: its tile cap; None for the service's default.
         service_recipe: the vision service's recipe_sha256, which `embedding_id` was derived from.
         embedding_id: names the embedding.
+        image_index: which of a chat request's images it is, for the LLM service.
+        shared_memory: where that can read the embedding if the vision service sees it too.
     """
 
     file: HeldFile
     max_tile_count: int | None
     service_recipe: bytes
     embedding_id: EmbeddingId
+    image_index: int
+    shared_memory: tensor_pb2.SharedMemory | None = None
 
 
 class VisionClient:
@@ -99,7 +108,7 @@ class VisionClient:
         self._encode_image = channel.unary_stream(
             f"/{VISION_SERVICE}/EncodeImage",
             request_serializer=_serialized,
-            response_deserializer=vision_pb2.EncodeImageResponse.FromString,
+            response_deserializer=encode_response,
         )
         self._sending = asyncio.Lock()
 
@@ -163,6 +172,8 @@ class VisionClient:
     ) -> AsyncGenerator[EmbeddingPiece, None]:
         """Yields the embedding's header, chunks and trailer as they come.
 
+        Where it lies in shared memory it does so until the generator is asked for more.
+
         Args:
             request: the image, whose content leads to the replica that is asked first.
             name_field: what the caller calls a field of EncodeImageRequest.
@@ -182,10 +193,14 @@ class VisionClient:
             fitting = await self._key_of_recipe(request.service_recipe, key, deadline)
             header, call = await self._router.offer(fitting, begin, ask_backlog)
         try:
-            yield header
+            is_lent = False
+            yield (piece := header)
             with errors_of("vision", name_field):
-                while piece := await _read(call, request):
-                    yield piece
+                while not isinstance(piece, EmbeddingTrailer):
+                    yield (piece := await _read(call, request))
+                    is_lent = is_lent or is_shared(piece)
+                if not is_lent:  # or the service would wait for us to end the call
+                    await call.code()
         finally:
             call.cancel()
 
@@ -196,8 +211,7 @@ class VisionClient:
         call = await self._send(request, deadline, offer)
         try:
             with errors_of("vision", name_field):
-                if (header := await _read(call, request)) is None:
-                    raise ServiceError("the vision service ended the call without an embedding")
+                header = await _read(call, request)
         except BaseException:
             call.cancel()
             raise
@@ -230,13 +244,18 @@ class VisionClient:
 def _serialized(sent: tuple[EncodeRequest, float]) -> bytes:
     request, max_queue_seconds = sent
     return encode_request(
-        request.file.content, request.max_tile_count, request.service_recipe, max_queue_seconds
+        request.file.content,
+        request.max_tile_count,
+        request.service_recipe,
+        max_queue_seconds,
+        request.image_index,
+        request.shared_memory,
     )
 
 
-async def _read(call: EncodeCall, request: EncodeRequest) -> EmbeddingPiece | None:
-    """Returns the next piece; None after the last. No message stays in memory while it travels."""
+async def _read(call: EncodeCall, request: EncodeRequest) -> EmbeddingPiece:
+    """Returns the next piece. No message stays in memory while it travels."""
     response = await call.read()
-    if not isinstance(response, vision_pb2.EncodeImageResponse):
-        return None
+    if not isinstance(response, vision_pb2.EncodeImageResponse | bytes):
+        raise ServiceError("the vision service ended the call before an embedding was complete")
     return embedding_piece(response, request.embedding_id)

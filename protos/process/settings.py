@@ -237,6 +237,11 @@ class EngineSettings(GrpcSettings):
     """File of at least 32 random bytes, the same for all vision and LLM services: with it a vision
     service signs the embeddings that it makes, and an LLM service takes no others. Default: none
     are signed, and whoever reaches an LLM service can send it rows for any image."""
+    shared_memory_folder: Path | None = None
+    """Folder in memory that vision and LLM services of one host share: embeddings go from one to
+    the other through a file there, and only where it lies goes through the gateway. Services that
+    do not see the same folder, or run as other users, send the embeddings themselves. Default: one
+    of the user's own in /dev/shm, on Linux; two containers need a volume."""
     reflection: bool = Field(default_factory=_is_on_loopback)
     """Whether gRPC clients may ask what the server's services look like (server reflection);
     default: only where `host` is a loopback address."""

@@ -39,7 +39,7 @@ async def drop(stub: vision_pb2_grpc.VisionServiceAsyncStub, image: bytes) -> No
     """Reads an embedding and forgets it."""
     byte_count = 0
     async for response in stub.EncodeImage(vision_pb2.EncodeImageRequest(image=image)):
-        byte_count += len(response.chunk.data)
+        byte_count += len(response.embedding_chunk.data)
     assert byte_count == BYTE_COUNT
 
 
@@ -47,8 +47,9 @@ async def receive(stub: vision_pb2_grpc.VisionServiceAsyncStub, image: bytes) ->
     """Reads an embedding into a prompt table, as the LLM service does."""
     upload = TableUpload(TableSpec(torch.bfloat16, (ROW_COUNT, HIDDEN_SIZE), BYTE_COUNT))
     async for response in stub.EncodeImage(vision_pb2.EncodeImageRequest(image=image)):
-        if response.HasField("chunk"):
-            upload.add(response.chunk.offset, response.chunk.data)
+        if response.HasField("embedding_chunk"):
+            chunk = response.embedding_chunk
+            upload.add(chunk.offset, memoryview(chunk.data))
         elif response.HasField("trailer"):
             upload.finish(response.trailer.crc32)
 

@@ -20,10 +20,12 @@ from llm_service.model import ModelInfo
 from llm_service.settings import Settings as LLMSettings
 from llm_service.templates import INTERNVL2_5
 from protos.process import logs
+from protos.process.allocator import keep_freed_memory
 from protos.process.server import serve
+from protos.process.shared_memory import SlotReader, sharing
 from tests.idle_engine import IdleEngine
 from tests.real_tokenizers import real_tokenizer
-from vision_service.__main__ import open_service
+from vision_service.__main__ import open_service, shared_memory
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.torch.engine import FinishedBatch
 from vision_service.settings import Settings as VisionSettings
@@ -63,7 +65,11 @@ class ScriptedLLMEngine(IdleEngine):
 async def serve_vision(settings: VisionSettings) -> None:
     """Serves until SIGTERM."""
     config = VisionConfig.from_checkpoint(settings.checkpoint)
-    async with open_service(settings, config, ScriptedVisionEngine(config)) as service:
+    engine = ScriptedVisionEngine(config)
+    async with (
+        shared_memory(settings) as memory,
+        open_service(settings, config, engine, memory) as service,
+    ):
         await serve(service, settings)
 
 
@@ -84,13 +90,15 @@ async def serve_llm(settings: LLMSettings) -> None:
         created_unix_seconds=0,
     )
     engine = ScriptedLLMEngine()
-    await serve(make_service(settings, info, engine, Metrics(engine)), settings)
+    async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
+        await serve(make_service(settings, info, engine, Metrics(engine), memory), settings)
 
 
 def main() -> None:
     """Runs the service that the command line names."""
     _, name, *arguments = sys.argv
     torch.set_num_threads(1)
+    keep_freed_memory()
     if name == "vision":
         vision_settings = CliApp.run(VisionSettings, cli_args=arguments)
         logs.configure(vision_settings.log_level, vision_settings.log_format)

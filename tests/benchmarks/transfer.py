@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -26,12 +27,12 @@ COMPARED = """\
 One hop is the vision service's EncodeImage stream read by another process, which drops the bytes,
 or receives them as the LLM service does (`TableUpload`: copied into a table, CRC-32 checked). Two
 hops are a whole chat request of one token through the gateway's `ChatPipeline`: the image named,
-the embedding piped from the vision service to the LLM service, the prompt built, the answer read.
-In the last row the LLM service holds the image already and no tensor moves. The services are the
-real ones in processes of their own; their engines answer at once, and the vision service has the
-embedding in its cache. CPU times are means per run; "middle" is the reader, or the gateway's
-pipeline. Where three processes share fewer cores, the CPU time of the second hop cannot hide behind
-that of the first. Medians; all ways take turns."""
+the embedding piped from the vision service to the LLM service in chunks or read from memory that
+both share, the prompt built, the answer read. In the last row the LLM service holds the image
+already and no tensor moves. The services are the real ones in processes of their own; their engines
+answer at once, and the vision service has the embedding in its cache. CPU times are means per run;
+"middle" is the reader, or the gateway's pipeline. Where three processes share fewer cores, the CPU
+time of the second hop cannot hide behind that of the first. Medians; all ways take turns."""
 
 CPU_CLOCKS = ("vision_cpu", "middle_cpu", "llm_cpu")
 
@@ -53,8 +54,8 @@ class ScriptedService(ServiceProcess):
 def run(progress: Callable[[str], None]) -> Report:
     """Measures; this process is the reader, or the gateway's pipeline."""
     progress(f"{BYTE_COUNT / 1e6:.1f} MB over loopback")
-    with tempfile.TemporaryDirectory() as folder, _services(Path(folder)) as (vision, llm):
-        costs = asyncio.run(_measure(vision, llm))
+    with tempfile.TemporaryDirectory() as folder, _services(Path(folder)) as services:
+        costs = asyncio.run(_measure(services))
     report = Report(
         title="Transfer of a 27.3 MB embedding (13 tiles of the 8B model), milliseconds",
         compared=COMPARED,
@@ -69,34 +70,54 @@ def run(progress: Callable[[str], None]) -> Report:
     return report
 
 
+@dataclass(frozen=True)
+class Services:
+    """The services: of two vision services one shares memory with the LLM service."""
+
+    chunking: ScriptedService
+    sharing: ScriptedService
+    llm: ScriptedService
+
+    def vision_cpu_seconds(self) -> float:
+        """Returns the CPU time of both vision services, of which one is idle."""
+        return self.chunking.cpu_seconds() + self.sharing.cpu_seconds()
+
+
 @contextmanager
-def _services(folder: Path) -> Iterator[tuple[ScriptedService, ScriptedService]]:
-    vision = ScriptedService("vision", folder)
-    # Room for one table, so that of two images in turn each has to be sent.
-    llm = ScriptedService("llm", folder, "--max-table-byte-count", str(BYTE_COUNT))
+def _services(folder: Path) -> Iterator[Services]:
+    (chunking := folder / "chunking").mkdir()
+    services = Services(
+        ScriptedService("vision", chunking, "--shared-memory-byte-count", "0"),
+        ScriptedService("vision", folder),
+        # Room for one table, so that of two images in turn each has to be sent.
+        ScriptedService("llm", folder, "--max-table-byte-count", str(BYTE_COUNT)),
+    )
     try:
-        for service in (vision, llm):
+        for service in vars(services).values():
             service.start()
-        for service in (vision, llm):
+        for service in vars(services).values():
             service.wait_serving()
-        yield vision, llm
+        yield services
     finally:
-        for service in (vision, llm):
+        for service in vars(services).values():
             service.stop()
 
 
-async def _measure(vision: ScriptedService, llm: ScriptedService) -> Mapping[str, Seconds]:
-    images = [photo("JPEG", 1000, 747, seed) for seed in (0, 1)]
+async def _measure(services: Services) -> Mapping[str, Seconds]:
+    images = [photo("JPEG", 1000, 747, seed) for seed in range(4)]
+    vision, sharing, llm = (service.address for service in vars(services).values())
     async with (
-        grpc.aio.insecure_channel(vision.address, options=KEEPALIVE_OPTIONS) as channel,
-        open_relay(vision.address, llm.address, images) as relay,
+        grpc.aio.insecure_channel(vision, options=KEEPALIVE_OPTIONS) as channel,
+        open_relay(vision, llm, images[:2]) as relay,
+        open_relay(sharing, llm, images[2:]) as sharing_relay,
     ):
         stub = vision_pb2_grpc.VisionServiceStub(channel)
         ways: Mapping[str, Way] = {
             "one hop, dropped": lambda: drop(stub, images[0]),
             "one hop, into a table": lambda: receive(stub, images[0]),
             "two hops, chat request": relay.send_other_image,
-            "chat request, image held": relay.ask_again,
+            "two hops, shared memory": sharing_relay.send_other_image,
+            "chat request, image held": sharing_relay.ask_again,
         }
         for _ in images:  # each is encoded once
             for way in ways.values():
@@ -106,14 +127,14 @@ async def _measure(vision: ScriptedService, llm: ScriptedService) -> Mapping[str
         }
         for _ in range(REPEAT_COUNT):
             for name, way in ways.items():
-                for clock, seconds in (await _cost(way, vision, llm)).items():
+                for clock, seconds in (await _cost(way, services)).items():
                     costs[name][clock].append(seconds)
     return costs
 
 
-async def _cost(way: Way, vision: ScriptedService, llm: ScriptedService) -> Mapping[str, float]:
+async def _cost(way: Way, services: Services) -> Mapping[str, float]:
     """Returns the seconds that one run takes, by clock."""
-    processes = (vision.cpu_seconds, time.process_time, llm.cpu_seconds)
+    processes = (services.vision_cpu_seconds, time.process_time, services.llm.cpu_seconds)
     clocks = {"wall": time.perf_counter, **dict(zip(CPU_CLOCKS, processes, strict=True))}
     started = {name: clock() for name, clock in clocks.items()}
     await way()

@@ -195,10 +195,9 @@ def zero_rows(index: int, hidden_size: int) -> Iterator[llm_pb2.GenerateRequest]
     header = llm_pb2.EmbeddingHeader(image_index=index, spec=spec)
     yield llm_pb2.GenerateRequest(embedding_header=header)
     for offset in range(0, len(zeros), CHUNK_BYTE_COUNT):
-        piece = tensor_pb2.TensorChunk(
-            offset=offset, data=zeros[offset : offset + CHUNK_BYTE_COUNT]
+        chunk = tensor_pb2.EmbeddingChunk(
+            image_index=index, offset=offset, data=zeros[offset : offset + CHUNK_BYTE_COUNT]
         )
-        chunk = llm_pb2.EmbeddingChunk(image_index=index, chunk=piece)
         yield llm_pb2.GenerateRequest(embedding_chunk=chunk)
     trailer = llm_pb2.EmbeddingTrailer(image_index=index, crc32=zlib.crc32(zeros))
     yield llm_pb2.GenerateRequest(embedding_trailer=trailer)

@@ -9,18 +9,18 @@ from contextlib import asynccontextmanager
 import grpc
 import torch
 
-from llm_service.__main__ import SERVICE_NAME
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import LLMEngine
 from llm_service.generator import Generator
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
-from llm_service.servicer import LLMServicer
+from llm_service.servicer import SERVICE_NAME, LLMServicer
 from llm_service.tables import TableCache
 from llm_service.templates import INTERNVL2_5
 from llm_service.tokenizer import Tokenizer
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
 from protos.process.server import Service, running_server
+from protos.process.shared_memory import SlotReader
 from protos.signature import EmbeddingKey
 from protos.status import from_rpc_error
 
@@ -55,6 +55,7 @@ async def serving(
     upload_seconds: float = 300.0,
     key: EmbeddingKey | None = None,
     allows_priority: bool = False,
+    memory: SlotReader | None = None,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
     info = ModelInfo(
@@ -70,12 +71,12 @@ async def serving(
         aliases=("small", "toy"),
         allows_priority=allows_priority,
     )
-    tables = TableCache(table_byte_count, key)
+    tables = TableCache(table_byte_count, key, memory)
     metrics = metrics or Metrics(engine)
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     service = Service(
         SERVICE_NAME,
-        lambda server: llm_pb2_grpc.add_LLMServiceServicer_to_server(servicer, server),
+        servicer.register,
         engine.is_healthy,
         metrics=metrics,
     )
@@ -123,10 +124,8 @@ def header(index: int = 0, rows: int = 2, **spec: object) -> llm_pb2.GenerateReq
 
 
 def chunk(data: bytes, offset: int = 0, index: int = 0) -> llm_pb2.GenerateRequest:
-    piece = tensor_pb2.TensorChunk(offset=offset, data=data)
-    return llm_pb2.GenerateRequest(
-        embedding_chunk=llm_pb2.EmbeddingChunk(image_index=index, chunk=piece)
-    )
+    piece = tensor_pb2.EmbeddingChunk(image_index=index, offset=offset, data=data)
+    return llm_pb2.GenerateRequest(embedding_chunk=piece)
 
 
 def trailer(data: bytes, index: int = 0, signature: bytes = b"") -> llm_pb2.GenerateRequest:

@@ -12,6 +12,7 @@ import vision_service.__main__ as vision_main
 from llm_service.metrics import Metrics
 from llm_service.settings import Settings as LLMSettings
 from protos.process.server import Service, running_server
+from protos.process.shared_memory import SlotReader, sharing
 from vision_service.settings import Settings as VisionSettings
 
 
@@ -33,7 +34,8 @@ async def running_vision(settings: VisionSettings, place: Place = ANYWHERE) -> A
     """Yields the address of a vision service."""
     config, engine = await asyncio.to_thread(vision_main.load, settings)
     async with (
-        vision_main.open_service(settings, config, engine) as service,
+        vision_main.shared_memory(settings) as memory,
+        vision_main.open_service(settings, config, engine, memory) as service,
         _address(service, place) as address,
     ):
         yield address
@@ -44,9 +46,10 @@ async def running_llm(settings: LLMSettings, place: Place = ANYWHERE) -> AsyncIt
     """Yields the address of an LLM service."""
     model, engine = await asyncio.to_thread(llm_main.load, settings)
     try:
-        service = llm_main.make_service(settings, model, engine, Metrics(engine))
-        async with _address(service, place) as address:
-            yield address
+        async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
+            service = llm_main.make_service(settings, model, engine, Metrics(engine), memory)
+            async with _address(service, place) as address:
+                yield address
     finally:
         await engine.close()
 

@@ -426,6 +426,7 @@ def is_path(field: str, message: Descriptor) -> bool:
 
 A = table(1.0)[1]
 BIG = bytes((1 << 20) + 32)
+OLD_CHUNK = b"\x1a\x06\x12\x04\x12\x02\0\0"  # field 3, where chunks were once
 
 
 @pytest.mark.parametrize(
@@ -623,25 +624,25 @@ BIG = bytes((1 << 20) + 32)
         ),
         (
             InvalidTensorError,
-            "embedding_chunk.chunk.offset",
+            "embedding_chunk.offset",
             "starts at byte 4; it must start at 0",
             [start(images=["a"]), header(), chunk(A[4:], offset=4)],
         ),
         (
             InvalidTensorError,
-            "embedding_chunk.chunk.data",
+            "embedding_chunk.data",
             "ends at byte 68, but the embedding at 64",
             [start(images=["a"]), header(), chunk(A + b"more")],
         ),
         (
             InvalidTensorError,
-            "embedding_chunk.chunk.data",
+            "embedding_chunk.data",
             "has 1048608 bytes; it must have 1 to 1048576",
             [start(images=["a"]), header(), chunk(BIG)],
         ),
         (
             InvalidTensorError,
-            "embedding_chunk.chunk.data",
+            "embedding_chunk.data",
             "has 0 bytes; it must have 1 to 1048576",
             [start(images=["a"]), header(), chunk(b"")],
         ),
@@ -668,6 +669,12 @@ BIG = bytes((1 << 20) + 32)
             "start",
             "not by another start",
             [start(images=["a"]), start()],
+        ),
+        (
+            InvalidArgumentError,
+            "message",
+            "not by a message unknown here",
+            [start(images=["a"]), llm_pb2.GenerateRequest.FromString(OLD_CHUNK)],
         ),
     ],
 )
@@ -751,7 +758,7 @@ async def test_a_table_in_crumbs_is_refused(stub: llm_pb2_grpc.LLMServiceAsyncSt
     crumbs = [chunk(b"x", offset) for offset in range(66)]
     with pytest.raises(InvalidTensorError, match="96 bytes has more than 64 chunks") as info:
         await exchange(stub, start(images=["a"]), header(rows=3), *crumbs)
-    assert info.value.field == "embedding_chunk.chunk.data"
+    assert info.value.field == "embedding_chunk.data"
 
 
 async def test_an_image_is_taken_once(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> None:

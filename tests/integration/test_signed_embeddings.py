@@ -12,11 +12,17 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from gateway.services.messages import EmbeddingHeader, embedding_piece, embedding_request
+from gateway.services.messages import (
+    EmbeddingHeader,
+    embedding_piece,
+    embedding_request,
+    encode_response,
+)
 from protos.errors import AccessDeniedError, DataLossError
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, vision_pb2
 from protos.signature import EmbeddingClaim, EmbeddingKey
+from protos.wire_format import serialized
 from tests.fakes import ScriptedLLM, ScriptedVision, chat_body, stack
 from tests.integration.llm_calls import (
     HIDDEN_SIZE,
@@ -189,9 +195,14 @@ async def test_rows_go_from_the_one_service_to_the_other_and_nowhere_else(
         ]
         id_ = responses[0].header.id
         wanted = EmbeddingId(id_.content_sha256, id_.recipe_sha256)
-        pieces = [embedding_piece(one, wanted) for one in responses]
+        pieces = [
+            embedding_piece(encode_response(one.SerializeToString()), wanted) for one in responses
+        ]
         assert isinstance(pieces[0], EmbeddingHeader)
-        messages = [embedding_request(0, piece) for piece in pieces]
+        messages = [
+            llm_pb2.GenerateRequest.FromString(serialized(embedding_request(0, piece)))
+            for piece in pieces
+        ]
         request = start(images=["a"])
         request.start.images[0].CopyFrom(id_)
         stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)

@@ -105,9 +105,9 @@ class EncodedImage:
 
     def __init__(self, responses: list[vision_pb2.EncodeImageResponse]) -> None:
         kinds = [response.WhichOneof("message") for response in responses]
-        assert kinds == ["header", *["chunk"] * (len(kinds) - 2), "trailer"]
+        assert kinds == ["header", *["embedding_chunk"] * (len(kinds) - 2), "trailer"]
         self.header = responses[0].header
-        self.chunks = [response.chunk for response in responses[1:-1]]
+        self.chunks = [response.embedding_chunk for response in responses[1:-1]]
         self.trailer = responses[-1].trailer
         self.data = b"".join(chunk.data for chunk in self.chunks)
 

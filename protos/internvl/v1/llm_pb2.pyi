@@ -121,8 +121,9 @@ class GenerateRequest(_message.Message):
 
     START_FIELD_NUMBER: _builtins.int
     EMBEDDING_HEADER_FIELD_NUMBER: _builtins.int
-    EMBEDDING_CHUNK_FIELD_NUMBER: _builtins.int
     EMBEDDING_TRAILER_FIELD_NUMBER: _builtins.int
+    EMBEDDING_CHUNK_FIELD_NUMBER: _builtins.int
+    SHARED_EMBEDDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def start(self) -> Global___GenerateStart:
         """First message, and only the first."""
@@ -132,26 +133,31 @@ class GenerateRequest(_message.Message):
         """Announces the embedding of one image."""
 
     @_builtins.property
-    def embedding_chunk(self) -> Global___EmbeddingChunk:
+    def embedding_trailer(self) -> Global___EmbeddingTrailer:
+        """Ends an embedding."""
+
+    @_builtins.property
+    def embedding_chunk(self) -> _tensor_pb2.EmbeddingChunk:
         """Bytes of an announced embedding."""
 
     @_builtins.property
-    def embedding_trailer(self) -> Global___EmbeddingTrailer:
-        """Ends an embedding."""
+    def shared_embedding(self) -> _tensor_pb2.SharedEmbedding:
+        """Where the bytes of an announced embedding lie, instead of its chunks."""
 
     def __init__(
         self,
         *,
         start: Global___GenerateStart | None = ...,
         embedding_header: Global___EmbeddingHeader | None = ...,
-        embedding_chunk: Global___EmbeddingChunk | None = ...,
         embedding_trailer: Global___EmbeddingTrailer | None = ...,
+        embedding_chunk: _tensor_pb2.EmbeddingChunk | None = ...,
+        shared_embedding: _tensor_pb2.SharedEmbedding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_chunk", b"embedding_chunk", "embedding_header", b"embedding_header", "embedding_trailer", b"embedding_trailer", "message", b"message", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_chunk", b"embedding_chunk", "embedding_header", b"embedding_header", "embedding_trailer", b"embedding_trailer", "message", b"message", "shared_embedding", b"shared_embedding", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_chunk", b"embedding_chunk", "embedding_header", b"embedding_header", "embedding_trailer", b"embedding_trailer", "message", b"message", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_chunk", b"embedding_chunk", "embedding_header", b"embedding_header", "embedding_trailer", b"embedding_trailer", "message", b"message", "shared_embedding", b"shared_embedding", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "embedding_header", "embedding_chunk", "embedding_trailer"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["start", "embedding_header", "embedding_trailer", "embedding_chunk", "shared_embedding"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -735,34 +741,6 @@ class EmbeddingHeader(_message.Message):
 Global___EmbeddingHeader: _TypeAlias = EmbeddingHeader  # noqa: Y015
 
 @_typing.final
-class EmbeddingChunk(_message.Message):
-    """Bytes of an announced embedding."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    IMAGE_INDEX_FIELD_NUMBER: _builtins.int
-    CHUNK_FIELD_NUMBER: _builtins.int
-    image_index: _builtins.int
-    """Index into GenerateStart.images."""
-    @_builtins.property
-    def chunk(self) -> _tensor_pb2.TensorChunk:
-        """The bytes."""
-
-    def __init__(
-        self,
-        *,
-        image_index: _builtins.int = ...,
-        chunk: _tensor_pb2.TensorChunk | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "image_index", b"image_index"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___EmbeddingChunk: _TypeAlias = EmbeddingChunk  # noqa: Y015
-
-@_typing.final
 class EmbeddingTrailer(_message.Message):
     """Ends an embedding."""
 
@@ -804,6 +782,7 @@ class GenerateResponse(_message.Message):
     DELTA_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    EMBEDDING_READ_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def wanted(self) -> Global___WantedImages:
         """First message, and only the first: the images to send; empty when none is needed."""
@@ -820,6 +799,10 @@ class GenerateResponse(_message.Message):
     def usage(self) -> Global___Usage:
         """Last message."""
 
+    @_builtins.property
+    def embedding_read(self) -> Global___EmbeddingRead:
+        """The rows of an image have been read. May come between `wanted` and the first delta."""
+
     def __init__(
         self,
         *,
@@ -827,12 +810,13 @@ class GenerateResponse(_message.Message):
         delta: Global___TokenDelta | None = ...,
         finished: Global___Finished | None = ...,
         usage: Global___Usage | None = ...,
+        embedding_read: Global___EmbeddingRead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "finished", b"finished", "message", b"message", "usage", b"usage", "wanted", b"wanted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "embedding_read", b"embedding_read", "finished", b"finished", "message", b"message", "usage", b"usage", "wanted", b"wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "finished", b"finished", "message", b"message", "usage", b"usage", "wanted", b"wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "embedding_read", b"embedding_read", "finished", b"finished", "message", b"message", "usage", b"usage", "wanted", b"wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["wanted", "delta", "finished", "usage"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["wanted", "delta", "finished", "usage", "embedding_read"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -848,22 +832,50 @@ class WantedImages(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGE_INDEXES_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def image_indexes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Indexes into GenerateStart.images, ascending; of images with equal ids only the first."""
+
+    @_builtins.property
+    def shared_memory(self) -> _tensor_pb2.SharedMemory:
+        """Memory in which the embeddings may lie; unset when this service reads none."""
 
     def __init__(
         self,
         *,
         image_indexes: _abc.Iterable[_builtins.int] | None = ...,
+        shared_memory: _tensor_pb2.SharedMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["shared_memory", b"shared_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_indexes", b"image_indexes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_indexes", b"image_indexes", "shared_memory", b"shared_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WantedImages: _TypeAlias = WantedImages  # noqa: Y015
+
+@_typing.final
+class EmbeddingRead(_message.Message):
+    """The rows of an image have been read from shared memory, which may be used anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_INDEX_FIELD_NUMBER: _builtins.int
+    image_index: _builtins.int
+    """Index into GenerateStart.images."""
+    def __init__(
+        self,
+        *,
+        image_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_index", b"image_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EmbeddingRead: _TypeAlias = EmbeddingRead  # noqa: Y015
 
 @_typing.final
 class TokenDelta(_message.Message):

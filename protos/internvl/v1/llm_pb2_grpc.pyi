@@ -39,9 +39,11 @@ class LLMServiceStub:
     """Generates from one prompt.
 
     Client: one `start`, then, for every image that `wanted` lists (it may also send any image
-    unasked), an embedding_header, its chunks in order and an embedding_trailer; several images may
-    interleave. Each image is sent once at most. Then it may half-close.
-    Server: one `wanted`, deltas, one `finished` per choice, one `usage`.
+    unasked), an embedding_header, its chunks in order, or a shared_embedding instead of them, and an
+    embedding_trailer; several images may interleave. Each image is sent once at most. Then it may
+    half-close.
+    Server: one `wanted`, an `embedding_read` per image that came in shared memory, deltas, one
+    `finished` per choice, one `usage`.
     Cancelling the call frees the sequence within one engine step.
     The first message must come within 10 seconds. An embedding that has been announced must go on
     within 30 seconds, and all must have arrived within the service's time for uploads.
@@ -73,9 +75,11 @@ class LLMServiceAsyncStub(LLMServiceStub):
     """Generates from one prompt.
 
     Client: one `start`, then, for every image that `wanted` lists (it may also send any image
-    unasked), an embedding_header, its chunks in order and an embedding_trailer; several images may
-    interleave. Each image is sent once at most. Then it may half-close.
-    Server: one `wanted`, deltas, one `finished` per choice, one `usage`.
+    unasked), an embedding_header, its chunks in order, or a shared_embedding instead of them, and an
+    embedding_trailer; several images may interleave. Each image is sent once at most. Then it may
+    half-close.
+    Server: one `wanted`, an `embedding_read` per image that came in shared memory, deltas, one
+    `finished` per choice, one `usage`.
     Cancelling the call frees the sequence within one engine step.
     The first message must come within 10 seconds. An embedding that has been announced must go on
     within 30 seconds, and all must have arrived within the service's time for uploads.
@@ -110,9 +114,11 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
         """Generates from one prompt.
 
         Client: one `start`, then, for every image that `wanted` lists (it may also send any image
-        unasked), an embedding_header, its chunks in order and an embedding_trailer; several images may
-        interleave. Each image is sent once at most. Then it may half-close.
-        Server: one `wanted`, deltas, one `finished` per choice, one `usage`.
+        unasked), an embedding_header, its chunks in order, or a shared_embedding instead of them, and an
+        embedding_trailer; several images may interleave. Each image is sent once at most. Then it may
+        half-close.
+        Server: one `wanted`, an `embedding_read` per image that came in shared memory, deltas, one
+        `finished` per choice, one `usage`.
         Cancelling the call frees the sequence within one engine step.
         The first message must come within 10 seconds. An embedding that has been announced must go on
         within 30 seconds, and all must have arrived within the service's time for uploads.

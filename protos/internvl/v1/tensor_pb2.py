@@ -24,19 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/internvl/v1/tensor.proto\x12\x0binternvl.v1\"U\n\nTensorSpec\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.internvl.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x12\n\nbyte_count\x18\x03 \x01(\x03\"+\n\x0bTensorChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"<\n\x0b\x45mbeddingId\x12\x16\n\x0e\x63ontent_sha256\x18\x01 \x01(\x0c\x12\x15\n\rrecipe_sha256\x18\x02 \x01(\x0c*v\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x01\x12\x12\n\x0e\x44\x41TA_TYPE_FP16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_FP32\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/internvl/v1/tensor.proto\x12\x0binternvl.v1\"U\n\nTensorSpec\x12$\n\x05\x64type\x18\x01 \x01(\x0e\x32\x15.internvl.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x12\n\nbyte_count\x18\x03 \x01(\x03\"C\n\x0e\x45mbeddingChunk\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"+\n\x0cSharedMemory\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"S\n\x0fSharedEmbedding\x12\x13\n\x0bimage_index\x18\x01 \x01(\x05\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\r\n\x05nonce\x18\x04 \x01(\x0c\"<\n\x0b\x45mbeddingId\x12\x16\n\x0e\x63ontent_sha256\x18\x01 \x01(\x0c\x12\x15\n\rrecipe_sha256\x18\x02 \x01(\x0c*v\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x41TA_TYPE_BF16\x10\x01\x12\x12\n\x0e\x44\x41TA_TYPE_FP16\x10\x02\x12\x12\n\x0e\x44\x41TA_TYPE_FP32\x10\x03\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.internvl.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DATATYPE']._serialized_start=242
-  _globals['_DATATYPE']._serialized_end=360
+  _globals['_DATATYPE']._serialized_start=396
+  _globals['_DATATYPE']._serialized_end=514
   _globals['_TENSORSPEC']._serialized_start=48
   _globals['_TENSORSPEC']._serialized_end=133
-  _globals['_TENSORCHUNK']._serialized_start=135
-  _globals['_TENSORCHUNK']._serialized_end=178
-  _globals['_EMBEDDINGID']._serialized_start=180
-  _globals['_EMBEDDINGID']._serialized_end=240
+  _globals['_EMBEDDINGCHUNK']._serialized_start=135
+  _globals['_EMBEDDINGCHUNK']._serialized_end=202
+  _globals['_SHAREDMEMORY']._serialized_start=204
+  _globals['_SHAREDMEMORY']._serialized_end=247
+  _globals['_SHAREDEMBEDDING']._serialized_start=249
+  _globals['_SHAREDEMBEDDING']._serialized_end=332
+  _globals['_EMBEDDINGID']._serialized_start=334
+  _globals['_EMBEDDINGID']._serialized_end=394
 # @@protoc_insertion_point(module_scope)

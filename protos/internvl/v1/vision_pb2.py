@@ -26,7 +26,7 @@ from protos.internvl.v1 import checkpoint_pb2 as protos_dot_internvl_dot_v1_dot_
 from protos.internvl.v1 import tensor_pb2 as protos_dot_internvl_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/internvl/v1/vision.proto\x12\x0binternvl.v1\x1a#protos/internvl/v1/checkpoint.proto\x1a\x1fprotos/internvl/v1/tensor.proto\"\xc9\x01\n\x12\x45ncodeImageRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x1b\n\x0emax_tile_count\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16\x65xpected_recipe_sha256\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12\x1e\n\x11max_queue_seconds\x18\x04 \x01(\x01H\x02\x88\x01\x01\x42\x11\n\x0f_max_tile_countB\x19\n\x17_expected_recipe_sha256B\x14\n\x12_max_queue_seconds\"\xb1\x01\n\x13\x45ncodeImageResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.internvl.v1.EncodeImageHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.internvl.v1.TensorChunkH\x00\x12\x32\n\x07trailer\x18\x03 \x01(\x0b\x32\x1f.internvl.v1.EncodeImageTrailerH\x00\x42\t\n\x07message\"\xe5\x01\n\x11\x45ncodeImageHeader\x12$\n\x02id\x18\x01 \x01(\x0b\x32\x18.internvl.v1.EmbeddingId\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.internvl.v1.TensorSpec\x12\x12\n\ntile_count\x18\x03 \x01(\x05\x12\x19\n\x11grid_column_count\x18\x04 \x01(\x05\x12\x16\n\x0egrid_row_count\x18\x05 \x01(\x05\x12\x13\n\x0bimage_width\x18\x06 \x01(\x05\x12\x14\n\x0cimage_height\x18\x07 \x01(\x05\x12\x11\n\tcache_hit\x18\x08 \x01(\x08\"c\n\x12\x45ncodeImageTrailer\x12\r\n\x05\x63rc32\x18\x01 \x01(\x07\x12+\n\x07timings\x18\x02 \x01(\x0b\x32\x1a.internvl.v1.EncodeTimings\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"[\n\rEncodeTimings\x12\x1a\n\x12preprocess_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x66orward_seconds\x18\x03 \x01(\x01\"\xad\x01\n\x10PlanTilesRequest\x12\x13\n\x0bimage_width\x18\x01 \x01(\x05\x12\x14\n\x0cimage_height\x18\x02 \x01(\x05\x12\x1b\n\x0emax_tile_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16\x65xpected_recipe_sha256\x18\x04 \x01(\x0cH\x01\x88\x01\x01\x42\x11\n\x0f_max_tile_countB\x19\n\x17_expected_recipe_sha256\"o\n\x11PlanTilesResponse\x12\x19\n\x11grid_column_count\x18\x01 \x01(\x05\x12\x16\n\x0egrid_row_count\x18\x02 \x01(\x05\x12\x12\n\ntile_count\x18\x03 \x01(\x05\x12\x13\n\x0btoken_count\x18\x04 \x01(\x05\"\"\n VisionServiceGetModelInfoRequest\"\xe9\x02\n!VisionServiceGetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x15\n\rrecipe_sha256\x18\x03 \x01(\x0c\x12\x13\n\x0bhidden_size\x18\x04 \x01(\x05\x12\x17\n\x0ftokens_per_tile\x18\x05 \x01(\x05\x12\x11\n\ttile_size\x18\x06 \x01(\x05\x12$\n\x05\x64type\x18\x07 \x01(\x0e\x32\x15.internvl.v1.DataType\x12\x1a\n\x12\x64\x65\x66\x61ult_tile_count\x18\x08 \x01(\x05\x12\x16\n\x0emax_tile_count\x18\t \x01(\x05\x12\x1c\n\x14max_image_byte_count\x18\n \x01(\x03\x12\x1d\n\x15max_image_pixel_count\x18\x0b \x01(\x03\x12\x36\n\ncheckpoint\x18\x0c \x01(\x0b\x32\".internvl.v1.CheckpointFingerprint\"\x1d\n\x1bVisionServiceGetLoadRequest\"S\n\x1cVisionServiceGetLoadResponse\x12\x1a\n\x12waiting_tile_count\x18\x01 \x01(\x01\x12\x17\n\x0f\x62\x61\x63klog_seconds\x18\x02 \x01(\x01\x32\xfe\x02\n\rVisionService\x12R\n\x0b\x45ncodeImage\x12\x1f.internvl.v1.EncodeImageRequest\x1a .internvl.v1.EncodeImageResponse0\x01\x12J\n\tPlanTiles\x12\x1d.internvl.v1.PlanTilesRequest\x1a\x1e.internvl.v1.PlanTilesResponse\x12m\n\x0cGetModelInfo\x12-.internvl.v1.VisionServiceGetModelInfoRequest\x1a..internvl.v1.VisionServiceGetModelInfoResponse\x12^\n\x07GetLoad\x12(.internvl.v1.VisionServiceGetLoadRequest\x1a).internvl.v1.VisionServiceGetLoadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/internvl/v1/vision.proto\x12\x0binternvl.v1\x1a#protos/internvl/v1/checkpoint.proto\x1a\x1fprotos/internvl/v1/tensor.proto\"\x90\x02\n\x12\x45ncodeImageRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\x1b\n\x0emax_tile_count\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16\x65xpected_recipe_sha256\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12\x1e\n\x11max_queue_seconds\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\x13\n\x0bimage_index\x18\x05 \x01(\x05\x12\x30\n\rshared_memory\x18\x06 \x01(\x0b\x32\x19.internvl.v1.SharedMemoryB\x11\n\x0f_max_tile_countB\x19\n\x17_expected_recipe_sha256B\x14\n\x12_max_queue_seconds\"\xfe\x01\n\x13\x45ncodeImageResponse\x12\x30\n\x06header\x18\x01 \x01(\x0b\x32\x1e.internvl.v1.EncodeImageHeaderH\x00\x12\x32\n\x07trailer\x18\x03 \x01(\x0b\x32\x1f.internvl.v1.EncodeImageTrailerH\x00\x12\x36\n\x0f\x65mbedding_chunk\x18\x05 \x01(\x0b\x32\x1b.internvl.v1.EmbeddingChunkH\x00\x12\x38\n\x10shared_embedding\x18\x06 \x01(\x0b\x32\x1c.internvl.v1.SharedEmbeddingH\x00\x42\t\n\x07messageJ\x04\x08\x02\x10\x03\"\xe5\x01\n\x11\x45ncodeImageHeader\x12$\n\x02id\x18\x01 \x01(\x0b\x32\x18.internvl.v1.EmbeddingId\x12%\n\x04spec\x18\x02 \x01(\x0b\x32\x17.internvl.v1.TensorSpec\x12\x12\n\ntile_count\x18\x03 \x01(\x05\x12\x19\n\x11grid_column_count\x18\x04 \x01(\x05\x12\x16\n\x0egrid_row_count\x18\x05 \x01(\x05\x12\x13\n\x0bimage_width\x18\x06 \x01(\x05\x12\x14\n\x0cimage_height\x18\x07 \x01(\x05\x12\x11\n\tcache_hit\x18\x08 \x01(\x08\"c\n\x12\x45ncodeImageTrailer\x12\r\n\x05\x63rc32\x18\x01 \x01(\x07\x12+\n\x07timings\x18\x02 \x01(\x0b\x32\x1a.internvl.v1.EncodeTimings\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"[\n\rEncodeTimings\x12\x1a\n\x12preprocess_seconds\x18\x01 \x01(\x01\x12\x15\n\rqueue_seconds\x18\x02 \x01(\x01\x12\x17\n\x0f\x66orward_seconds\x18\x03 \x01(\x01\"\xad\x01\n\x10PlanTilesRequest\x12\x13\n\x0bimage_width\x18\x01 \x01(\x05\x12\x14\n\x0cimage_height\x18\x02 \x01(\x05\x12\x1b\n\x0emax_tile_count\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12#\n\x16\x65xpected_recipe_sha256\x18\x04 \x01(\x0cH\x01\x88\x01\x01\x42\x11\n\x0f_max_tile_countB\x19\n\x17_expected_recipe_sha256\"o\n\x11PlanTilesResponse\x12\x19\n\x11grid_column_count\x18\x01 \x01(\x05\x12\x16\n\x0egrid_row_count\x18\x02 \x01(\x05\x12\x12\n\ntile_count\x18\x03 \x01(\x05\x12\x13\n\x0btoken_count\x18\x04 \x01(\x05\"\"\n VisionServiceGetModelInfoRequest\"\xe9\x02\n!VisionServiceGetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x15\n\rrecipe_sha256\x18\x03 \x01(\x0c\x12\x13\n\x0bhidden_size\x18\x04 \x01(\x05\x12\x17\n\x0ftokens_per_tile\x18\x05 \x01(\x05\x12\x11\n\ttile_size\x18\x06 \x01(\x05\x12$\n\x05\x64type\x18\x07 \x01(\x0e\x32\x15.internvl.v1.DataType\x12\x1a\n\x12\x64\x65\x66\x61ult_tile_count\x18\x08 \x01(\x05\x12\x16\n\x0emax_tile_count\x18\t \x01(\x05\x12\x1c\n\x14max_image_byte_count\x18\n \x01(\x03\x12\x1d\n\x15max_image_pixel_count\x18\x0b \x01(\x03\x12\x36\n\ncheckpoint\x18\x0c \x01(\x0b\x32\".internvl.v1.CheckpointFingerprint\"\x1d\n\x1bVisionServiceGetLoadRequest\"S\n\x1cVisionServiceGetLoadResponse\x12\x1a\n\x12waiting_tile_count\x18\x01 \x01(\x01\x12\x17\n\x0f\x62\x61\x63klog_seconds\x18\x02 \x01(\x01\x32\xfe\x02\n\rVisionService\x12R\n\x0b\x45ncodeImage\x12\x1f.internvl.v1.EncodeImageRequest\x1a .internvl.v1.EncodeImageResponse0\x01\x12J\n\tPlanTiles\x12\x1d.internvl.v1.PlanTilesRequest\x1a\x1e.internvl.v1.PlanTilesResponse\x12m\n\x0cGetModelInfo\x12-.internvl.v1.VisionServiceGetModelInfoRequest\x1a..internvl.v1.VisionServiceGetModelInfoResponse\x12^\n\x07GetLoad\x12(.internvl.v1.VisionServiceGetLoadRequest\x1a).internvl.v1.VisionServiceGetLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,27 +34,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.internvl.v1.vision_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ENCODEIMAGEREQUEST']._serialized_start=119
-  _globals['_ENCODEIMAGEREQUEST']._serialized_end=320
-  _globals['_ENCODEIMAGERESPONSE']._serialized_start=323
-  _globals['_ENCODEIMAGERESPONSE']._serialized_end=500
-  _globals['_ENCODEIMAGEHEADER']._serialized_start=503
-  _globals['_ENCODEIMAGEHEADER']._serialized_end=732
-  _globals['_ENCODEIMAGETRAILER']._serialized_start=734
-  _globals['_ENCODEIMAGETRAILER']._serialized_end=833
-  _globals['_ENCODETIMINGS']._serialized_start=835
-  _globals['_ENCODETIMINGS']._serialized_end=926
-  _globals['_PLANTILESREQUEST']._serialized_start=929
-  _globals['_PLANTILESREQUEST']._serialized_end=1102
-  _globals['_PLANTILESRESPONSE']._serialized_start=1104
-  _globals['_PLANTILESRESPONSE']._serialized_end=1215
-  _globals['_VISIONSERVICEGETMODELINFOREQUEST']._serialized_start=1217
-  _globals['_VISIONSERVICEGETMODELINFOREQUEST']._serialized_end=1251
-  _globals['_VISIONSERVICEGETMODELINFORESPONSE']._serialized_start=1254
-  _globals['_VISIONSERVICEGETMODELINFORESPONSE']._serialized_end=1615
-  _globals['_VISIONSERVICEGETLOADREQUEST']._serialized_start=1617
-  _globals['_VISIONSERVICEGETLOADREQUEST']._serialized_end=1646
-  _globals['_VISIONSERVICEGETLOADRESPONSE']._serialized_start=1648
-  _globals['_VISIONSERVICEGETLOADRESPONSE']._serialized_end=1731
-  _globals['_VISIONSERVICE']._serialized_start=1734
-  _globals['_VISIONSERVICE']._serialized_end=2116
+  _globals['_ENCODEIMAGEREQUEST']._serialized_end=391
+  _globals['_ENCODEIMAGERESPONSE']._serialized_start=394
+  _globals['_ENCODEIMAGERESPONSE']._serialized_end=648
+  _globals['_ENCODEIMAGEHEADER']._serialized_start=651
+  _globals['_ENCODEIMAGEHEADER']._serialized_end=880
+  _globals['_ENCODEIMAGETRAILER']._serialized_start=882
+  _globals['_ENCODEIMAGETRAILER']._serialized_end=981
+  _globals['_ENCODETIMINGS']._serialized_start=983
+  _globals['_ENCODETIMINGS']._serialized_end=1074
+  _globals['_PLANTILESREQUEST']._serialized_start=1077
+  _globals['_PLANTILESREQUEST']._serialized_end=1250
+  _globals['_PLANTILESRESPONSE']._serialized_start=1252
+  _globals['_PLANTILESRESPONSE']._serialized_end=1363
+  _globals['_VISIONSERVICEGETMODELINFOREQUEST']._serialized_start=1365
+  _globals['_VISIONSERVICEGETMODELINFOREQUEST']._serialized_end=1399
+  _globals['_VISIONSERVICEGETMODELINFORESPONSE']._serialized_start=1402
+  _globals['_VISIONSERVICEGETMODELINFORESPONSE']._serialized_end=1763
+  _globals['_VISIONSERVICEGETLOADREQUEST']._serialized_start=1765
+  _globals['_VISIONSERVICEGETLOADREQUEST']._serialized_end=1794
+  _globals['_VISIONSERVICEGETLOADRESPONSE']._serialized_start=1796
+  _globals['_VISIONSERVICEGETLOADRESPONSE']._serialized_end=1879
+  _globals['_VISIONSERVICE']._serialized_start=1882
+  _globals['_VISIONSERVICE']._serialized_end=2264
 # @@protoc_insertion_point(module_scope)

@@ -28,6 +28,8 @@ class EncodeImageRequest(_message.Message):
     MAX_TILE_COUNT_FIELD_NUMBER: _builtins.int
     EXPECTED_RECIPE_SHA256_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
+    IMAGE_INDEX_FIELD_NUMBER: _builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: _builtins.int
     image: _builtins.bytes
     """The encoded file: JPEG, PNG, WEBP, BMP, GIF, TIFF, and AVIF or HEIC where the service has their
     decoders; of several pictures the first one. At most max_image_byte_count.
@@ -44,6 +46,17 @@ class EncodeImageRequest(_message.Message):
     at once (RESOURCE_EXHAUSTED, with RetryInfo); >= 0. An embedding that is in the cache, or that
     is being made for another request, is never refused so. Default: it may wait for any time.
     """
+    image_index: _builtins.int
+    """What the embedding's chunks are to say as their image_index, so that they can be passed on to the
+    LLM service as they are.
+    """
+    @_builtins.property
+    def shared_memory(self) -> _tensor_pb2.SharedMemory:
+        """When set, and when this service sees that memory too and has room in its own, it sends a
+        SharedEmbedding instead of chunks, and keeps the rows there until the caller ends the call,
+        60 seconds at most.
+        """
+
     def __init__(
         self,
         *,
@@ -51,10 +64,12 @@ class EncodeImageRequest(_message.Message):
         max_tile_count: _builtins.int | None = ...,
         expected_recipe_sha256: _builtins.bytes | None = ...,
         max_queue_seconds: _builtins.float | None = ...,
+        image_index: _builtins.int = ...,
+        shared_memory: _tensor_pb2.SharedMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_queue_seconds", b"_max_queue_seconds", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "max_queue_seconds", b"max_queue_seconds", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_queue_seconds", b"_max_queue_seconds", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "max_queue_seconds", b"max_queue_seconds", "max_tile_count", b"max_tile_count", "shared_memory", b"shared_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_queue_seconds", b"_max_queue_seconds", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "image", b"image", "max_queue_seconds", b"max_queue_seconds", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_queue_seconds", b"_max_queue_seconds", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "image", b"image", "image_index", b"image_index", "max_queue_seconds", b"max_queue_seconds", "max_tile_count", b"max_tile_count", "shared_memory", b"shared_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_recipe_sha256: _TypeAlias = _typing.Literal["expected_recipe_sha256"]  # noqa: Y015
     _WhichOneofArgType__expected_recipe_sha256: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256"]  # noqa: Y015
@@ -78,32 +93,38 @@ class EncodeImageResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
-    CHUNK_FIELD_NUMBER: _builtins.int
     TRAILER_FIELD_NUMBER: _builtins.int
+    EMBEDDING_CHUNK_FIELD_NUMBER: _builtins.int
+    SHARED_EMBEDDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___EncodeImageHeader:
         """First message."""
 
     @_builtins.property
-    def chunk(self) -> _tensor_pb2.TensorChunk:
+    def trailer(self) -> Global___EncodeImageTrailer:
+        """Last message."""
+
+    @_builtins.property
+    def embedding_chunk(self) -> _tensor_pb2.EmbeddingChunk:
         """The tensor's bytes, in order."""
 
     @_builtins.property
-    def trailer(self) -> Global___EncodeImageTrailer:
-        """Last message."""
+    def shared_embedding(self) -> _tensor_pb2.SharedEmbedding:
+        """Where the tensor's bytes lie, instead of chunks."""
 
     def __init__(
         self,
         *,
         header: Global___EncodeImageHeader | None = ...,
-        chunk: _tensor_pb2.TensorChunk | None = ...,
         trailer: Global___EncodeImageTrailer | None = ...,
+        embedding_chunk: _tensor_pb2.EmbeddingChunk | None = ...,
+        shared_embedding: _tensor_pb2.SharedEmbedding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "message", b"message", "trailer", b"trailer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embedding_chunk", b"embedding_chunk", "header", b"header", "message", b"message", "shared_embedding", b"shared_embedding", "trailer", b"trailer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "message", b"message", "trailer", b"trailer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embedding_chunk", b"embedding_chunk", "header", b"header", "message", b"message", "shared_embedding", b"shared_embedding", "trailer", b"trailer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "chunk", "trailer"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["header", "trailer", "embedding_chunk", "shared_embedding"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 

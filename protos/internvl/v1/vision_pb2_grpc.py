@@ -65,7 +65,8 @@ class VisionServiceServicer(object):
         """Encodes one image. One image a call, so that the images of one chat request spread over replicas
         and their tiles join batches with those of other requests. Idempotent: safe to retry.
 
-        The response stream is one header, then the chunks of the tensor, then one trailer.
+        The response stream is one header, then the chunks of the tensor, or the place in shared memory
+        where it lies, then one trailer.
 
         Errors: INVALID_ARGUMENT (not an image, too large, too many pixels, bad tile cap),
         FAILED_PRECONDITION (expected_recipe_sha256 differs), RESOURCE_EXHAUSTED (queue full or

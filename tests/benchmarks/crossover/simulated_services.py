@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -297,9 +298,11 @@ class TravellingImages(RequestImages):
     simulation: Simulation
     turn: asyncio.Lock
 
-    async def receive(self, messages: AsyncIterator[TableMessage]) -> None:
+    async def receive(self, messages: AsyncIterator[TableMessage]) -> AsyncGenerator[int, None]:
         wanted = self.wanted()
-        await super().receive(messages)
+        async with aclosing(super().receive(messages)) as read:
+            async for index in read:
+                yield index
         images = self.prompt("").images
         row_count = sum(images[index].row_count for index in wanted)
         times, slowness = self.simulation.times, self.simulation.slowness

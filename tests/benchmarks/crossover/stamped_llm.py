@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from unittest.mock import patch
 
 import structlog
@@ -22,8 +23,10 @@ ARRIVED = "embeddings_arrived"
 class StampedImages(RequestImages):
     """Images that tell when they are complete."""
 
-    async def receive(self, messages: AsyncIterator[TableMessage]) -> None:
-        await super().receive(messages)
+    async def receive(self, messages: AsyncIterator[TableMessage]) -> AsyncGenerator[int, None]:
+        async with aclosing(super().receive(messages)) as read:
+            async for index in read:
+                yield index
         logger.info(ARRIVED)
 
 

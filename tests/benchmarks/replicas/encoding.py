@@ -97,7 +97,7 @@ async def _encode(client: VisionClient, info: ModelInfo, image: bytes) -> None:
     id_ = EmbeddingId(content_digest(image), recipe)
     with Memory(GIB).share() as share:
         share.take(len(image))
-        request = EncodeRequest(HeldFile(image, share), None, info.recipe_sha256, id_)
+        request = EncodeRequest(HeldFile(image, share), None, info.recipe_sha256, id_, 0)
         async for piece in client.encode_image(request, str, _deadline()):
             if isinstance(piece, EmbeddingHeader):
                 assert piece.tile_count == TILE_COUNT

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gateway.services.messages import encode_request
-from protos.internvl.v1 import vision_pb2
+from protos.internvl.v1 import tensor_pb2, vision_pb2
+
+MEMORY = tensor_pb2.SharedMemory(file="f" * 32, nonce=b"n" * 32)
 
 
 @pytest.mark.parametrize("byte_count", [0, 1, 127, 128, 16_383, 16_384, 3_000_000])
@@ -13,11 +15,13 @@ from protos.internvl.v1 import vision_pb2
 def test_an_encode_request_is_what_protobuf_reads(
     byte_count: int, max_tile_count: int | None
 ) -> None:
-    image = bytes(range(256)) * (byte_count // 256 + 1)
-    request = encode_request(bytearray(image[:byte_count]), max_tile_count, b"r" * 32, 0.0)
+    image = (bytes(range(256)) * (byte_count // 256 + 1))[:byte_count]
+    request = encode_request(bytearray(image), max_tile_count, b"r" * 32, 0.0, 3, MEMORY)
     assert vision_pb2.EncodeImageRequest.FromString(request) == vision_pb2.EncodeImageRequest(
-        image=image[:byte_count],
+        image=image,
         max_tile_count=max_tile_count,
         expected_recipe_sha256=b"r" * 32,
         max_queue_seconds=0.0,
+        image_index=3,
+        shared_memory=MEMORY,
     )

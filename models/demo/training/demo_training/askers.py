@@ -144,9 +144,8 @@ def _zeros(index: int, row_count: int, hidden_size: int) -> Iterator[llm_pb2.Gen
     yield llm_pb2.GenerateRequest(embedding_header=header)
     for offset in range(0, len(zeros), CHUNK_BYTE_COUNT):
         data = zeros[offset : offset + CHUNK_BYTE_COUNT]
-        chunk = tensor_pb2.TensorChunk(offset=offset, data=data)
-        piece = llm_pb2.EmbeddingChunk(image_index=index, chunk=chunk)
-        yield llm_pb2.GenerateRequest(embedding_chunk=piece)
+        chunk = tensor_pb2.EmbeddingChunk(image_index=index, offset=offset, data=data)
+        yield llm_pb2.GenerateRequest(embedding_chunk=chunk)
     trailer = llm_pb2.EmbeddingTrailer(image_index=index, crc32=zlib.crc32(zeros))
     yield llm_pb2.GenerateRequest(embedding_trailer=trailer)
 
