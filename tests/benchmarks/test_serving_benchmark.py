@@ -5,18 +5,25 @@ It is run on rented machines, where a misspelt name costs more than here.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
 import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from gateway.local.stack import Stack
-from tests.benchmarks.crossover.clients import Answer
+from tests.benchmarks.crossover.clients import Answer, ask
 from tests.benchmarks.crossover.workload import photos
 from tests.benchmarks.report import ReportBook
 from tests.benchmarks.serving import __main__ as program
@@ -54,6 +61,13 @@ LLM = {"prompt_seconds": 0.5, "first_token_seconds": 0.58}
 FAST = ["--device", "cpu", "--tiny", "--clients", "1", "2", "--tokens", "4"]
 FAST += ["--seconds", "0.2", "--warm-seconds", "0.1", "--tiles", "13", "--turns", "1"]
 PACKAGES = ("protos", "vision_service", "llm_service", "gateway")
+
+
+STREAM = (
+    b'data: {"choices": [{"delta": {"content": "one"}}]}\n\n',
+    b'data: {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}\n\n',
+    b"data: [DONE]\n\n",
+)
 
 
 # The stages.
@@ -136,6 +150,71 @@ def test_a_load_that_is_refused_altogether_has_a_row() -> None:
     assert cells[1:8] == ["0.00", "0", "-", "-", "-", "-", "0"]
     assert cells[8] == "1 x 429"
     assert stages_report([row], "now", 1).rows[0][1] == "-"
+
+
+# The clients.
+
+
+@asynccontextmanager
+async def gateway_that(answer: Callable[[web.Request], Awaitable[Any]]) -> AsyncIterator[str]:
+    """Yields the address of a server that answers chat requests so."""
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", answer)
+    async with TestServer(app) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+async def asked(answer: Callable[[web.Request], Awaitable[Any]]) -> Answer:
+    async with gateway_that(answer) as url, aiohttp.ClientSession() as http:
+        return await ask(http, url, b"{}")
+
+
+async def test_a_comment_that_keeps_a_stream_alive_is_no_first_token() -> None:
+    sent: list[float] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for part in (b": keep-alive\n\n", *STREAM):
+            sent.append(time.time())
+            await response.write(part)
+            await asyncio.sleep(0.1)
+        return response
+
+    found = await asked(answer)
+    assert (found.error, found.status) == ("", 200)
+    assert (found.prompt_token_count, found.output_token_count) == (7, 2)
+    comment, *events = sent
+    assert comment + 0.1 <= events[0] <= found.first
+    assert len(found.arrivals) == len(events)
+    assert found.sent <= comment
+    assert found.arrivals[-1] <= found.last
+
+
+async def test_a_refusal_and_an_answer_that_breaks_off_are_told() -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=429, text="the queue is full")
+
+    async def end_early(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(STREAM[0])
+        return response
+
+    async def break_off(request: web.Request) -> web.StreamResponse:
+        response = await end_early(request)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    refused = await asked(refuse)
+    assert (refused.status, refused.error) == (429, "429: b'the queue is full'")
+    early = await asked(end_early)
+    assert (early.status, early.output_token_count) == (200, 0)
+    assert "one" in early.error
+    broken = await asked(break_off)
+    assert broken.output_token_count == 0
+    assert "Error" in broken.error
 
 
 # The processes.
