@@ -248,6 +248,7 @@ class Generator:
         self, prompt: Prompt, generation: Generation, clock: _Clock
     ) -> AsyncGenerator[Event, None]:
         """Yields all that follows Wanted."""
+        clock.begin_prompt()
         cached_token_count = output_token_count = longest_count = 0
         try:
             async with aclosing(interleaved(self._choices(prompt, generation))) as events:
@@ -273,7 +274,7 @@ class Generator:
             total_seconds=clock.last,
         )
         yield usage
-        self._record(usage, longest_count)
+        self._record(usage, longest_count, clock.prompt)
 
     def _choices(
         self, prompt: Prompt, generation: Generation
@@ -302,13 +303,14 @@ class Generator:
         )
         self._metrics.count_nonfinite()
 
-    def _record(self, usage: Usage, longest_output_count: int) -> None:
+    def _record(self, usage: Usage, longest_output_count: int, prompt_seconds: float) -> None:
         logger.info(
             "generated",
             prompt_token_count=usage.prompt_token_count,
             image_token_count=usage.image_token_count,
             cached_token_count=usage.cached_token_count,
             output_token_count=usage.output_token_count,
+            prompt_seconds=round(prompt_seconds, 4),
             first_token_seconds=round(usage.first_token_seconds, 4),
             total_seconds=round(usage.total_seconds, 4),
         )
@@ -338,14 +340,19 @@ class _Clock:
 
     Attributes:
         place: the request's place among those that have no token yet.
+        prompt: seconds until the engine was given the prompt, its images included.
         first: seconds to its first token; 0 before.
         last: seconds to its latest.
     """
 
     def __init__(self, arrival: float, place: Place) -> None:
         self.place = place
-        self.first = self.last = 0.0
+        self.prompt = self.first = self.last = 0.0
         self._arrival = arrival
+
+    def begin_prompt(self) -> None:
+        """Notes that the engine is given the prompt."""
+        self.prompt = time.monotonic() - self._arrival
 
     def tick(self, index: int) -> None:
         """Notes that a choice has a token."""

@@ -20,6 +20,7 @@ class Timings:
     preprocess_seconds: float = 0.0
     queue_seconds: float = 0.0
     forward_seconds: float = 0.0
+    checksum_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

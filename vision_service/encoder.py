@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -181,13 +182,20 @@ class ImageEncoder:
             job.finish(len(tiled.tiles))
         if not encoded.is_finite:
             raise self._not_finite(len(encoded.embeddings))
-        timings = Timings(preprocess_seconds, encoded.queue_seconds, encoded.forward_seconds)
-        self._metrics.count_encode(timings)
         rows = encoded.embeddings.flatten(0, 1)  # [tiles x tokens_per_tile, hidden]
+        started = time.perf_counter()
+        crc32 = await asyncio.to_thread(isal_zlib.crc32, tensor_bytes(rows))
+        timings = Timings(
+            preprocess_seconds,
+            encoded.queue_seconds,
+            encoded.forward_seconds,
+            checksum_seconds=time.perf_counter() - started,
+        )
+        self._metrics.count_encode(timings)
         return ImageEmbedding(
             id=id_,
             rows=rows,
-            crc32=await asyncio.to_thread(isal_zlib.crc32, tensor_bytes(rows)),
+            crc32=crc32,
             grid=tiled.grid,
             image_width=tiled.width,
             image_height=tiled.height,
@@ -248,4 +256,5 @@ def _log(request: ImageRequest, encoded: EncodedImage) -> None:
         preprocess_seconds=round(timings.preprocess_seconds, 6),
         queue_seconds=round(timings.queue_seconds, 6),
         forward_seconds=round(timings.forward_seconds, 6),
+        checksum_seconds=round(timings.checksum_seconds, 6),
     )

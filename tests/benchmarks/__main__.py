@@ -1,10 +1,15 @@
-"""`make bench`: runs the benchmarks, prints their tables and writes them to docs/benchmarks."""
+"""`make bench`: runs the benchmarks, prints their tables and writes them to docs/benchmarks.
+
+With --baseline TREE those of another source tree, in turn with these; before_and_now.md compares.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +23,8 @@ from tests.benchmarks import (
     start,
     transfer,
 )
-from tests.benchmarks.report import Report
+from tests.benchmarks.comparison import compare
+from tests.benchmarks.report import Report, ReportBook
 
 BENCHMARKS = {
     "preprocessing": preprocessing.run,
@@ -29,12 +35,14 @@ BENCHMARKS = {
     "start": start.run,
     "page": page.run,
 }
-FOLDER = Path(__file__).parents[2] / "docs" / "benchmarks"
+PROGRAM = "python -m tests.benchmarks"
+HERE = Path(__file__).parents[2]
+FOLDER = HERE / "docs" / "benchmarks"
 
 
 def main() -> None:
     """Runs the benchmarks that the command line names, or all."""
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)}")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the reports")
     parser.add_argument(
@@ -43,6 +51,10 @@ def main() -> None:
         metavar="PATH",
         help="llama.cpp's llama-server, beside which engine_cpu measures the 1B as well",
     )
+    parser.add_argument(
+        "--baseline", type=Path, metavar="TREE", help="another source tree, in turn with this one"
+    )
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each, with --baseline")
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}")
@@ -56,9 +68,20 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for name in names:
         load, _, _ = os.getloadavg()
-        report = benchmarks[name](_progress)
-        report.write(options.output, name, load)
+        if options.baseline is None:
+            report = benchmarks[name](_progress)
+            report.write(options.output, name, load)
+        else:
+            report = _compare(name, options)
+            book = ReportBook(options.output, "before_and_now", "Two source trees in turn")
+            book.put(name, report, f"{PROGRAM} {shlex.join(sys.argv[1:])}", load)
         print(f"\n{report.title}\n\n{report.table()}\n", flush=True)
+
+
+def _compare(name: str, options: argparse.Namespace) -> Report:
+    has_server = options.llama_server is not None and name == "engine_cpu"
+    words = ["--llama-server", str(options.llama_server)] if has_server else []
+    return compare(name, (options.baseline, HERE), words, options.output, options.rounds)
 
 
 def _program(name: str) -> Path:

@@ -1,6 +1,7 @@
 """The torch engine on one GPU, with the released shapes and random weights.
 
 `python -m tests.benchmarks.engine_cuda --out DIR [--shape 8B] [--part decode prefill ...]`
+The whole product is measured by tests.benchmarks.serving.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import aiohttp
 import torch
 
 from llm_service.__main__ import load
@@ -33,7 +33,6 @@ from tests.benchmarks import engine_parts
 from tests.benchmarks.engine_parts import Sizes, Subject
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report, ReportBook
-from tests.benchmarks.serving import LoadSizes, Setup, serving
 from tests.benchmarks.shapes import FAMILIES, open_shape
 
 TITLE = "The torch engine on one GPU, random weights"
@@ -44,20 +43,17 @@ ENGINE_PARTS: Mapping[str, Callable[[Subject], Awaitable[list[Report]]]] = {
     "turns": engine_parts.turns,
     "host": engine_parts.host,
 }
-PARTS = ("serving", *ENGINE_PARTS, "transformers")
+PARTS = (*ENGINE_PARTS, "transformers")
 # What may befall a part without making the others vain.
-FAILURES = (RuntimeError, ValueError, OSError, ServiceError, aiohttp.ClientError)
+FAILURES = (RuntimeError, ValueError, OSError, ServiceError)
 GOALS: Mapping[str, Mapping[str, str]] = {
     "8B": {
         "decode 1": "<= 6.0",
         "decode 8": "<= 7.0",
         "decode 32": "<= 10.5",
-        "prefill": "<= 80",
-        "idle": "<= 130",
-        "idle after preprocessing": "<= 95",
-        "load": ">= 8",
+        "prefill 3383": "<= 80",
     },
-    "1B": {"load": ">= 20"},
+    "1B": {},
     "3.5-8B": {},
 }
 
@@ -68,12 +64,11 @@ class Scale:
 
     tiny: bool
     sizes: Sizes
-    load_sizes: LoadSizes
     kv_cache_byte_count: int
 
 
 # 32 sequences of 4,300 tokens take 17 GiB in the 8B's shape.
-WHOLE = Scale(False, Sizes(), LoadSizes(), 24 * GIB)
+WHOLE = Scale(False, Sizes(), 24 * GIB)
 TINY = Scale(
     True,
     Sizes(
@@ -82,22 +77,15 @@ TINY = Scale(
         host_batch_sizes=(1, 2),
         max_tokens=8000,
         window_seconds=2.0,  # a busy machine makes few steps a second
-        trace_seconds=0.1,
-        repeat_count=1,
+        trace_seconds=0.5,
+        prefill_token_counts=(12, 20),
+        length_pair_count=1,
         row_count=32,
+        question_token_count=8,
         answer_token_count=2,
         reference_batch_sizes=(1, 2),
         reference_token_count=3,
         reference_repeat_count=1,
-    ),
-    LoadSizes(
-        idle_count=1,
-        idle_token_count=2,
-        client_count=2,
-        round_count=1,
-        token_count=4,
-        width=64,
-        height=64,
     ),
     GIB // 4,
 )
@@ -119,11 +107,8 @@ class Bench:
     failures: list[str] = field(default_factory=list)
 
     def run(self, parts: Sequence[str]) -> None:
-        """Runs the parts: other processes first, while this one holds no memory of the GPU."""
-        if "serving" in parts:
-            _free_memory()  # of the shape before
-            with self._attempt("serving") as load_before:
-                self._write("serving", self._serve(), load_before)
+        """Runs the parts."""
+        _free_memory()  # of the shape before
         if own := [part for part in parts if part in ENGINE_PARTS]:
             with self._attempt("engine"):
                 asyncio.run(self._run_engine_parts(own))
@@ -150,11 +135,6 @@ class Bench:
                     self._write(part, await ENGINE_PARTS[part](subject), load_before)
         finally:
             await engine.close()
-
-    def _serve(self) -> list[Report]:
-        llm_arguments = ("--kv-cache-byte-count", str(self.scale.kv_cache_byte_count))
-        setup = Setup(self.checkpoint, ("--torch.device", self.device), llm_arguments)
-        return serving(setup, self.scale.load_sizes, GOALS[self.shape])
 
     def _run_transformers(self) -> list[Report]:
         config, device = LLMConfig.from_checkpoint(self.checkpoint), torch.device(self.device)

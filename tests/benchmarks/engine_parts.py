@@ -12,6 +12,7 @@ import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import LLMEngine
+from tests.benchmarks.crossover.figures import percentile_ms
 from tests.benchmarks.crowd import Crowd, crowd
 from tests.benchmarks.host_profile import DeviceTrace, StackSampler, warm_up_trace
 from tests.benchmarks.prompts import Prompts
@@ -19,18 +20,21 @@ from tests.benchmarks.report import Report
 from tests.benchmarks.timeline import ask
 from tests.benchmarks.transformers_model import random_llama
 
-COLUMNS = ("figure", "median", "p95", "reach")
+COLUMNS = ("figure", "p50", "p99", "reach")
+REPEATED, NEW = "a length repeated", "lengths not seen before"
 LINE_COUNT = 10
 DECODE_COMPARED = """\
 Sequences that generate side by side, each after a prompt of as many random tokens as the row says;
 a step is the time between two tokens of one of them, once all have their first. No prompt shares a
 token block with another."""
-PREFILL_COMPARED = (
-    "From asking to the first token, one request at a time, each of other random tokens."
-)
+PREFILL_COMPARED = """\
+From asking to the first token, one request at a time, each of other random tokens: prompts of one
+length, and in turn with them prompts around it (seeded, the same on average), of which no two have
+the same length. The latter is what people send."""
 TURNS_COMPARED = """\
 The time to the first token of a question about a new image (virtual rows), and of the next question
-in the same conversation, which comes with the image and the history as always."""
+in the same conversation, which comes with the image and the history as always. Questions have one
+length, and in turn with them others (seeded), of which no two are alike."""
 TRANSFORMERS_COMPARED = """\
 `generate` of transformers on a Llama of the same shape with random weights: SDPA, its default KV
 cache, greedy; prompts of random tokens of the same length in one batch."""
@@ -48,14 +52,16 @@ class Sizes:
     """How much the parts ask for."""
 
     prompt_token_count: int = 3383
+    prefill_token_counts: tuple[int, ...] = (1300, 3383)
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     host_batch_sizes: tuple[int, ...] = (1, 32)
     # Enough for a window of steps, and for those that wait while the last prompts are read.
     max_tokens: int = 4000
     window_seconds: float = 1.0
     trace_seconds: float = 0.2
-    repeat_count: int = 10
+    length_pair_count: int = 10
     row_count: int = 3328
+    question_token_count: int = 150
     answer_token_count: int = 16
     reference_batch_sizes: tuple[int, ...] = (1, 8)
     reference_token_count: int = 24
@@ -86,38 +92,46 @@ async def decode(subject: Subject) -> list[Report]:
 
 
 async def prefill(subject: Subject) -> list[Report]:
-    """Measures the time to the first token of a text."""
-    count = subject.sizes.prompt_token_count
-    seconds = []
-    for _ in range(1 + subject.sizes.repeat_count):
-        timeline = await ask(subject.engine, subject.prompts.text(count), 1)
-        seconds.append(timeline.first_token_seconds)
+    """Measures the time to the first token of a text, of one length and of new ones."""
     report = Report("prefill, milliseconds to the first token", PREFILL_COMPARED, COLUMNS)
-    goal = subject.goals.get("prefill", "")
-    add_times(report, f"{count} text tokens", {"engine": seconds[1:]}, goal)
+    for count in subject.sizes.prefill_token_counts:
+        seconds: dict[str, list[float]] = {REPEATED: [], NEW: []}
+        for length in subject.prompts.lengths(count, 1 + subject.sizes.length_pair_count):
+            for name, token_count in ((REPEATED, count), (NEW, length)):
+                timeline = await ask(subject.engine, subject.prompts.text(token_count), 1)
+                seconds[name].append(timeline.first_token_seconds)
+        warm = {name: values[2:] for name, values in seconds.items()}
+        goal = subject.goals.get(f"prefill {count}", "")
+        for name, values in warm.items():
+            add_times(report, f"{count} text tokens, {name}", {"engine": values}, goal)
+        add_ratio(report, f"{count}: new lengths over the repeated one", warm[NEW], warm[REPEATED])
     return [report]
 
 
 async def turns(subject: Subject) -> list[Report]:
     """Measures the first and the second turn about the same image."""
     sizes, prompts = subject.sizes, subject.prompts
-    seconds: dict[str, list[float]] = {"first turn": [], "second turn": []}
-    for _ in range(1 + sizes.repeat_count):
-        prompt = prompts.first_turn(sizes.row_count)
-        first = await ask(subject.engine, prompt, sizes.answer_token_count)
-        second = await ask(subject.engine, prompts.next_turn(prompt, first.token_ids), 1)
-        seconds["first turn"].append(first.first_token_seconds)
+    seconds: dict[str, list[float]] = {REPEATED: [], NEW: [], "second turn": []}
+    for length in prompts.lengths(sizes.question_token_count, 1 + sizes.length_pair_count):
+        repeated = prompts.first_turn(sizes.row_count, sizes.question_token_count)
+        timeline = await ask(subject.engine, repeated, 1)
+        seconds[REPEATED].append(timeline.first_token_seconds)
+        new = prompts.first_turn(sizes.row_count, length)
+        first = await ask(subject.engine, new, sizes.answer_token_count)
+        seconds[NEW].append(first.first_token_seconds)
+        second = await ask(subject.engine, prompts.next_turn(new, first.token_ids), 1)
         seconds["second turn"].append(second.first_token_seconds)
     report = Report(
         f"turns about {sizes.row_count} rows, milliseconds to the first token",
         TURNS_COMPARED,
         COLUMNS,
     )
-    warm = {turn: values[1:] for turn, values in seconds.items()}
-    for turn, values in warm.items():
-        add_times(report, turn, {turn: values}, "")
-    ratio = statistics.median(warm["second turn"]) / statistics.median(warm["first turn"])
-    report.add("second over first", [f"{ratio:.3f}", "", "<= 0.10"], {})
+    warm = {name: values[2:] for name, values in seconds.items()}
+    add_times(report, f"first turn, {REPEATED}", {"engine": warm[REPEATED]}, "")
+    add_times(report, f"first turn, {NEW}", {"engine": warm[NEW]}, "")
+    add_times(report, "second turn", {"engine": warm["second turn"]}, "")
+    add_ratio(report, "first turn: new lengths over the repeated one", warm[NEW], warm[REPEATED])
+    add_ratio(report, "second over first", warm["second turn"], warm[NEW], "<= 0.10")
     return [report]
 
 
@@ -191,9 +205,19 @@ def transformers(
 def add_times(
     report: Report, figure: str, seconds: Mapping[str, Sequence[float]], goal: str
 ) -> None:
-    """Adds a row of one way in milliseconds: median, 95th percentile, what to reach."""
+    """Adds a row of one way in milliseconds: p50, p99, what to reach."""
     (values,) = seconds.values()
-    ordered = sorted(values)
-    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
-    cells = [f"{statistics.median(ordered) * 1e3:.2f}", f"{p95 * 1e3:.2f}", goal]
-    report.add(figure, cells, seconds)
+    cells = [f"{percentile_ms(values, percent):.2f}" for percent in (50, 99)]
+    report.add(figure, [*cells, goal], seconds)
+
+
+def add_ratio(
+    report: Report,
+    figure: str,
+    seconds: Sequence[float],
+    others: Sequence[float],
+    goal: str = "<= 1.03",
+) -> None:
+    """Adds a row of two ways: p50 over p50, p99 over p99, what to reach."""
+    ratios = [percentile_ms(seconds, one) / percentile_ms(others, one) for one in (50, 99)]
+    report.add(figure, [*(f"{ratio:.3f}" for ratio in ratios), goal], {})

@@ -39,10 +39,14 @@ FAST = ["--tokens", "4", "--rounds", "2", "--clients", "2", "--cell-seconds", "3
 @pytest.mark.parametrize("tile_count", [13, 1])
 @pytest.mark.parametrize("shrink", [1, 8])
 def test_each_photo_becomes_as_many_tiles_as_it_should(tile_count: int, shrink: int) -> None:
+    sizes = set()
     for photo in photos(tile_count, shrink=shrink):
         with Image.open(io.BytesIO(b"\xff\xd8" + photo.rest)) as image:
             grid = choose_grid(image.width, image.height, max_tile_count=12, tile_size=448)
         assert grid.tile_count == tile_count
+        sizes.add(image.size)
+    assert len(sizes) > 5
+    assert {width > height for width, height in sizes} == {True, False}
 
 
 def test_no_two_pictures_are_the_same_file_and_a_seed_repeats_them() -> None:

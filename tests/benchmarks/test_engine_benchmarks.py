@@ -14,12 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 from gateway.local.stack import Stack
+from llm_service.checkpoint import LLMConfig
 from protos.checkpoint.weight_files import weight_files
 from tests import random_checkpoint
 from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda
+from tests.benchmarks.prompts import LENGTH_SPREAD, Prompts
 from tests.random_checkpoint import write_random_checkpoint
 from tests.served_model import CUSTOMERS_MODEL
 
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TINY = ["--device", "cpu", "--tiny"]
 ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "transformers"]
 
@@ -77,16 +80,25 @@ def test_engine_cuda_in_one_process(tmp_path: Path, shape: str) -> None:
 
 
 @pytest.mark.slow
-def test_engine_cuda_serving_joins_the_other_parts(tmp_path: Path) -> None:
+def test_parts_that_run_apart_are_joined_and_the_checkpoint_is_kept(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "kept")]
-    assert engine_cuda.main([*TINY, *out, "--part", "prefill"]) == 0
-    assert engine_cuda.main([*TINY, *out, "--part", "serving"]) == 0
-    prefill, serving = _parts(tmp_path / "out")
-    assert (prefill, serving) == (
+    for part in ("prefill", "turns"):
+        assert engine_cuda.main([*TINY, *out, "--part", part]) == 0
+    assert [*_parts(tmp_path / "out")] == [
         "8B prefill, milliseconds to the first token",
-        "8B serving over HTTP",
-    )
+        "8B turns about 32 rows, milliseconds to the first token",
+    ]
     assert (tmp_path / "kept" / "random-8B" / "config.json").is_file()
+
+
+def test_lengths_are_new_and_on_average_the_one_they_are_around() -> None:
+    config = LLMConfig.from_checkpoint(GOLDEN / "tiny-qwen2")
+    lengths = Prompts(config, torch.bfloat16, 1).lengths(1300, 11)
+    assert len(set(lengths)) == len(lengths) == 22
+    assert 1300 not in lengths
+    assert sum(lengths) == 1300 * 22
+    assert min(lengths) >= 1300 - LENGTH_SPREAD
+    assert Prompts(config, torch.bfloat16, 1).lengths(1300, 11) == lengths
 
 
 def test_a_failed_part_is_counted_and_the_next_one_runs(

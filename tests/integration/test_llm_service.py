@@ -14,6 +14,7 @@ import grpc
 import pytest
 import torch
 from google.protobuf.descriptor import Descriptor
+from structlog.testing import capture_logs
 
 from llm_service.engines.base import (
     EngineLoad,
@@ -65,6 +66,7 @@ class ScriptedEngine(IdleEngine):
         self.finish: FinishReason = "stop"
         self.error: ServiceError | None = None
         self.never_ends = False
+        self.delay_seconds = 0.0
         self.requests: list[Request] = []
         self.cancelled = asyncio.Event()
         self.closings = asyncio.Semaphore(0)
@@ -75,6 +77,7 @@ class ScriptedEngine(IdleEngine):
         if self.error is not None:
             raise self.error
         ids = self.tokenizer.encode(self.text)
+        await asyncio.sleep(self.delay_seconds)
         try:
             for token_id in ids[: None if self.finish == "stop" else -1]:
                 yield TokenOutput([token_id], None, logprobs=logprobs_of(token_id, params))
@@ -161,6 +164,26 @@ async def test_wanted_image_arrives_and_stays_for_the_second_turn(
     second = await exchange(stub, start(images=["a"]))
     assert list(second[0].wanted.image_indexes) == []
     assert torch.equal(engine.prompts[1].prompt_table, rows)
+
+
+async def test_the_log_tells_when_the_engine_was_given_the_prompt(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    _, data = table(1.5)
+    engine.delay_seconds = 0.1
+
+    async def slow_upload() -> AsyncIterator[llm_pb2.GenerateRequest]:
+        yield start(images=["a"])
+        await asyncio.sleep(0.2)
+        for message in upload(data):
+            yield message
+
+    with capture_logs() as events:
+        async for _ in stub.Generate(slow_upload()):
+            pass
+    (line,) = [event for event in events if event["event"] == "generated"]
+    assert line["prompt_seconds"] >= 0.2
+    assert line["first_token_seconds"] - line["prompt_seconds"] >= 0.1
 
 
 async def test_interleaved_uploads_of_several_images(

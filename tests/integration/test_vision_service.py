@@ -263,6 +263,16 @@ async def test_the_second_time_comes_from_the_cache(client: Client) -> None:
     assert second.trailer.timings == vision_pb2.EncodeTimings()
 
 
+async def test_the_log_tells_where_an_encodings_time_went(client: Client) -> None:
+    with capture_logs() as events:
+        await client.encode(IMAGE_B)
+        await client.encode(IMAGE_B)
+    first, second = [event for event in events if event["event"] == "image_encoded"]
+    stages = ("preprocess_seconds", "forward_seconds", "checksum_seconds")
+    assert all(first[stage] > 0 for stage in stages)
+    assert not any(second[stage] for stage in stages)  # it came from the cache
+
+
 async def test_requests_in_flight_share_engine_calls(fake_engine: FakeEngine) -> None:
     pictures = [encoded(picture(448, 448, seed)) for seed in range(6)]
     async with running(fake_engine) as client:

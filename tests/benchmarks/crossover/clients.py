@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import aiohttp
@@ -16,7 +17,9 @@ from tests.benchmarks.crossover.workload import Question, Workload
 
 # After a refusal, so that a full service is not asked without end.
 PAUSE_SECONDS = 0.5
-DONE = b"data: [DONE]"
+EVENT, DONE = b"data: ", b"data: [DONE]"
+# Of an error, to tell.
+ERROR_BYTE_COUNT = 300
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Answer:
         sent, first, last: when it was sent, answered for the first time, and over.
         prompt_token_count, output_token_count: its usage; 0 when it failed.
         error: why it failed; empty when it did not.
+        status: HTTP's; 0 where there was none.
+        arrivals: when events came, one or several at a time.
     """
 
     request_id: str
@@ -37,6 +42,8 @@ class Answer:
     prompt_token_count: int = 0
     output_token_count: int = 0
     error: str = ""
+    status: int = 200
+    arrivals: Sequence[float] = ()
 
     @property
     def first_token_seconds(self) -> float:
@@ -110,24 +117,58 @@ class ClosedLoop:
         return self.urls[int.from_bytes(question.first_picture[:8], "big") % len(self.urls)]
 
 
+@dataclass
+class EventStream:
+    """A streamed answer as it came: when, HTTP's status, and all of its bytes."""
+
+    sent: float
+    arrivals: list[float] = field(default_factory=list)
+    status: int = 0
+    data: bytes = b""
+    error: str = ""
+
+    def events(self) -> list[bytes]:
+        """Returns the JSON of its events.
+
+        Raises:
+            ValueError: it broke off, or was an error.
+        """
+        lines = [line for line in self.data.splitlines() if line.startswith(EVENT)]
+        if self.error or self.status != 200 or lines[-1:] != [DONE]:
+            raise ValueError(self.error or f"{self.status}: {self.data[-ERROR_BYTE_COUNT:]!r}")
+        return [line.removeprefix(EVENT) for line in lines[:-1]]
+
+
+async def receive(
+    http: aiohttp.ClientSession, url: str, body: bytes, request_id: str
+) -> EventStream:
+    """Sends one request and reads its stream to the end."""
+    headers = {"Content-Type": "application/json", REQUEST_ID_KEY: request_id}
+    stream, parts = EventStream(time.time()), []
+    try:
+        async with http.post(f"{url}/v1/chat/completions", data=body, headers=headers) as response:
+            stream.status = response.status
+            async for part in response.content.iter_any():
+                if EVENT in part:  # and no comment, by which a silent stream is kept alive
+                    stream.arrivals.append(time.time())
+                parts.append(part)
+    except aiohttp.ClientError as error:
+        stream.error = repr(error)
+    stream.data = b"".join(parts)
+    return stream
+
+
 async def ask(http: aiohttp.ClientSession, url: str, body: bytes) -> Answer:
     """Sends one request and reads its stream to the end."""
     request_id = new_request_id()
-    headers = {"Content-Type": "application/json", REQUEST_ID_KEY: request_id}
-    sent = first = time.time()
-    lines: list[bytes] = []
-    try:
-        async with http.post(f"{url}/v1/chat/completions", data=body, headers=headers) as response:
-            # The gateway sends nothing, not even the headers' end, before the first token.
-            lines.append(await response.content.readline())
-            first = time.time()
-            lines.extend([line async for line in response.content])
-    except aiohttp.ClientError as error:
-        return Answer(request_id, sent, first, time.time(), error=repr(error))
+    stream = await receive(http, url, body, request_id)
     last = time.time()
-    events = [line.strip() for line in lines if line.strip()]
-    if response.status != 200 or events[-1:] != [DONE]:
-        return Answer(request_id, sent, first, last, error=f"{response.status}: {events[-1:]!r}")
-    usage = json.loads(events[-2].removeprefix(b"data: "))["usage"]
-    counts = usage["prompt_tokens"], usage["completion_tokens"]
-    return Answer(request_id, sent, first, last, *counts)
+    first, *_ = [*stream.arrivals, stream.sent]
+    answer = partial(
+        Answer, request_id, stream.sent, first, last, status=stream.status, arrivals=stream.arrivals
+    )
+    try:
+        usage = json.loads(stream.events()[-1])["usage"]
+    except ValueError as error:
+        return answer(error=str(error))
+    return answer(usage["prompt_tokens"], usage["completion_tokens"])

@@ -8,16 +8,17 @@ import json
 import random
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests.benchmarks.photo import photo
 
 PHOTO_COUNT = 12
-# The edges of a photo that becomes 13 tiles: its ratio is closest to 4:3, that of 12 tiles.
-LANDSCAPE_WIDTHS, LANDSCAPE_RATIOS = (900, 1400), (1.25, 1.4)
-# A square becomes one tile up to 633 pixels.
-SQUARE_EDGES = (300, 600)
+# The edges of a photo that becomes 13 tiles: its ratio is closest to 4:3, that of 12 tiles, or to
+# 3:4 when it stands upright.
+LONG_EDGES, RATIOS = (900, 1400), (1.25, 1.4)
+# One that is almost square becomes one tile up to 633 pixels.
+SQUARE_EDGES, SQUARE_RATIOS = (300, 560), (0.9, 1.1)
 TILE_COUNTS = (13, 1)
 WORD_COUNTS = (10, 120)
 TEXT = (
@@ -55,6 +56,7 @@ class Workload:
         picture_count: pictures in each.
         token_count: tokens of each answer.
         seed: of all that varies; another one makes other files and prompts.
+        word_counts: the fewest and the most words of a prompt; a word is about a token.
     """
 
     model: str
@@ -62,18 +64,17 @@ class Workload:
     picture_count: int
     token_count: int
     seed: str
+    word_counts: tuple[int, int] = field(default=WORD_COUNTS, kw_only=True)
 
     def question(self, number: int) -> Question:
         """Returns request number `number`."""
         chance = random.Random(f"{self.seed} {number}")
         pictures = self.pictures(chance, number)
         content = [_image(head, photo) for head, photo in pictures]
-        words = chance.choices(TEXT.split(), k=chance.randint(*WORD_COUNTS))
+        text = self.text(chance)
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [
-                {"role": "user", "content": [*content, {"type": "text", "text": " ".join(words)}]}
-            ],
+            "messages": [{"role": "user", "content": [*content, {"type": "text", "text": text}]}],
             "max_tokens": self.token_count,
             "temperature": 0,
             "ignore_eos": True,
@@ -83,6 +84,10 @@ class Workload:
         head, photo = pictures[0]
         first_picture = hashlib.sha256(head + photo.rest).digest()
         return Question(json.dumps(body).encode(), first_picture)
+
+    def text(self, chance: random.Random) -> str:
+        """Returns a prompt's words."""
+        return " ".join(chance.choices(TEXT.split(), k=chance.randint(*self.word_counts)))
 
     def pictures(self, chance: random.Random, number: int) -> list[tuple[bytes, Photo]]:
         """Returns the start and the rest of each picture's file, for request number `number`."""
@@ -103,11 +108,12 @@ def photos(tile_count: int, *, shrink: int = 1) -> list[Photo]:
 
 
 def _file(chance: random.Random, tile_count: int, shrink: int, seed: int) -> bytes:
-    if tile_count == 1:
-        edge = chance.randint(*SQUARE_EDGES) // shrink
-        return photo("JPEG", edge, edge, seed)
-    width = chance.randint(*LANDSCAPE_WIDTHS) // shrink
-    return photo("JPEG", width, round(width / chance.uniform(*LANDSCAPE_RATIOS)), seed)
+    edges, ratios = (SQUARE_EDGES, SQUARE_RATIOS) if tile_count == 1 else (LONG_EDGES, RATIOS)
+    edge = chance.randint(*edges) // shrink
+    width, height = edge, round(edge / chance.uniform(*ratios))
+    if chance.random() < 0.5:
+        width, height = height, width
+    return photo("JPEG", width, height, seed)
 
 
 def new_head(chance: random.Random) -> bytes:
