@@ -131,6 +131,7 @@ def preprocessor_limits(settings: Settings) -> PreprocessorLimits:
         max_pixel_count=settings.max_image_pixel_count,
         max_decode_byte_count=settings.max_decode_byte_count,
         max_decode_seconds=settings.max_decode_seconds,
+        thread_count=settings.preprocess_thread_count,
     )
 
 

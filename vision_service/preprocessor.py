@@ -38,6 +38,7 @@ class PreprocessorLimits:
         max_pixel_count: of an image.
         max_decode_byte_count: memory of all decodes together.
         max_decode_seconds: CPU time for an image of max_pixel_count.
+        thread_count: that the images share which are tiled at a time; each has one or more.
     """
 
     worker_count: int
@@ -45,6 +46,7 @@ class PreprocessorLimits:
     max_pixel_count: int
     max_decode_byte_count: int
     max_decode_seconds: float
+    thread_count: int = 1
 
 
 class Preprocessor:
@@ -65,7 +67,11 @@ class Preprocessor:
         self._limits = limits
         self._transparency = transparency
         self._costs = CostModel(
-            tile_size, limits.max_pixel_count, limits.max_decode_seconds, policy
+            tile_size,
+            limits.max_pixel_count,
+            limits.max_decode_seconds,
+            policy,
+            limits.thread_count,
         )
         # Of one worker, large images may have it.
         max_large_count = max(1, limits.worker_count // 2)
@@ -76,7 +82,7 @@ class Preprocessor:
         # One that is filled, and one that the engine reads, for each.
         tiles_files = TilesFiles(max_kept_count=2 * limits.worker_count)
         self._seats = [
-            WorkerSeat(self._line, self._order, tiles_files, self._threads)
+            WorkerSeat(self._line, self._order, tiles_files, self._threads, limits.thread_count)
             for _ in range(limits.worker_count)
         ]
         self._tasks: list[asyncio.Task[None]] = []
@@ -156,6 +162,13 @@ class Preprocessor:
             **dataclasses.asdict(self._policy),
             max_pixel_count=self._limits.max_pixel_count,
             transparency=self._transparency,
+            thread_count=self._thread_count(),
             cpu_seconds=job.cost.cpu_seconds,
             memory_byte_count=job.cost.memory_byte_count,
         )
+
+    def _thread_count(self) -> int:
+        """Returns the share of an image, beside those that are being tiled or will be at once."""
+        image_count = min(len(self._pending), self._limits.worker_count)
+        # None is pending when the one whose order this is has just been cancelled.
+        return max(1, self._limits.thread_count // max(1, image_count))

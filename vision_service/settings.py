@@ -35,12 +35,20 @@ LARGEST_CALL_COUNT = 65_536
 LEAST_DECODE_BYTE_COUNT = 64 * MIB
 LARGEST_DECODE_SECONDS = 3600.0
 
+# With more of them, what one thread does alone is most of the time: decoding.
+MAX_RESIZING_THREAD_COUNT = 16
+
 EngineName = Literal["torch", "tensorrt"]
 
 
 def decoder_count() -> int:
     """Returns how many processes decode: more than one, so that a slow image leaves a way."""
     return 4 if (os.cpu_count() or 1) >= 4 else 2
+
+
+def resizing_thread_count() -> int:
+    """Returns how many threads resize by default."""
+    return min(MAX_RESIZING_THREAD_COUNT, usable_core_count())
 
 
 class TorchOptions(EngineOptions):
@@ -98,6 +106,12 @@ class Settings(EngineSettings):
     preprocess_worker_count: int = Field(default_factory=decoder_count, ge=1)
     """Processes that decode and tile images, one at a time each; default: 4, or 2 where there are
     fewer cores. Large images, of 16 megapixels and more, may have half of them."""
+    preprocess_thread_count: int = Field(
+        default_factory=resizing_thread_count, ge=1, le=LARGEST_THREAD_COUNT
+    )
+    """CPU threads that resize pictures, which the pictures that are tiled at a time share; each has
+    one or more. Default: all cores that the process may use, by its affinity and its container, 16
+    at most. One thread decodes a picture."""
     max_preprocessing_image_count: int = Field(default=256, ge=1)
     """Most images that wait for these processes or are in them; more are refused."""
     max_decode_byte_count: int = Field(default=3 * GIB, ge=LEAST_DECODE_BYTE_COUNT)

@@ -18,12 +18,14 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from protos.errors import ImageTooLargeError, InvalidImageError
+from vision_service.bands import resize_into
 from vision_service.pictures.colours import to_rgb
 from vision_service.pictures.damage import damaged
 from vision_service.pictures.endings import corrected_webp, lengthened_jpeg
 from vision_service.pictures.formats import image_format
 from vision_service.pictures.opening import load_image, open_image
 from vision_service.pictures.transparency import Transparency
+from vision_service.threads import ALONE, Threads
 
 MIN_EDGE = 1
 # No camera makes more. Resizing takes memory for each row. A strip may be as narrow as one pixel:
@@ -123,6 +125,7 @@ def tile_file(
     max_pixel_count: int,
     transparency: Transparency = "white",
     policy: TilePolicy = RELEASED_POLICY,
+    threads: Threads = ALONE,
 ) -> TiledImage:
     """Decodes a file and cuts it into tiles.
 
@@ -133,13 +136,15 @@ def tile_file(
         max_pixel_count: most pixels of the image.
         transparency: what transparent pixels become; as `colours.to_rgb`.
         policy: the checkpoint's.
+        threads: what resizes the picture; one thread decodes it.
 
     Raises:
         InvalidImageError, ImageTooLargeError: as `decode`.
     """
     image = decode(data, image_format(data), max_pixel_count, transparency)
     grid = choose_grid(image.width, image.height, max_tile_count, tile_size, policy)
-    return TiledImage(cut(image, grid, tile_size), grid, image.width, image.height)
+    tiles = cut(image, grid, tile_size, threads)
+    return TiledImage(tiles, grid, image.width, image.height)
 
 
 def decode(
@@ -192,27 +197,23 @@ def choose_grid(
     return Grid(*best, policy.has_thumbnail)
 
 
-def cut(image: Image.Image, grid: Grid, tile_size: int) -> UInt8Array:
+def cut(image: Image.Image, grid: Grid, tile_size: int, threads: Threads = ALONE) -> UInt8Array:
     """Returns the tiles of an RGB image, [grid.tile_count, 3, tile_size, tile_size].
 
-    The image is resized to the whole grid once (its aspect ratio is not kept), then cut.
+    The image is resized to the whole grid (its aspect ratio is not kept), then cut.
     """
     tiles = np.empty((grid.tile_count, 3, tile_size, tile_size), dtype=np.uint8)
-    cut_into(tiles, image, grid)
+    cut_into(tiles, image, grid, threads)
     return tiles
 
 
-def cut_into(tiles: UInt8Array, image: Image.Image, grid: Grid) -> None:
+def cut_into(tiles: UInt8Array, image: Image.Image, grid: Grid, threads: Threads = ALONE) -> None:
     """Fills the tiles, [grid.tile_count, 3, tile_size, tile_size], as `cut`."""
-    tile_size = tiles.shape[-1]
-    size = (tile_size * grid.column_count, tile_size * grid.row_count)
-    for channel, plane in enumerate(_planes(image, size)):
-        cells = plane.reshape(grid.row_count, tile_size, grid.column_count, tile_size)
-        # [rows, y, columns, x] -> [rows x columns, y, x]
-        cells = cells.transpose(0, 2, 1, 3).reshape(-1, tile_size, tile_size)
-        tiles[: grid.cell_count, channel] = cells
-    if grid.tile_count > grid.cell_count:
-        tiles[-1] = _planes(image, (tile_size, tile_size))
+    shape = tiles.shape[1:]
+    cells, rest = tiles[: grid.cell_count], tiles[grid.cell_count :]
+    places = [cells.reshape(grid.row_count, grid.column_count, *shape)]
+    places += [thumbnail.reshape(1, 1, *shape) for thumbnail in rest]
+    resize_into(places, image, threads)
 
 
 def check_size(width: int, height: int, max_pixel_count: int) -> None:
@@ -260,13 +261,6 @@ def _grids(policy: TilePolicy, max_tile_count: int) -> tuple[tuple[int, int], ..
         if least <= columns * rows <= max_tile_count
     }
     return tuple(sorted(grids, key=math.prod))
-
-
-def _planes(image: Image.Image, size: tuple[int, int]) -> list[UInt8Array]:
-    """Returns the resized image's channels, each [height, width]."""
-    # Pillow splits the channels faster than numpy transposes them.
-    resized = image.resize(size, Image.Resampling.BICUBIC)
-    return [np.asarray(plane) for plane in resized.split()]
 
 
 def _loaded(data: bytes, format_: str, max_pixel_count: int) -> Image.Image:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from vision_service.bands import MAX_BAND_PIXEL_COUNT
 from vision_service.decoding.headers import Header
 from vision_service.tiling import RELEASED_POLICY, TilePolicy, choose_grid
 
@@ -53,12 +55,14 @@ class CostModel:
         max_pixel_count: of an image.
         max_decode_seconds: CPU time for an image of max_pixel_count.
         policy: the checkpoint's.
+        thread_count: the most that resize an image.
     """
 
     tile_size: int
     max_pixel_count: int
     max_decode_seconds: float
     policy: TilePolicy = RELEASED_POLICY
+    thread_count: int = 1
 
     def cost(self, header: Header, file_byte_count: int, max_tile_count: int) -> Cost:
         """Returns the cost of an image of at most max_pixel_count.
@@ -86,11 +90,22 @@ class CostModel:
         return max(self._resized_byte_count(*size, max_tile_count) for size in sizes)
 
     def _resized_byte_count(self, width: int, height: int, max_tile_count: int) -> int:
-        """Returns what Pillow's resize holds: all rows at their new width, then the result."""
+        """Returns what `bands.resize_into` holds beside the image.
+
+        That is the picture between both passes, for the grid and for the thumbnail. In the first
+        pass each thread has a band of the image, and what it becomes. In the second one it has a
+        band of that picture, its part of the result, its planes, and twice the bytes of one.
+        """
         grid = choose_grid(width, height, max_tile_count, self.tile_size, self.policy)
-        new_width, new_height = (
-            grid.column_count * self.tile_size,
-            grid.row_count * self.tile_size,
+        columns, rows = grid.column_count * self.tile_size, grid.row_count * self.tile_size
+        sizes = ((columns, rows), (self.tile_size, self.tile_size))
+        between = sum(
+            max(new_width * height, width * new_height) for new_width, new_height in sizes
         )
-        # The result is there a second time as three planes.
-        return new_width * (RGB_BYTE_COUNT * height + (RGB_BYTE_COUNT + 3) * new_height)
+        bands = min(
+            2 * self.thread_count * MAX_BAND_PIXEL_COUNT, len(sizes) * width * height + between
+        )
+        results = sum(map(math.prod, sizes)) * (RGB_BYTE_COUNT + 3 + 2)
+        return RGB_BYTE_COUNT * between + max(
+            RGB_BYTE_COUNT * bands, RGB_BYTE_COUNT * between + results
+        )

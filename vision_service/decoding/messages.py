@@ -29,7 +29,8 @@ class Order:
         has_thumbnail: see there.
         max_pixel_count: most pixels of the image.
         transparency: what transparent pixels become; see `colours.to_rgb`.
-        cpu_seconds: that decoding and tiling may take.
+        thread_count: that may resize it.
+        cpu_seconds: that decoding and tiling may take, all threads together.
         memory_byte_count: that they may take.
     """
 
@@ -42,6 +43,7 @@ class Order:
     has_thumbnail: bool
     max_pixel_count: int
     transparency: Transparency
+    thread_count: int
     cpu_seconds: float
     memory_byte_count: int
 

@@ -31,7 +31,8 @@ RETRY_AFTER_SECONDS = 1.0
 REFUSALS = {error.reason: error for error in (InvalidImageError, ImageTooLargeError)}
 # Where a system's libraries are, and where it has temporary files.
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
-WORKER_VARIABLES = {"OPENBLAS_NUM_THREADS": "1"}
+# One heap for all threads: what is freed in it is kept once, and another thread may have it.
+WORKER_VARIABLES = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 
 
 class WorkerNotThereError(Exception):
@@ -62,11 +63,12 @@ class WorkerProcess:
         self._reply: asyncio.Task[bytes] | None = None
 
     @classmethod
-    def start(cls, tiles_files: TilesFiles) -> WorkerProcess:
+    def start(cls, tiles_files: TilesFiles, thread_count: int) -> WorkerProcess:
         """Starts a process, on a thread that outlives it: Linux ends it with that thread.
 
         Args:
             tiles_files: where the files for tiles come from.
+            thread_count: the most that an order may name.
 
         Raises:
             OSError: the system has no room for another process.
@@ -75,9 +77,9 @@ class WorkerProcess:
         ours.setblocking(False)
         with theirs:
             number = theirs.fileno()
-            command = [sys.executable, "-m", PROGRAM, str(number), str(os.getpid())]
+            arguments = map(str, (number, os.getpid(), thread_count))
             process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", PROGRAM, *arguments],
                 pass_fds=(number,),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

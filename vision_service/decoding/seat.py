@@ -38,11 +38,13 @@ class WorkerSeat:
         order: Callable[[Job], Order],
         tiles_files: TilesFiles,
         threads: Executor,
+        thread_count: int,
     ) -> None:
         self._line = line
         self._order = order
         self._tiles_files = tiles_files
         self._threads = threads
+        self._thread_count = thread_count
         self._due_at = -math.inf
 
     def is_in_time(self) -> bool:
@@ -69,7 +71,9 @@ class WorkerSeat:
     async def _start(self) -> WorkerProcess | None:
         """Returns a process that is to become a worker; None when there is no room for one."""
         loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(self._threads, WorkerProcess.start, self._tiles_files)
+        starting = loop.run_in_executor(
+            self._threads, WorkerProcess.start, self._tiles_files, self._thread_count
+        )
         try:
             return await asyncio.shield(starting)
         except (OSError, RuntimeError) as error:  # no process, or no thread to start it

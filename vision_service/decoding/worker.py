@@ -1,8 +1,9 @@
 """The program of a worker: decodes and tiles one image after another for the service.
 
-`python -m vision_service.decoding.worker SOCKET PARENT`, where SOCKET is the number of an open
-descriptor and PARENT the process that started it. It imports Pillow and numpy, never torch. A
-worker has no state between two images, so that the service can kill it at any time.
+`python -m vision_service.decoding.worker SOCKET PARENT THREADS`, where SOCKET is the number of an
+open descriptor, PARENT the process that started it, and THREADS the most that an order may name. It
+imports Pillow and numpy, never torch. A worker has no state between two images, so that the service
+can kill it at any time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from vision_service.decoding.metadata import check_sums, without_metadata
 from vision_service.decoding.shared import map_tiles, read_file
 from vision_service.decoding.structure import check_scans
 from vision_service.pictures.opening import import_plugins
+from vision_service.threads import Threads, started_pool
 from vision_service.tiling import choose_grid, cut_into, decode
 
 # A sentence may quote a decoder, and JSON takes up to twelve bytes for a character.
@@ -46,22 +49,23 @@ def main() -> None:
     _settle(parent=int(sys.argv[2]))
     import_plugins()
     keep_freed_memory(kept_byte_count=KEPT_BYTE_COUNT)
+    pool = started_pool(int(sys.argv[3]) - 1)
     connection.sendall(dump(Reply()))
     while True:
         line, files, _, _ = socket.recv_fds(connection, MAX_MESSAGE_BYTE_COUNT, 2)
         if not line:
             return
-        reply = answer(load(Order, line), *files)
+        reply = answer(load(Order, line), pool, *files)
         for file in files:
             os.close(file)
         connection.sendall(dump(reply))
 
 
-def answer(order: Order, image_file: int, tiles_file: int) -> Reply:
+def answer(order: Order, pool: Executor, image_file: int, tiles_file: int) -> Reply:
     """Decodes and tiles within the order's limits; every error becomes a reply."""
     try:
         with _limited(order.cpu_seconds, order.memory_byte_count):
-            return _tile(order, image_file, tiles_file)
+            return _tile(order, image_file, tiles_file, Threads(order.thread_count, pool))
     except ServiceError as error:
         return Reply(error.reason, error.message[:MAX_SENTENCE_CHARACTER_COUNT])
     except MemoryError:
@@ -74,7 +78,7 @@ def answer(order: Order, image_file: int, tiles_file: int) -> Reply:
         return Reply(ServiceError.reason, traceback.format_exc()[-MAX_SENTENCE_CHARACTER_COUNT:])
 
 
-def _tile(order: Order, image_file: int, tiles_file: int) -> Reply:
+def _tile(order: Order, image_file: int, tiles_file: int, threads: Threads) -> Reply:
     started = time.perf_counter()
     data = without_metadata(read_file(image_file, order.file_byte_count), order.format)
     if order.format == "JPEG":
@@ -83,7 +87,7 @@ def _tile(order: Order, image_file: int, tiles_file: int) -> Reply:
     grid = choose_grid(
         image.width, image.height, order.max_tile_count, order.tile_size, order.policy
     )
-    cut_into(map_tiles(tiles_file, grid.tile_count, order.tile_size), image, grid)
+    cut_into(map_tiles(tiles_file, grid.tile_count, order.tile_size), image, grid, threads)
     return Reply(
         column_count=grid.column_count,
         row_count=grid.row_count,

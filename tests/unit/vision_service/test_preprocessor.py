@@ -32,10 +32,11 @@ from tests.unit.vision_service.workers import until, worker_pids
 from vision_service.decoding import cost
 from vision_service.decoding import seat as seat_module
 from vision_service.decoding.cost import Cost, CostModel
+from vision_service.decoding.messages import Order
 from vision_service.decoding.process import WorkerProcess
 from vision_service.pictures.transparency import Transparency
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
-from vision_service.tiling import Grid, TilePolicy, tile_file
+from vision_service.tiling import Grid, TiledImage, TilePolicy, tile_file
 
 PICTURE = encoded(picture(40, 20))
 LIMITS = PreprocessorLimits(
@@ -233,7 +234,7 @@ async def test_a_worker_that_uses_its_cpu_time_up_is_replaced() -> None:
 
 
 async def test_it_is_not_ready_while_no_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(_: object) -> WorkerProcess:
+    def no_room(*_: object) -> WorkerProcess:
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(seat_module, "RESTART_SECONDS", 0.05)
@@ -253,7 +254,10 @@ async def test_workers_end_with_the_preprocessor_whatever_they_do() -> None:
     assert worker_pids() == []
 
 
-async def test_honest_images_fit_their_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("thread_count", [1, 16])
+async def test_honest_images_fit_their_limits(
+    monkeypatch: pytest.MonkeyPatch, thread_count: int
+) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     grey = Image.radial_gradient("L").resize((1800, 1200))
@@ -277,12 +281,57 @@ async def test_honest_images_fit_their_limits(monkeypatch: pytest.MonkeyPatch) -
     # So that the bytes for each pixel are what decides.
     monkeypatch.setattr(cost, "SPARE_BYTE_COUNT", 8 * 2**20)
     async with preprocessor_of(
-        worker_count=4, max_image_count=12, max_pixel_count=4_000_000
+        worker_count=4, max_image_count=12, max_pixel_count=4_000_000, thread_count=thread_count
     ) as preprocessor:
         found = await asyncio.gather(*(preprocessor.tile(data, 12) for data in files))
     for data, (tiled, _) in zip(files, found, strict=True):
         expected = tile_file(data, tile_size=28, max_tile_count=12, max_pixel_count=4_000_000)
         assert np.array_equal(tiled.tiles, expected.tiles)
+
+
+@pytest.mark.parametrize("thread_count", [1, 4])
+@pytest.mark.parametrize("size", [(60, 20_000), (20_000, 60), (2500, 1600), (1600, 2500)])
+async def test_resizing_fits_its_limits(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], thread_count: int
+) -> None:
+    image = encoded(Image.radial_gradient("L").resize(size).convert("RGB"), "BMP")
+    limits = replace(LIMITS, max_pixel_count=4_000_000, thread_count=thread_count)
+    monkeypatch.setattr(cost, "SPARE_BYTE_COUNT", 8 * 2**20)
+    expected = tile_file(image, tile_size=448, max_tile_count=12, max_pixel_count=4_000_000)
+    async with Preprocessor(448, limits) as preprocessor:
+        tiled, _ = await preprocessor.tile(image, 12)
+    assert np.array_equal(tiled.tiles, expected.tiles)
+
+
+async def test_a_worker_has_its_threads_before_its_limits() -> None:
+    async with preprocessor_of(thread_count=4) as preprocessor:
+        await until(lambda: all(seat._due_at == math.inf for seat in preprocessor._seats))
+        (worker,) = map(psutil.Process, worker_pids())
+        assert worker.num_threads() == 4
+        await preprocessor.tile(PICTURE, 2)
+        assert worker.num_threads() == 4
+
+
+async def test_images_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    tile = WorkerProcess.tile
+
+    async def noted(worker: WorkerProcess, order: Order, data: bytes) -> tuple[TiledImage, float]:
+        counts.append(order.thread_count)
+        return await tile(worker, order, data)
+
+    monkeypatch.setattr(WorkerProcess, "tile", noted)
+    async with preprocessor_of(worker_count=2, max_image_count=3, thread_count=5) as preprocessor:
+        await preprocessor.tile(PICTURE, 2)
+        await until(lambda: all(seat._due_at == math.inf for seat in preprocessor._seats))
+        for pid in worker_pids():
+            os.kill(pid, signal.SIGSTOP)
+        images = [asyncio.create_task(preprocessor.tile(PICTURE, 2)) for _ in range(3)]
+        await until(lambda: len(counts) == 3)
+        for pid in worker_pids():
+            os.kill(pid, signal.SIGCONT)
+        await asyncio.gather(*images)
+    assert counts[:3] == [5, 2, 2]
 
 
 async def test_more_memory_than_the_header_accounts_for_is_refused(

@@ -6,11 +6,16 @@ import pytest
 
 from vision_service.decoding.cost import DECODING_BYTE_COUNT, CostModel
 from vision_service.decoding.headers import Header
-from vision_service.settings import Settings
+from vision_service.settings import MAX_RESIZING_THREAD_COUNT, Settings
 
 TILE_SIZE, MAX_TILE_COUNT = 448, 12
 DEFAULTS = {name: field.default for name, field in Settings.model_fields.items()}
-MODEL = CostModel(TILE_SIZE, DEFAULTS["max_image_pixel_count"], DEFAULTS["max_decode_seconds"])
+MODEL = CostModel(
+    TILE_SIZE,
+    DEFAULTS["max_image_pixel_count"],
+    DEFAULTS["max_decode_seconds"],
+    thread_count=MAX_RESIZING_THREAD_COUNT,
+)
 
 
 def memory(header: Header) -> int:

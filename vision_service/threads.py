@@ -1,0 +1,54 @@
+"""Threads that share the work on one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Barrier
+
+Task = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Threads:
+    """The calling thread, and some of a pool, which release Python's lock while they resize.
+
+    Attributes:
+        count: of threads, with the calling one.
+        pool: of count - 1 threads or more.
+    """
+
+    count: int
+    pool: Executor
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Runs all tasks; what one of them raises is raised when none runs any more."""
+        left, others = iter(tasks), list[Future[None]]()
+        try:
+            for _ in range(min(self.count, len(tasks)) - 1):
+                others.append(self.pool.submit(_run, left))
+            _run(left)
+        finally:
+            wait(others)
+        for other in others:
+            other.result()
+
+
+def started_pool(thread_count: int) -> Executor:
+    """Returns a pool of so many threads, 0 or more, that are all there."""
+    pool = ThreadPoolExecutor(max(1, thread_count))
+    barrier = Barrier(thread_count + 1)
+    for _ in range(thread_count):
+        pool.submit(barrier.wait)
+    barrier.wait()
+    return pool
+
+
+ALONE = Threads(1, ThreadPoolExecutor(1))  # it starts none before it is asked to
+
+
+def _run(tasks: Iterator[Task]) -> None:
+    """Runs what is left of tasks that several threads take from: a list's iterator allows it."""
+    for task in tasks:
+        task()
