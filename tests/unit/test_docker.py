@@ -258,6 +258,9 @@ def test_compose_runs_every_image() -> None:
     assert {image_of(service) for service in SERVICES} == set(IMAGES)
 
 
+SHARED_MEMORY = "shared_memory:/shared_memory"
+
+
 def default(value: str) -> str:
     """Returns what ${NAME:-default} is when the user has set nothing."""
     return re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
@@ -315,8 +318,22 @@ def test_compose_gives_a_container_no_more_than_it_needs(service: str) -> None:
     assert container["init"] is True
     assert container["read_only"] is True
     assert container["cap_drop"] == ["ALL"]
-    paths = [volume.rpartition(":/")[2] for volume in container.get("volumes", [])]
-    assert all(path.endswith(":ro") for path in paths)
+    volumes = set(container.get("volumes", [])) - {SHARED_MEMORY}
+    assert all(volume.rpartition(":/")[2].endswith(":ro") for volume in volumes)
+
+
+def test_compose_gives_both_services_one_memory_and_the_gateway_none() -> None:
+    options = COMPOSE["volumes"]["shared_memory"]["driver_opts"]
+    assert options["type"] == "tmpfs"
+    assert "uid=10001" in options["o"].split(",")
+    for service, container in SERVICES.items():
+        image = image_of(service)
+        folder = container["environment"].get(f"{image.prefix}SHARED_MEMORY_FOLDER")
+        if image == GATEWAY:
+            assert "volumes" not in container
+        else:
+            assert f"shared_memory:{folder}" == SHARED_MEMORY
+            assert SHARED_MEMORY in container["volumes"]
 
 
 @pytest.mark.parametrize("service", SERVICES)
@@ -360,7 +377,7 @@ def test_the_gateway_finds_both_services_by_name(profile: str) -> None:
 
 def test_compose_serves_the_toy_model_unless_told_otherwise() -> None:
     for service in ("vision", "llm"):
-        (volume,) = SERVICES[service]["volumes"]
+        (volume,) = set(SERVICES[service]["volumes"]) - {SHARED_MEMORY}
         (source,) = re.findall(r"^\$\{CHECKPOINT:-(.*)\}:/checkpoint:ro$", volume)
         assert (ROOT / "docker" / source / "config.json").is_file()
 
