@@ -15,11 +15,12 @@ from vision_service.tiling import Grid
 
 @dataclass(frozen=True)
 class Timings:
-    """Durations of one encode, in seconds."""
+    """Durations of one encode, in seconds; the worker's is the wait for one that decodes."""
 
     preprocess_seconds: float = 0.0
     queue_seconds: float = 0.0
     forward_seconds: float = 0.0
+    worker_wait_seconds: float = 0.0
     checksum_seconds: float = 0.0
 
 

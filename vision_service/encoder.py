@@ -176,7 +176,9 @@ class ImageEncoder:
     async def _encode(self, id_: EmbeddingId, image: bytes, tile_cap: int) -> ImageEmbedding:
         with self.backlog.job() as job:
             job.enter()
+            begun = time.perf_counter()
             tiled, preprocess_seconds = await self._preprocessor.tile(image, tile_cap)
+            worker_wait_seconds = time.perf_counter() - begun - preprocess_seconds
             job.measure(len(tiled.tiles))
             encoded = await self._batcher.encode(torch.from_numpy(tiled.tiles))
             job.finish(len(tiled.tiles))
@@ -189,6 +191,7 @@ class ImageEncoder:
             preprocess_seconds,
             encoded.queue_seconds,
             encoded.forward_seconds,
+            worker_wait_seconds=worker_wait_seconds,
             checksum_seconds=time.perf_counter() - started,
         )
         self._metrics.count_encode(timings)
@@ -253,6 +256,7 @@ def _log(request: ImageRequest, encoded: EncodedImage) -> None:
         image_byte_count=len(request.image),
         tile_count=encoded.embedding.grid.tile_count,
         cache_hit=encoded.cache_hit,
+        worker_wait_seconds=round(timings.worker_wait_seconds, 6),
         preprocess_seconds=round(timings.preprocess_seconds, 6),
         queue_seconds=round(timings.queue_seconds, 6),
         forward_seconds=round(timings.forward_seconds, 6),

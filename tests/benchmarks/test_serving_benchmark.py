@@ -37,6 +37,7 @@ from tests.benchmarks.serving.stages import (
     START,
     TO_VISION,
     WAY,
+    WORKER,
     stage_seconds,
 )
 from tests.benchmarks.serving.table import Row, check_tiles, load_report, stages_report
@@ -52,11 +53,13 @@ GATEWAY = {
 }
 VISION = {
     "tile_count": 13,
-    "preprocess_seconds": 0.1,
+    "worker_wait_seconds": 0.02,
+    "preprocess_seconds": 0.08,
     "queue_seconds": 0.01,
     "forward_seconds": 0.03,
     "checksum_seconds": 0.005,
 }
+NEWER = ("worker_wait_seconds", "checksum_seconds")
 LLM = {"prompt_seconds": 0.5, "first_token_seconds": 0.58}
 FAST = ["--device", "cpu", "--tiny", "--clients", "1", "2", "--tokens", "4"]
 FAST += ["--seconds", "0.2", "--warm-seconds", "0.1", "--tiles", "13", "--turns", "1"]
@@ -85,12 +88,12 @@ def test_the_stages_are_all_of_the_time_to_the_first_token() -> None:
 
 
 def test_an_older_trees_logs_have_fewer_clocks() -> None:
-    vision = {name: value for name, value in VISION.items() if name != "checksum_seconds"}
+    vision = {name: value for name, value in VISION.items() if name not in NEWER}
     lines = {"gateway": GATEWAY, "vision": vision, "llm": {"first_token_seconds": 0.58}}
     seconds = stage_seconds(0.45, lines)
     assert sum(seconds.values()) == pytest.approx(0.45)
-    assert seconds[CHECKSUM] == 0
-    assert seconds[TO_VISION] == pytest.approx(0.06)
+    assert seconds[CHECKSUM] == seconds[WORKER] == 0
+    assert seconds[TO_VISION] == pytest.approx(0.08)
     assert seconds[ENGINE] == pytest.approx(0.1)
     assert seconds[WAY] == pytest.approx(0.05)
 
@@ -335,6 +338,7 @@ def test_two_trees_take_turns(tmp_path: Path) -> None:
     for package in PACKAGES:
         shutil.copytree(HERE / package, older / package)
     _remove_line(older / "vision_service" / "encoder.py", "        checksum_seconds=round(")
+    _remove_line(older / "vision_service" / "encoder.py", "        worker_wait_seconds=round(")
     _remove_line(older / "llm_service" / "generator.py", "            prompt_seconds=round(")
     assert program.main([*FAST, "--out", str(tmp_path / "out"), "--baseline", str(older)]) == 0
     parts = _parts(tmp_path / "out")

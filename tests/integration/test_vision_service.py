@@ -268,7 +268,7 @@ async def test_the_log_tells_where_an_encodings_time_went(client: Client) -> Non
         await client.encode(IMAGE_B)
         await client.encode(IMAGE_B)
     first, second = [event for event in events if event["event"] == "image_encoded"]
-    stages = ("preprocess_seconds", "forward_seconds", "checksum_seconds")
+    stages = ("worker_wait_seconds", "preprocess_seconds", "forward_seconds", "checksum_seconds")
     assert all(first[stage] > 0 for stage in stages)
     assert not any(second[stage] for stage in stages)  # it came from the cache
 
