@@ -94,7 +94,7 @@ class CostModel:
 
         That is the picture between both passes, for the grid and for the thumbnail. In the first
         pass each thread has a band of the image, and what it becomes. In the second one it has a
-        band of that picture, its part of the result, its planes, and twice the bytes of one.
+        band of that picture, its part of the result, and twice that part's bytes.
         """
         grid = choose_grid(width, height, max_tile_count, self.tile_size, self.policy)
         columns, rows = grid.column_count * self.tile_size, grid.row_count * self.tile_size
@@ -105,7 +105,7 @@ class CostModel:
         bands = min(
             2 * self.thread_count * MAX_BAND_PIXEL_COUNT, len(sizes) * width * height + between
         )
-        results = sum(map(math.prod, sizes)) * (RGB_BYTE_COUNT + 3 + 2)
+        results = sum(map(math.prod, sizes)) * (RGB_BYTE_COUNT + 2 * 3)
         return RGB_BYTE_COUNT * between + max(
             RGB_BYTE_COUNT * bands, RGB_BYTE_COUNT * between + results
         )
