@@ -9,6 +9,7 @@ copy that a band is. But with it the choice is made anew, by the box.)
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from random import Random
@@ -47,13 +48,19 @@ def resize_into(
     firsts: list[Task] = []
     seconds: list[Task] = []
     for place in places:
+        between = Image.new("RGB", size_between(image.size, _size(place)))
         axis = int(is_vertical_first(image.size, _size(place)))
-        size = _with(image.size, axis, _size(place)[axis])
-        between = Image.new("RGB", size)
         firsts += _first_pass(between, image, axis, threads.count)
         seconds += _second_pass(place, between, axis, threads.count)
     threads.run(firsts)
     threads.run(seconds)
+
+
+def size_between(old: Size, new: Size) -> Size:
+    """Returns the size that a picture has between the passes; the larger one if none is known."""
+    sizes = (new[0], old[1]), (old[0], new[1])
+    order = _order()
+    return sizes[order(old, new)] if order else max(sizes, key=math.prod)
 
 
 def _first_pass(

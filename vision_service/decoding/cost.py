@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vision_service.bands import MAX_BAND_PIXEL_COUNT
+from vision_service.bands import MAX_BAND_PIXEL_COUNT, size_between
 from vision_service.decoding.headers import Header
 from vision_service.tiling import RELEASED_POLICY, TilePolicy, choose_grid
 
@@ -99,9 +99,7 @@ class CostModel:
         grid = choose_grid(width, height, max_tile_count, self.tile_size, self.policy)
         columns, rows = grid.column_count * self.tile_size, grid.row_count * self.tile_size
         sizes = ((columns, rows), (self.tile_size, self.tile_size))
-        between = sum(
-            max(new_width * height, width * new_height) for new_width, new_height in sizes
-        )
+        between = sum(math.prod(size_between((width, height), size)) for size in sizes)
         bands = min(
             2 * self.thread_count * MAX_BAND_PIXEL_COUNT, len(sizes) * width * height + between
         )
