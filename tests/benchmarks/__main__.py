@@ -15,6 +15,7 @@ from tests.benchmarks import (
     first_token,
     page,
     preprocessing,
+    preprocessing_threads,
     start,
     transfer,
 )
@@ -22,6 +23,7 @@ from tests.benchmarks.report import Report
 
 BENCHMARKS = {
     "preprocessing": preprocessing.run,
+    "preprocessing_threads": preprocessing_threads.run,
     "transfer": transfer.run,
     "first_token": first_token.run,
     "engine_cpu": engine_cpu.run,
