@@ -9,6 +9,7 @@ copy that a band is. But with it the choice is made anew, by the box.)
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from random import Random
@@ -47,13 +48,19 @@ def resize_into(
     firsts: list[Task] = []
     seconds: list[Task] = []
     for place in places:
+        between = Image.new("RGB", size_between(image.size, _size(place)))
         axis = int(is_vertical_first(image.size, _size(place)))
-        size = _with(image.size, axis, _size(place)[axis])
-        between = Image.new("RGB", size)
         firsts += _first_pass(between, image, axis, threads.count)
         seconds += _second_pass(place, between, axis, threads.count)
     threads.run(firsts)
     threads.run(seconds)
+
+
+def size_between(old: Size, new: Size) -> Size:
+    """Returns the size that a picture has between the passes; the larger one if none is known."""
+    sizes = (new[0], old[1]), (old[0], new[1])
+    order = _order()
+    return sizes[order(old, new)] if order else max(sizes, key=math.prod)
 
 
 def _first_pass(
@@ -91,7 +98,11 @@ def _second_pass(
         band = _band(between, axis, strip * tile_size + start, strip * tile_size + stop)
         of_strip, of_tile = slice(strip, strip + 1), slice(start, stop)
         tiles = place[of_strip, :, :, of_tile] if axis else place[:, of_strip, ..., of_tile]
-        _fill(tiles, _resized(band, _with(band.size, 1 - axis, size[1 - axis])))
+        resized = _resized(band, _with(band.size, 1 - axis, size[1 - axis]))
+        rows, columns, _, height, width = tiles.shape
+        # Unlike Pillow, numpy releases Python's lock while it takes the channels apart.
+        cells = np.asarray(resized).reshape(rows, height, columns, width, 3)
+        tiles[...] = cells.transpose(0, 2, 4, 1, 3)
 
     return (
         partial(fill, strip, *ends)
@@ -100,13 +111,12 @@ def _second_pass(
     )
 
 
-def _fill(tiles: npt.NDArray[np.uint8], picture: Image.Image) -> None:
-    """Fills [rows, columns, 3, height, width] with a picture, those tiles side by side."""
-    row_count, column_count, _, height, width = tiles.shape
+def _fill(place: npt.NDArray[np.uint8], picture: Image.Image) -> None:
+    row_count, column_count, _, height, width = place.shape
     # Pillow splits the channels faster than numpy transposes them.
     for channel, plane in enumerate(picture.split()):
         cells = np.asarray(plane).reshape(row_count, height, column_count, width)
-        tiles[:, :, channel] = cells.transpose(0, 2, 1, 3)
+        place[:, :, channel] = cells.transpose(0, 2, 1, 3)
 
 
 def _size(place: npt.NDArray[np.uint8]) -> Size:

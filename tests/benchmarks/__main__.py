@@ -20,6 +20,7 @@ from tests.benchmarks import (
     first_token,
     page,
     preprocessing,
+    preprocessing_threads,
     start,
     transfer,
 )
@@ -28,6 +29,7 @@ from tests.benchmarks.report import Report, ReportBook
 
 BENCHMARKS = {
     "preprocessing": preprocessing.run,
+    "preprocessing_threads": preprocessing_threads.run,
     "transfer": transfer.run,
     "first_token": first_token.run,
     "engine_cpu": engine_cpu.run,

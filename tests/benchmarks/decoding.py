@@ -85,7 +85,7 @@ async def measure(worker_count: int, repeat_count: int, image_count: int) -> Rep
             for count in IN_FLIGHT_COUNTS:
                 turns = await take_turns(
                     {
-                        way: functools.partial(_turn, tile, images, count)
+                        way: functools.partial(turn, tile, images, count)
                         for way, tile in ways.items()
                     },
                     repeat_count,
@@ -106,7 +106,8 @@ async def _tile_on(pool: ThreadPoolExecutor, data: bytes) -> TiledImage:
     return await asyncio.get_running_loop().run_in_executor(pool, tile)
 
 
-async def _turn(tile: Tile, images: Sequence[bytes], in_flight_count: int) -> Turn:
+async def turn(tile: Tile, images: Sequence[bytes], in_flight_count: int) -> Turn:
+    """Tiles images, so many of them in flight at all times."""
     left, latencies = iter(images), []
 
     async def client() -> None:

@@ -22,7 +22,7 @@ from tests.benchmarks.photo import photo
 from tests.benchmarks.report import Report
 from vision_service.decoding.process import PROGRAM
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
-from vision_service.settings import Settings
+from vision_service.settings import Settings, resizing_thread_count
 
 TILE_SIZE, MAX_TILE_COUNT = 448, 12
 # Of a phone's photo of 108 megapixels: 4 x 4 times this.
@@ -111,6 +111,7 @@ def default_limits(worker_count: int) -> PreprocessorLimits:
         max_pixel_count=defaults["max_image_pixel_count"],
         max_decode_byte_count=defaults["max_decode_byte_count"],
         max_decode_seconds=defaults["max_decode_seconds"],
+        thread_count=resizing_thread_count(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vision_service.bands import MAX_BAND_PIXEL_COUNT
+from vision_service.bands import MAX_BAND_PIXEL_COUNT, size_between
 from vision_service.decoding.headers import Header
 from vision_service.tiling import RELEASED_POLICY, TilePolicy, choose_grid
 
@@ -94,18 +94,16 @@ class CostModel:
 
         That is the picture between both passes, for the grid and for the thumbnail. In the first
         pass each thread has a band of the image, and what it becomes. In the second one it has a
-        band of that picture, its part of the result, its planes, and twice the bytes of one.
+        band of that picture, its part of the result, and twice that part's bytes.
         """
         grid = choose_grid(width, height, max_tile_count, self.tile_size, self.policy)
         columns, rows = grid.column_count * self.tile_size, grid.row_count * self.tile_size
         sizes = ((columns, rows), (self.tile_size, self.tile_size))
-        between = sum(
-            max(new_width * height, width * new_height) for new_width, new_height in sizes
-        )
+        between = sum(math.prod(size_between((width, height), size)) for size in sizes)
         bands = min(
             2 * self.thread_count * MAX_BAND_PIXEL_COUNT, len(sizes) * width * height + between
         )
-        results = sum(map(math.prod, sizes)) * (RGB_BYTE_COUNT + 3 + 2)
+        results = sum(map(math.prod, sizes)) * (RGB_BYTE_COUNT + 2 * 3)
         return RGB_BYTE_COUNT * between + max(
             RGB_BYTE_COUNT * bands, RGB_BYTE_COUNT * between + results
         )
