@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -31,6 +31,8 @@ from vision_service.preprocessor import Preprocessor
 from vision_service.tiling import Grid
 
 logger = structlog.get_logger()
+
+Proof = TypeVar("Proof", int, bytes)  # checksum or signature
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class ImageEncoder:
         return ImageEmbedding(
             id=id_,
             rows=rows,
-            crc32=await asyncio.to_thread(isal_zlib.crc32, tensor_bytes(rows)),
+            checksumming=_on_thread(isal_zlib.crc32, tensor_bytes(rows)),
             grid=tiled.grid,
             image_width=tiled.width,
             image_height=tiled.height,
@@ -202,11 +204,9 @@ class ImageEncoder:
         return NonFiniteError(not_finite("the embedding of the image is", dtype, remedy))
 
     def _signing(self, id_: EmbeddingId, rows: torch.Tensor) -> asyncio.Future[bytes] | None:
-        """Has the rows signed on a thread, while they are being sent."""
         if (key := self._key) is None:
             return None
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(None, lambda: key.sign(embedding_claim(id_, rows)))
+        return _on_thread(lambda: key.sign(embedding_claim(id_, rows)))
 
     def _check_recipe(self, expected: bytes | None) -> None:
         actual = self.info.recipe_sha256
@@ -236,6 +236,11 @@ class ImageEncoder:
                 f"the limit is {self.info.max_image_byte_count}",
                 field="image",
             )
+
+
+def _on_thread(compute: Callable[..., Proof], *arguments: object) -> asyncio.Future[Proof]:
+    """Has what ends an embedding computed while its rows are being sent."""
+    return asyncio.get_running_loop().run_in_executor(None, compute, *arguments)
 
 
 def _log(request: ImageRequest, encoded: EncodedImage) -> None:
