@@ -20,6 +20,7 @@ from llm_service.model import ModelInfo
 from llm_service.settings import Settings as LLMSettings
 from llm_service.templates import INTERNVL2_5
 from protos.process import logs
+from protos.process.allocator import keep_freed_memory
 from protos.process.server import serve
 from tests.idle_engine import IdleEngine
 from tests.real_tokenizers import real_tokenizer
@@ -91,6 +92,7 @@ def main() -> None:
     """Runs the service that the command line names."""
     _, name, *arguments = sys.argv
     torch.set_num_threads(1)
+    keep_freed_memory()
     if name == "vision":
         vision_settings = CliApp.run(VisionSettings, cli_args=arguments)
         logs.configure(vision_settings.log_level, vision_settings.log_format)
