@@ -19,6 +19,7 @@ from llm_service.tables import (
     TableMessage,
     TableTrailer,
     TableUpload,
+    joined_tables,
 )
 from protos.errors import ContextLengthError, DeadlineError, InvalidTensorError
 from protos.identity import EmbeddingId
@@ -147,7 +148,7 @@ class RequestImages:
             self._tables.get(image.embedding_id, zeros.expand(image.row_count, -1))
             for image in images
         ]
-        return tables[0] if len(tables) == 1 else torch.cat(tables)
+        return joined_tables(tables)
 
     async def _take(self, message: TableMessage) -> None:
         match message:

@@ -21,7 +21,6 @@ class Timings:
     queue_seconds: float = 0.0
     forward_seconds: float = 0.0
     worker_wait_seconds: float = 0.0
-    checksum_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class ImageEmbedding:
     Attributes:
         id: its name.
         rows: [grid.tile_count x tokens_per_tile, hidden], contiguous, on the CPU.
-        crc32: of the rows' bytes.
+        checksumming: becomes the CRC-32 of the rows' bytes.
         grid: how the image was cut.
         image_width: of the decoded image, upright, in pixels.
         image_height: likewise.
@@ -41,16 +40,21 @@ class ImageEmbedding:
 
     id: EmbeddingId
     rows: torch.Tensor
-    crc32: int
+    checksumming: asyncio.Future[int]
     grid: Grid
     image_width: int
     image_height: int
     timings: Timings
     signing: asyncio.Future[bytes] | None = None
 
+    # Both are shielded, as others may wait for them, too.
+
+    async def crc32(self) -> int:
+        """Returns the CRC-32 of the rows' bytes once it is computed."""
+        return await asyncio.shield(self.checksumming)
+
     async def signature(self) -> bytes:
         """Returns the signature once it is made; empty without a key."""
-        # Shielded, as others may wait for it, too.
         return await asyncio.shield(self.signing) if self.signing is not None else b""
 
     @property

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import torch
@@ -32,6 +32,8 @@ from vision_service.preprocessor import Preprocessor
 from vision_service.tiling import Grid
 
 logger = structlog.get_logger()
+
+Proof = TypeVar("Proof", int, bytes)  # checksum or signature
 
 
 @dataclass(frozen=True)
@@ -185,20 +187,17 @@ class ImageEncoder:
         if not encoded.is_finite:
             raise self._not_finite(len(encoded.embeddings))
         rows = encoded.embeddings.flatten(0, 1)  # [tiles x tokens_per_tile, hidden]
-        started = time.perf_counter()
-        crc32 = await asyncio.to_thread(isal_zlib.crc32, tensor_bytes(rows))
         timings = Timings(
             preprocess_seconds,
             encoded.queue_seconds,
             encoded.forward_seconds,
             worker_wait_seconds=worker_wait_seconds,
-            checksum_seconds=time.perf_counter() - started,
         )
         self._metrics.count_encode(timings)
         return ImageEmbedding(
             id=id_,
             rows=rows,
-            crc32=crc32,
+            checksumming=_on_thread(isal_zlib.crc32, tensor_bytes(rows)),
             grid=tiled.grid,
             image_width=tiled.width,
             image_height=tiled.height,
@@ -213,11 +212,9 @@ class ImageEncoder:
         return NonFiniteError(not_finite("the embedding of the image is", dtype, remedy))
 
     def _signing(self, id_: EmbeddingId, rows: torch.Tensor) -> asyncio.Future[bytes] | None:
-        """Has the rows signed on a thread, while they are being sent."""
         if (key := self._key) is None:
             return None
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(None, lambda: key.sign(embedding_claim(id_, rows)))
+        return _on_thread(lambda: key.sign(embedding_claim(id_, rows)))
 
     def _check_recipe(self, expected: bytes | None) -> None:
         actual = self.info.recipe_sha256
@@ -249,6 +246,11 @@ class ImageEncoder:
             )
 
 
+def _on_thread(compute: Callable[..., Proof], *arguments: object) -> asyncio.Future[Proof]:
+    """Has what ends an embedding computed while its rows are being sent."""
+    return asyncio.get_running_loop().run_in_executor(None, compute, *arguments)
+
+
 def _log(request: ImageRequest, encoded: EncodedImage) -> None:
     timings = encoded.timings
     logger.info(
@@ -260,5 +262,4 @@ def _log(request: ImageRequest, encoded: EncodedImage) -> None:
         preprocess_seconds=round(timings.preprocess_seconds, 6),
         queue_seconds=round(timings.queue_seconds, 6),
         forward_seconds=round(timings.forward_seconds, 6),
-        checksum_seconds=round(timings.checksum_seconds, 6),
     )

@@ -148,7 +148,7 @@ def _place(slot: Slot, image_index: int) -> vision_pb2.EncodeImageResponse:
 
 async def _trailer(encoded: EncodedImage) -> vision_pb2.EncodeImageTrailer:
     return vision_pb2.EncodeImageTrailer(
-        crc32=encoded.embedding.crc32,
+        crc32=await encoded.embedding.crc32(),
         timings=_timings(encoded.timings),
         signature=await encoded.embedding.signature(),
     )

@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import (
@@ -166,6 +167,8 @@ def _open(
 ) -> tuple[ExitStack, End | None]:
     with ExitStack() as exits:
         try:
+            if sys.platform != "linux":
+                raise OSError("memory is shared on Linux alone")
             folder = SharedFolder(_own_folder() if path is None else path)
             exits.callback(folder.close)
             folder.sweep()

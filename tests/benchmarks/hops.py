@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc
 import torch
 
 from gateway.chat import ChatLimits, ChatPipeline
@@ -25,9 +26,10 @@ from gateway.services.pair import ServicePair
 from gateway.services.routing import Router
 from gateway.services.vision import VisionClient
 from gateway.settings import Settings
-from llm_service.tables import TableSpec, TableUpload
-from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
+from llm_service.tables import TableChunk, TableSpec, TableUpload
+from protos.internvl.v1 import vision_pb2
 from protos.process.settings import GIB
+from protos.wire_format import read_chunk
 from tests.benchmarks.scripted_services import MODEL
 
 ROW_COUNT, HIDDEN_SIZE = 13 * 256, 4096
@@ -35,23 +37,39 @@ BYTE_COUNT = 2 * ROW_COUNT * HIDDEN_SIZE
 REQUEST_SECONDS = 60.0
 
 
-async def drop(stub: vision_pb2_grpc.VisionServiceAsyncStub, image: bytes) -> None:
-    """Reads an embedding and forgets it."""
-    byte_count = 0
-    async for response in stub.EncodeImage(vision_pb2.EncodeImageRequest(image=image)):
-        byte_count += len(response.embedding_chunk.data)
-    assert byte_count == BYTE_COUNT
+class Reader:
+    """Calls the vision service without a gateway, and reads as the LLM service does."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._encode_image = channel.unary_stream(
+            f"/{VISION_SERVICE}/EncodeImage",
+            request_serializer=vision_pb2.EncodeImageRequest.SerializeToString,
+            response_deserializer=_response,
+        )
+
+    async def drop(self, image: bytes) -> None:
+        """Reads an embedding and forgets it."""
+        byte_count = 0
+        async for response in self._encode_image(vision_pb2.EncodeImageRequest(image=image)):
+            if isinstance(response, TableChunk):
+                byte_count += len(response.data)
+        assert byte_count == BYTE_COUNT
+
+    async def receive(self, image: bytes) -> None:
+        """Reads an embedding into a prompt table."""
+        upload = TableUpload(TableSpec(torch.bfloat16, (ROW_COUNT, HIDDEN_SIZE), BYTE_COUNT))
+        async for response in self._encode_image(vision_pb2.EncodeImageRequest(image=image)):
+            if isinstance(response, TableChunk):
+                upload.add(response.offset, response.data)
+            elif response.HasField("trailer"):
+                upload.finish(response.trailer.crc32)
 
 
-async def receive(stub: vision_pb2_grpc.VisionServiceAsyncStub, image: bytes) -> None:
-    """Reads an embedding into a prompt table, as the LLM service does."""
-    upload = TableUpload(TableSpec(torch.bfloat16, (ROW_COUNT, HIDDEN_SIZE), BYTE_COUNT))
-    async for response in stub.EncodeImage(vision_pb2.EncodeImageRequest(image=image)):
-        if response.HasField("embedding_chunk"):
-            chunk = response.embedding_chunk
-            upload.add(chunk.offset, memoryview(chunk.data))
-        elif response.HasField("trailer"):
-            upload.finish(response.trailer.crc32)
+def _response(message: bytes) -> vision_pb2.EncodeImageResponse | TableChunk:
+    chunk = read_chunk(message)
+    return (
+        vision_pb2.EncodeImageResponse.FromString(message) if chunk is None else TableChunk(*chunk)
+    )
 
 
 class Relay:
@@ -64,13 +82,13 @@ class Relay:
     async def send_other_image(self) -> None:
         """Asks about an image that the LLM service does not hold any more."""
         self._requests.rotate()
-        await self._ask(encoded_image_count=1)
+        await self._ask(sent_image_count=1)
 
     async def ask_again(self) -> None:
         """Asks about the image that it holds."""
-        await self._ask(encoded_image_count=0)
+        await self._ask(sent_image_count=0)
 
-    async def _ask(self, encoded_image_count: int) -> None:
+    async def _ask(self, sent_image_count: int) -> None:
         deadline, record = asyncio.get_running_loop().time() + REQUEST_SECONDS, RequestRecord()
         with Memory(GIB).share() as share:
             request, attachments = self._requests[0], Attachments(share)
@@ -78,7 +96,7 @@ class Relay:
             async with answering as (_, events):
                 async for _ in events:
                     pass
-        assert record.encoded_image_count == encoded_image_count
+        assert record.encoded_image_count + record.cached_image_count == sent_image_count
 
 
 @asynccontextmanager

@@ -14,9 +14,9 @@ from pathlib import Path
 import grpc
 
 from gateway.local.processes import ServiceProcess
-from protos.internvl.v1 import vision_pb2_grpc
+from protos.process.allocator import keep_freed_memory
 from protos.transport import KEEPALIVE_OPTIONS
-from tests.benchmarks.hops import BYTE_COUNT, drop, open_relay, receive
+from tests.benchmarks.hops import BYTE_COUNT, Reader, open_relay
 from tests.benchmarks.measurement import Seconds, cpu_seconds, median_ms
 from tests.benchmarks.photo import photo
 from tests.benchmarks.report import Report
@@ -31,8 +31,9 @@ the embedding piped from the vision service to the LLM service in chunks or read
 both share, the prompt built, the answer read. In the last row the LLM service holds the image
 already and no tensor moves. The services are the real ones in processes of their own; their engines
 answer at once, and the vision service has the embedding in its cache. CPU times are means per run;
-"middle" is the reader, or the gateway's pipeline. Where three processes share fewer cores, the CPU
-time of the second hop cannot hide behind that of the first. Medians; all ways take turns."""
+"middle" is the reader, or the gateway's pipeline. Each process keeps freed memory as the services
+do. Where three processes share fewer cores, the CPU time of the second hop cannot hide behind
+that of the first. Medians; all ways take turns."""
 
 CPU_CLOCKS = ("vision_cpu", "middle_cpu", "llm_cpu")
 
@@ -54,6 +55,7 @@ class ScriptedService(ServiceProcess):
 def run(progress: Callable[[str], None]) -> Report:
     """Measures; this process is the reader, or the gateway's pipeline."""
     progress(f"{BYTE_COUNT / 1e6:.1f} MB over loopback")
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder, _services(Path(folder)) as services:
         costs = asyncio.run(_measure(services))
     report = Report(
@@ -111,10 +113,10 @@ async def _measure(services: Services) -> Mapping[str, Seconds]:
         open_relay(vision, llm, images[:2]) as relay,
         open_relay(sharing, llm, images[2:]) as sharing_relay,
     ):
-        stub = vision_pb2_grpc.VisionServiceStub(channel)
+        reader = Reader(channel)
         ways: Mapping[str, Way] = {
-            "one hop, dropped": lambda: drop(stub, images[0]),
-            "one hop, into a table": lambda: receive(stub, images[0]),
+            "one hop, dropped": lambda: reader.drop(images[0]),
+            "one hop, into a table": lambda: reader.receive(images[0]),
             "two hops, chat request": relay.send_other_image,
             "two hops, shared memory": sharing_relay.send_other_image,
             "chat request, image held": sharing_relay.ask_again,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -30,10 +31,12 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
+from protos.internvl.v1 import tensor_pb2, vision_pb2
 from tests.fakes import (
     Gateway,
     ScriptedLLM,
     ScriptedVision,
+    VisionContext,
     chat_body,
     happening,
     running_llm,
@@ -254,6 +257,44 @@ async def test_another_model_behind_the_vision_service_fails_nothing() -> None:
         gateway.vision.recipe = b"s" * 32
         assert (await gateway.chat(messages=image_messages(b"2")))[0] == 200
         assert gateway.vision.requests[-1].expected_recipe_sha256 == gateway.vision.recipe
+
+
+OLD_CHUNK = vision_pb2.EncodeImageResponse.FromString(b"\x12\x02\x12\0")  # field 2 once was one
+CHUNK = vision_pb2.EncodeImageResponse(embedding_chunk=tensor_pb2.EmbeddingChunk(data=b"x"))
+NOT_COMPLETE = "the vision service ended the call before an embedding was complete"
+
+
+@dataclass
+class BrokenVision(ScriptedVision):
+    """Sends a header and these responses, and ends the call."""
+
+    responses: Sequence[vision_pb2.EncodeImageResponse] = ()
+
+    async def EncodeImage(
+        self, request: vision_pb2.EncodeImageRequest, context: VisionContext
+    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
+        async with aclosing(super().EncodeImage(request, context)) as responses:
+            yield await anext(responses)
+        for response in self.responses:
+            yield response
+
+
+@pytest.mark.parametrize(
+    ("responses", "sentence"),
+    [
+        ([OLD_CHUNK], "the vision service speaks another version of the contract"),
+        ([vision_pb2.EncodeImageResponse()], "the vision service speaks another version"),
+        ([], NOT_COMPLETE),
+        ([CHUNK], NOT_COMPLETE),
+    ],
+)
+async def test_a_vision_service_that_breaks_the_contract_is_named(
+    responses: list[vision_pb2.EncodeImageResponse], sentence: str
+) -> None:
+    async with stack(BrokenVision(responses=responses)) as gateway:
+        status, body = await gateway.chat(messages=image_messages())
+    assert status == 500
+    assert body["error"]["message"].startswith(sentence)
 
 
 async def test_an_embedding_of_another_image_is_never_passed_on() -> None:

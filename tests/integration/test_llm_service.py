@@ -25,6 +25,8 @@ from llm_service.engines.base import (
     TokenOutput,
 )
 from llm_service.sampling import Guide, SamplingParams
+from llm_service.servicer import SERVICE_NAME
+from llm_service.tables import TableUpload
 from llm_service.tokenizer import Tokenizer
 from protos.errors import (
     ContextLengthError,
@@ -39,6 +41,7 @@ from protos.errors import (
 )
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
 from protos.status import from_rpc_error
+from protos.wire_format import read_chunk, serialized
 from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import (
     CONTEXT,
@@ -716,6 +719,56 @@ async def test_refusals(
         map(partial(is_path, field), (START, llm_pb2.GenerateRequest.DESCRIPTOR))
     )
     assert not re.search(r"[a-z][._][a-z]", info.value.message)
+
+
+async def test_chunks_are_read_where_grpc_put_them(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub,
+    engine: ScriptedEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    messages: list[object] = []
+    add = TableUpload.add
+
+    def noting(upload: TableUpload, offset: int, data: memoryview) -> None:
+        messages.append(data.obj)
+        add(upload, offset, data)
+
+    monkeypatch.setattr(TableUpload, "add", noting)
+    chunks = [chunk(A[:40]), chunk(A[40:], 40)]
+    await exchange(stub, start(images=["a"]), header(), *chunks, trailer(A))
+    assert messages == [one.SerializeToString() for one in chunks]
+    assert torch.equal(engine.prompts[0].prompt_table, table(1.0)[0])
+
+
+def generate_of_bytes(
+    channel: grpc.aio.Channel, *messages: llm_pb2.GenerateRequest | bytes
+) -> grpc.aio.StreamStreamCall[Any, llm_pb2.GenerateResponse]:
+    """Returns a Generate call that sends these, bytes as they are."""
+    call = channel.stream_stream(
+        f"/{SERVICE_NAME}/Generate",
+        request_serializer=serialized,
+        response_deserializer=llm_pb2.GenerateResponse.FromString,
+    )
+    return call(iter(messages))
+
+
+async def test_a_chunk_in_another_layout_is_read_by_protobuf(
+    channel: grpc.aio.Channel, engine: ScriptedEngine
+) -> None:
+    data_first = b"\x1a" + bytes([len(A)]) + A + b"\x10\0\x78\1"  # and a field that nobody knows
+    message = b"\x2a" + bytes([len(data_first)]) + data_first
+    assert read_chunk(message) is None
+    call = generate_of_bytes(channel, start(images=["a"]), header(), message, trailer(A))
+    assert [one.WhichOneof("message") async for one in call][-1] == "usage"
+    assert torch.equal(engine.prompts[0].prompt_table, table(1.0)[0])
+
+
+async def test_a_message_that_is_none_is_refused(channel: grpc.aio.Channel) -> None:
+    broken = chunk(A).SerializeToString()[:-1]
+    with pytest.raises(grpc.aio.AioRpcError) as info:
+        async for _ in generate_of_bytes(channel, start(images=["a"]), header(), broken):
+            pass
+    assert from_rpc_error(info.value).message == "the message is not valid protobuf"
 
 
 async def test_finished_uploads_give_their_memory_back(

@@ -12,11 +12,10 @@ HTTP, BODY, FETCH = "HTTP, both ways", "the whole body", "picture read and named
 START = "JSON, Generate's start"
 TO_VISION = "picture to vision, header back"
 WORKER, PREPROCESSING = "waiting for a worker", "preprocessing"
-QUEUE, FORWARD, CHECKSUM = "waiting for the ViT", "ViT", "checksum"
+QUEUE, FORWARD = "waiting for the ViT", "ViT"
 WAY, ENGINE = "embedding, vision to gateway to LLM", "LLM engine: waiting and prefill"
 STAGES = (
-    HTTP, BODY, FETCH, START, TO_VISION, WORKER, PREPROCESSING, QUEUE, FORWARD, CHECKSUM, WAY,
-    ENGINE,
+    HTTP, BODY, FETCH, START, TO_VISION, WORKER, PREPROCESSING, QUEUE, FORWARD, WAY, ENGINE,
 )  # fmt: skip
 
 
@@ -24,8 +23,8 @@ def stage_seconds(first_token_seconds: float, lines: Lines) -> dict[str, float]:
     """Splits one request's time to the first token; together the stages are all of it.
 
     HTTP, START, TO_VISION and WAY are what the clocks of the others leave; WAY has the first
-    token's way back to the gateway in it. Where an older log has no `worker_wait_seconds` and
-    `checksum_seconds`, TO_VISION has them in it; without `prompt_seconds`, ENGINE begins when the
+    token's way back to the gateway in it. Where an older log has no `worker_wait_seconds`,
+    TO_VISION has them in it; without `prompt_seconds`, ENGINE begins when the
     gateway has handed the last piece to gRPC, not when the LLM service had it.
 
     Args:
@@ -42,10 +41,9 @@ def stage_seconds(first_token_seconds: float, lines: Lines) -> dict[str, float]:
         PREPROCESSING: vision["preprocess_seconds"],
         QUEUE: vision["queue_seconds"],
         FORWARD: vision["forward_seconds"],
-        CHECKSUM: vision.get("checksum_seconds", 0.0),
         ENGINE: _engine_seconds(llm, gateway),
     }
-    named = (WORKER, PREPROCESSING, QUEUE, FORWARD, CHECKSUM)
+    named = (WORKER, PREPROCESSING, QUEUE, FORWARD)
     seconds[TO_VISION] = before_header - sum(seconds[stage] for stage in named)
     seconds[WAY] = after_header - seconds[ENGINE]
     seconds[START] = gateway["first_token_seconds"] - sum(seconds.values())

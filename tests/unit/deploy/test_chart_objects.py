@@ -14,6 +14,7 @@ from typing import Any, cast
 import helm_python
 import kubernetes_validate
 import pytest
+import yaml  # type: ignore[import-untyped] # its stubs are a package of their own
 
 from gateway.metrics import LoadCollector, Metrics
 from protos.signature import EmbeddingKey
@@ -240,6 +241,21 @@ def test_what_is_mounted_is_there_and_only_scratch_can_be_written_to(case: str) 
         assert {mount["name"] for mount in mounts} == set(volumes)
         writable = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
         assert writable <= {"/tmp", "/dev/shm", "/scratch"}
+
+
+def test_the_manuals_values_have_both_services_share_memory() -> None:
+    manual = (ROOT / "docs" / "kubernetes.md").read_text()
+    (block,) = re.findall(r"```yaml\n(vision: &node\n.*?)```", manual, re.S)
+    deployments = of_kind(rendered(merged(ON_A_HOST, yaml.safe_load(block))), "Deployment")
+    for component in ("vision", "llm"):
+        spec, running = pod(deployments[component]), container(deployments[component])
+        variable = f"INTERNVL_{component.upper()}_SHARED_MEMORY_FOLDER"
+        assert {"name": variable, "value": "/shared"} in running["env"]
+        assert {"name": "shared", "mountPath": "/shared"} in running["volumeMounts"]
+        (folder,) = (one["hostPath"] for one in spec["volumes"] if one["name"] == "shared")
+        assert f"install -d -o 10001 -g 10001 -m 700 {folder['path']} " in manual
+        assert spec["securityContext"]["runAsUser"] == 10001
+        assert spec["nodeSelector"] == {"kubernetes.io/hostname": "node-1"}
 
 
 def test_a_key_is_made_once_and_given_to_both_services(tmp_path: Path) -> None:

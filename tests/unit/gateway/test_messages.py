@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.services.messages import encode_request
+from gateway.services.messages import embedding_request, encode_request, encode_response
 from protos.internvl.v1 import tensor_pb2, vision_pb2
 
 MEMORY = tensor_pb2.SharedMemory(file="f" * 32, nonce=b"n" * 32)
@@ -25,3 +25,19 @@ def test_an_encode_request_is_what_protobuf_reads(
         image_index=3,
         shared_memory=MEMORY,
     )
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        vision_pb2.EncodeImageResponse(embedding_chunk=tensor_pb2.EmbeddingChunk(data=b"rows")),
+        vision_pb2.EncodeImageResponse(shared_embedding=tensor_pb2.SharedEmbedding(file="f")),
+    ],
+)
+def test_what_both_services_have_alike_is_passed_on_unread(
+    response: vision_pb2.EncodeImageResponse,
+) -> None:
+    message = response.SerializeToString()
+    piece = encode_response(message)
+    assert piece is message
+    assert embedding_request(0, piece) is message

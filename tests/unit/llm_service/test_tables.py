@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from llm_service.tables import TableCache
+from llm_service.tables import (
+    TableCache,
+    TableSpec,
+    TableUpload,
+    joined_tables,
+    new_table,
+    page_lock_tables,
+)
 from protos.errors import OverloadedError
+from protos.transport import MAX_CHUNK_BYTE_COUNT
 from tests.embedding_ids import embedding_id
 
 A, B, C = map(embedding_id, "abc")
@@ -71,3 +86,79 @@ def test_reservations_are_bounded_and_given_back() -> None:
         cache.reserve(1)
     cache.release(20)
     cache.reserve(20)
+
+
+def test_chunks_become_the_table() -> None:
+    rows = torch.randn(3000, 8)
+    data = memoryview(rows.numpy().tobytes())
+    upload = TableUpload(TableSpec(torch.float32, (3000, 8), len(data)))
+    for begin in range(0, len(data), 10_007):
+        upload.add(begin, data[begin : begin + 10_007])
+    assert torch.equal(upload.finish(zlib.crc32(data)), rows)
+
+
+@contextmanager
+def counting_thread() -> Iterator[list[int]]:
+    """Yields a number that another thread counts up whenever somebody lets go of the lock."""
+    count, stopping = [0], threading.Event()
+
+    def run() -> None:
+        while not stopping.is_set():
+            count[0] += 1
+            time.sleep(0)  # lets go of it
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=run)
+    thread.start()
+    sys.setswitchinterval(60)  # nobody has to let go of it
+    try:
+        yield count
+    finally:
+        sys.setswitchinterval(interval)
+        stopping.set()
+        thread.join()
+
+
+def copies_beside(data: memoryview) -> int:
+    """Returns during how many of some hundred copies another thread has run."""
+    table_byte_count, seen = 64 * MAX_CHUNK_BYTE_COUNT, 0
+    with counting_thread() as count:
+        for _ in range(8):
+            upload = TableUpload(TableSpec(torch.uint8, (64, len(data)), table_byte_count))
+            for index in range(64):
+                before = count[0]
+                upload.add(index * len(data), data)
+                seen += count[0] != before
+    return seen
+
+
+def test_a_copy_lets_go_of_the_interpreters_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's thread needs it. The checksum, which lets go of it as well, is left out."""
+    monkeypatch.setattr("llm_service.tables.isal_zlib.crc32", lambda data, crc32: crc32)
+    assert copies_beside(memoryview(bytes(MAX_CHUNK_BYTE_COUNT)))
+
+
+@pytest.mark.parametrize("dtypes", [["float32"] * 3, ["bfloat16", "float32", "float16"]])
+def test_joined_tables_are_those_that_pytorch_joins(dtypes: list[str]) -> None:
+    tables = [torch.randn(rows, 4).to(getattr(torch, name)) for rows, name in enumerate(dtypes, 2)]
+    joined = joined_tables(tables)
+    assert joined.dtype == torch.cat(tables).dtype
+    assert torch.equal(joined, torch.cat(tables))
+
+
+def test_one_table_is_not_copied() -> None:
+    only = table(1)
+    assert joined_tables([only]) is only
+
+
+@pytest.mark.gpu
+def test_beside_a_gpu_tables_are_page_locked() -> None:
+    torch.zeros(1, device="cuda")
+    page_lock_tables(rows_per_tile=256, hidden_size=4096, max_byte_count=100_000_000)
+    spec = TableSpec(torch.float32, (2, 4), 32)
+    upload = TableUpload(spec)
+    upload.add(0, memoryview(bytes(32)))
+    received = upload.finish(zlib.crc32(bytes(32)))
+    assert received.is_pinned()
+    assert joined_tables([received, received]).is_pinned()
+    assert new_table((3, 4), torch.bfloat16).is_pinned()

@@ -458,6 +458,17 @@ async def test_a_folder_that_was_asked_for_must_be_there(tmp_path: Path) -> None
             pass
 
 
+async def test_elsewhere_memory_is_not_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    async with sharing(None, SlotReader.open) as reader:
+        assert reader is None
+    with pytest.raises(OSError, match="on Linux alone"):
+        async with sharing(tmp_path, SlotReader.open):
+            pass
+
+
 async def test_a_full_folder_of_ones_own_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,7 @@ def test_a_chunk_is_written_as_by_protobuf(image_index: int, offset: int, data: 
 @given(st.integers(0, 2**28 - 1), st.integers(0, 2**35 - 1), DATA)
 def test_what_is_written_is_read_without_protobuf(index: int, offset: int, data: bytes) -> None:
     message = chunk_message(index, offset, memoryview(data))
-    assert read_chunk(message) == (index, offset, data)
+    assert read_chunk(message) == (index, offset, memoryview(data))
 
 
 def test_data_is_not_copied() -> None:

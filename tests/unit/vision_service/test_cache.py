@@ -22,7 +22,8 @@ def id_of(name: str) -> EmbeddingId:
 
 def embedding(name: str) -> ImageEmbedding:
     rows = torch.zeros(1, ROW_BYTES // 4)
-    return ImageEmbedding(id_of(name), rows, 0, Grid(1, 1), 2, 2, Timings())
+    crc32 = asyncio.get_running_loop().create_future()
+    return ImageEmbedding(id_of(name), rows, crc32, Grid(1, 1), 2, 2, Timings())
 
 
 class Encodes:
