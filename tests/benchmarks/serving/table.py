@@ -36,7 +36,8 @@ difference of those around it: HTTP, which has the client's wait for a busy gate
 the start of the call; "picture to vision, header back", which has the waits of both event loops in
 it; and the embedding's way, which has the first token's way back to the gateway in it. So the
 stages of a request are all of its time to the first token; their medians need not be. A tree whose
-logs do not have the worker's wait yet has it in "picture to vision"; its engine begins when the gateway has handed over the last piece."""
+logs do not have the worker's wait yet has it in "picture to vision"; its engine begins when the
+gateway has handed over the last piece."""
 TURNS_COMPARED = """\
 The time to the first token of a question about a new picture, and of a further question in the same
 conversation, which comes with the picture and the answer as always; one conversation at a time,
