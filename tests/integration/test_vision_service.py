@@ -122,7 +122,8 @@ async def running(
     engine: VisionEngine, config: VisionConfig = CONFIG, **options: Any
 ) -> AsyncIterator[Client]:
     """Runs the service on a free port over this engine."""
-    options = {"preprocess_worker_count": 1, **options}  # of which each takes time to start
+    # Each worker takes time to start; to find out how many threads there may be reads files.
+    options = {"preprocess_worker_count": 1, "preprocess_thread_count": 2, **options}
     settings = Settings(checkpoint=CHECKPOINT, **options)
     async with (
         vision_main.open_service(settings, config, engine) as service,
@@ -191,7 +192,7 @@ async def test_the_options_of_the_checkpoint_hold(
     tmp_path: Path, changed_checkpoint: dict[str, Any], size: tuple[int, int], tile_count: int
 ) -> None:
     config = await asyncio.to_thread(VisionConfig.from_checkpoint, tmp_path)
-    settings = Settings(checkpoint=tmp_path, torch=TORCH_ON_THE_CPU)
+    settings = Settings(checkpoint=tmp_path, torch=TORCH_ON_THE_CPU, preprocess_thread_count=2)
     engine = await asyncio.to_thread(create_engine, settings, config)
     image = picture(*size)
     async with running(engine, config) as client:
@@ -530,7 +531,8 @@ async def test_a_dead_engine_fails_calls_and_ends_the_service(
     # `run` returns False, whereupon the process exits with 1.
     monkeypatch.setattr(vision_main, "create_engine", lambda *_: fake_engine)
     monkeypatch.setattr(vision_main, "serve", lambda service, _: serve_one(service))
-    assert await vision_main.run(Settings(checkpoint=CHECKPOINT)) is False
+    settings = Settings(checkpoint=CHECKPOINT, preprocess_thread_count=2)
+    assert await vision_main.run(settings) is False
 
 
 async def serve_one(service: Any) -> bool:
