@@ -559,7 +559,7 @@ def started_process(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_the_process_serves_and_ends_on_sigterm() -> None:
-    with started_process("--checkpoint", str(CHECKPOINT)) as process:
+    with started_process("--checkpoint", str(CHECKPOINT), "--port", "0") as process:
         assert process.stderr is not None
         log = list(itertools.takewhile(lambda line: '"serving"' not in line, process.stderr))
         process.send_signal(signal.SIGTERM)
