@@ -214,6 +214,9 @@ class ModelRunner:
             max_token_count=max_step_token_count,
             table_width=-(-len(self._rotation) // self._block_size),
             tile_size=tile_size,
+            takes_whole_tiles=self._decoder.kernels.takes_whole_tiles(
+                self._block_size, self._decoder.config.head_dim
+            ),
             padding=torch.tensor(padding, device=self.device),
         )
         embedding = self._decoder.embedding.weight[:1]

@@ -41,6 +41,7 @@ class StepLimits:
         max_token_count: most tokens.
         table_width: W, the blocks of the longest context.
         tile_size: tokens of a tile.
+        takes_whole_tiles: see Kernels.
         padding: [3, 1] int64, the row of a token that is none, on the CUDA device.
     """
 
@@ -48,6 +49,7 @@ class StepLimits:
     max_token_count: int
     table_width: int
     tile_size: int
+    takes_whole_tiles: bool
     padding: torch.Tensor
 
     def zeros(self, *shape: int) -> torch.Tensor:
@@ -112,7 +114,8 @@ class MixedGraphs:
 
     def keeps_decodes_apart(self, token_count: int) -> bool:
         """Whether a step of so many tokens takes decodes as tiles of their own."""
-        return self._size(token_count) >= LARGE_STEP_TOKEN_COUNT
+        is_large = self._size(token_count) >= LARGE_STEP_TOKEN_COUNT
+        return is_large and self._limits.takes_whole_tiles
 
     def run(
         self,
@@ -158,10 +161,11 @@ class MixedGraphs:
         return min(size, -(-size // self._limits.tile_size) + self._limits.max_running)
 
     def _tile_sets(self, size: int) -> tuple[TileSet, ...]:
-        tiles = TileSet(self._tiles[: self._tile_count(size)], self._limits.tile_size)
+        tiles = self._tiles[: self._tile_count(size)]
         if not self.keeps_decodes_apart(size):
-            return (tiles,)
-        return TileSet(self._decodes, 1, DECODE_SPLIT_COUNT), tiles
+            return (TileSet(tiles, self._limits.tile_size),)
+        decodes = TileSet(self._decodes, 1, least_split_count=DECODE_SPLIT_COUNT)
+        return decodes, TileSet(tiles, self._limits.tile_size, is_whole=True)
 
 
 def token_sizes(max_token_count: int) -> list[int]:

@@ -34,11 +34,14 @@ class TileSet:
         tiles: [N, 3] int32: a token, how many of its sequence's tokens from it on, the sequence's
             row of `block_tables`; with 0 tokens the tile is not used.
         size: most tokens of a tile. With 1, tile i is token i: a decode.
-        least_split_count: into how many parts a tile's context is split at least.
+        is_whole: whether one program reads a tile's whole context, which `takes_whole_tiles` must
+            allow; else contexts are split among programs.
+        least_split_count: into how many parts at least.
     """
 
     tiles: torch.Tensor
     size: int
+    is_whole: bool = False
     least_split_count: int = 1
 
 
@@ -54,7 +57,7 @@ class BatchLayout:
         slots: [T] int64, each token's place in the cache: block x block size + offset.
         context_lengths: [D] int32, tokens of each token's sequence up to itself, and included.
         block_tables: [S, W] int32, the blocks of each tiled sequence's context, then any blocks.
-        tile_sets: the tiles, decodes first.
+        tile_sets: the tiles: one set, or decodes and then whole tiles.
         spans: the other sequences, in their order.
     """
 
@@ -87,6 +90,10 @@ class Kernels(Protocol):
     @property
     def tile_size(self) -> int | None:
         """Tokens of a tile; None for kernels that know decodes and spans alone, no CUDA graphs."""
+        ...
+
+    def takes_whole_tiles(self, block_size: int, head_dim: int) -> bool:
+        """Whether tiles of a cache of such blocks and heads can be whole."""
         ...
 
     @property

@@ -18,6 +18,9 @@ class TorchKernels:
     tile_size: int | None = None
     row_multiple = 1
 
+    def takes_whole_tiles(self, block_size: int, head_dim: int) -> bool:
+        return False
+
     def project(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:

@@ -43,6 +43,11 @@ class TritonKernels:
     def tile_size(self) -> int:
         return max(1, TILE_ROWS // self._padded_group)
 
+    def takes_whole_tiles(self, block_size: int, head_dim: int) -> bool:
+        """Whether descriptors can read a step of keys: it is in one block."""
+        padded_dim = max(MIN_DOT_SIZE, triton.next_power_of_2(head_dim))
+        return block_size % KEYS_PER_STEP == 0 and head_dim == padded_dim
+
     def project(
         self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
@@ -123,27 +128,9 @@ class TritonKernels:
     def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         output = torch.empty_like(query)
         for tile_set in layout.tile_sets:
-            self._attend_tiles(tile_set, query, cache, layout, output)
+            attend = self._attend_whole_tiles if tile_set.is_whole else self._attend_split_tiles
+            attend(tile_set, query, cache, layout, output)
         return output
-
-    def _attend_tiles(
-        self,
-        tile_set: TileSet,
-        query: torch.Tensor,
-        cache: torch.Tensor,
-        layout: BatchLayout,
-        output: torch.Tensor,
-    ) -> None:
-        """Fills the rows of a set's tokens; of decodes, also those of unused tiles."""
-        token_count = min(len(query), len(tile_set.tiles) * tile_set.size)
-        tile_count = triton.cdiv(token_count, tile_set.size)
-        splits = max(tile_set.least_split_count, _split_count(tile_count * cache.shape[3]))
-        if splits == 1 and tile_set.size > 1 and _has_whole_steps(cache):
-            self._attend_whole_tiles(tile_set, query, cache, layout, output)
-        else:
-            self._attend_split_tiles(
-                tile_set, query[:token_count], cache, layout, output, splits=splits
-            )
 
     def _attend_whole_tiles(
         self,
@@ -153,6 +140,7 @@ class TritonKernels:
         layout: BatchLayout,
         output: torch.Tensor,
     ) -> None:
+        """Fills the rows of the set's tokens, and no others."""
         _, _, block_size, kv_heads, head_dim = cache.shape
         key_rows, value_rows = (
             TensorDescriptor.from_tensor(
@@ -190,11 +178,13 @@ class TritonKernels:
         cache: torch.Tensor,
         layout: BatchLayout,
         output: torch.Tensor,
-        *,
-        splits: int,
     ) -> None:
-        token_count, heads, head_dim = query.shape
+        """Fills the rows of all tokens up to the set's last, unused tiles' by anything."""
+        heads, head_dim = query.shape[1:]
         block_size, kv_heads = cache.shape[2:4]
+        token_count = min(len(query), len(tile_set.tiles) * tile_set.size)
+        program_count = triton.cdiv(token_count, tile_set.size) * kv_heads
+        splits = max(tile_set.least_split_count, _split_count(program_count))
         outputs = query.new_empty(token_count * heads, splits, head_dim, dtype=torch.float32)
         masses = query.new_empty(token_count * heads, splits, dtype=torch.float32)
         padded_dim = max(MIN_DOT_SIZE, triton.next_power_of_2(head_dim))
@@ -230,14 +220,6 @@ class TritonKernels:
             splits=splits,
             num_warps=2,
         )
-
-
-def _has_whole_steps(cache: torch.Tensor) -> bool:
-    """Whether the cache can be read by descriptors: a step of keys is in one block."""
-    block_size, head_dim = cache.shape[2], cache.shape[4]
-    return block_size % KEYS_PER_STEP == 0 and head_dim == max(
-        MIN_DOT_SIZE, triton.next_power_of_2(head_dim)
-    )
 
 
 def _split_count(program_count: int) -> int:

@@ -20,6 +20,9 @@ class TiledKernels(TorchKernels):
 
     tile_size = 3
 
+    def takes_whole_tiles(self, block_size: int, head_dim: int) -> bool:
+        return True
+
     def attend(self, query: torch.Tensor, cache: torch.Tensor, layout: BatchLayout) -> torch.Tensor:
         if layout.spans:
             return super().attend(query, cache, layout)

@@ -18,7 +18,14 @@ from llm_service.engines.torch.step_graphs import (
 from tests.unit.llm_service.engines.torch.replays import replayed
 
 PADDING = torch.tensor([[0], [0], [99]])
-LIMITS = StepLimits(max_running=3, max_token_count=8, table_width=4, tile_size=2, padding=PADDING)
+LIMITS = StepLimits(
+    max_running=3,
+    max_token_count=8,
+    table_width=4,
+    tile_size=2,
+    takes_whole_tiles=True,
+    padding=PADDING,
+)
 Arguments = tuple[torch.Tensor, ...]
 
 
@@ -58,7 +65,7 @@ def test_a_small_mixed_step_after_a_large_one_sees_only_its_own() -> None:
     graphs = MixedGraphs(step, LIMITS, torch.zeros(1, 5))
     assert graphs.run(*_mixed_step(8, 3)).shape == (3, 5)
     _, (decodes, others), _ = seen[-1]
-    assert decodes.size == 1
+    assert (decodes.size, decodes.is_whole, others.is_whole) == (1, False, True)
     assert decodes.tiles.tolist() == [[0, 1, 0]] + [[0, 0, 0]] * 2
     assert others.tiles[:3].tolist() == [[0, 1, 0], [0, 1, 1], [0, 1, 2]]
     assert graphs.run(*_mixed_step(2, 1)).shape == (1, 5)
@@ -76,6 +83,12 @@ def test_large_steps_alone_keep_decodes_apart() -> None:
         True,
         True,
     ]
+
+
+def test_without_whole_tiles_decodes_are_among_the_others() -> None:
+    limits = replace(LIMITS, takes_whole_tiles=False)
+    graphs = MixedGraphs(lambda rows, *_: rows, limits, torch.zeros(1, 5))
+    assert not graphs.keeps_decodes_apart(8)
 
 
 def test_there_is_a_graph_for_the_largest_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,29 +125,18 @@ def test_attention_of_decodes(
     [(8, 4, 128, 64), (2, 7, 64, 64), (2, 6, 128, 128), (2, 2, 16, 64)],
 )
 def test_attention_of_whole_tiles_beside_decodes(
-    dtype: torch.dtype,
-    kv_heads: int,
-    group: int,
-    head_dim: int,
-    block_size: int,
-    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype, kv_heads: int, group: int, head_dim: int, block_size: int
 ) -> None:
     kernels = _kernels(group)
-    from llm_service.engines.torch.kernels import triton_kernels
-
-    # As where there are so many tiles that nothing is won by splitting a context.
-    monkeypatch.setattr(triton_kernels, "LEAST_PROGRAM_COUNT", 1)
-    has_whole_steps, answers = triton_kernels._has_whole_steps, []
-
-    def noted(cache: torch.Tensor) -> bool:
-        answers.append(has_whole_steps(cache))
-        return answers[-1]
-
-    monkeypatch.setattr(triton_kernels, "_has_whole_steps", noted)
+    assert kernels.takes_whole_tiles(block_size, head_dim)
     sequences = [(1, 40), (1, 129), (70, 200), (3, 131), (64, 64), (1, 64), (2, 2), (65, 65)]
     batch = _Batch(sequences, 2)
     batch.check(kernels, kv_heads, group, head_dim, block_size, dtype)
-    assert answers == [True]
+
+
+@pytest.mark.parametrize(("block_size", "head_dim"), [(16, 128), (96, 64), (64, 12), (64, 96)])
+def test_tiles_are_split_where_descriptors_cannot_read(block_size: int, head_dim: int) -> None:
+    assert not _kernels(4).takes_whole_tiles(block_size, head_dim)
 
 
 def _norms(head_dim: int, dtype: torch.dtype) -> HeadNorms:
@@ -235,8 +224,8 @@ class _Batch:
             context_lengths=torch.tensor(contexts, dtype=torch.int32, device=DEVICE),
             block_tables=self._joined(tables),
             tile_sets=tuple(
-                TileSet(torch.tensor([*some, (0, 0, 0)], dtype=torch.int32, device=DEVICE), *sizes)
-                for some, sizes in ((decodes, (1, 4)), (tiles, (size,)))
+                TileSet(torch.tensor([*some, (0, 0, 0)], dtype=torch.int32, device=DEVICE), *form)
+                for some, form in ((decodes, (1, False, 4)), (tiles, (size, bool(decodes))))
                 if some
             ),
             spans=(),
