@@ -35,7 +35,8 @@ LARGEST_CALL_COUNT = 65_536
 LEAST_DECODE_BYTE_COUNT = 64 * MIB
 LARGEST_DECODE_SECONDS = 3600.0
 
-# With more of them, what one thread does alone is most of the time: decoding.
+# With more of them, what one thread does alone is most of the time: decoding. Each takes memory for
+# Pillow's filters, 2 MB where an edge is the longest, for which a decode has 32 MiB to spare.
 MAX_RESIZING_THREAD_COUNT = 16
 
 EngineName = Literal["torch", "tensorrt"]
@@ -107,7 +108,7 @@ class Settings(EngineSettings):
     """Processes that decode and tile images, one at a time each; default: 4, or 2 where there are
     fewer cores. Large images, of 16 megapixels and more, may have half of them."""
     preprocess_thread_count: int = Field(
-        default_factory=resizing_thread_count, ge=1, le=LARGEST_THREAD_COUNT
+        default_factory=resizing_thread_count, ge=1, le=MAX_RESIZING_THREAD_COUNT
     )
     """CPU threads that resize pictures, which the pictures that are tiled at a time share; each has
     one or more. Default: all cores that the process may use, by its affinity and its container, 16

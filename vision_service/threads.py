@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Barrier
 
@@ -16,7 +17,7 @@ class Threads:
 
     Attributes:
         count: of threads, with the calling one.
-        pool: of count - 1 threads or more.
+        pool: of count - 1 threads or more; or of fewer, with which it takes longer.
     """
 
     count: int
@@ -26,8 +27,9 @@ class Threads:
         """Runs all tasks; what one of them raises is raised when none runs any more."""
         left, others = iter(tasks), list[Future[None]]()
         try:
-            for _ in range(min(self.count, len(tasks)) - 1):
-                others.append(self.pool.submit(_run, left))
+            with suppress(RuntimeError):  # it lacks threads, and the system refuses new ones
+                for _ in range(min(self.count, len(tasks)) - 1):
+                    others.append(self.pool.submit(_run, left))
             _run(left)
         finally:
             wait(others)
@@ -36,12 +38,18 @@ class Threads:
 
 
 def started_pool(thread_count: int) -> Executor:
-    """Returns a pool of so many threads, 0 or more, that are all there."""
+    """Returns a pool of so many threads, 0 or more, that are all there.
+
+    Where the system refuses one, as a container's limit of processes does, it has those before.
+    """
     pool = ThreadPoolExecutor(max(1, thread_count))
     barrier = Barrier(thread_count + 1)
-    for _ in range(thread_count):
-        pool.submit(barrier.wait)
-    barrier.wait()
+    try:
+        for _ in range(thread_count):
+            pool.submit(barrier.wait)
+        barrier.wait()
+    except RuntimeError:
+        barrier.abort()
     return pool
 
 

@@ -70,9 +70,11 @@ def _engine(
     running_count = settings.max_running_sequence_count
     is_cuda = decoder.embedding.weight.is_cuda
     step_token_count = settings.torch.max_step_token_count or (
-        max(CUDA_STEP_TOKEN_COUNT, running_count) if is_cuda else CPU_STEP_TOKEN_COUNT
+        max(CUDA_STEP_TOKEN_COUNT, 2 * running_count) if is_cuda else CPU_STEP_TOKEN_COUNT
     )
-    mixed_token_count = min(step_token_count, CUDA_MIXED_STEP_TOKEN_COUNT) if is_cuda else None
+    mixed_token_count = (
+        max(CUDA_MIXED_STEP_TOKEN_COUNT, 2 * running_count) if is_cuda else step_token_count
+    )
     block_size = settings.torch.block_size or (CUDA_BLOCK_SIZE if is_cuda else CPU_BLOCK_SIZE)
     block_count = _block_count(settings, decoder, block_size, kv_byte_count)
     runner = ModelRunner(decoder, block_count, block_size, running_count, step_token_count)

@@ -53,8 +53,8 @@ class Scheduler:
             blocks: the KV cache's.
             max_step_token_count: most tokens of a step.
             max_running_count: slots.
-            max_mixed_token_count: most tokens of a step that has decodes, too: all of these wait
-                for the others; None: as of any step.
+            max_mixed_token_count: most tokens of a step beside sequences that write, which wait
+                for it; None: as of any step.
         """
         self.blocks = blocks
         self.waiting: list[Sequence] = []
@@ -104,7 +104,7 @@ class Scheduler:
                 break
             scheduled.append(sequence)
             budget -= self._schedule_tokens(sequence, budget)
-        if scheduled:
+        if len(reading) < len(self.running):  # some write, if not all of these in this step
             budget = min(budget, max(1, self._max_mixed_token_count - len(scheduled)))
         self._refuse_unreadable()
         readers = [sequence for sequence in reading if sequence.status is Status.RUNNING]

@@ -20,6 +20,8 @@ from tests.benchmarks.crossover.workload import Workload
 
 # Until all client processes have their share.
 LEAD_SECONDS = 0.3
+# Of each client: the first requests of many come all at once.
+LEAST_ANSWER_COUNT = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Load:
     Attributes:
         workload: what is asked.
         client_count: how many clients ask at a time.
-        seconds: for so long requests are sent, of each client one or more; all are answered.
+        seconds: for so long requests are sent, of each client LEAST_ANSWER_COUNT or more; all are
+            answered.
     """
 
     workload: Workload
@@ -68,7 +71,7 @@ async def _ask_in_turn(
         answers.append(await ask(http, url, body))
         if answers[-1].error:
             await asyncio.sleep(PAUSE_SECONDS)
-        if time.time() >= begin + load.seconds:
+        if time.time() >= begin + load.seconds and len(answers) >= LEAST_ANSWER_COUNT:
             break
     return answers
 

@@ -22,6 +22,27 @@ def test_a_pool_has_its_threads_before_the_first_task() -> None:
     pool.shutdown()
 
 
+def test_a_pool_does_with_the_threads_that_the_system_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, refused = threading.Thread.start, list[threading.Thread]()
+    before = threading.active_count()
+
+    def start_two(thread: threading.Thread) -> None:
+        if threading.active_count() == before + 2:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_two)
+    pool = started_pool(5)
+    done: list[int] = []
+    Threads(6, pool).run([partial(done.append, number) for number in range(100)])
+    assert sorted(done) == list(range(100))
+    assert refused
+    pool.shutdown()
+
+
 def on_another_thread(caller: int, started: threading.Barrier, error: Exception) -> None:
     started.wait(60)
     if threading.get_ident() != caller:

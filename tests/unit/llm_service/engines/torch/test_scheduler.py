@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from unittest.mock import Mock
 
 import torch
 from hypothesis import given, settings
@@ -170,6 +171,19 @@ def test_steps_that_write_answers_are_shorter() -> None:
         if len(counts) == 2:
             scheduler.add(second)
     assert counts == [(20, 0), (15, 0), (1, 9), (1, 9), (1, 9)]
+
+
+def test_a_step_is_shorter_also_beside_one_whose_token_is_in_flight() -> None:
+    scheduler = Scheduler(BlockManager(100, BLOCK_SIZE), 20, 8, max_mixed_token_count=10)
+    guided = _sequence(4, 5)
+    guided.matcher = Mock()
+    scheduler.add(guided)
+    for sequence in scheduler.schedule():
+        sequence.mark_launched()
+    long = _sequence(35, 1)
+    scheduler.add(long)
+    assert scheduler.schedule() == [long]
+    assert long.scheduled_count == 10
 
 
 def test_decodes_that_fill_a_step_leave_room_to_read() -> None:
