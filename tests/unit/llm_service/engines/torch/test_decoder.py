@@ -66,11 +66,19 @@ def test_logits_equal_those_of_transformers(
 
 @EVERY_FAMILY
 @pytest.mark.parametrize("max_batch_tokens", [100, 20, 7])
+@pytest.mark.parametrize("large_step_token_count", [21, 1000])
 def test_logits_of_replayed_steps_equal_them_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm: Config, max_batch_tokens: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    llm: Config,
+    max_batch_tokens: int,
+    large_step_token_count: int,
 ) -> None:
     replays = replayed(monkeypatch)
-    monkeypatch.setattr(step_graphs, "TOKEN_SIZES", (4, 21))  # more tokens are launched
+    monkeypatch.setattr(step_graphs, "TOKEN_SIZES", (4, 21))
+    monkeypatch.setattr(step_graphs, "FURTHER_TOKEN_SIZE", 20)
+    # From so many on, decodes are tiles of their own.
+    monkeypatch.setattr(step_graphs, "LARGE_STEP_TOKEN_COUNT", large_step_token_count)
     monkeypatch.setattr(weights, "kernels_for", lambda *_: TiledKernels())
     tensors = random_tensors(llm)
     runner = _runner(tmp_path, llm, tensors)
@@ -84,7 +92,7 @@ def test_logits_of_replayed_steps_equal_them_too(
 def test_logits_of_cuda_equal_them_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, llm: Config, max_batch_tokens: int
 ) -> None:
-    monkeypatch.setattr(step_graphs, "TOKEN_SIZES", (4, 21))  # more tokens are launched
+    monkeypatch.setattr(step_graphs, "TOKEN_SIZES", (4, 21))
     tensors = random_tensors(llm)
     runner = _runner(tmp_path, llm, tensors, device="cuda")
     _compare_logits(runner, _reference(llm, tensors), max_batch_tokens, tolerance=1e-4)
