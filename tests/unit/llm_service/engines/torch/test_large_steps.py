@@ -34,7 +34,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("block_size", [64, 16])
 def test_logits_equal_those_of_pytorchs_kernels(size: str, block_size: int) -> None:
     config = LLMConfig.from_checkpoint(CONFIGS / f"InternVL2_5-{size}")
-    config = replace(config, layer_count=2, vocabulary_size=1000)
+    config = replace(config, layer_count=2, vocabulary_size=1024)
     decoder = _decoder(config, kernels_for(CUDA, config))
     for parameter in decoder.parameters():
         parameter.detach().normal_(std=0.02)
@@ -55,10 +55,10 @@ def _decoder(config: LLMConfig, kernels: Kernels) -> Decoder:
 
 
 def _sequence(number: int, length: int) -> Sequence:
-    token_ids = torch.randint(1000, (length,), generator=torch.Generator().manual_seed(number))
+    token_ids = torch.randint(1024, (length,), generator=torch.Generator().manual_seed(number))
     prompt = Prompt(token_ids.tolist(), torch.empty(0, 1))
     params = SamplingParams(max_tokens=30)
-    return Sequence(prompt, params, 30, vocabulary_size=1000, order=(0, number))
+    return Sequence(prompt, params, 30, vocabulary_size=1024, order=(0, number))
 
 
 def _compare_steps(runners: list[ModelRunner], scheduler: Scheduler, step_count: int) -> set[int]:
