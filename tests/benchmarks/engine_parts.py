@@ -114,7 +114,7 @@ async def turns(subject: Subject) -> list[Report]:
     seconds: dict[str, list[float]] = {REPEATED: [], NEW: [], "second turn": []}
     for length in prompts.lengths(sizes.question_token_count, 1 + sizes.length_pair_count):
         repeated = prompts.first_turn(sizes.row_count, sizes.question_token_count)
-        timeline = await ask(subject.engine, repeated, 1)
+        timeline = await ask(subject.engine, repeated, sizes.answer_token_count)
         seconds[REPEATED].append(timeline.first_token_seconds)
         new = prompts.first_turn(sizes.row_count, length)
         first = await ask(subject.engine, new, sizes.answer_token_count)
