@@ -253,6 +253,19 @@ async def test_rows_are_read_from_where_they_lie(
     assert values["embeddings_total/shared"] == values["embeddings_total/chunks"] == 1
 
 
+@pytest.mark.parametrize("way", ["shared", "chunks"])
+async def test_an_embedding_counts_once_whichever_of_equal_images_it_is_sent_as(
+    llm: llm_pb2_grpc.LLMServiceAsyncStub, slot: Slot, metrics: Metrics, way: str
+) -> None:
+    rows = shared(slot, 1) if way == "shared" else chunk(DATA, index=1)
+    images = ["a", "a"]
+    responses = await exchange(llm, start(images=images), header(1), rows, trailer(DATA, 1))
+    assert list(responses[0].wanted.image_indexes) == [0]
+    values = await scrape(metrics.registry, "internvl_llm_")
+    counts = {name: values.get(f"embeddings_total/{name}", 0) for name in ("shared", "chunks")}
+    assert counts == {"shared": 0, "chunks": 0} | {way: 1}
+
+
 @pytest.mark.parametrize(
     ("error", "complaint", "change"),
     [

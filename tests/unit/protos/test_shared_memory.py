@@ -116,7 +116,10 @@ async def test_more_or_less_than_was_lent_is_not_read(
 async def test_a_slot_is_not_found_by_a_part_of_what_it_begins_with(
     writer: SlotWriter, reader: SlotReader
 ) -> None:
-    async with writer.lent(memoryview(DATA), reader.marker) as slot:
+    async with (
+        writer.lent(memoryview(DATA), reader.marker) as slot,
+        writer.lent(memoryview(DATA), reader.marker),  # the file does not end there
+    ):
         assert slot is not None
         after = replace(slot, offset=slot.offset + NONCE_BYTE_COUNT, nonce=b"")
         for wrong in (after, replace(after, offset=after.offset - 1, nonce=slot.nonce[-1:])):
