@@ -42,10 +42,11 @@ class RequestRecord:
         arrival: when it came, as all times of `time.monotonic`.
         stage_seconds: where its time went. `body`: from the arrival to the whole body.
             `fetch`: until its pictures were there and named. `encode_wait`: from the first picture
-            sent to the vision service to the header of the last. `transfer`: from there to the last
-            piece that the LLM service has been handed. `prefill`: from there, or, where it wanted
-            no picture, from the call's start, to the first token. `first_token`: from the arrival
-            to the first token. `decode`: from there to the answer's end.
+            sent to the vision service to the header of the last. `transfer`: from there until the
+            LLM service has been handed the last piece, or has read it from shared memory.
+            `prefill`: from there, or, where it wanted no picture, from the call's start, to the
+            first token. `first_token`: from the arrival to the first token. `decode`: from there
+            to the answer's end.
         pictures: those of the request, in its order, once they have names; equal ones are one
             object. As the LLM service wants only the first of these, its facts are theirs.
         slowest_encode: of the picture on which the vision service spent most.

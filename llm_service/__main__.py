@@ -17,7 +17,8 @@ from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo, read_model
 from llm_service.servicer import SERVICE_NAME, LLMServicer
 from llm_service.settings import ProgramSettings, Settings
-from llm_service.tables import TableCache, page_lock_tables
+from llm_service.table_arena import page_locked_arena
+from llm_service.tables import TableCache
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
 from protos.process import logs
@@ -108,9 +109,9 @@ def make_service(
     Raises:
         EmbeddingKeyError: the key cannot be used.
     """
-    config, max_byte_count = info.config, settings.max_table_byte_count
-    page_lock_tables(config.rows_per_tile, config.hidden_size, max_byte_count)
-    tables = TableCache(max_byte_count, embedding_key(settings), memory)
+    max_byte_count = settings.max_table_byte_count
+    arena = page_locked_arena(max_byte_count)
+    tables = TableCache(max_byte_count, embedding_key(settings), memory, arena)
     servicer = LLMServicer(Generator(info, engine, tables, metrics))
     return Service(
         name=SERVICE_NAME,

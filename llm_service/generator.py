@@ -205,12 +205,13 @@ class Generator:
     async def _receive(
         self, images: RequestImages, uploads: AsyncIterator[TableMessage]
     ) -> AsyncGenerator[EmbeddingRead, None]:
-        wanted, shared = set(images.wanted()), set()
+        wanted_count, shared_count = len(images.wanted()), 0
         async with aclosing(images.receive(uploads)) as read:
             async for index in read:
-                shared.add(index)
+                shared_count += 1
                 yield EmbeddingRead(index)
-        self._metrics.count_embeddings(len(shared), len(wanted - shared))
+        # Of equal images another than the wanted one may be sent, and some that nobody wants.
+        self._metrics.count_embeddings(shared_count, max(0, wanted_count - shared_count))
 
     @property
     def _marker(self) -> Marker | None:

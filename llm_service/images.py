@@ -17,6 +17,7 @@ from llm_service.tables import (
     TableChunk,
     TableHeader,
     TableMessage,
+    TableSpec,
     TableTrailer,
     TableUpload,
     joined_tables,
@@ -148,7 +149,7 @@ class RequestImages:
             self._tables.get(image.embedding_id, zeros.expand(image.row_count, -1))
             for image in images
         ]
-        return joined_tables(tables)
+        return joined_tables(tables, self._cache.arena)
 
     async def _take(self, message: TableMessage) -> None:
         match message:
@@ -180,9 +181,16 @@ class RequestImages:
         spec.check(self._info.config.hidden_size, self._info.max_context_token_count)
         self._row_counts[embedding_id] = spec.row_count
         self._check_context()
-        self._cache.reserve(spec.byte_count)
         self._announced.add(embedding_id)
-        self._uploads[embedding_id] = (TableUpload(spec, self._cache.key), spec.byte_count)
+        self._uploads[embedding_id] = (self._new_upload(spec), spec.byte_count)
+
+    def _new_upload(self, spec: TableSpec) -> TableUpload:
+        self._cache.reserve(spec.byte_count)
+        try:
+            return TableUpload(spec, self._cache.key, self._cache.arena)
+        except BaseException:  # there may be no memory for it
+            self._cache.release(spec.byte_count)
+            raise
 
     async def _end(self, trailer: TableTrailer) -> None:
         upload, byte_count = self._upload(trailer)

@@ -116,7 +116,8 @@ class Settings(EngineSettings):
     """Longest time for all embeddings of one request to arrive, the vision service's work on them
     included; no more than the gateway's --request-seconds serves anybody."""
     max_table_byte_count: int = Field(default=2 * GIB, ge=1)
-    """Memory for image embeddings that are kept for later turns."""
+    """Memory for image embeddings that are kept for later turns. Beside a GPU it is
+    page-locked at the start; what has no room there is in ordinary memory."""
 
     @model_validator(mode="after")
     def _refuse_missing_engine_folder(self) -> Settings:

@@ -1,9 +1,8 @@
-"""Prompt tables: one image's rows, received in chunks, checked, and kept for later turns."""
+"""Prompt tables: one image's rows, received, checked, and kept for later turns."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from isal import isal_zlib
 
 from llm_service.rows_digest import RowsDigest
+from llm_service.table_arena import NO_ARENA, TableArena
 from protos.errors import (
     AccessDeniedError,
     DataLossError,
@@ -32,38 +32,14 @@ REMEMBERED_TABLE_COUNT = 65_536
 # A table may have so many chunks of any size, and one more for each LEAST_CHUNK_BYTE_COUNT.
 SMALL_CHUNK_COUNT = 64
 LEAST_CHUNK_BYTE_COUNT = 16 * KIB
-# Tables for which memory is page-locked at the start: a dozen tiles and the thumbnail, in 16 bits.
-WARM_TABLE_COUNT = 8
-WARM_TILE_COUNT = 13
 
 
-def new_table(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Returns memory for a table; page-locked if this process uses a GPU, which reads it then."""
-    return torch.empty(tuple(shape), dtype=dtype, pin_memory=_uses_gpu())
-
-
-def page_lock_tables(rows_per_tile: int, hidden_size: int, max_byte_count: int) -> None:
-    """Takes memory of that kind for tables of a usual size, at most so many bytes, and frees it.
-
-    PyTorch keeps it for the next ones: 27 MB take milliseconds to lock, in which nobody is served.
-    """
-    shape = (WARM_TILE_COUNT * rows_per_tile, hidden_size)
-    byte_count = math.prod(shape) * torch.bfloat16.itemsize
-    table_count = min(WARM_TABLE_COUNT, max_byte_count // byte_count)
-    if _uses_gpu():
-        _ = [new_table(shape, torch.bfloat16) for _ in range(table_count)]
-
-
-def _uses_gpu() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
-
-
-def joined_tables(tables: Sequence[torch.Tensor]) -> torch.Tensor:
+def joined_tables(tables: Sequence[torch.Tensor], arena: TableArena) -> torch.Tensor:
     """Returns [rows, hidden] of all tables; of one itself, which nobody writes."""
     if len(tables) == 1:
         return tables[0]
     dtype = reduce(torch.promote_types, (table.dtype for table in tables))
-    joined = new_table((sum(map(len, tables)), tables[0].shape[1]), dtype)
+    joined = arena.new_table((sum(map(len, tables)), tables[0].shape[1]), dtype)
     return torch.cat(list(tables), out=joined)
 
 
@@ -164,16 +140,19 @@ TableMessage = TableHeader | TableChunk | SharedTable | TableTrailer
 class TableUpload:
     """One table on its way: its memory, and how much of it has arrived."""
 
-    def __init__(self, spec: TableSpec, key: EmbeddingKey | None = None) -> None:
+    def __init__(
+        self, spec: TableSpec, key: EmbeddingKey | None = None, arena: TableArena = NO_ARENA
+    ) -> None:
         """Takes a spec that `check` let through; spends its bytes.
 
         Args:
             spec: what was announced.
             key: with which the table must be signed; None if it need not be.
+            arena: where it gets memory.
         """
         self._spec = spec
         self._key = key
-        self._bytes = new_table([spec.byte_count], torch.uint8)
+        self._bytes = arena.new_table([spec.byte_count], torch.uint8)
         self._array = self._bytes.numpy()
         self._buffer = self._array.data
         self._received = 0
@@ -299,6 +278,7 @@ class TableCache:
         max_byte_count: most bytes that are kept, and most that may be on their way at once.
         key: with which tables that arrive must be signed; None if they need not be.
         memory: where tables may lie instead of being sent; None: nowhere.
+        arena: where tables get memory.
     """
 
     def __init__(
@@ -306,10 +286,12 @@ class TableCache:
         max_byte_count: int,
         key: EmbeddingKey | None = None,
         memory: SlotReader | None = None,
+        arena: TableArena = NO_ARENA,
     ) -> None:
         self.max_byte_count = max_byte_count
         self.key = key
         self.memory = memory
+        self.arena = arena
         self._tables: OrderedDict[EmbeddingId, torch.Tensor] = OrderedDict()
         self._gone_row_counts: OrderedDict[EmbeddingId, int] = OrderedDict()
         self._held_byte_count = 0

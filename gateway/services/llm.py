@@ -209,6 +209,7 @@ class Generation:
         self.wanted: list[int] = []
         self.shared_memory: tensor_pb2.SharedMemory | None = None
         self._unread: dict[int, asyncio.Event] = {}
+        self._answers = False
         self._call = call
         self._name_field = name_field
         self._writing = asyncio.Lock()
@@ -244,12 +245,15 @@ class Generation:
 
     async def send(self, image_index: int, piece: EmbeddingPiece) -> None:
         """Sends a piece of an image's embedding; returns once gRPC has taken it."""
-        if is_shared(piece):
+        if is_shared(piece) and not self._answers:
             self._unread[image_index] = asyncio.Event()
         await self._write(embedding_request(image_index, piece))
 
     async def until_read(self, image_index: int) -> None:
-        """Waits, where the embedding lies in shared memory, until the service has read it."""
+        """Waits, where the embedding lies in shared memory, until the service has read it.
+
+        It has when it says so, and when it answers.
+        """
         if image_index in self._unread:
             await self._unread[image_index].wait()
 
@@ -264,6 +268,7 @@ class Generation:
         while response is not None and response.HasField("embedding_read"):
             self._note_read(response.embedding_read.image_index)
             response = await self._read()
+        self._note_answer()
         if response is None:
             if not self._ended:
                 raise ServiceError("the LLM service ended the answer too early")
@@ -274,6 +279,11 @@ class Generation:
     def _note_read(self, image_index: int) -> None:
         if image_index in self._unread:
             self._unread[image_index].set()
+
+    def _note_answer(self) -> None:
+        self._answers = True
+        while self._unread:
+            self._unread.popitem()[1].set()
 
     async def _read(self) -> llm_pb2.GenerateResponse | None:
         with errors_of("LLM", self._name_field):

@@ -170,9 +170,9 @@ class VisionClient:
     async def encode_image(
         self, request: EncodeRequest, name_field: FieldNamer, deadline: float
     ) -> AsyncGenerator[EmbeddingPiece, None]:
-        """Yields the embedding's header, chunks and trailer as they come.
+        """Yields the embedding's header, its chunks or their place, and its trailer as they come.
 
-        Where it lies in shared memory it does so until the generator is asked for more.
+        In shared memory the rows lie until the generator is asked for more.
 
         Args:
             request: the image, whose content leads to the replica that is asked first.

@@ -2,8 +2,8 @@
 
 All of it is files in a folder. A reader has a marker there, a small file whose bytes nobody else
 knows: a writer that is told them, and finds them in its own folder, sees the same memory. The
-writer lends slots of its one file. A slot begins with a nonce as long as it is lent, so that who
-has read it knows that nobody wrote in it meanwhile.
+writer lends slots of its one file. A slot begins with a nonce and its size as long as it is lent,
+so that who has read it knows that all of it was lent, and that nobody wrote in it meanwhile.
 
 Nothing is mapped. To copy by read and write releases the interpreter's lock as well, and a file
 that somebody cuts off is an error, not a signal that kills the process. Each file is locked by the
@@ -37,22 +37,25 @@ from typing import TypeVar
 import structlog
 
 from protos.errors import DataLossError
+from protos.process.first_fit import FirstFit
 from protos.process.settings import MIB
 
 logger = structlog.get_logger()
 
 End = TypeVar("End")
 
-FILE_NAME = re.compile(r"[0-9a-f]{32}")
+FILE_NAME = re.compile(r"internvl-[0-9a-f]{32}")
 NONCE_BYTE_COUNT = 32
+# How long the size is that follows a slot's nonce, big-endian.
+SIZE_BYTE_COUNT = 8
 # Linux's file system in memory, where each user has a folder unless told otherwise.
 DEVICE = Path("/dev/shm")
 # From a slot's beginning to its data; slots begin at multiples of it.
 ALIGNMENT = 4096
-# What one thread copies at a time. A thread that ends such a piece may have to wait for the
+# What one thread reads at a time. A thread that ends such a piece may have to wait for the
 # interpreter's lock, so they are not small.
 PIECE_BYTE_COUNT = 4 * MIB
-THREAD_COUNT = 4
+READER_THREAD_COUNT = 4
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,13 @@ class Slot:
         """Where the data begin in the file."""
         return self.offset + ALIGNMENT
 
+    def head(self, byte_count: int) -> bytes:
+        """Returns what it begins with while it is lent with so many bytes of data."""
+        return self.nonce + byte_count.to_bytes(SIZE_BYTE_COUNT, "big")
+
 
 class SharedFolder:
-    """A folder in which this user's processes have files with random names; others are not used."""
+    """A folder in which this user's processes have files with names of their own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,7 +108,7 @@ class SharedFolder:
 
     def _locked_file(self) -> tuple[str, int]:
         while True:
-            name = secrets.token_hex(16)
+            name = f"internvl-{secrets.token_hex(16)}"
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
             descriptor = os.open(name, flags, 0o600, dir_fd=self._descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -131,7 +138,7 @@ class SharedFolder:
     def holds(self, marker: Marker) -> bool:
         """Says whether the marker's file is here, and holds what it says."""
         with suppress(OSError), self.opened(marker.file) as descriptor:
-            is_marker = os.fstat(descriptor).st_size == NONCE_BYTE_COUNT
+            is_marker = os.fstat(descriptor).st_size == len(marker.nonce) == NONCE_BYTE_COUNT
             return is_marker and _begins_with(descriptor, 0, marker.nonce)
         return False
 
@@ -198,33 +205,12 @@ def _check_own(path: Path) -> None:
         raise OSError(errno.EPERM, "a folder that others may use", str(path))
 
 
-class FirstFit:
-    """Which parts of a range of bytes are taken; a new one goes to the first gap that has room."""
-
-    def __init__(self, byte_count: int) -> None:
-        self._byte_count = byte_count
-        self._taken: list[tuple[int, int]] = []  # begin and end of each, in order
-
-    def take(self, byte_count: int) -> int | None:
-        """Takes so many bytes; returns where they begin, or None if no gap has room."""
-        begin = 0
-        for index, (taken_begin, taken_end) in enumerate([*self._taken, (self._byte_count,) * 2]):
-            if taken_begin - begin >= byte_count:
-                self._taken.insert(index, (begin, begin + byte_count))
-                return begin
-            begin = taken_end
-        return None
-
-    def give_back(self, begin: int) -> None:
-        """Frees the part that begins there."""
-        self._taken = [part for part in self._taken if part[0] != begin]
-
-
 class SlotWriter:
     """One file of slots, which this process lends.
 
     The file grows with what is lent at a time, and then stays: to take memory that has been used
-    before costs nothing. Slots are taken and given back in the event loop, and filled on threads.
+    before costs nothing. Slots are taken and given back in the event loop. A thread writes: one, as
+    the system lets one write to a file at a time, and a slot is wiped after it has been filled.
     """
 
     def __init__(
@@ -234,7 +220,7 @@ class SlotWriter:
         self._file = file
         self._descriptor = descriptor
         self._parts = FirstFit(max_byte_count)
-        self._pool = ThreadPoolExecutor(THREAD_COUNT, "shared-memory")
+        self._pool = ThreadPoolExecutor(1, "shared-memory")
         self._has_told = False
 
     @classmethod
@@ -257,30 +243,39 @@ class SlotWriter:
             yield None
             return
         slot = Slot(self._file, offset, secrets.token_bytes(NONCE_BYTE_COUNT))
-        filling = asyncio.get_running_loop().run_in_executor(None, self._fill, slot, data)
+        loop = asyncio.get_running_loop()
         try:
-            yield slot if await asyncio.shield(filling) else None
-        finally:  # a thread that has begun to write goes on, whatever becomes of the call
-            filling.add_done_callback(lambda _: self._give_back(slot))
+            if is_filled := await loop.run_in_executor(self._pool, self._fill, slot, data):
+                yield slot
+        finally:
+            self._give_back(slot)
+        if not is_filled:
+            yield None
 
     def _fill(self, slot: Slot, data: memoryview) -> bool:
-        """Says whether there was memory for it."""
+        """Says whether readers can find it, and there was memory for it."""
         try:
+            if not os.fstat(self._descriptor).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "somebody has removed the file", self._file)
             # Written to without this, memory that is short would be so after most of it was taken.
             os.posix_fallocate(self._descriptor, slot.offset, ALIGNMENT + len(data))
-            write = partial(_write, self._descriptor, slot.data_offset, data)
-            for _ in _in_pieces(self._pool, write, len(data)):
-                pass
-            os.pwrite(self._descriptor, slot.nonce, slot.offset)
+            _write(self._descriptor, data, slot.data_offset)
+            _write(self._descriptor, memoryview(slot.head(len(data))), slot.offset)
         except OSError as error:
             self._tell(error)
             return False
         return True
 
     def _give_back(self, slot: Slot) -> None:
+        with suppress(RuntimeError):  # the writer has closed, and its file is gone
+            wiping = self._pool.submit(self._wipe, slot)
+            asyncio.wrap_future(wiping).add_done_callback(
+                lambda _: self._parts.give_back(slot.offset)
+            )
+
+    def _wipe(self, slot: Slot) -> None:
         with suppress(OSError):  # of a hole, if there was no memory
             os.pwrite(self._descriptor, secrets.token_bytes(NONCE_BYTE_COUNT), slot.offset)
-        self._parts.give_back(slot.offset)
 
     def _tell(self, error: OSError) -> None:
         if not self._has_told:
@@ -298,7 +293,7 @@ class SlotReader:
     def __init__(self, folder: SharedFolder, marker: Marker) -> None:
         self.marker = marker
         self._folder = folder
-        self._pool = ThreadPoolExecutor(THREAD_COUNT, "shared-memory")
+        self._pool = ThreadPoolExecutor(READER_THREAD_COUNT, "shared-memory")
 
     @classmethod
     @contextmanager
@@ -317,14 +312,14 @@ class SlotReader:
         They are those that were lent if it comes to its end. It blocks, so it is for a thread.
 
         Raises:
-            DataLossError: the slot is not lent, or not any more, or has fewer bytes.
+            DataLossError: the slot is not lent, or not any more, or with another size.
         """
         try:
             with self._folder.opened(slot.file) as descriptor:
-                _check_lent(descriptor, slot)
+                _check_lent(descriptor, slot, len(data))
                 read = partial(_read, descriptor, slot.data_offset, data)
                 yield from _in_pieces(self._pool, read, len(data))
-                _check_lent(descriptor, slot)
+                _check_lent(descriptor, slot, len(data))
         except (OSError, OverflowError) as error:  # an offset beyond those of files
             logger.warning("shared_memory_unreadable", file=slot.file, error=str(error))
             raise DataLossError(
@@ -332,14 +327,14 @@ class SlotReader:
             ) from error
 
 
-def _check_lent(descriptor: int, slot: Slot) -> None:
-    if not _begins_with(descriptor, slot.offset, slot.nonce):
-        raise OSError("the slot is not lent to us")
+def _check_lent(descriptor: int, slot: Slot, byte_count: int) -> None:
+    is_nonce = len(slot.nonce) == NONCE_BYTE_COUNT
+    if not is_nonce or not _begins_with(descriptor, slot.offset, slot.head(byte_count)):
+        raise OSError("no slot of this size is lent to us there")
 
 
-def _begins_with(descriptor: int, offset: int, nonce: bytes) -> bool:
-    found = os.pread(descriptor, NONCE_BYTE_COUNT, offset)
-    return len(found) == NONCE_BYTE_COUNT and secrets.compare_digest(found, nonce)
+def _begins_with(descriptor: int, offset: int, head: bytes) -> bool:
+    return secrets.compare_digest(os.pread(descriptor, len(head), offset), head)
 
 
 def _in_pieces(
@@ -359,9 +354,10 @@ def _in_pieces(
         wait(pieces)
 
 
-def _write(descriptor: int, offset: int, data: memoryview, begin: int, end: int) -> None:
-    while begin < end:
-        begin += os.pwrite(descriptor, data[begin:end], offset + begin)
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(descriptor, data, offset)
+        data, offset = data[count:], offset + count
 
 
 def _read(descriptor: int, offset: int, data: memoryview, begin: int, end: int) -> None:

@@ -134,6 +134,41 @@ async def test_each_image_of_a_request_is_lent_for_itself(
     assert sorted(place.image_index for place in vision.sent) == [0, 1, 3]
 
 
+class HastyLLM(ReadingLLM):
+    """Answers, and never says that it has read; of so many messages of an image's three."""
+
+    def __init__(self, message_count: int) -> None:
+        super().__init__()
+        self.message_count = message_count
+
+    async def Generate(
+        self, requests: AsyncIterator[llm_pb2.GenerateRequest], context: LLMContext
+    ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
+        start = (await anext(requests)).start
+        self._note(start, context)
+        wanted = llm_pb2.WantedImages(image_indexes=self._wanted(start), shared_memory=MEMORY)
+        yield llm_pb2.GenerateResponse(wanted=wanted)
+        for _ in range(self.message_count):
+            self.got.append(await anext(requests))
+        answer = [response async for response in self._answer(start)]
+        yield answer[0]
+        async for message in requests:
+            self.got.append(message)
+        for response in answer[1:]:
+            yield response
+
+
+@pytest.mark.parametrize("message_count", [0, 1, 3])
+async def test_who_answers_has_read(vision: LendingVision, message_count: int) -> None:
+    llm = HastyLLM(message_count)
+    async with stack(vision, llm, request_seconds=5) as gateway:
+        status, body = await gateway.chat(messages=messages(b"one"))
+        await happening(vision.cancelled)
+    assert status == 200
+    assert body["choices"][0]["message"]["content"] == "Hello"
+    assert len(llm.got) == 3
+
+
 async def test_what_cannot_be_read_is_given_back(vision: LendingVision, llm: ReadingLLM) -> None:
     llm.read_error = DataLossError("not there", retry_after=0.0)
     async with stack(vision, llm) as gateway:

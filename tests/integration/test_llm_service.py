@@ -26,6 +26,7 @@ from llm_service.engines.base import (
 )
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.servicer import SERVICE_NAME
+from llm_service.table_arena import TableArena
 from llm_service.tables import TableUpload
 from llm_service.tokenizer import Tokenizer
 from protos.errors import (
@@ -860,6 +861,22 @@ async def test_arriving_tables_are_bounded_and_given_back(
     for _ in range(9):
         with pytest.raises(InvalidTensorError, match="ended before"):
             await exchange(stub, start(images=["a"]), header(0, rows))
+
+
+async def test_a_table_without_memory_gives_its_share_back(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> torch.Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableArena, "new_table", no_memory)
+        for _ in range(9):  # of which eight fit
+            with pytest.raises(ServiceError) as caught:
+                await exchange(stub, start(images=["a"]), header(0, 4000))
+            assert "arriving" not in caught.value.message
+    _, data = table(1.0, 4000)
+    assert text_of(await exchange(stub, start(images=["a"]), *upload(data, rows=4000)))
 
 
 async def test_too_many_arriving_bytes_are_refused_with_a_time_to_retry(

@@ -135,7 +135,7 @@ async def test_who_sees_other_memory_gets_chunks(
 ) -> None:
     for marker in (
         replace(reader.marker, nonce=secrets.token_bytes(32)),
-        replace(reader.marker, file=secrets.token_hex(16)),
+        replace(reader.marker, file=f"internvl-{secrets.token_hex(16)}"),
         replace(reader.marker, file="../../etc/passwd"),
     ):
         assert await Lending(vision, marker).begin() == CHUNKED
@@ -253,12 +253,25 @@ async def test_rows_are_read_from_where_they_lie(
     assert values["embeddings_total/shared"] == values["embeddings_total/chunks"] == 1
 
 
+@pytest.mark.parametrize("way", ["shared", "chunks"])
+async def test_an_embedding_counts_once_whichever_of_equal_images_it_is_sent_as(
+    llm: llm_pb2_grpc.LLMServiceAsyncStub, slot: Slot, metrics: Metrics, way: str
+) -> None:
+    rows = shared(slot, 1) if way == "shared" else chunk(DATA, index=1)
+    images = ["a", "a"]
+    responses = await exchange(llm, start(images=images), header(1), rows, trailer(DATA, 1))
+    assert list(responses[0].wanted.image_indexes) == [0]
+    values = await scrape(metrics.registry, "internvl_llm_")
+    counts = {name: values.get(f"embeddings_total/{name}", 0) for name in ("shared", "chunks")}
+    assert counts == {"shared": 0, "chunks": 0} | {way: 1}
+
+
 @pytest.mark.parametrize(
     ("error", "complaint", "change"),
     [
         (DataLossError, "not in the shared memory", {"nonce": secrets.token_bytes(32)}),
         (DataLossError, "not in the shared memory", {"nonce": b""}),
-        (DataLossError, "not in the shared memory", {"file": secrets.token_hex(16)}),
+        (DataLossError, "not in the shared memory", {"file": f"internvl-{secrets.token_hex(16)}"}),
         (DataLossError, "not in the shared memory", {"file": "../../etc/passwd"}),
         (DataLossError, "not in the shared memory", {"offset": ALIGNMENT}),
         (DataLossError, "not in the shared memory", {"offset": -1}),
@@ -276,6 +289,15 @@ async def test_rows_that_are_not_there_are_refused(
     with pytest.raises(error, match=complaint) as caught:
         await exchange(llm, start(images=["a"]), header(), shared(wrong), trailer(DATA))
     assert "No such file" not in caught.value.message
+
+
+async def test_rows_beyond_what_was_lent_are_refused_and_nothing_is_told_of_them(
+    llm: llm_pb2_grpc.LLMServiceAsyncStub, slot: Slot
+) -> None:
+    for rows in (1, 3, ALIGNMENT // len(DATA) * 4):
+        with pytest.raises(DataLossError, match="not in the shared memory") as caught:
+            await exchange(llm, start(images=["a"]), header(rows=rows), shared(slot), trailer(DATA))
+        assert "CRC" not in caught.value.message
 
 
 async def test_rows_of_another_checksum_are_refused(

@@ -91,7 +91,9 @@ class TorchEngine:
         self._arrivals = count()  # the event loop's
         # The thread's:
         self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, Outputs]] = {}
-        self._in_flight: deque[StepOutputs] = deque()
+        # With all of a step's sequences: the device may still be copying the prompt table of one
+        # whose request is over, and its memory must not become another's meanwhile.
+        self._in_flight: deque[tuple[list[Sequence], StepOutputs]] = deque()
         self._steps = StepTotals()
         self._is_stalled = False
         self._stopping = False
@@ -235,7 +237,10 @@ class TorchEngine:
             self._launch(scheduled)
         awaited = len(self._in_flight) > self._runner.overlaps or not scheduled
         if self._in_flight and awaited:
-            self._deliver(self._in_flight.popleft().read())
+            _, outputs = self._in_flight[0]
+            sampled = outputs.read()
+            self._in_flight.popleft()
+            self._deliver(sampled)
         self._is_stalled = not (scheduled or self._in_flight) and self._scheduler.awaits_masks
         self._steps = self._steps.after(time.perf_counter() - started, token_count)
 
@@ -250,7 +255,7 @@ class TorchEngine:
             for sequence in scheduled:
                 self._fail(sequence, _out_of_memory(len(scheduled)))
             return
-        self._in_flight.append(outputs)
+        self._in_flight.append((scheduled, outputs))
         for sequence in scheduled:
             sequence.mark_launched()
 

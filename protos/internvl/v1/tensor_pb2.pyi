@@ -128,7 +128,7 @@ class SharedMemory(_message.Message):
     FILE_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     file: _builtins.str
-    """Its name: 32 hexadecimal digits."""
+    """Its name: "internvl-" and 32 hexadecimal digits."""
     nonce: _builtins.bytes
     """What it holds, 32 random bytes. Who reads the same there sees the same memory."""
     def __init__(
@@ -160,12 +160,12 @@ class SharedEmbedding(_message.Message):
     file: _builtins.str
     """Name of the file that holds them."""
     offset: _builtins.int
-    """Where the slot begins in the file, in bytes: first the nonce, then, at a fixed aligned distance,
-    the rows.
+    """Where the slot begins in the file, in bytes: first the nonce, then how many bytes the rows have
+    (8 bytes, big-endian), then, at a fixed aligned distance, the rows.
     """
     nonce: _builtins.bytes
     """32 random bytes, new for every slot that is handed out; the slot is valid while it begins with
-    them.
+    them and with the size that the header announces.
     """
     def __init__(
         self,

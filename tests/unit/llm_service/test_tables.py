@@ -10,13 +10,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from llm_service.table_arena import NO_ARENA
 from llm_service.tables import (
     TableCache,
     TableSpec,
     TableUpload,
     joined_tables,
-    new_table,
-    page_lock_tables,
 )
 from protos.errors import OverloadedError
 from protos.transport import MAX_CHUNK_BYTE_COUNT
@@ -141,24 +140,11 @@ def test_a_copy_lets_go_of_the_interpreters_lock(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("dtypes", [["float32"] * 3, ["bfloat16", "float32", "float16"]])
 def test_joined_tables_are_those_that_pytorch_joins(dtypes: list[str]) -> None:
     tables = [torch.randn(rows, 4).to(getattr(torch, name)) for rows, name in enumerate(dtypes, 2)]
-    joined = joined_tables(tables)
+    joined = joined_tables(tables, NO_ARENA)
     assert joined.dtype == torch.cat(tables).dtype
     assert torch.equal(joined, torch.cat(tables))
 
 
 def test_one_table_is_not_copied() -> None:
     only = table(1)
-    assert joined_tables([only]) is only
-
-
-@pytest.mark.gpu
-def test_beside_a_gpu_tables_are_page_locked() -> None:
-    torch.zeros(1, device="cuda")
-    page_lock_tables(rows_per_tile=256, hidden_size=4096, max_byte_count=100_000_000)
-    spec = TableSpec(torch.float32, (2, 4), 32)
-    upload = TableUpload(spec)
-    upload.add(0, memoryview(bytes(32)))
-    received = upload.finish(zlib.crc32(bytes(32)))
-    assert received.is_pinned()
-    assert joined_tables([received, received]).is_pinned()
-    assert new_table((3, 4), torch.bfloat16).is_pinned()
+    assert joined_tables([only], NO_ARENA) is only

@@ -11,15 +11,14 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from structlog.testing import capture_logs
 
 from protos.errors import DataLossError
@@ -29,7 +28,6 @@ from protos.process.shared_memory import (
     ALIGNMENT,
     NONCE_BYTE_COUNT,
     PIECE_BYTE_COUNT,
-    FirstFit,
     Marker,
     SharedFolder,
     SlotReader,
@@ -41,6 +39,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is share
 
 DATA = secrets.token_bytes(2 * PIECE_BYTE_COUNT + 5)
 MAX_BYTE_COUNT = 32 * MIB
+MD5 = "9dd4e461268c8034f5c8564e155c67a6"
+OURS = f"internvl-{MD5}"
 MAKES_FILES = """
 import sys, time
 from pathlib import Path
@@ -50,46 +50,6 @@ with SlotWriter.open(folder, 1 << 20), SlotReader.open(folder):
     print("there", flush=True)
     sys.stdin.read()
 """
-
-
-class TakenParts(RuleBasedStateMachine):
-    """FirstFit against a list of bytes."""
-
-    SIZE = 40
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts = FirstFit(self.SIZE)
-        self.owners = [0] * self.SIZE
-        self.begins: dict[int, int] = {}
-        self.taken_count = 0
-
-    @rule(byte_count=st.integers(1, SIZE + 1))
-    def take(self, byte_count: int) -> None:
-        gaps = (begin for begin in range(self.SIZE) if self._is_free(begin, byte_count))
-        expected = next(gaps, None)
-        assert self.parts.take(byte_count) == expected
-        if expected is not None:
-            self.taken_count += 1
-            self.begins[self.taken_count] = expected
-            self.owners[expected : expected + byte_count] = [self.taken_count] * byte_count
-
-    @rule(number=st.integers(0, SIZE))
-    def give_back(self, number: int) -> None:
-        if self.begins:
-            owner = sorted(self.begins)[number % len(self.begins)]
-            self.parts.give_back(self.begins.pop(owner))
-            self.owners = [0 if other == owner else other for other in self.owners]
-
-    @invariant()
-    def has_no_more_than_its_bytes(self) -> None:
-        assert len(self.owners) == self.SIZE
-
-    def _is_free(self, begin: int, byte_count: int) -> bool:
-        return self.owners[begin : begin + byte_count] == [0] * byte_count
-
-
-TestFirstFit = TakenParts.TestCase
 
 
 @pytest.fixture
@@ -119,15 +79,52 @@ def read(reader: SlotReader, slot: shared_memory.Slot, byte_count: int = len(DAT
     return bytes(data)
 
 
+async def wiped(writer: SlotWriter) -> None:
+    """Waits until what was given back may be lent again."""
+    await asyncio.wrap_future(writer._pool.submit(lambda: None))
+    await asyncio.sleep(0)
+
+
 async def test_a_slot_is_read_while_it_is_lent_and_not_afterwards(
     writer: SlotWriter, reader: SlotReader
 ) -> None:
     async with writer.lent(memoryview(DATA), reader.marker) as slot:
         assert slot is not None
         assert read(reader, slot) == DATA
-    await asyncio.sleep(0)
+    await wiped(writer)
     with pytest.raises(DataLossError, match="not in the shared memory"):
         read(reader, slot)
+
+
+@pytest.mark.parametrize("change", [-len(DATA), -1, 1, ALIGNMENT, 2 * ALIGNMENT + len(DATA)])
+async def test_more_or_less_than_was_lent_is_not_read(
+    writer: SlotWriter, reader: SlotReader, change: int
+) -> None:
+    async with (
+        writer.lent(memoryview(DATA), reader.marker) as slot,
+        writer.lent(memoryview(DATA), reader.marker) as neighbour,
+    ):
+        assert slot is not None
+        assert neighbour is not None
+        assert neighbour.offset > slot.offset
+        data = bytearray(len(DATA) + change)
+        with pytest.raises(DataLossError, match="not in the shared memory"):
+            list(reader.read(slot, memoryview(data)))
+        assert not any(data)
+
+
+async def test_a_slot_is_not_found_by_a_part_of_what_it_begins_with(
+    writer: SlotWriter, reader: SlotReader
+) -> None:
+    async with (
+        writer.lent(memoryview(DATA), reader.marker) as slot,
+        writer.lent(memoryview(DATA), reader.marker),  # the file does not end there
+    ):
+        assert slot is not None
+        after = replace(slot, offset=slot.offset + NONCE_BYTE_COUNT, nonce=b"")
+        for wrong in (after, replace(after, offset=after.offset - 1, nonce=slot.nonce[-1:])):
+            with pytest.raises(DataLossError, match="not in the shared memory"):
+                read(reader, wrong)
 
 
 async def test_pieces_are_there_when_they_are_told(writer: SlotWriter, reader: SlotReader) -> None:
@@ -161,7 +158,7 @@ async def test_a_slot_that_is_lent_anew_has_another_nonce(
 ) -> None:
     async with writer.lent(memoryview(DATA), reader.marker) as first:
         pass
-    await asyncio.sleep(0)
+    await wiped(writer)
     async with writer.lent(memoryview(DATA), reader.marker) as second:
         assert first is not None
         assert second is not None
@@ -179,7 +176,7 @@ async def test_what_ends_while_it_is_read_is_not_taken_for_whole(
         assert slot is not None
         pieces = reader.read(slot, data)
         next(pieces)
-    await asyncio.sleep(0)
+    await wiped(writer)
     with pytest.raises(DataLossError):
         list(pieces)
 
@@ -193,7 +190,7 @@ async def test_more_than_there_is_room_for_is_not_lent(
         async with writer.lent(memoryview(b"1"), reader.marker) as other:
             assert other is None
         assert _byte_count(folder) == MAX_BYTE_COUNT + NONCE_BYTE_COUNT
-    await asyncio.sleep(0)
+    await wiped(writer)
     async with writer.lent(full, reader.marker) as slot:
         assert slot is not None
     assert _byte_count(folder) == MAX_BYTE_COUNT + NONCE_BYTE_COUNT
@@ -203,40 +200,100 @@ def _byte_count(folder: SharedFolder) -> int:
     return sum(path.stat().st_size for path in folder.path.iterdir())
 
 
-async def test_a_copy_that_nobody_waits_for_keeps_its_slot_until_it_ends(
-    writer: SlotWriter, reader: SlotReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = asyncio.get_running_loop()
-    begun, go_on = asyncio.Event(), asyncio.run_coroutine_threadsafe
-    may_end = asyncio.Event()
-    write = os.pwrite
+class SlowWrites:
+    """Has os.pwrite wait; it notes which threads came, and what file they wrote to."""
 
-    def slow(*arguments: object) -> int:
-        loop.call_soon_threadsafe(begun.set)
-        go_on(may_end.wait(), loop).result(10)
-        return write(*arguments)  # type: ignore[arg-type]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.may_end = threading.Event(), threading.Event()
+        self.threads: list[str] = []
+        self.inodes: list[int] = []
+        self._write = os.pwrite
+        monkeypatch.setattr(os, "pwrite", self)
 
-    monkeypatch.setattr(os, "pwrite", slow)
+    def __call__(self, descriptor: int, data: bytes, offset: int) -> int:
+        self.begun.set()
+        assert self.may_end.wait(10)
+        self.threads.append(threading.current_thread().name)
+        self.inodes.append(os.fstat(descriptor).st_ino)
+        return self._write(descriptor, data, offset)
+
+
+@pytest.fixture
+def writes(reader: SlotReader, monkeypatch: pytest.MonkeyPatch) -> SlowWrites:
+    return SlowWrites(monkeypatch)
+
+
+async def cancelled_lending(writer: SlotWriter, reader: SlotReader, writes: SlowWrites) -> None:
+    """Has a slot filled that nobody waits for any more."""
 
     async def lend() -> None:
         async with writer.lent(memoryview(DATA), reader.marker):
             raise AssertionError("it was not to come so far")
 
     lending = asyncio.create_task(lend())
-    await begun.wait()
+    assert await asyncio.to_thread(writes.begun.wait, 10)
     lending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await lending
-    monkeypatch.setattr(os, "pwrite", write)
-    async with writer.lent(memoryview(DATA), reader.marker) as second:
+
+
+async def test_a_copy_that_nobody_waits_for_keeps_its_slot_until_it_ends(
+    writer: SlotWriter, reader: SlotReader, writes: SlowWrites
+) -> None:
+    await cancelled_lending(writer, reader, writes)
+    async with AsyncExitStack() as exits:
+        lending = writer.lent(memoryview(DATA), reader.marker)
+        entering = asyncio.create_task(exits.enter_async_context(lending))
+        await asyncio.sleep(0.05)
+        assert not writes.threads  # the first one is still written to
+        writes.may_end.set()
+        second = await entering
         assert second is not None
-        assert second.offset > 0  # the first one is still written to
-        may_end.set()
-        await asyncio.sleep(0.2)
+        assert second.offset > 0
         assert read(reader, second) == DATA
         async with writer.lent(memoryview(DATA), reader.marker) as third:
             assert third is not None
             assert third.offset == 0
+
+
+async def test_the_event_loop_writes_nothing(
+    writer: SlotWriter, reader: SlotReader, writes: SlowWrites
+) -> None:
+    writes.may_end.set()
+    async with writer.lent(memoryview(DATA), reader.marker):
+        writes.may_end.clear()
+    await asyncio.sleep(0.05)  # the slot is being wiped
+    writes.may_end.set()
+    await wiped(writer)
+    assert writes.threads == ["shared-memory_0"] * 3  # the data, the head, and over it
+
+
+async def test_a_file_is_open_until_all_is_written(
+    folder: SharedFolder, reader: SlotReader, writes: SlowWrites
+) -> None:
+    with ExitStack() as exits:
+        writer = exits.enter_context(SlotWriter.open(folder, MAX_BYTE_COUNT))
+        (file,) = (path for path in folder.path.iterdir() if path.name != reader.marker.file)
+        inode = file.stat().st_ino
+        await cancelled_lending(writer, reader, writes)
+        closing = asyncio.create_task(asyncio.to_thread(exits.close))
+        await asyncio.sleep(0.05)
+        assert not closing.done()
+        writes.may_end.set()
+        await closing
+    assert writes.inodes == [inode] * 3
+
+
+async def test_what_is_lent_when_the_writer_closes_is_given_back_without_a_word(
+    folder: SharedFolder, reader: SlotReader
+) -> None:
+    with ExitStack() as exits:
+        writer = exits.enter_context(SlotWriter.open(folder, MAX_BYTE_COUNT))
+        async with writer.lent(memoryview(DATA), reader.marker) as slot:
+            await asyncio.to_thread(exits.close)
+            assert slot is not None
+    with pytest.raises(DataLossError):
+        read(reader, slot)
 
 
 async def test_without_memory_nothing_is_lent_and_it_is_told_once(
@@ -247,7 +304,7 @@ async def test_without_memory_nothing_is_lent_and_it_is_told_once(
             async with writer.lent(memoryview(DATA), reader.marker) as slot:
                 assert slot is None
     assert [log["event"] for log in logs] == ["shared_memory_short"]
-    await asyncio.sleep(0)
+    await wiped(writer)
     async with writer.lent(memoryview(DATA), reader.marker) as slot:
         assert slot is not None
         assert read(reader, slot) == DATA
@@ -277,6 +334,33 @@ async def test_a_full_file_system_is_no_room(
     assert "No space left" in logs[0]["error"]
 
 
+async def test_a_slot_without_memory_is_free_while_its_data_go_another_way(
+    writer: SlotWriter, reader: SlotReader
+) -> None:
+    full = memoryview(bytes(MAX_BYTE_COUNT - ALIGNMENT))
+    with files_of_at_most(MIB):
+        lending = writer.lent(full, reader.marker)
+        assert await lending.__aenter__() is None
+    await wiped(writer)
+    async with writer.lent(full, reader.marker) as slot:
+        assert slot is not None
+    await lending.__aexit__(None, None, None)
+
+
+async def test_slots_of_a_file_that_somebody_has_removed_are_not_lent(
+    writer: SlotWriter, reader: SlotReader, folder: SharedFolder
+) -> None:
+    async with writer.lent(memoryview(DATA), reader.marker) as slot:
+        assert slot is not None
+    (folder.path / slot.file).unlink()
+    with capture_logs() as logs:
+        for _ in range(2):
+            async with writer.lent(memoryview(DATA), reader.marker) as slot:
+                assert slot is None
+    assert [log["event"] for log in logs] == ["shared_memory_short"]
+    assert "has removed the file" in logs[0]["error"]
+
+
 async def test_a_reader_of_other_memory_is_lent_nothing(writer: SlotWriter, tmp_path: Path) -> None:
     (elsewhere := tmp_path / "elsewhere").mkdir()
     async with sharing(elsewhere, SlotReader.open) as reader:
@@ -303,12 +387,25 @@ async def test_a_lent_slot_is_no_marker(
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "/etc/passwd", "../marker", "0" * 31, "0" * 33, "G" * 32, "0" * 31 + "\n",
-     "0" * 32 + "\n", "0" * 31 + "/", "\0" * 32, "A" * 32],
+    ["", "0" * 31, "0" * 33, "G" * 32, "0" * 31 + "\n", "0" * 32 + "\n", "0" * 31 + "/", "\0" * 32,
+     "A" * 32],
 )  # fmt: skip
+def test_names_with_other_endings_are_not_opened(folder: SharedFolder, name: str) -> None:
+    with pytest.raises(OSError, match="not the name"), folder.opened(f"internvl-{name}"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../marker", MD5, f"x{OURS}"])
 def test_other_names_are_not_opened(folder: SharedFolder, name: str) -> None:
     with pytest.raises(OSError, match="not the name"), folder.opened(name):
         pass
+
+
+def test_files_of_other_programs_are_not_swept(folder: SharedFolder) -> None:
+    for name in (MD5, OURS):
+        (folder.path / name).touch()
+    folder.sweep()
+    assert [path.name for path in folder.path.iterdir()] == [MD5]
 
 
 def test_what_is_no_file_of_ours_is_neither_read_nor_swept_nor_waited_for(
@@ -316,7 +413,9 @@ def test_what_is_no_file_of_ours_is_neither_read_nor_swept_nor_waited_for(
 ) -> None:
     nonce = secrets.token_bytes(NONCE_BYTE_COUNT)
     (outside := folder.path / "outside").write_bytes(nonce)
-    names = {kind: secrets.token_hex(16) for kind in ("link", "fifo", "folder", "loop")}
+    names = {
+        kind: f"internvl-{secrets.token_hex(16)}" for kind in ("link", "fifo", "folder", "loop")
+    }
     (folder.path / names["link"]).symlink_to(outside)
     (folder.path / names["loop"]).symlink_to(names["loop"])
     os.mkfifo(folder.path / names["fifo"])
@@ -329,7 +428,7 @@ def test_what_is_no_file_of_ours_is_neither_read_nor_swept_nor_waited_for(
 
 
 def test_a_huge_file_is_no_marker(folder: SharedFolder) -> None:
-    name, nonce = secrets.token_hex(16), secrets.token_bytes(NONCE_BYTE_COUNT)
+    name, nonce = OURS, secrets.token_bytes(NONCE_BYTE_COUNT)
     with (folder.path / name).open("wb") as file:
         file.write(nonce)
         file.truncate(1 << 40)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from blockbuster import blockbuster_ctx
@@ -29,6 +31,8 @@ from llm_service.engines.base import (
 from llm_service.engines.create import create_engine
 from llm_service.engines.guides import MAX_COMPILING_COUNT, TokenMatcher
 from llm_service.engines.torch import engine as engine_module
+from llm_service.engines.torch.model_runner import ModelRunner
+from llm_service.engines.torch.step_outputs import SampledToken, StepOutputs
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings, TorchOptions
 from protos.errors import EngineDeadError, InvalidArgumentError, OverloadedError
@@ -68,10 +72,16 @@ async def start(checkpoint: Path) -> AsyncGenerator[Start, None]:
     """Starts engines on the tiny checkpoint; closes them after the test."""
     engines: list[LLMEngine] = []
 
-    async def create(block_size: int = 16, **options: int) -> LLMEngine:
+    async def create(
+        block_size: int = 16, max_step_token_count: int | None = None, **options: int
+    ) -> LLMEngine:
         # In bfloat16, the default on some machines, batches of other sizes round otherwise.
         torch_options = TorchOptions(
-            device="cpu", dtype="float32", thread_count=1, block_size=block_size
+            device="cpu",
+            dtype="float32",
+            thread_count=1,
+            block_size=block_size,
+            max_step_token_count=max_step_token_count,
         )
         given = {"checkpoint": checkpoint, "torch": torch_options, "kv_cache_byte_count": 2**22}
         settings = await asyncio.to_thread(Settings.model_validate, given | options)
@@ -152,6 +162,40 @@ async def test_closing_the_generator_frees_the_sequence_within_one_step(
     load = engine.load()
     assert (load.running_sequence_count, load.waiting_sequence_count) == (0, 0)
     assert load.free_kv_token_count == load.total_kv_token_count
+
+
+async def test_a_table_stays_until_the_steps_that_copy_it_are_over(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its request is over, and none of its tokens was sampled."""
+    engine = await start(max_step_token_count=16)
+    monkeypatch.setattr(ModelRunner, "overlaps", True)
+    gate = Gate(monkeypatch)
+    gate.close()
+    rows = np.zeros((24, HIDDEN_SIZE), np.float32)
+    memory = weakref.ref(rows)
+    virtual_ids = range(QWEN2["vocab_size"], QWEN2["vocab_size"] + len(rows))
+    there: list[bool] = []
+    read = StepOutputs.read
+
+    def noting(outputs: StepOutputs) -> list[SampledToken]:
+        there.append(memory() is not None)
+        return read(outputs)
+
+    monkeypatch.setattr(StepOutputs, "read", noting)
+    asking = asyncio.create_task(
+        outputs_of(engine, Prompt([3, *virtual_ids, 5], torch.from_numpy(rows)), LONG)
+    )
+    del rows
+    await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
+    asking.cancel()
+    await asyncio.wait([asking])
+    del asking
+    gate.batches.clear()
+    gate.open()
+    assert len(await outputs_of(engine)) == 8
+    assert there[0]
+    assert not there[-1]
 
 
 async def test_a_waiting_sequence_can_be_cancelled(
