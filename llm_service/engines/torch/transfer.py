@@ -30,9 +30,10 @@ def download(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class LargeUpload:
-    """Copies megabytes from ordinary memory while the device works on.
+    """Copies megabytes, mostly from page-locked memory, while the device works on.
 
-    Such a copy makes the host wait for the stream that it is in, so it gets one of its own.
+    From ordinary memory a copy makes the host wait for the stream that it is in, so it gets one of
+    its own.
     """
 
     def __init__(self, device: torch.device) -> None:
