@@ -48,8 +48,9 @@ def compare(
     compared = COMPARED.format(name=name, round_count=round_count)
     report = Report(f"{name}, before and now", compared, COLUMNS)
     for key in sorted(before.keys() & now.keys()):
-        medians = median_ms(before[key]), median_ms(now[key])
-        cells = [*(f"{median:.2f}" for median in medians), f"{medians[1] / medians[0]:.3f}"]
+        earlier, later = median_ms(before[key]), median_ms(now[key])
+        ratio = f"{later / earlier:.3f}" if earlier else "-"  # of CPU times some are 0
+        cells = [f"{earlier:.2f}", f"{later:.2f}", ratio]
         report.add(": ".join(key), cells, {"before": before[key], "now": now[key]})
     return report
 

@@ -51,6 +51,12 @@ def test_each_tree_runs_its_own_benchmark_in_turn(
     assert document["words"] == ["--more", "7"]
 
 
+def test_what_took_no_time_before_has_no_ratio(tmp_path: Path) -> None:
+    trees = [write_tree(tmp_path / name, seconds, "own") for name, seconds in (("a", 0), ("b", 1))]
+    report = compare("name", trees, [], tmp_path / "out", round_count=1)
+    assert ["case: way", "0.00", "1000.00", "-"] in report.rows
+
+
 def test_the_program_writes_the_comparison_of_the_benchmarks_that_are_named(
     trees: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
