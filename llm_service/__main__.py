@@ -41,7 +41,6 @@ def main() -> None:
     """Serves a language model over gRPC until it is told to stop; status 1 when the engine dies."""
     exit_on_stop_signals()
     keep_freed_memory()
-    sys.setswitchinterval(SWITCH_SECONDS)
     settings = read_settings(ProgramSettings)
     if settings.check is not None:
         check(partial(inspect, settings))
@@ -55,6 +54,7 @@ def main() -> None:
 
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
             service = make_service(settings, info, engine, Metrics(engine), memory)

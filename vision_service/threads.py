@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Barrier
 
 Task = Callable[[], None]
 
@@ -35,22 +34,6 @@ class Threads:
             wait(others)
         for other in others:
             other.result()
-
-
-def started_pool(thread_count: int) -> Executor:
-    """Returns a pool of so many threads, 0 or more, that are all there.
-
-    Where the system refuses one, as a container's limit of processes does, it has those before.
-    """
-    pool = ThreadPoolExecutor(max(1, thread_count))
-    barrier = Barrier(thread_count + 1)
-    try:
-        for _ in range(thread_count):
-            pool.submit(barrier.wait)
-        barrier.wait()
-    except RuntimeError:
-        barrier.abort()
-    return pool
 
 
 ALONE = Threads(1, ThreadPoolExecutor(1))  # it starts none before it is asked to

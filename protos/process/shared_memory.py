@@ -39,6 +39,7 @@ import structlog
 from protos.errors import DataLossError
 from protos.process.first_fit import FirstFit
 from protos.process.settings import MIB
+from protos.process.threads import started_pool
 
 logger = structlog.get_logger()
 
@@ -293,7 +294,7 @@ class SlotReader:
     def __init__(self, folder: SharedFolder, marker: Marker) -> None:
         self.marker = marker
         self._folder = folder
-        self._pool = ThreadPoolExecutor(READER_THREAD_COUNT, "shared-memory")
+        self._pool = started_pool(READER_THREAD_COUNT)
 
     @classmethod
     @contextmanager

@@ -25,12 +25,13 @@ from PIL import Image
 
 from protos.errors import ImageTooLargeError, InvalidImageError, ServiceError
 from protos.process.allocator import keep_freed_memory
+from protos.process.threads import started_pool
 from vision_service.decoding.messages import MAX_MESSAGE_BYTE_COUNT, Order, Reply, dump, load
 from vision_service.decoding.metadata import check_sums, without_metadata
 from vision_service.decoding.shared import map_tiles, read_file
 from vision_service.decoding.structure import check_scans
 from vision_service.pictures.opening import import_plugins
-from vision_service.threads import Threads, started_pool
+from vision_service.threads import Threads
 from vision_service.tiling import choose_grid, cut_into, decode
 
 # A sentence may quote a decoder, and JSON takes up to twelve bytes for a character.

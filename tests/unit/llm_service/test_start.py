@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ from tests.random_checkpoint import write_random_checkpoint
 
 OUTSIDE = "192.0.2.1"  # an address that no machine has
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+
+
+@pytest.fixture(autouse=True)
+def _switch_interval() -> Iterator[None]:
+    """Takes back what the service sets for its process: here it is that of all tests."""
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture(scope="module")

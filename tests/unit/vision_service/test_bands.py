@@ -13,9 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from protos.process.threads import started_pool
 from vision_service import bands
 from vision_service.bands import Order, resize_into
-from vision_service.threads import Threads, started_pool
+from vision_service.threads import Threads
 
 HELPER_COUNT = 3
 POOL = started_pool(HELPER_COUNT)

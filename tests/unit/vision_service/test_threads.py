@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from vision_service.threads import Threads, started_pool
+from protos.process.threads import started_pool
+from vision_service.threads import Threads
 
 POOL = started_pool(2)
 
