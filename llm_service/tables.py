@@ -184,7 +184,7 @@ class TableUpload:
                 field="embedding_chunk.data",
             )
         # Both let go of the interpreter's lock, which the engine's thread needs; a memoryview would
-        # not. A thread of their own for every chunk would take more of it than they do.
+        # not. Threads for chunks were not tried.
         self._array[self._received : end] = np.frombuffer(data, dtype=np.uint8)
         self._received = end
         self._crc32 = isal_zlib.crc32(data, self._crc32)

@@ -1,4 +1,4 @@
-"""Threads: there from the start, and every error of theirs is the caller's."""
+"""Threads: every error of theirs is the caller's, and fewer do the same work."""
 
 from __future__ import annotations
 
@@ -14,13 +14,6 @@ from protos.process.threads import started_pool
 from vision_service.threads import Threads
 
 POOL = started_pool(2)
-
-
-def test_a_pool_has_its_threads_before_the_first_task() -> None:
-    before = threading.active_count()
-    pool = started_pool(5)
-    assert threading.active_count() == before + 5
-    pool.shutdown()
 
 
 def test_a_pool_does_with_the_threads_that_the_system_gives(
