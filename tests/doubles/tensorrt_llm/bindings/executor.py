@@ -379,7 +379,7 @@ class Executor:
                 async for output in outputs:
                     self.at_gate.release()
                     await asyncio.to_thread(self.gate.wait)
-                    self._note_stats()
+                    self._note_stats(len(output.token_ids))
                     self._respond(request_id, answer.after(output))
         except asyncio.CancelledError:
             reason = self._reasons[request_id]
@@ -394,7 +394,7 @@ class Executor:
         except (Refused, ServiceError) as error:
             self._respond(request_id, [Response(request_id, str(error), request.client_id)])
         finally:
-            self._note_stats()
+            self._note_stats(0)
 
     def _respond(self, request_id: int, responses: list[Response]) -> None:
         if responses:
@@ -402,7 +402,7 @@ class Executor:
                 self._responses.setdefault(request_id, []).extend(responses)
                 self._changed.notify_all()
 
-    def _note_stats(self) -> None:
+    def _note_stats(self, generated_count: int) -> None:
         load = self._engine.load()
         blocks = load.total_kv_token_count // TOKENS_PER_BLOCK
         free = load.free_kv_token_count // TOKENS_PER_BLOCK
@@ -413,9 +413,8 @@ class Executor:
                 num_queued_requests=load.waiting_sequence_count,
                 kv_cache_stats=kv_cache,
                 iter_latency_ms=ITERATION_MS,
-                inflight_batching_stats=InflightBatchingStats(
-                    num_gen_requests=load.running_sequence_count
-                ),
+                # Of the iteration: the engine behind this double may be further by now.
+                inflight_batching_stats=InflightBatchingStats(num_gen_requests=generated_count),
             )
         )
 
