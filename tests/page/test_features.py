@@ -39,7 +39,7 @@ GIVE = """([kind, name, base64]) => {
     target.dispatchEvent(new DragEvent(type, {...options, dataTransfer: data}));
   }
 }"""
-# Records a second of a square that moves, and returns the video in base64.
+# Records a square that moves 100 times, however long that takes, and returns the video in base64.
 RECORD = """async () => {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [320, 240];
@@ -49,19 +49,20 @@ RECORD = """async () => {
     context.fillStyle = "white";
     context.fillRect(0, 0, 320, 240);
     context.fillStyle = "red";
-    context.fillRect((x += 4) % 280, 100, 40, 40);
+    context.fillRect((x += 2), 100, 40, 40);
   };
   draw();
-  const timer = setInterval(draw, 20);
   const recorder = new MediaRecorder(canvas.captureStream(25), {mimeType: "video/webm"});
   const pieces = [];
   recorder.ondataavailable = ({data}) => pieces.push(data);
   const ended = new Promise((resolve) => (recorder.onstop = resolve));
   recorder.start();
-  await new Promise((resolve) => setTimeout(resolve, 1200));
+  while (x < 200) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    draw();
+  }
   recorder.stop();
   await ended;
-  clearInterval(timer);
   const bytes = new Uint8Array(await new Blob(pieces).arrayBuffer());
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }"""

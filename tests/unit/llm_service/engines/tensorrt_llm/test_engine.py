@@ -339,16 +339,24 @@ async def test_choices_of_a_request_take_turns_with_others(
         async with aclosing(engine.generate(request)) as outputs:
             return sum([len(output.token_ids) async for output in outputs])
 
+    # Four choices of one request, then two of another: client ids 1 to 4, and 5 and 6.
     tasks = [asyncio.ensure_future(choice(several)) for _ in range(4)]
     await asyncio.sleep(0)
-    tasks += [asyncio.ensure_future(choice(replace(several, account=Account()))) for _ in range(2)]
-    for _ in range(2):
+    other = replace(several, account=Account())
+    tasks += [asyncio.ensure_future(choice(other)) for _ in range(2)]
+
+    async def running_next() -> int:
         assert await asyncio.to_thread(executors[0].at_gate.acquire, timeout=30)
+        return int(executors[0].requests[-1].client_id)
+
+    assert {await running_next(), await running_next()} <= {1, 2}
     assert engine.load().waiting_sequence_count >= 4
+    # Each place that comes back goes to whose request has none running, then to the oldest.
+    for ended, begun in ((1, 5), (2, 3), (5, 6), (3, 4)):
+        tasks[ended - 1].cancel()
+        assert await running_next() == begun
     executors[0].gate.set()
-    assert await asyncio.gather(*tasks) == [8] * 6
-    # After that of the start: the first two, then whose request has none running, the oldest first.
-    assert [request.client_id for request in executors[0].requests][1:] == [1, 2, 5, 3, 6, 4]
+    assert await asyncio.gather(tasks[3], tasks[5]) == [8, 8]
 
 
 async def test_a_request_is_over_in_time_while_it_waits_for_its_turn(
