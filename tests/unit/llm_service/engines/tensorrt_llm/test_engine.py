@@ -356,7 +356,7 @@ async def test_choices_of_a_request_take_turns_with_others(
         tasks[ended - 1].cancel()
         assert await running_next() == begun
     executors[0].gate.set()
-    assert await asyncio.gather(tasks[3], tasks[5]) == [8, 8]
+    assert [await tasks[3], await tasks[5]] == [8, 8]
 
 
 async def test_a_request_is_over_in_time_while_it_waits_for_its_turn(
