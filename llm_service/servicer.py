@@ -60,6 +60,16 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
                 count = await self._generator.count_tokens(source, row_counts)
         return wire.count_response(count)
 
+    async def Detokenize(
+        self, request: llm_pb2.DetokenizeRequest, context: Context
+    ) -> llm_pb2.DetokenizeResponse:
+        raise NotImplementedError
+
+    async def CheckGuide(
+        self, request: llm_pb2.CheckGuideRequest, context: Context
+    ) -> llm_pb2.CheckGuideResponse:
+        raise NotImplementedError
+
     async def GetModelInfo(
         self, request: llm_pb2.LLMServiceGetModelInfoRequest, context: Context
     ) -> llm_pb2.LLMServiceGetModelInfoResponse:

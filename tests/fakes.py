@@ -7,10 +7,10 @@ import io
 import json
 import math
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import aiohttp
 import grpc
@@ -203,12 +203,19 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
 class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     """Says its texts to everybody, once it has the images it does not hold; fails as told.
 
+    `calls` are made after the texts, where tools may be called: each is a name and the pieces of
+    its arguments. A prompt whose log probabilities are wanted has the tokens of `prompt`.
+
     Each call takes one of `failures`, until none is left. `failure_after_wanted` comes when
     `failure_signal` is set, `late_failure` after the texts; `stalls` waits there for `released`.
     `reading_seconds` is the pause after each chunk.
     """
 
     texts: Sequence[str] = ("Hel", "", "lo")
+    calls: Sequence[tuple[str, Sequence[str]]] = ()
+    prompt: Sequence[bytes] = (b"On", b"ce")
+    stop_string: str | None = None
+    guide_failure: ServiceError | None = None
     reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_STOP
     model: str = MODEL
     aliases: Sequence[str] = ()
@@ -224,6 +231,8 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     backlog_seconds: float = 0.0
 
     starts: list[llm_pb2.GenerateStart] = field(default_factory=list)
+    counts: list[llm_pb2.CountTokensRequest] = field(default_factory=list)
+    guides: list[llm_pb2.CheckGuideRequest] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     time_remaining: list[float] = field(default_factory=list)
     held: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict)
@@ -246,8 +255,31 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(self.checkpoint)),
         )
 
-    async def CountTokens(self, request: llm_pb2.CountTokensRequest, context: Any) -> NoReturn:
-        raise NotImplementedError("the gateway does not count tokens")
+    async def CountTokens(
+        self, request: llm_pb2.CountTokensRequest, context: Any
+    ) -> llm_pb2.CountTokensResponse:
+        self.counts.append(request)
+        image_token_count = sum(request.image_row_counts)
+        response = llm_pb2.CountTokensResponse(
+            prompt_token_count=30 + image_token_count, image_token_count=image_token_count
+        )
+        if request.return_tokens:
+            response.token_ids.extend(range(response.prompt_token_count))
+            response.tokens.extend(b"%d" % token_id for token_id in response.token_ids)
+        return response
+
+    async def Detokenize(
+        self, request: llm_pb2.DetokenizeRequest, context: Any
+    ) -> llm_pb2.DetokenizeResponse:
+        return llm_pb2.DetokenizeResponse(text=" ".join(map(str, request.token_ids.ids)))
+
+    async def CheckGuide(
+        self, request: llm_pb2.CheckGuideRequest, context: Any
+    ) -> llm_pb2.CheckGuideResponse:
+        self.guides.append(request)
+        if self.guide_failure:
+            raise self.guide_failure
+        return llm_pb2.CheckGuideResponse()
 
     async def GetLoad(
         self, request: llm_pb2.GetLoadRequest, context: Any
@@ -324,6 +356,8 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
         choices = range(start.choice_count if start.HasField("choice_count") else 1)
         usage = self._usage(start, len(choices))
         told = False
+        if start.logprobs.prompt:
+            yield llm_pb2.GenerateResponse(prompt_logprobs=self._prompt_logprobs(start))
         for text in self.texts:
             for index in choices:
                 logprobs = scripted_logprobs(start, text)
@@ -334,15 +368,36 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
                     delta.prompt_token_count = usage.prompt_token_count
                     told = True
                 yield llm_pb2.GenerateResponse(delta=delta)
+        if start.guided.HasField("tool_calls"):
+            for delta in self._call_deltas(choices):
+                yield llm_pb2.GenerateResponse(delta=delta)
         if self.late_failure:
             raise self.late_failure
         if self.stalls:
             self.stalled.set()
             await self.released.wait()
         for index in reversed(choices):
-            finished = llm_pb2.Finished(choice_index=index, reason=self.reason)
+            finished = llm_pb2.Finished(
+                choice_index=index, reason=self.reason, stop_string=self.stop_string
+            )
             yield llm_pb2.GenerateResponse(finished=finished)
         yield llm_pb2.GenerateResponse(usage=usage)
+
+    def _call_deltas(self, choices: range) -> Iterator[llm_pb2.TokenDelta]:
+        for call_index, (name, pieces) in enumerate(self.calls):
+            for position, piece in enumerate(pieces):
+                call = llm_pb2.ToolCallDelta(
+                    call_index=call_index, name="" if position else name, arguments=piece
+                )
+                for index in choices:
+                    yield llm_pb2.TokenDelta(choice_index=index, token_ids=[1], tool_calls=[call])
+
+    def _prompt_logprobs(self, start: llm_pb2.GenerateStart) -> llm_pb2.PromptLogprobs:
+        first, *others = self.prompt
+        tokens = [llm_pb2.TokenLogprob(token_id=1, token=first)]
+        for token in others:
+            tokens += scripted_logprobs(start, token.decode())
+        return llm_pb2.PromptLogprobs(tokens=tokens)
 
     def _usage(self, start: llm_pb2.GenerateStart, choice_count: int) -> llm_pb2.Usage:
         return llm_pb2.Usage(
