@@ -13,6 +13,8 @@ from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatLimits, ChatPipeline
 from gateway.connections import Connection, Connections
+from gateway.dialects.base import Dialect
+from gateway.dialects.chat import CHAT_COMPLETIONS
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
@@ -49,6 +51,7 @@ from gateway.traffic import Traffic
 # logged by our middleware.
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
+DIALECTS = (CHAT_COMPLETIONS,)
 # Requests have had `drain_seconds` before; this is for the last bytes of their answers.
 SHUTDOWN_SECONDS = 1.0
 
@@ -77,9 +80,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
-            web.post(
-                "/v1/chat/completions", handlers.chat_completions, expect_handler=expect_nothing
-            ),
+            *map(_generation_route, DIALECTS),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),
@@ -93,6 +94,11 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     if settings.page:
         app.add_routes(page_routes())
     return app
+
+
+def _generation_route(dialect: Dialect) -> web.RouteDef:
+    handler = partial(handlers.generate, dialect)
+    return web.post(dialect.path, handler, expect_handler=expect_nothing)
 
 
 async def _pools(app: web.Application) -> AsyncIterator[None]:

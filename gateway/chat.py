@@ -1,4 +1,4 @@
-"""The life of one chat request: images fetched and named, embeddings piped, events streamed."""
+"""The life of one generation: images fetched and named, embeddings piped, events streamed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from contextlib import (
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from gateway.conversations import conversation_key
 from gateway.events import ChatEvent
 from gateway.fairness import FetchLanes
-from gateway.fields import CHAT, Options, generate_fields, image_options
+from gateway.fields import Options, image_options
+from gateway.generation import GenerationRequest, ImageReference
 from gateway.images.budget import ImageBudget
 from gateway.images.data_urls import Attachments
 from gateway.images.fetcher import ImageFetcher
 from gateway.memory import HeldFile
-from gateway.openai.requests import ChatCompletionRequest, ImageReference
 from gateway.pools import Pools
 from gateway.record import RequestRecord
 from gateway.services.llm import Generation
@@ -92,7 +91,7 @@ class NamedImage:
     def param_of(self, field: str) -> str:
         """Returns the JSON path of what a field of EncodeImageRequest was made from, or nothing."""
         param = self.options.param_of(self.reference.source, field)
-        return param and self.reference.param_of(param)
+        return param and self.reference.name_field(param)
 
 
 class ChatPipeline:
@@ -114,7 +113,7 @@ class ChatPipeline:
     @asynccontextmanager
     async def answering(
         self,
-        request: ChatCompletionRequest,
+        request: GenerationRequest,
         attachments: Attachments,
         deadline: float,
         record: RequestRecord,
@@ -168,11 +167,14 @@ class ChatPipeline:
             NamedImage.of(index, image, vision) for index, image in enumerate(turn.images) if vision
         ]
         embedding_ids = [image.encoding.embedding_id for image in images]
-        fields = generate_fields(turn.request, embedding_ids)
-        fields |= {"expected_checkpoint": asdict(match.llm.checkpoint)}
+        fields = {
+            **turn.request.fields,
+            "images": [asdict(embedding_id) for embedding_id in embedding_ids],
+            "expected_checkpoint": asdict(match.llm.checkpoint),
+        }
         turn.record.note_start(embedding_ids)
         generation = await exits.enter_async_context(
-            self._pair.llm.generate(fields, turn.name_field, key, turn.deadline)
+            self._pair.llm.generate(fields, turn.request.name_field, key, turn.deadline)
         )
         wanted = {index: images[index] for index in generation.wanted}
         for index, image in enumerate(images):
@@ -182,28 +184,27 @@ class ChatPipeline:
 
     async def _fetched_images(
         self,
-        request: ChatCompletionRequest,
+        request: GenerationRequest,
         attachments: Attachments,
         deadline: float,
         record: RequestRecord,
     ) -> list[FetchedImage]:
         """Returns the request's images, in their order."""
-        references = list(request.images())
+        references = request.images
         attachments.check_used(reference.source.url for reference in references)
         if not references:
             return []
-        self._check_count(references)
+        self._check_count(len(references), request.images_field)
         record.image_count = len(references)
         info = await self._pair.vision_info(request.model, deadline)
         with record.timed("fetch"):
             return await self._fetch_all(references, info, attachments, deadline)
 
-    def _check_count(self, references: Sequence[ImageReference]) -> None:
-        if len(references) > self._limits.max_image_count:
+    def _check_count(self, count: int, field: str) -> None:
+        if count > self._limits.max_image_count:
             raise InvalidArgumentError(
-                f"the request has {len(references)} images;"
-                f" the limit is {self._limits.max_image_count}",
-                field="messages",
+                f"the request has {count} images; the limit is {self._limits.max_image_count}",
+                field=field,
             )
 
     async def _fetch_all(
@@ -216,19 +217,19 @@ class ChatPipeline:
         budget = ImageBudget(
             self._limits.max_total_image_byte_count, self._limits.max_image_host_count
         )
-        images: dict[str, FetchedImage] = {}
+        images: dict[int, FetchedImage] = {}
 
-        async def fetch(reference: ImageReference) -> None:
+        async def fetch(index: int, reference: ImageReference) -> None:
             file = await self._fetch(reference, info, attachments, budget)
             digest = await self._pools.hashes.run(content_digest, file.content)
-            images[reference.param] = FetchedImage(reference, file, digest)
+            images[index] = FetchedImage(reference, file, digest)
 
-        fetching = self._lanes.run(partial(fetch, reference) for reference in references)
+        fetching = self._lanes.run(partial(fetch, *entry) for entry in enumerate(references))
         try:
             await asyncio.wait_for(fetching, deadline - asyncio.get_running_loop().time())
         except asyncio.TimeoutError as error:
             raise DeadlineError("the images did not arrive within the request's time") from error
-        return [images[reference.param] for reference in references]
+        return [images[index] for index in range(len(references))]
 
     async def _fetch(
         self,
@@ -237,7 +238,7 @@ class ChatPipeline:
         attachments: Attachments,
         budget: ImageBudget,
     ) -> HeldFile:
-        param = reference.param_of("url")
+        param = reference.name_field("url")
         file = await self._fetcher.fetch(reference.source.url, param, attachments, budget)
         if file.byte_count > info.max_image_byte_count:
             raise ImageTooLargeError(
@@ -305,7 +306,7 @@ async def _noted(
 class _Turn:
     """A request with its images, on its way."""
 
-    request: ChatCompletionRequest
+    request: GenerationRequest
     images: list[FetchedImage]
     deadline: float
     record: RequestRecord
@@ -313,9 +314,4 @@ class _Turn:
     @property
     def key(self) -> str:
         """Leads to the LLM replica that has the conversation's beginning."""
-        contents = {image.reference.param: image.content_sha256 for image in self.images}
-        return conversation_key(self.request, contents)
-
-    def name_field(self, field: str) -> str:
-        """Returns the JSON path of what a field of GenerateStart was made from, or nothing."""
-        return CHAT.param_of(self.request, field)
+        return self.request.conversation_key([image.content_sha256 for image in self.images])

@@ -9,12 +9,11 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from gateway.openai.requests import ChatCompletionRequest, Message, RequestModel, ResponseFormat
-from protos.identity import EmbeddingId
 
 Entry = TypeVar("Entry")
 
@@ -238,10 +237,3 @@ def image_options(max_tile_count: int) -> Options:
         Option("max_tile_count", "max_dynamic_patch"),
         Option("max_tile_count", "detail", caps.get),
     )
-
-
-def generate_fields(
-    request: ChatCompletionRequest, images: Sequence[EmbeddingId]
-) -> dict[str, Any]:
-    """Returns a GenerateStart as values by their paths; `images` are the request's, in order."""
-    return CHAT.values(request) | {"images": [asdict(image) for image in images]}

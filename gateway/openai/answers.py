@@ -9,7 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from gateway.events import (
+    ChatEvent,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
 from gateway.openai.errors import error_body
 from gateway.release import release
 from protos.errors import ServiceError
@@ -25,23 +33,21 @@ class AnswerHead:
     """What every piece of an answer says of it.
 
     Attributes:
-        id: the answer's id.
+        request_id: of the request.
         created: Unix time in seconds.
-        model: name of the model.
+        model: name of the model, as the client said it, or its own.
         system_fingerprint: what made it, as `system_fingerprint` gives it.
-        choice_count: how many choices the answer has.
     """
 
-    id: str
+    request_id: str
     created: int
     model: str
     system_fingerprint: str
-    choice_count: int
 
     def json(self, kind: str) -> JSONObject:
-        """Returns the first members of an object of this kind."""
+        """Returns the first members of a chat's object of this kind."""
         return {
-            "id": self.id,
+            "id": f"chatcmpl-{self.request_id}",
             "object": kind,
             "created": self.created,
             "model": self.model,
@@ -52,8 +58,9 @@ class AnswerHead:
 class WholeAnswer:
     """Collects an answer's events, and writes them as one chat.completion."""
 
-    def __init__(self, head: AnswerHead) -> None:
+    def __init__(self, head: AnswerHead, choice_count: int) -> None:
         self._head = head
+        self._choice_count = choice_count
         self._choices: defaultdict[int, _CollectedChoice] = defaultdict(_CollectedChoice)
         self._usage: Usage | None = None
 
@@ -61,7 +68,7 @@ class WholeAnswer:
         """Takes the next event."""
         if isinstance(event, Usage):
             self._usage = event
-        else:
+        elif not isinstance(event, PromptLogprobs):
             self._choices[event.index].add(event)
 
     def body(self) -> bytes:
@@ -70,7 +77,7 @@ class WholeAnswer:
         Raises:
             ServiceError: an event is missing.
         """
-        if self._usage is None or len(self._choices) != self._head.choice_count:
+        if self._usage is None or len(self._choices) != self._choice_count:
             raise ServiceError("the LLM service left out a choice or the usage")
         head = _text(self._head.json("chat.completion")).removesuffix("}")
         choices = ",".join(self._choices[index].json(index) for index in sorted(self._choices))
@@ -112,30 +119,52 @@ class StreamedAnswer:
     """Writes an answer's events as chat.completion.chunk events."""
 
     def __init__(
-        self, head: AnswerHead, *, include_usage: bool, continuous_usage: bool = False
+        self,
+        head: AnswerHead,
+        choice_count: int,
+        *,
+        include_usage: bool,
+        continuous_usage: bool = False,
     ) -> None:
         """With `include_usage` a last chunk holds the usage, and all others a null.
 
         With `continuous_usage` the others hold what all choices together have used so far.
         """
         self._head = head
+        self._choice_count = choice_count
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
+        self._has_begun = False
         self._prompt_token_count: int | None = None
         self._output_token_count = 0
 
-    def opening(self, first: ChatEvent) -> bytes:
-        """Returns the first chunk of each choice, the role, and that of the first event."""
-        if isinstance(first, TextDelta):
-            self._prompt_token_count = first.prompt_token_count
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        roles = [self._choice(index, delta) for index in range(self._head.choice_count)]
-        return b"".join([*roles, self.event(first)])
-
     def event(self, event: ChatEvent) -> bytes:
-        """Returns the chunk of an event; nothing for an empty delta or a usage nobody asked for."""
+        """Returns the chunk of an event; nothing for an empty delta or a usage nobody asked for.
+
+        Before the first event's comes a chunk for each choice: the role.
+        """
+        if self._has_begun:
+            return self._chunk_of(event)
+        self._has_begun = True
+        if isinstance(event, TextDelta):
+            self._prompt_token_count = event.prompt_token_count
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        roles = [self._choice(index, delta) for index in range(self._choice_count)]
+        return b"".join([*roles, self._chunk_of(event)])
+
+    def end(self) -> bytes:
+        """Returns what ends a stream that has succeeded."""
+        return DONE
+
+    def error(self, error: ServiceError) -> bytes:
+        """Returns the event that ends a stream which failed; no [DONE] follows it."""
+        return _event(error_body(error))
+
+    def _chunk_of(self, event: ChatEvent) -> bytes:
         if isinstance(event, Usage):
             return self._chunk([], _usage(event)) if self._include_usage else b""
+        if isinstance(event, PromptLogprobs):
+            return b""
         if isinstance(event, Finished):
             return self._choice(event.index, {}, finish_reason=event.reason)
         self._output_token_count += event.token_count
@@ -168,11 +197,6 @@ class StreamedAnswer:
         if self._include_usage:
             chunk["usage"] = usage
         return _event(chunk)
-
-
-def error_event(error: ServiceError) -> bytes:
-    """Returns the event that ends a stream which failed; no [DONE] follows it."""
-    return _event(error_body(error))
 
 
 def system_fingerprint(model_fingerprint: bytes) -> str:

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from gateway.events import (
+    ChatEvent,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import DataLossError, ServiceError
 from protos.identity import EmbeddingId
@@ -208,10 +217,14 @@ def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
             tuple(map(_logprob, delta.logprobs)),
             len(delta.token_ids),
             delta.prompt_token_count if delta.HasField("prompt_token_count") else None,
+            tuple(map(_tool_call, delta.tool_calls)) if delta.tool_calls else (),
         )
     if response.HasField("finished"):
         finished = response.finished
-        return Finished(finished.choice_index, FINISH_REASONS[finished.reason])
+        stop_string = finished.stop_string if finished.HasField("stop_string") else None
+        return Finished(finished.choice_index, FINISH_REASONS[finished.reason], stop_string)
+    if response.HasField("prompt_logprobs"):
+        return PromptLogprobs(tuple(map(_logprob, response.prompt_logprobs.tokens)))
     usage = response.usage
     return Usage(
         prompt_token_count=usage.prompt_token_count,
@@ -219,6 +232,10 @@ def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
         cached_token_count=usage.cached_token_count,
         image_token_count=usage.image_token_count,
     )
+
+
+def _tool_call(delta: llm_pb2.ToolCallDelta) -> ToolCallDelta:
+    return ToolCallDelta(delta.call_index, delta.name, delta.arguments)
 
 
 def _logprob(logprob: llm_pb2.TokenLogprob) -> TokenLogprob:
