@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -24,6 +24,7 @@ from gateway.openai.json_limits import read_json
 from gateway.openai.refusals import refusal, shown, shown_kind
 from gateway.openai.screening import listed, screen
 from gateway.openai.strictness import close
+from gateway.tools import Tool
 
 # Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
 # every entry, and a small body of half a million bad ones would take seconds and gigabytes.
@@ -115,6 +116,10 @@ def _as_schema_text(value: object) -> object:
 
 def _as_optional_schema_text(value: object) -> object:
     return value if value is None or isinstance(value, str) else _as_schema_text(value)
+
+
+def _as_parameters(value: object) -> object:
+    return None if value is None else _as_schema_text(value)
 
 
 def _by_token_id(value: object) -> object:
@@ -261,27 +266,57 @@ class Message(RequestModel):
         return self
 
 
-class JSONSchemaFormat(RequestModel):
-    """A JSON Schema, and labels for it. All of it is enforced, strict or not.
+class SchemaHolder(RequestModel):
+    """An object with a JSON Schema, which it may want closed.
 
     Attributes:
-        definition: the schema as JSON text.
+        schema_member: the name of the schema in the JSON.
         strict: whether objects are closed that do not say so themselves.
     """
 
-    name: str
-    description: str | None = None
-    definition: Annotated[str, BeforeValidator(_as_schema_text), Field(alias="schema")]
+    schema_member: ClassVar[str] = "schema"
+
     strict: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _close_if_strict(cls, value: object) -> object:
         if isinstance(value, dict) and value.get("strict") is True:
-            schema = value.get("schema")
+            schema = value.get(cls.schema_member)
             if isinstance(schema, dict):
                 close(schema)
         return value
+
+
+class JSONSchemaFormat(SchemaHolder):
+    """A JSON Schema, and labels for it. All of it is enforced, strict or not.
+
+    Attributes:
+        definition: the schema as JSON text.
+    """
+
+    name: str
+    description: str | None = None
+    definition: Annotated[str, BeforeValidator(_as_schema_text), Field(alias="schema")]
+
+
+class FunctionDefinition(SchemaHolder):
+    """A function that the model may call.
+
+    Attributes:
+        parameters: the schema of its arguments as JSON text.
+    """
+
+    schema_member: ClassVar[str] = "parameters"
+
+    name: str
+    description: str | None = None
+    parameters: Annotated[str | None, BeforeValidator(_as_parameters)] = None
+
+    @property
+    def tool(self) -> Tool:
+        """It as all dialects have it."""
+        return Tool(self.name, self.description or "", self.parameters or "", bool(self.strict))
 
 
 class ResponseFormat(RequestModel):
