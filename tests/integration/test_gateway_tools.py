@@ -274,7 +274,8 @@ async def test_a_stream_holds_calls_piece_by_piece() -> None:
         {"role": "assistant", "content": "", "refusal": None},
         {"content": "Let me see."},
     ]
-    pieces: list[Any] = [piece for delta in deltas for piece in delta.get("tool_calls", [])]
+    lists: list[Any] = [delta.get("tool_calls", []) for delta in deltas]
+    pieces = [piece for each in lists for piece in each]
     ids = [piece.pop("id") for piece in pieces if "id" in piece]
     assert len(set(ids)) == 2
     assert pieces == [
