@@ -173,15 +173,14 @@ def test_what_denies_everything_allows_nothing(denied: Any) -> None:
     }
 
 
+FREE = [{"anyOf": [{}, {}]}] * 13
 HOSTILE: dict[str, dict[str, Any]] = {
     "many branches": {"oneOf": [record(n % 997) for n in range(600)]},
     "long lists": {"oneOf": [{"enum": [*range(n, 5000)]} for n in range(0, 60, 20)] * 20},
     "large values": {"oneOf": [{"const": [[n] * 20_000]} for n in range(2)] * 30},
+    # Those that decide stand in the middle, and are come to last.
     "alternatives of alternatives": {
-        "oneOf": [
-            {"allOf": [{"anyOf": [{"const": 1}, {"const": 2}]}, *[{"anyOf": [{}, {}]}] * 25]},
-            {"const": 3},
-        ]
+        "oneOf": [{"allOf": [*FREE, {"anyOf": [{"const": 1}, {"const": 2}]}, *FREE]}, {"const": 3}]
     },
     "needed names": {
         "oneOf": [{"type": "object", "required": [*map(str, range(9000))]} for _ in range(9)]
