@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -20,9 +20,9 @@ from pydantic_core import PydanticCustomError
 from gateway.openai.forms import (
     Choices,
     NoneIfEmpty,
-    ResponseFormat,
-    SchemaOrText,
-    StructuredOutputs,
+    OptionalResponseFormat,
+    OptionalSchema,
+    OptionalStructuredOutputs,
 )
 from gateway.openai.json_limits import read_json
 from gateway.openai.models import (
@@ -144,7 +144,10 @@ class ContentPart(RequestModel):
 
     type: Literal["text", "image_url", "thinking", "redacted_thinking", "reasoning"]
     text: str | None = None
-    image_url: Annotated[ImageURL | None, BeforeValidator(_as_image)] = None
+    image_url: Annotated[
+        ImageURL | None,
+        BeforeValidator(_as_image, json_schema_input_type=ImageURL | str | None),
+    ] = None
 
     @property
     def is_read(self) -> bool:
@@ -180,7 +183,12 @@ class FunctionCall(RequestModel):
     """
 
     name: str
-    arguments: Annotated[str, BeforeValidator(_as_arguments)] = ""
+    arguments: Annotated[
+        str,
+        BeforeValidator(
+            _as_arguments, json_schema_input_type=str | dict[str, Any] | list[Any] | None
+        ),
+    ] = ""
 
 
 class ToolCall(RequestModel):
@@ -196,7 +204,7 @@ class Message(RequestModel):
     content: Annotated[
         list[ContentPart],
         Field(fail_fast=True, max_length=MAX_ENTRY_COUNT),
-        BeforeValidator(_as_parts),
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart | str] | None),
     ] = []
     tool_calls: (
         Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None
@@ -249,7 +257,7 @@ class ImageReference:
 class ChatCompletionRequest(RequestModel):
     """The body of POST /v1/chat/completions. An unset field takes the LLM service's default."""
 
-    model: Annotated[str, BeforeValidator(_as_name)] = ""
+    model: Annotated[str, BeforeValidator(_as_name, json_schema_input_type=str | None)] = ""
     messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -261,12 +269,15 @@ class ChatCompletionRequest(RequestModel):
     seed: Seed | None = None
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
-    stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
+    stop: Annotated[
+        StopStrings | None,
+        BeforeValidator(_as_list, json_schema_input_type=StopStrings | str | None),
+    ] = None
     n: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
     logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
-    response_format: Annotated[ResponseFormat | None, NoneIfEmpty] = None
+    response_format: OptionalResponseFormat = None
     tools: Tools | None = None
     tool_choice: ChoiceOrWord = None
     parallel_tool_calls: bool | None = None
@@ -285,8 +296,8 @@ class ChatCompletionRequest(RequestModel):
     skip_special_tokens: bool | None = None
     priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
     cache_salt: str | None = None
-    structured_outputs: Annotated[StructuredOutputs | None, NoneIfEmpty] = None
-    guided_json: Annotated[SchemaOrText, NoneIfEmpty] = None
+    structured_outputs: OptionalStructuredOutputs = None
+    guided_json: OptionalSchema = None
     guided_regex: Annotated[str | None, NoneIfEmpty] = None
     guided_choice: Annotated[Choices | None, NoneIfEmpty] = None
     guided_grammar: Annotated[str | None, NoneIfEmpty] = None
