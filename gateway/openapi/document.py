@@ -129,8 +129,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     content = {JSON: {"schema": schemas.of(operation.answer)}}
     if operation.event:
-        schema = {"type": "string", "contentSchema": schemas.of(operation.event)}
-        content[EVENTS] = {"schema": schema}
+        content[EVENTS] = {"schema": _event(schemas.of(operation.event))}
     names = ["x-request-id", *(["x-internvl-ignored"] if operation.request else [])]
     responses = {"200": _response("The answer.", content, names)}
     error = {JSON: {"schema": schemas.of(operation.error or ErrorAnswer)}}
@@ -139,6 +138,13 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         names = ["x-request-id", *(["Retry-After"] if status in ("429", "503") else [])]
         responses[status] = _response(description, answer, names)
     return responses
+
+
+def _event(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the schema of a server-sent event, whose data is JSON but for `[DONE]`."""
+    text = {"type": "string", "contentMediaType": JSON, "contentSchema": data}
+    either = {"anyOf": [{"const": "[DONE]"}, text]}
+    return {"type": "object", "properties": {"data": either}, "required": ["data"]}
 
 
 def _response(
