@@ -172,8 +172,7 @@ def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
             return _chat_prompt(message.chat, info.max_image_count)
         case "text":
             _check_size("text", len(message.text.encode()), info)
-            _check_count("text", "images", message.text.count(PLACEHOLDER), info.max_image_count)
-            return TextPrompt(message.text)
+            return _text_prompt(message, info.max_image_count)
         case "token_ids":
             _check_size("token_ids.ids", message.token_ids.ByteSize(), info)
             return TokenPrompt(message.token_ids.ids)
@@ -191,6 +190,16 @@ def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
             info.max_context_token_count,
             field=field,
         )
+
+
+def _text_prompt(message: PromptMessage, max_image_count: int) -> TextPrompt:
+    images = (
+        message.images if isinstance(message, llm_pb2.GenerateStart) else message.image_row_counts
+    )
+    if not images:
+        return TextPrompt(message.text)
+    _check_count("text", "images", message.text.count(PLACEHOLDER), max_image_count)
+    return TextPrompt(message.text, has_images=True)
 
 
 def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
