@@ -573,6 +573,12 @@ OLD_CHUNK = b"\x1a\x06\x12\x04\x12\x02\0\0"  # field 3, where chunks were once
         ),
         (
             InvalidArgumentError,
+            "logprobs.prompt",
+            "the request has 1 images; log probabilities are those of a prompt without any",
+            [start(images=["a"], logprobs=llm_pb2.LogprobOptions(prompt=True))],
+        ),
+        (
+            InvalidArgumentError,
             "prompt",
             "the request has no prompt",
             [llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart())],
