@@ -34,9 +34,10 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """Plain text; each "<image>" in it is an image's place."""
+    """Plain text; each "<image>" in it is an image's place where the request has any."""
 
     text: str
+    has_images: bool = False
 
     @property
     def goes_on(self) -> bool:
@@ -138,8 +139,8 @@ def prompt_layout(
     match source:
         case ChatPrompt(messages, ending):
             return chat_layout(tokenizer, template, messages, ending)
-        case TextPrompt(text):
-            return text_layout(tokenizer, text)
+        case TextPrompt(text, has_images):
+            return text_layout(tokenizer, text, has_images=has_images)
         case TokenPrompt(token_ids):
             return token_layout(tokenizer, token_ids, vocabulary_size)
 
@@ -155,9 +156,9 @@ def chat_layout(
     return PromptLayout("chat.messages", tokenized(tokenizer, pieces))
 
 
-def text_layout(tokenizer: Tokenizer, text: str) -> PromptLayout:
-    """Lays out plain text; each "<image>" in it is an image's place."""
-    return PromptLayout("text", tokenized(tokenizer, with_images(text)))
+def text_layout(tokenizer: Tokenizer, text: str, *, has_images: bool) -> PromptLayout:
+    """Lays out plain text; with images, each "<image>" in it is one's place."""
+    return PromptLayout("text", tokenized(tokenizer, with_images(text, -1 if has_images else 0)))
 
 
 def token_layout(tokenizer: Tokenizer, ids: Sequence[int], vocabulary_size: int) -> PromptLayout:
