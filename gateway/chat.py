@@ -13,6 +13,8 @@ from contextlib import (
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
+import structlog
+
 from gateway.events import ChatEvent
 from gateway.fairness import FetchLanes
 from gateway.fields import Options, image_options
@@ -34,9 +36,12 @@ from protos.errors import (
     ImageTooLargeError,
     InvalidArgumentError,
     ModelMismatchError,
+    ServiceError,
     UnavailableError,
 )
 from protos.identity import EmbeddingId, content_digest, recipe_digest
+
+logger = structlog.get_logger()
 
 # Of one request at a time; more would fill the vision service's queue for everybody else.
 CONCURRENT_ENCODING_COUNT = 8
@@ -131,6 +136,7 @@ class ChatPipeline:
             ServiceError: with the JSON path of the field at fault.
         """
         await self._pair.llm_info(request.model, deadline)
+        await self._check_guide(request, deadline)
         images = await self._fetched_images(request, attachments, deadline, record)
         turn = _Turn(request, images, deadline, record)
         async with AsyncExitStack() as exits:
@@ -138,6 +144,20 @@ class ChatPipeline:
             record.note_first_token()
             async with aclosing(_noted(generation, first, record)) as events:
                 yield info, events
+
+    async def _check_guide(self, request: GenerationRequest, deadline: float) -> None:
+        """Refuses what the answer cannot be held to before any image is fetched or encoded for it.
+
+        Whatever else goes wrong, the generation meets as well.
+        """
+        if not (request.images and request.is_guided):
+            return
+        try:
+            await self._pair.llm.check_guide(request.fields, request.name_field, deadline)
+        except InvalidArgumentError:
+            raise
+        except ServiceError as error:
+            logger.info("guide_not_checked", reason=error.reason)
 
     async def _begin(
         self, turn: _Turn, exits: AsyncExitStack

@@ -26,6 +26,7 @@ from gateway.services.messages import (
     checkpoint_fingerprint,
     embedding_request,
     generate_start,
+    guide_request,
     is_shared,
 )
 from gateway.services.routing import Offer, Router
@@ -149,6 +150,23 @@ class LLMClient:
             used_token_count / max(1, answer.total_kv_token_count),
             answer.backlog_seconds,
         )
+
+    async def check_guide(
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float
+    ) -> None:
+        """Raises what a replica says of the constraints of an output, if it would refuse them.
+
+        Args:
+            fields: values of GenerateStart's fields by their paths.
+            name_field: what the caller calls such a field.
+            deadline: when it must be over, in the event loop's time.
+        """
+
+        def name(field: str) -> str:
+            return name_field(f"chat.{field}" if field.startswith("tools") else field)
+
+        question = guide_request(fields)
+        await ask("LLM", self._stub.CheckGuide, question, deadline, name_field=name)
 
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds

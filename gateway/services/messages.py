@@ -183,6 +183,20 @@ def encode_request(
 
 def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
     """Returns the message that has these values at these paths, e.g. 0.5 at "sampling.top_p"."""
+    return llm_pb2.GenerateStart(**_tree(fields))
+
+
+def guide_request(fields: Mapping[str, Any]) -> llm_pb2.CheckGuideRequest:
+    """Returns the question whether output can be constrained as these values at these paths say.
+
+    Paths are those of GenerateStart; what neither constrains nor is a tool is left out.
+    """
+    start = _tree(fields)
+    tools = start.get("chat", {}).get("tools", ())
+    return llm_pb2.CheckGuideRequest(guided=start["guided"], tools=tools)
+
+
+def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in fields.items():
         *branches, name = path.split(".")
@@ -190,7 +204,7 @@ def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
         for branch in branches:
             node = node.setdefault(branch, {})
         node[name] = value
-    return llm_pb2.GenerateStart(**tree)
+    return tree
 
 
 def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.GenerateRequest | bytes:
