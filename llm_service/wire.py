@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import torch
+from google.protobuf import message as protobuf
 
-from llm_service.choices import TextDelta, TextEnd
+from llm_service.choices import PromptLogprobs, TextDelta, TextEnd
 from llm_service.conversation import Ending, Message, Role
 from llm_service.engines.base import TokenLogprob
 from llm_service.generator import (
@@ -44,6 +45,7 @@ from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
 from protos.process.backlog import checked_bound
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
 from protos.process.shared_memory import Slot
+from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT
 from protos.wire_format import read_chunk
 
 MAX_STOP_COUNT = 16
@@ -172,8 +174,7 @@ def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
             return _chat_prompt(message.chat, info.max_image_count)
         case "text":
             _check_size("text", len(message.text.encode()), info)
-            _check_count("text", "images", message.text.count(PLACEHOLDER), info.max_image_count)
-            return TextPrompt(message.text)
+            return _text_prompt(message, info.max_image_count)
         case "token_ids":
             _check_size("token_ids.ids", message.token_ids.ByteSize(), info)
             return TokenPrompt(message.token_ids.ids)
@@ -191,6 +192,17 @@ def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
             info.max_context_token_count,
             field=field,
         )
+
+
+def _text_prompt(message: PromptMessage, max_image_count: int) -> TextPrompt:
+    if isinstance(message, llm_pb2.GenerateStart):
+        has_images, has_beginning = bool(message.images), True
+    else:
+        has_images = bool(message.image_row_counts)
+        has_beginning = not message.omit_beginning_token
+    if has_images:
+        _check_count("text", "images", message.text.count(PLACEHOLDER), max_image_count)
+    return TextPrompt(message.text, has_images, has_beginning)
 
 
 def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
@@ -262,6 +274,28 @@ def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> li
     return list(request.image_row_counts)
 
 
+def detokenized_ids(request: llm_pb2.DetokenizeRequest, info: ModelInfo) -> Sequence[int]:
+    """Returns the token ids whose text is wanted.
+
+    Raises:
+        InvalidArgumentError: there are more than the context takes, or one does not exist.
+    """
+    field, ids = "token_ids.ids", request.token_ids.ids
+    _check_count(field, "token ids", len(ids), info.max_context_token_count)
+    for index, token_id in enumerate(ids):
+        _check_token_id(f"{field}[{index}]", token_id, info.config.vocabulary_size)
+    return ids
+
+
+def checked_guide(request: llm_pb2.CheckGuideRequest) -> Guide | None:
+    """Returns the guide that is to be checked; None where there is none.
+
+    Raises:
+        InvalidArgumentError: it is empty.
+    """
+    return _guide(request.guided) if request.HasField("guided") else None
+
+
 def _embedding_ids(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> list[EmbeddingId]:
     _check_count("images", "images", len(images), max_count)
     for index, image in enumerate(images):
@@ -293,8 +327,19 @@ def _sampling_params(start: llm_pb2.GenerateStart, info: ModelInfo) -> SamplingP
         stop_token_ids=frozenset([*end_token_ids, *stop.token_ids]),
         logit_bias=_logit_bias(start.sampling.logit_bias, vocabulary_size),
         logprob_count=start.logprobs.top_count if start.HasField("logprobs") else None,
+        wants_prompt_logprobs=_wants_prompt_logprobs(start),
         guide=_guide(start.guided) if start.HasField("guided") else None,
     )
+
+
+def _wants_prompt_logprobs(start: llm_pb2.GenerateStart) -> bool:
+    if start.logprobs.prompt and start.images:
+        raise InvalidArgumentError(
+            f"the request has {len(start.images)} images; log probabilities are those of a prompt"
+            " without any",
+            field="logprobs.prompt",
+        )
+    return start.logprobs.prompt
 
 
 def _logit_bias(
@@ -427,6 +472,9 @@ def response(event: Event, tokenizer: Tokenizer) -> llm_pb2.GenerateResponse:
             return llm_pb2.GenerateResponse(embedding_read=read)
         case Usage():
             return llm_pb2.GenerateResponse(usage=llm_pb2.Usage(**vars(event)))
+        case (_, PromptLogprobs(tokens)):
+            part = llm_pb2.PromptLogprobs(tokens=[_token_logprob(it, tokenizer) for it in tokens])
+            return llm_pb2.GenerateResponse(prompt_logprobs=part)
         case (index, TextDelta() as delta):
             return llm_pb2.GenerateResponse(delta=_token_delta(index, delta, tokenizer))
         case (index, TextEnd() as end):
@@ -471,11 +519,32 @@ def _token_logprob(logprob: TokenLogprob, tokenizer: Tokenizer) -> llm_pb2.Token
     )
 
 
-def count_response(count: TokenCount) -> llm_pb2.CountTokensResponse:
-    """Returns a prompt's tokens as their message."""
-    return llm_pb2.CountTokensResponse(
-        prompt_token_count=count.prompt_token_count, image_token_count=count.image_token_count
+def count_response(count: TokenCount, tokenizer: Tokenizer) -> llm_pb2.CountTokensResponse:
+    """Returns a prompt's tokens as their message; InvalidArgumentError if that is too large."""
+    response = llm_pb2.CountTokensResponse(
+        prompt_token_count=count.prompt_token_count,
+        image_token_count=count.image_token_count,
+        token_ids=count.token_ids,
+        tokens=map(tokenizer.token_bytes, count.token_ids),
     )
+    _check_sendable(response, "return_tokens")
+    return response
+
+
+def detokenize_response(text: str) -> llm_pb2.DetokenizeResponse:
+    """Returns a text as its message; InvalidArgumentError if that is too large."""
+    response = llm_pb2.DetokenizeResponse(text=text)
+    _check_sendable(response, "token_ids.ids")
+    return response
+
+
+def _check_sendable(response: protobuf.Message, field: str) -> None:
+    if (byte_count := response.ByteSize()) > DEFAULT_MAX_MESSAGE_BYTE_COUNT:
+        raise InvalidArgumentError(
+            f"the answer has {byte_count} bytes, and at most {DEFAULT_MAX_MESSAGE_BYTE_COUNT} may"
+            " be sent; ask for a part of it",
+            field=field,
+        )
 
 
 def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoResponse:
