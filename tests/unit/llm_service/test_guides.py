@@ -26,8 +26,8 @@ from llm_service.engines.guides import (
     SECONDS_PER_MASK,
     GuideCompiler,
     TokenMatcher,
-    token_bits,
 )
+from llm_service.engines.vocabulary import token_bits
 from llm_service.sampling import Guide
 from llm_service.tokenizer import MESSAGE_END
 from protos.errors import InvalidArgumentError, OverloadedError
