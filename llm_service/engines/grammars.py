@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher
 
-from llm_service.engines.schemas import lean
+from llm_service.engines.schemas import lean, relaxed
 from llm_service.pieces import ControlToken
 from llm_service.sampling import Guide
 from llm_service.tools.base import Envelope, ToolDefinition
@@ -54,7 +54,8 @@ def guide_grammar(guide: Guide) -> str:
 
 def arguments_grammar(tool: ToolDefinition) -> str:
     """Returns the grammar of a tool's arguments, which are an object, say its schema so or not."""
-    schema = json.loads(lean(tool.parameters or "{}")) | {"type": "object"}
+    written = lean if tool.is_strict else relaxed
+    schema = json.loads(written(tool.parameters or "{}")) | {"type": "object"}
     return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
 
 
