@@ -16,6 +16,7 @@ from gateway.connections import Connection, Connections
 from gateway.counting import TokenCounter
 from gateway.dialects.base import Dialect
 from gateway.dialects.chat import CHAT_COMPLETIONS
+from gateway.dialects.completions import COMPLETIONS
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
@@ -48,13 +49,14 @@ from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.status import status
 from gateway.tiles import tiles
+from gateway.tokens import detokenize, tokenize
 from gateway.traffic import Traffic
 
 # aiohttp would log malformed requests with their bytes, at error level; what fails in a handler is
 # logged by our middleware.
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
-DIALECTS = (CHAT_COMPLETIONS,)
+DIALECTS = (CHAT_COMPLETIONS, COMPLETIONS)
 # Requests have had `drain_seconds` before; this is for the last bytes of their answers.
 SHUTDOWN_SECONDS = 1.0
 
@@ -88,6 +90,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),
             web.get("/v1/status", status),
+            web.post("/tokenize", tokenize, expect_handler=expect_nothing),
+            web.post("/detokenize", detokenize, expect_handler=expect_nothing),
             web.get("/version", handlers.version),
             web.get("/load", handlers.load),
             web.get("/health", handlers.ready),

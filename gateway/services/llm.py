@@ -206,17 +206,16 @@ class LLMClient:
             deadline: when it must be over, in the event loop's time.
 
         Raises:
-            ContextLengthError: the messages do not fit into one message to the service.
+            ContextLengthError: the prompt does not fit into one message to the service.
             ModelMismatchError: the replica runs another checkpoint than the request expects.
             ServiceError: what a replica answers, and what `Router.offer` raises.
         """
         start = generate_start(fields)
         if start.ByteSize() > MAX_START_BYTE_COUNT:
             raise ContextLengthError.of_prompt(
-                f"its messages have {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be"
-                " sent",
+                f"it has {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be sent",
                 (await self.model_info(deadline)).max_context_token_count,
-                field=name_field("chat.messages"),
+                field=name_field(_prompt_field(start)),
             )
 
         async def begin(offer: Offer) -> Generation:
@@ -232,6 +231,12 @@ class LLMClient:
         except UnavailableError:
             self._infos.clear()  # it may come back with another model
             raise
+
+
+def _prompt_field(start: llm_pb2.GenerateStart) -> str:
+    """Returns the path of the field that holds the prompt's text."""
+    kind = start.WhichOneof("prompt") or ""
+    return {"chat": "chat.messages", "token_ids": "token_ids.ids"}.get(kind, kind)
 
 
 class Generation:
