@@ -13,7 +13,7 @@ CHATS_OWN = frozenset(
         *("best_of", "echo", "max_new_tokens", "n_predict", "truncate_prompt_tokens"),
         *("prompt_logprobs", "return_token_ids", "prompt", "system", "images", "extra_body"),
         *("mm_processor_kwargs", "chat_template", "add_special_tokens", "do_preprocess"),
-        *("session_params", "documents"),
+        *("session_params", "documents", "n_probs"),
     }
 )
 
@@ -68,7 +68,12 @@ COMPLETION = Section(
         way_on="shorten the prompt; one that does not fit is refused, never cut",
     ),
     refused("prompt_logprobs", way_on="use 'echo' and 'logprobs'"),
-    refused("top_logprobs", harmless=(0,), way_on="use 'logprobs', which is the number of them"),
+    refused(
+        "top_logprobs",
+        "n_probs",
+        harmless=(0,),
+        way_on="use 'logprobs', which is the number of them",
+    ),
     refused(
         "return_token_ids",
         "return_tokens_as_token_ids",
