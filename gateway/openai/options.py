@@ -12,9 +12,9 @@ from pydantic_core import PydanticCustomError
 from gateway.openai.forms import (
     Choices,
     NoneIfEmpty,
-    ResponseFormat,
-    SchemaOrText,
-    StructuredOutputs,
+    OptionalResponseFormat,
+    OptionalSchema,
+    OptionalStructuredOutputs,
 )
 from gateway.openai.known_fields import Section
 from gateway.openai.models import (
@@ -77,7 +77,7 @@ class ModelRequest(RequestModel):
         model: a name of it; empty for the one that is served.
     """
 
-    model: Annotated[str, BeforeValidator(_as_name)] = ""
+    model: Annotated[str, BeforeValidator(_as_name, json_schema_input_type=str | None)] = ""
 
     _ignored: str | None = PrivateAttr(None)
 
@@ -103,10 +103,13 @@ class GenerationOptions(ModelRequest):
     seed: Seed | None = None
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
-    stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
+    stop: Annotated[
+        StopStrings | None,
+        BeforeValidator(_as_list, json_schema_input_type=StopStrings | str | None),
+    ] = None
     n: Int32 | None = None
     logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
-    response_format: Annotated[ResponseFormat | None, NoneIfEmpty] = None
+    response_format: OptionalResponseFormat = None
 
     # Not OpenAI's; named as vLLM and LMDeploy name them.
     top_k: Int32 | None = None
@@ -120,8 +123,8 @@ class GenerationOptions(ModelRequest):
     skip_special_tokens: bool | None = None
     priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
     cache_salt: str | None = None
-    structured_outputs: Annotated[StructuredOutputs | None, NoneIfEmpty] = None
-    guided_json: Annotated[SchemaOrText, NoneIfEmpty] = None
+    structured_outputs: OptionalStructuredOutputs = None
+    guided_json: OptionalSchema = None
     guided_regex: Annotated[str | None, NoneIfEmpty] = None
     guided_choice: Annotated[Choices | None, NoneIfEmpty] = None
     guided_grammar: Annotated[str | None, NoneIfEmpty] = None
