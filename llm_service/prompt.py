@@ -10,6 +10,8 @@ from llm_service.conversation import Ending, Message, conversation_pieces, endin
 from llm_service.pieces import tokenized, with_images
 from llm_service.templates import Template
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
+from llm_service.tools.base import ToolDefinition
+from llm_service.tools.create import tool_format
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
 
 
@@ -20,10 +22,12 @@ class ChatPrompt:
     Attributes:
         messages: the turns.
         ending: what follows them; None stands for what the last one suggests.
+        tools: what the assistant may call.
     """
 
     messages: Sequence[Message]
     ending: Ending | None = None
+    tools: tuple[ToolDefinition, ...] = ()
 
     @property
     def goes_on(self) -> bool:
@@ -157,8 +161,8 @@ def prompt_layout(
 ) -> PromptLayout:
     """Lays out any prompt; a long text takes seconds. Errors as of the three below."""
     match source:
-        case ChatPrompt(messages, ending):
-            return chat_layout(tokenizer, template, messages, ending)
+        case ChatPrompt(messages, ending, tools):
+            return chat_layout(tokenizer, template, messages, ending, tools)
         case TextPrompt():
             return text_layout(tokenizer, source)
         case TokenPrompt(token_ids):
@@ -170,9 +174,12 @@ def chat_layout(
     template: Template,
     messages: Sequence[Message],
     ending: Ending | None = None,
+    tools: Sequence[ToolDefinition] = (),
 ) -> PromptLayout:
     """Lays out a conversation; errors as of conversation_pieces."""
-    pieces = conversation_pieces(template, messages, ending_of(messages, ending))
+    written = tool_format(template, tokenizer)
+    ending = ending_of(messages, ending)
+    pieces = conversation_pieces(template, written, messages, tools, ending)
     return PromptLayout("chat.messages", tokenized(tokenizer, pieces))
 
 

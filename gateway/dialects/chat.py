@@ -31,12 +31,12 @@ from gateway.openai.known_fields import (
     TOP_LEVEL,
     Section,
 )
+from gateway.openai.options import StreamOptions
 from gateway.openai.requests import (
     ChatCompletionRequest,
     ContentPart,
     ImageURL,
     Message,
-    StreamOptions,
     parse_chat_request,
 )
 from gateway.openai.tools import ChosenTools, FunctionDefinition, ToolDefinition
@@ -178,6 +178,7 @@ CHAT_COMPLETIONS = Dialect(
         ChatCompletion,
         request=ChatCompletionRequest,
         event=ChatCompletionChunk,
+        last_word="[DONE]",
         examples=EXAMPLES,
         errors=OF_BODIES,
         sections=SECTIONS,

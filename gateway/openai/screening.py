@@ -28,30 +28,38 @@ MAX_PATH_LENGTH = 128
 STRANGE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
-def screen(body: Mapping[str, Any], *, strict: bool = False) -> list[str]:
+def screen(
+    body: Mapping[str, Any], *, strict: bool = False, section: Section = TOP_LEVEL
+) -> list[str]:
     """Returns the paths of unknown fields that ask for something, and of formats without effect.
 
     Those in messages are never among them: a history comes from anywhere. What is of a wrong type
     is passed over here.
 
+    Args:
+        body: the request.
+        strict: whether they are refused instead.
+        section: the fields that its dialect knows.
+
     Raises:
         UnsupportedFieldError: a field asks for what this server does not do.
         InvalidArgumentError: with `strict`, a field is unknown and asks for something.
     """
-    unknown = screen_object(body, TOP_LEVEL, "")
-    for name, section in OBJECTS.items():
-        if name in body:
-            unknown += screen_object(body[name], section, f"{name}.")
-    unknown += _screen_schema(body.get("response_format"))
+    unknown = screen_object(body, section, "")
+    known = {name: value for name, value in body.items() if name in section.by_name}
+    for name, inner in OBJECTS.items():
+        if name in known:
+            unknown += screen_object(known[name], inner, f"{name}.")
+    unknown += _screen_schema(known.get("response_format"))
     unknown += screen_formats(
-        _member(body, "structured_outputs", "json"), "structured_outputs.json"
+        _member(known, "structured_outputs", "json"), "structured_outputs.json"
     )
-    unknown += screen_formats(body.get("guided_json"), "guided_json")
-    for path, tool in entries(body, "tools"):
+    unknown += screen_formats(known.get("guided_json"), "guided_json")
+    for path, tool in entries(known, "tools"):
         unknown += _screen_tool(tool, path)
-    for path, function in entries(body, "functions"):
+    for path, function in entries(known, "functions"):
         unknown += _screen_function(function, path)
-    for path, message in entries(body, "messages"):
+    for path, message in entries(known, "messages"):
         _screen_message(message, path)
     if strict and unknown:
         raise unknown_field(unknown[0])
