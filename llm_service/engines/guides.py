@@ -121,20 +121,25 @@ class GuideCompiler:
             OverloadedError: too many guides wait to be compiled, or the machine is too busy to.
             EngineDeadError: the compiler is closed.
         """
-        if self._is_closed:
-            raise engine_dead()
         if not stop_token_ids:
             raise _refusal(
                 guide, "needs a token that ends the output, and the request ignores them all"
             )
+        compiled = await self.compiled(guide)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._matcher_thread, self._matcher, guide, compiled, stop_token_ids, account
+        )
+
+    async def compiled(self, guide: Guide) -> LLMatcher:
+        """Returns a guide's compiled form, which is kept; errors as of `matcher`."""
+        if self._is_closed:
+            raise engine_dead()
         if (size := len(guide.source.encode())) > MAX_SOURCE_BYTE_COUNT:
             raise _refusal(guide, f"has {size} bytes; it must have at most {MAX_SOURCE_BYTE_COUNT}")
         compiled = await self._known(guide)
         if isinstance(compiled, Fault):
             raise _unfollowable(guide, compiled)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._matcher_thread, self._matcher, guide, compiled, stop_token_ids, account
-        )
+        return compiled
 
     def close(self) -> None:
         """Ends the threads, once they have done what they are at; what waits for them fails."""
