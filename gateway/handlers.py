@@ -50,7 +50,8 @@ async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse
         _connection_until(deadline, request),
     ):
         with request[RECORD].timed("body"):
-            body = await receive(request, app[SETTINGS].body_limits, share)
+            limits = app[SETTINGS].body_limits
+            body = await receive(request, limits, share, dialect.image_places)
         with app[TRAFFIC].place():
             strict = app[SETTINGS].strict_fields
             call = await app[POOLS].json.run(dialect.parse, body.text, strict)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
+from gateway.images.json_paths import JSONPath
 from gateway.openai.answers import AnswerHead
 from protos.errors import ServiceError
 
@@ -72,8 +73,10 @@ class Dialect:
         path: where it is served, by POST.
         parse: reads a body, strictly or not; raises ServiceError with the JSON path of the field.
         error_body: returns the JSON of an error that ends a request of this id.
+        image_places: where images are that arrive in base64; None: wherever a data: URL is.
     """
 
     path: str
     parse: Callable[[bytes, bool], Call]
     error_body: Callable[[ServiceError, str], dict[str, Any]]
+    image_places: Collection[JSONPath] | None = None
