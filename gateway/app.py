@@ -19,6 +19,7 @@ from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
+    DIALECT_BY_PATH,
     MEMORY,
     METRICS,
     ORIGINS,
@@ -74,6 +75,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
     app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
+    app[DIALECT_BY_PATH] = {dialect.path: dialect for dialect in DIALECTS}
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
     app.cleanup_ctx.extend([_pools, _services])

@@ -73,10 +73,12 @@ class Dialect:
         path: where it is served, by POST.
         parse: reads a body, strictly or not; raises ServiceError with the JSON path of the field.
         error_body: returns the JSON of an error that ends a request of this id.
+        request_id_key: a further header for the request's id; None: there is none.
         image_places: where images are that arrive in base64; None: wherever a data: URL is.
     """
 
     path: str
     parse: Callable[[bytes, bool], Call]
     error_body: Callable[[ServiceError, str], dict[str, Any]]
+    request_id_key: str | None = None
     image_places: Collection[JSONPath] | None = None
