@@ -11,8 +11,9 @@ from aiohttp import web
 
 from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
-from gateway.chat import ChatLimits, ChatPipeline
+from gateway.chat import ChatPipeline
 from gateway.connections import Connection, Connections
+from gateway.counting import TokenCounter
 from gateway.dialects.base import Dialect
 from gateway.dialects.chat import CHAT_COMPLETIONS
 from gateway.images.downloads import open_downloads
@@ -28,6 +29,7 @@ from gateway.keys import (
     POOLS,
     REPLICAS,
     SETTINGS,
+    TOKENS,
     TRAFFIC,
 )
 from gateway.listening import listen
@@ -37,6 +39,7 @@ from gateway.origins import AllowedOrigins
 from gateway.page.files import page_files
 from gateway.page.handlers import page_routes
 from gateway.pools import open_pools
+from gateway.request_images import RequestImages, RequestLimits
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
@@ -130,16 +133,18 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
             LLMClient(llm, Router(settings.queue_limits, partial(count_attempt, "llm"))),
             allows_mismatch=settings.allow_mismatched_checkpoints,
         )
-        app[PIPELINE] = ChatPipeline(
+        images = RequestImages(
             ImageFetcher(downloads, app[POOLS], limits),
             app[PAIR],
             app[POOLS],
-            ChatLimits(
+            RequestLimits(
                 settings.max_image_count,
                 settings.max_total_image_byte_count,
                 settings.max_image_host_count,
             ),
         )
+        app[PIPELINE] = ChatPipeline(images, app[PAIR])
+        app[TOKENS] = TokenCounter(images, app[PAIR])
         yield
 
 

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from aiohttp import web
 
+from gateway.batches import answering_all
 from gateway.bodies import receive
 from gateway.chat import Answering
 from gateway.dialects.base import Call, Dialect
@@ -56,11 +58,18 @@ async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse
             strict = app[SETTINGS].strict_fields
             call = await app[POOLS].json.run(dialect.parse, body.text, strict)
             request[RECORD].ignored_fields = call.ignored_fields
-            (wanted,) = call.generations
-            answering = app[PIPELINE].answering(wanted, body.attachments, deadline, request[RECORD])
+            ask = partial(
+                app[PIPELINE].answering,
+                attachments=body.attachments,
+                deadline=deadline,
+                record=request[RECORD],
+            )
             del body  # its text would be held until the answer's end
+            generations = call.generations
             answer = _stream if call.stream else _collect
-            return await answer(request, call, answering)
+            return await answer(
+                request, call, generations[0].model, answering_all(ask, generations)
+            )
 
 
 @contextmanager
@@ -83,15 +92,16 @@ def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
 async def _stream(
     request: web.Request,
     call: Call,
+    model: str,
     answering: Answering,
 ) -> web.StreamResponse:
     """Sends events as they come; until something has been sent, an error is an HTTP status."""
     stream = EventStream(request, request.app[SETTINGS].sse_keep_alive_seconds)
-    answer = call.streamed(_head(request, call))
+    answer = call.streamed(_head(request, model))
     try:
         with request.app[TRAFFIC].cut_short():
             async with stream.kept_alive(), answering as (info, events):
-                answer = call.streamed(_head(request, call, info))
+                answer = call.streamed(_head(request, model, info))
                 async for event in events:
                     if data := answer.event(event):
                         await stream.write(data)
@@ -109,11 +119,12 @@ async def _stream(
 async def _collect(
     request: web.Request,
     call: Call,
+    model: str,
     answering: Answering,
 ) -> web.Response:
     """Answers at once, with all that the stream held."""
     async with answering as (info, events):
-        answer = call.whole(_head(request, call, info))
+        answer = call.whole(_head(request, model, info))
         async for event in events:
             answer.add(event)
     body = answer.body()
@@ -124,11 +135,11 @@ async def _collect(
     )
 
 
-def _head(request: web.Request, call: Call, info: ModelInfo | None = None) -> AnswerHead:
+def _head(request: web.Request, model: str, info: ModelInfo | None = None) -> AnswerHead:
     return AnswerHead(
         request_id=request[REQUEST_ID],
         created=int(time.time()),
-        model=call.generations[0].model or (info.model if info else ""),
+        model=model or (info.model if info else ""),
         system_fingerprint=system_fingerprint(info.fingerprint_sha256 if info else b""),
     )
 

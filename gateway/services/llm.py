@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from gateway.services.messages import (
     EmbeddingPiece,
     chat_event,
     checkpoint_fingerprint,
+    count_request,
     embedding_request,
     generate_start,
     is_shared,
@@ -89,6 +90,16 @@ class Load:
     backlog_seconds: float
 
 
+@dataclass(frozen=True)
+class TokenCount:
+    """The tokens of a prompt; fields as in CountTokensResponse."""
+
+    prompt_token_count: int
+    image_token_count: int
+    token_ids: tuple[int, ...]
+    tokens: tuple[bytes, ...]
+
+
 class LLMClient:
     """Calls the LLM service."""
 
@@ -149,6 +160,35 @@ class LLMClient:
             used_token_count / max(1, answer.total_kv_token_count),
             answer.backlog_seconds,
         )
+
+    async def count_tokens(
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float, key: str = ""
+    ) -> TokenCount:
+        """Returns how many tokens a prompt has; raises what a replica answers.
+
+        Args:
+            fields: values of CountTokensRequest's fields by their paths.
+            name_field: what the caller calls such a field.
+            deadline: when it must be over, in the event loop's time.
+            key: leads to the replica that is asked; without it any is.
+        """
+        answer = await ask(
+            "LLM", self._stub.CountTokens, count_request(fields), deadline, key, name_field
+        )
+        return TokenCount(
+            answer.prompt_token_count,
+            answer.image_token_count,
+            tuple(answer.token_ids),
+            tuple(answer.tokens),
+        )
+
+    async def detokenize(
+        self, token_ids: Sequence[int], name_field: FieldNamer, deadline: float
+    ) -> str:
+        """Returns the text of tokens; raises what a replica answers."""
+        question = llm_pb2.DetokenizeRequest(token_ids=llm_pb2.TokenIds(ids=token_ids))
+        answer = await ask("LLM", self._stub.Detokenize, question, deadline, name_field=name_field)
+        return answer.text
 
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds
