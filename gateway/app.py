@@ -90,6 +90,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),
             web.get("/v1/status", status),
+            web.get("/version", handlers.version),
+            web.get("/load", handlers.load),
             web.get("/health", handlers.ready),
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),

@@ -1,22 +1,19 @@
-"""The HTTP interface: generations in every dialect, models, health."""
+"""The HTTP interface: generations in every dialect, models, version, load, health."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 from aiohttp import web
 
+from gateway.arrivals import arrived
 from gateway.batches import answering_all
-from gateway.bodies import receive
 from gateway.chat import Answering
 from gateway.dialects.base import Call, Dialect
 from gateway.event_stream import EventStream
 from gateway.keys import (
-    MEMORY,
     PAIR,
     PIPELINE,
     POOLS,
@@ -32,6 +29,7 @@ from gateway.openai.answers import (
     model_object,
     system_fingerprint,
 )
+from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
 from gateway.services.pair import ServicePair
@@ -39,54 +37,25 @@ from protos.errors import ServiceError
 
 # Health and model questions are answered at once or not at all.
 PROBE_SECONDS = 5.0
-OVERTIME_SECONDS = 1.0
 
 
 async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse:
     """POST of a request in one of the dialects."""
     app = request.app
-    deadline = asyncio.get_running_loop().time() + app[SETTINGS].request_seconds
-    with (
-        app[TRAFFIC].arrival(),
-        app[MEMORY].share() as share,
-        _connection_until(deadline, request),
-    ):
-        with request[RECORD].timed("body"):
-            limits = app[SETTINGS].body_limits
-            body = await receive(request, limits, share, dialect.image_places)
-        with app[TRAFFIC].place():
-            strict = app[SETTINGS].strict_fields
-            call = await app[POOLS].json.run(dialect.parse, body.text, strict)
-            request[RECORD].ignored_fields = call.ignored_fields
-            ask = partial(
-                app[PIPELINE].answering,
-                attachments=body.attachments,
-                deadline=deadline,
-                record=request[RECORD],
-            )
-            del body  # its text would be held until the answer's end
-            generations = call.generations
-            answer = _stream if call.stream else _collect
-            return await answer(
-                request, call, generations[0].model, answering_all(ask, generations)
-            )
-
-
-@contextmanager
-def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
-    """Breaks the connection off some time after the deadline.
-
-    The services keep the deadline themselves; this is for clients that do not send or do not read,
-    which would otherwise hold a place in the traffic for ever.
-    """
-    if request.transport is None:  # the client is gone already
-        raise ConnectionResetError
-    loop = asyncio.get_running_loop()
-    timer = loop.call_at(deadline + OVERTIME_SECONDS, request.transport.abort)
-    try:
-        yield
-    finally:
-        timer.cancel()
+    async with arrived(request, dialect.image_places) as (body, deadline):
+        strict = app[SETTINGS].strict_fields
+        call = await app[POOLS].json.run(dialect.parse, body.text, strict)
+        request[RECORD].ignored_fields = call.ignored_fields
+        ask = partial(
+            app[PIPELINE].answering,
+            attachments=body.attachments,
+            deadline=deadline,
+            record=request[RECORD],
+        )
+        del body  # its text would be held until the answer's end
+        generations = call.generations
+        answer = _stream if call.stream else _collect
+        return await answer(request, call, generations[0].model, answering_all(ask, generations))
 
 
 async def _stream(
@@ -160,6 +129,16 @@ async def get_model(request: web.Request) -> web.Response:
 
 def _model_object(name: str, info: ModelInfo) -> JSONObject:
     return model_object(name, info.created_unix_seconds, info.max_context_token_count)
+
+
+async def version(request: web.Request) -> web.Response:
+    """GET /version: of this project, as vLLM tells its own."""
+    return web.json_response({"version": release().version})
+
+
+async def load(request: web.Request) -> web.Response:
+    """GET /load: how many requests are in flight, as vLLM tells it."""
+    return web.json_response({"server_load": request.app[TRAFFIC].request_count})
 
 
 async def live(request: web.Request) -> web.Response:
