@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import CONNECTIONS, DIALECT_BY_PATH, METRICS, ORIGINS, RECORD, REQUEST_ID
-from gateway.openai.errors import HTTPRefusal, error_response
+from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
 from gateway.record import RequestRecord
 from protos.errors import (
@@ -134,9 +134,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:  # of a path or a file
-        return _answer(request, HTTPRefusal(error, guidance(request)))
+        return _answer(request, HTTPRefusalError(error, guidance(request)))
     except web.HTTPException as error:
-        return _answer(request, HTTPRefusal(error))
+        return _answer(request, HTTPRefusalError(error))
     except ServiceError as error:
         request[RECORD].error = error.reason
         return _answer(request, error)

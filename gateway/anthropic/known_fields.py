@@ -14,8 +14,8 @@ MESSAGES = Section(
     served("model", meaning="a name that `GET /v1/models` lists; empty or missing: the one served"),
     served(
         "messages",
-        meaning="roles `user`, `assistant` and `system`. Neighbours of one role are one turn; a last"
-        " message of the assistant goes on",
+        meaning="roles `user`, `assistant` and `system`. Neighbours of one role are one turn; a"
+        " last message of the assistant goes on",
     ),
     served("system", meaning="a string, or blocks of the type `text`"),
     served(
@@ -98,8 +98,8 @@ TOOL_CHOICE = Section(
     served(
         "type",
         "name",
-        meaning="`auto`, `any`, `tool` with a name (exactly one call), or `none`: the model does not"
-        " learn of the tools",
+        meaning="`auto`, `any`, `tool` with a name (exactly one call), or `none`: the model does"
+        " not learn of the tools",
     ),
     served("disable_parallel_tool_use", meaning="one call at most"),
 )
@@ -128,8 +128,8 @@ BLOCK = Section(
     served("name", "input", meaning="of a `tool_use`"),
     served(
         "content",
-        meaning="of a `tool_result`: a string, or blocks of the types `text` and `image`. Its images"
-        " are shown in the user's turn that follows",
+        meaning="of a `tool_result`: a string, or blocks of the types `text` and `image`. Its"
+        " images are shown in the user's turn that follows",
     ),
     served("is_error", meaning="of a `tool_result`: `true` is told to the model"),
     hint("id", "tool_use_id", "toolset_name", "caller", "cache_control", "citations"),

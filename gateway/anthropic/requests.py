@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BeforeValidator,
     Field,
-    PrivateAttr,
     ValidationError,
     model_validator,
 )
@@ -28,9 +26,9 @@ from gateway.openai.models import (
     Whole,
     json_text,
 )
+from gateway.openai.options import ModelRequest, StopStrings
 from gateway.openai.refusals import refusal, shown_kind
-from gateway.openai.requests import MAX_MESSAGE_COUNT, ImageURL, StopStrings
-from gateway.openai.screening import listed
+from gateway.openai.requests import MAX_MESSAGE_COUNT, ImageURL
 from gateway.openai.strictness import close
 from gateway.tools import Tool, ToolChoice
 
@@ -64,10 +62,6 @@ def _as_input(value: object) -> object:
         return json_text(value)
     message = "the input of a call is {shown}; it must be an object"
     raise PydanticCustomError("input_type", message, {"shown": shown_kind(value)})
-
-
-def _as_name(value: object) -> object:
-    return "" if value is None else value
 
 
 class ImageSource(RequestModel):
@@ -155,6 +149,11 @@ class Block(Piece):
     ] = []
     is_error: bool | None = None
 
+    @property
+    def is_passed_over(self) -> bool:
+        """Whether it is not read: what a model has thought."""
+        return self.type in ("thinking", "redacted_thinking")
+
 
 class Message(RequestModel):
     """One message of the conversation; a string as content has become one text."""
@@ -171,11 +170,11 @@ class Message(RequestModel):
         types = BLOCKS_OF_ROLES[self.role]
         for index, block in enumerate(self.content):
             if block.type not in types:
-                message = "a message of the {role} may have blocks of the types {types}, not '{type}'"
+                message = "a message of the {role} may have blocks of {types}, not of '{type}'"
                 context = {
                     "field": f"content[{index}].type",
                     "role": self.role,
-                    "types": ", ".join(types),
+                    "types": ", ".join(map(repr, types)),
                     "type": block.type,
                 }
                 raise PydanticCustomError("block_role", message, context)
@@ -258,10 +257,9 @@ class OutputConfig(RequestModel):
     format: OutputFormat | None = None
 
 
-class PromptRequest(RequestModel):
+class PromptRequest(ModelRequest):
     """The body of POST /v1/messages/count_tokens."""
 
-    model: Annotated[str, BeforeValidator(_as_name)] = ""
     messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
     system: Annotated[
         list[TextBlock],
@@ -273,22 +271,11 @@ class PromptRequest(RequestModel):
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
 
-    _ignored: str | None = PrivateAttr(None)
-
-    def model_post_init(self, context: Sequence[str] | None, /) -> None:
-        """Takes the paths of unknown fields, which are found before."""
-        self._ignored = listed(context) if context else None
-
     @model_validator(mode="after")
     def _chooses_among_its_tools(self) -> PromptRequest:
         if self.tool_choice:
             self.tool_choice.of_tools.check([tool.name for tool in self.tools])
         return self
-
-    @property
-    def ignored_fields(self) -> str | None:
-        """The fields that were passed over though they ask for something, for header and log."""
-        return self._ignored
 
     @property
     def choice_of_tools(self) -> ToolChoice | None:

@@ -38,7 +38,7 @@ HTTP_CODES = {
 OVERLOAD_RETRY_SECONDS = 1.0
 
 
-class HTTPRefusal(ServiceError):
+class HTTPRefusalError(ServiceError):
     """What is refused before the request is read: a path, a method, the size of the body.
 
     Attributes:
@@ -55,7 +55,7 @@ class HTTPRefusal(ServiceError):
 
 def http_status(error: ServiceError) -> int:
     """Returns the HTTP status of an error."""
-    if isinstance(error, HTTPRefusal):
+    if isinstance(error, HTTPRefusalError):
         return error.status
     return HTTP_STATUS.get(error.code, DEFAULT_STATUS)
 
@@ -70,7 +70,7 @@ def error_body(error: ServiceError) -> dict[str, Any]:
 
 
 def _code(error: ServiceError) -> str:
-    if isinstance(error, HTTPRefusal):
+    if isinstance(error, HTTPRefusalError):
         return HTTP_CODES.get(error.status, "invalid_request")
     return CODES.get(error.reason, error.reason.lower())
 
@@ -86,6 +86,6 @@ def error_response(error: ServiceError, body: dict[str, Any] | None = None) -> w
     if seconds is None and isinstance(error, OverloadedError):
         seconds = OVERLOAD_RETRY_SECONDS
     headers = {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
-    if isinstance(error, HTTPRefusal) and error.allow:
+    if isinstance(error, HTTPRefusalError) and error.allow:
         headers["Allow"] = error.allow
     return web.json_response(body or error_body(error), status=http_status(error), headers=headers)
