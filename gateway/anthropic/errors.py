@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from gateway.openai.errors import http_status
-from protos.errors import ServiceError
+from protos.errors import ServiceError, UnsupportedFieldError
 
 TYPES = {
     401: "authentication_error",
@@ -18,6 +18,8 @@ TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+# Of fields whose refusal the SDK knows by more than its sentence: it goes on without a thread.
+DETAILS = {"thread": {"error_code": "thread_unsupported_request"}}
 INDEX = re.compile(r"\[(\d+)\]")
 
 
@@ -25,11 +27,10 @@ def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
     """Returns Anthropic's body of an error; the field at fault stands before the sentence."""
     status = http_status(error)
     kind = TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
-    return {
-        "type": "error",
-        "error": {"type": kind, "message": _located(error)},
-        "request_id": request_id,
-    }
+    members: dict[str, Any] = {"type": kind, "message": _located(error)}
+    if isinstance(error, UnsupportedFieldError) and error.field in DETAILS:
+        members["details"] = DETAILS[error.field]
+    return {"type": "error", "error": members, "request_id": request_id}
 
 
 def _located(error: ServiceError) -> str:

@@ -57,7 +57,7 @@ def piece(index: int, name: str, arguments: str) -> TextDelta:
     return TextDelta(0, "", tool_calls=(ToolCallDelta(index, name, arguments),))
 
 
-CALLS = [
+CALLS: list[ChatEvent] = [
     TextDelta(0, "He\u2028", prompt_token_count=30),
     TextDelta(0, ""),
     TextDelta(0, "llo", tool_calls=(ToolCallDelta(0, "look", '{"a"'),)),

@@ -405,7 +405,7 @@ def test_what_is_not_served_is_refused_with_a_way_on(
 
 def test_unknown_fields_are_named_or_refused_but_not_in_messages() -> None:
     history = user(text("a", something_new=1))
-    fields = {"something_new": 1, "tools": [{**TOOL, "something_new": 2}]}
+    fields: dict[str, Any] = {"something_new": 1, "tools": [{**TOOL, "something_new": 2}]}
     assert parsed(history, **fields).ignored_fields == "something_new, tools[0].something_new"
     assert refusal(history, strict_fields=True, **fields).field == "something_new"
     assert parsed(history, strict_fields=True).ignored_fields is None
