@@ -83,7 +83,7 @@ TOOL = Section(
     served("type", meaning="`custom`, or missing"),
     served("name", meaning="1 to 128 characters, each once"),
     served("description", meaning="what it does, for the model"),
-    served("input_schema", meaning="a JSON Schema of the input, which always fits it"),
+    served("input_schema", meaning="a JSON Schema of the input"),
     served(
         "strict",
         meaning="`true` closes the schema's objects, and a schema that cannot be enforced whole is"

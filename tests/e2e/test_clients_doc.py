@@ -48,10 +48,19 @@ def test_form_block(served: Stack, tmp_path: Path) -> None:
     assert answers == ["0", "1"]
 
 
+def test_anthropic_block(served: Stack, tmp_path: Path) -> None:
+    script = tmp_path / "anthropic_client.py"
+    script.write_text(blocks()[2].replace("http://127.0.0.1:8000", served.url))
+    answer = run(script)
+    assert re.match(r"\d+ tokens\n", answer)
+    assert "panda" in answer
+    assert "output_tokens=" in answer
+
+
 def test_grpc_blocks(served: Stack, tmp_path: Path) -> None:
     vision_client, llm_client = tmp_path / "vision_client.py", tmp_path / "llm_client.py"
-    vision_client.write_text(blocks()[2])
-    llm_client.write_text(blocks()[3])
+    vision_client.write_text(blocks()[3])
+    llm_client.write_text(blocks()[4])
     vision, llm = (f"127.0.0.1:{service.port}" for service in (served.vision, served.llm))
     assert run(vision_client, vision, PICTURE).startswith("1 tiles, embedding [256, 256]")
     answer = run(llm_client, vision, llm, PICTURE)
