@@ -16,6 +16,7 @@ from gateway.connections import Connection, Connections
 from gateway.counting import TokenCounter
 from gateway.dialects.base import Dialect
 from gateway.dialects.chat import CHAT_COMPLETIONS
+from gateway.dialects.completions import COMPLETIONS
 from gateway.dialects.messages import MESSAGES, MESSAGES_COUNT
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
@@ -36,6 +37,8 @@ from gateway.keys import (
 from gateway.listening import listen
 from gateway.memory import Memory
 from gateway.metrics import LoadCollector, Metrics
+from gateway.openapi.handlers import document_route
+from gateway.openapi.paths import GETS, POSTS
 from gateway.origins import AllowedOrigins
 from gateway.page.files import page_files
 from gateway.page.handlers import page_routes
@@ -50,13 +53,19 @@ from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.status import status
 from gateway.tiles import tiles
+from gateway.tokens import detokenize, tokenize
 from gateway.traffic import Traffic
 
 # aiohttp would log malformed requests with their bytes, at error level; what fails in a handler is
 # logged by our middleware.
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
-DIALECTS = (CHAT_COMPLETIONS, MESSAGES)
+DIALECTS = (CHAT_COMPLETIONS, COMPLETIONS, MESSAGES)
+OPERATIONS = (
+    {("post", each.path): each.operation for each in (*DIALECTS, MESSAGES_COUNT)}
+    | {("post", path): operation for path, operation in POSTS.items()}
+    | {("get", path): operation for path, operation in GETS.items()}
+)
 # Requests have had `drain_seconds` before; this is for the last bytes of their answers.
 SHUTDOWN_SECONDS = 1.0
 
@@ -92,12 +101,15 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),
             web.get("/v1/status", status),
+            web.post("/tokenize", tokenize, expect_handler=expect_nothing),
+            web.post("/detokenize", detokenize, expect_handler=expect_nothing),
             web.get("/version", handlers.version),
             web.get("/load", handlers.load),
             web.get("/health", handlers.ready),
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
             web.get("/ping", handlers.ready),
+            document_route(OPERATIONS),
         ]
     )
     if settings.page:

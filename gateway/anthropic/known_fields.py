@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from gateway.openai.known_fields import Section, hint, refused, served
 
-MESSAGES = Section(
+REQUEST = Section(
     "`/v1/messages`",
     served("model", meaning="a name that `GET /v1/models` lists; empty or missing: the one served"),
     served(
@@ -155,7 +155,7 @@ OBJECTS: Mapping[str, Section] = {
     "tool_choice": TOOL_CHOICE,
 }
 SECTIONS = (
-    MESSAGES,
+    REQUEST,
     MESSAGE,
     BLOCK,
     SOURCE,

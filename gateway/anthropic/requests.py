@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BeforeValidator,
@@ -141,11 +141,13 @@ class Block(Piece):
 
     type: Literal["text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking"]
     name: str | None = None
-    input: Annotated[str, BeforeValidator(_as_input)] | None = None
+    input: (
+        Annotated[str, BeforeValidator(_as_input, json_schema_input_type=dict[str, Any])] | None
+    ) = None
     content: Annotated[
         list[ResultBlock],
         Field(fail_fast=True, max_length=MAX_ENTRY_COUNT),
-        BeforeValidator(_as_blocks_if_any),
+        BeforeValidator(_as_blocks_if_any, json_schema_input_type=list[ResultBlock] | str | None),
     ] = []
     is_error: bool | None = None
 
@@ -155,18 +157,18 @@ class Block(Piece):
         return self.type in ("thinking", "redacted_thinking")
 
 
-class Message(RequestModel):
+class MessageParam(RequestModel):
     """One message of the conversation; a string as content has become one text."""
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[
         list[Block],
         Field(fail_fast=True, max_length=MAX_ENTRY_COUNT),
-        BeforeValidator(_as_blocks),
+        BeforeValidator(_as_blocks, json_schema_input_type=list[Block] | str),
     ]
 
     @model_validator(mode="after")
-    def _has_blocks_of_its_role(self) -> Message:
+    def _has_blocks_of_its_role(self) -> MessageParam:
         types = BLOCKS_OF_ROLES[self.role]
         for index, block in enumerate(self.content):
             if block.type not in types:
@@ -188,7 +190,7 @@ class TextBlock(RequestModel):
     text: str
 
 
-class ToolDefinition(SchemaHolder):
+class ToolParam(SchemaHolder):
     """A tool that the client runs; others are the matter of `screening`.
 
     Attributes:
@@ -208,7 +210,7 @@ class ToolDefinition(SchemaHolder):
         return Tool(self.name, self.description or "", self.input_schema, bool(self.strict))
 
 
-class Choice(RequestModel):
+class ToolChoiceParam(RequestModel):
     """Which tools the answer may call, or must."""
 
     type: Literal["auto", "any", "tool", "none"]
@@ -216,7 +218,7 @@ class Choice(RequestModel):
     disable_parallel_tool_use: bool | None = None
 
     @model_validator(mode="after")
-    def _has_its_name(self) -> Choice:
+    def _has_its_name(self) -> ToolChoiceParam:
         if self.type == "tool" and self.name is None:
             message = "the choice of a tool names none"
             raise PydanticCustomError("no_field", message, {"field": "name"})
@@ -260,21 +262,23 @@ class OutputConfig(RequestModel):
 class PromptRequest(ModelRequest):
     """The body of POST /v1/messages/count_tokens."""
 
-    messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
+    messages: Annotated[list[MessageParam], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
     system: Annotated[
         list[TextBlock],
         Field(fail_fast=True, max_length=MAX_ENTRY_COUNT),
-        BeforeValidator(_as_blocks_if_any),
+        BeforeValidator(_as_blocks_if_any, json_schema_input_type=list[TextBlock] | str | None),
     ] = []
-    tools: Annotated[list[ToolDefinition], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] = []
-    tool_choice: Choice | None = None
+    tools: Annotated[list[ToolParam], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None = (
+        None
+    )
+    tool_choice: ToolChoiceParam | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
 
     @model_validator(mode="after")
     def _chooses_among_its_tools(self) -> PromptRequest:
         if self.tool_choice:
-            self.tool_choice.of_tools.check([tool.name for tool in self.tools])
+            self.tool_choice.of_tools.check([tool.name for tool in self.tools or ()])
         return self
 
     @property
@@ -286,7 +290,7 @@ class PromptRequest(ModelRequest):
     @property
     def offered_tools(self) -> list[Tool] | None:
         """The tools that the model learns of."""
-        return [tool.tool for tool in self.tools] if self.choice_of_tools else None
+        return [tool.tool for tool in self.tools or ()] if self.choice_of_tools else None
 
 
 class MessagesRequest(PromptRequest):

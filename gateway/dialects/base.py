@@ -10,6 +10,7 @@ from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
 from gateway.images.json_paths import JSONPath
 from gateway.openai.answers import AnswerHead
+from gateway.openapi.operation import Operation
 from protos.errors import ServiceError
 
 
@@ -73,6 +74,7 @@ class Dialect:
         path: where it is served, by POST.
         parse: reads a body, strictly or not; raises ServiceError with the JSON path of the field.
         error_body: returns the JSON of an error that ends a request of this id.
+        operation: describes it.
         request_id_key: a further header for the request's id; None: there is none.
         image_places: where images are that arrive in base64; None: wherever a data: URL is.
     """
@@ -80,5 +82,6 @@ class Dialect:
     path: str
     parse: Callable[[bytes, bool], Call]
     error_body: Callable[[ServiceError, str], dict[str, Any]]
+    operation: Operation
     request_id_key: str | None = None
     image_places: Collection[JSONPath] | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from gateway.openai.forms import (
@@ -16,6 +16,7 @@ from gateway.openai.forms import (
     SchemaOrText,
     StructuredOutputs,
 )
+from gateway.openai.known_fields import Section
 from gateway.openai.models import (
     MAX_ENTRY_COUNT,
     Float,
@@ -25,8 +26,8 @@ from gateway.openai.models import (
     Seed,
     Whole,
 )
-from gateway.openai.refusals import shown
-from gateway.openai.screening import listed
+from gateway.openai.refusals import refusal, shown
+from gateway.openai.screening import listed, screen
 
 # Bound against abuse, as MAX_ENTRY_COUNT.
 MAX_BIAS_COUNT = 4096
@@ -164,3 +165,28 @@ class GenerationOptions(ModelRequest):
     def choice_count(self) -> int:
         """How many answers to generate."""
         return 1 if self.n is None else self.n
+
+
+Request = TypeVar("Request", bound=ModelRequest)
+
+
+def validated(model: type[Request], document: object, section: Section, strict: bool) -> Request:
+    """Returns the request that a body's JSON is.
+
+    Args:
+        model: of the request.
+        document: the JSON.
+        section: the fields that are known.
+        strict: refuse unknown fields that ask for something.
+
+    Raises:
+        InvalidArgumentError: a field is missing or malformed, or strictly unknown.
+        UnsupportedFieldError: a field asks for something that we do not serve.
+    """
+    ignored: list[str] = []
+    if isinstance(document, dict):
+        ignored = screen(document, strict=strict, section=section)
+    try:
+        return model.model_validate(document, context=ignored)
+    except ValidationError as error:
+        raise refusal(error.errors(include_url=False)[0]) from None

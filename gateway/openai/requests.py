@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     BeforeValidator,
     Field,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from gateway.openai.json_limits import read_json
+from gateway.openai.known_fields import TOP_LEVEL, Section
 from gateway.openai.models import (
     MAX_ENTRY_COUNT,
     Int32,
@@ -24,9 +24,8 @@ from gateway.openai.models import (
     Whole,
     json_text,
 )
-from gateway.openai.options import GenerationOptions
-from gateway.openai.refusals import refusal, shown_kind
-from gateway.openai.screening import screen
+from gateway.openai.options import GenerationOptions, validated
+from gateway.openai.refusals import shown_kind
 from gateway.openai.tools import (
     ChoiceOrWord,
     Functions,
@@ -277,6 +276,9 @@ class ChatCompletionRequest(GenerationOptions):
                     yield ImageReference(param, part.image)
 
 
+ChatRequest = TypeVar("ChatRequest", bound=ChatCompletionRequest)
+
+
 def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompletionRequest:
     """Returns the request that a body holds.
 
@@ -288,12 +290,13 @@ def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompleti
         InvalidArgumentError: it is not JSON; a field is missing or malformed, or strictly unknown.
         UnsupportedFieldError: a field asks for something that we do not serve.
     """
-    document = read_json(body)
-    ignored = []
+    return chat_request(ChatCompletionRequest, read_json(body), TOP_LEVEL, strict_fields)
+
+
+def chat_request(
+    model: type[ChatRequest], document: object, section: Section, strict: bool
+) -> ChatRequest:
+    """Returns the request that a body's JSON is, as `validated` does."""
     if isinstance(document, dict):
         document = without_barred_tools(document)
-        ignored = screen(document, strict=strict_fields)
-    try:
-        return ChatCompletionRequest.model_validate(document, context=ignored)
-    except ValidationError as error:
-        raise refusal(error.errors(include_url=False)[0]) from None
+    return validated(model, document, section, strict)

@@ -27,6 +27,7 @@ from gateway.services.messages import (
     count_request,
     embedding_request,
     generate_start,
+    guide_request,
     is_shared,
 )
 from gateway.services.routing import Offer, Router
@@ -190,6 +191,23 @@ class LLMClient:
         answer = await ask("LLM", self._stub.Detokenize, question, deadline, name_field=name_field)
         return answer.text
 
+    async def check_guide(
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float
+    ) -> None:
+        """Raises what a replica says of the constraints of an output, if it would refuse them.
+
+        Args:
+            fields: values of GenerateStart's fields by their paths.
+            name_field: what the caller calls such a field.
+            deadline: when it must be over, in the event loop's time.
+        """
+
+        def name(field: str) -> str:
+            return name_field(f"chat.{field}" if field.startswith("tools") else field)
+
+        question = guide_request(fields)
+        await ask("LLM", self._stub.CheckGuide, question, deadline, name_field=name)
+
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds
 
@@ -206,17 +224,16 @@ class LLMClient:
             deadline: when it must be over, in the event loop's time.
 
         Raises:
-            ContextLengthError: the messages do not fit into one message to the service.
+            ContextLengthError: the prompt does not fit into one message to the service.
             ModelMismatchError: the replica runs another checkpoint than the request expects.
             ServiceError: what a replica answers, and what `Router.offer` raises.
         """
         start = generate_start(fields)
         if start.ByteSize() > MAX_START_BYTE_COUNT:
             raise ContextLengthError.of_prompt(
-                f"its messages have {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be"
-                " sent",
+                f"it has {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be sent",
                 (await self.model_info(deadline)).max_context_token_count,
-                field=name_field("chat.messages"),
+                field=name_field(_prompt_field(start)),
             )
 
         async def begin(offer: Offer) -> Generation:
@@ -232,6 +249,12 @@ class LLMClient:
         except UnavailableError:
             self._infos.clear()  # it may come back with another model
             raise
+
+
+def _prompt_field(start: llm_pb2.GenerateStart) -> str:
+    """Returns the path of the field that holds the prompt's text."""
+    kind = start.WhichOneof("prompt") or ""
+    return {"chat": "chat.messages", "token_ids": "token_ids.ids"}.get(kind, kind)
 
 
 class Generation:

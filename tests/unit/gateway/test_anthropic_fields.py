@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from gateway.anthropic.known_fields import (
     BLOCK,
     MESSAGE,
-    MESSAGES,
     OUTPUT_CONFIG,
     OUTPUT_FORMAT,
     READ_BLOCKS,
     REFUSED_BLOCKS,
+    REQUEST,
     SECTIONS,
     SOURCE,
     TOOL,
@@ -26,13 +26,13 @@ from gateway.anthropic.known_fields import (
 )
 from gateway.anthropic.requests import (
     Block,
-    Choice,
     ImageSource,
-    Message,
+    MessageParam,
     MessagesRequest,
     OutputConfig,
     OutputFormat,
-    ToolDefinition,
+    ToolChoiceParam,
+    ToolParam,
     parse_request,
 )
 from gateway.dialects import messages
@@ -52,12 +52,12 @@ from tests.unit.gateway.test_wrong_types import (
 PAGE = Path(__file__).parents[3] / "docs" / "clients.md"
 BEGIN, END = "<!-- the table of Anthropic's fields -->\n", "<!-- its end -->\n"
 MODELS: dict[Section, type[RequestModel]] = {
-    MESSAGES: MessagesRequest,
-    MESSAGE: Message,
+    REQUEST: MessagesRequest,
+    MESSAGE: MessageParam,
     BLOCK: Block,
     SOURCE: ImageSource,
-    TOOL: ToolDefinition,
-    TOOL_CHOICE: Choice,
+    TOOL: ToolParam,
+    TOOL_CHOICE: ToolChoiceParam,
     OUTPUT_CONFIG: OutputConfig,
     OUTPUT_FORMAT: OutputFormat,
 }
@@ -143,7 +143,7 @@ def test_every_section_has_a_model_and_each_field_one_row() -> None:
 
 
 def names_of(kind: type[Hint] | type[Refused]) -> list[str]:
-    return [name for row in MESSAGES.rows if isinstance(row, kind) for name in row.names]
+    return [name for row in REQUEST.rows if isinstance(row, kind) for name in row.names]
 
 
 def test_hints_pass() -> None:
@@ -153,7 +153,7 @@ def test_hints_pass() -> None:
 
 @pytest.mark.parametrize("name", names_of(Refused))
 def test_a_refused_field_passes_with_the_values_of_its_row(name: str) -> None:
-    row = MESSAGES.by_name[name]
+    row = REQUEST.by_name[name]
     assert isinstance(row, Refused)
     for value in row.harmless:
         assert parse(True, **{name: value}).ignored_fields is None
