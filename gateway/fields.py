@@ -79,17 +79,18 @@ def _nonzero(count: int) -> int | None:
     return count or None
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
     """Returns an unsigned 64-bit number as the signed one of the same bits."""
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _limit(token_count: int) -> int | None:
+def limit(token_count: int) -> int | None:
     """Returns an output limit as the contract can hold it; -1 is none, as for llama.cpp."""
     return None if token_count == -1 else min(token_count, MAX_INT32)
 
 
-def _none_if_all(top_k: int) -> int | None:
+def none_if_all(top_k: int) -> int | None:
+    """Returns a top-k as the contract has it, where none stands for all tokens."""
     return None if top_k in (0, -1) else top_k
 
 
@@ -217,14 +218,14 @@ class Options:
 GENERATION = (
     Option("sampling.temperature", "temperature"),
     Option("sampling.top_p", "top_p"),
-    Option("sampling.top_k", "top_k", _none_if_all),
+    Option("sampling.top_k", "top_k", none_if_all),
     Option("sampling.min_p", "min_p"),
-    Option("sampling.seed", "seed", _signed),
+    Option("sampling.seed", "seed", signed),
     Option("sampling.repetition_penalty", "repetition_penalty"),
     Option("sampling.presence_penalty", "presence_penalty"),
     Option("sampling.frequency_penalty", "frequency_penalty"),
     Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
-    Option("stop.max_token_count", "max_tokens", _limit),
+    Option("stop.max_token_count", "max_tokens", limit),
     Option("stop.min_token_count", "min_tokens"),
     Option("stop.strings", "stop", rest=_index_of_several),
     Option("stop.token_ids", "stop_token_ids"),
@@ -259,7 +260,7 @@ CHAT = Options(
     Option("chat.tools", "tools", _tools, _place_in_tools),
     Option("chat.tools", "functions", _functions),
     Option("images", "messages", _elsewhere, _place_of_image),
-    Option("stop.max_token_count", "max_completion_tokens", _limit),
+    Option("stop.max_token_count", "max_completion_tokens", limit),
     Option("logprobs.top_count", "top_logprobs", _nonzero),
     Option("logprobs.top_count", "logprobs", _zero_if),
     *GENERATION,

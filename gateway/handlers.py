@@ -20,6 +20,7 @@ from gateway.keys import (
     RECORD,
     REQUEST_ID,
     SETTINGS,
+    TOKENS,
     TRAFFIC,
 )
 from gateway.openai.answers import (
@@ -42,10 +43,8 @@ PROBE_SECONDS = 5.0
 async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse:
     """POST of a request in one of the dialects."""
     app = request.app
-    async with arrived(request) as (body, deadline):
-        strict = app[SETTINGS].strict_fields
-        call = await app[POOLS].json.run(dialect.parse, body.text, strict)
-        request[RECORD].ignored_fields = call.ignored_fields
+    async with arrived(request, dialect.image_places) as (body, deadline):
+        call = await _parsed(dialect, request, body.text)
         ask = partial(
             app[PIPELINE].answering,
             attachments=body.attachments,
@@ -56,6 +55,23 @@ async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse
         generations = call.generations
         answer = _stream if call.stream else _collect
         return await answer(request, call, generations[0].model, answering_all(ask, generations))
+
+
+async def count_input(dialect: Dialect, request: web.Request) -> web.Response:
+    """POST of a request whose prompt's tokens are counted, as Anthropic tells it."""
+    async with arrived(request, dialect.image_places) as (body, deadline):
+        call = await _parsed(dialect, request, body.text)
+        (prompt,) = call.generations
+        counter = request.app[TOKENS]
+        count = await counter.count(prompt, body.attachments, deadline, request[RECORD])
+    return web.json_response({"input_tokens": count.prompt_token_count})
+
+
+async def _parsed(dialect: Dialect, request: web.Request, body: bytes) -> Call:
+    strict = request.app[SETTINGS].strict_fields
+    call = await request.app[POOLS].json.run(dialect.parse, body, strict)
+    request[RECORD].ignored_fields = call.ignored_fields
+    return call
 
 
 async def _stream(
