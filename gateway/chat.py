@@ -263,6 +263,10 @@ class ChatPipeline:
                 raise DeadlineError(
                     "the images were not encoded within the request's time"
                 ) from error
+            except asyncio.CancelledError:
+                if not upload.done():  # it fails, and a write that was cut off has ended the call
+                    await upload
+                raise
         return event
 
     async def _upload(

@@ -13,11 +13,12 @@ import grpc
 import torch
 
 from gateway.chat import ChatLimits, ChatPipeline
+from gateway.dialects.chat import parse
+from gateway.generation import GenerationRequest
 from gateway.images.data_urls import Attachments
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.memory import Memory
-from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.pools import open_pools
 from gateway.record import RequestRecord
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
@@ -123,9 +124,10 @@ async def open_relay(
         yield Relay(pipeline, images)
 
 
-def _request(image: bytes) -> ChatCompletionRequest:
+def _request(image: bytes) -> GenerationRequest:
     url = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}]
     messages = [{"role": "user", "content": content}]
     body = {"model": MODEL, "messages": messages, "max_tokens": 1}
-    return parse_chat_request(json.dumps(body).encode())
+    (request,) = parse(json.dumps(body).encode(), strict_fields=False).generations
+    return request
