@@ -10,6 +10,7 @@ from gateway.dialects.base import Dialect
 from gateway.fields import CHAT
 from gateway.generation import GenerationRequest, ImageReference
 from gateway.openai.answers import AnswerHead, StreamedAnswer, WholeAnswer
+from gateway.openai.calls import CallForm, OlderCall, ToolCalls
 from gateway.openai.errors import error_body
 from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 
@@ -42,7 +43,7 @@ class ChatCall:
         return self.request.ignored_fields
 
     def whole(self, head: AnswerHead) -> WholeAnswer:
-        return WholeAnswer(head, self.request.choice_count)
+        return WholeAnswer(head, self.request.choice_count, self._calls)
 
     def streamed(self, head: AnswerHead) -> StreamedAnswer:
         return StreamedAnswer(
@@ -50,7 +51,12 @@ class ChatCall:
             self.request.choice_count,
             include_usage=self.request.include_usage,
             continuous_usage=self.request.continuous_usage,
+            calls=self._calls,
         )
+
+    @property
+    def _calls(self) -> CallForm:
+        return OlderCall() if self.request.functions else ToolCalls()
 
 
 def parse(body: bytes, strict_fields: bool) -> ChatCall:

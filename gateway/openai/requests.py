@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -20,36 +17,43 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from gateway.openai.forms import (
+    Choices,
+    NoneIfEmpty,
+    ResponseFormat,
+    SchemaOrText,
+    StructuredOutputs,
+)
 from gateway.openai.json_limits import read_json
+from gateway.openai.models import (
+    MAX_ENTRY_COUNT,
+    Float,
+    Int32,
+    Limit,
+    RequestModel,
+    Seed,
+    Whole,
+    json_text,
+)
 from gateway.openai.refusals import refusal, shown, shown_kind
 from gateway.openai.screening import listed, screen
-from gateway.openai.strictness import close
-from gateway.tools import Tool
+from gateway.openai.tools import (
+    ChoiceOrWord,
+    Functions,
+    OlderChoice,
+    Tools,
+    without_barred_tools,
+)
+from gateway.tools import ToolChoice
 
-# Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
-# every entry, and a small body of half a million bad ones would take seconds and gigabytes.
+# Bounds against abuse, as MAX_ENTRY_COUNT.
 MAX_MESSAGE_COUNT = 4096
-MAX_PART_COUNT = 1024
-MAX_STOP_COUNT = 1024
 MAX_BIAS_COUNT = 4096
 # Whose messages may have no content: calls of tools, and what a tool returned.
 SPEECHLESS_ROLES = frozenset({"assistant", "tool", "function"})
-# Names of the JSON that pydantic's own methods have, and what they are called here.
-ATTRIBUTES = {"schema": "definition", "json": "definition"}
-
-
-def _as_whole(value: object) -> object:
-    """Returns 256.0 as 256: to JSON they are the same."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = BeforeValidator(_as_whole)
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), Whole]
-# Clients send caps of their own, larger than any context.
-Limit = Annotated[int, Field(ge=-(2**31), lt=2**63), Whole]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), Whole]
-Float = Annotated[float, Field(allow_inf_nan=False)]
-StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_COUNT)]
+# Where a form may be given, besides the response format.
+FORMS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)]
 
 
 def _as_name(value: object) -> object:
@@ -92,34 +96,7 @@ def _as_image(value: object) -> object:
 def _as_arguments(value: object) -> object:
     if value is None:
         return ""
-    return _as_json(value) if isinstance(value, dict | list) else value
-
-
-def _as_json(value: object) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        message = "a number is infinite; it must be at most 1.7e308"
-        raise PydanticCustomError("number", message) from None
-
-
-def _none_if_empty(value: object) -> object:
-    return None if value == {} else value
-
-
-def _as_schema_text(value: object) -> object:
-    if isinstance(value, dict):
-        return _as_json(value)
-    message = "a JSON Schema is {shown}; it must be an object"
-    raise PydanticCustomError("schema_type", message, {"shown": shown_kind(value)})
-
-
-def _as_optional_schema_text(value: object) -> object:
-    return value if value is None or isinstance(value, str) else _as_schema_text(value)
-
-
-def _as_parameters(value: object) -> object:
-    return None if value is None else _as_schema_text(value)
+    return json_text(value) if isinstance(value, dict | list) else value
 
 
 def _by_token_id(value: object) -> object:
@@ -139,22 +116,6 @@ def _check_token_id(key: str) -> None:
         message = "a token id is {shown}; it must be a whole number of at most 9 digits"
         context = {"field": key, "shown": shown(key)}
         raise PydanticCustomError("bias_key", message, context)
-
-
-class RequestModel(BaseModel):
-    """A JSON object of a request: values of another JSON type are refused.
-
-    Fields that it does not have are the matter of `screening`.
-    """
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-    def at(self, path: str) -> Any:
-        """Returns what stands at a JSON path of names, e.g. "stop"; None where nothing does."""
-        value: Any = self
-        for name in path.split("."):
-            value = None if value is None else getattr(value, ATTRIBUTES.get(name, name))
-        return value
 
 
 class ImageURL(RequestModel):
@@ -234,11 +195,11 @@ class Message(RequestModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         list[ContentPart],
-        Field(fail_fast=True, max_length=MAX_PART_COUNT),
+        Field(fail_fast=True, max_length=MAX_ENTRY_COUNT),
         BeforeValidator(_as_parts),
     ] = []
     tool_calls: (
-        Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_PART_COUNT)] | None
+        Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None
     ) = None
     function_call: FunctionCall | None = None
 
@@ -263,97 +224,6 @@ class Message(RequestModel):
             )
             context = {"field": "content", "role": self.role, "count": count}
             raise PydanticCustomError("image_role", message, context)
-        return self
-
-
-class SchemaHolder(RequestModel):
-    """An object with a JSON Schema, which it may want closed.
-
-    Attributes:
-        schema_member: the name of the schema in the JSON.
-        strict: whether objects are closed that do not say so themselves.
-    """
-
-    schema_member: ClassVar[str] = "schema"
-
-    strict: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _close_if_strict(cls, value: object) -> object:
-        if isinstance(value, dict) and value.get("strict") is True:
-            schema = value.get(cls.schema_member)
-            if isinstance(schema, dict):
-                close(schema)
-        return value
-
-
-class JSONSchemaFormat(SchemaHolder):
-    """A JSON Schema, and labels for it. All of it is enforced, strict or not.
-
-    Attributes:
-        definition: the schema as JSON text.
-    """
-
-    name: str
-    description: str | None = None
-    definition: Annotated[str, BeforeValidator(_as_schema_text), Field(alias="schema")]
-
-
-class FunctionDefinition(SchemaHolder):
-    """A function that the model may call.
-
-    Attributes:
-        parameters: the schema of its arguments as JSON text.
-    """
-
-    schema_member: ClassVar[str] = "parameters"
-
-    name: str
-    description: str | None = None
-    parameters: Annotated[str | None, BeforeValidator(_as_parameters)] = None
-
-    @property
-    def tool(self) -> Tool:
-        """It as all dialects have it."""
-        return Tool(self.name, self.description or "", self.parameters or "", bool(self.strict))
-
-
-class ResponseFormat(RequestModel):
-    """What the answer must be: any text, any JSON object, or JSON of a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JSONSchemaFormat | None = None
-
-    @model_validator(mode="after")
-    def _has_its_field(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            message = "a JSON Schema and the type 'json_schema' need each other"
-            raise PydanticCustomError("other_type", message, {"field": "json_schema"})
-        return self
-
-
-class StructuredOutputs(RequestModel):
-    """What the answer must be, in one of three ways.
-
-    Attributes:
-        definition: a JSON Schema as JSON text.
-        regex: an expression that the whole answer matches.
-        grammar: in llguidance's dialect of Lark.
-    """
-
-    definition: Annotated[
-        str | None, BeforeValidator(_as_optional_schema_text), Field(alias="json")
-    ] = None
-    regex: str | None = None
-    grammar: str | None = None
-
-    @model_validator(mode="after")
-    def _is_one(self) -> StructuredOutputs:
-        count = 3 - [self.definition, self.regex, self.grammar].count(None)
-        if count != 1:
-            message = "the answer's form is given in {count} ways; it must be given in one"
-            raise PydanticCustomError("one_of", message, {"count": count})
         return self
 
 
@@ -396,21 +266,30 @@ class ChatCompletionRequest(RequestModel):
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
     logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
-    response_format: Annotated[ResponseFormat | None, BeforeValidator(_none_if_empty)] = None
+    response_format: Annotated[ResponseFormat | None, NoneIfEmpty] = None
+    tools: Tools | None = None
+    tool_choice: ChoiceOrWord = None
+    parallel_tool_calls: bool | None = None
+    functions: Functions | None = None
+    function_call: OlderChoice = None
 
     # Not OpenAI's; named as vLLM and LMDeploy name them.
     top_k: Int32 | None = None
     min_p: Float | None = None
     repetition_penalty: Float | None = None
     stop_token_ids: (
-        Annotated[list[Int32], Field(fail_fast=True, max_length=MAX_STOP_COUNT)] | None
+        Annotated[list[Int32], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None
     ) = None
     min_tokens: Int32 | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
     cache_salt: str | None = None
-    structured_outputs: Annotated[StructuredOutputs | None, BeforeValidator(_none_if_empty)] = None
+    structured_outputs: Annotated[StructuredOutputs | None, NoneIfEmpty] = None
+    guided_json: Annotated[SchemaOrText, NoneIfEmpty] = None
+    guided_regex: Annotated[str | None, NoneIfEmpty] = None
+    guided_choice: Annotated[Choices | None, NoneIfEmpty] = None
+    guided_grammar: Annotated[str | None, NoneIfEmpty] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
@@ -439,9 +318,30 @@ class ChatCompletionRequest(RequestModel):
             message = "{count} alternatives are asked for, but no log probabilities"
             context = {"field": "top_logprobs", "count": self.top_logprobs}
             raise PydanticCustomError("top_logprobs", message, context)
-        if self.structured_outputs and self.response_format and self.response_format.type != "text":
-            message = "the answer's form is given twice; the response format says it already"
-            raise PydanticCustomError("two_formats", message, {"field": "structured_outputs"})
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> ChatCompletionRequest:
+        is_text = self.response_format is None or self.response_format.type == "text"
+        names = [] if is_text else ["response_format"]
+        names += [name for name in FORMS if getattr(self, name) is not None]
+        if len(names) > 1:
+            message = "the answer's form is given in {count} ways; it must be given in one"
+            context = {"count": len(names), "field": names[-1]}
+            raise PydanticCustomError("two_formats", message, context)
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_calls(self) -> ChatCompletionRequest:
+        if self.tools and self.functions:
+            message = "tools are given twice; functions are the older name of them"
+            raise PydanticCustomError("two_tools", message, {"field": "functions"})
+        if self.tool_choice:
+            names = {tool.function.name for tool in self.tools or ()}
+            self.tool_choice.of_tools.check(names)
+        if self.function_call:
+            names = {function.name for function in self.functions or ()}
+            self.function_call.check(names, field="function_call")
         return self
 
     @model_validator(mode="after")
@@ -480,6 +380,19 @@ class ChatCompletionRequest(RequestModel):
         """How many answers to generate."""
         return 1 if self.n is None else self.n
 
+    @property
+    def choice_of_tools(self) -> ToolChoice | None:
+        """Which of the tools may be called; None where there are none."""
+        if not self.tools:
+            return None
+        choice = self.tool_choice.of_tools if self.tool_choice else ToolChoice()
+        return replace(choice, single=choice.single or self.parallel_tool_calls is False)
+
+    @property
+    def choice_of_functions(self) -> ToolChoice | None:
+        """The same of functions: an answer in the older form holds one call."""
+        return (self.function_call or ToolChoice(single=True)) if self.functions else None
+
     def images(self) -> Iterator[ImageReference]:
         """Yields the images in their order."""
         for i, message in enumerate(self.messages):
@@ -501,7 +414,10 @@ def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompleti
         UnsupportedFieldError: a field asks for something that we do not serve.
     """
     document = read_json(body)
-    ignored = screen(document, strict=strict_fields) if isinstance(document, dict) else []
+    ignored = []
+    if isinstance(document, dict):
+        document = without_barred_tools(document)
+        ignored = screen(document, strict=strict_fields)
     try:
         return ChatCompletionRequest.model_validate(document, context=ignored)
     except ValidationError as error:

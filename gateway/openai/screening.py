@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.openai.known_fields import (
+    FUNCTION,
     JSON_SCHEMA,
     MESSAGE,
     NOTHING,
     OBJECTS,
     REFUSED_PARTS,
+    TOOL,
     TOP_LEVEL,
     Refused,
     Section,
@@ -19,9 +21,10 @@ from gateway.openai.known_fields import (
 from gateway.openai.refusals import MAX_PARAM_LENGTH, MAX_SHOWN_LENGTH, shown
 from protos.errors import InvalidArgumentError, UnsupportedFieldError
 
-# Only so many unknown fields are named, and so much of a name; a body may hold thousands.
+# Only so many unknown fields are named, and so much of a path; a body may hold thousands.
 MAX_NAMED_COUNT = 16
-STRANGE = re.compile(r"[^A-Za-z0-9_.-]")
+MAX_PATH_LENGTH = 128
+STRANGE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 def screen(body: Mapping[str, Any], *, strict: bool = False) -> list[str]:
@@ -40,8 +43,9 @@ def screen(body: Mapping[str, Any], *, strict: bool = False) -> list[str]:
             unknown += _screen_object(body[name], section, f"{name}.")
     if (response_format := body.get("response_format")) is not None:
         unknown += _screen_schema(response_format)
-    if isinstance(messages := body.get("messages"), list):
-        _screen_messages(messages)
+    unknown += _screen_tools(body.get("tools"))
+    unknown += _screen_functions(body.get("functions"))
+    _screen_messages(body.get("messages"))
     if strict and unknown:
         raise _unknown_field(unknown[0])
     return unknown
@@ -49,7 +53,7 @@ def screen(body: Mapping[str, Any], *, strict: bool = False) -> list[str]:
 
 def listed(paths: Sequence[str]) -> str:
     """Returns paths as a header and a log may hold them: few, short, in plain letters."""
-    names = [STRANGE.sub("?", path[:MAX_SHOWN_LENGTH]) for path in paths[:MAX_NAMED_COUNT]]
+    names = [STRANGE.sub("?", path[:MAX_PATH_LENGTH]) for path in paths[:MAX_NAMED_COUNT]]
     return ", ".join(names) + (", ..." if len(paths) > MAX_NAMED_COUNT else "")
 
 
@@ -58,6 +62,35 @@ def _screen_schema(response_format: object) -> list[str]:
         return []
     path = "response_format.json_schema."
     return _screen_object(response_format.get("json_schema"), JSON_SCHEMA, path)
+
+
+def _screen_tools(tools: object) -> list[str]:
+    unknown: list[str] = []
+    for i, tool in _objects(tools):
+        kind = tool.get("type", "function")
+        if isinstance(kind, str) and kind != "function":
+            raise UnsupportedFieldError(
+                f"this server has no tools of the type '{kind[:MAX_SHOWN_LENGTH]}'; describe it as"
+                " a function, and run that yourself",
+                field=f"tools[{i}].type",
+            )
+        unknown += _screen_object(tool, TOOL, f"tools[{i}].")
+        unknown += _screen_object(tool.get("function"), FUNCTION, f"tools[{i}].function.")
+    return unknown
+
+
+def _screen_functions(functions: object) -> list[str]:
+    return [
+        path
+        for i, function in _objects(functions)
+        for path in _screen_object(function, FUNCTION, f"functions[{i}].")
+    ]
+
+
+def _objects(values: object) -> list[tuple[int, Any]]:
+    """Returns the objects in a list, with their indexes; nothing of what is no list."""
+    entries = enumerate(values) if isinstance(values, list) else ()
+    return [(i, value) for i, value in entries if isinstance(value, dict)]
 
 
 def _screen_object(value: object, section: Section, above: str) -> list[str]:
@@ -79,8 +112,6 @@ def _screen_object(value: object, section: Section, above: str) -> list[str]:
 def _check(value: Mapping[str, Any], name: str, row: Refused, above: str) -> None:
     if _is_one_of(value[name], row.harmless):
         return
-    if row.unless is not None and value.get(row.unless[0]) == row.unless[1]:
-        return
     raise UnsupportedFieldError(
         f"this server does not support the field '{name}' with {shown(value[name])}; {row.way_on}",
         field=above + name,
@@ -94,10 +125,8 @@ def _is_one_of(value: object, harmless: tuple[object, ...]) -> bool:
     )
 
 
-def _screen_messages(messages: list[Any]) -> None:
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict):
-            continue
+def _screen_messages(messages: object) -> None:
+    for i, message in _objects(messages):
         if not MESSAGE.refused.isdisjoint(message):
             _screen_object(message, MESSAGE, f"messages[{i}].")
         if isinstance(content := message.get("content"), list):
