@@ -15,6 +15,7 @@ from gateway.chat import ChatLimits, ChatPipeline
 from gateway.connections import Connection, Connections
 from gateway.dialects.base import Dialect
 from gateway.dialects.chat import CHAT_COMPLETIONS
+from gateway.dialects.responses import RESPONSES
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
@@ -51,7 +52,7 @@ from gateway.traffic import Traffic
 # logged by our middleware.
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
-DIALECTS = (CHAT_COMPLETIONS,)
+DIALECTS = (CHAT_COMPLETIONS, RESPONSES)
 # Requests have had `drain_seconds` before; this is for the last bytes of their answers.
 SHUTDOWN_SECONDS = 1.0
 
@@ -81,6 +82,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app.add_routes(
         [
             *map(_generation_route, DIALECTS),
+            web.get("/v1/responses/{id:.+}", handlers.refuse_stored),
+            web.delete("/v1/responses/{id:.+}", handlers.refuse_stored),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),

@@ -78,17 +78,18 @@ def _nonzero(count: int) -> int | None:
     return count or None
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
     """Returns an unsigned 64-bit number as the signed one of the same bits."""
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _limit(token_count: int) -> int | None:
+def limit(token_count: int) -> int | None:
     """Returns an output limit as the contract can hold it; -1 is none, as for llama.cpp."""
     return None if token_count == -1 else min(token_count, MAX_INT32)
 
 
-def _none_if_all(top_k: int) -> int | None:
+def none_if_all(top_k: int) -> int | None:
+    """Returns a top-k as the contract has it, where none stands for all tokens."""
     return None if top_k in (0, -1) else top_k
 
 
@@ -100,7 +101,7 @@ def _same_rest(_: object, rest: str) -> str:
     return rest
 
 
-def _nowhere(_: object, rest: str) -> str:
+def nowhere(_: object, rest: str) -> str:
     """Makes no place of one that the client has not written."""
     return ""
 
@@ -110,9 +111,9 @@ def _place_in_tools(_: object, rest: str) -> str:
     return re.sub(r"^(\[\d+\])", r"\1.function", rest)
 
 
-def _index_of_several(request: ChatCompletionRequest, rest: str) -> str:
+def index_of_several(request: RequestModel, rest: str) -> str:
     """A lone stop string may stand without a list, so that `stop` itself is its path."""
-    return rest if len(request.stop or ()) > 1 else ""
+    return rest if len(request.at("stop") or ()) > 1 else ""
 
 
 def _key_of_bias(request: ChatCompletionRequest, rest: str) -> str:
@@ -227,17 +228,17 @@ CHAT = Options(
     Option("images", "messages", _elsewhere, _place_of_image),
     Option("sampling.temperature", "temperature"),
     Option("sampling.top_p", "top_p"),
-    Option("sampling.top_k", "top_k", _none_if_all),
+    Option("sampling.top_k", "top_k", none_if_all),
     Option("sampling.min_p", "min_p"),
-    Option("sampling.seed", "seed", _signed),
+    Option("sampling.seed", "seed", signed),
     Option("sampling.repetition_penalty", "repetition_penalty"),
     Option("sampling.presence_penalty", "presence_penalty"),
     Option("sampling.frequency_penalty", "frequency_penalty"),
     Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
-    Option("stop.max_token_count", "max_completion_tokens", _limit),
-    Option("stop.max_token_count", "max_tokens", _limit),
+    Option("stop.max_token_count", "max_completion_tokens", limit),
+    Option("stop.max_token_count", "max_tokens", limit),
     Option("stop.min_token_count", "min_tokens"),
-    Option("stop.strings", "stop", rest=_index_of_several),
+    Option("stop.strings", "stop", rest=index_of_several),
     Option("stop.token_ids", "stop_token_ids"),
     Option("stop.ignore_end_tokens", "ignore_eos"),
     Option("logprobs.top_count", "top_logprobs", _nonzero),
@@ -253,9 +254,9 @@ CHAT = Options(
     Option("guided.regex", "guided_choice", regex_of),
     Option("guided.grammar", "structured_outputs.grammar"),
     Option("guided.grammar", "guided_grammar"),
-    Option("guided.tool_calls", "tools", ToolChoice.guide, _nowhere, source="choice_of_tools"),
+    Option("guided.tool_calls", "tools", ToolChoice.guide, nowhere, source="choice_of_tools"),
     Option(
-        "guided.tool_calls", "functions", ToolChoice.guide, _nowhere, source="choice_of_functions"
+        "guided.tool_calls", "functions", ToolChoice.guide, nowhere, source="choice_of_functions"
     ),
     Option("choice_count", "n"),
     # vLLM's priority, whose name it has, is the other way round: the lowest comes first.

@@ -30,6 +30,7 @@ from gateway.openai.answers import (
     model_object,
     system_fingerprint,
 )
+from gateway.openai.errors import http_error_response
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
 from gateway.services.pair import ServicePair
@@ -129,6 +130,14 @@ def _head(request: web.Request, call: Call, info: ModelInfo | None = None) -> An
         created=int(time.time()),
         model=call.generations[0].model or (info.model if info else ""),
         system_fingerprint=system_fingerprint(info.fingerprint_sha256 if info else b""),
+    )
+
+
+async def refuse_stored(_: web.Request) -> web.Response:
+    """GET and DELETE /v1/responses/{id}: there is never one."""
+    return http_error_response(
+        web.HTTPNotFound(),
+        "no response is stored on this server; it is what POST /v1/responses has answered",
     )
 
 

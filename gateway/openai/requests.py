@@ -53,7 +53,6 @@ MAX_BIAS_COUNT = 4096
 SPEECHLESS_ROLES = frozenset({"assistant", "tool", "function"})
 # Where a form may be given, besides the response format.
 FORMS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)]
 
 
 def _as_name(value: object) -> object:
@@ -62,6 +61,11 @@ def _as_name(value: object) -> object:
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+StopStrings = Annotated[
+    list[str], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT), BeforeValidator(_as_list)
+]
 
 
 def _as_parts(value: object, info: ValidationInfo) -> object:
@@ -261,7 +265,7 @@ class ChatCompletionRequest(RequestModel):
     seed: Seed | None = None
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
-    stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
+    stop: StopStrings | None = None
     n: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None

@@ -37,17 +37,17 @@ def screen(body: Mapping[str, Any], *, strict: bool = False) -> list[str]:
         UnsupportedFieldError: a field asks for what this server does not do.
         InvalidArgumentError: with `strict`, a field is unknown and asks for something.
     """
-    unknown = _screen_object(body, TOP_LEVEL, "")
+    unknown = screen_object(body, TOP_LEVEL, "")
     for name, section in OBJECTS.items():
         if name in body:
-            unknown += _screen_object(body[name], section, f"{name}.")
+            unknown += screen_object(body[name], section, f"{name}.")
     if (response_format := body.get("response_format")) is not None:
         unknown += _screen_schema(response_format)
     unknown += _screen_tools(body.get("tools"))
     unknown += _screen_functions(body.get("functions"))
     _screen_messages(body.get("messages"))
     if strict and unknown:
-        raise _unknown_field(unknown[0])
+        raise unknown_field(unknown[0])
     return unknown
 
 
@@ -61,7 +61,7 @@ def _screen_schema(response_format: object) -> list[str]:
     if not isinstance(response_format, dict):
         return []
     path = "response_format.json_schema."
-    return _screen_object(response_format.get("json_schema"), JSON_SCHEMA, path)
+    return screen_object(response_format.get("json_schema"), JSON_SCHEMA, path)
 
 
 def _screen_tools(tools: object) -> list[str]:
@@ -74,8 +74,8 @@ def _screen_tools(tools: object) -> list[str]:
                 " a function, and run that yourself",
                 field=f"tools[{i}].type",
             )
-        unknown += _screen_object(tool, TOOL, f"tools[{i}].")
-        unknown += _screen_object(tool.get("function"), FUNCTION, f"tools[{i}].function.")
+        unknown += screen_object(tool, TOOL, f"tools[{i}].")
+        unknown += screen_object(tool.get("function"), FUNCTION, f"tools[{i}].function.")
     return unknown
 
 
@@ -83,7 +83,7 @@ def _screen_functions(functions: object) -> list[str]:
     return [
         path
         for i, function in _objects(functions)
-        for path in _screen_object(function, FUNCTION, f"functions[{i}].")
+        for path in screen_object(function, FUNCTION, f"functions[{i}].")
     ]
 
 
@@ -93,7 +93,7 @@ def _objects(values: object) -> list[tuple[int, Any]]:
     return [(i, value) for i, value in entries if isinstance(value, dict)]
 
 
-def _screen_object(value: object, section: Section, above: str) -> list[str]:
+def screen_object(value: object, section: Section, above: str) -> list[str]:
     """Returns the paths of an object's unknown fields that ask for something."""
     if not isinstance(value, dict):
         return []
@@ -128,7 +128,7 @@ def _is_one_of(value: object, harmless: tuple[object, ...]) -> bool:
 def _screen_messages(messages: object) -> None:
     for i, message in _objects(messages):
         if not MESSAGE.refused.isdisjoint(message):
-            _screen_object(message, MESSAGE, f"messages[{i}].")
+            screen_object(message, MESSAGE, f"messages[{i}].")
         if isinstance(content := message.get("content"), list):
             _screen_parts(content, i)
 
@@ -143,7 +143,8 @@ def _screen_parts(parts: list[Any], message_index: int) -> None:
             )
 
 
-def _unknown_field(path: str) -> InvalidArgumentError:
+def unknown_field(path: str) -> InvalidArgumentError:
+    """Returns the error for a field that nobody knows."""
     name = path.rpartition(".")[2][:MAX_SHOWN_LENGTH]
     return InvalidArgumentError(
         f"this server does not know the field '{name}'; leave it out",
