@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from gateway.openai.forms import ResponseFormat, regex_of
 from gateway.openai.models import RequestModel
+from gateway.openai.options import SamplingOptions
 from gateway.openai.requests import ChatCompletionRequest, Message
 from gateway.openai.tools import FunctionDefinition, ToolDefinition
 from gateway.tools import ToolChoice
@@ -111,12 +112,12 @@ def _place_in_tools(_: object, rest: str) -> str:
     return re.sub(r"^(\[\d+\])", r"\1.function", rest)
 
 
-def index_of_several(request: RequestModel, rest: str) -> str:
+def _index_of_several(request: SamplingOptions, rest: str) -> str:
     """A lone stop string may stand without a list, so that `stop` itself is its path."""
-    return rest if len(request.at("stop") or ()) > 1 else ""
+    return rest if len(request.stop or ()) > 1 else ""
 
 
-def _key_of_bias(request: ChatCompletionRequest, rest: str) -> str:
+def _key_of_bias(request: SamplingOptions, rest: str) -> str:
     """Turns "[1].bias" into ".7", the name of the second entry."""
     key = _entry(rest, list(request.logit_bias or ()))
     return f".{key}" if key else ""
@@ -213,7 +214,44 @@ class Options:
         return ""
 
 
-# GenerateStart, of a ChatCompletionRequest.
+# GenerateStart, of SamplingOptions.
+SAMPLING = (
+    Option("sampling.temperature", "temperature"),
+    Option("sampling.top_p", "top_p"),
+    Option("sampling.top_k", "top_k", none_if_all),
+    Option("sampling.min_p", "min_p"),
+    Option("sampling.seed", "seed", signed),
+    Option("sampling.repetition_penalty", "repetition_penalty"),
+    Option("sampling.presence_penalty", "presence_penalty"),
+    Option("sampling.frequency_penalty", "frequency_penalty"),
+    Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
+    Option("stop.min_token_count", "min_tokens"),
+    Option("stop.strings", "stop", rest=_index_of_several),
+    Option("stop.token_ids", "stop_token_ids"),
+    Option("stop.ignore_end_tokens", "ignore_eos"),
+    # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
+    Option("priority", "priority", operator.neg),
+    Option("cache_salt", "cache_salt"),
+    Option("skip_special_tokens", "skip_special_tokens"),
+)
+# Likewise, of GenerationOptions.
+GENERATION = (
+    *SAMPLING,
+    Option("stop.max_token_count", "max_tokens", limit),
+    Option("guided.json_object", "response_format", _any_object),
+    Option("guided.json_object", "structured_outputs.json_object", {True: {}}.get),
+    Option("guided.json_schema", "response_format.json_schema.schema"),
+    Option("guided.json_schema", "structured_outputs.json"),
+    Option("guided.json_schema", "guided_json"),
+    Option("guided.regex", "structured_outputs.regex"),
+    Option("guided.regex", "structured_outputs.choice", regex_of),
+    Option("guided.regex", "guided_regex"),
+    Option("guided.regex", "guided_choice", regex_of),
+    Option("guided.grammar", "structured_outputs.grammar"),
+    Option("guided.grammar", "guided_grammar"),
+    Option("choice_count", "n"),
+)
+# Likewise, of a ChatCompletionRequest.
 CHAT = Options(
     Option("chat.messages", "messages", _turns, _place_in_messages),
     Option("chat.ending", "continue_final_message", {True: "CHAT_ENDING_CONTINUED"}.get),
@@ -226,43 +264,14 @@ CHAT = Options(
     Option("chat.tools", "tools", _tools, _place_in_tools),
     Option("chat.tools", "functions", _functions),
     Option("images", "messages", _elsewhere, _place_of_image),
-    Option("sampling.temperature", "temperature"),
-    Option("sampling.top_p", "top_p"),
-    Option("sampling.top_k", "top_k", none_if_all),
-    Option("sampling.min_p", "min_p"),
-    Option("sampling.seed", "seed", signed),
-    Option("sampling.repetition_penalty", "repetition_penalty"),
-    Option("sampling.presence_penalty", "presence_penalty"),
-    Option("sampling.frequency_penalty", "frequency_penalty"),
-    Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
     Option("stop.max_token_count", "max_completion_tokens", limit),
-    Option("stop.max_token_count", "max_tokens", limit),
-    Option("stop.min_token_count", "min_tokens"),
-    Option("stop.strings", "stop", rest=index_of_several),
-    Option("stop.token_ids", "stop_token_ids"),
-    Option("stop.ignore_end_tokens", "ignore_eos"),
     Option("logprobs.top_count", "top_logprobs", _nonzero),
     Option("logprobs.top_count", "logprobs", _zero_if),
-    Option("guided.json_object", "response_format", _any_object),
-    Option("guided.json_object", "structured_outputs.json_object", {True: {}}.get),
-    Option("guided.json_schema", "response_format.json_schema.schema"),
-    Option("guided.json_schema", "structured_outputs.json"),
-    Option("guided.json_schema", "guided_json"),
-    Option("guided.regex", "structured_outputs.regex"),
-    Option("guided.regex", "structured_outputs.choice", regex_of),
-    Option("guided.regex", "guided_regex"),
-    Option("guided.regex", "guided_choice", regex_of),
-    Option("guided.grammar", "structured_outputs.grammar"),
-    Option("guided.grammar", "guided_grammar"),
+    *GENERATION,
     Option("guided.tool_calls", "tools", ToolChoice.guide, nowhere, source="choice_of_tools"),
     Option(
         "guided.tool_calls", "functions", ToolChoice.guide, nowhere, source="choice_of_functions"
     ),
-    Option("choice_count", "n"),
-    # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
-    Option("priority", "priority", operator.neg),
-    Option("cache_salt", "cache_salt"),
-    Option("skip_special_tokens", "skip_special_tokens"),
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,13 +10,11 @@ from typing import Any
 
 from gateway.dialects.base import Dialect
 from gateway.fields import (
+    SAMPLING,
     Option,
     Options,
-    index_of_several,
     limit,
-    none_if_all,
     nowhere,
-    signed,
 )
 from gateway.generation import GenerationRequest, ImageReference
 from gateway.openai.answers import AnswerHead
@@ -57,21 +54,9 @@ RESPONSES_OPTIONS = Options(
     Option("guided.tool_calls", "tool_choice", ToolChoice.guide, nowhere, "choice_of_tools"),
     Option("guided.json_object", "text.format.type", {"json_object": {}}.get),
     Option("guided.json_schema", "text.format.schema"),
-    Option("sampling.temperature", "temperature"),
-    Option("sampling.top_p", "top_p"),
-    Option("sampling.top_k", "top_k", none_if_all),
-    Option("sampling.min_p", "min_p"),
-    Option("sampling.seed", "seed", signed),
-    Option("sampling.repetition_penalty", "repetition_penalty"),
-    Option("sampling.presence_penalty", "presence_penalty"),
-    Option("sampling.frequency_penalty", "frequency_penalty"),
     Option("stop.max_token_count", "max_output_tokens", limit),
-    Option("stop.strings", "stop", rest=index_of_several),
-    Option("stop.ignore_end_tokens", "ignore_eos"),
     Option("logprobs.top_count", "top_logprobs", source="alternative_count"),
-    Option("priority", "priority", operator.neg),  # the lowest comes first, as vLLM has it
-    Option("cache_salt", "cache_salt"),
-    Option("skip_special_tokens", "skip_special_tokens"),
+    *SAMPLING,
 )
 
 
@@ -159,9 +144,14 @@ def _name_of_image(path: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class ResponsesCall:
-    """A request for a response."""
+    """A request for a response.
+
+    Attributes:
+        echo: the members of the answer that come from the request, as a JSON object.
+    """
 
     request: ResponsesRequest
+    echo: str
 
     @cached_property
     def generations(self) -> Sequence[GenerationRequest]:
@@ -180,7 +170,7 @@ class ResponsesCall:
             "chat.ending": "CHAT_ENDING_NEW_TURN",  # as OpenAI's: what was said does not go on
             **RESPONSES_OPTIONS.values(self.request),
         }
-        return [GenerationRequest(self.request.model or "", fields, name_field, images, "input")]
+        return [GenerationRequest(self.request.model, fields, name_field, images, "input")]
 
     @property
     def stream(self) -> bool:
@@ -191,15 +181,15 @@ class ResponsesCall:
         return self.request.ignored_fields
 
     def whole(self, head: AnswerHead) -> WholeResponse:
-        return WholeResponse(head, self.request.echo)
+        return WholeResponse(head, self.echo)
 
     def streamed(self, head: AnswerHead) -> StreamedResponse:
-        return StreamedResponse(head, self.request.echo)
+        return StreamedResponse(head, self.echo)
 
 
 def parse(body: bytes, strict_fields: bool) -> ResponsesCall:
     """Returns the request that a body holds; raises as `parse_responses_request`."""
-    return ResponsesCall(parse_responses_request(body, strict_fields))
+    return ResponsesCall(*parse_responses_request(body, strict_fields))
 
 
 RESPONSES = Dialect("/v1/responses", parse, lambda error, request_id: error_body(error))

@@ -45,10 +45,10 @@ class AnswerHead:
     model: str
     system_fingerprint: str
 
-    def json(self, kind: str) -> JSONObject:
-        """Returns the first members of a chat's object of this kind."""
+    def json(self, kind: str, prefix: str = "chatcmpl") -> JSONObject:
+        """Returns the first members of an object of this kind, whose id begins so."""
         return {
-            "id": f"chatcmpl-{self.request_id}",
+            "id": f"{prefix}-{self.request_id}",
             "object": kind,
             "created": self.created,
             "model": self.model,

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     BeforeValidator,
     Field,
-    PrivateAttr,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
-from gateway.openai.forms import (
-    Choices,
-    NoneIfEmpty,
-    ResponseFormat,
-    SchemaOrText,
-    StructuredOutputs,
-)
 from gateway.openai.json_limits import read_json
+from gateway.openai.known_fields import TOP_LEVEL, Section
 from gateway.openai.models import (
     MAX_ENTRY_COUNT,
-    Float,
     Int32,
     Limit,
     RequestModel,
-    Seed,
     Whole,
     json_text,
 )
-from gateway.openai.refusals import refusal, shown, shown_kind
-from gateway.openai.screening import listed, screen
+from gateway.openai.options import GenerationOptions, validated
+from gateway.openai.refusals import shown_kind
 from gateway.openai.tools import (
     ChoiceOrWord,
     Functions,
@@ -48,24 +37,8 @@ from gateway.tools import ToolChoice
 
 # Bounds against abuse, as MAX_ENTRY_COUNT.
 MAX_MESSAGE_COUNT = 4096
-MAX_BIAS_COUNT = 4096
 # Whose messages may have no content: calls of tools, and what a tool returned.
 SPEECHLESS_ROLES = frozenset({"assistant", "tool", "function"})
-# Where a form may be given, besides the response format.
-FORMS = ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
-
-
-def _as_name(value: object) -> object:
-    return "" if value is None else value
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-StopStrings = Annotated[
-    list[str], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT), BeforeValidator(_as_list)
-]
 
 
 def _as_parts(value: object, info: ValidationInfo) -> object:
@@ -101,25 +74,6 @@ def _as_arguments(value: object) -> object:
     if value is None:
         return ""
     return json_text(value) if isinstance(value, dict | list) else value
-
-
-def _by_token_id(value: object) -> object:
-    """Checks the keys of OpenAI's map of token ids, as strings, to biases."""
-    if isinstance(value, dict):
-        if len(value) > MAX_BIAS_COUNT:
-            message = "the logit bias has {count} entries; it must have at most {limit}"
-            context = {"count": len(value), "limit": MAX_BIAS_COUNT}
-            raise PydanticCustomError("biases", message, context)
-        for key in value:
-            _check_token_id(key)
-    return value
-
-
-def _check_token_id(key: str) -> None:
-    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
-        message = "a token id is {shown}; it must be a whole number of at most 9 digits"
-        context = {"field": key, "shown": shown(key)}
-        raise PydanticCustomError("bias_key", message, context)
 
 
 class ImageURL(RequestModel):
@@ -231,13 +185,6 @@ class Message(RequestModel):
         return self
 
 
-class StreamOptions(RequestModel):
-    """What a stream holds besides the text."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
 @dataclass(frozen=True)
 class ImageReference:
     """An image of a request, and the JSON path of its URL object."""
@@ -250,70 +197,26 @@ class ImageReference:
         return self.param if isinstance(self.source, BareURL) else f"{self.param}.{name}"
 
 
-class ChatCompletionRequest(RequestModel):
+class ChatCompletionRequest(GenerationOptions):
     """The body of POST /v1/chat/completions. An unset field takes the LLM service's default."""
 
-    model: Annotated[str, BeforeValidator(_as_name)] = ""
     messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
     max_completion_tokens: Limit | None = None
-    max_tokens: Limit | None = None
-    temperature: Float | None = None
-    top_p: Float | None = None
-    seed: Seed | None = None
-    presence_penalty: Float | None = None
-    frequency_penalty: Float | None = None
-    stop: StopStrings | None = None
-    n: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
-    logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
-    response_format: Annotated[ResponseFormat | None, NoneIfEmpty] = None
     tools: Tools | None = None
     tool_choice: ChoiceOrWord = None
     parallel_tool_calls: bool | None = None
     functions: Functions | None = None
     function_call: OlderChoice = None
 
-    # Not OpenAI's; named as vLLM and LMDeploy name them.
-    top_k: Int32 | None = None
-    min_p: Float | None = None
-    repetition_penalty: Float | None = None
-    stop_token_ids: (
-        Annotated[list[Int32], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None
-    ) = None
-    min_tokens: Int32 | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
-    cache_salt: str | None = None
-    structured_outputs: Annotated[StructuredOutputs | None, NoneIfEmpty] = None
-    guided_json: Annotated[SchemaOrText, NoneIfEmpty] = None
-    guided_regex: Annotated[str | None, NoneIfEmpty] = None
-    guided_choice: Annotated[Choices | None, NoneIfEmpty] = None
-    guided_grammar: Annotated[str | None, NoneIfEmpty] = None
+    # Not OpenAI's; named as vLLM names them.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-
-    _ignored: str | None = PrivateAttr(None)
-
-    def model_post_init(self, context: Sequence[str] | None, /) -> None:
-        """Takes the paths of unknown fields, which are found before."""
-        self._ignored = listed(context) if context else None
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatCompletionRequest:
         limits = (self.max_tokens, self.max_completion_tokens)
-        options = self.stream_options
-        if (
-            not self.stream
-            and options
-            and (options.include_usage or options.continuous_usage_stats)
-        ):
-            message = "options of a stream are given, but no stream is asked for"
-            raise PydanticCustomError("stream_options", message, {"field": "stream_options"})
         if None not in limits and limits[0] != limits[1]:
             message = "the output limit is given twice, as {old} and as {new} tokens"
             context = {"field": "max_tokens", "old": limits[0], "new": limits[1]}
@@ -322,17 +225,6 @@ class ChatCompletionRequest(RequestModel):
             message = "{count} alternatives are asked for, but no log probabilities"
             context = {"field": "top_logprobs", "count": self.top_logprobs}
             raise PydanticCustomError("top_logprobs", message, context)
-        return self
-
-    @model_validator(mode="after")
-    def _has_one_form(self) -> ChatCompletionRequest:
-        is_text = self.response_format is None or self.response_format.type == "text"
-        names = [] if is_text else ["response_format"]
-        names += [name for name in FORMS if getattr(self, name) is not None]
-        if len(names) > 1:
-            message = "the answer's form is given in {count} ways; it must be given in one"
-            context = {"count": len(names), "field": names[-1]}
-            raise PydanticCustomError("two_formats", message, context)
         return self
 
     @model_validator(mode="after")
@@ -363,28 +255,6 @@ class ChatCompletionRequest(RequestModel):
         return self
 
     @property
-    def ignored_fields(self) -> str | None:
-        """The fields that were passed over though they ask for something, for header and log."""
-        return self._ignored
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        """Whether each chunk of a stream holds the usage so far."""
-        return self.include_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
-
-    @property
-    def choice_count(self) -> int:
-        """How many answers to generate."""
-        return 1 if self.n is None else self.n
-
-    @property
     def choice_of_tools(self) -> ToolChoice | None:
         """Which of the tools may be called; None where there are none."""
         if not self.tools:
@@ -406,6 +276,9 @@ class ChatCompletionRequest(RequestModel):
                     yield ImageReference(param, part.image)
 
 
+ChatRequest = TypeVar("ChatRequest", bound=ChatCompletionRequest)
+
+
 def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompletionRequest:
     """Returns the request that a body holds.
 
@@ -417,12 +290,13 @@ def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompleti
         InvalidArgumentError: it is not JSON; a field is missing or malformed, or strictly unknown.
         UnsupportedFieldError: a field asks for something that we do not serve.
     """
-    document = read_json(body)
-    ignored = []
+    return chat_request(ChatCompletionRequest, read_json(body), TOP_LEVEL, strict_fields)
+
+
+def chat_request(
+    model: type[ChatRequest], document: object, section: Section, strict: bool
+) -> ChatRequest:
+    """Returns the request that a body's JSON is, as `validated` does."""
     if isinstance(document, dict):
         document = without_barred_tools(document)
-        ignored = screen(document, strict=strict_fields)
-    try:
-        return ChatCompletionRequest.model_validate(document, context=ignored)
-    except ValidationError as error:
-        raise refusal(error.errors(include_url=False)[0]) from None
+    return validated(model, document, section, strict)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
-    PrivateAttr,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -23,19 +22,17 @@ from gateway.openai.forms import NoneIfEmpty
 from gateway.openai.json_limits import read_json
 from gateway.openai.models import (
     MAX_ENTRY_COUNT,
-    Float,
     Int32,
     Limit,
     RequestModel,
     SchemaHolder,
     SchemaText,
-    Seed,
     Whole,
 )
+from gateway.openai.options import SamplingOptions
 from gateway.openai.refusals import refusal, shown, shown_kind
-from gateway.openai.requests import FunctionCall, ImageURL, StopStrings
+from gateway.openai.requests import FunctionCall, ImageURL
 from gateway.openai.responses_screening import screen_responses
-from gateway.openai.screening import listed
 from gateway.openai.tools import FunctionDefinition, without_barred_tools
 from gateway.tools import ToolChoice
 
@@ -277,29 +274,16 @@ def _as_choice(value: object) -> object:
     return {"type": value}
 
 
-@dataclass(frozen=True)
-class Screened:
-    """A request's JSON, and the unknown fields that were found in it."""
-
-    document: Mapping[str, Any]
-    unknown: Sequence[str]
-
-
-class ResponsesRequest(RequestModel):
+class ResponsesRequest(SamplingOptions):
     """The body of POST /v1/responses. An unset field takes the LLM service's default."""
 
-    model: str | None = None
     input: Annotated[
         list[InputItem],
         Field(fail_fast=True, max_length=MAX_ITEM_COUNT),
         BeforeValidator(_as_items),
     ]
     instructions: str | None = None
-    stream: bool | None = None
-
     max_output_tokens: Limit | None = None
-    temperature: Float | None = None
-    top_p: Float | None = None
     include: Annotated[list[str], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None = None
     top_logprobs: Int32 | None = None
     text: Annotated[TextOptions | None, NoneIfEmpty] = None
@@ -316,28 +300,6 @@ class ResponsesRequest(RequestModel):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    # Not OpenAI's; named as vLLM names them.
-    seed: Seed | None = None
-    stop: StopStrings | None = None
-    presence_penalty: Float | None = None
-    frequency_penalty: Float | None = None
-    repetition_penalty: Float | None = None
-    top_k: Int32 | None = None
-    min_p: Float | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
-    cache_salt: str | None = None
-
-    _ignored: str | None = PrivateAttr(None)
-    _echo: str = PrivateAttr("{}")
-
-    def model_post_init(self, context: Screened | None, /) -> None:
-        """Takes what the request's own JSON is needed for."""
-        if context:
-            self._ignored = listed(context.unknown) if context.unknown else None
-            self._echo = json.dumps(_echo(context.document), separators=(",", ":"))
-
     @model_validator(mode="after")
     def _consistent(self) -> ResponsesRequest:
         if self.top_logprobs and not self.wants_logprobs:
@@ -347,16 +309,6 @@ class ResponsesRequest(RequestModel):
         if self.tool_choice:
             self._choice.check([tool.name for tool in self.tools or ()])
         return self
-
-    @property
-    def ignored_fields(self) -> str | None:
-        """The fields that were passed over though they ask for something, for header and log."""
-        return self._ignored
-
-    @property
-    def echo(self) -> str:
-        """The members of the answer that come from the request, as a JSON object in ASCII."""
-        return self._echo
 
     @property
     def wants_logprobs(self) -> bool:
@@ -417,8 +369,10 @@ def _echo(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def parse_responses_request(body: bytes, strict_fields: bool = False) -> ResponsesRequest:
-    """Returns the request that a body holds.
+def parse_responses_request(
+    body: bytes, strict_fields: bool = False
+) -> tuple[ResponsesRequest, str]:
+    """Returns the request that a body holds, and as JSON the members of its answer that repeat it.
 
     Args:
         body: JSON.
@@ -429,14 +383,15 @@ def parse_responses_request(body: bytes, strict_fields: bool = False) -> Respons
         UnsupportedFieldError: a field asks for something that we do not serve.
     """
     document = read_json(body)
-    context = None
+    ignored = []
     if isinstance(document, dict):
         document = without_barred_tools(document)
-        context = Screened(document, screen_responses(document, strict=strict_fields))
+        ignored = screen_responses(document, strict=strict_fields)
     try:
-        return ResponsesRequest.model_validate(document, context=context)
+        request = ResponsesRequest.model_validate(document, context=ignored)
     except ValidationError as error:
         raise refusal(_as_written(error.errors(include_url=False)[0])) from None
+    return request, json.dumps(_echo(document), separators=(",", ":"))
 
 
 def _as_written(detail: ErrorDetails) -> ErrorDetails:

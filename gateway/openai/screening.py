@@ -27,25 +27,33 @@ MAX_PATH_LENGTH = 128
 STRANGE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
-def screen(body: Mapping[str, Any], *, strict: bool = False) -> list[str]:
+def screen(
+    body: Mapping[str, Any], *, strict: bool = False, section: Section = TOP_LEVEL
+) -> list[str]:
     """Returns the paths of unknown fields that ask for something.
 
     Those in messages are never among them: a history comes from anywhere. What is of a wrong type
     is passed over here.
 
+    Args:
+        body: the request.
+        strict: whether they are refused instead.
+        section: the fields that its dialect knows.
+
     Raises:
         UnsupportedFieldError: a field asks for what this server does not do.
         InvalidArgumentError: with `strict`, a field is unknown and asks for something.
     """
-    unknown = screen_object(body, TOP_LEVEL, "")
-    for name, section in OBJECTS.items():
-        if name in body:
-            unknown += screen_object(body[name], section, f"{name}.")
-    if (response_format := body.get("response_format")) is not None:
+    unknown = screen_object(body, section, "")
+    known = {name: value for name, value in body.items() if name in section.by_name}
+    for name, inner in OBJECTS.items():
+        if name in known:
+            unknown += screen_object(known[name], inner, f"{name}.")
+    if (response_format := known.get("response_format")) is not None:
         unknown += _screen_schema(response_format)
-    unknown += _screen_tools(body.get("tools"))
-    unknown += _screen_functions(body.get("functions"))
-    _screen_messages(body.get("messages"))
+    unknown += _screen_tools(known.get("tools"))
+    unknown += _screen_functions(known.get("functions"))
+    _screen_messages(known.get("messages"))
     if strict and unknown:
         raise unknown_field(unknown[0])
     return unknown

@@ -32,12 +32,12 @@ from gateway.openai.known_fields import (
     Served,
 )
 from gateway.openai.models import RequestModel
+from gateway.openai.options import StreamOptions
 from gateway.openai.requests import (
     ChatCompletionRequest,
     ContentPart,
     ImageURL,
     Message,
-    StreamOptions,
     parse_chat_request,
 )
 from gateway.openai.tools import Choice, FunctionDefinition, ToolDefinition

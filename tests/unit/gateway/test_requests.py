@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.openai.requests import MAX_BIAS_COUNT, ChatCompletionRequest, parse_chat_request
+from gateway.openai.options import MAX_BIAS_COUNT
+from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from protos.errors import InvalidArgumentError
 from tests.fakes import chat_body
 

@@ -465,7 +465,7 @@ def test_unknown_fields_are_named() -> None:
 
 
 def echo(**fields: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(call_of(**fields).request.echo)
+    answer: dict[str, Any] = json.loads(call_of(**fields).echo)
     return answer
 
 
@@ -516,4 +516,4 @@ def test_the_echo_repeats_what_was_asked_for_and_says_what_is_done() -> None:
     assert answer["tools"] == [tool | {"description": None, "parameters": CLOSED}]
     assert (answer["store"], answer["truncation"]) == (False, "disabled")
     assert answer["reasoning"] == {"effort": None, "summary": None}
-    assert call_of(**fields, tools=[tool]).request.echo.isascii()
+    assert call_of(**fields, tools=[tool]).echo.isascii()
