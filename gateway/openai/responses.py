@@ -342,7 +342,7 @@ def _echo(document: Mapping[str, Any]) -> dict[str, Any]:
     What asks for a thing that is never done here says what is done.
     """
     given = {name: value for name, value in document.items() if value is not None}
-    text = given.get("text", {})
+    text = given.get("text") or {}
     return {
         "background": False,
         "frequency_penalty": given.get("frequency_penalty", 0),

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from gateway.openai.known_fields import (
     NO_FILES,
     NO_SOUND,
+    TOP_LEVEL,
     Section,
+    Served,
     hint,
     refused,
     served,
@@ -19,10 +21,11 @@ from gateway.openai.known_fields import (
 NOTHING_STORED = "leave it out, and send the whole conversation in 'input': nothing is stored here"
 TEXT_FORMAT = "use 'text' with a 'format'"
 OUTPUT_LIMIT = "use 'max_output_tokens'"
-CHAT_ALONE = "leave it out, or use /v1/chat/completions"
+LOGPROBS = "use 'include' with 'message.output_text.logprobs'"
+CHAT_ALONE = "use /v1/chat/completions, which has it"
 
 RESPONSES = Section(
-    "The request",
+    "The request for a response",
     served("model", meaning="a name that `GET /v1/models` lists; empty or missing: the one served"),
     served(
         "input",
@@ -93,23 +96,34 @@ RESPONSES = Section(
     ),
     refused("prompt", way_on="send its text in 'instructions' and 'input'"),
     refused("moderation", way_on="leave it out: nothing is moderated here"),
-    refused("messages", way_on="use 'input'"),
-    refused("response_format", "structured_outputs", "guided_json", way_on=TEXT_FORMAT),
-    refused("max_tokens", "max_completion_tokens", way_on=OUTPUT_LIMIT),
+    refused("messages", "inputs", "input_ids", "previous_input_messages", way_on="use 'input'"),
+    refused("system", harmless=("",), way_on="use 'instructions'"),
+    refused("images", way_on="use content parts of the type 'input_image'"),
+    refused("response_format", "json_schema", "guided_json", way_on=TEXT_FORMAT),
+    refused("format", harmless=("",), way_on=TEXT_FORMAT),
+    refused("structured_outputs", "guided_regex", "guided_choice", way_on=CHAT_ALONE),
+    refused("guided_grammar", "grammar", "ebnf", "regex", harmless=("",), way_on=CHAT_ALONE),
+    refused("allowed_token_ids", way_on="use /v1/chat/completions with a 'regex'"),
+    refused("max_tokens", "max_completion_tokens", "max_new_tokens", way_on=OUTPUT_LIMIT),
+    refused("max_length", "n_predict", "num_predict", harmless=(-1,), way_on=OUTPUT_LIMIT),
+    refused("logprobs", harmless=(False,), way_on=LOGPROBS),
+    refused("n_probs", harmless=(0,), way_on=LOGPROBS),
     refused(
-        "logprobs",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        "return_tokens",
         harmless=(False,),
-        way_on="use 'include' with 'message.output_text.logprobs'",
+        way_on=LOGPROBS,
     ),
-    refused("n", harmless=(1,), way_on="ask as many times"),
-    refused("include_stop_str_in_output", harmless=(False,), way_on=CHAT_ALONE),
-    refused("enable_response_messages", harmless=(False,), way_on="leave it out"),
-    refused("previous_input_messages", way_on="send them in 'input'"),
+    refused("prompt_logprobs", way_on="use /v1/completions with 'echo' and 'logprobs'"),
+    refused("n", "best_of", harmless=(1,), way_on="ask as many times"),
     refused("functions", "function_call", way_on="use 'tools' and 'tool_choice'"),
-    refused("mm_processor_kwargs", way_on="give each image its own 'max_dynamic_patch'"),
-    refused("extra_body", way_on="put its fields beside 'input'"),
-    refused("vllm_xargs", way_on="leave it out: there are no extensions here"),
+    refused("enable_response_messages", harmless=(False,), way_on="read 'output'"),
+    refused("session_params", way_on=NOTHING_STORED),
+    refused("extra_body", "options", way_on="put its fields beside 'input'"),
 )
+# What becomes of any other field that a chat's request may have.
+CHATS_FIELDS = Section("a chat's", *(row for row in TOP_LEVEL.rows if not isinstance(row, Served)))
 
 STREAM_OPTIONS = Section(
     "`stream_options`",
@@ -131,8 +145,8 @@ FORMAT = Section(
         "name",
         "description",
         "strict",
-        meaning="`text`, `json_object` or `json_schema`; as"
-        " [/v1/chat/completions has them](#forms-and-tools)",
+        meaning="`text`, `json_object` or `json_schema`, whose schema stands beside the type; see"
+        " [answers of a given form](#answers-of-a-given-form)",
     ),
     refused("json_schema", way_on="put its fields beside 'type'"),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.openai.refusals import shown
 from gateway.openai.responses_fields import (
+    CHATS_FIELDS,
     FORMAT,
     OTHER_ITEM,
     OTHER_TOOL,
@@ -34,7 +35,8 @@ def screen_responses(body: Mapping[str, Any], *, strict: bool = False) -> list[s
         UnsupportedFieldError: a field asks for what this server does not do.
         InvalidArgumentError: with `strict`, a field is unknown and asks for something.
     """
-    unknown = screen_object(body, RESPONSES, "")
+    others = screen_object(body, RESPONSES, "")
+    unknown = screen_object({name: body[name] for name in others}, CHATS_FIELDS, "")
     unknown += screen_object(body.get("stream_options"), STREAM_OPTIONS, "stream_options.")
     if isinstance(text := body.get("text"), dict):
         unknown += screen_object(text, TEXT, "text.")
