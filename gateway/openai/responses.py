@@ -108,7 +108,7 @@ def _as_parts(value: object, info: ValidationInfo) -> object:
 Parts = Annotated[
     list[InputPart],
     Field(fail_fast=True, max_length=MAX_ENTRY_COUNT),
-    BeforeValidator(_as_parts),
+    BeforeValidator(_as_parts, json_schema_input_type=str | list[InputPart]),
 ]
 
 
@@ -233,7 +233,7 @@ class ToolName(RequestModel):
     name: str
 
 
-class Choice(RequestModel):
+class ChoiceOfTools(RequestModel):
     """Which tools the answer may call, or must; a word alone has become a type."""
 
     type: Literal["none", "auto", "required", "function", "allowed_tools"]
@@ -249,17 +249,22 @@ class Choice(RequestModel):
         """It as all dialects have it."""
         if self.type == "function":
             return ToolChoice.of_one(self.name or "")
-        mode = self.mode if self.type == "allowed_tools" else self.type
-        return ToolChoice(mode or "auto", tuple(tool.name for tool in self.tools or ()))
+        if self.type == "allowed_tools":
+            names = tuple(tool.name for tool in self.tools or ())
+            return ToolChoice(self.mode or "auto", names)
+        return ToolChoice(self.type)
 
     @model_validator(mode="after")
-    def _has_its_field(self) -> Choice:
+    def _has_its_field(self) -> ChoiceOfTools:
         needed = {"function": ["name"], "allowed_tools": ["mode", "tools"]}.get(self.type, [])
         for name in needed:
             if getattr(self, name) is None:
                 message = "a choice of tools of the type '{type}' needs '{field}'"
                 raise PydanticCustomError("no_field", message, {"type": self.type, "field": name})
         return self
+
+
+ChoiceWord = Literal["none", "auto", "required"]
 
 
 def _as_choice(value: object) -> object:
@@ -280,7 +285,7 @@ class ResponsesRequest(SamplingOptions):
     input: Annotated[
         list[InputItem],
         Field(fail_fast=True, max_length=MAX_ITEM_COUNT),
-        BeforeValidator(_as_items),
+        BeforeValidator(_as_items, json_schema_input_type=str | list[InputItem]),
     ]
     instructions: str | None = None
     max_output_tokens: Limit | None = None
@@ -290,7 +295,11 @@ class ResponsesRequest(SamplingOptions):
     tools: (
         Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None
     ) = None
-    tool_choice: Annotated[Choice | None, NoneIfEmpty, BeforeValidator(_as_choice)] = None
+    tool_choice: Annotated[
+        ChoiceOfTools | None,
+        NoneIfEmpty,
+        BeforeValidator(_as_choice, json_schema_input_type=ChoiceWord | ChoiceOfTools | None),
+    ] = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["auto", "disabled"] | None = None
 
