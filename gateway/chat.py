@@ -12,6 +12,8 @@ from contextlib import (
 )
 from dataclasses import asdict, dataclass, replace
 
+import structlog
+
 from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
 from gateway.images.data_urls import Attachments
@@ -24,9 +26,13 @@ from gateway.services.pair import Match, ServicePair
 from gateway.tasks import owning
 from protos.errors import (
     DeadlineError,
+    InvalidArgumentError,
     ModelMismatchError,
+    ServiceError,
     UnavailableError,
 )
+
+logger = structlog.get_logger()
 
 # Of one request at a time; more would fill the vision service's queue for everybody else.
 CONCURRENT_ENCODING_COUNT = 8
@@ -65,6 +71,7 @@ class ChatPipeline:
             ServiceError: with the JSON path of the field at fault.
         """
         await self._pair.llm_info(request.model, deadline)
+        await self._check_guide(request, deadline)
         images = await self._images.fetch(request, attachments, deadline, record)
         turn = _Turn(request, images, deadline, record)
         async with AsyncExitStack() as exits:
@@ -72,6 +79,20 @@ class ChatPipeline:
             record.note_first_token()
             async with aclosing(_noted(generation, first, record)) as events:
                 yield info, events
+
+    async def _check_guide(self, request: GenerationRequest, deadline: float) -> None:
+        """Refuses what the answer cannot be held to before any image is fetched or encoded for it.
+
+        Whatever else goes wrong, the generation meets as well.
+        """
+        if not (request.images and request.is_guided):
+            return
+        try:
+            await self._pair.llm.check_guide(request.fields, request.name_field, deadline)
+        except InvalidArgumentError:
+            raise
+        except ServiceError as error:
+            logger.info("guide_not_checked", reason=error.reason)
 
     async def _begin(
         self, turn: _Turn, exits: AsyncExitStack

@@ -13,18 +13,30 @@ from gateway.fields import GENERATION, Option, Options
 from gateway.generation import GenerationRequest
 from gateway.openai.answers import AnswerHead
 from gateway.openai.completion_answers import CompletionForm, StreamedCompletion, WholeCompletion
+from gateway.openai.completion_fields import COMPLETION
+from gateway.openai.completion_types import Completion, CompletionChunk
 from gateway.openai.completions import CompletionRequest, Prompt, parse_completion_request
 from gateway.openai.errors import error_body
+from gateway.openapi.operation import OF_BODIES, Operation
 
 # The paths of GenerateStart's fields that hold a prompt.
 PROMPT = re.compile(r"(?:text|token_ids(?:\.ids)?|prompt)(?P<rest>[.\[].*)?")
 # GenerateStart without the prompt, of a CompletionRequest.
-COMPLETION = Options(
+OPTIONS = Options(
     Option("stop.max_token_count", "max_tokens", {0: 1}.get),  # one is made, and left out
     Option("logprobs.top_count", "logprobs"),
     Option("logprobs.prompt", "echo", {}.get),  # see _prompt_fields
     *GENERATION,
 )
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "text": {"prompt": "Pandas live", "max_tokens": 8},
+    "stream": {
+        "prompt": ["Pandas live", "Pandas eat"],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    "loglikelihood": {"prompt": [1, 2, 3], "echo": True, "logprobs": 1, "max_tokens": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +48,7 @@ class CompletionCall:
     @property
     def generations(self) -> Sequence[GenerationRequest]:
         request = self.request
-        fields = COMPLETION.values(request)
+        fields = OPTIONS.values(request)
         return [
             GenerationRequest(
                 model=request.model,
@@ -91,7 +103,7 @@ def _param_of(request: CompletionRequest, prompt: Prompt, field: str) -> str:
     """Returns the JSON path of what a field of GenerateStart was made from."""
     if place := PROMPT.fullmatch(field):
         return prompt.param + (place["rest"] or "")
-    return COMPLETION.param_of(request, field)
+    return OPTIONS.param_of(request, field)
 
 
 def parse(body: bytes, strict_fields: bool) -> CompletionCall:
@@ -99,4 +111,18 @@ def parse(body: bytes, strict_fields: bool) -> CompletionCall:
     return CompletionCall(parse_completion_request(body, strict_fields))
 
 
-COMPLETIONS = Dialect("/v1/completions", parse, lambda error, request_id: error_body(error))
+COMPLETIONS = Dialect(
+    "/v1/completions",
+    parse,
+    lambda error, request_id: error_body(error),
+    Operation(
+        "Goes on with a text",
+        Completion,
+        request=CompletionRequest,
+        event=CompletionChunk,
+        examples=EXAMPLES,
+        errors=OF_BODIES,
+        sections={CompletionRequest: COMPLETION},
+        description="OpenAI's older form, without a chat's template and pictures.",
+    ),
+)

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+from pydantic import BaseModel
+
 from gateway.dialects.base import Dialect
+from gateway.dialects.chat import PICTURE
 from gateway.fields import (
     SAMPLING,
     Option,
@@ -19,6 +22,7 @@ from gateway.fields import (
 from gateway.generation import GenerationRequest, ImageReference
 from gateway.openai.answers import AnswerHead
 from gateway.openai.errors import error_body
+from gateway.openai.known_fields import Section
 from gateway.openai.responses import (
     BareMessage,
     BareText,
@@ -28,9 +32,15 @@ from gateway.openai.responses import (
     InputMessage,
     InputPart,
     ResponsesRequest,
+    TextFormat,
+    TextOptions,
     parse_responses_request,
 )
 from gateway.openai.responses_answers import StreamedResponse, WholeResponse
+from gateway.openai.responses_fields import FORMAT, ITEM, PART, TEXT, TOOL
+from gateway.openai.responses_fields import RESPONSES as REQUEST
+from gateway.openai.responses_types import Response, StreamEvent
+from gateway.openapi.operation import OF_BODIES, Operation
 from gateway.tools import ToolChoice
 
 ROLES = {
@@ -38,6 +48,76 @@ ROLES = {
     "developer": "ROLE_SYSTEM",
     "user": "ROLE_USER",
     "assistant": "ROLE_ASSISTANT",
+}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "text": {"instructions": "Be brief.", "input": "What is a panda?", "max_output_tokens": 32},
+    "picture": {
+        "input": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "input_text", "text": "What do you see?"},
+                    {"type": "input_image", "image_url": PICTURE, "detail": "low"},
+                ],
+            }
+        ],
+        "max_output_tokens": 32,
+    },
+    "stream": {
+        "input": "What is a panda?",
+        "stream": True,
+        "include": ["message.output_text.logprobs"],
+    },
+    "json": {
+        "input": "Name an animal, as JSON.",
+        "text": {
+            "format": {
+                "type": "json_schema",
+                "name": "animal",
+                "schema": {
+                    "type": "object",
+                    "properties": {"name": {"enum": ["cat", "dog", "panda"]}},
+                    "required": ["name"],
+                },
+                "strict": True,
+            }
+        },
+    },
+    "tools": {
+        "input": [
+            {"role": "user", "content": "How is the weather in Oslo?"},
+            {
+                "type": "function_call",
+                "call_id": "call_1",
+                "name": "weather",
+                "arguments": '{"city": "Oslo"}',
+            },
+            {"type": "function_call_output", "call_id": "call_1", "output": "It is sunny."},
+        ],
+        "tools": [
+            {
+                "type": "function",
+                "name": "weather",
+                "description": "Tells the weather.",
+                "parameters": {
+                    "type": "object",
+                    "properties": {"city": {"type": "string"}},
+                    "required": ["city"],
+                },
+            }
+        ],
+        "stream": True,
+    },
+}
+SECTIONS: dict[type[BaseModel], Section] = {
+    ResponsesRequest: REQUEST,
+    InputMessage: ITEM,
+    InputCall: ITEM,
+    CallOutput: ITEM,
+    InputPart: PART,
+    FunctionTool: TOOL,
+    TextOptions: TEXT,
+    TextFormat: FORMAT,
 }
 # A place in the messages of the contract.
 PLACE = re.compile(r"\[(\d+)\](?:\.(parts|tool_calls)\[(\d+)\])?(.*)")
@@ -192,4 +272,18 @@ def parse(body: bytes, strict_fields: bool) -> ResponsesCall:
     return ResponsesCall(*parse_responses_request(body, strict_fields))
 
 
-RESPONSES = Dialect("/v1/responses", parse, lambda error, request_id: error_body(error))
+RESPONSES = Dialect(
+    "/v1/responses",
+    parse,
+    lambda error, request_id: error_body(error),
+    Operation(
+        "Answers a conversation with pictures, as OpenAI's Responses",
+        Response,
+        request=ResponsesRequest,
+        event=StreamEvent,
+        examples=EXAMPLES,
+        errors=OF_BODIES,
+        sections=SECTIONS,
+        description="Nothing is stored: each request brings its whole conversation.",
+    ),
+)

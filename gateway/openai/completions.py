@@ -18,18 +18,26 @@ from gateway.openai.json_limits import MAX_TOKEN_VALUE_COUNT, read_json
 from gateway.openai.models import Int32, Limit
 from gateway.openai.options import GenerationOptions, validated
 from gateway.openai.refusals import shown_kind
-from gateway.openai.token_ids import token_ids
+from gateway.openai.token_ids import MAX_INT32, token_ids
 from protos.errors import InvalidArgumentError
 
 MAX_PROMPT_COUNT = 128
 DEFAULT_TOKEN_COUNT = 16
-IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+IDS: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": MAX_INT32},
+    "minItems": 1,
+}
 PROMPTS: dict[str, Any] = {
     "anyOf": [
         {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "maxItems": MAX_PROMPT_COUNT},
         IDS,
-        {"type": "array", "items": IDS, "maxItems": MAX_PROMPT_COUNT},
+        {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string"}, IDS]},
+            "minItems": 1,
+            "maxItems": MAX_PROMPT_COUNT,
+        },
     ]
 }
 
@@ -79,7 +87,7 @@ class CompletionRequest(GenerationOptions):
     """The body of POST /v1/completions. An unset field takes the LLM service's default."""
 
     prompt: Annotated[list[Prompt], PlainValidator(_as_prompts), WithJsonSchema(PROMPTS)]
-    max_tokens: Annotated[Limit, BeforeValidator(_or_default)] = DEFAULT_TOKEN_COUNT
+    max_tokens: Annotated[Limit | None, BeforeValidator(_or_default)] = DEFAULT_TOKEN_COUNT
     echo: bool | None = None
     logprobs: Int32 | None = None
     best_of: Int32 | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.openai.refusals import shown
@@ -20,7 +20,7 @@ from gateway.openai.responses_fields import (
     TEXT,
     TOOL,
 )
-from gateway.openai.screening import screen_object, unknown_field
+from gateway.openai.screening import entries, screen_formats, screen_object, unknown_field
 from protos.errors import UnsupportedFieldError
 
 ITEM_TYPES = frozenset({"message", "function_call", "function_call_output", "reasoning"})
@@ -40,31 +40,29 @@ def screen_responses(body: Mapping[str, Any], *, strict: bool = False) -> list[s
     unknown += screen_object(body.get("stream_options"), STREAM_OPTIONS, "stream_options.")
     if isinstance(text := body.get("text"), dict):
         unknown += screen_object(text, TEXT, "text.")
-        unknown += screen_object(text.get("format"), FORMAT, "text.format.")
-    for path, tool in _entries(body, "tools", ""):
-        _check_tool(tool, path)
-        unknown += screen_object(tool, TOOL, f"{path}.")
-    for path, item in _entries(body, "input", ""):
+        unknown += _screen_format(text.get("format"))
+    for path, tool in entries(body, "tools"):
+        unknown += _screen_tool(tool, path)
+    for path, item in entries(body, "input"):
         _screen_item(item, path)
     if strict and unknown:
         raise unknown_field(unknown[0])
     return unknown
 
 
-def _entries(
-    value: Mapping[str, Any], name: str, above: str
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields the objects in a member that is a list, each with its JSON path."""
-    if isinstance(entries := value.get(name), list):
-        for index, entry in enumerate(entries):
-            if isinstance(entry, dict):
-                yield f"{above}{name}[{index}]", entry
+def _screen_format(text_format: object) -> list[str]:
+    if not isinstance(text_format, dict):
+        return []
+    unknown = screen_object(text_format, FORMAT, "text.format.")
+    return unknown + screen_formats(text_format.get("schema"), "text.format.schema")
 
 
-def _check_tool(tool: Mapping[str, Any], path: str) -> None:
+def _screen_tool(tool: Mapping[str, Any], path: str) -> list[str]:
     kind = tool.get("type")
     if isinstance(kind, str) and kind != "function":
         _refuse("offer tools", kind, REFUSED_TOOLS.get(kind, OTHER_TOOL), path)
+    unknown = screen_object(tool, TOOL, f"{path}.")
+    return unknown + screen_formats(tool.get("parameters"), f"{path}.parameters")
 
 
 def _screen_item(item: Mapping[str, Any], path: str) -> None:
@@ -72,7 +70,7 @@ def _screen_item(item: Mapping[str, Any], path: str) -> None:
     if isinstance(kind, str) and kind not in ITEM_TYPES:
         _refuse("read items", kind, REFUSED_ITEMS.get(kind, OTHER_ITEM), path)
     for name in ("content", "output"):
-        for place, part in _entries(item, name, f"{path}."):
+        for place, part in entries(item, name, f"{path}."):
             _screen_part(part, place)
 
 

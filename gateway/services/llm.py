@@ -27,6 +27,7 @@ from gateway.services.messages import (
     count_request,
     embedding_request,
     generate_start,
+    guide_request,
     is_shared,
 )
 from gateway.services.routing import Offer, Router
@@ -189,6 +190,23 @@ class LLMClient:
         question = llm_pb2.DetokenizeRequest(token_ids=llm_pb2.TokenIds(ids=token_ids))
         answer = await ask("LLM", self._stub.Detokenize, question, deadline, name_field=name_field)
         return answer.text
+
+    async def check_guide(
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float
+    ) -> None:
+        """Raises what a replica says of the constraints of an output, if it would refuse them.
+
+        Args:
+            fields: values of GenerateStart's fields by their paths.
+            name_field: what the caller calls such a field.
+            deadline: when it must be over, in the event loop's time.
+        """
+
+        def name(field: str) -> str:
+            return name_field(f"chat.{field}" if field.startswith("tools") else field)
+
+        question = guide_request(fields)
+        await ask("LLM", self._stub.CheckGuide, question, deadline, name_field=name)
 
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds

@@ -202,6 +202,16 @@ def count_request(fields: Mapping[str, Any]) -> llm_pb2.CountTokensRequest:
     return llm_pb2.CountTokensRequest(**_tree(fields))
 
 
+def guide_request(fields: Mapping[str, Any]) -> llm_pb2.CheckGuideRequest:
+    """Returns the question whether output can be constrained as these values at these paths say.
+
+    Paths are those of GenerateStart; what neither constrains nor is a tool is left out.
+    """
+    start = _tree(fields)
+    tools = start.get("chat", {}).get("tools", ())
+    return llm_pb2.CheckGuideRequest(guided=start["guided"], tools=tools)
+
+
 def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in fields.items():

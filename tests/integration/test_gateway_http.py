@@ -17,8 +17,8 @@ PAGE = "https://chat.example.com"
 SERVED = (
     "POST /v1/chat/completions, POST /v1/completions, POST /v1/responses,"
     " DELETE or GET /v1/responses/{id}, GET /v1/models, GET /v1/models/{id}, GET /v1/tiles,"
-    " GET /v1/status, POST /tokenize, POST /detokenize, GET /version, GET /load,"
-    " GET /health, GET /health/live, GET /health/ready, GET /ping, GET /,"
+    " GET /v1/status, POST /tokenize, POST /detokenize, GET /version, GET /load, GET /health,"
+    " GET /health/live, GET /health/ready, GET /ping, GET /openapi.json, GET /, GET /docs,"
     " GET /page/{path}"
 )
 

@@ -68,7 +68,8 @@ def answer_events(index: int = 0, text: str = "a", **delta: Any) -> list[ChatEve
 
 
 def test_a_plain_completion() -> None:
-    events = [TextDelta(0, "Hel"), TextDelta(0, ""), TextDelta(0, "lo"), Finished(0, "stop"), USAGE]
+    deltas = [TextDelta(0, text) for text in ("Hel", "", "lo")]
+    events: list[ChatEvent] = [*deltas, Finished(0, "stop"), USAGE]
     assert written(CompletionForm(1, [""]), events) == {
         "id": "cmpl-r",
         "object": "text_completion",

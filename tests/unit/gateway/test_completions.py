@@ -207,7 +207,7 @@ def test_a_refused_field_passes_with_the_values_of_its_row(name: str) -> None:
     assert isinstance(row, Refused)
     for value in row.harmless:
         assert call(True, **{name: value}).ignored_fields is None
-    error = refusal(**{name: {"a": 1}})
+    error = refusal(False, **{name: {"a": 1}})
     assert isinstance(error, UnsupportedFieldError)
     assert error.field == name
     assert row.way_on in error.message
@@ -222,7 +222,7 @@ def test_hints_pass() -> None:
 
 
 def test_unknown_fields_are_named_or_refused() -> None:
-    options = {"stream": True, "stream_options": {"x": 1}}
+    options: dict[str, Any] = {"stream": True, "stream_options": {"x": 1}}
     assert call(wizardry=1, **options).ignored_fields == "wizardry, stream_options.x"
     assert refusal(True, wizardry=1).field == "wizardry"
 

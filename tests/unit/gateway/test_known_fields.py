@@ -269,6 +269,43 @@ def test_an_unknown_field_with_a_value_is_named_or_refused(
     assert error.message == f"this server does not know the field '{name}'; leave it out"
 
 
+NOTE = {"properties": {"size": {"anyOf": [{"format": "email"}, {"format": "uint8"}]}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": NOTE, "strict": True},
+                }
+            },
+            "response_format.json_schema.schema",
+        ),
+        ({"structured_outputs": {"json": NOTE}}, "structured_outputs.json"),
+        ({"guided_json": NOTE}, "guided_json"),
+        (
+            {"tools": [{"function": {"name": "f", "parameters": NOTE}}]},
+            "tools[0].function.parameters",
+        ),
+        ({"functions": [{"name": "f", "parameters": NOTE}]}, "functions[0].parameters"),
+    ],
+    ids=str,
+)
+def test_a_format_that_nobody_enforces_is_named_or_refused(
+    fields: dict[str, Any], path: str
+) -> None:
+    place = f"{path}.properties.size.anyOf[1].format"
+    assert parse(**fields).ignored_fields == place
+    error = refusal(True, **fields)
+    assert error.field == place
+    assert error.message == (
+        "this server does not enforce this format; leave it out, or use a pattern"
+    )
+
+
 def test_the_list_of_ignored_fields_is_short_and_plain() -> None:
     names = parse(False, **{"x" * 10_000: 1, "ü\r\nSet-Cookie: a, b": 2}).ignored_fields
     assert names == "x" * 128 + ", ???Set-Cookie??a??b"
