@@ -18,7 +18,6 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from gateway.openai.forms import NoneIfEmpty
 from gateway.openai.json_limits import read_json
 from gateway.openai.models import (
     MAX_ENTRY_COUNT,
@@ -217,7 +216,7 @@ class TextFormat(SchemaHolder):
 class TextOptions(RequestModel):
     """How the answer's text is written."""
 
-    format: Annotated[TextFormat | None, NoneIfEmpty] = None
+    format: TextFormat | None = None
 
 
 class FunctionTool(FunctionDefinition):
@@ -291,13 +290,12 @@ class ResponsesRequest(SamplingOptions):
     max_output_tokens: Limit | None = None
     include: Annotated[list[str], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None = None
     top_logprobs: Int32 | None = None
-    text: Annotated[TextOptions | None, NoneIfEmpty] = None
+    text: TextOptions | None = None
     tools: (
         Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None
     ) = None
     tool_choice: Annotated[
         ChoiceOfTools | None,
-        NoneIfEmpty,
         BeforeValidator(_as_choice, json_schema_input_type=ChoiceWord | ChoiceOfTools | None),
     ] = None
     parallel_tool_calls: bool | None = None
