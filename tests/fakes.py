@@ -313,6 +313,8 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             self._note(start, context)
             if self.failures:
                 raise self.failures.pop(0)
+            if not 1 <= choice_count(start) <= 16:
+                raise InvalidArgumentError("the number of choices", field="choice_count")
             if checkpoint_fingerprint(start.expected_checkpoint).differences(self.checkpoint):
                 raise ModelMismatchError("another checkpoint")
             wanted = self._wanted(start)
@@ -369,7 +371,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     async def _answer(
         self, start: llm_pb2.GenerateStart
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
-        choices = range(start.choice_count if start.HasField("choice_count") else 1)
+        choices = range(choice_count(start))
         usage = self._usage(start, len(choices))
         told = False
         if start.logprobs.prompt:
@@ -422,6 +424,11 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             cached_token_count=16,
             image_token_count=256 * len(start.images),
         )
+
+
+def choice_count(start: llm_pb2.GenerateStart) -> int:
+    """Returns how many answers a request asks for."""
+    return start.choice_count if start.HasField("choice_count") else 1
 
 
 def scripted_logprobs(start: llm_pb2.GenerateStart, text: str) -> list[llm_pb2.TokenLogprob]:

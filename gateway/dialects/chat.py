@@ -16,14 +16,18 @@ from gateway.openai.answer_types import ChatCompletion, ChatCompletionChunk
 from gateway.openai.answers import AnswerHead, StreamedAnswer, WholeAnswer
 from gateway.openai.calls import CallForm, OlderCall, ToolCalls
 from gateway.openai.errors import error_body
-from gateway.openai.forms import ResponseFormat, StructuredOutputs
+from gateway.openai.forms import JSONSchemaFormat, ResponseFormat, StructuredOutputs
 from gateway.openai.known_fields import (
+    FUNCTION,
     IMAGE_URL,
+    JSON_SCHEMA,
     MESSAGE,
     PART,
     RESPONSE_FORMAT,
     STREAM_OPTIONS,
     STRUCTURED_OUTPUTS,
+    TOOL,
+    TOOL_CHOICE,
     TOP_LEVEL,
     Section,
 )
@@ -35,6 +39,7 @@ from gateway.openai.requests import (
     Message,
     parse_chat_request,
 )
+from gateway.openai.tools import ChosenTools, FunctionDefinition, ToolDefinition
 from gateway.openapi.operation import OF_BODIES, Operation
 
 # A red square of 28 x 28 pixels.
@@ -76,6 +81,27 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             },
         },
     },
+    "tools": {
+        "messages": [{"role": "user", "content": "What does a panda eat?"}],
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": "favourite_food",
+                    "description": "Says what an animal likes to eat.",
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"animal": {"enum": ["cat", "dog", "panda"]}},
+                        "required": ["animal"],
+                    },
+                    "strict": True,
+                },
+            }
+        ],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "stream": True,
+    },
 }
 
 
@@ -86,7 +112,11 @@ SECTIONS: dict[type[BaseModel], Section] = {
     ImageURL: IMAGE_URL,
     StreamOptions: STREAM_OPTIONS,
     ResponseFormat: RESPONSE_FORMAT,
+    JSONSchemaFormat: JSON_SCHEMA,
     StructuredOutputs: STRUCTURED_OUTPUTS,
+    ToolDefinition: TOOL,
+    FunctionDefinition: FUNCTION,
+    ChosenTools: TOOL_CHOICE,
 }
 
 

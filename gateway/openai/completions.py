@@ -87,7 +87,9 @@ class CompletionRequest(GenerationOptions):
     """The body of POST /v1/completions. An unset field takes the LLM service's default."""
 
     prompt: Annotated[list[Prompt], PlainValidator(_as_prompts), WithJsonSchema(PROMPTS)]
-    max_tokens: Annotated[Limit | None, BeforeValidator(_or_default)] = DEFAULT_TOKEN_COUNT
+    max_tokens: Annotated[
+        Limit | None, BeforeValidator(_or_default, json_schema_input_type=Limit | None)
+    ] = DEFAULT_TOKEN_COUNT
     echo: bool | None = None
     logprobs: Int32 | None = None
     best_of: Int32 | None = None

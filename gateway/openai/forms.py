@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gateway.openai.models import (
@@ -23,7 +23,11 @@ META_CHARACTERS = re.compile(r"[\\.+*?()|\[\]{}^$#&~-]")
 
 
 def _none_if_empty(value: object) -> object:
-    return None if value in ({}, [], "") else value
+    return value or None
+
+
+def _none_if_object_is_empty(value: object) -> object:
+    return None if value == {} else value
 
 
 def _as_schema(value: object) -> object:
@@ -36,9 +40,13 @@ def _as_schema(value: object) -> object:
     raise PydanticCustomError("schema_type", message, {"shown": shown_kind(value)})
 
 
-SchemaOrText = Annotated[str | None, BeforeValidator(_as_schema)]
-Choices = Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=MAX_ENTRY_COUNT)]
-NoneIfEmpty = BeforeValidator(_none_if_empty)
+SchemaOrText = Annotated[
+    str | None,
+    BeforeValidator(_as_schema, json_schema_input_type=dict[str, Any] | str | None),
+]
+Choices = Annotated[list[str], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)]
+NoneIfEmpty = AfterValidator(_none_if_empty)
+EmptyObject = Annotated[dict[str, Any], Field(max_length=0)]
 
 
 def regex_of(choices: Sequence[str]) -> str:
@@ -91,8 +99,25 @@ class StructuredOutputs(RequestModel):
 
     @model_validator(mode="after")
     def _is_one(self) -> StructuredOutputs:
-        ways = [self.definition, self.regex, self.choice, self.grammar, self.json_object or None]
+        ways: list[object] = [self.definition, self.regex, self.grammar]
+        ways += [self.choice or None, self.json_object or None]
         if (count := len(ways) - ways.count(None)) != 1:
             message = "the answer's form is given in {count} ways; it must be given in one"
             raise PydanticCustomError("one_of", message, {"count": count})
         return self
+
+
+OptionalResponseFormat = Annotated[
+    ResponseFormat | None,
+    BeforeValidator(
+        _none_if_object_is_empty, json_schema_input_type=ResponseFormat | EmptyObject | None
+    ),
+]
+OptionalStructuredOutputs = Annotated[
+    StructuredOutputs | None,
+    BeforeValidator(
+        _none_if_object_is_empty, json_schema_input_type=StructuredOutputs | EmptyObject | None
+    ),
+]
+# A schema alone; an empty one asks for nothing.
+OptionalSchema = Annotated[SchemaOrText, BeforeValidator(_none_if_object_is_empty), NoneIfEmpty]

@@ -12,9 +12,9 @@ from pydantic_core import PydanticCustomError
 from gateway.openai.forms import (
     Choices,
     NoneIfEmpty,
-    ResponseFormat,
-    SchemaOrText,
-    StructuredOutputs,
+    OptionalResponseFormat,
+    OptionalSchema,
+    OptionalStructuredOutputs,
 )
 from gateway.openai.known_fields import Section
 from gateway.openai.models import (
@@ -77,7 +77,7 @@ class ModelRequest(RequestModel):
         model: a name of it; empty for the one that is served.
     """
 
-    model: Annotated[str, BeforeValidator(_as_name)] = ""
+    model: Annotated[str, BeforeValidator(_as_name, json_schema_input_type=str | None)] = ""
 
     _ignored: str | None = PrivateAttr(None)
 
@@ -100,7 +100,10 @@ class SamplingOptions(ModelRequest):
     seed: Seed | None = None
     presence_penalty: Float | None = None
     frequency_penalty: Float | None = None
-    stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
+    stop: Annotated[
+        StopStrings | None,
+        BeforeValidator(_as_list, json_schema_input_type=StopStrings | str | None),
+    ] = None
     logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
 
     # Not OpenAI's; named as vLLM and LMDeploy name them.
@@ -123,10 +126,11 @@ class GenerationOptions(SamplingOptions):
     stream_options: StreamOptions | None = None
     max_tokens: Limit | None = None
     n: Int32 | None = None
-    response_format: Annotated[ResponseFormat | None, NoneIfEmpty] = None
+    response_format: OptionalResponseFormat = None
+
     # Not OpenAI's; named as vLLM names them.
-    structured_outputs: Annotated[StructuredOutputs | None, NoneIfEmpty] = None
-    guided_json: Annotated[SchemaOrText, NoneIfEmpty] = None
+    structured_outputs: OptionalStructuredOutputs = None
+    guided_json: OptionalSchema = None
     guided_regex: Annotated[str | None, NoneIfEmpty] = None
     guided_choice: Annotated[Choices | None, NoneIfEmpty] = None
     guided_grammar: Annotated[str | None, NoneIfEmpty] = None

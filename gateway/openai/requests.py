@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BeforeValidator,
@@ -102,7 +102,10 @@ class ContentPart(RequestModel):
 
     type: Literal["text", "image_url", "thinking", "redacted_thinking", "reasoning"]
     text: str | None = None
-    image_url: Annotated[ImageURL | None, BeforeValidator(_as_image)] = None
+    image_url: Annotated[
+        ImageURL | None,
+        BeforeValidator(_as_image, json_schema_input_type=ImageURL | str | None),
+    ] = None
 
     @property
     def is_read(self) -> bool:
@@ -138,7 +141,12 @@ class FunctionCall(RequestModel):
     """
 
     name: str
-    arguments: Annotated[str, BeforeValidator(_as_arguments)] = ""
+    arguments: Annotated[
+        str,
+        BeforeValidator(
+            _as_arguments, json_schema_input_type=str | dict[str, Any] | list[Any] | None
+        ),
+    ] = ""
 
 
 class ToolCall(RequestModel):
@@ -154,7 +162,7 @@ class Message(RequestModel):
     content: Annotated[
         list[ContentPart],
         Field(fail_fast=True, max_length=MAX_ENTRY_COUNT),
-        BeforeValidator(_as_parts),
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart | str] | None),
     ] = []
     tool_calls: (
         Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None

@@ -71,7 +71,7 @@ def _as_choice(value: object) -> object:
     return {"type": value}
 
 
-class Choice(RequestModel):
+class ChosenTools(RequestModel):
     """Which tools the answer may call, or must; a word alone has become a type."""
 
     type: Literal["none", "auto", "required", "function", "allowed_tools"]
@@ -79,7 +79,7 @@ class Choice(RequestModel):
     allowed_tools: AllowedTools | None = None
 
     @model_validator(mode="after")
-    def _has_its_field(self) -> Choice:
+    def _has_its_field(self) -> ChosenTools:
         if self.type in ("function", "allowed_tools") and getattr(self, self.type) is None:
             message = "the choice of tools names none"
             raise PydanticCustomError("no_field", message, {"field": self.type})
@@ -107,10 +107,21 @@ def _as_older_choice(value: object) -> object:
     raise PydanticCustomError("choice", message, {"shown": shown(value)})
 
 
-OlderChoice = Annotated[ToolChoice | None, BeforeValidator(_as_older_choice)]
+OlderChoice = Annotated[
+    ToolChoice | None,
+    BeforeValidator(
+        _as_older_choice, json_schema_input_type=Literal["none", "auto"] | NamedFunction | None
+    ),
+]
+ChoiceOrWord = Annotated[
+    ChosenTools | None,
+    BeforeValidator(
+        _as_choice,
+        json_schema_input_type=Literal["none", "auto", "required"] | ChosenTools | None,
+    ),
+]
 Tools = Annotated[list[ToolDefinition], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)]
 Functions = Annotated[list[FunctionDefinition], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)]
-ChoiceOrWord = Annotated[Choice | None, BeforeValidator(_as_choice)]
 
 
 def without_barred_tools(body: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from gateway.openai.requests import (
     Message,
     parse_chat_request,
 )
-from gateway.openai.tools import Choice, FunctionDefinition, ToolDefinition
+from gateway.openai.tools import ChosenTools, FunctionDefinition, ToolDefinition
 from protos.errors import InvalidArgumentError, UnsupportedFieldError
 from tests.fakes import chat_body
 
@@ -57,7 +57,7 @@ MODELS: dict[Section, type[RequestModel]] = {
     STRUCTURED_OUTPUTS: StructuredOutputs,
     TOOL: ToolDefinition,
     FUNCTION: FunctionDefinition,
-    TOOL_CHOICE: Choice,
+    TOOL_CHOICE: ChosenTools,
 }
 
 

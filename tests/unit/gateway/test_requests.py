@@ -283,7 +283,7 @@ def schema_format(json_schema: object) -> dict[str, Any]:
         ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
         ({"structured_outputs": {"choice": "a"}}, "structured_outputs.choice"),
         ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice[0]"),
-        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs"),
         ({"structured_outputs": {"choice": ["a"], "json_object": True}}, "structured_outputs"),
         ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
         ({"guided_json": 5}, "guided_json"),
