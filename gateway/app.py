@@ -18,6 +18,7 @@ from gateway.dialects.base import Dialect
 from gateway.dialects.chat import CHAT_COMPLETIONS
 from gateway.dialects.completions import COMPLETIONS
 from gateway.dialects.messages import MESSAGES, MESSAGES_COUNT
+from gateway.dialects.responses import RESPONSES
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
@@ -60,7 +61,7 @@ from gateway.traffic import Traffic
 # logged by our middleware.
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
-DIALECTS = (CHAT_COMPLETIONS, COMPLETIONS, MESSAGES)
+DIALECTS = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, MESSAGES)
 OPERATIONS = (
     {("post", each.path): each.operation for each in (*DIALECTS, MESSAGES_COUNT)}
     | {("post", path): operation for path, operation in POSTS.items()}
@@ -97,6 +98,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
         [
             *(_post(dialect, handlers.generate) for dialect in DIALECTS),
             _post(MESSAGES_COUNT, handlers.count_input),
+            web.get("/v1/responses/{id:.+}", handlers.refuse_stored),
+            web.delete("/v1/responses/{id:.+}", handlers.refuse_stored),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),

@@ -30,6 +30,7 @@ from gateway.openai.answers import (
     model_object,
     system_fingerprint,
 )
+from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
@@ -127,6 +128,12 @@ def _head(request: web.Request, model: str, info: ModelInfo | None = None) -> An
         model=model or (info.model if info else ""),
         system_fingerprint=system_fingerprint(info.fingerprint_sha256 if info else b""),
     )
+
+
+async def refuse_stored(_: web.Request) -> web.Response:
+    """GET and DELETE /v1/responses/{id}: there is never one."""
+    message = "no response is stored on this server; it is what POST /v1/responses has answered"
+    return error_response(HTTPRefusalError(web.HTTPNotFound(), message))
 
 
 async def list_models(request: web.Request) -> web.Response:
