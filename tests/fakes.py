@@ -95,6 +95,7 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     backlog_seconds: float = 0.0
 
     requests: list[vision_pb2.EncodeImageRequest] = field(default_factory=list)
+    plans: list[vision_pb2.PlanTilesRequest] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     info_count: int = 0
     together: asyncio.Event = field(default_factory=asyncio.Event)
@@ -123,11 +124,17 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
         cap = request.max_tile_count if request.HasField("max_tile_count") else 12
         if not 1 <= cap <= 24:
             raise InvalidArgumentError(f"the tile cap is {cap}", field="max_tile_count")
-        if request.image_width < 1:
+        self.plans.append(request)
+        if request.expected_recipe_sha256 not in (b"", self.recipe):
+            raise ModelMismatchError("another recipe", field="expected_recipe_sha256")
+        # Files are planned as EncodeImage answers.
+        width, height = request.image_width, request.image_height
+        width, height = (900, 400) if request.image else (width, height)
+        if width < 1:
             raise InvalidImageError("the image is too narrow", field="image_width")
-        if request.image_height < 1:
+        if height < 1:
             raise InvalidImageError("the image is too low", field="image_height")
-        columns, rows = closest_grid(request.image_width / request.image_height, cap)
+        columns, rows = closest_grid(width / height, cap)
         tile_count = columns * rows + (columns * rows > 1)
         return vision_pb2.PlanTilesResponse(
             grid_column_count=columns,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +144,17 @@ def plan_request(
     )
 
 
+def plan_file_request(
+    image: bytes | bytearray, max_tile_count: int | None, expected_recipe: bytes
+) -> bytes:
+    """Returns the question how this file's image would be cut, on the wire; copied as below."""
+    options = vision_pb2.PlanTilesRequest(
+        max_tile_count=max_tile_count, expected_recipe_sha256=expected_recipe
+    )
+    head = field_head(vision_pb2.PlanTilesRequest.IMAGE_FIELD_NUMBER, len(image))
+    return b"".join((options.SerializeToString(), head, image))
+
+
 def _int32(number: int) -> int:
     return max(-(2**31), min(number, 2**31 - 1))
 
@@ -174,6 +185,26 @@ def encode_request(
 
 def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
     """Returns the message that has these values at these paths, e.g. 0.5 at "sampling.top_p"."""
+    return llm_pb2.GenerateStart(**_tree(fields))
+
+
+def count_request(fields: Mapping[str, Any]) -> llm_pb2.CountTokensRequest:
+    """Returns the message that has these values at these paths."""
+    return llm_pb2.CountTokensRequest(**_tree(fields))
+
+
+def detokenize_request(token_ids: Sequence[int]) -> llm_pb2.DetokenizeRequest:
+    """Returns the question for the text of token ids; numbers beyond the contract's as above."""
+    ids = llm_pb2.TokenIds(ids=map(_int32, token_ids))
+    return llm_pb2.DetokenizeRequest(token_ids=ids)
+
+
+def check_request(fields: Mapping[str, Any]) -> llm_pb2.CheckGuideRequest:
+    """Returns the message that has these values at these paths."""
+    return llm_pb2.CheckGuideRequest(**_tree(fields))
+
+
+def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in fields.items():
         *branches, name = path.split(".")
@@ -181,7 +212,7 @@ def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
         for branch in branches:
             node = node.setdefault(branch, {})
         node[name] = value
-    return llm_pb2.GenerateStart(**tree)
+    return tree
 
 
 def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.GenerateRequest | bytes:
