@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 import structlog
 
 from llm_service.backlog import Place, SequenceBacklog
+from llm_service.call_reader import CallReader
 from llm_service.choices import (
+    PromptLogprobs,
     TextDelta,
     TextEnd,
     TextEvent,
     choice_request,
     generate_text,
     interleaved,
+    prompt_first,
 )
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import EngineLoad, LLMEngine, Prompt, Request, RowsNeededError
@@ -25,7 +28,7 @@ from llm_service.images import RequestImages
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
 from llm_service.prompt import PromptLayout, PromptSource, prompt_layout
-from llm_service.sampling import Guide, SamplingParams
+from llm_service.sampling import Guide, SamplingParams, ToolCallGuide
 from llm_service.tables import TableCache, TableMessage
 from llm_service.tokenizer import IMAGE_CONTEXT
 from protos.errors import InvalidArgumentError, NonFiniteError
@@ -118,7 +121,8 @@ class Usage:
     total_seconds: float
 
 
-# In this order: one Wanted, what is read, events of choices with the choice's index, one Usage.
+# In this order: one Wanted, what is read, events of choices with the choice's index, of which those
+# of the prompt come first, one Usage.
 Event = Wanted | EmbeddingRead | tuple[int, TextEvent] | Usage
 
 
@@ -225,7 +229,7 @@ class Generator:
         text = await asyncio.to_thread(detokenizer.push, token_ids)
         return text + detokenizer.finish()
 
-    async def check_guide(self, guide: Guide) -> None:
+    async def check_guide(self, guide: Guide | ToolCallGuide) -> None:
         """Says what is wrong with a guide; errors as of LLMEngine.check_guide."""
         await self._engine.check_guide(guide)
 
@@ -282,9 +286,13 @@ class Generator:
         """Yields all that follows Wanted."""
         clock.begin_prompt()
         cached_token_count = output_token_count = longest_count = 0
+        join = prompt_first if generation.params.wants_prompt_logprobs else interleaved
         try:
-            async with aclosing(interleaved(self._choices(prompt, generation))) as events:
+            async with aclosing(join(self._choices(prompt, generation))) as events:
                 async for index, event in events:
+                    if isinstance(event, PromptLogprobs):
+                        yield index, event
+                        continue
                     if not clock.has_ticked and isinstance(event, TextDelta):
                         event = replace(event, prompt_token_count=len(prompt.token_ids))
                     clock.tick(index)
@@ -312,20 +320,26 @@ class Generator:
         self, prompt: Prompt, generation: Generation
     ) -> list[AsyncGenerator[TextEvent, None]]:
         request = Request(prompt, generation.params, generation.priority, generation.deadline)
-        keeps_first_space = generation.params.guide is not None or generation.prompt.goes_on
         return [
-            generate_text(
-                self._engine,
-                choice_request(request, index),
-                Detokenizer(
-                    self.info.tokenizer,
-                    skip_special_tokens=generation.skip_special_tokens,
-                    keep_first_space=keeps_first_space,
-                ),
-                StopStrings(generation.stop_strings),
-            )
+            self._choice(choice_request(request, index), generation)
             for index in range(generation.choice_count)
         ]
+
+    def _choice(self, request: Request, generation: Generation) -> AsyncGenerator[TextEvent, None]:
+        tokenizer, guide = self.info.tokenizer, request.params.guide
+        skip = generation.skip_special_tokens
+        calls, is_free = None, guide is None
+        if isinstance(guide, ToolCallGuide):
+            calls = CallReader(guide, tokenizer, skip_special_tokens=skip)
+            is_free = guide.allows_text
+        detokenizer = Detokenizer(
+            tokenizer,
+            skip_special_tokens=skip,
+            keep_first_space=not is_free or generation.prompt.goes_on,
+            symbols=calls.symbols if calls else {},
+        )
+        stop_strings = StopStrings(generation.stop_strings)
+        return generate_text(self._engine, request, detokenizer, stop_strings, calls)
 
     def _record_nonfinite(self, prompt: Prompt) -> None:
         logger.error(

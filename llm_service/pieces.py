@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from llm_service.tokenizer import IMAGE_END, IMAGE_START, Tokenizer
+from llm_service.tokenizer import IMAGE_END, IMAGE_START, MESSAGE_END, MESSAGE_START, Tokenizer
 
 PLACEHOLDER = "<image>"
 
@@ -26,6 +26,28 @@ class ImagePart:
 Piece = str | ControlToken | ImagePart
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation.
+
+    Attributes:
+        heading: who speaks, with the line feed after it.
+        pieces: what is said.
+        always_ends: whether a turn in which nothing is said has an end, too.
+    """
+
+    heading: tuple[Piece, ...]
+    pieces: tuple[Piece, ...]
+    always_ends: bool = False
+
+    def laid_out(self, separator: str) -> tuple[list[Piece], list[Piece]]:
+        """Returns the turn, and its end: none where nothing is said, as in the reference."""
+        said = [piece for piece in self.pieces if piece != ""]
+        start = [ControlToken(MESSAGE_START), *self.heading, *said]
+        has_end = said or self.always_ends
+        return start, [ControlToken(MESSAGE_END), separator] if has_end else []
+
+
 def with_images(text: str, count: int = -1) -> Iterator[Piece]:
     """Yields a text with an image at each "<image>", or at the first `count` of them."""
     before, *others = text.split(PLACEHOLDER, count)
@@ -37,6 +59,14 @@ def with_images(text: str, count: int = -1) -> Iterator[Piece]:
 def image_place() -> tuple[Piece, ...]:
     """Returns an image's place between the tokens that mark its begin and end."""
     return ControlToken(IMAGE_START), ImagePart(), ControlToken(IMAGE_END)
+
+
+def lines(pieces: Iterable[Iterable[Piece]]) -> Iterator[Piece]:
+    """Yields what stands in lines, with line feeds between them."""
+    for index, line in enumerate(pieces):
+        if index:
+            yield "\n"
+        yield from line
 
 
 def tokenized(

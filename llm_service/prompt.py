@@ -10,6 +10,8 @@ from llm_service.conversation import Ending, Message, conversation_pieces, endin
 from llm_service.pieces import tokenized, with_images
 from llm_service.templates import Template
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
+from llm_service.tools.base import ToolDefinition
+from llm_service.tools.create import tool_format
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
 
 
@@ -20,10 +22,12 @@ class ChatPrompt:
     Attributes:
         messages: the turns.
         ending: what follows them; None stands for what the last one suggests.
+        tools: what the assistant may call.
     """
 
     messages: Sequence[Message]
     ending: Ending | None = None
+    tools: tuple[ToolDefinition, ...] = ()
 
     @property
     def goes_on(self) -> bool:
@@ -34,14 +38,16 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """Plain text; each "<image>" in it is an image's place.
+    """Plain text.
 
     Attributes:
-        text: the text.
+        text: the text; each "<image>" in it is an image's place where the request has any.
+        has_images: whether it has.
         has_beginning: whether the beginning token comes first, where the model has one.
     """
 
     text: str
+    has_images: bool = False
     has_beginning: bool = True
 
     @property
@@ -155,10 +161,10 @@ def prompt_layout(
 ) -> PromptLayout:
     """Lays out any prompt; a long text takes seconds. Errors as of the three below."""
     match source:
-        case ChatPrompt(messages, ending):
-            return chat_layout(tokenizer, template, messages, ending)
-        case TextPrompt(text, has_beginning):
-            return text_layout(tokenizer, text, has_beginning=has_beginning)
+        case ChatPrompt(messages, ending, tools):
+            return chat_layout(tokenizer, template, messages, ending, tools)
+        case TextPrompt():
+            return text_layout(tokenizer, source)
         case TokenPrompt(token_ids):
             return token_layout(tokenizer, token_ids, vocabulary_size)
 
@@ -168,16 +174,19 @@ def chat_layout(
     template: Template,
     messages: Sequence[Message],
     ending: Ending | None = None,
+    tools: Sequence[ToolDefinition] = (),
 ) -> PromptLayout:
     """Lays out a conversation; errors as of conversation_pieces."""
-    pieces = conversation_pieces(template, messages, ending_of(messages, ending))
+    written = tool_format(template, tokenizer)
+    ending = ending_of(messages, ending)
+    pieces = conversation_pieces(template, written, messages, tools, ending)
     return PromptLayout("chat.messages", tokenized(tokenizer, pieces))
 
 
-def text_layout(tokenizer: Tokenizer, text: str, *, has_beginning: bool = True) -> PromptLayout:
-    """Lays out plain text; each "<image>" in it is an image's place."""
-    segments = tokenized(tokenizer, with_images(text), has_beginning=has_beginning)
-    return PromptLayout("text", segments)
+def text_layout(tokenizer: Tokenizer, prompt: TextPrompt) -> PromptLayout:
+    """Lays out plain text."""
+    pieces = with_images(prompt.text, -1 if prompt.has_images else 0)
+    return PromptLayout("text", tokenized(tokenizer, pieces, has_beginning=prompt.has_beginning))
 
 
 def token_layout(tokenizer: Tokenizer, ids: Sequence[int], vocabulary_size: int) -> PromptLayout:

@@ -72,7 +72,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     async def CheckGuide(
         self, request: llm_pb2.CheckGuideRequest, context: Context
     ) -> llm_pb2.CheckGuideResponse:
-        guide = await asyncio.to_thread(wire.checked_guide, request)
+        guide = await asyncio.to_thread(wire.checked_guide, request, self._info)
         if guide is not None:
             await self._generator.check_guide(guide)
         return llm_pb2.CheckGuideResponse()

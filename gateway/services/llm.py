@@ -25,12 +25,12 @@ from gateway.services.channel import (
 from gateway.services.messages import (
     EmbeddingPiece,
     chat_event,
-    check_request,
     checkpoint_fingerprint,
     count_request,
     detokenize_request,
     embedding_request,
     generate_start,
+    guide_request,
     is_shared,
 )
 from gateway.services.routing import Offer, Router
@@ -205,7 +205,7 @@ class LLMClient:
         """Raises what a replica would refuse a request for that has these constraints.
 
         Args:
-            fields: the values of CheckGuideRequest's fields by their paths.
+            fields: the values of GenerateStart's fields by their paths.
             name_field: what the caller calls such a field.
             deadline: when it must be over, in the event loop's time.
             key: leads to the replica that is asked first, and keeps what it has compiled.
@@ -214,7 +214,7 @@ class LLMClient:
             ContextLengthError: they do not fit into one message to the service.
             ServiceError: what a replica answers, or that none does.
         """
-        question = check_request(fields)
+        question = guide_request(fields)
         await self._check_size(question, name_field("chat.tools"), deadline)
         await have_done("LLM", self._stub.CheckGuide, question, name_field, deadline, key)
 

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from gateway.events import (
+    ChatEvent,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import DataLossError, ServiceError
 from protos.identity import EmbeddingId
@@ -147,7 +156,7 @@ def plan_request(
 def plan_file_request(
     image: bytes | bytearray, max_tile_count: int | None, expected_recipe: bytes
 ) -> bytes:
-    """Returns the question how this file's image would be cut, on the wire; copied as below."""
+    """Returns the question how an image file would be cut, on the wire; it is copied once."""
     options = vision_pb2.PlanTilesRequest(
         max_tile_count=max_tile_count, expected_recipe_sha256=expected_recipe
     )
@@ -194,14 +203,22 @@ def count_request(fields: Mapping[str, Any]) -> llm_pb2.CountTokensRequest:
 
 
 def detokenize_request(token_ids: Sequence[int]) -> llm_pb2.DetokenizeRequest:
-    """Returns the question for the text of token ids; numbers beyond the contract's as above."""
+    """Returns the question for the text of token ids.
+
+    A number beyond the contract's becomes its largest or smallest, as of `plan_request`.
+    """
     ids = llm_pb2.TokenIds(ids=map(_int32, token_ids))
     return llm_pb2.DetokenizeRequest(token_ids=ids)
 
 
-def check_request(fields: Mapping[str, Any]) -> llm_pb2.CheckGuideRequest:
-    """Returns the message that has these values at these paths."""
-    return llm_pb2.CheckGuideRequest(**_tree(fields))
+def guide_request(fields: Mapping[str, Any]) -> llm_pb2.CheckGuideRequest:
+    """Returns the question whether output can be constrained as these values at these paths say.
+
+    Paths are those of GenerateStart; what neither constrains nor is a tool is left out.
+    """
+    start = _tree(fields)
+    tools = start.get("chat", {}).get("tools", ())
+    return llm_pb2.CheckGuideRequest(guided=start["guided"], tools=tools)
 
 
 def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,10 +256,14 @@ def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
             tuple(map(_logprob, delta.logprobs)),
             len(delta.token_ids),
             delta.prompt_token_count if delta.HasField("prompt_token_count") else None,
+            tuple(map(_tool_call, delta.tool_calls)) if delta.tool_calls else (),
         )
     if response.HasField("finished"):
         finished = response.finished
-        return Finished(finished.choice_index, FINISH_REASONS[finished.reason])
+        stop_string = finished.stop_string if finished.HasField("stop_string") else None
+        return Finished(finished.choice_index, FINISH_REASONS[finished.reason], stop_string)
+    if response.HasField("prompt_logprobs"):
+        return PromptLogprobs(tuple(map(_logprob, response.prompt_logprobs.tokens)))
     usage = response.usage
     return Usage(
         prompt_token_count=usage.prompt_token_count,
@@ -250,6 +271,10 @@ def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
         cached_token_count=usage.cached_token_count,
         image_token_count=usage.image_token_count,
     )
+
+
+def _tool_call(delta: llm_pb2.ToolCallDelta) -> ToolCallDelta:
+    return ToolCallDelta(delta.call_index, delta.name, delta.arguments)
 
 
 def _logprob(logprob: llm_pb2.TokenLogprob) -> TokenLogprob:

@@ -122,7 +122,7 @@ async def test_a_guide_is_checked_with_its_tools() -> None:
     async with llm_client(llm) as client:
         fields = {
             "guided.tool_calls": {"choice": "TOOL_CHOICE_REQUIRED"},
-            "tools": [{"name": "f", "parameters": "{}"}],
+            "chat.tools": [{"name": "f", "parameters": "{}"}],
         }
         await client.check_guide(fields, named, deadline(), "key")
         (request,) = llm.guides
@@ -188,9 +188,9 @@ async def test_a_prompt_that_fits_no_message_is_too_long(
             async with client.generate(fields, named, "", deadline()):
                 pass
         assert counted.value.field == generated.value.field == f"client's {field}"
-        tools = [{"name": "f", "description": "a" * 5_000_000}]
+        guided = {"guided.regex": "a", "chat.tools": [{"name": "f" * 5_000_000}]}
         with pytest.raises(ContextLengthError) as checked:
-            await client.check_guide({"tools": tools}, named, deadline())
+            await client.check_guide(guided, named, deadline())
         assert checked.value.field == "client's chat.tools"
     assert llm.counts == llm.guides == []
 
@@ -204,14 +204,13 @@ async def test_a_file_is_planned() -> None:
     async with vision_client(vision) as client:
         file = held(b"a picture")
         plan = await client.plan_tiles_of_file(file, None, RECIPE, named, deadline())
-        assert plan == TilePlan(2, 1, 3, 768)
-        one = await client.plan_tiles_of_file(file, 1, RECIPE, named, deadline())
-        assert one == TilePlan(1, 1, 1, 256)
+        assert plan == TilePlan(1, 9, 9, 36)  # as scripted: a tile a byte
+        await client.plan_tiles_of_file(file, 1, RECIPE, named, deadline())
         assert file.is_held
-    assert vision.plans[0] == vision_pb2.PlanTilesRequest(
+    assert vision.planned[0] == vision_pb2.PlanTilesRequest(
         image=b"a picture", expected_recipe_sha256=RECIPE
     )
-    assert vision.plans[1].max_tile_count == 1
+    assert vision.planned[1].max_tile_count == 1
 
 
 async def test_a_file_that_is_none_is_refused_by_the_clients_name() -> None:
@@ -230,7 +229,7 @@ async def test_a_replica_of_the_recipe_is_looked_for() -> None:
         assert vision.info_count > 1
         vision.refusals = [ModelMismatchError("replaced", field="expected_recipe_sha256")]
         plan = await client.plan_tiles_of_file(held(b"x"), None, RECIPE, named, deadline())
-    assert plan.tile_count == 3
+    assert plan.tile_count == 1
 
 
 async def test_the_largest_file_is_sent_whole_while_others_go_on() -> None:
@@ -243,4 +242,4 @@ async def test_the_largest_file_is_sent_whole_while_others_go_on() -> None:
         ]
         small = client.plan_tiles(90, 60, None, RECIPE, deadline())
         assert len(await asyncio.gather(*plans, small)) == 4
-    assert sum(plan.image == content for plan in vision.plans) == 3
+    assert sum(plan.image == content for plan in vision.planned) == 3

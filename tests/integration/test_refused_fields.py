@@ -324,6 +324,13 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         "the gateway knows the endings",
     ),
     OwnViolation(
+        "GenerateStart",
+        "logprobs.prompt",
+        chat(turn("ROLE_USER", {"image": {}}))
+        | {"images": [DIGESTS], "logprobs": {"prompt": True}},
+        "the gateway asks for them of prompts without images alone",
+    ),
+    OwnViolation(
         "GenerateStart", "guided", HI | {"guided": {}}, "the gateway sends no guide that is unset"
     ),
     OwnViolation(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from gateway.services.messages import (
-    check_request,
     count_request,
     embedding_request,
     encode_request,
     encode_response,
+    guide_request,
     plan_file_request,
 )
 from protos.internvl.v1 import tensor_pb2, vision_pb2
@@ -52,7 +52,8 @@ def test_values_stand_at_their_paths() -> None:
     count = count_request(fields)
     assert count.chat.messages[0].parts[0].text == "Hi"
     assert (list(count.image_row_counts), count.return_tokens) == ([3], True)
-    check = check_request({"guided.regex": "a", "tools": [{"name": "f"}]})
+    tools = {"chat.messages": messages, "chat.tools": [{"name": "f"}]}
+    check = guide_request({"guided.regex": "a", "stop.max_token_count": 3, **tools})
     assert (check.guided.regex, check.tools[0].name) == ("a", "f")
 
 

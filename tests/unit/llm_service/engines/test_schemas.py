@@ -14,7 +14,8 @@ import pytest
 from llguidance import LLMatcher
 from pydantic import AnyUrl, BaseModel, Field, SecretStr
 
-from llm_service.engines import guide_trial, guides
+from llm_service.engines import guide_trial
+from llm_service.engines.grammars import JSON_OPTIONS, guide_grammar
 from llm_service.engines.schemas import Fault, explained, lean, relaxed
 from llm_service.sampling import Guide
 from protos.json_schema import FORMATS
@@ -26,7 +27,7 @@ def fault(schema: Any) -> Fault | None:
     """Returns what is wrong with a schema, as llguidance sees it and we say it."""
     guide = Guide("json_schema", json.dumps(schema))
     try:
-        reason = guide_trial.refusal(guides._grammar(guide))
+        reason = guide_trial.refusal(guide_grammar(guide))
     except ValueError as error:
         reason = str(error)
     return explained(reason, guide.source) if reason else None
@@ -241,7 +242,7 @@ def test_the_formats_are_those_that_llguidance_enforces() -> None:
     others = {"idn-email", "uri-reference", "iri", "json-pointer", "regex", "binary", "uuid4"}
     for name in FORMATS | others:
         schema = {"type": "string", "format": name}
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=guides.JSON_OPTIONS)
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
         assert bool(guide_trial.refusal(grammar)) == (name in others), name
 
 
