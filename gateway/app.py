@@ -32,6 +32,8 @@ from gateway.keys import (
 from gateway.listening import listen
 from gateway.memory import Memory
 from gateway.metrics import LoadCollector, Metrics
+from gateway.openapi.handlers import document_route
+from gateway.openapi.paths import GETS
 from gateway.origins import AllowedOrigins
 from gateway.page.files import page_files
 from gateway.page.handlers import page_routes
@@ -52,6 +54,9 @@ from gateway.traffic import Traffic
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
 DIALECTS = (CHAT_COMPLETIONS,)
+OPERATIONS = {("post", dialect.path): dialect.operation for dialect in DIALECTS} | {
+    ("get", path): operation for path, operation in GETS.items()
+}
 # Requests have had `drain_seconds` before; this is for the last bytes of their answers.
 SHUTDOWN_SECONDS = 1.0
 
@@ -89,6 +94,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
             web.get("/ping", handlers.ready),
+            document_route(OPERATIONS),
         ]
     )
     if settings.page:

@@ -8,7 +8,7 @@ import re
 from aiohttp import hdrs, web
 
 HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
-PAGE_PATHS = frozenset({"/", "/page/{path}"})
+PAGE_PATHS = frozenset({"/", "/docs", "/page/{path}"})
 VERSION = "/v1"
 MAX_SHOWN_LENGTH = 100
 UNSAFE = re.compile(r"[^A-Za-z0-9/._~%:@!$&'()*+,;=-]")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
 from gateway.openai.answers import AnswerHead
+from gateway.openapi.operation import Operation
 from protos.errors import ServiceError
 
 
@@ -72,8 +73,10 @@ class Dialect:
         path: where it is served, by POST.
         parse: reads a body, strictly or not; raises ServiceError with the JSON path of the field.
         error_body: returns the JSON of an error that ends a request of this id.
+        operation: describes it.
     """
 
     path: str
     parse: Callable[[bytes, bool], Call]
     error_body: Callable[[ServiceError, str], dict[str, Any]]
+    operation: Operation

@@ -5,13 +5,89 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+
+from pydantic import BaseModel
 
 from gateway.dialects.base import Dialect
 from gateway.fields import CHAT
 from gateway.generation import GenerationRequest, ImageReference
+from gateway.openai.answer_types import ChatCompletion, ChatCompletionChunk
 from gateway.openai.answers import AnswerHead, StreamedAnswer, WholeAnswer
 from gateway.openai.errors import error_body
-from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
+from gateway.openai.known_fields import (
+    IMAGE_URL,
+    MESSAGE,
+    PART,
+    RESPONSE_FORMAT,
+    STREAM_OPTIONS,
+    STRUCTURED_OUTPUTS,
+    TOP_LEVEL,
+    Section,
+)
+from gateway.openai.requests import (
+    ChatCompletionRequest,
+    ContentPart,
+    ImageURL,
+    Message,
+    ResponseFormat,
+    StreamOptions,
+    StructuredOutputs,
+    parse_chat_request,
+)
+from gateway.openapi.operation import OF_BODIES, Operation
+
+# A red square of 28 x 28 pixels.
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAIAAAD9b0jDAAAAKElEQVR42mM8oaHBQG3AxEAD"
+    "MGroqKGjho4aOmroqKGjho4aOvgMBQA30QFQXvLwsQAAAABJRU5ErkJggg=="
+)
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "text": {"messages": [{"role": "user", "content": "What is a panda?"}], "max_tokens": 32},
+    "picture": {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "What do you see?"},
+                    {"type": "image_url", "image_url": {"url": PICTURE, "detail": "low"}},
+                ],
+            }
+        ],
+        "max_tokens": 32,
+    },
+    "stream": {
+        "messages": [{"role": "user", "content": "What is a panda?"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    "json": {
+        "messages": [{"role": "user", "content": "Name an animal, as JSON."}],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {
+                "name": "animal",
+                "schema": {
+                    "type": "object",
+                    "properties": {"name": {"enum": ["cat", "dog", "panda"]}},
+                    "required": ["name"],
+                },
+                "strict": True,
+            },
+        },
+    },
+}
+
+
+SECTIONS: dict[type[BaseModel], Section] = {
+    ChatCompletionRequest: TOP_LEVEL,
+    Message: MESSAGE,
+    ContentPart: PART,
+    ImageURL: IMAGE_URL,
+    StreamOptions: STREAM_OPTIONS,
+    ResponseFormat: RESPONSE_FORMAT,
+    StructuredOutputs: STRUCTURED_OUTPUTS,
+}
 
 
 @dataclass(frozen=True)
@@ -59,5 +135,16 @@ def parse(body: bytes, strict_fields: bool) -> ChatCall:
 
 
 CHAT_COMPLETIONS = Dialect(
-    "/v1/chat/completions", parse, lambda error, request_id: error_body(error)
+    "/v1/chat/completions",
+    parse,
+    lambda error, request_id: error_body(error),
+    Operation(
+        "Answer a conversation with pictures, as OpenAI's chat",
+        ChatCompletion,
+        request=ChatCompletionRequest,
+        event=ChatCompletionChunk,
+        examples=EXAMPLES,
+        errors=OF_BODIES,
+        sections=SECTIONS,
+    ),
 )
