@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from protos.internvl.v1 import llm_pb2
+from protos.process import logs
 from tests.clients.examples import Examples
 from tests.fakes import ScriptedLLM, stack
 
@@ -89,6 +90,7 @@ def _pieces(text: str) -> Sequence[str]:
 
 async def serve(names: Sequence[str]) -> None:
     """Serves until this process is ended."""
+    logs.configure("info", "json")
     model, *aliases = names
     async with stack(llm=PerfectLLM(model=model, aliases=aliases)) as gateway:
         sys.stdout.write(f"{gateway.url}/v1\n")

@@ -43,3 +43,15 @@ def picture() -> Path:
 def data_url(picture: Path) -> str:
     """The same picture as a data URL."""
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+@pytest.fixture(scope="session")
+def tables() -> Path:
+    """The folder that gets a benchmark's own table of its results."""
+    return Path(os.environ["INTERNVL_TABLES"])
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> str:
+    """The toy model's folder: a benchmark counts tokens with its tokenizer."""
+    return os.environ["INTERNVL_CHECKPOINT"]

@@ -21,7 +21,8 @@ def chat(url: str, model: str) -> OpenAIChatModel:
     return OpenAIChatModel(model, provider=OpenAIProvider(base_url=url, api_key="none"))
 
 
-async def test_agent_remembers(chat: OpenAIChatModel) -> None:
+async def test_agent_remembers(toy_url: str, model: str) -> None:
+    chat = OpenAIChatModel(model, provider=OpenAIProvider(base_url=toy_url, api_key="none"))
     agent = Agent(chat, instructions="Be brief.", system_prompt=("You are kind.", "You know art."))
     first = await agent.run("Hello")
     second = await agent.run("Who are you?", message_history=first.all_messages())
