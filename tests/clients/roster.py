@@ -70,7 +70,7 @@ CLIENTS = (
     Client("guidellm", "guidellm_benchmark.py", ("guidellm==0.8.1",)),
     Client("aiperf", "aiperf_benchmark.py", ("aiperf==0.13.0",)),
     Client("lm-eval", "lm_eval_tasks.py", ("lm-eval[api]==0.4.13", "transformers==5.24.0")),
-    Client("lmms-eval", "lmms_eval_task.py", ("lmms-eval==0.7.3",)),
+    Client("lmms-eval", "lmms_eval_task.py", ("lmms-eval==0.7.3", "filelock==3.32.7")),
     Client(
         "open-webui",
         "open_webui_page.py",
