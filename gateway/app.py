@@ -11,10 +11,12 @@ from aiohttp import web
 
 from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
-from gateway.chat import ChatLimits, ChatPipeline
+from gateway.chat import ChatPipeline
 from gateway.connections import Connection, Connections
+from gateway.counting import TokenCounter
 from gateway.dialects.base import Dialect
 from gateway.dialects.chat import CHAT_COMPLETIONS
+from gateway.dialects.completions import COMPLETIONS
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
@@ -27,17 +29,19 @@ from gateway.keys import (
     POOLS,
     REPLICAS,
     SETTINGS,
+    TOKENS,
     TRAFFIC,
 )
 from gateway.listening import listen
 from gateway.memory import Memory
 from gateway.metrics import LoadCollector, Metrics
 from gateway.openapi.handlers import document_route
-from gateway.openapi.paths import GETS
+from gateway.openapi.paths import GETS, POSTS
 from gateway.origins import AllowedOrigins
 from gateway.page.files import page_files
 from gateway.page.handlers import page_routes
 from gateway.pools import open_pools
+from gateway.request_images import RequestImages, RequestLimits
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
@@ -47,16 +51,19 @@ from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.status import status
 from gateway.tiles import tiles
+from gateway.tokens import detokenize, tokenize
 from gateway.traffic import Traffic
 
 # aiohttp would log malformed requests with their bytes, at error level; what fails in a handler is
 # logged by our middleware.
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
-DIALECTS = (CHAT_COMPLETIONS,)
-OPERATIONS = {("post", dialect.path): dialect.operation for dialect in DIALECTS} | {
-    ("get", path): operation for path, operation in GETS.items()
-}
+DIALECTS = (CHAT_COMPLETIONS, COMPLETIONS)
+OPERATIONS = (
+    {("post", dialect.path): dialect.operation for dialect in DIALECTS}
+    | {("post", path): operation for path, operation in POSTS.items()}
+    | {("get", path): operation for path, operation in GETS.items()}
+)
 # Requests have had `drain_seconds` before; this is for the last bytes of their answers.
 SHUTDOWN_SECONDS = 1.0
 
@@ -90,6 +97,10 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),
             web.get("/v1/status", status),
+            web.post("/tokenize", tokenize, expect_handler=expect_nothing),
+            web.post("/detokenize", detokenize, expect_handler=expect_nothing),
+            web.get("/version", handlers.version),
+            web.get("/load", handlers.load),
             web.get("/health", handlers.ready),
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
@@ -134,16 +145,18 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
             LLMClient(llm, Router(settings.queue_limits, partial(count_attempt, "llm"))),
             allows_mismatch=settings.allow_mismatched_checkpoints,
         )
-        app[PIPELINE] = ChatPipeline(
+        images = RequestImages(
             ImageFetcher(downloads, app[POOLS], limits),
             app[PAIR],
             app[POOLS],
-            ChatLimits(
+            RequestLimits(
                 settings.max_image_count,
                 settings.max_total_image_byte_count,
                 settings.max_image_host_count,
             ),
         )
+        app[PIPELINE] = ChatPipeline(images, app[PAIR])
+        app[TOKENS] = TokenCounter(images, app[PAIR])
         yield
 
 

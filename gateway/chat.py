@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -11,87 +11,32 @@ from contextlib import (
     asynccontextmanager,
 )
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+
+import structlog
 
 from gateway.events import ChatEvent
-from gateway.fairness import FetchLanes
-from gateway.fields import Options, image_options
-from gateway.generation import GenerationRequest, ImageReference
-from gateway.images.budget import ImageBudget
+from gateway.generation import GenerationRequest
 from gateway.images.data_urls import Attachments
-from gateway.images.fetcher import ImageFetcher
-from gateway.memory import HeldFile
-from gateway.pools import Pools
 from gateway.record import RequestRecord
+from gateway.request_images import FetchedImage, NamedImage, RequestImages
 from gateway.services.llm import Generation
 from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer
 from gateway.services.pair import Match, ServicePair
-from gateway.services.vision import EncodeRequest, ModelInfo
 from gateway.tasks import owning
 from protos.errors import (
     DeadlineError,
-    ImageTooLargeError,
     InvalidArgumentError,
     ModelMismatchError,
+    ServiceError,
     UnavailableError,
 )
-from protos.identity import EmbeddingId, content_digest, recipe_digest
+
+logger = structlog.get_logger()
 
 # Of one request at a time; more would fill the vision service's queue for everybody else.
 CONCURRENT_ENCODING_COUNT = 8
-# Of one request at a time, and of all requests beside the one that each may always have.
-CONCURRENT_FETCH_COUNT = 16
-SHARED_FETCH_COUNT = 128
 Answering = AbstractAsyncContextManager[tuple[LLMInfo, AsyncGenerator[ChatEvent, None]]]
-
-
-@dataclass(frozen=True)
-class ChatLimits:
-    """What one request may have: images, bytes of all its image files together, hosts of these."""
-
-    max_image_count: int
-    max_total_image_byte_count: int
-    max_image_host_count: int
-
-
-@dataclass(frozen=True)
-class FetchedImage:
-    """An image file as it came: where the request has it, its bytes, and their SHA-256."""
-
-    reference: ImageReference
-    file: HeldFile
-    content_sha256: bytes
-
-
-@dataclass(frozen=True)
-class NamedImage:
-    """An image file with what a vision replica will make of it.
-
-    Attributes:
-        reference: where the request has it.
-        options: what its options are called in the request and in the contract.
-        encoding: the file, and how to encode it.
-    """
-
-    reference: ImageReference
-    options: Options
-    encoding: EncodeRequest
-
-    @classmethod
-    def of(cls, index: int, image: FetchedImage, info: ModelInfo) -> NamedImage:
-        """Returns a request's image of this index as a replica that runs this encodes it."""
-        options = image_options(info.max_tile_count)
-        cap: int | None = options.values(image.reference.source).get("max_tile_count")
-        recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
-        embedding_id = EmbeddingId(image.content_sha256, recipe)
-        encoding = EncodeRequest(image.file, cap, info.recipe_sha256, embedding_id, index)
-        return cls(image.reference, options, encoding)
-
-    def param_of(self, field: str) -> str:
-        """Returns the JSON path of what a field of EncodeImageRequest was made from, or nothing."""
-        param = self.options.param_of(self.reference.source, field)
-        return param and self.reference.name_field(param)
 
 
 class ChatPipeline:
@@ -99,16 +44,11 @@ class ChatPipeline:
 
     def __init__(
         self,
-        fetcher: ImageFetcher,
+        images: RequestImages,
         pair: ServicePair,
-        pools: Pools,
-        limits: ChatLimits,
     ) -> None:
-        self._fetcher = fetcher
+        self._images = images
         self._pair = pair
-        self._pools = pools
-        self._limits = limits
-        self._lanes = FetchLanes(SHARED_FETCH_COUNT, CONCURRENT_FETCH_COUNT)
 
     @asynccontextmanager
     async def answering(
@@ -131,13 +71,28 @@ class ChatPipeline:
             ServiceError: with the JSON path of the field at fault.
         """
         await self._pair.llm_info(request.model, deadline)
-        images = await self._fetched_images(request, attachments, deadline, record)
+        await self._check_guide(request, deadline)
+        images = await self._images.fetch(request, attachments, deadline, record)
         turn = _Turn(request, images, deadline, record)
         async with AsyncExitStack() as exits:
             info, generation, first = await self._begin(turn, exits)
             record.note_first_token()
             async with aclosing(_noted(generation, first, record)) as events:
                 yield info, events
+
+    async def _check_guide(self, request: GenerationRequest, deadline: float) -> None:
+        """Refuses what the answer cannot be held to before any image is fetched or encoded for it.
+
+        Whatever else goes wrong, the generation meets as well.
+        """
+        if not (request.images and request.is_guided):
+            return
+        try:
+            await self._pair.llm.check_guide(request.fields, request.name_field, deadline)
+        except InvalidArgumentError:
+            raise
+        except ServiceError as error:
+            logger.info("guide_not_checked", reason=error.reason)
 
     async def _begin(
         self, turn: _Turn, exits: AsyncExitStack
@@ -181,72 +136,6 @@ class ChatPipeline:
             if index not in wanted:
                 image.encoding.file.let_go()
         return generation, await self._first_event(generation, wanted, turn)
-
-    async def _fetched_images(
-        self,
-        request: GenerationRequest,
-        attachments: Attachments,
-        deadline: float,
-        record: RequestRecord,
-    ) -> list[FetchedImage]:
-        """Returns the request's images, in their order."""
-        references = request.images
-        attachments.check_used(reference.source.url for reference in references)
-        if not references:
-            return []
-        self._check_count(len(references), request.images_field)
-        record.image_count = len(references)
-        info = await self._pair.vision_info(request.model, deadline)
-        with record.timed("fetch"):
-            return await self._fetch_all(references, info, attachments, deadline)
-
-    def _check_count(self, count: int, field: str) -> None:
-        if count > self._limits.max_image_count:
-            raise InvalidArgumentError(
-                f"the request has {count} images; the limit is {self._limits.max_image_count}",
-                field=field,
-            )
-
-    async def _fetch_all(
-        self,
-        references: Sequence[ImageReference],
-        info: ModelInfo,
-        attachments: Attachments,
-        deadline: float,
-    ) -> list[FetchedImage]:
-        budget = ImageBudget(
-            self._limits.max_total_image_byte_count, self._limits.max_image_host_count
-        )
-        images: dict[int, FetchedImage] = {}
-
-        async def fetch(index: int, reference: ImageReference) -> None:
-            file = await self._fetch(reference, info, attachments, budget)
-            digest = await self._pools.hashes.run(content_digest, file.content)
-            images[index] = FetchedImage(reference, file, digest)
-
-        fetching = self._lanes.run(partial(fetch, *entry) for entry in enumerate(references))
-        try:
-            await asyncio.wait_for(fetching, deadline - asyncio.get_running_loop().time())
-        except asyncio.TimeoutError as error:
-            raise DeadlineError("the images did not arrive within the request's time") from error
-        return [images[index] for index in range(len(references))]
-
-    async def _fetch(
-        self,
-        reference: ImageReference,
-        info: ModelInfo,
-        attachments: Attachments,
-        budget: ImageBudget,
-    ) -> HeldFile:
-        param = reference.name_field("url")
-        file = await self._fetcher.fetch(reference.source.url, param, attachments, budget)
-        if file.byte_count > info.max_image_byte_count:
-            raise ImageTooLargeError(
-                f"the image file has {file.byte_count} bytes;"
-                f" the limit is {info.max_image_byte_count}",
-                field=param,
-            )
-        return file
 
     async def _first_event(
         self, generation: Generation, wanted: dict[int, NamedImage], turn: _Turn

@@ -54,7 +54,7 @@ class TextDelta:
         text: may be empty.
         logprobs: of the new tokens, if asked for.
         token_count: how many new tokens there are.
-        prompt_token_count: tokens of the prompt; known of an answer's first delta alone.
+        prompt_token_count: tokens of the prompt; known of a generation's first delta alone.
         tool_calls: what is new of them.
     """
 
@@ -83,6 +83,14 @@ class Usage:
     output_token_count: int
     cached_token_count: int
     image_token_count: int
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_token_count + other.prompt_token_count,
+            self.output_token_count + other.output_token_count,
+            self.cached_token_count + other.cached_token_count,
+            self.image_token_count + other.image_token_count,
+        )
 
 
 ChatEvent = PromptLogprobs | TextDelta | Finished | Usage

@@ -9,11 +9,16 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from gateway.openai.requests import ChatCompletionRequest, Message, RequestModel, ResponseFormat
+from gateway.openai.forms import ResponseFormat, regex_of
+from gateway.openai.models import RequestModel
+from gateway.openai.options import GenerationOptions
+from gateway.openai.requests import ChatCompletionRequest, Message
+from gateway.openai.tools import FunctionDefinition, ToolDefinition
+from gateway.tools import ToolChoice
 
 Entry = TypeVar("Entry")
 
@@ -54,6 +59,14 @@ def _turn(message: Message) -> dict[str, Any]:
     return turn
 
 
+def _tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]] | None:
+    return _functions([tool.function for tool in tools])
+
+
+def _functions(functions: Sequence[FunctionDefinition]) -> list[dict[str, Any]] | None:
+    return [asdict(function.tool) for function in functions] or None
+
+
 def _biases(biases: dict[str, float]) -> list[dict[str, Any]]:
     return [{"token_id": int(token_id), "bias": bias} for token_id, bias in biases.items()]
 
@@ -88,12 +101,22 @@ def _same_rest(_: object, rest: str) -> str:
     return rest
 
 
-def _index_of_several(request: ChatCompletionRequest, rest: str) -> str:
+def _nowhere(_: object, rest: str) -> str:
+    """Makes no place of one that the client has not written."""
+    return ""
+
+
+def _place_in_tools(_: object, rest: str) -> str:
+    """Turns "[1].name" into "[1].function.name"."""
+    return re.sub(r"^(\[\d+\])", r"\1.function", rest)
+
+
+def _index_of_several(request: GenerationOptions, rest: str) -> str:
     """A lone stop string may stand without a list, so that `stop` itself is its path."""
     return rest if len(request.stop or ()) > 1 else ""
 
 
-def _key_of_bias(request: ChatCompletionRequest, rest: str) -> str:
+def _key_of_bias(request: GenerationOptions, rest: str) -> str:
     """Turns "[1].bias" into ".7", the name of the second entry."""
     key = _entry(rest, list(request.logit_bias or ()))
     return f".{key}" if key else ""
@@ -145,16 +168,18 @@ class Option:
         param: path in the JSON that the client writes.
         value: makes the field's value of the JSON's; None leaves the field unset.
         rest: makes the rest of the JSON path of the rest of the contract's, behind `field`.
+        source: what the value is made of, where that is more than what stands at `param`.
     """
 
     field: str
     param: str
     value: Callable[[Any], Any] = _same
     rest: Callable[[Any, str], str] = _same_rest
+    source: str = ""
 
     def read(self, request: RequestModel) -> Any:
         """Returns the field's value; None where the request does not set it."""
-        value = request.at(self.param)
+        value = request.at(self.source or self.param)
         return None if value is None else self.value(value)
 
     def holds(self, field: str) -> bool:
@@ -188,17 +213,8 @@ class Options:
         return ""
 
 
-# GenerateStart, of a ChatCompletionRequest.
-CHAT = Options(
-    Option("chat.messages", "messages", _turns, _place_in_messages),
-    Option("chat.ending", "continue_final_message", {True: "CHAT_ENDING_CONTINUED"}.get),
-    Option(
-        "chat.ending",
-        "add_generation_prompt",
-        {True: "CHAT_ENDING_NEW_TURN", False: "CHAT_ENDING_CLOSED"}.get,
-    ),
-    Option("chat.ending", "continue_final_message", {False: "CHAT_ENDING_NEW_TURN"}.get),
-    Option("images", "messages", _elsewhere, _place_of_image),
+# GenerateStart, of GenerationOptions.
+GENERATION = (
     Option("sampling.temperature", "temperature"),
     Option("sampling.top_p", "top_p"),
     Option("sampling.top_k", "top_k", _none_if_all),
@@ -208,24 +224,49 @@ CHAT = Options(
     Option("sampling.presence_penalty", "presence_penalty"),
     Option("sampling.frequency_penalty", "frequency_penalty"),
     Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
-    Option("stop.max_token_count", "max_completion_tokens", _limit),
     Option("stop.max_token_count", "max_tokens", _limit),
     Option("stop.min_token_count", "min_tokens"),
     Option("stop.strings", "stop", rest=_index_of_several),
     Option("stop.token_ids", "stop_token_ids"),
     Option("stop.ignore_end_tokens", "ignore_eos"),
-    Option("logprobs.top_count", "top_logprobs", _nonzero),
-    Option("logprobs.top_count", "logprobs", _zero_if),
     Option("guided.json_object", "response_format", _any_object),
+    Option("guided.json_object", "structured_outputs.json_object", {True: {}}.get),
     Option("guided.json_schema", "response_format.json_schema.schema"),
     Option("guided.json_schema", "structured_outputs.json"),
+    Option("guided.json_schema", "guided_json"),
     Option("guided.regex", "structured_outputs.regex"),
+    Option("guided.regex", "structured_outputs.choice", regex_of),
+    Option("guided.regex", "guided_regex"),
+    Option("guided.regex", "guided_choice", regex_of),
     Option("guided.grammar", "structured_outputs.grammar"),
+    Option("guided.grammar", "guided_grammar"),
     Option("choice_count", "n"),
     # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
     Option("priority", "priority", operator.neg),
     Option("cache_salt", "cache_salt"),
     Option("skip_special_tokens", "skip_special_tokens"),
+)
+# Likewise, of a ChatCompletionRequest.
+CHAT = Options(
+    Option("chat.messages", "messages", _turns, _place_in_messages),
+    Option("chat.ending", "continue_final_message", {True: "CHAT_ENDING_CONTINUED"}.get),
+    Option(
+        "chat.ending",
+        "add_generation_prompt",
+        {True: "CHAT_ENDING_NEW_TURN", False: "CHAT_ENDING_CLOSED"}.get,
+    ),
+    Option("chat.ending", "continue_final_message", {False: "CHAT_ENDING_NEW_TURN"}.get),
+    Option("chat.tools", "tools", _tools, _place_in_tools),
+    Option("chat.tools", "functions", _functions),
+    Option("images", "messages", _elsewhere, _place_of_image),
+    Option("stop.max_token_count", "max_completion_tokens", _limit),
+    Option("logprobs.top_count", "top_logprobs", _nonzero),
+    Option("logprobs.top_count", "logprobs", _zero_if),
+    *GENERATION,
+    Option("guided.tool_calls", "tools", ToolChoice.guide, _nowhere, source="choice_of_tools"),
+    Option(
+        "guided.tool_calls", "functions", ToolChoice.guide, _nowhere, source="choice_of_functions"
+    ),
 )
 
 

@@ -49,6 +49,11 @@ class GenerationRequest:
     images_field: str = "messages"
     choice_count: int = 1
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether the output must be of a form, or may call tools."""
+        return any(field.startswith("guided.") for field in self.fields)
+
     def conversation_key(self, image_digests: Sequence[bytes]) -> str:
         """Returns the key of the conversation that it belongs to, 64 hexadecimal digits.
 

@@ -1,20 +1,19 @@
-"""The HTTP interface: generations in every dialect, models, health."""
+"""The HTTP interface: generations in every dialect, models, version, load, health."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 from aiohttp import web
 
-from gateway.bodies import receive
+from gateway.arrivals import arrived
+from gateway.batches import answering_all
 from gateway.chat import Answering
 from gateway.dialects.base import Call, Dialect
 from gateway.event_stream import EventStream
 from gateway.keys import (
-    MEMORY,
     PAIR,
     PIPELINE,
     POOLS,
@@ -30,6 +29,7 @@ from gateway.openai.answers import (
     model_object,
     system_fingerprint,
 )
+from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
 from gateway.services.pair import ServicePair
@@ -37,60 +37,40 @@ from protos.errors import ServiceError
 
 # Health and model questions are answered at once or not at all.
 PROBE_SECONDS = 5.0
-OVERTIME_SECONDS = 1.0
 
 
 async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse:
     """POST of a request in one of the dialects."""
     app = request.app
-    deadline = asyncio.get_running_loop().time() + app[SETTINGS].request_seconds
-    with (
-        app[TRAFFIC].arrival(),
-        app[MEMORY].share() as share,
-        _connection_until(deadline, request),
-    ):
-        with request[RECORD].timed("body"):
-            body = await receive(request, app[SETTINGS].body_limits, share)
-        with app[TRAFFIC].place():
-            strict = app[SETTINGS].strict_fields
-            call = await app[POOLS].json.run(dialect.parse, body.text, strict)
-            request[RECORD].ignored_fields = call.ignored_fields
-            (wanted,) = call.generations
-            answering = app[PIPELINE].answering(wanted, body.attachments, deadline, request[RECORD])
-            del body  # its text would be held until the answer's end
-            answer = _stream if call.stream else _collect
-            return await answer(request, call, answering)
-
-
-@contextmanager
-def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
-    """Breaks the connection off some time after the deadline.
-
-    The services keep the deadline themselves; this is for clients that do not send or do not read,
-    which would otherwise hold a place in the traffic for ever.
-    """
-    if request.transport is None:  # the client is gone already
-        raise ConnectionResetError
-    loop = asyncio.get_running_loop()
-    timer = loop.call_at(deadline + OVERTIME_SECONDS, request.transport.abort)
-    try:
-        yield
-    finally:
-        timer.cancel()
+    async with arrived(request) as (body, deadline):
+        strict = app[SETTINGS].strict_fields
+        call = await app[POOLS].json.run(dialect.parse, body.text, strict)
+        request[RECORD].ignored_fields = call.ignored_fields
+        ask = partial(
+            app[PIPELINE].answering,
+            attachments=body.attachments,
+            deadline=deadline,
+            record=request[RECORD],
+        )
+        del body  # its text would be held until the answer's end
+        generations = call.generations
+        answer = _stream if call.stream else _collect
+        return await answer(request, call, generations[0].model, answering_all(ask, generations))
 
 
 async def _stream(
     request: web.Request,
     call: Call,
+    model: str,
     answering: Answering,
 ) -> web.StreamResponse:
     """Sends events as they come; until something has been sent, an error is an HTTP status."""
     stream = EventStream(request, request.app[SETTINGS].sse_keep_alive_seconds)
-    answer = call.streamed(_head(request, call))
+    answer = call.streamed(_head(request, model))
     try:
         with request.app[TRAFFIC].cut_short():
             async with stream.kept_alive(), answering as (info, events):
-                answer = call.streamed(_head(request, call, info))
+                answer = call.streamed(_head(request, model, info))
                 async for event in events:
                     if data := answer.event(event):
                         await stream.write(data)
@@ -108,11 +88,12 @@ async def _stream(
 async def _collect(
     request: web.Request,
     call: Call,
+    model: str,
     answering: Answering,
 ) -> web.Response:
     """Answers at once, with all that the stream held."""
     async with answering as (info, events):
-        answer = call.whole(_head(request, call, info))
+        answer = call.whole(_head(request, model, info))
         async for event in events:
             answer.add(event)
     body = answer.body()
@@ -123,11 +104,11 @@ async def _collect(
     )
 
 
-def _head(request: web.Request, call: Call, info: ModelInfo | None = None) -> AnswerHead:
+def _head(request: web.Request, model: str, info: ModelInfo | None = None) -> AnswerHead:
     return AnswerHead(
         request_id=request[REQUEST_ID],
         created=int(time.time()),
-        model=call.generations[0].model or (info.model if info else ""),
+        model=model or (info.model if info else ""),
         system_fingerprint=system_fingerprint(info.fingerprint_sha256 if info else b""),
     )
 
@@ -148,6 +129,16 @@ async def get_model(request: web.Request) -> web.Response:
 
 def _model_object(name: str, info: ModelInfo) -> JSONObject:
     return model_object(name, info.created_unix_seconds, info.max_context_token_count)
+
+
+async def version(request: web.Request) -> web.Response:
+    """GET /version: of this project, as vLLM tells its own."""
+    return web.json_response({"version": release().version})
+
+
+async def load(request: web.Request) -> web.Response:
+    """GET /load: how many requests are in flight, as vLLM tells it."""
+    return web.json_response({"server_load": request.app[TRAFFIC].request_count})
 
 
 async def live(request: web.Request) -> web.Response:

@@ -6,6 +6,7 @@ from aiohttp import web
 
 from gateway.chat import ChatPipeline
 from gateway.connections import Connections
+from gateway.counting import TokenCounter
 from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.origins import AllowedOrigins
@@ -24,6 +25,7 @@ POOLS = web.AppKey("pools", Pools)
 CONNECTIONS = web.AppKey("connections", Connections)
 ORIGINS = web.AppKey("origins", AllowedOrigins)
 PIPELINE = web.AppKey("pipeline", ChatPipeline)
+TOKENS = web.AppKey("tokens", TokenCounter)
 PAIR = web.AppKey("pair", ServicePair)
 REPLICAS = web.AppKey("replicas", Replicas)
 

@@ -155,6 +155,15 @@ class Tokenizer:
             raise CheckpointError(f"the tokenizer has no token {content}")
         return self._added[content].id
 
+    def has_special(self, content: str) -> bool:
+        """Returns whether there is such a special token."""
+        return content in self._added and self._added[content].special
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The special tokens, which answers leave out by default."""
+        return frozenset(self._special_ids)
+
     def is_special(self, token_id: int) -> bool:
         """Returns whether an id is a special token, which answers leave out by default."""
         return token_id in self._special_ids

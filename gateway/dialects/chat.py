@@ -14,27 +14,32 @@ from gateway.fields import CHAT
 from gateway.generation import GenerationRequest, ImageReference
 from gateway.openai.answer_types import ChatCompletion, ChatCompletionChunk
 from gateway.openai.answers import AnswerHead, StreamedAnswer, WholeAnswer
+from gateway.openai.calls import CallForm, OlderCall, ToolCalls
 from gateway.openai.errors import error_body
+from gateway.openai.forms import JSONSchemaFormat, ResponseFormat, StructuredOutputs
 from gateway.openai.known_fields import (
+    FUNCTION,
     IMAGE_URL,
+    JSON_SCHEMA,
     MESSAGE,
     PART,
     RESPONSE_FORMAT,
     STREAM_OPTIONS,
     STRUCTURED_OUTPUTS,
+    TOOL,
+    TOOL_CHOICE,
     TOP_LEVEL,
     Section,
 )
+from gateway.openai.options import StreamOptions
 from gateway.openai.requests import (
     ChatCompletionRequest,
     ContentPart,
     ImageURL,
     Message,
-    ResponseFormat,
-    StreamOptions,
-    StructuredOutputs,
     parse_chat_request,
 )
+from gateway.openai.tools import ChosenTools, FunctionDefinition, ToolDefinition
 from gateway.openapi.operation import OF_BODIES, Operation
 
 # A red square of 28 x 28 pixels.
@@ -76,6 +81,27 @@ EXAMPLES: dict[str, dict[str, Any]] = {
             },
         },
     },
+    "tools": {
+        "messages": [{"role": "user", "content": "What does a panda eat?"}],
+        "tools": [
+            {
+                "type": "function",
+                "function": {
+                    "name": "favourite_food",
+                    "description": "Says what an animal likes to eat.",
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"animal": {"enum": ["cat", "dog", "panda"]}},
+                        "required": ["animal"],
+                    },
+                    "strict": True,
+                },
+            }
+        ],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "stream": True,
+    },
 }
 
 
@@ -86,7 +112,11 @@ SECTIONS: dict[type[BaseModel], Section] = {
     ImageURL: IMAGE_URL,
     StreamOptions: STREAM_OPTIONS,
     ResponseFormat: RESPONSE_FORMAT,
+    JSONSchemaFormat: JSON_SCHEMA,
     StructuredOutputs: STRUCTURED_OUTPUTS,
+    ToolDefinition: TOOL,
+    FunctionDefinition: FUNCTION,
+    ChosenTools: TOOL_CHOICE,
 }
 
 
@@ -118,7 +148,7 @@ class ChatCall:
         return self.request.ignored_fields
 
     def whole(self, head: AnswerHead) -> WholeAnswer:
-        return WholeAnswer(head, self.request.choice_count)
+        return WholeAnswer(head, self.request.choice_count, self._calls)
 
     def streamed(self, head: AnswerHead) -> StreamedAnswer:
         return StreamedAnswer(
@@ -126,7 +156,12 @@ class ChatCall:
             self.request.choice_count,
             include_usage=self.request.include_usage,
             continuous_usage=self.request.continuous_usage,
+            calls=self._calls,
         )
+
+    @property
+    def _calls(self) -> CallForm:
+        return OlderCall() if self.request.functions else ToolCalls()
 
 
 def parse(body: bytes, strict_fields: bool) -> ChatCall:

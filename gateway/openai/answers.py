@@ -18,6 +18,7 @@ from gateway.events import (
     TokenLogprob,
     Usage,
 )
+from gateway.openai.calls import CallForm, MadeCall, ToolCalls, finish_reason
 from gateway.openai.errors import error_body
 from gateway.release import release
 from protos.errors import ServiceError
@@ -44,10 +45,10 @@ class AnswerHead:
     model: str
     system_fingerprint: str
 
-    def json(self, kind: str) -> JSONObject:
-        """Returns the first members of a chat's object of this kind."""
+    def json(self, kind: str, prefix: str = "chatcmpl") -> JSONObject:
+        """Returns the first members of an object of this kind, whose id begins so."""
         return {
-            "id": f"chatcmpl-{self.request_id}",
+            "id": f"{prefix}-{self.request_id}",
             "object": kind,
             "created": self.created,
             "model": self.model,
@@ -58,9 +59,10 @@ class AnswerHead:
 class WholeAnswer:
     """Collects an answer's events, and writes them as one chat.completion."""
 
-    def __init__(self, head: AnswerHead, choice_count: int) -> None:
+    def __init__(self, head: AnswerHead, choice_count: int, calls: CallForm | None = None) -> None:
         self._head = head
         self._choice_count = choice_count
+        self._calls = calls or ToolCalls()
         self._choices: defaultdict[int, _CollectedChoice] = defaultdict(_CollectedChoice)
         self._usage: Usage | None = None
 
@@ -80,7 +82,9 @@ class WholeAnswer:
         if self._usage is None or len(self._choices) != self._choice_count:
             raise ServiceError("the LLM service left out a choice or the usage")
         head = _text(self._head.json("chat.completion")).removesuffix("}")
-        choices = ",".join(self._choices[index].json(index) for index in sorted(self._choices))
+        choices = ",".join(
+            self._choices[index].json(index, self._calls) for index in sorted(self._choices)
+        )
         return f'{head},"choices":[{choices}],"usage":{_text(_usage(self._usage))}}}'.encode()
 
 
@@ -94,6 +98,7 @@ class _CollectedChoice:
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[str] = field(default_factory=list)
+    calls: defaultdict[int, MadeCall] = field(default_factory=lambda: defaultdict(MadeCall))
     reason: FinishReason | None = None
 
     def add(self, event: TextDelta | Finished) -> None:
@@ -102,17 +107,26 @@ class _CollectedChoice:
         else:
             self.texts.append(event.text)
             self.logprobs.extend(_text(_token_with_top(logprob)) for logprob in event.logprobs)
+            for piece in event.tool_calls:
+                self.calls[piece.call_index].add(piece)
 
-    def json(self, index: int) -> str:
+    def json(self, index: int, form: CallForm) -> str:
         if self.reason is None:
             raise ServiceError(f"the LLM service did not finish choice {index}")
-        message = {"role": "assistant", "content": "".join(self.texts), "refusal": None}
+        reason = finish_reason(self.reason, form, has_called=bool(self.calls))
         tokens = ",".join(self.logprobs)
         logprobs = f'{{"content":[{tokens}],"refusal":null}}' if tokens else "null"
         return (
-            f'{{"index":{index},"message":{_text(message)},"logprobs":{logprobs},'
-            f'"finish_reason":{_text(self.reason)}}}'
+            f'{{"index":{index},"message":{_text(self._message(index, form))},'
+            f'"logprobs":{logprobs},"finish_reason":{_text(reason)}}}'
         )
+
+    def _message(self, index: int, form: CallForm) -> JSONObject:
+        message: JSONObject = {"role": "assistant", "content": "".join(self.texts), "refusal": None}
+        if self.calls:
+            message["content"] = message["content"] or None
+            message |= form.message(index, self.calls)
+        return message
 
 
 class StreamedAnswer:
@@ -125,6 +139,7 @@ class StreamedAnswer:
         *,
         include_usage: bool,
         continuous_usage: bool = False,
+        calls: CallForm | None = None,
     ) -> None:
         """With `include_usage` a last chunk holds the usage, and all others a null.
 
@@ -134,6 +149,8 @@ class StreamedAnswer:
         self._choice_count = choice_count
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
+        self._calls = calls or ToolCalls()
+        self._callers: set[int] = set()  # choices that have made a call
         self._has_begun = False
         self._prompt_token_count: int | None = None
         self._output_token_count = 0
@@ -166,18 +183,27 @@ class StreamedAnswer:
         if isinstance(event, PromptLogprobs):
             return b""
         if isinstance(event, Finished):
-            return self._choice(event.index, {}, finish_reason=event.reason)
+            has_called = event.index in self._callers
+            reason = finish_reason(event.reason, self._calls, has_called=has_called)
+            return self._choice(event.index, {}, finish_reason=reason)
         self._output_token_count += event.token_count
-        if not (event.text or event.logprobs):
+        if not (event.text or event.logprobs or event.tool_calls):
             return b""
-        return self._choice(event.index, {"content": event.text}, _logprobs(event.logprobs))
+        return self._choice(event.index, self._delta(event), _logprobs(event.logprobs))
+
+    def _delta(self, event: TextDelta) -> JSONObject:
+        if not event.tool_calls:
+            return {"content": event.text}
+        self._callers.add(event.index)
+        text = {"content": event.text} if event.text else {}
+        return text | self._calls.delta(event.index, event.tool_calls)
 
     def _choice(
         self,
         index: int,
         delta: JSONObject,
         logprobs: JSONObject | None = None,
-        finish_reason: FinishReason | None = None,
+        finish_reason: str | None = None,
     ) -> bytes:
         choice = {
             "index": index,

@@ -61,7 +61,7 @@ class Operation:
     Attributes:
         summary: in a few words.
         answer: type of the JSON of its answer: a TypedDict or another type that pydantic knows.
-        request: model that reads its body; None: it has none.
+        request: model that reads its body, or several; None: it has none.
         event: type of the data of an event, where the answer may be a stream of these.
         examples: bodies by what they show; all can be sent as they stand.
         parameters: of the path and the query.
@@ -74,7 +74,7 @@ class Operation:
 
     summary: str
     answer: Any
-    request: type[BaseModel] | None = None
+    request: Any = None
     event: Any = None
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()

@@ -161,6 +161,7 @@ async def ask(
     question: Any,
     deadline: float,
     key: str = "",
+    name_field: FieldNamer = str,
 ) -> Answer:
     """Returns a replica's answer to a unary call.
 
@@ -170,12 +171,13 @@ async def ask(
         question: its message.
         deadline: when it must be over, in the event loop's time; one certain replica has a second.
         key: leads to the replica; without it the first that answers will do.
+        name_field: what the caller calls a field of the message.
 
     Raises:
         ServiceError: it has not answered; of NO_ANSWER where another replica may, or, without a
             key, where none has.
     """
-    put = partial(_put, service, call, question)
+    put = partial(_put, service, call, question, name_field)
     if key:
         return await put(soon(deadline, ONE_PATIENCE_SECONDS), key)
     anybody = [partial(put, deadline, secrets.token_hex(4)) for _ in range(ASK_COUNT)]
@@ -183,10 +185,15 @@ async def ask(
 
 
 async def _put(
-    service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float, key: str
+    service: str,
+    call: Callable[..., Awaitable[Answer]],
+    question: Any,
+    name_field: FieldNamer,
+    deadline: float,
+    key: str,
 ) -> Answer:
     metadata = ((ROUTING_KEY, key), *request_metadata())
-    with errors_of(service):
+    with errors_of(service, name_field):
         return await call(question, timeout=seconds_until(deadline), metadata=metadata)
 
 

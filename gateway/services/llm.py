@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,10 @@ from gateway.services.messages import (
     EmbeddingPiece,
     chat_event,
     checkpoint_fingerprint,
+    count_request,
     embedding_request,
     generate_start,
+    guide_request,
     is_shared,
 )
 from gateway.services.routing import Offer, Router
@@ -89,6 +91,16 @@ class Load:
     backlog_seconds: float
 
 
+@dataclass(frozen=True)
+class TokenCount:
+    """The tokens of a prompt; fields as in CountTokensResponse."""
+
+    prompt_token_count: int
+    image_token_count: int
+    token_ids: tuple[int, ...]
+    tokens: tuple[bytes, ...]
+
+
 class LLMClient:
     """Calls the LLM service."""
 
@@ -150,6 +162,52 @@ class LLMClient:
             answer.backlog_seconds,
         )
 
+    async def count_tokens(
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float, key: str = ""
+    ) -> TokenCount:
+        """Returns how many tokens a prompt has; raises what a replica answers.
+
+        Args:
+            fields: values of CountTokensRequest's fields by their paths.
+            name_field: what the caller calls such a field.
+            deadline: when it must be over, in the event loop's time.
+            key: leads to the replica that is asked; without it any is.
+        """
+        answer = await ask(
+            "LLM", self._stub.CountTokens, count_request(fields), deadline, key, name_field
+        )
+        return TokenCount(
+            answer.prompt_token_count,
+            answer.image_token_count,
+            tuple(answer.token_ids),
+            tuple(answer.tokens),
+        )
+
+    async def detokenize(
+        self, token_ids: Sequence[int], name_field: FieldNamer, deadline: float
+    ) -> str:
+        """Returns the text of tokens; raises what a replica answers."""
+        question = llm_pb2.DetokenizeRequest(token_ids=llm_pb2.TokenIds(ids=token_ids))
+        answer = await ask("LLM", self._stub.Detokenize, question, deadline, name_field=name_field)
+        return answer.text
+
+    async def check_guide(
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float
+    ) -> None:
+        """Raises what a replica says of the constraints of an output, if it would refuse them.
+
+        Args:
+            fields: values of GenerateStart's fields by their paths.
+            name_field: what the caller calls such a field.
+            deadline: when it must be over, in the event loop's time.
+        """
+
+        def name(field: str) -> str:
+            return name_field(f"chat.{field}" if field.startswith("tools") else field)
+
+        question = guide_request(fields)
+        await ask("LLM", self._stub.CheckGuide, question, deadline, name_field=name)
+
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds
 
@@ -166,17 +224,16 @@ class LLMClient:
             deadline: when it must be over, in the event loop's time.
 
         Raises:
-            ContextLengthError: the messages do not fit into one message to the service.
+            ContextLengthError: the prompt does not fit into one message to the service.
             ModelMismatchError: the replica runs another checkpoint than the request expects.
             ServiceError: what a replica answers, and what `Router.offer` raises.
         """
         start = generate_start(fields)
         if start.ByteSize() > MAX_START_BYTE_COUNT:
             raise ContextLengthError.of_prompt(
-                f"its messages have {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be"
-                " sent",
+                f"it has {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be sent",
                 (await self.model_info(deadline)).max_context_token_count,
-                field=name_field("chat.messages"),
+                field=name_field(_prompt_field(start)),
             )
 
         async def begin(offer: Offer) -> Generation:
@@ -192,6 +249,12 @@ class LLMClient:
         except UnavailableError:
             self._infos.clear()  # it may come back with another model
             raise
+
+
+def _prompt_field(start: llm_pb2.GenerateStart) -> str:
+    """Returns the path of the field that holds the prompt's text."""
+    kind = start.WhichOneof("prompt") or ""
+    return {"chat": "chat.messages", "token_ids": "token_ids.ids"}.get(kind, kind)
 
 
 class Generation:

@@ -153,6 +153,17 @@ def plan_request(
     )
 
 
+def plan_file_request(
+    image: bytes | bytearray, max_tile_count: int | None, expected_recipe: bytes
+) -> bytes:
+    """Returns the question how an image file would be cut, on the wire; it is copied once."""
+    options = vision_pb2.PlanTilesRequest(
+        max_tile_count=max_tile_count, expected_recipe_sha256=expected_recipe
+    )
+    head = field_head(vision_pb2.PlanTilesRequest.IMAGE_FIELD_NUMBER, len(image))
+    return b"".join((options.SerializeToString(), head, image))
+
+
 def _int32(number: int) -> int:
     return max(-(2**31), min(number, 2**31 - 1))
 
@@ -183,6 +194,25 @@ def encode_request(
 
 def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
     """Returns the message that has these values at these paths, e.g. 0.5 at "sampling.top_p"."""
+    return llm_pb2.GenerateStart(**_tree(fields))
+
+
+def count_request(fields: Mapping[str, Any]) -> llm_pb2.CountTokensRequest:
+    """Returns the message that has these values at these paths."""
+    return llm_pb2.CountTokensRequest(**_tree(fields))
+
+
+def guide_request(fields: Mapping[str, Any]) -> llm_pb2.CheckGuideRequest:
+    """Returns the question whether output can be constrained as these values at these paths say.
+
+    Paths are those of GenerateStart; what neither constrains nor is a tool is left out.
+    """
+    start = _tree(fields)
+    tools = start.get("chat", {}).get("tools", ())
+    return llm_pb2.CheckGuideRequest(guided=start["guided"], tools=tools)
+
+
+def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in fields.items():
         *branches, name = path.split(".")
@@ -190,7 +220,7 @@ def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
         for branch in branches:
             node = node.setdefault(branch, {})
         node[name] = value
-    return llm_pb2.GenerateStart(**tree)
+    return tree
 
 
 def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.GenerateRequest | bytes:

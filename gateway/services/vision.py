@@ -29,6 +29,7 @@ from gateway.services.messages import (
     encode_request,
     encode_response,
     is_shared,
+    plan_file_request,
     plan_request,
 )
 from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
@@ -37,6 +38,7 @@ from protos.errors import ModelMismatchError, ServiceError
 from protos.identity import EmbeddingId
 from protos.internvl.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
 from protos.process.logs import request_metadata
+from protos.wire_format import serialized
 
 EncodeCall = grpc.aio.UnaryStreamCall[
     "tuple[EncodeRequest, float]", vision_pb2.EncodeImageResponse | bytes
@@ -110,6 +112,14 @@ class VisionClient:
             request_serializer=_serialized,
             response_deserializer=encode_response,
         )
+        # The stub's call takes no message that is bytes already.
+        self._plan_tiles: grpc.aio.UnaryUnaryMultiCallable[
+            vision_pb2.PlanTilesRequest | bytes, vision_pb2.PlanTilesResponse
+        ] = channel.unary_unary(
+            f"/{VISION_SERVICE}/PlanTiles",
+            request_serializer=serialized,
+            response_deserializer=vision_pb2.PlanTilesResponse.FromString,
+        )
         self._sending = asyncio.Lock()
 
     async def check_health(self, seconds: float) -> None:
@@ -154,12 +164,41 @@ class VisionClient:
             ModelMismatchError: no replica was found that encodes by the recipe.
         """
         question = plan_request(width, height, max_tile_count, recipe)
-        plan = partial(ask, "vision", self._stub.PlanTiles, question, deadline)
+        return await self._plan(question, recipe, str, deadline)
+
+    async def plan_tiles_of_file(
+        self,
+        image: bytes | bytearray,
+        max_tile_count: int | None,
+        recipe: bytes,
+        name_field: FieldNamer,
+        deadline: float,
+    ) -> TilePlan:
+        """Returns how a replica of this recipe would cut an image file; raises as `plan_tiles`.
+
+        Args:
+            image: the encoded file.
+            max_tile_count: its tile cap; None for the service's default.
+            recipe: recipe_sha256 of the service's model.
+            name_field: what the caller calls a field of PlanTilesRequest.
+            deadline: when it must be over, in the event loop's time.
+        """
+        question = plan_file_request(image, max_tile_count, recipe)
+        return await self._plan(question, recipe, name_field, deadline)
+
+    async def _plan(
+        self,
+        question: vision_pb2.PlanTilesRequest | bytes,
+        recipe: bytes,
+        name_field: FieldNamer,
+        deadline: float,
+    ) -> TilePlan:
+        plan = partial(ask, "vision", self._plan_tiles, question, deadline, name_field=name_field)
         try:
             answer = await plan()
         except ModelMismatchError:
             key = secrets.token_hex(4)
-            answer = await plan(await self._key_of_recipe(recipe, key, deadline))
+            answer = await plan(key=await self._key_of_recipe(recipe, key, deadline))
         return TilePlan(
             answer.grid_column_count,
             answer.grid_row_count,

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc
 import torch
 
-from gateway.chat import ChatLimits, ChatPipeline
+from gateway.chat import ChatPipeline
 from gateway.dialects.chat import parse
 from gateway.generation import GenerationRequest
 from gateway.images.data_urls import Attachments
@@ -21,6 +21,7 @@ from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.memory import Memory
 from gateway.pools import open_pools
 from gateway.record import RequestRecord
+from gateway.request_images import RequestImages, RequestLimits
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
@@ -113,15 +114,16 @@ async def open_relay(
         llm = await exits.enter_async_context(open_channel(llm_address, LLM_SERVICE))
         downloads = await exits.enter_async_context(open_downloads(settings.download_options))
         router = Router(settings.queue_limits, lambda reason: None)
-        pipeline = ChatPipeline(
-            ImageFetcher(downloads, pools, limits),
-            ServicePair(
-                VisionClient(vision, router), LLMClient(llm, router), allows_mismatch=False
-            ),
-            pools,
-            ChatLimits(1, settings.max_image_byte_count, max_image_host_count=1),
+        pair = ServicePair(
+            VisionClient(vision, router), LLMClient(llm, router), allows_mismatch=False
         )
-        yield Relay(pipeline, images)
+        request_images = RequestImages(
+            ImageFetcher(downloads, pools, limits),
+            pair,
+            pools,
+            RequestLimits(1, settings.max_image_byte_count, max_image_host_count=1),
+        )
+        yield Relay(ChatPipeline(request_images, pair), images)
 
 
 def _request(image: bytes) -> GenerationRequest:

@@ -15,9 +15,10 @@ from tests.integration.test_gateway_connections import answer_to, connected, err
 CHAT = "/v1/chat/completions"
 PAGE = "https://chat.example.com"
 SERVED = (
-    "POST /v1/chat/completions, GET /v1/models, GET /v1/models/{id}, GET /v1/tiles,"
-    " GET /v1/status, GET /health, GET /health/live, GET /health/ready, GET /ping, GET /,"
-    " GET /page/{path}"
+    "POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /v1/models/{id},"
+    " GET /v1/tiles, GET /v1/status, POST /tokenize, POST /detokenize, GET /version, GET /load,"
+    " GET /health, GET /health/live, GET /health/ready, GET /ping, GET /openapi.json, GET /,"
+    " GET /docs, GET /page/{path}"
 )
 
 
