@@ -12,10 +12,24 @@ from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-# It fills a free string with one phrase over and over, and the answer is cut.
-WEAK_JSON = pytest.mark.xfail(reason="the toy model never ends a string of JSON")
-WEAK_CALL = pytest.mark.xfail(reason="the toy model does not read what it is asked to call")
-SCHEMAS = pytest.mark.parametrize("schema_type", ["pydantic", "typeddict", "json_schema"])
+# The toy model fills a free string with one phrase over and over, and the answer is cut.
+STRING = "the toy model never ends a string of JSON"
+NAME = "the toy model makes up properties where a schema lets it"
+CALL = "the toy model does not know when to call a tool"
+WEAKNESSES = {
+    "test_agent_loop": CALL,
+    "test_bind_runnables_as_tools": STRING,
+    "test_json_mode": STRING,
+    "test_structured_output": STRING,
+    "test_structured_output_async": STRING,
+    "test_structured_output_optional_param": STRING,
+    "test_structured_output_pydantic_2_v1": STRING,
+    "test_tool_calling": NAME,
+    "test_tool_calling_async": NAME,
+    "test_tool_calling_with_no_arguments": NAME,
+    "test_tool_choice": NAME,
+    "test_unicode_tool_call_integration": STRING,
+}
 SCENE = Path(os.environ["INTERNVL_PICTURES"]) / "scene.png"
 
 
@@ -88,24 +102,7 @@ class TestPerfectModel(Suite):
 class TestToyModel(Suite):
     url = os.environ["INTERNVL_URL"]
 
-    @WEAK_JSON
-    @SCHEMAS
-    def test_structured_output(self, model: BaseChatModel, schema_type: Any) -> None:
-        super().test_structured_output(model, schema_type)
-
-    @WEAK_JSON
-    @SCHEMAS
-    async def test_structured_output_async(self, model: BaseChatModel, schema_type: Any) -> None:
-        await super().test_structured_output_async(model, schema_type)
-
-    @WEAK_JSON
-    def test_structured_output_optional_param(self, model: BaseChatModel) -> None:
-        super().test_structured_output_optional_param(model)
-
-    @WEAK_JSON
-    def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:
-        super().test_structured_output_pydantic_2_v1(model)
-
-    @WEAK_JSON
-    def test_json_mode(self, model: BaseChatModel) -> None:
-        super().test_json_mode(model)
+    @pytest.fixture(autouse=True)
+    def _weakness(self, request: pytest.FixtureRequest) -> None:
+        if reason := WEAKNESSES.get(request.node.originalname):
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=True))

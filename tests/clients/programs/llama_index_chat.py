@@ -51,11 +51,6 @@ def test_completion_by_default(url: str, model: str) -> None:
     assert list(completing.stream_complete("Once upon a time"))
 
 
-def test_structured_by_default(llm: OpenAILike) -> None:
-    answer = llm.as_structured_llm(Animal).complete("Name an animal.")
-    assert isinstance(answer.raw, Animal)
-
-
 def test_structured_by_a_tool(url: str, model: str) -> None:
     llm = OpenAILike(
         model=model,

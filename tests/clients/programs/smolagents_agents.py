@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from smolagents import CodeAgent, OpenAIServerModel, ToolCallingAgent, tool
 
+CITIES: list[str] = []
+
 
 @tool
 def get_weather(city: str) -> str:
@@ -16,6 +18,7 @@ def get_weather(city: str) -> str:
     Args:
         city: Where.
     """
+    CITIES.append(city)
     return f"It is sunny in {city}."
 
 
@@ -27,7 +30,9 @@ def served(perfect_url: str, model: str) -> OpenAIServerModel:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_tool_calling_agent(served: OpenAIServerModel, streamed: bool) -> None:
     agent = ToolCallingAgent(tools=[get_weather], model=served, stream_outputs=streamed)
-    assert "It is sunny in Paris." in agent.run("What is the weather in Paris?")
+    CITIES.clear()
+    assert "Paris" in agent.run("What is the weather in Paris?")
+    assert CITIES == ["Paris"]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
