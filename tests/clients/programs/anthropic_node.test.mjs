@@ -24,6 +24,7 @@ const feed = {
     type: "object",
     properties: { animal: { type: "string", enum: ["cat", "dog", "panda"] } },
     required: ["animal"],
+    additionalProperties: false, // or a weak model goes on with properties of its own
   },
 };
 // The SDK adds /v1 itself.

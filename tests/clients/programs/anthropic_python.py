@@ -8,10 +8,12 @@ from typing import Literal
 
 import pytest
 from anthropic import Anthropic, AsyncAnthropic, BadRequestError
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class FeedAnimal(BaseModel):
+    model_config = ConfigDict(extra="forbid")  # or a weak model goes on with properties of its own
+
     animal: Literal["cat", "dog", "panda"]
     food: Literal["fish", "bones", "bamboo"]
 
@@ -114,8 +116,8 @@ def test_stop_sequence(toy_url: str, model: str, question: dict[str, object]) ->
     assert "panda" not in message.content[0].text
 
 
-def test_error(client: Anthropic, model: str) -> None:
+def test_error(toy_url: str, model: str) -> None:
     with pytest.raises(BadRequestError) as caught:
-        client.messages.create(model=model, max_tokens=1, messages=[])
+        connected(toy_url).messages.create(model=model, max_tokens=1, messages=[])
     assert caught.value.body["type"] == "error"
     assert caught.value.body["error"]["type"] == "invalid_request_error"

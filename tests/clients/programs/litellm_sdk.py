@@ -17,6 +17,7 @@ FEED = {
             "type": "object",
             "properties": {"animal": {"type": "string", "enum": ANIMALS}},
             "required": ["animal"],
+            "additionalProperties": False,
         },
     },
 }
