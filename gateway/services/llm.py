@@ -201,12 +201,8 @@ class LLMClient:
             name_field: what the caller calls such a field.
             deadline: when it must be over, in the event loop's time.
         """
-
-        def name(field: str) -> str:
-            return name_field(f"chat.{field}" if field.startswith("tools") else field)
-
         question = guide_request(fields)
-        await ask("LLM", self._stub.CheckGuide, question, deadline, name_field=name)
+        await ask("LLM", self._stub.CheckGuide, question, deadline, name_field=name_field)
 
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds
