@@ -26,13 +26,17 @@ from llm_service.images import RequestImages
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
 from llm_service.prompt import PromptLayout, PromptSource, prompt_layout
-from llm_service.sampling import SamplingParams, ToolCallGuide
+from llm_service.sampling import OutputGuide, SamplingParams, ToolCallGuide
 from llm_service.tables import TableCache, TableMessage
-from protos.errors import NonFiniteError
+from llm_service.tokenizer import IMAGE_CONTEXT
+from protos.errors import InvalidArgumentError, NonFiniteError
 from protos.identity import EmbeddingId
 from protos.process.shared_memory import Marker
 
 logger = structlog.get_logger()
+
+# They and their bytes are one message.
+MAX_RETURNED_TOKEN_COUNT = 131_072
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,17 @@ Event = Wanted | EmbeddingRead | tuple[int, TextEvent] | Usage
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of a prompt, virtual tokens included, and the virtual tokens among them."""
+    """A prompt's tokens.
+
+    Attributes:
+        prompt_token_count: all of them, virtual tokens included.
+        image_token_count: the virtual tokens among them.
+        token_ids: all of them where they are wanted, each virtual token as the context token.
+    """
 
     prompt_token_count: int
     image_token_count: int
+    token_ids: Sequence[int] = ()
 
 
 class Generator:
@@ -183,21 +194,41 @@ class Generator:
                 async for event in events:
                     yield event
 
-    async def count_tokens(self, source: PromptSource, row_counts: Sequence[int]) -> TokenCount:
+    async def count_tokens(
+        self, source: PromptSource, row_counts: Sequence[int], *, wants_ids: bool = False
+    ) -> TokenCount:
         """Counts a prompt's tokens.
 
         Args:
             source: the prompt.
             row_counts: rows of each of its images' embeddings, in order.
+            wants_ids: whether the tokens are wanted themselves.
 
         Raises:
-            InvalidArgumentError: the prompt is malformed, or its images are others.
+            InvalidArgumentError: the prompt is malformed, its images are others, or its tokens are
+                wanted and more than MAX_RETURNED_TOKEN_COUNT.
         """
         layout = await self._layout(source)
         layout.check_image_count(len(row_counts), "image_row_counts")
         layout.check_row_counts(row_counts)
         image_token_count = sum(row_counts)
-        return TokenCount(layout.text_token_count + image_token_count, image_token_count)
+        count = TokenCount(layout.text_token_count + image_token_count, image_token_count)
+        if not wants_ids:
+            return count
+        _check_returned(count.prompt_token_count)
+        context_id = self.info.tokenizer.special_id(IMAGE_CONTEXT)
+        ids = await asyncio.to_thread(layout.written_ids, row_counts, context_id)
+        return replace(count, token_ids=ids)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Returns the text of token ids, with the names of special tokens."""
+        detokenizer = Detokenizer(self.info.tokenizer, skip_special_tokens=False)
+        text = await asyncio.to_thread(detokenizer.push, token_ids)
+        return text + detokenizer.finish()
+
+    async def check_guide(self, guide: OutputGuide) -> None:
+        """Says what is wrong with a guide; errors as of LLMEngine.check_guide."""
+        await self._engine.check_guide(guide)
 
     def load(self) -> Load:
         """Returns the service's load at this moment."""
@@ -330,6 +361,15 @@ class Generator:
         }
         self._metrics.count_answer(
             tokens, usage.first_token_seconds, usage.total_seconds, longest_output_count
+        )
+
+
+def _check_returned(token_count: int) -> None:
+    if token_count > MAX_RETURNED_TOKEN_COUNT:
+        raise InvalidArgumentError(
+            f"the prompt has {token_count} tokens; the tokens of one that has more than"
+            f" {MAX_RETURNED_TOKEN_COUNT} are not returned",
+            field="return_tokens",
         )
 
 

@@ -69,12 +69,20 @@ def lines(pieces: Iterable[Iterable[Piece]]) -> Iterator[Piece]:
         yield from line
 
 
-def tokenized(tokenizer: Tokenizer, pieces: Iterable[Piece]) -> tuple[tuple[int, ...], ...]:
+def tokenized(
+    tokenizer: Tokenizer, pieces: Iterable[Piece], *, has_beginning: bool = True
+) -> tuple[tuple[int, ...], ...]:
     """Returns the token ids before, between and after the images.
 
     Texts that touch are one text, as merges and tags may cross their border.
+
+    Args:
+        tokenizer: the model's.
+        pieces: the prompt.
+        has_beginning: whether the beginning token comes first, where the model has one.
     """
-    segments: list[list[int]] = [[] if tokenizer.bos_id is None else [tokenizer.bos_id]]
+    bos_id = tokenizer.bos_id if has_beginning else None
+    segments: list[list[int]] = [[] if bos_id is None else [bos_id]]
     for is_text, run in groupby(pieces, lambda piece: isinstance(piece, str)):
         if is_text:
             segments[-1].extend(tokenizer.encode("".join(map(str, run))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, repeat
 
 from llm_service.conversation import Ending, Message, conversation_pieces, ending_of
 from llm_service.pieces import tokenized, with_images
@@ -38,9 +38,15 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """Plain text; each "<image>" in it is an image's place."""
+    """Plain text; each "<image>" in it is an image's place.
+
+    Attributes:
+        text: the text.
+        has_beginning: whether the beginning token comes first, where the model has one.
+    """
 
     text: str
+    has_beginning: bool = True
 
     @property
     def goes_on(self) -> bool:
@@ -113,6 +119,19 @@ class PromptLayout:
                 field=self.field,
             )
 
+    def written_ids(self, row_counts: Sequence[int], context_id: int) -> list[int]:
+        """Returns the ids with each image as its run of context tokens.
+
+        Args:
+            row_counts: rows of each image's embedding, in order, checked.
+            context_id: the context token.
+        """
+        ids = list(self.segments[0])
+        for row_count, segment in zip(row_counts, self.segments[1:], strict=True):
+            ids.extend(repeat(context_id, row_count))
+            ids.extend(segment)
+        return ids
+
     def token_ids(self, row_counts: Sequence[int], vocabulary_size: int) -> list[int]:
         """Returns the ids with each image as its run of virtual tokens.
 
@@ -142,8 +161,8 @@ def prompt_layout(
     match source:
         case ChatPrompt(messages, ending, tools):
             return chat_layout(tokenizer, template, messages, ending, tools)
-        case TextPrompt(text):
-            return text_layout(tokenizer, text)
+        case TextPrompt(text, has_beginning):
+            return text_layout(tokenizer, text, has_beginning=has_beginning)
         case TokenPrompt(token_ids):
             return token_layout(tokenizer, token_ids, vocabulary_size)
 
@@ -162,9 +181,10 @@ def chat_layout(
     return PromptLayout("chat.messages", tokenized(tokenizer, pieces))
 
 
-def text_layout(tokenizer: Tokenizer, text: str) -> PromptLayout:
+def text_layout(tokenizer: Tokenizer, text: str, *, has_beginning: bool = True) -> PromptLayout:
     """Lays out plain text; each "<image>" in it is an image's place."""
-    return PromptLayout("text", tokenized(tokenizer, with_images(text)))
+    segments = tokenized(tokenizer, with_images(text), has_beginning=has_beginning)
+    return PromptLayout("text", segments)
 
 
 def token_layout(tokenizer: Tokenizer, ids: Sequence[int], vocabulary_size: int) -> PromptLayout:

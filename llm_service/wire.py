@@ -11,6 +11,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import torch
+from google.protobuf import message as protobuf
 
 from llm_service.choices import TextDelta, TextEnd
 from llm_service.conversation import Ending, Message, Role
@@ -27,7 +28,7 @@ from llm_service.generator import (
 from llm_service.model import ModelInfo
 from llm_service.pieces import PLACEHOLDER, ImagePart
 from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
-from llm_service.sampling import Guide, SamplingParams, ToolCallGuide, ToolCalls
+from llm_service.sampling import Guide, OutputGuide, SamplingParams, ToolCallGuide, ToolCalls
 from llm_service.tables import (
     SharedTable,
     TableChunk,
@@ -45,6 +46,7 @@ from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
 from protos.process.backlog import checked_bound
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
 from protos.process.shared_memory import Slot
+from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT
 from protos.wire_format import read_chunk
 
 MAX_STOP_COUNT = 16
@@ -178,13 +180,17 @@ def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
         case "text":
             _check_size("text", len(message.text.encode()), info)
             _check_count("text", "images", message.text.count(PLACEHOLDER), info.max_image_count)
-            return TextPrompt(message.text)
+            return TextPrompt(message.text, has_beginning=not _omits_beginning(message))
         case "token_ids":
             _check_size("token_ids.ids", message.token_ids.ByteSize(), info)
             return TokenPrompt(message.token_ids.ids)
     raise InvalidArgumentError(
         "the request has no prompt; it must have messages, a text or token ids", field="prompt"
     )
+
+
+def _omits_beginning(message: PromptMessage) -> bool:
+    return isinstance(message, llm_pb2.CountTokensRequest) and message.omit_beginning_token
 
 
 def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
@@ -315,6 +321,29 @@ def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> li
     return list(request.image_row_counts)
 
 
+def detokenized_ids(request: llm_pb2.DetokenizeRequest, info: ModelInfo) -> Sequence[int]:
+    """Returns the token ids whose text is wanted.
+
+    Raises:
+        InvalidArgumentError: there are more than the context takes, or one does not exist.
+    """
+    field, ids = "token_ids.ids", request.token_ids.ids
+    _check_count(field, "token ids", len(ids), info.max_context_token_count)
+    for index, token_id in enumerate(ids):
+        _check_token_id(f"{field}[{index}]", token_id, info.config.vocabulary_size)
+    return ids
+
+
+def checked_guide(request: llm_pb2.CheckGuideRequest, info: ModelInfo) -> OutputGuide | None:
+    """Returns the guide that is to be checked; None where there is none.
+
+    Raises:
+        InvalidArgumentError: as of guide and tool_definitions.
+    """
+    tool_definitions(request.tools)
+    return guide(request.guided, request.tools, info) if request.HasField("guided") else None
+
+
 def _embedding_ids(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> list[EmbeddingId]:
     _check_count("images", "images", len(images), max_count)
     for index, image in enumerate(images):
@@ -367,7 +396,7 @@ def _logit_bias(
 
 def guide(
     guided: llm_pb2.GuidedDecoding, tools: Sequence[llm_pb2.ToolDefinition], info: ModelInfo
-) -> Guide | ToolCallGuide:
+) -> OutputGuide:
     """Returns what the output must be.
 
     Args:
@@ -578,11 +607,32 @@ def _token_logprob(logprob: TokenLogprob, tokenizer: Tokenizer) -> llm_pb2.Token
     )
 
 
-def count_response(count: TokenCount) -> llm_pb2.CountTokensResponse:
-    """Returns a prompt's tokens as their message."""
-    return llm_pb2.CountTokensResponse(
-        prompt_token_count=count.prompt_token_count, image_token_count=count.image_token_count
+def count_response(count: TokenCount, tokenizer: Tokenizer) -> llm_pb2.CountTokensResponse:
+    """Returns a prompt's tokens as their message; InvalidArgumentError if that is too large."""
+    response = llm_pb2.CountTokensResponse(
+        prompt_token_count=count.prompt_token_count,
+        image_token_count=count.image_token_count,
+        token_ids=count.token_ids,
+        tokens=map(tokenizer.token_bytes, count.token_ids),
     )
+    _check_sendable(response, "return_tokens")
+    return response
+
+
+def detokenize_response(text: str) -> llm_pb2.DetokenizeResponse:
+    """Returns a text as its message; InvalidArgumentError if that is too large."""
+    response = llm_pb2.DetokenizeResponse(text=text)
+    _check_sendable(response, "token_ids.ids")
+    return response
+
+
+def _check_sendable(response: protobuf.Message, field: str) -> None:
+    if (byte_count := response.ByteSize()) > DEFAULT_MAX_MESSAGE_BYTE_COUNT:
+        raise InvalidArgumentError(
+            f"the answer has {byte_count} bytes, and at most {DEFAULT_MAX_MESSAGE_BYTE_COUNT} may"
+            " be sent; ask for a part of it",
+            field=field,
+        )
 
 
 def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoResponse:

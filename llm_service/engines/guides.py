@@ -35,7 +35,7 @@ from llm_service.engines.grammars import (
 )
 from llm_service.engines.schemas import REGEX_ERROR, Fault, explained, pattern_complaint
 from llm_service.engines.vocabulary import Vocabulary, token_bits
-from llm_service.sampling import Guide, ToolCallGuide, ToolCalls
+from llm_service.sampling import Guide, OutputGuide, ToolCalls
 from llm_service.tokenizer import Tokenizer
 from llm_service.tools.base import Envelope
 from protos.errors import InvalidArgumentError, OverloadedError
@@ -101,7 +101,7 @@ class GuideCompiler:
         self._is_closed = False
 
     async def matcher(
-        self, guide: Guide | ToolCallGuide, stop_token_ids: frozenset[int], account: Account
+        self, guide: OutputGuide, stop_token_ids: frozenset[int], account: Account
     ) -> TokenMatcher:
         """Returns a matcher at the beginning of the guide's language.
 
@@ -119,17 +119,24 @@ class GuideCompiler:
             OverloadedError: too many guides wait to be compiled, or the machine is too busy to.
             EngineDeadError: the compiler is closed.
         """
-        if self._is_closed:
-            raise engine_dead()
-        languages = _languages(guide)
         if not stop_token_ids:
             raise _refusal(
-                languages[0], "needs a token that ends the output, and the request ignores them all"
+                _languages(guide)[0],
+                "needs a token that ends the output, and the request ignores them all",
             )
-        compiled = [await self._checked(language) for language in languages]
+        compiled = await self.compiled(guide)
         return await asyncio.get_running_loop().run_in_executor(
             self._matcher_thread, self._matcher, guide, compiled, stop_token_ids, account
         )
+
+    async def compiled(self, guide: OutputGuide) -> list[LLMatcher]:
+        """Returns the compiled forms of a guide's languages, which are kept.
+
+        Errors as of `matcher`.
+        """
+        if self._is_closed:
+            raise engine_dead()
+        return [await self._checked(language) for language in _languages(guide)]
 
     def close(self) -> None:
         """Ends the threads, once they have done what they are at; what waits for them fails."""
@@ -149,7 +156,7 @@ class GuideCompiler:
 
     def _matcher(
         self,
-        guide: Guide | ToolCallGuide,
+        guide: OutputGuide,
         compiled: Sequence[LLMatcher],
         stop_token_ids: frozenset[int],
         account: Account,
@@ -159,9 +166,7 @@ class GuideCompiler:
         vocabulary = self._vocabulary.result()
         return TokenMatcher(language, branches, vocabulary, stop_token_ids, account)
 
-    def _branches(
-        self, guide: Guide | ToolCallGuide, matchers: Sequence[LLMatcher]
-    ) -> list[Branch]:
+    def _branches(self, guide: OutputGuide, matchers: Sequence[LLMatcher]) -> list[Branch]:
         vocabulary = self._vocabulary.result()
         if isinstance(guide, Guide):
             return [GrammarBranch(matchers[0], vocabulary.ordinary)]
@@ -360,7 +365,7 @@ class TokenMatcher:
         self.failure = _unfollowable(self._language, _fault(self._language, reason))
 
 
-def _languages(guide: Guide | ToolCallGuide) -> tuple[Language, ...]:
+def _languages(guide: OutputGuide) -> tuple[Language, ...]:
     """Returns what is compiled of a guide, what refusals name first."""
     if isinstance(guide, Guide):
         return (guide,)

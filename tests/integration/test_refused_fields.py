@@ -38,11 +38,21 @@ from vision_service.settings import Settings as VisionSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-Request = Literal["GenerateStart", "EncodeImageRequest", "CountTokensRequest"]
+Request = Literal[
+    "GenerateStart",
+    "EncodeImageRequest",
+    "PlanTilesRequest",
+    "CountTokensRequest",
+    "DetokenizeRequest",
+    "CheckGuideRequest",
+]
 DESCRIPTORS: dict[Request, Any] = {
     "GenerateStart": llm_pb2.GenerateStart.DESCRIPTOR,
     "EncodeImageRequest": vision_pb2.EncodeImageRequest.DESCRIPTOR,
+    "PlanTilesRequest": vision_pb2.PlanTilesRequest.DESCRIPTOR,
     "CountTokensRequest": llm_pb2.CountTokensRequest.DESCRIPTOR,
+    "DetokenizeRequest": llm_pb2.DetokenizeRequest.DESCRIPTOR,
+    "CheckGuideRequest": llm_pb2.CheckGuideRequest.DESCRIPTOR,
 }
 NO_IMAGE = b"no image"
 DIGESTS = {"content_sha256": bytes(32), "recipe_sha256": bytes(32)}
@@ -261,7 +271,10 @@ class OwnViolation:
 
 
 NO_PROMPT_BUT_CHAT = "the gateway's prompts are conversations"
-NO_COUNTING = "the gateway does not count tokens"
+NO_COUNTING = "chat requests do not count tokens"
+NO_WRITING = "chat requests have no tokens written"
+NO_CHECKING = "chat requests are told by Generate, too"
+NO_PLANNING = "chat requests have their images encoded"
 CALL = {"name": "f", "arguments": "{}"}
 DIGESTS_ARE_OURS = "the gateway computes the digests itself"
 # Refused by a service, but never sent by the gateway.
@@ -385,6 +398,43 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         {"text": "<image>", "image_row_counts": [0]},
         NO_COUNTING,
     ),
+    OwnViolation(
+        "CountTokensRequest",
+        "return_tokens",
+        {"token_ids": {"ids": [1] * 131_073}, "return_tokens": True},
+        NO_COUNTING,
+    ),
+    OwnViolation(
+        "DetokenizeRequest", "token_ids.ids", {"token_ids": {"ids": [1] * 32_769}}, NO_WRITING
+    ),
+    OwnViolation(
+        "DetokenizeRequest", "token_ids.ids[1]", {"token_ids": {"ids": [1, 99999]}}, NO_WRITING
+    ),
+    OwnViolation("CheckGuideRequest", "guided", {"guided": {}}, NO_CHECKING),
+    *(
+        OwnViolation("CheckGuideRequest", f"guided.{kind}", {"guided": {kind: source}}, NO_CHECKING)
+        for kind, source in {
+            "json_schema": json.dumps(SCHEMA),
+            "regex": "((",
+            "grammar": OPEN_GRAMMAR,
+        }.items()
+    ),
+    OwnViolation("PlanTilesRequest", "image", {"image": NO_IMAGE}, NO_PLANNING),
+    OwnViolation(
+        "PlanTilesRequest", "image_width", {"image_width": 0, "image_height": 5}, NO_PLANNING
+    ),
+    OwnViolation(
+        "PlanTilesRequest", "image_height", {"image_width": 5, "image_height": 0}, NO_PLANNING
+    ),
+    OwnViolation(
+        "PlanTilesRequest", "max_tile_count", {"image": NO_IMAGE, "max_tile_count": 99}, NO_PLANNING
+    ),
+    OwnViolation(
+        "PlanTilesRequest",
+        "expected_recipe_sha256",
+        {"image": NO_IMAGE, "expected_recipe_sha256": bytes(32)},
+        NO_PLANNING,
+    ),
 ]
 
 
@@ -456,7 +506,10 @@ NEVER_WRONG_TO_COUNT = {
     "chat.messages[].parts[].image",
     "chat.messages[].tool_calls[].name",
     "chat.messages[].tool_calls[].arguments",
+    "omit_beginning_token",
 }
+# Of CheckGuideRequest: any object can be written.
+NEVER_WRONG_TO_CHECK = {"guided.json_object"}
 # Of EncodeImageRequest: the index is said back, and memory that is not seen is not used.
 NEVER_WRONG_TO_ENCODE = {"image_index", "shared_memory.file", "shared_memory.nonce"}
 
@@ -487,8 +540,14 @@ class Services:
             case "EncodeImageRequest":
                 async for _ in self._vision.EncodeImage(vision_pb2.EncodeImageRequest(**values)):
                     pass
+            case "PlanTilesRequest":
+                await self._vision.PlanTiles(vision_pb2.PlanTilesRequest(**values))
             case "CountTokensRequest":
                 await self._llm.CountTokens(llm_pb2.CountTokensRequest(**values))
+            case "DetokenizeRequest":
+                await self._llm.Detokenize(llm_pb2.DetokenizeRequest(**values))
+            case "CheckGuideRequest":
+                await self._llm.CheckGuide(llm_pb2.CheckGuideRequest(**values))
 
     async def chat(self, body: dict[str, Any]) -> tuple[int, Any]:
         """Returns status and error of a chat completion."""
@@ -555,6 +614,8 @@ async def test_every_field_has_a_case(request_name: Request) -> None:
         named |= walked((case.field for case in NEVER_WRONG), known)
     if request_name == "CountTokensRequest":
         named |= NEVER_WRONG_TO_COUNT
+    if request_name == "CheckGuideRequest":
+        named |= NEVER_WRONG_TO_CHECK
     if request_name == "EncodeImageRequest":
         named |= NEVER_WRONG_TO_ENCODE
     assert named == known

@@ -334,7 +334,7 @@ REFUSED: list[tuple[Kind, str, str]] = [
     ("json_schema", "[1]", "object"),
     ("json_schema", '{"type": "strng"}', "strng"),
     ("json_schema", '{"not": {"type": "string"}}', "not"),
-    ("json_schema", '{"x-guidance": {"lenient": true}, "not": {}}', "not"),
+    ("json_schema", '{"x-guidance": {"lenient": true}, "not": {"const": 1}}', "'not'"),
     ("json_schema", '{"type": "string", "enum": [1]}', "of two types"),
     ("json_schema", '{"$ref": "#"}', "no text"),
     ("json_schema", '{"$ref": "http://localhost/schema"}', "not fetch"),
@@ -385,6 +385,18 @@ def test_a_machine_that_is_too_busy_to_try_a_guide_refuses_it_for_now(
         new_matcher("qwen2_5", guide)
     monkeypatch.undo()
     new_matcher("qwen2_5", guide)
+
+
+async def test_a_checked_guide_is_kept_for_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide, bad = Guide("regex", "checked first"), Guide("regex", "checked (first")
+    await compiler("qwen2_5").compiled(guide)
+    with pytest.raises(InvalidArgumentError) as checked:
+        await compiler("qwen2_5").compiled(bad)
+    monkeypatch.setattr(GuideCompiler, "_compile", None)
+    await compiler("qwen2_5").matcher(guide, frozenset({1}), Account())
+    with pytest.raises(InvalidArgumentError) as asked:
+        await compiler("qwen2_5").matcher(bad, frozenset({1}), Account())
+    assert (checked.value.message, checked.value.field) == (asked.value.message, asked.value.field)
 
 
 def test_a_guide_without_a_token_to_end_with_is_refused() -> None:

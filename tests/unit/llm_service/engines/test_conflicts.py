@@ -173,7 +173,7 @@ def test_what_denies_everything_allows_nothing(denied: Any) -> None:
     }
 
 
-FREE = [{"anyOf": [{}, {}]}] * 13
+FREE: list[Any] = [{"anyOf": [{}, {}]}] * 13
 HOSTILE: dict[str, dict[str, Any]] = {
     "many branches": {"oneOf": [record(n % 997) for n in range(600)]},
     "long lists": {"oneOf": [{"enum": [*range(n, 5000)]} for n in range(0, 60, 20)] * 20},
