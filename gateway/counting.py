@@ -81,7 +81,7 @@ class TokenCounter:
     async def _row_count(self, image: NamedImage, info: ModelInfo, deadline: float) -> int:
         encoding = image.encoding
         plan = await self._pair.vision.plan_tiles_of_file(
-            encoding.file.content,
+            encoding.file,
             encoding.max_tile_count,
             info.recipe_sha256,
             image.param_of,

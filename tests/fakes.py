@@ -124,6 +124,8 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
         cap = request.max_tile_count if request.HasField("max_tile_count") else 12
         if not 1 <= cap <= 24:
             raise InvalidArgumentError(f"the tile cap is {cap}", field="max_tile_count")
+        if request.expected_recipe_sha256 not in (b"", self.recipe):
+            raise ModelMismatchError("another recipe", field="expected_recipe_sha256")
         if request.image:
             return self._plan_of_file(request)
         if request.image_width < 1:

@@ -57,7 +57,6 @@ SUBJECTS = {
     "ignore_eos": "the switch for going on past end tokens",
     "image_url": "an image",
     "include_usage": "the switch for the usage",
-    "input": "the input of a call",
     "input_schema": "the JSON Schema of the input",
     "is_error": "the switch for an error",
     "json_object": "the switch for any JSON object",
@@ -166,6 +165,8 @@ def _subject(location: tuple[int | str, ...]) -> str:
         return ENTRIES[str(above[-1])]
     if name == "name" and above[-1:] == ["json_schema"]:
         return "the JSON Schema's name"
+    if name == "input" and above:
+        return "the input of a call"
     return SUBJECTS.get(str(name)) or f"the {str(name).replace('_', ' ')}"
 
 

@@ -34,6 +34,7 @@ from gateway.openai.requests import FunctionCall, ImageURL
 from gateway.openai.responses_screening import screen_responses
 from gateway.openai.tools import FunctionDefinition, without_barred_tools
 from gateway.tools import ToolChoice
+from protos.errors import InvalidArgumentError
 
 # Bound against abuse, far above the contract's own limit; see `models`.
 MAX_ITEM_COUNT = 4096
@@ -376,6 +377,13 @@ def _echo(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _ascii(value: dict[str, Any]) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        raise InvalidArgumentError("a number is infinite; it must be at most 1.7e308") from None
+
+
 def parse_responses_request(
     body: bytes, strict_fields: bool = False
 ) -> tuple[ResponsesRequest, str]:
@@ -398,7 +406,7 @@ def parse_responses_request(
         request = ResponsesRequest.model_validate(document, context=ignored)
     except ValidationError as error:
         raise refusal(_as_written(error.errors(include_url=False)[0])) from None
-    return request, json.dumps(_echo(document), separators=(",", ":"))
+    return request, _ascii(_echo(document))
 
 
 def _as_written(detail: ErrorDetails) -> ErrorDetails:

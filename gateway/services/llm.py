@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from gateway.events import ChatEvent
 from gateway.services.channel import (
@@ -18,6 +19,7 @@ from gateway.services.channel import (
     ask,
     check_health,
     errors_of,
+    have_done,
     seconds_until,
 )
 from gateway.services.messages import (
@@ -25,6 +27,7 @@ from gateway.services.messages import (
     chat_event,
     checkpoint_fingerprint,
     count_request,
+    detokenize_request,
     embedding_request,
     generate_start,
     guide_request,
@@ -46,6 +49,7 @@ from protos.wire_format import serialized
 GenerateCall = grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest | bytes, llm_pb2.GenerateResponse]
 # Models of which replicas stand side by side while one takes another's place.
 MAX_INFO_COUNT = 8
+PROMPT_FIELDS = {"chat": "chat.messages", "text": "text", "token_ids": "token_ids.ids"}
 # Of text, that is: images do not travel in the start message.
 MAX_START_BYTE_COUNT = DEFAULT_MAX_MESSAGE_BYTE_COUNT - MESSAGE_OVERHEAD_BYTE_COUNT
 
@@ -93,12 +97,12 @@ class Load:
 
 @dataclass(frozen=True)
 class TokenCount:
-    """The tokens of a prompt; fields as in CountTokensResponse."""
+    """A prompt's tokens; fields as in CountTokensResponse."""
 
     prompt_token_count: int
     image_token_count: int
-    token_ids: tuple[int, ...]
-    tokens: tuple[bytes, ...]
+    token_ids: tuple[int, ...] = ()
+    tokens: tuple[bytes, ...] = ()
 
 
 class LLMClient:
@@ -165,17 +169,21 @@ class LLMClient:
     async def count_tokens(
         self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float, key: str = ""
     ) -> TokenCount:
-        """Returns how many tokens a prompt has; raises what a replica answers.
+        """Returns a prompt's tokens.
 
         Args:
-            fields: values of CountTokensRequest's fields by their paths.
+            fields: the values of CountTokensRequest's fields by their paths.
             name_field: what the caller calls such a field.
             deadline: when it must be over, in the event loop's time.
-            key: leads to the replica that is asked; without it any is.
+            key: leads to the replica that is asked first; without it any is.
+
+        Raises:
+            ContextLengthError: the prompt does not fit into one message to the service.
+            ServiceError: what a replica answers, or that none does.
         """
-        answer = await ask(
-            "LLM", self._stub.CountTokens, count_request(fields), deadline, key, name_field
-        )
+        question = count_request(fields)
+        await self._check_size(question, name_field(_prompt_field(question)), deadline)
+        answer = await have_done("LLM", self._stub.CountTokens, question, name_field, deadline, key)
         return TokenCount(
             answer.prompt_token_count,
             answer.image_token_count,
@@ -184,29 +192,39 @@ class LLMClient:
         )
 
     async def detokenize(
-        self, token_ids: Sequence[int], name_field: FieldNamer, deadline: float
+        self, token_ids: Sequence[int], name_field: FieldNamer, deadline: float, key: str = ""
     ) -> str:
-        """Returns the text of tokens; raises what a replica answers."""
-        question = llm_pb2.DetokenizeRequest(token_ids=llm_pb2.TokenIds(ids=token_ids))
-        answer = await ask("LLM", self._stub.Detokenize, question, deadline, name_field=name_field)
+        """Returns the text of token ids; other arguments and errors as of `count_tokens`."""
+        question = detokenize_request(token_ids)
+        answer = await have_done("LLM", self._stub.Detokenize, question, name_field, deadline, key)
         return answer.text
 
     async def check_guide(
-        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float, key: str = ""
     ) -> None:
-        """Raises what a replica says of the constraints of an output, if it would refuse them.
+        """Raises what a replica would refuse a request for that has these constraints.
 
         Args:
-            fields: values of GenerateStart's fields by their paths.
+            fields: the values of GenerateStart's fields by their paths.
             name_field: what the caller calls such a field.
             deadline: when it must be over, in the event loop's time.
+            key: leads to the replica that is asked first, and keeps what it has compiled.
+
+        Raises:
+            ContextLengthError: they do not fit into one message to the service.
+            ServiceError: what a replica answers, or that none does.
         """
-
-        def name(field: str) -> str:
-            return name_field(f"chat.{field}" if field.startswith("tools") else field)
-
         question = guide_request(fields)
-        await ask("LLM", self._stub.CheckGuide, question, deadline, name_field=name)
+        await self._check_size(question, name_field("chat.tools"), deadline)
+        await have_done("LLM", self._stub.CheckGuide, question, name_field, deadline, key)
+
+    async def _check_size(self, message: Message, field: str, deadline: float) -> None:
+        if (byte_count := message.ByteSize()) > MAX_START_BYTE_COUNT:
+            raise ContextLengthError.of_prompt(
+                f"it has {byte_count} bytes, and {MAX_START_BYTE_COUNT} may be sent",
+                (await self.model_info(deadline)).max_context_token_count,
+                field=field,
+            )
 
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds
@@ -224,17 +242,12 @@ class LLMClient:
             deadline: when it must be over, in the event loop's time.
 
         Raises:
-            ContextLengthError: the prompt does not fit into one message to the service.
+            ContextLengthError: the messages do not fit into one message to the service.
             ModelMismatchError: the replica runs another checkpoint than the request expects.
             ServiceError: what a replica answers, and what `Router.offer` raises.
         """
         start = generate_start(fields)
-        if start.ByteSize() > MAX_START_BYTE_COUNT:
-            raise ContextLengthError.of_prompt(
-                f"it has {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be sent",
-                (await self.model_info(deadline)).max_context_token_count,
-                field=name_field(_prompt_field(start)),
-            )
+        await self._check_size(start, name_field(_prompt_field(start)), deadline)
 
         async def begin(offer: Offer) -> Generation:
             start.max_queue_seconds = offer.max_queue_seconds
@@ -251,10 +264,8 @@ class LLMClient:
             raise
 
 
-def _prompt_field(start: llm_pb2.GenerateStart) -> str:
-    """Returns the path of the field that holds the prompt's text."""
-    kind = start.WhichOneof("prompt") or ""
-    return {"chat": "chat.messages", "token_ids": "token_ids.ids"}.get(kind, kind)
+def _prompt_field(message: llm_pb2.GenerateStart | llm_pb2.CountTokensRequest) -> str:
+    return PROMPT_FIELDS[message.WhichOneof("prompt") or "chat"]
 
 
 class Generation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +200,15 @@ def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
 def count_request(fields: Mapping[str, Any]) -> llm_pb2.CountTokensRequest:
     """Returns the message that has these values at these paths."""
     return llm_pb2.CountTokensRequest(**_tree(fields))
+
+
+def detokenize_request(token_ids: Sequence[int]) -> llm_pb2.DetokenizeRequest:
+    """Returns the question for the text of token ids.
+
+    A number beyond the contract's becomes its largest or smallest, as of `plan_request`.
+    """
+    ids = llm_pb2.TokenIds(ids=map(_int32, token_ids))
+    return llm_pb2.DetokenizeRequest(token_ids=ids)
 
 
 def guide_request(fields: Mapping[str, Any]) -> llm_pb2.CheckGuideRequest:

@@ -24,11 +24,15 @@ def showing(url: str) -> list[dict[str, Any]]:
     [
         (FORM, "guided.regex", "structured_outputs.regex"),
         (TOOLS, "guided.tool_calls", "tools"),
-        (TOOLS, "tools[1].parameters.properties.x", "tools[1].function.parameters.properties.x"),
-        (TOOLS, "tools", "tools"),
+        (
+            TOOLS,
+            "chat.tools[1].parameters.properties.x",
+            "tools[1].function.parameters.properties.x",
+        ),
+        (TOOLS, "chat.tools", "tools"),
         (
             {"functions": [{"name": "f"}]},
-            "tools[0].parameters.not",
+            "chat.tools[0].parameters.not",
             "functions[0].parameters.not",
         ),
     ],

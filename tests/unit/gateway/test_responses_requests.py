@@ -212,7 +212,7 @@ def test_forms() -> None:
         None,
         {},
         {"format": {"type": "text"}},
-        {"format": {}},
+        {"format": None},
         {"verbosity": "low"},
     ]
     for text in texts:
@@ -364,6 +364,12 @@ def test_a_malformed_field_is_named(fields: dict[str, Any], param: str, sentence
     error = refusal(**fields)
     assert error.field == param
     assert error.message.startswith(sentence)
+
+
+def test_a_number_that_no_answer_could_repeat() -> None:
+    tool = '{"type": "function", "name": "f", "output_schema": {"maximum": 1e999}}'
+    with pytest.raises(InvalidArgumentError, match="a number is infinite"):
+        parse(f'{{"input": "Hi", "tools": [{tool}]}}'.encode(), False)
 
 
 def test_the_input_is_needed() -> None:
