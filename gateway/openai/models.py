@@ -49,7 +49,7 @@ def _as_schema_text(value: object) -> object:
     raise PydanticCustomError("schema_type", message, {"shown": shown_kind(value)})
 
 
-SchemaText = Annotated[str, BeforeValidator(_as_schema_text)]
+SchemaText = Annotated[str, BeforeValidator(_as_schema_text, json_schema_input_type=dict[str, Any])]
 
 
 class RequestModel(BaseModel):

@@ -77,7 +77,7 @@ class ModelRequest(RequestModel):
         model: a name of it; empty for the one that is served.
     """
 
-    model: Annotated[str, BeforeValidator(_as_name)] = ""
+    model: Annotated[str, BeforeValidator(_as_name, json_schema_input_type=str | None)] = ""
 
     _ignored: str | None = PrivateAttr(None)
 

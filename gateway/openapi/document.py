@@ -129,8 +129,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     content = {JSON: {"schema": schemas.of(operation.answer)}}
     if operation.event:
-        schema = {"type": "string", "contentSchema": schemas.of(operation.event)}
-        content[EVENTS] = {"schema": schema}
+        content[EVENTS] = {"schema": _event(operation, schemas)}
     names = ["x-request-id", *(["x-internvl-ignored"] if operation.request else [])]
     responses = {"200": _response("The answer.", content, names)}
     error = {JSON: {"schema": schemas.of(operation.error or ErrorAnswer)}}
@@ -139,6 +138,15 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         names = ["x-request-id", *(["Retry-After"] if status in ("429", "503") else [])]
         responses[status] = _response(description, answer, names)
     return responses
+
+
+def _event(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+    """Returns the schema of an event: of its data alone, or of its name and its data."""
+    data = {"type": "string", "contentSchema": schemas.of(operation.event)}
+    if not operation.names_events:
+        return data
+    members = {"event": {"type": "string"}, "data": data}
+    return {"type": "object", "properties": members, "required": list(members)}
 
 
 def _response(

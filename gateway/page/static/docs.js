@@ -135,7 +135,8 @@ function responses(given) {
 function section(reference, method, path, operation) {
   const body = operation.requestBody?.content["application/json"];
   const answer = operation.responses[200].content;
-  const events = answer["text/event-stream"]?.schema.contentSchema;
+  const event = answer["text/event-stream"]?.schema;
+  const events = (event?.properties?.data ?? event)?.contentSchema;
   const shown = body && Object.keys(body.examples).length > 0;
   return h(
     "section",
