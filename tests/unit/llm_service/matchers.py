@@ -11,6 +11,7 @@ import torch
 
 from llm_service.engines.base import Account
 from llm_service.engines.guides import GuideCompiler, TokenMatcher
+from llm_service.sampling import OutputGuide
 from llm_service.tokenizer import MESSAGE_END
 from tests.real_tokenizers import real_tokenizer
 
