@@ -178,6 +178,7 @@ CHAT_COMPLETIONS = Dialect(
         ChatCompletion,
         request=ChatCompletionRequest,
         event=ChatCompletionChunk,
+        last_word="[DONE]",
         examples=EXAMPLES,
         errors=OF_BODIES,
         sections=SECTIONS,

@@ -120,6 +120,7 @@ COMPLETIONS = Dialect(
         Completion,
         request=CompletionRequest,
         event=CompletionChunk,
+        last_word="[DONE]",
         examples=EXAMPLES,
         errors=OF_BODIES,
         sections={CompletionRequest: COMPLETION},

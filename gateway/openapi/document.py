@@ -129,8 +129,8 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     content = {JSON: {"schema": schemas.of(operation.answer)}}
     if operation.event:
-        schema = {"type": "string", "contentSchema": schemas.of(operation.event)}
-        content[EVENTS] = {"schema": schema}
+        data = [schemas.of(operation.event), schemas.of(operation.error or ErrorAnswer)]
+        content[EVENTS] = {"schema": _event(data, operation.last_word)}
     names = ["x-request-id", *(["x-internvl-ignored"] if operation.request else [])]
     responses = {"200": _response("The answer.", content, names)}
     error = {JSON: {"schema": schemas.of(operation.error or ErrorAnswer)}}
@@ -139,6 +139,14 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
         names = ["x-request-id", *(["Retry-After"] if status in ("429", "503") else [])]
         responses[status] = _response(description, answer, names)
     return responses
+
+
+def _event(data: Sequence[Mapping[str, Any]], last_word: str) -> dict[str, Any]:
+    """Returns the schema of each event of a stream, whose data is JSON of one of these schemas."""
+    text = {"type": "string", "contentMediaType": JSON, "contentSchema": {"anyOf": data}}
+    end = [{"const": last_word}] if last_word else []
+    fields = {"event": {"type": "string"}, "data": {"anyOf": [text, *end]}}
+    return {"type": "object", "properties": fields, "required": ["data"]}
 
 
 def _response(

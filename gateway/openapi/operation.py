@@ -63,6 +63,7 @@ class Operation:
         answer: type of the JSON of its answer: a TypedDict or another type that pydantic knows.
         request: model that reads its body, or several; None: it has none.
         event: type of the data of an event, where the answer may be a stream of these.
+        last_word: what the last event of a stream says instead; empty: its data is like the others.
         examples: bodies by what they show; all can be sent as they stand.
         parameters: of the path and the query.
         errors: descriptions of the statuses that tell of an error.
@@ -76,6 +77,7 @@ class Operation:
     answer: Any
     request: Any = None
     event: Any = None
+    last_word: str = ""
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)

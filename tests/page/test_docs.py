@@ -41,6 +41,7 @@ async def test_an_example_is_a_command_that_can_be_sent(visit: Visiting) -> None
 async def test_fields_of_fields_are_opened(visit: Visiting) -> None:
     async with stack() as gateway, visit(gateway.url) as person:
         await person.page.goto(f"{gateway.url}/docs")
-        messages = person.page.locator("#post_v1_chat_completions details").first
+        chat = person.page.locator("#post_v1_chat_completions")
+        messages = chat.locator("li:has(> .docs-name:text-matches('^messages'))").first
         await messages.locator("summary").first.click()
         await expect(messages.locator(".docs-name", has_text="content").first).to_be_visible()

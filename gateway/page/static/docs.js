@@ -135,7 +135,7 @@ function responses(given) {
 function section(reference, method, path, operation) {
   const body = operation.requestBody?.content["application/json"];
   const answer = operation.responses[200].content;
-  const events = answer["text/event-stream"]?.schema.contentSchema;
+  const events = answer["text/event-stream"]?.schema.properties.data.anyOf[0].contentSchema.anyOf[0];
   const shown = body && Object.keys(body.examples).length > 0;
   return h(
     "section",
