@@ -25,12 +25,12 @@ from gateway.keys import (
 )
 from gateway.openai.answers import (
     AnswerHead,
-    JSONObject,
     model_list,
     model_object,
     system_fingerprint,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
+from gateway.openai.pieces import JSONObject
 from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo

@@ -28,7 +28,7 @@ from llm_service.images import RequestImages
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
 from llm_service.prompt import PromptLayout, PromptSource, prompt_layout
-from llm_service.sampling import Guide, SamplingParams, ToolCallGuide
+from llm_service.sampling import OutputGuide, SamplingParams, ToolCallGuide
 from llm_service.tables import TableCache, TableMessage
 from llm_service.tokenizer import IMAGE_CONTEXT
 from protos.errors import InvalidArgumentError, NonFiniteError
@@ -229,7 +229,7 @@ class Generator:
         text = await asyncio.to_thread(detokenizer.push, token_ids)
         return text + detokenizer.finish()
 
-    async def check_guide(self, guide: Guide | ToolCallGuide) -> None:
+    async def check_guide(self, guide: OutputGuide) -> None:
         """Says what is wrong with a guide; errors as of LLMEngine.check_guide."""
         await self._engine.check_guide(guide)
 

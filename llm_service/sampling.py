@@ -70,6 +70,9 @@ class ToolCallGuide:
         return not self.is_required and self.instead is None
 
 
+OutputGuide = Guide | ToolCallGuide
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """The sampling options of one request, checked on construction.
@@ -111,7 +114,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprob_count: int | None = None
     wants_prompt_logprobs: bool = False
-    guide: Guide | ToolCallGuide | None = None
+    guide: OutputGuide | None = None
 
     def __post_init__(self) -> None:
         _check_range("sampling.temperature", "the temperature", self.temperature, 0, 2)

@@ -28,7 +28,7 @@ from llm_service.generator import (
 from llm_service.model import ModelInfo
 from llm_service.pieces import PLACEHOLDER, ImagePart
 from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
-from llm_service.sampling import Guide, SamplingParams, ToolCallGuide, ToolCalls
+from llm_service.sampling import Guide, OutputGuide, SamplingParams, ToolCallGuide, ToolCalls
 from llm_service.tables import (
     SharedTable,
     TableChunk,
@@ -340,10 +340,13 @@ def detokenized_ids(request: llm_pb2.DetokenizeRequest, info: ModelInfo) -> Sequ
     return ids
 
 
-def checked_guide(
-    request: llm_pb2.CheckGuideRequest, info: ModelInfo
-) -> Guide | ToolCallGuide | None:
-    """Returns the guide that is to be checked; None where there is none. Errors as of `guide`."""
+def checked_guide(request: llm_pb2.CheckGuideRequest, info: ModelInfo) -> OutputGuide | None:
+    """Returns the guide that is to be checked; None where there is none.
+
+    Raises:
+        InvalidArgumentError: as of `guide` and `tool_definitions`.
+    """
+    tool_definitions(request.tools)
     return guide(request.guided, request.tools, info) if request.HasField("guided") else None
 
 
@@ -410,7 +413,7 @@ def _logit_bias(
 
 def guide(
     guided: llm_pb2.GuidedDecoding, tools: Sequence[llm_pb2.ToolDefinition], info: ModelInfo
-) -> Guide | ToolCallGuide:
+) -> OutputGuide:
     """Returns what the output must be.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llm_service.engines.base import EngineLoad
-from llm_service.sampling import Guide, ToolCallGuide
+from llm_service.sampling import OutputGuide
 
 
 class IdleEngine:
@@ -11,7 +11,7 @@ class IdleEngine:
 
     context_length = 4096
 
-    async def check_guide(self, guide: Guide | ToolCallGuide) -> None:
+    async def check_guide(self, guide: OutputGuide) -> None:
         pass
 
     def load(self) -> EngineLoad:

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from llm_service.sampling import Guide, SamplingParams, ToolCallGuide
+from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
 from protos.identity import EmbeddingId
 
@@ -242,7 +242,7 @@ class LLMEngine(Protocol):
         """
         ...
 
-    async def check_guide(self, guide: Guide | ToolCallGuide) -> None:
+    async def check_guide(self, guide: OutputGuide) -> None:
         """Compiles a guide, which is kept for requests, and says what is wrong with it.
 
         Raises:

@@ -35,7 +35,7 @@ from llm_service.engines.grammars import (
 )
 from llm_service.engines.schemas import REGEX_ERROR, Fault, explained, pattern_complaint
 from llm_service.engines.vocabulary import Vocabulary, token_bits
-from llm_service.sampling import Guide, ToolCallGuide, ToolCalls
+from llm_service.sampling import Guide, OutputGuide, ToolCalls
 from llm_service.tokenizer import Tokenizer
 from llm_service.tools.base import Envelope
 from protos.errors import InvalidArgumentError, OverloadedError
@@ -101,7 +101,7 @@ class GuideCompiler:
         self._is_closed = False
 
     async def matcher(
-        self, guide: Guide | ToolCallGuide, stop_token_ids: frozenset[int], account: Account
+        self, guide: OutputGuide, stop_token_ids: frozenset[int], account: Account
     ) -> TokenMatcher:
         """Returns a matcher at the beginning of the guide's language.
 
@@ -129,7 +129,7 @@ class GuideCompiler:
             self._matcher_thread, self._matcher, guide, compiled, stop_token_ids, account
         )
 
-    async def compiled(self, guide: Guide | ToolCallGuide) -> list[LLMatcher]:
+    async def compiled(self, guide: OutputGuide) -> list[LLMatcher]:
         """Returns the compiled forms of a guide's languages; errors as of `matcher`."""
         if self._is_closed:
             raise engine_dead()
@@ -153,7 +153,7 @@ class GuideCompiler:
 
     def _matcher(
         self,
-        guide: Guide | ToolCallGuide,
+        guide: OutputGuide,
         compiled: Sequence[LLMatcher],
         stop_token_ids: frozenset[int],
         account: Account,
@@ -163,9 +163,7 @@ class GuideCompiler:
         vocabulary = self._vocabulary.result()
         return TokenMatcher(language, branches, vocabulary, stop_token_ids, account)
 
-    def _branches(
-        self, guide: Guide | ToolCallGuide, matchers: Sequence[LLMatcher]
-    ) -> list[Branch]:
+    def _branches(self, guide: OutputGuide, matchers: Sequence[LLMatcher]) -> list[Branch]:
         vocabulary = self._vocabulary.result()
         if isinstance(guide, Guide):
             return [GrammarBranch(matchers[0], vocabulary.ordinary)]
@@ -364,7 +362,7 @@ class TokenMatcher:
         self.failure = _unfollowable(self._language, _fault(self._language, reason))
 
 
-def _languages(guide: Guide | ToolCallGuide) -> tuple[Language, ...]:
+def _languages(guide: OutputGuide) -> tuple[Language, ...]:
     """Returns what is compiled of a guide, what refusals name first."""
     if isinstance(guide, Guide):
         return (guide,)

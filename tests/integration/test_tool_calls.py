@@ -21,6 +21,7 @@ from llm_service.settings import Settings, TensorRTLLMOptions, TorchOptions
 from llm_service.tools.base import ToolDefinition
 from protos.errors import ContextLengthError, InvalidArgumentError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
+from protos.status import from_rpc_error
 from tests.idle_engine import IdleEngine
 from tests.integration.llm_calls import (
     END,
@@ -348,6 +349,27 @@ async def test_calls_about_a_picture_several_choices_and_a_guide(real: Stub) -> 
 async def test_a_strict_schema_that_cannot_be_enforced_is_refused(real: Stub) -> None:
     bad = json.dumps({"properties": {"a": {"type": "array", "uniqueItems": True}}})
     strict = llm_pb2.ToolDefinition(name="bad", parameters=bad, strict=True)
+    asked = asking(WEATHER, strict, **sampled(0))
     with pytest.raises(InvalidArgumentError, match="uniqueItems") as info:
-        await exchange(real, asking(WEATHER, strict, **sampled(0)))
+        await exchange(real, asked)
     assert info.value.field == "chat.tools[1].parameters.properties.a.uniqueItems"
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await real.CheckGuide(checking(asked))
+    checked = from_rpc_error(error.value)
+    assert (checked.field, checked.message) == (info.value.field, info.value.message)
+
+
+def checking(request: llm_pb2.GenerateRequest) -> llm_pb2.CheckGuideRequest:
+    start = request.start
+    return llm_pb2.CheckGuideRequest(guided=start.guided, tools=start.chat.tools)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_guides_of_tools_are_checked_alone(real: Stub) -> None:
+    await real.CheckGuide(checking(asking(WEATHER, CLOCK)))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await real.CheckGuide(checking(asking(WEATHER, names=["clock"])))
+    assert from_rpc_error(error.value).field == "guided.tool_calls.names[0]"
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await real.CheckGuide(llm_pb2.CheckGuideRequest(tools=[tool("[]")]))
+    assert from_rpc_error(error.value).field == "chat.tools[0].parameters"

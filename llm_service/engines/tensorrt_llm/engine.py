@@ -47,7 +47,7 @@ from llm_service.engines.tensorrt_llm.requests import RequestFactory, Submission
 from llm_service.engines.tensorrt_llm.responses import Delta, read_response
 from llm_service.engines.tensorrt_llm.sampling import check_supported
 from llm_service.engines.tensorrt_llm.turns import Turns
-from llm_service.sampling import Guide, SamplingParams, ToolCallGuide
+from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import ContextLengthError, NonFiniteError, ServiceError
 
 logger = structlog.get_logger()
@@ -162,7 +162,7 @@ class TensorRTLLMEngine:
             if not self._ended:
                 self._calls.submit(self._release, submission.client_id, is_over=finished)
 
-    async def check_guide(self, guide: Guide | ToolCallGuide) -> None:
+    async def check_guide(self, guide: OutputGuide) -> None:
         params = SamplingParams(guide=guide)
         check_supported(params, processes_logits=self._processor is not None)
         await self._guides.compiled(guide)
