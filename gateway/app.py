@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
@@ -17,10 +17,13 @@ from gateway.counting import TokenCounter
 from gateway.dialects.base import Dialect
 from gateway.dialects.chat import CHAT_COMPLETIONS
 from gateway.dialects.completions import COMPLETIONS
+from gateway.dialects.messages import MESSAGES, MESSAGES_COUNT
+from gateway.dialects.responses import RESPONSES
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
+    DIALECT_BY_PATH,
     MEMORY,
     METRICS,
     ORIGINS,
@@ -58,9 +61,9 @@ from gateway.traffic import Traffic
 # logged by our middleware.
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
-DIALECTS = (CHAT_COMPLETIONS, COMPLETIONS)
+DIALECTS = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, MESSAGES)
 OPERATIONS = (
-    {("post", dialect.path): dialect.operation for dialect in DIALECTS}
+    {("post", each.path): each.operation for each in (*DIALECTS, MESSAGES_COUNT)}
     | {("post", path): operation for path, operation in POSTS.items()}
     | {("get", path): operation for path, operation in GETS.items()}
 )
@@ -86,13 +89,17 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
     app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
+    app[DIALECT_BY_PATH] = {each.path: each for each in (*DIALECTS, MESSAGES_COUNT)}
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
     app.cleanup_ctx.extend([_pools, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
-            *map(_generation_route, DIALECTS),
+            *(_post(dialect, handlers.generate) for dialect in DIALECTS),
+            _post(MESSAGES_COUNT, handlers.count_input),
+            web.get("/v1/responses/{id:.+}", handlers.refuse_stored),
+            web.delete("/v1/responses/{id:.+}", handlers.refuse_stored),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),
@@ -113,9 +120,10 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     return app
 
 
-def _generation_route(dialect: Dialect) -> web.RouteDef:
-    handler = partial(handlers.generate, dialect)
-    return web.post(dialect.path, handler, expect_handler=expect_nothing)
+def _post(
+    dialect: Dialect, handler: Callable[[Dialect, web.Request], Awaitable[web.StreamResponse]]
+) -> web.RouteDef:
+    return web.post(dialect.path, partial(handler, dialect), expect_handler=expect_nothing)
 
 
 async def _pools(app: web.Application) -> AsyncIterator[None]:

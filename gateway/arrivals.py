@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
 from gateway.bodies import receive
 from gateway.images.data_urls import Body
+from gateway.images.json_paths import JSONPath
 from gateway.keys import MEMORY, RECORD, SETTINGS, TRAFFIC
 
 OVERTIME_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def arrived(request: web.Request) -> AsyncIterator[tuple[Body, float]]:
+async def arrived(
+    request: web.Request, image_places: Collection[JSONPath] | None = None
+) -> AsyncIterator[tuple[Body, float]]:
     """Yields a request's body, and when its answer must be over, in the event loop's time.
 
-    What the request holds is counted until the block is left.
+    What the request holds is counted until the block is left. For `image_places` see `BodyReader`.
 
     Raises:
         UnavailableError: the gateway drains.
@@ -34,7 +37,8 @@ async def arrived(request: web.Request) -> AsyncIterator[tuple[Body, float]]:
         _connection_until(deadline, request),
     ):
         with request[RECORD].timed("body"):
-            bodies = [await receive(request, app[SETTINGS].body_limits, share)]
+            limits = app[SETTINGS].body_limits
+            bodies = [await receive(request, limits, share, image_places)]
         with app[TRAFFIC].place():
             yield bodies.pop(), deadline  # no more in here: who has it may drop its text
 

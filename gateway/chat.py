@@ -25,6 +25,7 @@ from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer
 from gateway.services.pair import Match, ServicePair
 from gateway.tasks import owning
 from protos.errors import (
+    ContextLengthError,
     DeadlineError,
     InvalidArgumentError,
     ModelMismatchError,
@@ -85,11 +86,11 @@ class ChatPipeline:
 
         Whatever else goes wrong, the generation meets as well.
         """
-        if not (request.images and request.is_guided):
+        if not (request.images and (key := request.guide_key)):
             return
         try:
-            await self._pair.llm.check_guide(request.fields, request.name_field, deadline)
-        except InvalidArgumentError:
+            await self._pair.llm.check_guide(request.fields, request.name_field, deadline, key)
+        except (InvalidArgumentError, ContextLengthError):
             raise
         except ServiceError as error:
             logger.info("guide_not_checked", reason=error.reason)

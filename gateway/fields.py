@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from gateway.openai.forms import ResponseFormat, regex_of
 from gateway.openai.models import RequestModel
-from gateway.openai.options import GenerationOptions
+from gateway.openai.options import SamplingOptions
 from gateway.openai.requests import ChatCompletionRequest, Message
 from gateway.openai.tools import FunctionDefinition, ToolDefinition
 from gateway.tools import ToolChoice
@@ -79,17 +79,18 @@ def _nonzero(count: int) -> int | None:
     return count or None
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
     """Returns an unsigned 64-bit number as the signed one of the same bits."""
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _limit(token_count: int) -> int | None:
+def limit(token_count: int) -> int | None:
     """Returns an output limit as the contract can hold it; -1 is none, as for llama.cpp."""
     return None if token_count == -1 else min(token_count, MAX_INT32)
 
 
-def _none_if_all(top_k: int) -> int | None:
+def none_if_all(top_k: int) -> int | None:
+    """Returns a top-k as the contract has it, where none stands for all tokens."""
     return None if top_k in (0, -1) else top_k
 
 
@@ -101,7 +102,7 @@ def _same_rest(_: object, rest: str) -> str:
     return rest
 
 
-def _nowhere(_: object, rest: str) -> str:
+def nowhere(_: object, rest: str) -> str:
     """Makes no place of one that the client has not written."""
     return ""
 
@@ -111,12 +112,12 @@ def _place_in_tools(_: object, rest: str) -> str:
     return re.sub(r"^(\[\d+\])", r"\1.function", rest)
 
 
-def _index_of_several(request: GenerationOptions, rest: str) -> str:
+def _index_of_several(request: SamplingOptions, rest: str) -> str:
     """A lone stop string may stand without a list, so that `stop` itself is its path."""
     return rest if len(request.stop or ()) > 1 else ""
 
 
-def _key_of_bias(request: GenerationOptions, rest: str) -> str:
+def _key_of_bias(request: SamplingOptions, rest: str) -> str:
     """Turns "[1].bias" into ".7", the name of the second entry."""
     key = _entry(rest, list(request.logit_bias or ()))
     return f".{key}" if key else ""
@@ -213,22 +214,30 @@ class Options:
         return ""
 
 
-# GenerateStart, of GenerationOptions.
-GENERATION = (
+# GenerateStart, of SamplingOptions.
+SAMPLING = (
     Option("sampling.temperature", "temperature"),
     Option("sampling.top_p", "top_p"),
-    Option("sampling.top_k", "top_k", _none_if_all),
+    Option("sampling.top_k", "top_k", none_if_all),
     Option("sampling.min_p", "min_p"),
-    Option("sampling.seed", "seed", _signed),
+    Option("sampling.seed", "seed", signed),
     Option("sampling.repetition_penalty", "repetition_penalty"),
     Option("sampling.presence_penalty", "presence_penalty"),
     Option("sampling.frequency_penalty", "frequency_penalty"),
     Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
-    Option("stop.max_token_count", "max_tokens", _limit),
     Option("stop.min_token_count", "min_tokens"),
     Option("stop.strings", "stop", rest=_index_of_several),
     Option("stop.token_ids", "stop_token_ids"),
     Option("stop.ignore_end_tokens", "ignore_eos"),
+    # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
+    Option("priority", "priority", operator.neg),
+    Option("cache_salt", "cache_salt"),
+    Option("skip_special_tokens", "skip_special_tokens"),
+)
+# Likewise, of GenerationOptions.
+GENERATION = (
+    *SAMPLING,
+    Option("stop.max_token_count", "max_tokens", limit),
     Option("guided.json_object", "response_format", _any_object),
     Option("guided.json_object", "structured_outputs.json_object", {True: {}}.get),
     Option("guided.json_schema", "response_format.json_schema.schema"),
@@ -241,10 +250,6 @@ GENERATION = (
     Option("guided.grammar", "structured_outputs.grammar"),
     Option("guided.grammar", "guided_grammar"),
     Option("choice_count", "n"),
-    # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
-    Option("priority", "priority", operator.neg),
-    Option("cache_salt", "cache_salt"),
-    Option("skip_special_tokens", "skip_special_tokens"),
 )
 # Likewise, of a ChatCompletionRequest.
 CHAT = Options(
@@ -259,13 +264,13 @@ CHAT = Options(
     Option("chat.tools", "tools", _tools, _place_in_tools),
     Option("chat.tools", "functions", _functions),
     Option("images", "messages", _elsewhere, _place_of_image),
-    Option("stop.max_token_count", "max_completion_tokens", _limit),
+    Option("stop.max_token_count", "max_completion_tokens", limit),
     Option("logprobs.top_count", "top_logprobs", _nonzero),
     Option("logprobs.top_count", "logprobs", _zero_if),
     *GENERATION,
-    Option("guided.tool_calls", "tools", ToolChoice.guide, _nowhere, source="choice_of_tools"),
+    Option("guided.tool_calls", "tools", ToolChoice.guide, nowhere, source="choice_of_tools"),
     Option(
-        "guided.tool_calls", "functions", ToolChoice.guide, _nowhere, source="choice_of_functions"
+        "guided.tool_calls", "functions", ToolChoice.guide, nowhere, source="choice_of_functions"
     ),
 )
 

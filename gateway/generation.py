@@ -50,9 +50,12 @@ class GenerationRequest:
     choice_count: int = 1
 
     @property
-    def is_guided(self) -> bool:
-        """Whether the output must be of a form, or may call tools."""
-        return any(field.startswith("guided.") for field in self.fields)
+    def guide_key(self) -> str:
+        """The key of what the output is held to, which a replica keeps; empty where it is free."""
+        guided = [value for field, value in self.fields.items() if field.startswith("guided.")]
+        schemas = [tool["parameters"] for tool in self.fields.get("chat.tools", ())]
+        words = [str(value)[:OPENING_LENGTH] for value in (*guided, *schemas)]
+        return _digest(*words) if guided else ""
 
     def conversation_key(self, image_digests: Sequence[bytes]) -> str:
         """Returns the key of the conversation that it belongs to, 64 hexadecimal digits.

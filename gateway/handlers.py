@@ -20,6 +20,7 @@ from gateway.keys import (
     RECORD,
     REQUEST_ID,
     SETTINGS,
+    TOKENS,
     TRAFFIC,
 )
 from gateway.openai.answers import (
@@ -29,6 +30,7 @@ from gateway.openai.answers import (
     model_object,
     system_fingerprint,
 )
+from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
@@ -42,10 +44,8 @@ PROBE_SECONDS = 5.0
 async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse:
     """POST of a request in one of the dialects."""
     app = request.app
-    async with arrived(request) as (body, deadline):
-        strict = app[SETTINGS].strict_fields
-        call = await app[POOLS].json.run(dialect.parse, body.text, strict)
-        request[RECORD].ignored_fields = call.ignored_fields
+    async with arrived(request, dialect.image_places) as (body, deadline):
+        call = await _parsed(dialect, request, body.text)
         ask = partial(
             app[PIPELINE].answering,
             attachments=body.attachments,
@@ -56,6 +56,23 @@ async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse
         generations = call.generations
         answer = _stream if call.stream else _collect
         return await answer(request, call, generations[0].model, answering_all(ask, generations))
+
+
+async def count_input(dialect: Dialect, request: web.Request) -> web.Response:
+    """POST of a request whose prompt's tokens are counted, as Anthropic tells it."""
+    async with arrived(request, dialect.image_places) as (body, deadline):
+        call = await _parsed(dialect, request, body.text)
+        (prompt,) = call.generations
+        counter = request.app[TOKENS]
+        count = await counter.count(prompt, body.attachments, deadline, request[RECORD])
+    return web.json_response({"input_tokens": count.prompt_token_count})
+
+
+async def _parsed(dialect: Dialect, request: web.Request, body: bytes) -> Call:
+    strict = request.app[SETTINGS].strict_fields
+    call = await request.app[POOLS].json.run(dialect.parse, body, strict)
+    request[RECORD].ignored_fields = call.ignored_fields
+    return call
 
 
 async def _stream(
@@ -111,6 +128,12 @@ def _head(request: web.Request, model: str, info: ModelInfo | None = None) -> An
         model=model or (info.model if info else ""),
         system_fingerprint=system_fingerprint(info.fingerprint_sha256 if info else b""),
     )
+
+
+async def refuse_stored(_: web.Request) -> web.Response:
+    """GET and DELETE /v1/responses/{id}: there is never one."""
+    message = "no response is stored on this server; it is what POST /v1/responses has answered"
+    return error_response(HTTPRefusalError(web.HTTPNotFound(), message))
 
 
 async def list_models(request: web.Request) -> web.Response:

@@ -16,8 +16,8 @@ from llm_service.sampling import ToolCallGuide
 from llm_service.tokenizer import Tokenizer
 from llm_service.tools.base import ToolCallDelta
 
-# Halves of surrogate pairs, which no UTF-8 makes, stand for special tokens in the text that is
-# read: from this one on for the envelope's, and the other for those that the text leaves out.
+# Halves of surrogate pairs, which no UTF-8 makes, stand for tokens in the text that is read: from
+# this one on for the envelope's, and the other for special tokens that the text leaves out.
 FIRST_MARK, LEFT_OUT = 0xDC00, "\udfff"
 STRING = r'"(?:[^"\\]|\\.)*"'
 
@@ -26,7 +26,7 @@ class CallReader:
     """Parts an answer into its text and its calls.
 
     Attributes:
-        symbols: what stands for special tokens, by their ids, in the text that is to be read.
+        symbols: what stands for some tokens, by their ids, in the text that is to be read.
         has_begun: whether the text is over, and calls follow.
     """
 
@@ -38,10 +38,12 @@ class CallReader:
         marks = {token: chr(FIRST_MARK + i) for i, token in enumerate(envelope.control_tokens)}
         left_out = tokenizer.special_ids if skip_special_tokens else ()
         self.symbols = dict.fromkeys(left_out, LEFT_OUT)
-        self.symbols |= {tokenizer.special_id(token): symbol for token, symbol in marks.items()}
-        self._shown = {
-            ord(symbol): "" if skip_special_tokens else token for token, symbol in marks.items()
-        } | {ord(LEFT_OUT): ""}
+        ids = {token: tokenizer.special_id(token) for token in marks}
+        self.symbols |= {ids[token]: symbol for token, symbol in marks.items()}
+        self._names = {ord(symbol): token for token, symbol in marks.items()}
+        self._shown = {ord(LEFT_OUT): ""} | {
+            ord(symbol): "" if ids[token] in left_out else token for token, symbol in marks.items()
+        }
         mark, opening = (
             "".join(marks[p.content] if isinstance(p, ControlToken) else p for p in pieces)
             for pieces in ([envelope.mark], [envelope.mark, *envelope.opening])
@@ -85,12 +87,13 @@ class CallReader:
             if self._arguments is None:
                 if (head := self._head.search(self._held)) is None:
                     return
-                name = json.loads(head[1])
+                name = json.loads(head[1].translate(self._names))
                 self._held = self._held[head.end() :]
                 self._arguments = _JSONObject()
                 self._call_count += 1
             end = self._arguments.end(self._held)
-            yield ToolCallDelta(self._call_count - 1, name, self._held[:end])
+            arguments = self._held[:end].translate(self._names)
+            yield ToolCallDelta(self._call_count - 1, name, arguments)
             name = ""
             self._held = "" if end is None else self._held[end:]
             if end is not None:

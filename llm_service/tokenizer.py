@@ -151,13 +151,13 @@ class Tokenizer:
         Raises:
             CheckpointError: the tokenizer has no such token.
         """
-        if content not in self._added:
+        if not self.has_token(content):
             raise CheckpointError(f"the tokenizer has no token {content}")
         return self._added[content].id
 
-    def has_special(self, content: str) -> bool:
-        """Returns whether there is such a special token."""
-        return content in self._added and self._added[content].special
+    def has_token(self, content: str) -> bool:
+        """Returns whether there is such an added token."""
+        return content in self._added
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -106,7 +106,7 @@ class _CollectedChoice:
             self.reason = event.reason
         else:
             self.texts.append(event.text)
-            self.logprobs.extend(_text(_token_with_top(logprob)) for logprob in event.logprobs)
+            self.logprobs.extend(_text(token_with_top(logprob)) for logprob in event.logprobs)
             for piece in event.tool_calls:
                 self.calls[piece.call_index].add(piece)
 
@@ -270,11 +270,12 @@ def _token_counts(prompt: int, output: int) -> JSONObject:
 
 
 def _logprobs(logprobs: Iterable[TokenLogprob]) -> JSONObject | None:
-    content = [_token_with_top(logprob) for logprob in logprobs]
+    content = [token_with_top(logprob) for logprob in logprobs]
     return {"content": content, "refusal": None} if content else None
 
 
-def _token_with_top(logprob: TokenLogprob) -> JSONObject:
+def token_with_top(logprob: TokenLogprob) -> JSONObject:
+    """Returns a token and the most probable ones in its place."""
     return _token(logprob) | {"top_logprobs": [_token(top) for top in logprob.top]}
 
 

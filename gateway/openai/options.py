@@ -91,13 +91,10 @@ class ModelRequest(RequestModel):
         return self._ignored
 
 
-class GenerationOptions(ModelRequest):
-    """How an answer is made, whatever it is an answer to."""
+class SamplingOptions(ModelRequest):
+    """How the tokens of an answer are chosen, and where they end."""
 
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-    max_tokens: Limit | None = None
     temperature: Float | None = None
     top_p: Float | None = None
     seed: Seed | None = None
@@ -107,9 +104,7 @@ class GenerationOptions(ModelRequest):
         StopStrings | None,
         BeforeValidator(_as_list, json_schema_input_type=StopStrings | str | None),
     ] = None
-    n: Int32 | None = None
     logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
-    response_format: OptionalResponseFormat = None
 
     # Not OpenAI's; named as vLLM and LMDeploy name them.
     top_k: Int32 | None = None
@@ -123,6 +118,17 @@ class GenerationOptions(ModelRequest):
     skip_special_tokens: bool | None = None
     priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
     cache_salt: str | None = None
+
+
+class GenerationOptions(SamplingOptions):
+    """How an answer is made, whatever it is an answer to."""
+
+    stream_options: StreamOptions | None = None
+    max_tokens: Limit | None = None
+    n: Int32 | None = None
+    response_format: OptionalResponseFormat = None
+
+    # Not OpenAI's; named as vLLM names them.
     structured_outputs: OptionalStructuredOutputs = None
     guided_json: OptionalSchema = None
     guided_regex: Annotated[str | None, NoneIfEmpty] = None

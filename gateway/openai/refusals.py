@@ -41,8 +41,10 @@ SUBJECTS = {
     "content": "a message's content",
     "continue_final_message": "the switch for going on with the last message",
     "continuous_usage_stats": "the switch for the usage in each chunk",
+    "data": "the image in base64",
     "description": "the description",
     "detail": "an image's detail",
+    "disable_parallel_tool_use": "the switch for one call at most",
     "echo": "the switch for an echo",
     "function": "the function",
     "function_call": "the call of a function",
@@ -55,12 +57,15 @@ SUBJECTS = {
     "ignore_eos": "the switch for going on past end tokens",
     "image_url": "an image",
     "include_usage": "the switch for the usage",
+    "input_schema": "the JSON Schema of the input",
+    "is_error": "the switch for an error",
     "json_object": "the switch for any JSON object",
     "json_schema": "the JSON Schema and its name",
     "logit_bias": "the logit bias",
     "logprobs": "the wish for log probabilities",
     "max_completion_tokens": "the most tokens to generate",
     "max_dynamic_patch": "the tile cap",
+    "max_output_tokens": "the most tokens to generate",
     "max_tokens": "the most tokens to generate",
     "messages": "the list of messages",
     "min_p": "min-p",
@@ -76,12 +81,15 @@ SUBJECTS = {
     "role": "a message's role",
     "schema": "the JSON Schema",
     "skip_special_tokens": "the switch for special tokens",
+    "source": "the source of an image",
     "stop": "the list of stop strings",
+    "stop_sequences": "the list of stop strings",
     "stop_token_ids": "the list of stop tokens",
     "stream": "the switch for a stream",
     "stream_options": "the object of stream options",
     "strict": "the switch for strictness",
     "structured_outputs": "the form of the answer",
+    "system": "the system's text",
     "tokens": "the list of tokens",
     "tool_calls": "the list of tool calls",
     "tool_choice": "the choice of tools",
@@ -96,9 +104,14 @@ ENTRIES = {
     "content": "a content part",
     "functions": "a function",
     "guided_choice": "a choice",
+    "include": "an entry of the list",
+    "input": "an item",
     "logit_bias": "a token's bias",
     "messages": "a message",
+    "metadata": "a value of the metadata",
+    "output": "a content part",
     "stop": "a stop string",
+    "stop_sequences": "a stop string",
     "stop_token_ids": "a stop token",
     "tool_calls": "a tool call",
     "tools": "a tool",
@@ -152,6 +165,8 @@ def _subject(location: tuple[int | str, ...]) -> str:
         return ENTRIES[str(above[-1])]
     if name == "name" and above[-1:] == ["json_schema"]:
         return "the JSON Schema's name"
+    if name == "input" and above:
+        return "the input of a call"
     return SUBJECTS.get(str(name)) or f"the {str(name).replace('_', ' ')}"
 
 

@@ -89,7 +89,7 @@ class Envelope:
 
     @property
     def control_tokens(self) -> tuple[str, ...]:
-        """The tokens among its marks; of the others, their text is the mark."""
+        """Those of its pieces that are tokens."""
         parts = (self.mark, *self.opening, *self.closing)
         return tuple(part.content for part in parts if isinstance(part, ControlToken))
 

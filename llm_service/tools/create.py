@@ -12,6 +12,6 @@ from llm_service.tools.plugin import PluginFormat
 def tool_format(template: Template, tokenizer: Tokenizer) -> ToolFormat:
     """Returns the format of tools that goes with a chat template and a tokenizer."""
     tokens = PluginFormat.envelope.control_tokens
-    if template.name == INTERNLM2_CHAT.name and all(map(tokenizer.has_special, tokens)):
+    if template.name == INTERNLM2_CHAT.name and all(map(tokenizer.has_token, tokens)):
         return PluginFormat()
     return HermesFormat(tokenizer)

@@ -28,11 +28,11 @@ AFTER_DEFINITIONS = (
 
 
 class HermesFormat:
-    """A call's marks are text; they are tokens where the tokenizer has special ones for them."""
+    """A call's marks are tokens where the tokenizer has them, as Qwen2.5's, and else text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         start, end = (
-            ControlToken(mark) if tokenizer.has_special(mark) else mark
+            ControlToken(mark) if tokenizer.has_token(mark) else mark
             for mark in (CALL_START, CALL_END)
         )
         self.envelope = Envelope(

@@ -51,6 +51,15 @@ def test_form_block(served: Stack, tmp_path: Path) -> None:
     assert answers == ["0", "1"]
 
 
+def test_anthropic_block(served: Stack, tmp_path: Path) -> None:
+    script = tmp_path / "anthropic_client.py"
+    script.write_text(block("anthropic.Anthropic").replace("http://127.0.0.1:8000", served.url))
+    answer = run(script)
+    assert re.match(r"\d+ tokens\n", answer)
+    assert "panda" in answer
+    assert "output_tokens=" in answer
+
+
 def test_tools_block(served: Stack, tmp_path: Path) -> None:
     script = tmp_path / "tools_client.py"
     script.write_text(block("def favourite_food").replace("http://127.0.0.1:8000", served.url))

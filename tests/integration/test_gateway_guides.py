@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from protos.errors import EngineDeadError, InvalidArgumentError, OverloadedError, ServiceError
+from protos.process.settings import MIB
 from tests.fakes import ScriptedLLM, stack
 from tests.integration.picture_server import LOCAL, picture_server
 
@@ -56,6 +57,15 @@ async def test_a_bad_guide_is_refused_before_a_picture_is_fetched(
         assert status == 200
         assert len(pictures.requests) == len(gateway.vision.requests) == len(llm.starts) == 1
     assert len(llm.guides) == 2
+
+
+async def test_what_does_not_fit_into_a_message_is_refused_before_a_picture_is_fetched() -> None:
+    tools = [{"function": {"name": f"f{i}", "description": "d" * 100_000}} for i in range(50)]
+    settings: dict[str, Any] = {"allowed_private_hosts": LOCAL, "max_text_byte_count": 16 * MIB}
+    async with picture_server() as pictures, stack(**settings) as gateway:
+        status, answer = await gateway.chat(messages=showing(pictures.url()), tools=tools)
+    assert (status, answer["error"]["param"]) == (400, "tools")
+    assert not pictures.requests
 
 
 async def test_the_check_has_all_that_the_generation_will() -> None:

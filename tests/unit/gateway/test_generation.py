@@ -79,3 +79,25 @@ def test_prompts_that_are_no_conversations_stand_for_themselves() -> None:
     ]
     requests = [GenerationRequest("", fields, str) for fields in prompts]
     assert len({request.conversation_key(()) for request in requests}) == len(prompts)
+
+
+def guide_key(text: str = "Hi", **fields: Any) -> str:
+    body = json.dumps({"messages": [{"role": "user", "content": text}], **fields}).encode()
+    return parse(body, strict_fields=False).generations[0].guide_key
+
+
+def test_the_key_of_a_guide_is_that_of_forms_and_tools_alone() -> None:
+    tools = [{"function": {"name": "f", "parameters": {"required": ["a"]}}}]
+    others = [{"function": {"name": "f", "parameters": {"required": ["b"]}}}]
+    guides: list[dict[str, Any]] = [
+        {"guided_regex": "a"},
+        {"guided_regex": "b"},
+        {"tools": tools},
+        {"tools": others},
+        {"tools": tools, "tool_choice": "required"},
+        {"tools": tools, "guided_regex": "a"},
+    ]
+    assert len({guide_key(**guide) for guide in guides}) == len(guides)
+    for guide in guides:
+        assert guide_key(**guide) == guide_key("Bye", seed=1, **guide)
+    assert guide_key() == guide_key(tools=tools, tool_choice="none") == ""

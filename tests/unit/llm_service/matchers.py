@@ -45,6 +45,29 @@ def allowed(family: str, matcher: TokenMatcher) -> list[int]:
     return ids
 
 
+@cache
+def ids_by_text(family: str) -> dict[bytes, list[int]]:
+    ids: dict[bytes, list[int]] = {}
+    for token_id in range(VOCABULARY_SIZES[family]):
+        ids.setdefault(real_tokenizer(family).token_bytes(token_id), []).append(token_id)
+    return ids
+
+
+def follow(family: str, matcher: TokenMatcher, text: str) -> None:
+    """Writes a text in the longest tokens that are allowed."""
+    ids, rest = ids_by_text(family), text.encode()
+    while rest:
+        possible = {*allowed(family, matcher)}
+        token_id, size = next(
+            (token_id, size)
+            for size in range(len(rest), 0, -1)
+            for token_id in ids.get(rest[:size], ())
+            if token_id in possible
+        )
+        matcher.accept(token_id)
+        rest = rest[size:]
+
+
 def write(family: str, matcher: TokenMatcher, text: str) -> None:
     for token_id in real_tokenizer(family).encode(text):
         assert token_id in allowed_ids(family, matcher)

@@ -82,7 +82,7 @@ def read(
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text('a"\\{}[]<>|é天\n', max_size=6),
     lambda children: (
-        st.lists(children, max_size=2) | st.dictionaries(st.text(max_size=2), children)
+        st.lists(children, max_size=2) | st.dictionaries(st.text('a"}', max_size=2), children)
     ),
     max_leaves=5,
 )
@@ -97,7 +97,7 @@ SAID = st.text("a <tol_c>\n|é", max_size=8).filter(lambda text: not text.endswi
 
 
 @pytest.mark.parametrize("marks", TEMPLATES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=SAID, calls=CALLS, size=st.integers(1, 9))
 def test_text_and_calls_come_out_as_they_went_in(
     marks: str, text: str, calls: list[ToolCall], size: int
@@ -131,6 +131,22 @@ def test_a_mark_that_is_cut_is_text() -> None:
 def test_special_tokens_before_calls_are_as_in_any_text(marks: str, skip: bool, shown: str) -> None:
     ids = [*TOKENIZER.encode("a<ref>b"), *answer_ids(marks, "c", [CALL])]
     assert read(new_guide(marks), ids, skip=skip) == (f"a{shown}bc", [CALL])
+
+
+def test_marks_that_are_no_special_tokens_may_be_said() -> None:
+    """In Qwen2.5's vocabulary; what a guide allows in arguments, too."""
+    tokenizer = real_tokenizer("qwen2_5")
+    envelope = tool_format(INTERNVL2_5, tokenizer).envelope
+    calls = ToolCalls(envelope, (ToolDefinition("weather"),), frozenset({"weather"}))
+    reader = CallReader(ToolCallGuide(calls, False), tokenizer, skip_special_tokens=True)
+    detokenizer = Detokenizer(tokenizer, symbols=reader.symbols)
+    start, end = map(tokenizer.special_id, ("<tool_call>", "</tool_call>"))
+    typed = tokenizer.encode_plain("<tool_call>")
+    call = tokenizer.encode('\n{"name": "weather", "arguments": {"a": "<tool_call>"}}\n')
+    assert start in call
+    text, pieces = reader.push(detokenizer.push([*typed, end, start, *call, end]))
+    assert text == "<tool_call></tool_call>"
+    assert "".join(piece.arguments for piece in pieces) == '{"a": "<tool_call>"}'
 
 
 def test_a_special_token_within_a_mark_leaves_it_text() -> None:
