@@ -15,7 +15,8 @@ from tests.integration.test_gateway_connections import answer_to, connected, err
 CHAT = "/v1/chat/completions"
 PAGE = "https://chat.example.com"
 SERVED = (
-    "POST /v1/chat/completions, POST /v1/completions, GET /v1/models, GET /v1/models/{id},"
+    "POST /v1/chat/completions, POST /v1/completions, POST /v1/messages,"
+    " POST /v1/messages/count_tokens, GET /v1/models, GET /v1/models/{id},"
     " GET /v1/tiles, GET /v1/status, POST /tokenize, POST /detokenize, GET /version, GET /load,"
     " GET /health, GET /health/live, GET /health/ready, GET /ping, GET /openapi.json, GET /,"
     " GET /docs, GET /page/{path}"
