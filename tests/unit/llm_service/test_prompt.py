@@ -322,7 +322,7 @@ OLDER_TURNS = st.one_of(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(history=st.lists(OLDER_TURNS, max_size=5), template=st.sampled_from([*TEMPLATES.values()]))
 def test_no_history_is_refused_and_no_text_becomes_a_control_token(
     family: str, history: list[Message], template: Template
@@ -346,7 +346,7 @@ def test_no_history_is_refused_and_no_text_becomes_a_control_token(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
 def test_no_text_alone_becomes_a_control_token(family: str, text: str) -> None:
     tokenizer = real_tokenizer(family)
