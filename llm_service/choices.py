@@ -7,9 +7,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from llm_service.call_reader import CallReader
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import FinishReason, LLMEngine, Request, TokenLogprob
 from llm_service.sampling import MIN_SEED, SamplingParams
+from llm_service.tools.base import ToolCallDelta
 
 # With 20 alternatives each the event loop makes a message of them in a millisecond or two.
 PROMPT_PART_TOKEN_COUNT = 32
@@ -24,12 +26,14 @@ class TextDelta:
         token_ids: the new tokens, also those that the text leaves out.
         logprobs: one for each of them if the request asks for them, else empty.
         prompt_token_count: tokens of the prompt, where this is the first of all deltas.
+        tool_calls: new pieces of calls, which are not in the text.
     """
 
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob] = ()
     prompt_token_count: int | None = None
+    tool_calls: Sequence[ToolCallDelta] = ()
 
 
 @dataclass(frozen=True)
@@ -137,12 +141,17 @@ async def _pass_on(
 
 
 async def generate_text(
-    engine: LLMEngine, request: Request, detokenizer: Detokenizer, stop_strings: StopStrings
+    engine: LLMEngine,
+    request: Request,
+    detokenizer: Detokenizer,
+    stop_strings: StopStrings,
+    calls: CallReader | None = None,
 ) -> AsyncGenerator[TextEvent, None]:
     """Yields one choice: the prompt's tokens if asked for, deltas while it is made, and one end.
 
     The token that ends a sequence is in the last delta's `token_ids` but not in its text. A stop
-    string ends the engine's sequence at once: leaving the loop closes the engine's generator.
+    string ends the engine's sequence at once: leaving the loop closes the engine's generator. Calls
+    of tools, where `calls` reads them, are no text.
 
     Raises:
         ServiceError: whatever the engine raises.
@@ -160,13 +169,20 @@ async def generate_text(
             output_token_count += len(output.token_ids)
             visible = _visible(output.token_ids, request.params, output.finish_reason)
             text = detokenizer.push(visible)
-            if output.finish_reason is not None:
+            is_last = output.finish_reason is not None
+            if is_last:
                 text += detokenizer.finish()
+            tool_calls: Sequence[ToolCallDelta] = ()
+            if calls is not None:
+                text, tool_calls = calls.push(text)
+                text += calls.finish() if is_last else ""
             text, stop_string = stop_strings.push(text)
             reason = "stop" if stop_string is not None else output.finish_reason
-            if stop_string is None and reason is not None:
+            if stop_string is not None:
+                tool_calls = ()
+            elif is_last or (calls is not None and calls.has_begun):
                 text += stop_strings.finish()
-            yield TextDelta(text, output.token_ids, output.logprobs)
+            yield TextDelta(text, output.token_ids, output.logprobs, tool_calls=tool_calls)
             if reason is not None:
                 yield TextEnd(reason, stop_string, output_token_count, output.cached_token_count)
                 return

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from protos.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from llm_service.tools.base import Envelope, ToolDefinition
 
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_LOGPROB_COUNT = 20
@@ -23,6 +26,51 @@ class Guide:
 
     kind: Literal["json_object", "json_schema", "regex", "grammar"]
     source: str = ""
+
+
+@dataclass(frozen=True)
+class ToolCalls:
+    """The language of one call of a tool, or more in a row.
+
+    Attributes:
+        envelope: what stands around each.
+        tools: all of the prompt's.
+        names: of those that may be called.
+        is_single: whether there is no more than one call.
+    """
+
+    envelope: Envelope
+    tools: tuple[ToolDefinition, ...]
+    names: frozenset[str]
+    is_single: bool = False
+
+    @property
+    def callable_tools(self) -> dict[int, ToolDefinition]:
+        """Those that may be called, by their places among all."""
+        return {i: tool for i, tool in enumerate(self.tools) if tool.name in self.names}
+
+
+@dataclass(frozen=True)
+class ToolCallGuide:
+    """What the whole output must be where it may hold calls of tools.
+
+    Attributes:
+        calls: the calls.
+        is_required: whether the output is calls alone.
+        instead: what else it may be, if they are not required; None: any text, and calls after it.
+    """
+
+    calls: ToolCalls
+    is_required: bool
+    instead: Guide | None = None
+
+    @property
+    def allows_text(self) -> bool:
+        """Whether the output may begin with any text."""
+        return not self.is_required and self.instead is None
+
+
+OutputGuide = Guide | ToolCallGuide
 
 
 @dataclass(frozen=True)
@@ -66,7 +114,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprob_count: int | None = None
     wants_prompt_logprobs: bool = False
-    guide: Guide | None = None
+    guide: OutputGuide | None = None
 
     def __post_init__(self) -> None:
         _check_range("sampling.temperature", "the temperature", self.temperature, 0, 2)

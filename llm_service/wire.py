@@ -7,9 +7,11 @@ stream in GenerateRequest.
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import torch
+from google.protobuf import message as protobuf
 
 from llm_service.choices import PromptLogprobs, TextDelta, TextEnd
 from llm_service.conversation import Ending, Message, Role
@@ -23,11 +25,10 @@ from llm_service.generator import (
     Usage,
     Wanted,
 )
-from llm_service.hermes import ToolCall
 from llm_service.model import ModelInfo
 from llm_service.pieces import PLACEHOLDER, ImagePart
 from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
-from llm_service.sampling import Guide, SamplingParams
+from llm_service.sampling import Guide, OutputGuide, SamplingParams, ToolCallGuide, ToolCalls
 from llm_service.tables import (
     SharedTable,
     TableChunk,
@@ -37,6 +38,7 @@ from llm_service.tables import (
     TableTrailer,
 )
 from llm_service.tokenizer import Tokenizer
+from llm_service.tools.base import ToolCall, ToolDefinition
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ContextLengthError, InvalidArgumentError, ModelMismatchError
 from protos.identity import EmbeddingId
@@ -44,6 +46,7 @@ from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
 from protos.process.backlog import checked_bound
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
 from protos.process.shared_memory import Slot
+from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT
 from protos.wire_format import read_chunk
 
 MAX_STOP_COUNT = 16
@@ -54,6 +57,8 @@ MAX_LOGIT_BIAS_COUNT = 1024
 # Each costs the tokenizer a call, however short it is.
 MAX_MESSAGE_COUNT = 2048
 MAX_TOOL_CALL_COUNT = 2048
+MAX_TOOL_COUNT = 128
+MAX_TOOL_NAME_LENGTH = 128
 DIGEST_BYTE_COUNT = 32
 # English has about 4, Chinese 5; only runs of spaces come near this.
 MAX_BYTES_PER_TOKEN = 16
@@ -75,6 +80,8 @@ ENDINGS = {
     llm_pb2.CHAT_ENDING_CONTINUED: Ending.CONTINUED,
     llm_pb2.CHAT_ENDING_CLOSED: Ending.CLOSED,
 }
+# Whether there must be a call.
+TOOL_CHOICES = {llm_pb2.TOOL_CHOICE_AUTO: False, llm_pb2.TOOL_CHOICE_REQUIRED: True}
 FINISH_REASONS = {
     "stop": llm_pb2.FINISH_REASON_STOP,
     "length": llm_pb2.FINISH_REASON_LENGTH,
@@ -193,13 +200,14 @@ def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
 
 
 def _text_prompt(message: PromptMessage, max_image_count: int) -> TextPrompt:
-    images = (
-        message.images if isinstance(message, llm_pb2.GenerateStart) else message.image_row_counts
-    )
-    if not images:
-        return TextPrompt(message.text)
-    _check_count("text", "images", message.text.count(PLACEHOLDER), max_image_count)
-    return TextPrompt(message.text, has_images=True)
+    if isinstance(message, llm_pb2.GenerateStart):
+        has_images, has_beginning = bool(message.images), True
+    else:
+        has_images = bool(message.image_row_counts)
+        has_beginning = not message.omit_beginning_token
+    if has_images:
+        _check_count("text", "images", message.text.count(PLACEHOLDER), max_image_count)
+    return TextPrompt(message.text, has_images, has_beginning)
 
 
 def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
@@ -216,7 +224,55 @@ def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
             " or closed (3)",
             field="chat.ending",
         )
-    return ChatPrompt(messages, ENDINGS[chat.ending])
+    return ChatPrompt(messages, ENDINGS[chat.ending], tool_definitions(chat.tools))
+
+
+def tool_definitions(tools: Sequence[llm_pb2.ToolDefinition]) -> tuple[ToolDefinition, ...]:
+    """Returns a prompt's tools.
+
+    Raises:
+        InvalidArgumentError: there are too many, a name is none or not one tool's alone, or the
+            arguments of one have no JSON Schema, or that of no object.
+    """
+    _check_count("chat.tools", "tools", len(tools), MAX_TOOL_COUNT)
+    names: set[str] = set()
+    for index, tool in enumerate(tools):
+        field = f"chat.tools[{index}]"
+        if not 1 <= (length := len(tool.name)) <= MAX_TOOL_NAME_LENGTH:
+            raise InvalidArgumentError(
+                f"a tool's name has {length} characters; it must have 1 to {MAX_TOOL_NAME_LENGTH}",
+                field=f"{field}.name",
+            )
+        if tool.name in names:
+            raise InvalidArgumentError(
+                f"there are two tools {tool.name!r}; each must have a name of its own",
+                field=f"{field}.name",
+            )
+        names.add(tool.name)
+        if tool.parameters:
+            _check_parameters(f"{field}.parameters", tool.parameters)
+    return tuple(
+        ToolDefinition(tool.name, tool.description, tool.parameters, tool.strict) for tool in tools
+    )
+
+
+def _check_parameters(field: str, parameters: str) -> None:
+    try:
+        schema = json.loads(parameters)
+        # As it is written into prompts; half of a surrogate pair has no UTF-8.
+        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(
+            f"the parameters of a tool are no JSON: {error}", field=field
+        ) from error
+    if not isinstance(schema, dict):
+        raise InvalidArgumentError("the parameters of a tool must be an object", field=field)
+    kind = schema.get("type") or "object"
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise InvalidArgumentError(
+            "the arguments of a tool are an object, and the schema's type must be object",
+            field=f"{field}.type",
+        )
 
 
 def _message(index: int, sent: llm_pb2.ChatMessage) -> Message:
@@ -271,6 +327,29 @@ def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> li
     return list(request.image_row_counts)
 
 
+def detokenized_ids(request: llm_pb2.DetokenizeRequest, info: ModelInfo) -> Sequence[int]:
+    """Returns the token ids whose text is wanted.
+
+    Raises:
+        InvalidArgumentError: there are more than the context takes, or one does not exist.
+    """
+    field, ids = "token_ids.ids", request.token_ids.ids
+    _check_count(field, "token ids", len(ids), info.max_context_token_count)
+    for index, token_id in enumerate(ids):
+        _check_token_id(f"{field}[{index}]", token_id, info.config.vocabulary_size)
+    return ids
+
+
+def checked_guide(request: llm_pb2.CheckGuideRequest, info: ModelInfo) -> OutputGuide | None:
+    """Returns the guide that is to be checked; None where there is none.
+
+    Raises:
+        InvalidArgumentError: as of `guide` and `tool_definitions`.
+    """
+    tool_definitions(request.tools)
+    return guide(request.guided, request.tools, info) if request.HasField("guided") else None
+
+
 def _embedding_ids(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> list[EmbeddingId]:
     _check_count("images", "images", len(images), max_count)
     for index, image in enumerate(images):
@@ -285,6 +364,7 @@ def _embedding_ids(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> 
 
 def _sampling_params(start: llm_pb2.GenerateStart, info: ModelInfo) -> SamplingParams:
     stop = start.stop
+    tools = start.chat.tools
     vocabulary_size = info.config.vocabulary_size
     _check_count("stop.token_ids", "stop tokens", len(stop.token_ids), MAX_STOP_COUNT)
     for index, token_id in enumerate(stop.token_ids):
@@ -303,7 +383,7 @@ def _sampling_params(start: llm_pb2.GenerateStart, info: ModelInfo) -> SamplingP
         logit_bias=_logit_bias(start.sampling.logit_bias, vocabulary_size),
         logprob_count=start.logprobs.top_count if start.HasField("logprobs") else None,
         wants_prompt_logprobs=_wants_prompt_logprobs(start),
-        guide=_guide(start.guided) if start.HasField("guided") else None,
+        guide=guide(start.guided, tools, info) if start.HasField("guided") else None,
     )
 
 
@@ -331,17 +411,69 @@ def _logit_bias(
     return tuple(biases.items())
 
 
-def _guide(guided: llm_pb2.GuidedDecoding) -> Guide:
+def guide(
+    guided: llm_pb2.GuidedDecoding, tools: Sequence[llm_pb2.ToolDefinition], info: ModelInfo
+) -> OutputGuide:
+    """Returns what the output must be.
+
+    Args:
+        guided: the request's guide.
+        tools: of its prompt.
+        info: what the service runs.
+
+    Raises:
+        InvalidArgumentError: it asks for nothing, its choice is unknown, or it names tools that are
+            not defined, or malformed.
+    """
+    plain = _plain_guide(guided)
+    if guided.HasField("tool_calls"):
+        return _tool_call_guide(guided.tool_calls, tools, plain, info)
+    if plain is not None:
+        return plain
+    raise InvalidArgumentError(
+        "the guide is empty; it must ask for any JSON object, or hold a JSON schema, a regular"
+        " expression, a grammar or what tools may be called",
+        field="guided",
+    )
+
+
+def _plain_guide(guided: llm_pb2.GuidedDecoding) -> Guide | None:
     match guided.WhichOneof("guide"):
         case "json_object":
             return Guide("json_object")
         case "json_schema" | "regex" | "grammar" as kind:
             return Guide(kind, getattr(guided, kind))
-    raise InvalidArgumentError(
-        "the guide is empty; it must ask for any JSON object, or hold a JSON schema, a regular"
-        " expression or a grammar",
-        field="guided",
-    )
+    return None
+
+
+def _tool_call_guide(
+    sent: llm_pb2.ToolCallGuide,
+    definitions: Sequence[llm_pb2.ToolDefinition],
+    plain: Guide | None,
+    info: ModelInfo,
+) -> ToolCallGuide:
+    field = "guided.tool_calls"
+    if sent.choice not in TOOL_CHOICES:
+        raise InvalidArgumentError(
+            f"the choice of tools is {sent.choice}; it must be auto (1) or required (2)",
+            field=f"{field}.choice",
+        )
+    if not definitions:
+        raise InvalidArgumentError(
+            "the output may call tools, but the prompt defines none", field=field
+        )
+    tools = tool_definitions(definitions)
+    known = frozenset(tool.name for tool in tools)
+    for index, name in enumerate(sent.names):
+        if name not in known:
+            raise InvalidArgumentError(
+                f"{name[:MAX_TOOL_NAME_LENGTH]!r} is none of the prompt's tools",
+                field=f"{field}.names[{index}]",
+            )
+    names = frozenset(sent.names) or known
+    calls = ToolCalls(info.tool_format.envelope, tools, names, sent.single)
+    is_required = TOOL_CHOICES[sent.choice]
+    return ToolCallGuide(calls, is_required, None if is_required else plain)
 
 
 def _choice_count(start: llm_pb2.GenerateStart) -> int:
@@ -471,6 +603,7 @@ def _token_delta(index: int, delta: TextDelta, tokenizer: Tokenizer) -> llm_pb2.
         token_ids=delta.token_ids,
         logprobs=[_token_logprob(logprob, tokenizer) for logprob in delta.logprobs],
         prompt_token_count=delta.prompt_token_count,
+        tool_calls=[llm_pb2.ToolCallDelta(**vars(piece)) for piece in delta.tool_calls],
     )
 
 
@@ -494,11 +627,32 @@ def _token_logprob(logprob: TokenLogprob, tokenizer: Tokenizer) -> llm_pb2.Token
     )
 
 
-def count_response(count: TokenCount) -> llm_pb2.CountTokensResponse:
-    """Returns a prompt's tokens as their message."""
-    return llm_pb2.CountTokensResponse(
-        prompt_token_count=count.prompt_token_count, image_token_count=count.image_token_count
+def count_response(count: TokenCount, tokenizer: Tokenizer) -> llm_pb2.CountTokensResponse:
+    """Returns a prompt's tokens as their message; InvalidArgumentError if that is too large."""
+    response = llm_pb2.CountTokensResponse(
+        prompt_token_count=count.prompt_token_count,
+        image_token_count=count.image_token_count,
+        token_ids=count.token_ids,
+        tokens=map(tokenizer.token_bytes, count.token_ids),
     )
+    _check_sendable(response, "return_tokens")
+    return response
+
+
+def detokenize_response(text: str) -> llm_pb2.DetokenizeResponse:
+    """Returns a text as its message; InvalidArgumentError if that is too large."""
+    response = llm_pb2.DetokenizeResponse(text=text)
+    _check_sendable(response, "token_ids.ids")
+    return response
+
+
+def _check_sendable(response: protobuf.Message, field: str) -> None:
+    if (byte_count := response.ByteSize()) > DEFAULT_MAX_MESSAGE_BYTE_COUNT:
+        raise InvalidArgumentError(
+            f"the answer has {byte_count} bytes, and at most {DEFAULT_MAX_MESSAGE_BYTE_COUNT} may"
+            " be sent; ask for a part of it",
+            field=field,
+        )
 
 
 def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoResponse:

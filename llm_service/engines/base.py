@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
 from protos.identity import EmbeddingId
 
@@ -239,6 +239,17 @@ class LLMEngine(Protocol):
                 before the first output, unless the cache has dropped them since.
             DeadlineError: the deadline has passed.
             EngineDeadError: the engine has failed or is closed.
+        """
+        ...
+
+    async def check_guide(self, guide: OutputGuide) -> None:
+        """Compiles a guide, which is kept for requests, and says what is wrong with it.
+
+        Raises:
+            InvalidArgumentError: the guide is no valid schema, expression or grammar, or none that
+                this engine follows: what `generate` would say.
+            OverloadedError: too many guides wait to be compiled, or the machine is too busy to.
+            EngineDeadError: the engine is closed.
         """
         ...
 

@@ -40,7 +40,7 @@ from llm_service.engines.torch.prompt_scores import ScoredPrompt
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
 from llm_service.engines.torch.step_outputs import SampledToken, StepOutputs
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import NonFiniteError, OverloadedError, ServiceError
 from protos.process.memory import is_out_of_memory
 
@@ -132,6 +132,9 @@ class TorchEngine:
                 self._request_count -= 1
                 account.sequence_count -= 1
                 self._inbox.put(partial(self._abort, sequence))
+
+    async def check_guide(self, guide: OutputGuide) -> None:
+        await self._guides.compiled(guide)
 
     def load(self) -> EngineLoad:
         """Returns the load; a request that the thread has not seen yet counts as waiting."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_service.engines.guides import unpacked
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.token_history import TokenHistory
 from llm_service.engines.torch.transfer import upload, uploaded
+from llm_service.engines.vocabulary import unpacked
 from llm_service.sampling import MAX_LOGPROB_COUNT
 
 

@@ -1226,7 +1226,7 @@ class CountTokensRequest(_message.Message):
     text: _builtins.str
     """Plain text."""
     return_tokens: _builtins.bool
-    """Whether the tokens are returned, too; default false."""
+    """Whether the tokens are returned, too, of which there may be 131072; default false."""
     omit_beginning_token: _builtins.bool
     """Whether the beginning token is left out of a text; default false."""
     @_builtins.property
@@ -1357,11 +1357,11 @@ class CheckGuideRequest(_message.Message):
     TOOLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def guided(self) -> Global___GuidedDecoding:
-        """As in GenerateStart."""
+        """As in GenerateStart. Default: none."""
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolDefinition]:
-        """As in ChatPrompt."""
+        """As in ChatPrompt; errors name them as there."""
 
     def __init__(
         self,

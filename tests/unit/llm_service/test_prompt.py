@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.conversation import Ending, Message, Role
-from llm_service.hermes import ToolCall
 from llm_service.pieces import ImagePart
 from llm_service.prompt import (
     ChatPrompt,
@@ -20,6 +19,8 @@ from llm_service.prompt import (
 )
 from llm_service.templates import HERMES_2, INTERNLM2_CHAT, INTERNVL2_5, TEMPLATES, Template
 from llm_service.tokenizer import TEMPLATE_TOKENS, Tokenizer
+from llm_service.tools.base import ToolCall
+from llm_service.tools.plugin import PluginFormat
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
 from tests.real_tokenizers import (
     CONTROL_TOKENS,
@@ -321,7 +322,7 @@ OLDER_TURNS = st.one_of(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(history=st.lists(OLDER_TURNS, max_size=5), template=st.sampled_from([*TEMPLATES.values()]))
 def test_no_history_is_refused_and_no_text_becomes_a_control_token(
     family: str, history: list[Message], template: Template
@@ -332,19 +333,24 @@ def test_no_history_is_refused_and_no_text_becomes_a_control_token(
     known = ids(layout)
     assert known.count(tokenizer.special_id("<img>")) == layout.image_count
     assert known.count(tokenizer.special_id("</img>")) == layout.image_count
+    calls = [call for message in history for call in message.tool_calls]
+    written = {tokenizer.special_id(content) for content in TEMPLATE_TOKENS[:-1]}
+    if (family, template) == ("internlm2_5", INTERNLM2_CHAT):
+        for mark in ("<|action_start|>", "<|action_end|>"):
+            assert known.count(tokenizer.special_id(mark)) == len(calls)
+        written |= {*map(tokenizer.special_id, PluginFormat.envelope.control_tokens)}
     starts = known.count(tokenizer.special_id("<|im_start|>"))
     assert known.count(tokenizer.special_id("<|im_end|>")) <= starts - 1
     assert starts <= len(history) + 3
-    written = {tokenizer.special_id(content) for content in TEMPLATE_TOKENS[:-1]}
     assert not (control_ids(tokenizer) - written) & set(known[begin_count(tokenizer) :])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
 def test_no_text_alone_becomes_a_control_token(family: str, text: str) -> None:
     tokenizer = real_tokenizer(family)
-    (found,) = text_layout(tokenizer, text, has_images=False).segments
+    (found,) = text_layout(tokenizer, TextPrompt(text)).segments
     assert not control_ids(tokenizer) & set(found[begin_count(tokenizer) :])
 
 
@@ -418,14 +424,14 @@ def test_virtual_tokens_count_on_through_all_images() -> None:
 
 def test_text_prompt_has_no_template() -> None:
     tokenizer = real_tokenizer("internlm2_5")
-    layout = text_layout(tokenizer, "Hello<image>", has_images=True)
+    layout = text_layout(tokenizer, TextPrompt("Hello<image>", has_images=True))
     image_start, image_end = map(tokenizer.special_id, ("<img>", "</img>"))
     assert layout.segments == ((1, *tokenizer.encode("Hello"), image_start), (image_end,))
 
 
 def test_without_images_a_text_has_no_place_for_any() -> None:
     tokenizer = real_tokenizer("internlm2_5")
-    layout = text_layout(tokenizer, "Hello<image>", has_images=False)
+    layout = text_layout(tokenizer, TextPrompt("Hello<image>"))
     assert layout.segments == ((1, *tokenizer.encode("Hello<image>")),)
 
 
