@@ -296,6 +296,7 @@ RESPONSES = Dialect(
         Response,
         request=ResponsesRequest,
         event=StreamEvent,
+        names_events=True,
         examples=EXAMPLES,
         errors=OF_BODIES,
         sections=SECTIONS,
