@@ -13,8 +13,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from gateway.openai.requests import ChatCompletionRequest, Message, RequestModel, ResponseFormat
-from protos.identity import EmbeddingId
+from gateway.openai.forms import ResponseFormat, regex_of
+from gateway.openai.models import RequestModel
+from gateway.openai.options import SamplingOptions
+from gateway.openai.requests import ChatCompletionRequest, Message
+from gateway.openai.tools import FunctionDefinition, ToolDefinition
+from gateway.tools import ToolChoice
 
 Entry = TypeVar("Entry")
 
@@ -55,6 +59,14 @@ def _turn(message: Message) -> dict[str, Any]:
     return turn
 
 
+def _tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]] | None:
+    return _functions([tool.function for tool in tools])
+
+
+def _functions(functions: Sequence[FunctionDefinition]) -> list[dict[str, Any]] | None:
+    return [asdict(function.tool) for function in functions] or None
+
+
 def _biases(biases: dict[str, float]) -> list[dict[str, Any]]:
     return [{"token_id": int(token_id), "bias": bias} for token_id, bias in biases.items()]
 
@@ -67,17 +79,18 @@ def _nonzero(count: int) -> int | None:
     return count or None
 
 
-def _signed(seed: int) -> int:
+def signed(seed: int) -> int:
     """Returns an unsigned 64-bit number as the signed one of the same bits."""
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _limit(token_count: int) -> int | None:
+def limit(token_count: int) -> int | None:
     """Returns an output limit as the contract can hold it; -1 is none, as for llama.cpp."""
     return None if token_count == -1 else min(token_count, MAX_INT32)
 
 
-def _none_if_all(top_k: int) -> int | None:
+def none_if_all(top_k: int) -> int | None:
+    """Returns a top-k as the contract has it, where none stands for all tokens."""
     return None if top_k in (0, -1) else top_k
 
 
@@ -89,12 +102,22 @@ def _same_rest(_: object, rest: str) -> str:
     return rest
 
 
-def _index_of_several(request: ChatCompletionRequest, rest: str) -> str:
+def nowhere(_: object, rest: str) -> str:
+    """Makes no place of one that the client has not written."""
+    return ""
+
+
+def _place_in_tools(_: object, rest: str) -> str:
+    """Turns "[1].name" into "[1].function.name"."""
+    return re.sub(r"^(\[\d+\])", r"\1.function", rest)
+
+
+def _index_of_several(request: SamplingOptions, rest: str) -> str:
     """A lone stop string may stand without a list, so that `stop` itself is its path."""
     return rest if len(request.stop or ()) > 1 else ""
 
 
-def _key_of_bias(request: ChatCompletionRequest, rest: str) -> str:
+def _key_of_bias(request: SamplingOptions, rest: str) -> str:
     """Turns "[1].bias" into ".7", the name of the second entry."""
     key = _entry(rest, list(request.logit_bias or ()))
     return f".{key}" if key else ""
@@ -146,16 +169,18 @@ class Option:
         param: path in the JSON that the client writes.
         value: makes the field's value of the JSON's; None leaves the field unset.
         rest: makes the rest of the JSON path of the rest of the contract's, behind `field`.
+        source: what the value is made of, where that is more than what stands at `param`.
     """
 
     field: str
     param: str
     value: Callable[[Any], Any] = _same
     rest: Callable[[Any, str], str] = _same_rest
+    source: str = ""
 
     def read(self, request: RequestModel) -> Any:
         """Returns the field's value; None where the request does not set it."""
-        value = request.at(self.param)
+        value = request.at(self.source or self.param)
         return None if value is None else self.value(value)
 
     def holds(self, field: str) -> bool:
@@ -189,7 +214,44 @@ class Options:
         return ""
 
 
-# GenerateStart, of a ChatCompletionRequest.
+# GenerateStart, of SamplingOptions.
+SAMPLING = (
+    Option("sampling.temperature", "temperature"),
+    Option("sampling.top_p", "top_p"),
+    Option("sampling.top_k", "top_k", none_if_all),
+    Option("sampling.min_p", "min_p"),
+    Option("sampling.seed", "seed", signed),
+    Option("sampling.repetition_penalty", "repetition_penalty"),
+    Option("sampling.presence_penalty", "presence_penalty"),
+    Option("sampling.frequency_penalty", "frequency_penalty"),
+    Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
+    Option("stop.min_token_count", "min_tokens"),
+    Option("stop.strings", "stop", rest=_index_of_several),
+    Option("stop.token_ids", "stop_token_ids"),
+    Option("stop.ignore_end_tokens", "ignore_eos"),
+    # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
+    Option("priority", "priority", operator.neg),
+    Option("cache_salt", "cache_salt"),
+    Option("skip_special_tokens", "skip_special_tokens"),
+)
+# Likewise, of GenerationOptions.
+GENERATION = (
+    *SAMPLING,
+    Option("stop.max_token_count", "max_tokens", limit),
+    Option("guided.json_object", "response_format", _any_object),
+    Option("guided.json_object", "structured_outputs.json_object", {True: {}}.get),
+    Option("guided.json_schema", "response_format.json_schema.schema"),
+    Option("guided.json_schema", "structured_outputs.json"),
+    Option("guided.json_schema", "guided_json"),
+    Option("guided.regex", "structured_outputs.regex"),
+    Option("guided.regex", "structured_outputs.choice", regex_of),
+    Option("guided.regex", "guided_regex"),
+    Option("guided.regex", "guided_choice", regex_of),
+    Option("guided.grammar", "structured_outputs.grammar"),
+    Option("guided.grammar", "guided_grammar"),
+    Option("choice_count", "n"),
+)
+# Likewise, of a ChatCompletionRequest.
 CHAT = Options(
     Option("chat.messages", "messages", _turns, _place_in_messages),
     Option("chat.ending", "continue_final_message", {True: "CHAT_ENDING_CONTINUED"}.get),
@@ -199,34 +261,17 @@ CHAT = Options(
         {True: "CHAT_ENDING_NEW_TURN", False: "CHAT_ENDING_CLOSED"}.get,
     ),
     Option("chat.ending", "continue_final_message", {False: "CHAT_ENDING_NEW_TURN"}.get),
+    Option("chat.tools", "tools", _tools, _place_in_tools),
+    Option("chat.tools", "functions", _functions),
     Option("images", "messages", _elsewhere, _place_of_image),
-    Option("sampling.temperature", "temperature"),
-    Option("sampling.top_p", "top_p"),
-    Option("sampling.top_k", "top_k", _none_if_all),
-    Option("sampling.min_p", "min_p"),
-    Option("sampling.seed", "seed", _signed),
-    Option("sampling.repetition_penalty", "repetition_penalty"),
-    Option("sampling.presence_penalty", "presence_penalty"),
-    Option("sampling.frequency_penalty", "frequency_penalty"),
-    Option("sampling.logit_bias", "logit_bias", _biases, _key_of_bias),
-    Option("stop.max_token_count", "max_completion_tokens", _limit),
-    Option("stop.max_token_count", "max_tokens", _limit),
-    Option("stop.min_token_count", "min_tokens"),
-    Option("stop.strings", "stop", rest=_index_of_several),
-    Option("stop.token_ids", "stop_token_ids"),
-    Option("stop.ignore_end_tokens", "ignore_eos"),
+    Option("stop.max_token_count", "max_completion_tokens", limit),
     Option("logprobs.top_count", "top_logprobs", _nonzero),
     Option("logprobs.top_count", "logprobs", _zero_if),
-    Option("guided.json_object", "response_format", _any_object),
-    Option("guided.json_schema", "response_format.json_schema.schema"),
-    Option("guided.json_schema", "structured_outputs.json"),
-    Option("guided.regex", "structured_outputs.regex"),
-    Option("guided.grammar", "structured_outputs.grammar"),
-    Option("choice_count", "n"),
-    # vLLM's priority, whose name it has, is the other way round: the lowest comes first.
-    Option("priority", "priority", operator.neg),
-    Option("cache_salt", "cache_salt"),
-    Option("skip_special_tokens", "skip_special_tokens"),
+    *GENERATION,
+    Option("guided.tool_calls", "tools", ToolChoice.guide, nowhere, source="choice_of_tools"),
+    Option(
+        "guided.tool_calls", "functions", ToolChoice.guide, nowhere, source="choice_of_functions"
+    ),
 )
 
 
@@ -238,10 +283,3 @@ def image_options(max_tile_count: int) -> Options:
         Option("max_tile_count", "max_dynamic_patch"),
         Option("max_tile_count", "detail", caps.get),
     )
-
-
-def generate_fields(
-    request: ChatCompletionRequest, images: Sequence[EmbeddingId]
-) -> dict[str, Any]:
-    """Returns a GenerateStart as values by their paths; `images` are the request's, in order."""
-    return CHAT.values(request) | {"images": [asdict(image) for image in images]}

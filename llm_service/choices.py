@@ -13,6 +13,9 @@ from llm_service.engines.base import FinishReason, LLMEngine, Request, TokenLogp
 from llm_service.sampling import MIN_SEED, SamplingParams
 from llm_service.tools.base import ToolCallDelta
 
+# With 20 alternatives each the event loop makes a message of them in a millisecond or two.
+PROMPT_PART_TOKEN_COUNT = 32
+
 
 @dataclass(frozen=True)
 class TextDelta:
@@ -50,19 +53,42 @@ class TextEnd:
     cached_token_count: int
 
 
-TextEvent = TextDelta | TextEnd
+@dataclass(frozen=True)
+class PromptLogprobs:
+    """The next of the prompt's tokens; its first one has 0, and no alternatives."""
+
+    tokens: Sequence[TokenLogprob]
+
+
+TextEvent = PromptLogprobs | TextDelta | TextEnd
 
 
 def choice_request(request: Request, index: int) -> Request:
     """Returns the request for one of several choices: each has its own seed, counted on.
 
-    After the largest seed comes the smallest.
+    After the largest seed comes the smallest. The first choice tells of the prompt.
     """
     params = request.params
-    if params.seed is None:
-        return request
-    seed = (params.seed + index - MIN_SEED) % 2**64 + MIN_SEED
-    return replace(request, params=replace(params, seed=seed))
+    if index > 0:
+        params = replace(params, wants_prompt_logprobs=False)
+    if params.seed is not None:
+        seed = (params.seed + index - MIN_SEED) % 2**64 + MIN_SEED
+        params = replace(params, seed=seed)
+    return replace(request, params=params)
+
+
+async def prompt_first(
+    choices: Sequence[AsyncGenerator[TextEvent, None]],
+) -> AsyncGenerator[tuple[int, TextEvent], None]:
+    """Yields as `interleaved` does; the others begin once the first has told of the prompt."""
+    async with aclosing(choices[0]) as first:
+        async for event in first:
+            yield 0, event
+            if not isinstance(event, PromptLogprobs):
+                break
+        async with aclosing(interleaved(choices)) as events:
+            async for index, event in events:
+                yield index, event
 
 
 async def interleaved(
@@ -121,7 +147,7 @@ async def generate_text(
     stop_strings: StopStrings,
     calls: CallReader | None = None,
 ) -> AsyncGenerator[TextEvent, None]:
-    """Yields one choice: deltas while the engine generates, and one end.
+    """Yields one choice: the prompt's tokens if asked for, deltas while it is made, and one end.
 
     The token that ends a sequence is in the last delta's `token_ids` but not in its text. A stop
     string ends the engine's sequence at once: leaving the loop closes the engine's generator. Calls
@@ -131,8 +157,15 @@ async def generate_text(
         ServiceError: whatever the engine raises.
     """
     output_token_count = 0
+    untold = request.prompt.token_ids[:1] if request.params.wants_prompt_logprobs else []
     async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
+            if untold:
+                yield PromptLogprobs([TokenLogprob(untold.pop(), 0.0)])
+            if output.prompt_logprobs is not None:
+                for tokens in output.prompt_logprobs.parts(PROMPT_PART_TOKEN_COUNT):
+                    yield PromptLogprobs(tokens)
+                continue
             output_token_count += len(output.token_ids)
             visible = _visible(output.token_ids, request.params, output.finish_reason)
             text = detokenizer.push(visible)

@@ -13,12 +13,14 @@ import structlog
 from llm_service.backlog import Place, SequenceBacklog
 from llm_service.call_reader import CallReader
 from llm_service.choices import (
+    PromptLogprobs,
     TextDelta,
     TextEnd,
     TextEvent,
     choice_request,
     generate_text,
     interleaved,
+    prompt_first,
 )
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import EngineLoad, LLMEngine, Prompt, Request, RowsNeededError
@@ -119,7 +121,8 @@ class Usage:
     total_seconds: float
 
 
-# In this order: one Wanted, what is read, events of choices with the choice's index, one Usage.
+# In this order: one Wanted, what is read, events of choices with the choice's index, of which those
+# of the prompt come first, one Usage.
 Event = Wanted | EmbeddingRead | tuple[int, TextEvent] | Usage
 
 
@@ -283,9 +286,13 @@ class Generator:
         """Yields all that follows Wanted."""
         clock.begin_prompt()
         cached_token_count = output_token_count = longest_count = 0
+        join = prompt_first if generation.params.wants_prompt_logprobs else interleaved
         try:
-            async with aclosing(interleaved(self._choices(prompt, generation))) as events:
+            async with aclosing(join(self._choices(prompt, generation))) as events:
                 async for index, event in events:
+                    if isinstance(event, PromptLogprobs):
+                        yield index, event
+                        continue
                     if not clock.has_ticked and isinstance(event, TextDelta):
                         event = replace(event, prompt_token_count=len(prompt.token_ids))
                     clock.tick(index)

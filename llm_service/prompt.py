@@ -38,14 +38,16 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """Plain text; each "<image>" in it is an image's place.
+    """Plain text.
 
     Attributes:
-        text: the text.
+        text: the text; each "<image>" in it is an image's place where the request has any.
+        has_images: whether it has.
         has_beginning: whether the beginning token comes first, where the model has one.
     """
 
     text: str
+    has_images: bool = False
     has_beginning: bool = True
 
     @property
@@ -161,8 +163,8 @@ def prompt_layout(
     match source:
         case ChatPrompt(messages, ending, tools):
             return chat_layout(tokenizer, template, messages, ending, tools)
-        case TextPrompt(text, has_beginning):
-            return text_layout(tokenizer, text, has_beginning=has_beginning)
+        case TextPrompt():
+            return text_layout(tokenizer, source)
         case TokenPrompt(token_ids):
             return token_layout(tokenizer, token_ids, vocabulary_size)
 
@@ -181,10 +183,10 @@ def chat_layout(
     return PromptLayout("chat.messages", tokenized(tokenizer, pieces))
 
 
-def text_layout(tokenizer: Tokenizer, text: str, *, has_beginning: bool = True) -> PromptLayout:
-    """Lays out plain text; each "<image>" in it is an image's place."""
-    segments = tokenized(tokenizer, with_images(text), has_beginning=has_beginning)
-    return PromptLayout("text", segments)
+def text_layout(tokenizer: Tokenizer, prompt: TextPrompt) -> PromptLayout:
+    """Lays out plain text."""
+    pieces = with_images(prompt.text, -1 if prompt.has_images else 0)
+    return PromptLayout("text", tokenized(tokenizer, pieces, has_beginning=prompt.has_beginning))
 
 
 def token_layout(tokenizer: Tokenizer, ids: Sequence[int], vocabulary_size: int) -> PromptLayout:

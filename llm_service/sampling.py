@@ -93,6 +93,7 @@ class SamplingParams:
         logit_bias: pairs of token id and what is added to its logit, -100 to 100.
         logprob_count: how many alternatives' log probabilities come with each token, 0 to 20; None
             gives none, not even the chosen token's.
+        wants_prompt_logprobs: whether the prompt's tokens have as many, too.
         guide: what the output must be; None leaves it free.
 
     Raises:
@@ -112,6 +113,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprob_count: int | None = None
+    wants_prompt_logprobs: bool = False
     guide: OutputGuide | None = None
 
     def __post_init__(self) -> None:

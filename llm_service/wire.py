@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from google.protobuf import message as protobuf
 
-from llm_service.choices import TextDelta, TextEnd
+from llm_service.choices import PromptLogprobs, TextDelta, TextEnd
 from llm_service.conversation import Ending, Message, Role
 from llm_service.engines.base import TokenLogprob
 from llm_service.generator import (
@@ -180,18 +180,13 @@ def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
             return _chat_prompt(message.chat, info.max_image_count)
         case "text":
             _check_size("text", len(message.text.encode()), info)
-            _check_count("text", "images", message.text.count(PLACEHOLDER), info.max_image_count)
-            return TextPrompt(message.text, has_beginning=not _omits_beginning(message))
+            return _text_prompt(message, info.max_image_count)
         case "token_ids":
             _check_size("token_ids.ids", message.token_ids.ByteSize(), info)
             return TokenPrompt(message.token_ids.ids)
     raise InvalidArgumentError(
         "the request has no prompt; it must have messages, a text or token ids", field="prompt"
     )
-
-
-def _omits_beginning(message: PromptMessage) -> bool:
-    return isinstance(message, llm_pb2.CountTokensRequest) and message.omit_beginning_token
 
 
 def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
@@ -203,6 +198,17 @@ def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
             info.max_context_token_count,
             field=field,
         )
+
+
+def _text_prompt(message: PromptMessage, max_image_count: int) -> TextPrompt:
+    if isinstance(message, llm_pb2.GenerateStart):
+        has_images, has_beginning = bool(message.images), True
+    else:
+        has_images = bool(message.image_row_counts)
+        has_beginning = not message.omit_beginning_token
+    if has_images:
+        _check_count("text", "images", message.text.count(PLACEHOLDER), max_image_count)
+    return TextPrompt(message.text, has_images, has_beginning)
 
 
 def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
@@ -377,8 +383,19 @@ def _sampling_params(start: llm_pb2.GenerateStart, info: ModelInfo) -> SamplingP
         stop_token_ids=frozenset([*end_token_ids, *stop.token_ids]),
         logit_bias=_logit_bias(start.sampling.logit_bias, vocabulary_size),
         logprob_count=start.logprobs.top_count if start.HasField("logprobs") else None,
+        wants_prompt_logprobs=_wants_prompt_logprobs(start),
         guide=guide(start.guided, tools, info) if start.HasField("guided") else None,
     )
+
+
+def _wants_prompt_logprobs(start: llm_pb2.GenerateStart) -> bool:
+    if start.logprobs.prompt and start.images:
+        raise InvalidArgumentError(
+            f"the request has {len(start.images)} images; log probabilities are those of a prompt"
+            " without any",
+            field="logprobs.prompt",
+        )
+    return start.logprobs.prompt
 
 
 def _logit_bias(
@@ -565,6 +582,9 @@ def response(event: Event, tokenizer: Tokenizer) -> llm_pb2.GenerateResponse:
             return llm_pb2.GenerateResponse(embedding_read=read)
         case Usage():
             return llm_pb2.GenerateResponse(usage=llm_pb2.Usage(**vars(event)))
+        case (_, PromptLogprobs(tokens)):
+            part = llm_pb2.PromptLogprobs(tokens=[_token_logprob(it, tokenizer) for it in tokens])
+            return llm_pb2.GenerateResponse(prompt_logprobs=part)
         case (index, TextDelta() as delta):
             return llm_pb2.GenerateResponse(delta=_token_delta(index, delta, tokenizer))
         case (index, TextEnd() as end):

@@ -95,6 +95,7 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     backlog_seconds: float = 0.0
 
     requests: list[vision_pb2.EncodeImageRequest] = field(default_factory=list)
+    planned: list[vision_pb2.PlanTilesRequest] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     info_count: int = 0
     together: asyncio.Event = field(default_factory=asyncio.Event)
@@ -123,6 +124,10 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
         cap = request.max_tile_count if request.HasField("max_tile_count") else 12
         if not 1 <= cap <= 24:
             raise InvalidArgumentError(f"the tile cap is {cap}", field="max_tile_count")
+        if request.expected_recipe_sha256 not in (b"", self.recipe):
+            raise ModelMismatchError("another recipe", field="expected_recipe_sha256")
+        if request.image:
+            return self._plan_of_file(request)
         if request.image_width < 1:
             raise InvalidImageError("the image is too narrow", field="image_width")
         if request.image_height < 1:
@@ -134,6 +139,19 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             grid_row_count=rows,
             tile_count=tile_count,
             token_count=256 * tile_count,
+        )
+
+    def _plan_of_file(self, request: vision_pb2.PlanTilesRequest) -> vision_pb2.PlanTilesResponse:
+        """Has one tile of four rows for each byte of the file."""
+        self.planned.append(request)
+        if self.failures:
+            raise self.failures.pop(0)
+        tile_count = len(request.image)
+        return vision_pb2.PlanTilesResponse(
+            grid_column_count=1,
+            grid_row_count=tile_count,
+            tile_count=tile_count,
+            token_count=4 * tile_count,
         )
 
     async def GetLoad(
@@ -297,6 +315,8 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             self._note(start, context)
             if self.failures:
                 raise self.failures.pop(0)
+            if not 1 <= choice_count(start) <= 16:
+                raise InvalidArgumentError("the number of choices", field="choice_count")
             if checkpoint_fingerprint(start.expected_checkpoint).differences(self.checkpoint):
                 raise ModelMismatchError("another checkpoint")
             wanted = self._wanted(start)
@@ -353,7 +373,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     async def _answer(
         self, start: llm_pb2.GenerateStart
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
-        choices = range(start.choice_count if start.HasField("choice_count") else 1)
+        choices = range(choice_count(start))
         usage = self._usage(start, len(choices))
         told = False
         if start.logprobs.prompt:
@@ -406,6 +426,11 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             cached_token_count=16,
             image_token_count=256 * len(start.images),
         )
+
+
+def choice_count(start: llm_pb2.GenerateStart) -> int:
+    """Returns how many answers a request asks for."""
+    return start.choice_count if start.HasField("choice_count") else 1
 
 
 def scripted_logprobs(start: llm_pb2.GenerateStart, text: str) -> list[llm_pb2.TokenLogprob]:

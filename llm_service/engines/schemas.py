@@ -47,6 +47,15 @@ ADVICE = {
     "unevaluatedProperties": "use additionalProperties",
     "uniqueItems": "leave it out, and ask for it in the prompt",
 }
+# What pydantic writes of a Decimal, and zod of an email(), with look-around: the same without.
+SAME_PATTERNS = {
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?(\d+\.?\d*|\.\d+)$",
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]"
+    r"@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^([A-Za-z0-9_'+-]+\.)*[A-Za-z0-9_'+-]*[A-Za-z0-9_+-]"
+        r"@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+    ),
+}
 TYPE_NAMES = "array, boolean, integer, null, number, object and string"
 UNIMPLEMENTED = "Unimplemented keys: "
 REGEX_ERROR = "regex parse error:"
@@ -189,6 +198,8 @@ def _spell_otherwise(schema: Schema, conflicts: Conflicts) -> bool:
         given = {name: value for name, value in schema.items() if name != "oneOf"}
         if conflicts.exclude_each_other(schema["oneOf"], given):
             schema["anyOf"] = schema.pop("oneOf")
+    if schema.get("pattern") in SAME_PATTERNS:
+        schema["pattern"] = SAME_PATTERNS[schema["pattern"]]
     if schema.get("type") == "integer" and _number(schema, "minimum") < LEAST_INTEGER:
         schema["minimum"] = LEAST_INTEGER
     return schema != before

@@ -16,9 +16,11 @@ import structlog.testing
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gateway import handlers
+from gateway.dialects import chat
 from gateway.events import TextDelta
 from gateway.openai.answers import StreamedAnswer
+from gateway.services.llm import Generation
+from gateway.services.messages import EmbeddingPiece
 from gateway.services.routing import OFFER_COUNT
 from protos.errors import (
     ContextLengthError,
@@ -32,6 +34,7 @@ from protos.errors import (
     UnavailableError,
 )
 from protos.internvl.v1 import tensor_pb2, vision_pb2
+from protos.process.settings import MIB
 from tests.fakes import (
     Gateway,
     ScriptedLLM,
@@ -222,6 +225,40 @@ async def test_one_bad_image_ends_the_encoding_of_the_others() -> None:
         status, _ = await gateway.chat(messages=image_messages(b"bad", b"good"))
         assert status == 400
         await happening(vision.cancelled)
+
+
+class FailingLater(ScriptedVision):
+    """Fails a bad image while a good one's embedding waits to be read."""
+
+    async def EncodeImage(
+        self, request: vision_pb2.EncodeImageRequest, context: VisionContext
+    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
+        if request.image == b"bad":
+            await asyncio.sleep(0.3)
+            raise InvalidImageError("x")
+        async with aclosing(super().EncodeImage(request, context)) as responses:
+            async for response in responses:
+                yield response
+
+
+async def test_one_bad_image_is_told_of_while_the_others_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A write that is cut off ends its call: who reads there is told before anybody else."""
+    send = Generation.send
+
+    async def slow_to_end(self: Generation, image_index: int, piece: EmbeddingPiece) -> None:
+        try:
+            await send(self, image_index, piece)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.1)
+            raise
+
+    monkeypatch.setattr(Generation, "send", slow_to_end)
+    vision = FailingLater(embedding_byte_count=8 * MIB)
+    async with stack(vision, ScriptedLLM(reading_seconds=5)) as gateway:
+        status, body = await gateway.chat(messages=image_messages(b"bad", b"good"))
+    assert (status, body["error"]["code"]) == (400, "invalid_image")
 
 
 async def test_a_failure_of_the_llm_service_ends_an_encoding_that_would_never_end() -> None:
@@ -528,7 +565,7 @@ async def test_a_bug_is_500_without_its_text(monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: object) -> None:
         raise RuntimeError("the secret of line 7")
 
-    monkeypatch.setattr(handlers, "parse_chat_request", broken)
+    monkeypatch.setattr(chat, "parse_chat_request", broken)
     with structlog.testing.capture_logs() as logs:
         async with stack() as gateway:
             status, body = await gateway.chat()

@@ -80,6 +80,24 @@ HI = chat(turn("ROLE_USER", {"text": "Hi"}))
 SCHEMA: dict[str, Any] = {"enum": []}
 SCHEMA_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 OPEN_GRAMMAR = 'start: "a'
+LIST_OF_ARGUMENTS = {"type": "array"}
+
+
+def tools(count: int = 1, name: str = "f", **definition: Any) -> list[dict[str, Any]]:
+    """Returns definitions as the contract has them."""
+    return [{"name": name * (index + 1), **definition} for index in range(count)]
+
+
+def functions(count: int = 1, name: str = "f", **definition: Any) -> dict[str, Any]:
+    """Returns the same as a client writes them."""
+    entries = tools(count, name, **definition)
+    return {"tools": [{"type": "function", "function": entry} for entry in entries]}
+
+
+def calling(definitions: list[dict[str, Any]], **guide: Any) -> dict[str, Any]:
+    """Returns a prompt whose answer may call tools."""
+    guided = {"tool_calls": {"choice": 1, **guide}}
+    return {"chat": {**HI["chat"], "tools": definitions}, "guided": guided}
 
 
 @dataclass(frozen=True)
@@ -238,6 +256,21 @@ VIOLATIONS: list[Violation] = [
         {"structured_outputs": {"grammar": OPEN_GRAMMAR}},
         "structured_outputs.grammar",
     ),
+    Violation("GenerateStart", "chat.tools", calling(tools(129)), functions(129), "tools"),
+    Violation(
+        "GenerateStart",
+        "chat.tools[0].name",
+        calling(tools(name="f" * 129)),
+        functions(name="f" * 129),
+        "tools[0].function.name",
+    ),
+    Violation(
+        "GenerateStart",
+        "chat.tools[0].parameters.type",
+        calling(tools(parameters=json.dumps(LIST_OF_ARGUMENTS))),
+        functions(parameters=LIST_OF_ARGUMENTS),
+        "tools[0].function.parameters.type",
+    ),
     option("choice_count", 17, n=17),
     option("cache_salt", "x" * 129, cache_salt="x" * 129),
     Violation(
@@ -276,6 +309,11 @@ NO_WRITING = "chat requests have no tokens written"
 NO_CHECKING = "chat requests are told by Generate, too"
 NO_PLANNING = "chat requests have their images encoded"
 CALL = {"name": "f", "arguments": "{}"}
+WRONG_TOOLS = {
+    "chat.tools": tools(129),
+    "chat.tools[0].name": tools(name=""),
+    "chat.tools[0].parameters": tools(parameters="{"),
+}
 DIGESTS_ARE_OURS = "the gateway computes the digests itself"
 # Refused by a service, but never sent by the gateway.
 OWN_VIOLATIONS: list[OwnViolation] = [
@@ -324,7 +362,26 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         "the gateway knows the endings",
     ),
     OwnViolation(
+        "GenerateStart",
+        "logprobs.prompt",
+        chat(turn("ROLE_USER", {"image": {}}))
+        | {"images": [DIGESTS], "logprobs": {"prompt": True}},
+        "the gateway asks for them of prompts without images alone",
+    ),
+    OwnViolation(
         "GenerateStart", "guided", HI | {"guided": {}}, "the gateway sends no guide that is unset"
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "guided.tool_calls.choice",
+        calling(tools(), choice=9),
+        "the gateway knows the choices",
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "guided.tool_calls.names[0]",
+        calling(tools(), names=["g"]),
+        "the gateway refuses other names itself",
     ),
     OwnViolation(
         "EncodeImageRequest",
@@ -410,7 +467,34 @@ OWN_VIOLATIONS: list[OwnViolation] = [
     OwnViolation(
         "DetokenizeRequest", "token_ids.ids[1]", {"token_ids": {"ids": [1, 99999]}}, NO_WRITING
     ),
+    *(
+        OwnViolation(
+            "CountTokensRequest", field, {"chat": {**HI["chat"], "tools": definitions}}, NO_COUNTING
+        )
+        for field, definitions in WRONG_TOOLS.items()
+    ),
     OwnViolation("CheckGuideRequest", "guided", {"guided": {}}, NO_CHECKING),
+    OwnViolation(
+        "CheckGuideRequest",
+        "guided.tool_calls.choice",
+        {"guided": {"tool_calls": {"choice": 0}}, "tools": tools()},
+        NO_CHECKING,
+    ),
+    OwnViolation(
+        "CheckGuideRequest",
+        "guided.tool_calls.names[0]",
+        {"guided": {"tool_calls": {"choice": 1, "names": ["g"]}}, "tools": tools()},
+        NO_CHECKING,
+    ),
+    *(
+        OwnViolation(
+            "CheckGuideRequest",
+            field,
+            {"guided": {"tool_calls": {"choice": 1}}, "tools": definitions},
+            NO_CHECKING,
+        )
+        for field, definitions in WRONG_TOOLS.items()
+    ),
     *(
         OwnViolation("CheckGuideRequest", f"guided.{kind}", {"guided": {kind: source}}, NO_CHECKING)
         for kind, source in {
@@ -490,6 +574,16 @@ NEVER_WRONG = [
         "any string is laid out",
     ),
     NeverWrong(
+        "chat.tools[0].description",
+        functions(description="g"),
+        "tools[0].function.description",
+        "any string is laid out",
+    ),
+    NeverWrong(
+        "chat.tools[0].strict", functions(strict=False), "tools[0].function.strict", "yes or no"
+    ),
+    NeverWrong("guided.tool_calls.single", functions(), "tools", "yes or no"),
+    NeverWrong(
         "sampling.seed",
         {"seed": -1},
         "seed",
@@ -507,9 +601,16 @@ NEVER_WRONG_TO_COUNT = {
     "chat.messages[].tool_calls[].name",
     "chat.messages[].tool_calls[].arguments",
     "omit_beginning_token",
+    "chat.tools[].description",
+    "chat.tools[].strict",
 }
-# Of CheckGuideRequest: any object can be written.
-NEVER_WRONG_TO_CHECK = {"guided.json_object"}
+# Of CheckGuideRequest: any object can be written; as in NEVER_WRONG.
+NEVER_WRONG_TO_CHECK = {
+    "guided.json_object",
+    "guided.tool_calls.single",
+    "tools[].description",
+    "tools[].strict",
+}
 # Of EncodeImageRequest: the index is said back, and memory that is not seen is not used.
 NEVER_WRONG_TO_ENCODE = {"image_index", "shared_memory.file", "shared_memory.nonce"}
 
@@ -597,10 +698,13 @@ def fields_of(descriptor: Any, above: str = "") -> Iterator[str]:
 def walked(fields: Iterable[str], known: set[str]) -> set[str]:
     """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]".
 
-    A path may lead on into the schema that a field holds as text.
+    A path may lead on into the schema that a field holds as text. Tools are called as in a chat's
+    prompt, also where they stand beside a guide.
     """
     paths = {re.sub(r"\[\d+\]", "[]", field) for field in fields}
-    paths = {re.sub(r"(\.json_schema)\..*", r"\1", path) for path in paths}
+    paths = {re.sub(r"(\.json_schema|\.parameters)\..*", r"\1", path) for path in paths}
+    if "tools[]" in known:
+        paths = {path.removeprefix("chat.") for path in paths}
     return {f"{path}[]" if f"{path}[]" in known else path for path in paths} & known
 
 

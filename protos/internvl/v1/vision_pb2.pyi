@@ -268,7 +268,9 @@ class PlanTilesRequest(_message.Message):
     expected_recipe_sha256: _builtins.bytes
     """As in EncodeImageRequest."""
     image: _builtins.bytes
-    """The image file instead of its size, which is read from it; no pixel is decoded. Default: none."""
+    """The image file instead of its size, which is read from it; no pixel is decoded, so that one
+    whose pixels are damaged has a plan. Default: none.
+    """
     def __init__(
         self,
         *,

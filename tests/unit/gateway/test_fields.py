@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.fields import CHAT, generate_fields, image_options
+from gateway.fields import CHAT, image_options
 from gateway.openai.requests import ChatCompletionRequest, ImageURL, parse_chat_request
-from protos.identity import EmbeddingId
 from tests.fakes import chat_body
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
@@ -31,16 +30,9 @@ def param_of(request: ChatCompletionRequest, field: str) -> str:
 
 
 def test_what_is_unset_stays_unset() -> None:
-    fields = generate_fields(parse(), [])
-    assert set(fields) == {"chat.messages", "images"}
-    fields = generate_fields(parse(top_p=None, logprobs=False, top_logprobs=0), [])
-    assert set(fields) == {"chat.messages", "images"}
-
-
-def test_images_are_named_by_their_digests() -> None:
-    image = EmbeddingId(b"c" * 32, b"r" * 32)
-    names = {"content_sha256": b"c" * 32, "recipe_sha256": b"r" * 32}
-    assert generate_fields(parse(**user(PICTURE)), [image])["images"] == [names]
+    assert set(CHAT.values(parse())) == {"chat.messages"}
+    fields = CHAT.values(parse(top_p=None, logprobs=False, top_logprobs=0))
+    assert set(fields) == {"chat.messages"}
 
 
 def test_either_name_limits_the_output() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.openai.requests import JSONSchemaFormat
+from gateway.openai.forms import JSONSchemaFormat
 
 TEXT = {"type": "string"}
 OPEN = {"type": "object", "properties": {"a": TEXT}}

@@ -350,7 +350,7 @@ def test_no_history_is_refused_and_no_text_becomes_a_control_token(
 @given(text=TEXTS)
 def test_no_text_alone_becomes_a_control_token(family: str, text: str) -> None:
     tokenizer = real_tokenizer(family)
-    (found,) = text_layout(tokenizer, text.replace("<image>", "")).segments
+    (found,) = text_layout(tokenizer, TextPrompt(text)).segments
     assert not control_ids(tokenizer) & set(found[begin_count(tokenizer) :])
 
 
@@ -424,9 +424,15 @@ def test_virtual_tokens_count_on_through_all_images() -> None:
 
 def test_text_prompt_has_no_template() -> None:
     tokenizer = real_tokenizer("internlm2_5")
-    layout = text_layout(tokenizer, "Hello<image>")
+    layout = text_layout(tokenizer, TextPrompt("Hello<image>", has_images=True))
     image_start, image_end = map(tokenizer.special_id, ("<img>", "</img>"))
     assert layout.segments == ((1, *tokenizer.encode("Hello"), image_start), (image_end,))
+
+
+def test_without_images_a_text_has_no_place_for_any() -> None:
+    tokenizer = real_tokenizer("internlm2_5")
+    layout = text_layout(tokenizer, TextPrompt("Hello<image>"))
+    assert layout.segments == ((1, *tokenizer.encode("Hello<image>")),)
 
 
 def test_token_prompt_finds_its_images() -> None:

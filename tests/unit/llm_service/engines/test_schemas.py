@@ -7,6 +7,8 @@ import enum
 import ipaddress
 import json
 import pathlib
+import random
+import re
 import uuid
 from typing import Annotated, Any, Literal
 
@@ -16,7 +18,7 @@ from pydantic import AnyUrl, BaseModel, Field, SecretStr
 
 from llm_service.engines import guide_trial
 from llm_service.engines.grammars import JSON_OPTIONS, guide_grammar
-from llm_service.engines.schemas import Fault, explained, lean, relaxed
+from llm_service.engines.schemas import SAME_PATTERNS, Fault, explained, lean, relaxed
 from llm_service.sampling import Guide
 from protos.json_schema import FORMATS
 
@@ -105,6 +107,34 @@ def test_the_least_whole_numbers_are_not_written() -> None:
     schema = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
     assert fault(schema) is None
     assert json.loads(lean(json.dumps(schema)))["minimum"] == -(2**63) + 1024
+
+
+DECIMAL, EMAIL = SAME_PATTERNS
+
+
+@pytest.mark.parametrize(
+    ("pattern", "letters", "examples"),
+    [
+        (DECIMAL, "0019.+-", ["1", "+0.5", "-.5", "10.", "007.10"]),
+        (EMAIL, "aZ0_'+-.@", ["a@b.cd", "a'b.c+d@e-f.g.hi", "_@0.ab"]),
+    ],
+)
+def test_patterns_that_look_around_are_written_without(
+    pattern: str, letters: str, examples: list[str]
+) -> None:
+    same = json.loads(lean(json.dumps(TEXT | {"pattern": pattern})))["pattern"]
+    assert fault(TEXT | {"pattern": pattern}) is None
+    assert fault(TEXT | {"pattern": pattern, "format": "email"}) is None or pattern == DECIMAL
+    choice = random.Random(5)
+    texts = ["".join(choice.choices(letters, k=choice.randint(0, 6))) for _ in range(20_000)]
+    # Near to those that fit, by one letter more, less or other.
+    for example in examples * 500:
+        place = choice.randrange(len(example) + 1)
+        rest = example[place + choice.randint(0, 1) :]
+        texts.append(example[:place] + choice.choice(["", *letters]) + rest)
+    found = [text for text in {*texts, *examples} if re.search(pattern, text)]
+    assert found == [text for text in {*texts, *examples} if re.search(same, text)]
+    assert {*examples} < {*found} < {*texts, *examples}
 
 
 # As zod (z.undefined(), z.never()), and so what MCP servers tell of their tools.

@@ -50,6 +50,9 @@ KNOBS = {
     "sampled": SamplingParams(max_tokens=8, temperature=1.0, seed=1),
     "filtered": SamplingParams(max_tokens=8, temperature=0.7, top_k=9, top_p=0.9, seed=3),
     "with log probabilities": SamplingParams(max_tokens=8, logprob_count=3),
+    "with those of its prompt": SamplingParams(
+        max_tokens=8, logprob_count=3, wants_prompt_logprobs=True
+    ),
     "biased": SamplingParams(max_tokens=8, logit_bias=((5, 9.0), (POISON, -9.0))),
     "penalised": SamplingParams(
         max_tokens=8, frequency_penalty=0.5, repetition_penalty=1.2, logit_bias=((POISON, -99.0),)
