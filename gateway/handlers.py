@@ -25,12 +25,12 @@ from gateway.keys import (
 )
 from gateway.openai.answers import (
     AnswerHead,
-    JSONObject,
     model_list,
     model_object,
     system_fingerprint,
 )
-from gateway.openai.errors import HTTPRefusalError, error_response
+from gateway.openai.errors import HTTPRefusalError
+from gateway.openai.pieces import JSONObject
 from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
@@ -132,8 +132,8 @@ def _head(request: web.Request, model: str, info: ModelInfo | None = None) -> An
 
 async def refuse_stored(_: web.Request) -> web.Response:
     """GET and DELETE /v1/responses/{id}: there is never one."""
-    message = "no response is stored on this server; it is what POST /v1/responses has answered"
-    return error_response(HTTPRefusalError(web.HTTPNotFound(), message))
+    sentence = "no response is stored on this server; it is what POST /v1/responses has answered"
+    raise HTTPRefusalError(web.HTTPNotFound(), sentence)
 
 
 async def list_models(request: web.Request) -> web.Response:

@@ -345,7 +345,7 @@ def checked_guide(request: llm_pb2.CheckGuideRequest, info: ModelInfo) -> Output
     """Returns the guide that is to be checked; None where there is none.
 
     Raises:
-        InvalidArgumentError: as of guide and tool_definitions.
+        InvalidArgumentError: as of `guide` and `tool_definitions`.
     """
     tool_definitions(request.tools)
     return guide(request.guided, request.tools, info) if request.HasField("guided") else None

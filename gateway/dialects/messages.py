@@ -213,6 +213,7 @@ MESSAGES = _dialect(
         MessageAnswer,
         request=MessagesRequest,
         event=MessageEvent,
+        names_events=True,
         examples=EXAMPLES,
         errors=OF_BODIES,
         sections={MessagesRequest: REQUEST, **SECTIONS},

@@ -43,6 +43,7 @@ from gateway.openai.responses_types import Response, StreamEvent
 from gateway.openapi.operation import OF_BODIES, Operation
 from gateway.tools import ToolChoice
 
+LocatedPart = tuple[str, InputPart]  # with its JSON path
 ROLES = {
     "system": "ROLE_SYSTEM",
     "developer": "ROLE_SYSTEM",
@@ -153,7 +154,7 @@ class Turn:
 
     role: str
     path: str
-    parts: list[tuple[str, InputPart]] = field(default_factory=list)
+    parts: list[LocatedPart] = field(default_factory=list)
     calls: list[tuple[str, InputCall]] = field(default_factory=list)
 
     def message(self) -> dict[str, Any]:
@@ -170,25 +171,39 @@ class Turn:
 
 
 def turns_of(request: ResponsesRequest) -> list[Turn]:
-    """Returns the conversation of a request. Calls belong to the assistant's turn before them."""
-    turns = []
+    """Returns the conversation of a request.
+
+    Calls belong to the assistant's turn before them. The images of tools' outputs are shown in a
+    turn of the user's behind these, as no other may have any.
+    """
+    turns, shown = [], []
     if request.instructions:
         text = BareText(type="input_text", text=request.instructions)
         turns.append(Turn("ROLE_SYSTEM", "instructions", [("instructions", text)]))
     for path, item in request.items():
+        if isinstance(item, CallOutput):
+            parts = _located(item.output, f"{path}.output")
+            turns.append(Turn("ROLE_TOOL", path, [part for part in parts if not part[1].image]))
+            shown += [part for part in parts if part[1].image]
+            continue
+        turns += _showing(shown)
+        shown = []
         if isinstance(item, InputMessage):
             content_path = path if isinstance(item, BareMessage) else f"{path}.content"
             turns.append(Turn(ROLES[item.role], path, _located(item.content, content_path)))
-        elif isinstance(item, CallOutput):
-            turns.append(Turn("ROLE_TOOL", path, _located(item.output, f"{path}.output")))
         elif isinstance(item, InputCall):
             if not turns or turns[-1].role != "ROLE_ASSISTANT":
                 turns.append(Turn("ROLE_ASSISTANT", path))
             turns[-1].calls.append((path, item))
-    return turns
+    return [*turns, *_showing(shown)]
 
 
-def _located(parts: Sequence[InputPart], path: str) -> list[tuple[str, InputPart]]:
+def _showing(images: list[LocatedPart]) -> list[Turn]:
+    """Returns the turn of the user that shows images, if there are any."""
+    return [Turn("ROLE_USER", images[0][0], images)] if images else []
+
+
+def _located(parts: Sequence[InputPart], path: str) -> list[LocatedPart]:
     """Returns parts with the paths of what they have; a text without a list stands for itself."""
     return [
         (path if isinstance(part, BareText) else f"{path}[{index}].{part.field}", part)
@@ -281,6 +296,7 @@ RESPONSES = Dialect(
         Response,
         request=ResponsesRequest,
         event=StreamEvent,
+        names_events=True,
         examples=EXAMPLES,
         errors=OF_BODIES,
         sections=SECTIONS,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from gateway.events import (
     ChatEvent,
@@ -20,13 +18,18 @@ from gateway.events import (
 )
 from gateway.openai.calls import CallForm, MadeCall, ToolCalls, finish_reason
 from gateway.openai.errors import error_body
+from gateway.openai.pieces import (
+    DONE,
+    JSONObject,
+    compact,
+    logprob_json,
+    sse_event,
+    token_counts,
+    token_text,
+    usage_json,
+)
 from gateway.release import release
 from protos.errors import ServiceError
-
-JSONObject = dict[str, Any]
-
-LEAST_LOGPROB = -9999.0
-DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,11 @@ class WholeAnswer:
         """
         if self._usage is None or len(self._choices) != self._choice_count:
             raise ServiceError("the LLM service left out a choice or the usage")
-        head = _text(self._head.json("chat.completion")).removesuffix("}")
+        head = compact(self._head.json("chat.completion")).removesuffix("}")
         choices = ",".join(
             self._choices[index].json(index, self._calls) for index in sorted(self._choices)
         )
-        return f'{head},"choices":[{choices}],"usage":{_text(_usage(self._usage))}}}'.encode()
+        return f'{head},"choices":[{choices}],"usage":{compact(usage_json(self._usage))}}}'.encode()
 
 
 @dataclass
@@ -106,7 +109,7 @@ class _CollectedChoice:
             self.reason = event.reason
         else:
             self.texts.append(event.text)
-            self.logprobs.extend(_text(token_with_top(logprob)) for logprob in event.logprobs)
+            self.logprobs.extend(compact(token_with_top(logprob)) for logprob in event.logprobs)
             for piece in event.tool_calls:
                 self.calls[piece.call_index].add(piece)
 
@@ -117,8 +120,8 @@ class _CollectedChoice:
         tokens = ",".join(self.logprobs)
         logprobs = f'{{"content":[{tokens}],"refusal":null}}' if tokens else "null"
         return (
-            f'{{"index":{index},"message":{_text(self._message(index, form))},'
-            f'"logprobs":{logprobs},"finish_reason":{_text(reason)}}}'
+            f'{{"index":{index},"message":{compact(self._message(index, form))},'
+            f'"logprobs":{logprobs},"finish_reason":{compact(reason)}}}'
         )
 
     def _message(self, index: int, form: CallForm) -> JSONObject:
@@ -175,11 +178,11 @@ class StreamedAnswer:
 
     def error(self, error: ServiceError) -> bytes:
         """Returns the event that ends a stream which failed; no [DONE] follows it."""
-        return _event(error_body(error))
+        return sse_event(error_body(error))
 
     def _chunk_of(self, event: ChatEvent) -> bytes:
         if isinstance(event, Usage):
-            return self._chunk([], _usage(event)) if self._include_usage else b""
+            return self._chunk([], usage_json(event)) if self._include_usage else b""
         if isinstance(event, PromptLogprobs):
             return b""
         if isinstance(event, Finished):
@@ -216,13 +219,13 @@ class StreamedAnswer:
     def _usage_so_far(self) -> JSONObject | None:
         if self._prompt_token_count is None:
             return None
-        return _token_counts(self._prompt_token_count, self._output_token_count)
+        return token_counts(self._prompt_token_count, self._output_token_count)
 
     def _chunk(self, choices: list[JSONObject], usage: JSONObject | None) -> bytes:
         chunk = self._head.json("chat.completion.chunk") | {"choices": choices}
         if self._include_usage:
             chunk["usage"] = usage
-        return _event(chunk)
+        return sse_event(chunk)
 
 
 def system_fingerprint(model_fingerprint: bytes) -> str:
@@ -247,43 +250,19 @@ def model_list(*models: JSONObject) -> JSONObject:
     return {"object": "list", "data": list(models)}
 
 
-def _event(data: JSONObject) -> bytes:
-    # In ASCII: there are clients that take U+2028 and its like for the end of a line.
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
-
-
-def _text(value: JSONObject | str) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _usage(usage: Usage) -> JSONObject:
-    details = {
-        "cached_tokens": usage.cached_token_count,
-        "image_tokens": usage.image_token_count,  # ours, not OpenAI's
-    }
-    counts = _token_counts(usage.prompt_token_count, usage.output_token_count)
-    return counts | {"prompt_tokens_details": details}
-
-
-def _token_counts(prompt: int, output: int) -> JSONObject:
-    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
-
-
 def _logprobs(logprobs: Iterable[TokenLogprob]) -> JSONObject | None:
     content = [token_with_top(logprob) for logprob in logprobs]
     return {"content": content, "refusal": None} if content else None
 
 
 def token_with_top(logprob: TokenLogprob) -> JSONObject:
-    """Returns a token and the most probable ones in its place."""
+    """Returns a token, and the most probable ones in its place."""
     return _token(logprob) | {"top_logprobs": [_token(top) for top in logprob.top]}
 
 
 def _token(logprob: TokenLogprob) -> JSONObject:
-    # A token may hold a part of a character: OpenAI shows its bytes as \xf0, and the least
-    # logarithm is its -9999.0, as JSON has no -inf.
     return {
-        "token": logprob.token.decode(errors="backslashreplace"),
+        "token": token_text(logprob.token),
         "bytes": list(logprob.token),
-        "logprob": max(logprob.logprob, LEAST_LOGPROB),
+        "logprob": logprob_json(logprob),
     }

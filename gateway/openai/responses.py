@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -112,13 +112,6 @@ Parts = Annotated[
 ]
 
 
-def _check_has_no_image(parts: Sequence[InputPart], field: str) -> None:
-    """Says what the LLM service would, before any image is fetched."""
-    if any(part.image for part in parts):
-        message = "only a message of the user may have images: show them in one"
-        raise PydanticCustomError("image_role", message, {"field": field})
-
-
 class InputMessage(RequestModel):
     """What somebody said."""
 
@@ -128,8 +121,9 @@ class InputMessage(RequestModel):
 
     @model_validator(mode="after")
     def _shows_as_user(self) -> InputMessage:
-        if self.role != "user":
-            _check_has_no_image(self.content, "content")
+        if self.role != "user" and any(part.image for part in self.content):
+            message = "only a message of the user may have images: show them in one"
+            raise PydanticCustomError("image_role", message, {"field": "content"})
         return self
 
 
@@ -148,11 +142,6 @@ class CallOutput(RequestModel):
 
     type: Literal["function_call_output"]
     output: Parts
-
-    @model_validator(mode="after")
-    def _shows_nothing(self) -> CallOutput:
-        _check_has_no_image(self.output, "output")
-        return self
 
 
 class Reasoning(RequestModel):

@@ -162,7 +162,11 @@ ITEM = Section(
     "`input[]`",
     served("type", "role", "content", meaning="of a message. Only a user's may have images"),
     served("name", "arguments", meaning="of a `function_call`, which is the assistant's"),
-    served("output", meaning="of a `function_call_output`: a string, or parts that are texts"),
+    served(
+        "output",
+        meaning="of a `function_call_output`: a string or parts. Images are shown in a turn of the"
+        " user's behind it",
+    ),
     hint("id", "status", "call_id", "phase", "namespace", "caller", "summary", "encrypted_content"),
 )
 

@@ -129,8 +129,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     content = {JSON: {"schema": schemas.of(operation.answer)}}
     if operation.event:
-        data = [schemas.of(operation.event), schemas.of(operation.error or ErrorAnswer)]
-        content[EVENTS] = {"schema": _event(data, operation.last_word)}
+        content[EVENTS] = {"schema": _event(operation, schemas)}
     names = ["x-request-id", *(["x-internvl-ignored"] if operation.request else [])]
     responses = {"200": _response("The answer.", content, names)}
     error = {JSON: {"schema": schemas.of(operation.error or ErrorAnswer)}}
@@ -141,12 +140,14 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
     return responses
 
 
-def _event(data: Sequence[Mapping[str, Any]], last_word: str) -> dict[str, Any]:
-    """Returns the schema of each event of a stream, whose data is JSON of one of these schemas."""
-    text = {"type": "string", "contentMediaType": JSON, "contentSchema": {"anyOf": data}}
-    end = [{"const": last_word}] if last_word else []
-    fields = {"event": {"type": "string"}, "data": {"anyOf": [text, *end]}}
-    return {"type": "object", "properties": fields, "required": ["data"]}
+def _event(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+    """Returns the schema of each event of a stream: its data, and its name where it has one."""
+    kinds = [schemas.of(operation.event), schemas.of(operation.error or ErrorAnswer)]
+    text = {"type": "string", "contentMediaType": JSON, "contentSchema": {"anyOf": kinds}}
+    end = [{"const": operation.last_word}] if operation.last_word else []
+    members = {"event": {"type": "string"}, "data": {"anyOf": [text, *end]}}
+    required = list(members) if operation.names_events else ["data"]
+    return {"type": "object", "properties": members, "required": required}
 
 
 def _response(

@@ -64,6 +64,7 @@ class Operation:
         request: model that reads its body, or several; None: it has none.
         event: type of the data of an event, where the answer may be a stream of these.
         last_word: what the last event of a stream says instead; empty: its data is like the others.
+        names_events: whether each event has its name in a line of its own.
         examples: bodies by what they show; all can be sent as they stand.
         parameters: of the path and the query.
         errors: descriptions of the statuses that tell of an error.
@@ -78,6 +79,7 @@ class Operation:
     request: Any = None
     event: Any = None
     last_word: str = ""
+    names_events: bool = False
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)

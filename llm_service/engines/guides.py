@@ -119,10 +119,10 @@ class GuideCompiler:
             OverloadedError: too many guides wait to be compiled, or the machine is too busy to.
             EngineDeadError: the compiler is closed.
         """
+        languages = _languages(guide)
         if not stop_token_ids:
             raise _refusal(
-                _languages(guide)[0],
-                "needs a token that ends the output, and the request ignores them all",
+                languages[0], "needs a token that ends the output, and the request ignores them all"
             )
         compiled = await self.compiled(guide)
         return await asyncio.get_running_loop().run_in_executor(
@@ -130,10 +130,7 @@ class GuideCompiler:
         )
 
     async def compiled(self, guide: OutputGuide) -> list[LLMatcher]:
-        """Returns the compiled forms of a guide's languages, which are kept.
-
-        Errors as of `matcher`.
-        """
+        """Returns the compiled forms of a guide's languages; errors as of `matcher`."""
         if self._is_closed:
             raise engine_dead()
         return [await self._checked(language) for language in _languages(guide)]

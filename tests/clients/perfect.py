@@ -19,6 +19,7 @@ from tests.fakes import ScriptedLLM, stack
 PIECE_LENGTH = 7
 PICTURE = "A panda, a tree and a red square."
 GREETING = "Hello! How can I help?"
+TAGGED = re.compile(r"<(\w+)[^>]*>.*?</\1>", re.DOTALL)
 # smolagents' agent that writes code has the model end its work so.
 CODE = 'Thought: I know it.\n<code>\nfinal_answer("{}")\n</code>'
 
@@ -69,7 +70,7 @@ def _text(start: llm_pb2.GenerateStart) -> str:
         return Examples(question).of_schema(start.guided.json_schema)
     if start.guided.HasField("json_object"):
         return json.dumps(dict.fromkeys(re.findall(r"'(\w+)'", question), "A cat."))
-    if any("<code>" in _text_of(message) for message in start.chat.messages):
+    if any("<code>" in part.text for message in start.chat.messages for part in message.parts):
         return CODE.format(PICTURE)
     if start.chat.messages and _is_answered(start.chat):
         return f"I was told: {question}"
@@ -81,7 +82,8 @@ def _question(chat: llm_pb2.ChatPrompt) -> str:
 
 
 def _text_of(message: llm_pb2.ChatMessage) -> str:
-    return "\n".join(part.text for part in message.parts)
+    """Returns what a person or a tool says, without what a client adds to it in tags."""
+    return TAGGED.sub("", "\n".join(part.text for part in message.parts))
 
 
 def _pieces(text: str) -> Sequence[str]:

@@ -97,3 +97,47 @@ async def test_a_text_and_its_tokens_are_one_prompt(client: Client) -> None:
     first, second = answer["choices"]
     assert first["text"] == second["text"]
     assert answer["usage"]["prompt_tokens"] == 2 * len(tokens)
+
+
+def best(logprobs: dict[str, Any], index: int) -> tuple[str, float]:
+    """Returns the most probable token in a place."""
+    top: dict[str, float] = logprobs["top_logprobs"][index]
+    return max(top.items(), key=lambda entry: entry[1])
+
+
+async def test_an_echo_says_of_each_place_what_an_answer_there_says(client: Client) -> None:
+    ids = (await client.ask("/tokenize", prompt=TEXT))["tokens"]
+    options = {"max_tokens": 1, "logprobs": 1}
+    echoed = await client.ask("/v1/completions", prompt=[ids, TEXT], echo=True, **options)
+    by_ids, by_text = echoed["choices"]
+    assert by_ids["text"] == by_text["text"]
+    assert by_ids["text"].startswith(TEXT)
+    said = by_ids["logprobs"]
+    assert said["tokens"] == by_text["logprobs"]["tokens"]
+    assert said["text_offset"] == by_text["logprobs"]["text_offset"]
+    assert len(said["token_logprobs"]) == len(ids) + 1
+    assert said["token_logprobs"][0] is None
+    prompts = [ids[:length] for length in range(1, len(ids) + 1)]
+    answers = await client.ask("/v1/completions", prompt=prompts, **options)
+    for length, choice in enumerate(answers["choices"], 1):
+        token, logprob = best(choice["logprobs"], 0)
+        expected_token, expected = best(said, length)
+        assert token == expected_token
+        assert logprob == pytest.approx(expected, abs=1e-3)
+
+
+async def test_a_likely_continuation_is_found_out(client: Client) -> None:
+    """As lm-eval scores answers: the greedy continuation is so, and another is less likely."""
+    ids = (await client.ask("/tokenize", prompt=TEXT))["tokens"]
+    (greedy,) = (await client.ask("/v1/completions", prompt=ids, max_tokens=1, logprobs=1))[
+        "choices"
+    ]
+    likely, _ = best(greedy["logprobs"], 0)
+    found = {}
+    for token_id in range(256):
+        scored = await client.ask(
+            "/v1/completions", prompt=[*ids, token_id], max_tokens=0, logprobs=0, echo=True
+        )
+        logprobs = scored["choices"][0]["logprobs"]
+        found[logprobs["tokens"][-1]] = logprobs["token_logprobs"][-1]
+    assert max(found, key=lambda token: found[token]) == likely

@@ -791,3 +791,25 @@ async def test_a_sentence_about_images_reaches_the_client_as_one_about_images(
     assert error["param"] == "messages"
     assert "2 images" in error["message"]
     assert "message" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("guide", "param"),
+    [
+        ({"guided_regex": "(("}, "guided_regex"),
+        (functions(name="f" * 129), "tools[0].function.name"),
+        (
+            functions(strict=True, parameters={"properties": {"a": {"uniqueItems": True}}}),
+            "tools[0].function.parameters.properties.a.uniqueItems",
+        ),
+    ],
+    ids=str,
+)
+async def test_what_an_answer_cannot_be_held_to_is_refused_before_its_picture(
+    services: Services, guide: dict[str, Any], param: str
+) -> None:
+    nowhere = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}
+    status, error = await services.chat(user([nowhere]) | guide)
+    assert (status, error["param"]) == (400, param), error
+    _, error = await services.chat(user([nowhere]) | {"guided_regex": "a"})
+    assert error["param"] == "messages[0].content[0].image_url.url"  # it would have been fetched

@@ -34,7 +34,7 @@ SCENE = Path(os.environ["INTERNVL_PICTURES"]) / "scene.png"
 
 
 class Suite(ChatModelIntegrationTests):
-    """The suite with all that is served; it has neither audio nor PDF."""
+    """The suite with all that is served: neither audio, nor PDF, nor pictures of tools."""
 
     url: str
 
@@ -71,10 +71,6 @@ class Suite(ChatModelIntegrationTests):
     @property
     def supports_image_urls(self) -> bool:
         return False  # its picture is on the internet
-
-    @property
-    def supports_image_tool_message(self) -> bool:
-        return True
 
     @property
     def supports_anthropic_inputs(self) -> bool:

@@ -98,6 +98,23 @@ def test_an_output_may_be_parts_and_an_answer_a_refusal() -> None:
     ]
 
 
+def test_a_tools_images_are_shown_in_a_turn_of_the_user_behind_its_output() -> None:
+    shown = OUTPUT | {"output": [PICTURE, TEXT]}
+    items = [CALL, CALL, shown, shown, ANSWER, CALL, shown]
+    assert turns(input=items)[1:] == [
+        ("TOOL", [{"text": "What?"}], []),
+        ("TOOL", [{"text": "What?"}], []),
+        ("USER", [{"image": {}}, {"image": {}}], []),
+        ("ASSISTANT", [{"text": "Hello"}], [{"name": "f", "arguments": '{"a": 1}'}]),
+        ("TOOL", [{"text": "What?"}], []),
+        ("USER", [{"image": {}}], []),
+    ]
+    request = generation(input=items)
+    places = [image.name_field("url") for image in request.images]
+    assert places == [f"input[{index}].output[0].image_url" for index in (2, 3, 6)]
+    assert request.name_field("chat.messages[3].parts[1].image") == places[1]
+
+
 def test_what_was_said_does_not_go_on() -> None:
     assert generation(input=[ANSWER]).fields["chat.ending"] == "CHAT_ENDING_NEW_TURN"
 
@@ -313,11 +330,6 @@ def test_an_error_of_an_image() -> None:
         (
             {"input": [{"role": "assistant", "content": [PICTURE]}]},
             "input[0].content",
-            "only a message of the user may have images: show them in one",
-        ),
-        (
-            {"input": [OUTPUT | {"output": [PICTURE]}]},
-            "input[0].output",
             "only a message of the user may have images: show them in one",
         ),
         (

@@ -11,7 +11,7 @@ import torch
 
 from llm_service.engines.base import Account
 from llm_service.engines.guides import GuideCompiler, TokenMatcher
-from llm_service.sampling import Guide, ToolCallGuide
+from llm_service.sampling import OutputGuide
 from llm_service.tokenizer import MESSAGE_END
 from tests.real_tokenizers import real_tokenizer
 
@@ -28,7 +28,7 @@ def end_token(family: str) -> int:
     return real_tokenizer(family).special_id(MESSAGE_END)
 
 
-def new_matcher(family: str, guide: Guide | ToolCallGuide, *stop_token_ids: int) -> TokenMatcher:
+def new_matcher(family: str, guide: OutputGuide, *stop_token_ids: int) -> TokenMatcher:
     ends = frozenset(stop_token_ids or [end_token(family)])
     return asyncio.run(compiler(family).matcher(guide, ends, Account()))
 
