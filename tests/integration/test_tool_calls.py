@@ -310,7 +310,9 @@ async def required_call(stub: Stub, seed: int) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [60, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
 async def test_every_required_call_fits_its_tool(
     real: Stub, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
