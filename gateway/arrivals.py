@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
 from gateway.bodies import receive
-from gateway.images.data_urls import Body
-from gateway.images.json_paths import JSONPath
+from gateway.images.data_urls import ANYWHERE_IN_MESSAGES, Body, ImagePlaces
 from gateway.keys import MEMORY, RECORD, SETTINGS, TRAFFIC
 
 OVERTIME_SECONDS = 1.0
@@ -18,11 +17,11 @@ OVERTIME_SECONDS = 1.0
 
 @asynccontextmanager
 async def arrived(
-    request: web.Request, image_places: Collection[JSONPath] | None = None
+    request: web.Request, image_places: ImagePlaces = ANYWHERE_IN_MESSAGES
 ) -> AsyncIterator[tuple[Body, float]]:
     """Yields a request's body, and when its answer must be over, in the event loop's time.
 
-    What the request holds is counted until the block is left. For `image_places` see `BodyReader`.
+    What the request holds is counted until the block is left.
 
     Raises:
         UnavailableError: the gateway drains.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 
-from gateway.images.data_urls import Body, BodyReader, ContentLimits
-from gateway.images.json_paths import JSONPath
+from gateway.images.data_urls import (
+    ANYWHERE_IN_MESSAGES,
+    Body,
+    BodyReader,
+    ContentLimits,
+    ImagePlaces,
+)
 from gateway.memory import Share
 from protos.process.settings import is_loopback
 
@@ -40,9 +44,9 @@ async def receive(
     request: web.Request,
     limits: BodyLimits,
     share: Share,
-    image_places: Collection[JSONPath] | None = None,
+    image_places: ImagePlaces = ANYWHERE_IN_MESSAGES,
 ) -> Body:
-    """Returns a request's body; for `image_places` see `BodyReader`.
+    """Returns a request's body.
 
     Raises:
         HTTPException: 408, 413, 415 or 417.
@@ -65,7 +69,7 @@ async def _read(
     request: web.Request,
     limits: BodyLimits,
     share: Share,
-    image_places: Collection[JSONPath] | None,
+    image_places: ImagePlaces,
 ) -> Body:
     from_loopback = _is_from_loopback(request)
     reader = BodyReader(limits.content, share, from_loopback=from_loopback, places=image_places)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 
 import torch
 from google.protobuf import message as protobuf
@@ -471,7 +472,9 @@ def _tool_call_guide(
                 field=f"{field}.names[{index}]",
             )
     names = frozenset(sent.names) or known
-    calls = ToolCalls(info.tool_format.envelope, tools, names, sent.single)
+    # Compiled forms are kept by what they are of, and descriptions make no difference.
+    bare = tuple(replace(tool, description="") for tool in tools)
+    calls = ToolCalls(info.tool_format.envelope, bare, names, sent.single)
     is_required = TOOL_CHOICES[sent.choice]
     return ToolCallGuide(calls, is_required, None if is_required else plain)
 

@@ -20,6 +20,7 @@ from gateway.fields import (
     nowhere,
 )
 from gateway.generation import GenerationRequest, ImageReference
+from gateway.images.data_urls import ImagePlaces
 from gateway.openai.answers import AnswerHead
 from gateway.openai.errors import error_body
 from gateway.openai.known_fields import Section
@@ -296,9 +297,11 @@ RESPONSES = Dialect(
         Response,
         request=ResponsesRequest,
         event=StreamEvent,
+        names_events=True,
         examples=EXAMPLES,
         errors=OF_BODIES,
         sections=SECTIONS,
         description="Nothing is stored: each request brings its whole conversation.",
     ),
+    image_places=ImagePlaces("input"),
 )

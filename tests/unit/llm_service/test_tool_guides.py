@@ -44,7 +44,7 @@ CITY = {
     "additionalProperties": False,
 }
 WEATHER = ToolDefinition("weather", "", json.dumps(CITY))
-NAMED = ToolDefinition('a "name"', "", '{"additionalProperties": false}')
+NAMED = ToolDefinition('a "\\name\x7f\n😀"', "", '{"additionalProperties": false}')
 PARIS = ToolCall("weather", '{"city":"Paris"}')
 
 
