@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from gateway.openai.forms import ResponseFormat, regex_of
 from gateway.openai.models import RequestModel
 from gateway.openai.options import SamplingOptions
-from gateway.openai.requests import ChatCompletionRequest, Message
+from gateway.openai.requests import ChatCompletionRequest, ContentPart, FunctionCall, Message
 from gateway.openai.tools import FunctionDefinition, ToolDefinition
 from gateway.tools import ToolChoice
 
@@ -41,22 +41,59 @@ def _elsewhere(_: Any) -> None:
     """Makes no value: others put it into the message, e.g. the file that a URL leads to."""
 
 
+@dataclass(frozen=True)
+class _Turn:
+    """A turn as the contract has it.
+
+    Attributes:
+        role: who speaks.
+        index: of the message that it begins with.
+        parts: what is read of it, each with the indexes of its message and within that.
+        calls: of tools.
+    """
+
+    role: str
+    index: int
+    parts: Sequence[tuple[int, int, ContentPart]]
+    calls: Sequence[FunctionCall] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """Returns the fields of a ChatMessage."""
+        turn: dict[str, Any] = {
+            "role": self.role,
+            "parts": [
+                {"text": part.text} if part.image is None else {"image": {}}
+                for _, _, part in self.parts
+            ],
+        }
+        if self.calls:
+            turn["tool_calls"] = [call.model_dump() for call in self.calls]
+        return turn
+
+
+def _turns_of(messages: Sequence[Message]) -> Iterator[_Turn]:
+    """Yields the turns; images that tools returned are shown in the user's, behind the tools'."""
+    shown: list[tuple[int, int, ContentPart]] = []
+    for index, message in enumerate(messages):
+        role = ROLES[message.role]
+        read = [(index, place, part) for place, part in enumerate(message.content) if part.is_read]
+        if role == "ROLE_TOOL":
+            yield _Turn(role, index, [entry for entry in read if entry[2].image is None])
+            shown += [entry for entry in read if entry[2].image is not None]
+            continue
+        yield from _showing(shown)
+        shown = []
+        yield _Turn(role, index, read, message.calls)
+    yield from _showing(shown)
+
+
+def _showing(images: Sequence[tuple[int, int, ContentPart]]) -> Iterator[_Turn]:
+    if images:
+        yield _Turn("ROLE_USER", images[0][0], images)
+
+
 def _turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    return [_turn(message) for message in messages]
-
-
-def _turn(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {
-        "role": ROLES[message.role],
-        "parts": [
-            {"image": {}} if part.text is None else {"text": part.text}
-            for part in message.content
-            if part.is_read
-        ],
-    }
-    if calls := message.calls:
-        turn["tool_calls"] = [call.model_dump() for call in calls]
-    return turn
+    return [turn.fields() for turn in _turns_of(messages)]
 
 
 def _tools(tools: Sequence[ToolDefinition]) -> list[dict[str, Any]] | None:
@@ -125,11 +162,13 @@ def _key_of_bias(request: SamplingOptions, rest: str) -> str:
 
 def _place_in_messages(request: ChatCompletionRequest, rest: str) -> str:
     """Turns "[0].parts[1].image" into "[0].content[1].image_url"; a lone text has no part."""
-    message = _entry(rest, request.messages)
-    if message is None:
+    turn = _entry(rest, list(_turns_of(request.messages)))
+    if turn is None:
         return rest
-    place = re.sub(r"\.tool_calls\[(\d+)\]", partial(_place_of_call, message), rest)
-    place = re.sub(r"\.parts\[(\d+)\]", partial(_place_of_part, message), place)
+    message = request.messages[turn.index]
+    place = re.sub(r"^\[\d+\]", f"[{turn.index}]", rest)
+    place = re.sub(r"\.tool_calls\[(\d+)\]", partial(_place_of_call, message), place)
+    place = re.sub(r"^\[\d+\]\.parts\[(\d+)\]", partial(_place_of_part, turn), place)
     place = place.replace(".parts", ".content").replace(".image", ".image_url")
     if len(message.content) == 1 and place.endswith(".text"):
         return place.removesuffix("[0].text")
@@ -142,10 +181,12 @@ def _place_of_call(message: Message, path: re.Match[str]) -> str:
     return f"{path[0]}.function" if in_list else ".function_call"
 
 
-def _place_of_part(message: Message, path: re.Match[str]) -> str:
+def _place_of_part(turn: _Turn, path: re.Match[str]) -> str:
     """Returns where the part is, whose index counts only those that are read."""
-    read = [index for index, part in enumerate(message.content) if part.is_read]
-    return f".content[{read[int(path[1])]}]" if int(path[1]) < len(read) else path[0]
+    if int(path[1]) >= len(turn.parts):
+        return path[0]
+    message_index, index, _ = turn.parts[int(path[1])]
+    return f"[{message_index}].content[{index}]"
 
 
 def _place_of_image(request: ChatCompletionRequest, rest: str) -> str:

@@ -29,8 +29,8 @@ from gateway.openai.models import (
 from gateway.openai.options import ModelRequest, StopStrings
 from gateway.openai.refusals import refusal, shown_kind
 from gateway.openai.requests import MAX_MESSAGE_COUNT, ImageURL
-from gateway.openai.strictness import close
 from gateway.tools import Tool, ToolChoice
+from protos.strictness import close
 
 # The types of blocks that the messages of a role may have.
 BLOCKS_OF_ROLES = {

@@ -360,8 +360,9 @@ MESSAGE = Section(
     served(
         "content",
         meaning="a string, or parts; may be null or missing in the roles `assistant`, `tool` and"
-        " `function`. Only a user's message may have images. Where it has some, each `<image>` in"
-        " its text is the place of the next one; images without an `<image>` of their own stand"
+        " `function`. Only a user's and a tool's message may have images; a tool's are shown in"
+        " a turn of the user's behind it. Where it has some, each `<image>` in its"
+        " text is the place of the next one; images without an `<image>` of their own stand"
         " before the text, or in the order of the parts where there are several texts and no"
         " `<image>`. In a message without images `<image>` is text. More `<image>` than images is a"
         " 400 in the last user message; in older ones those beyond are text",

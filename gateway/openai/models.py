@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic_core import PydanticCustomError
 
 from gateway.openai.refusals import shown_kind
-from gateway.openai.strictness import close
+from protos.strictness import close
 
 # Names of the JSON that pydantic's own methods have, and what they are called here.
 ATTRIBUTES = {"schema": "definition", "json": "definition"}

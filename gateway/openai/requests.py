@@ -37,6 +37,8 @@ from gateway.tools import ToolChoice
 
 # Bounds against abuse, as MAX_ENTRY_COUNT.
 MAX_MESSAGE_COUNT = 4096
+# Whose messages may have images.
+SHOWING_ROLES = frozenset({"user", "tool", "function"})
 # Whose messages may have no content: calls of tools, and what a tool returned.
 SPEECHLESS_ROLES = frozenset({"assistant", "tool", "function"})
 
@@ -182,11 +184,11 @@ class Message(RequestModel):
         if self.role not in SPEECHLESS_ROLES and "content" not in self.model_fields_set:
             message = "a message's content is missing"
             raise PydanticCustomError("no_field", message, {"field": "content"})
-        count = 0 if self.role == "user" else sum(part.image is not None for part in self.content)
-        if count:  # what the LLM service says, before they are fetched
+        count = sum(part.image is not None for part in self.content)
+        if count and self.role not in SHOWING_ROLES:  # what the LLM service says, before a fetch
             message = (
-                "a message of the {role} has {count} images; only a user's may have any:"
-                " show them in one"
+                "a message of the {role} has {count} images; only a user's and a tool's may have"
+                " any: show them in one"
             )
             context = {"field": "content", "role": self.role, "count": count}
             raise PydanticCustomError("image_role", message, context)

@@ -20,6 +20,7 @@ from llm_service.engines.schemas import lean, relaxed
 from llm_service.pieces import ControlToken
 from llm_service.sampling import Guide
 from llm_service.tools.base import Envelope, ToolDefinition
+from protos.strictness import ADDITIONS, OPENNESS, close
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -53,10 +54,23 @@ def guide_grammar(guide: Guide) -> str:
 
 
 def arguments_grammar(tool: ToolDefinition) -> str:
-    """Returns the grammar of a tool's arguments, which are an object, say its schema so or not."""
+    """Returns the grammar of a tool's arguments, which are an object, say its schema so or not.
+
+    They have no properties but those that it lists, where that is all that it says of others: a
+    weak model would make some up until its tokens end, and what is called has no use for them.
+    """
     written = lean if tool.is_strict else relaxed
-    schema = json.loads(written(tool.parameters or "{}")) | {"type": "object"}
+    schema = json.loads(written(_closed(tool.parameters or "{}"))) | {"type": "object"}
     return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
+
+
+def _closed(source: str) -> str:
+    schema = json.loads(source)
+    if isinstance(schema, dict):
+        close(schema)
+        if schema.get("properties") == {} and not (OPENNESS | ADDITIONS) & schema.keys():
+            schema["additionalProperties"] = False  # of a tool without arguments
+    return json.dumps(schema)
 
 
 def calls_grammar(

@@ -373,7 +373,9 @@ class ToolDefinition(_message.Message):
     description: _builtins.str
     """What it does; may be empty."""
     parameters: _builtins.str
-    """JSON text of the JSON Schema of its arguments, which are an object. Empty: any object."""
+    """JSON text of the JSON Schema of its arguments, which are an object. Empty: any object. Where an
+    object's properties are listed, and nothing is said of others, a call has no others.
+    """
     strict: _builtins.bool
     """Whether a schema that cannot be enforced whole is refused. Otherwise what cannot be enforced is
     left out of the guide, and stays in the description.

@@ -14,7 +14,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 # The toy model fills a free string with one phrase over and over, and the answer is cut.
 STRING = "the toy model never ends a string of JSON"
-NAME = "the toy model makes up properties where a schema lets it"
+ARGUMENT = "the toy model does not take an argument from a question"
 CALL = "the toy model does not know when to call a tool"
 WEAKNESSES = {
     "test_agent_loop": CALL,
@@ -24,17 +24,15 @@ WEAKNESSES = {
     "test_structured_output_async": STRING,
     "test_structured_output_optional_param": STRING,
     "test_structured_output_pydantic_2_v1": STRING,
-    "test_tool_calling": NAME,
-    "test_tool_calling_async": NAME,
-    "test_tool_calling_with_no_arguments": NAME,
-    "test_tool_choice": NAME,
+    "test_tool_calling": ARGUMENT,
+    "test_tool_calling_async": ARGUMENT,
     "test_unicode_tool_call_integration": STRING,
 }
 SCENE = Path(os.environ["INTERNVL_PICTURES"]) / "scene.png"
 
 
 class Suite(ChatModelIntegrationTests):
-    """The suite with all that is served: neither audio, nor PDF, nor pictures of tools."""
+    """The suite with all that is served: neither audio nor PDF."""
 
     url: str
 
@@ -71,6 +69,10 @@ class Suite(ChatModelIntegrationTests):
     @property
     def supports_image_urls(self) -> bool:
         return False  # its picture is on the internet
+
+    @property
+    def supports_image_tool_message(self) -> bool:
+        return True
 
     @property
     def supports_anthropic_inputs(self) -> bool:

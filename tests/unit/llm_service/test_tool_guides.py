@@ -272,3 +272,37 @@ def test_a_grammar_cannot_name_the_marks_of_calls() -> None:
     with pytest.raises(InvalidArgumentError, match="special token") as info:
         new_matcher("internlm2_5", Guide("grammar", 'start: <|plugin|> "a"'))
     assert info.value.field == "guided.grammar"
+
+
+DIGIT = {"enum": [1, 2]}
+
+
+def new_call_of(schema: dict[str, Any]) -> ToolCallGuide:
+    tool = ToolDefinition("set", "", json.dumps(schema))
+    return new_guide("tokens", tool, is_required=True, is_single=True)
+
+
+@pytest.mark.parametrize(
+    "schema", [{"properties": {"a": DIGIT}, "required": ["a"]}, {"properties": {"a": DIGIT}}, {}]
+)
+def test_arguments_have_no_properties_but_those_that_are_listed(schema: dict[str, Any]) -> None:
+    guide = new_call_of({"properties": {}} | schema)
+    for seed in range(5):
+        _, (call,) = answer("tokens", guide, seed)
+        arguments = json.loads(call.arguments)
+        assert {*schema.get("required", ())} <= arguments.keys() <= {*schema.get("properties", ())}
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments"),
+    [
+        ({"properties": {"a": DIGIT}, "required": ["a", "b"]}, '{"a":1,"b":"x"}'),
+        ({"properties": {"a": DIGIT}, "minProperties": 2}, '{"a":1,"b":"x"}'),
+        ({"properties": {"a": DIGIT}, "additionalProperties": DIGIT}, '{"a":1,"b":2}'),
+        ({"type": "object"}, '{"b":"x"}'),
+    ],
+)
+def test_arguments_that_may_have_others_have_them(schema: dict[str, Any], arguments: str) -> None:
+    matcher = begun("tokens", new_call_of(schema))
+    write_call("tokens", matcher, ToolCall("set", arguments), separated=False)
+    assert matcher.failure is None
