@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
 from gateway.bodies import receive
-from gateway.images.data_urls import ANYWHERE_IN_MESSAGES, Body, ImagePlaces
+from gateway.images.data_urls import Body
+from gateway.images.json_paths import JSONPath
 from gateway.keys import MEMORY, RECORD, SETTINGS, TRAFFIC
 
 OVERTIME_SECONDS = 1.0
@@ -17,11 +18,11 @@ OVERTIME_SECONDS = 1.0
 
 @asynccontextmanager
 async def arrived(
-    request: web.Request, image_places: ImagePlaces = ANYWHERE_IN_MESSAGES
+    request: web.Request, image_places: Collection[JSONPath] | None = None
 ) -> AsyncIterator[tuple[Body, float]]:
     """Yields a request's body, and when its answer must be over, in the event loop's time.
 
-    What the request holds is counted until the block is left.
+    What the request holds is counted until the block is left. For `image_places` see `BodyReader`.
 
     Raises:
         UnavailableError: the gateway drains.

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 
-from gateway.images.data_urls import (
-    ANYWHERE_IN_MESSAGES,
-    Body,
-    BodyReader,
-    ContentLimits,
-    ImagePlaces,
-)
+from gateway.images.data_urls import Body, BodyReader, ContentLimits
+from gateway.images.json_paths import JSONPath
 from gateway.memory import Share
 from protos.process.settings import is_loopback
 
@@ -44,9 +40,9 @@ async def receive(
     request: web.Request,
     limits: BodyLimits,
     share: Share,
-    image_places: ImagePlaces = ANYWHERE_IN_MESSAGES,
+    image_places: Collection[JSONPath] | None = None,
 ) -> Body:
-    """Returns a request's body.
+    """Returns a request's body; for `image_places` see `BodyReader`.
 
     Raises:
         HTTPException: 408, 413, 415 or 417.
@@ -69,7 +65,7 @@ async def _read(
     request: web.Request,
     limits: BodyLimits,
     share: Share,
-    image_places: ImagePlaces,
+    image_places: Collection[JSONPath] | None,
 ) -> Body:
     from_loopback = _is_from_loopback(request)
     reader = BodyReader(limits.content, share, from_loopback=from_loopback, places=image_places)

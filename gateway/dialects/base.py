@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
-from gateway.images.data_urls import ANYWHERE_IN_MESSAGES, ImagePlaces
+from gateway.images.json_paths import JSONPath
 from gateway.openai.answers import AnswerHead
 from gateway.openapi.operation import Operation
 from protos.errors import ServiceError
@@ -76,7 +76,7 @@ class Dialect:
         error_body: returns the JSON of an error that ends a request of this id.
         operation: describes it.
         request_id_key: a further header for the request's id; None: there is none.
-        image_places: where images are that arrive in base64.
+        image_places: where images are that arrive in base64; None: wherever a data: URL is.
     """
 
     path: str
@@ -84,4 +84,4 @@ class Dialect:
     error_body: Callable[[ServiceError, str], dict[str, Any]]
     operation: Operation
     request_id_key: str | None = None
-    image_places: ImagePlaces = ANYWHERE_IN_MESSAGES
+    image_places: Collection[JSONPath] | None = None

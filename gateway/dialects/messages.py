@@ -41,7 +41,6 @@ from gateway.dialects.chat import PICTURE
 from gateway.dialects.message_turns import Conversation
 from gateway.fields import Option, Options, limit, none_if_all, signed
 from gateway.generation import GenerationRequest, ImageReference
-from gateway.images.data_urls import ImagePlaces
 from gateway.openai.answers import AnswerHead
 from gateway.openai.known_fields import Section
 from gateway.openapi.operation import OF_BODIES, Operation
@@ -49,12 +48,10 @@ from gateway.tools import Tool, ToolChoice
 
 # Where a base64 image may be: in a message, and in a tool's result.
 CONTENT = (b"messages", None, b"content", None)
-IMAGE_PLACES = ImagePlaces(
-    paths=frozenset(
-        (*above, b"source", name)
-        for above in (CONTENT, (*CONTENT, b"content", None))
-        for name in (b"data", b"url")
-    )
+IMAGE_PLACES = frozenset(
+    (*above, b"source", name)
+    for above in (CONTENT, (*CONTENT, b"content", None))
+    for name in (b"data", b"url")
 )
 
 

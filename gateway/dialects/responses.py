@@ -20,7 +20,6 @@ from gateway.fields import (
     nowhere,
 )
 from gateway.generation import GenerationRequest, ImageReference
-from gateway.images.data_urls import ImagePlaces
 from gateway.openai.answers import AnswerHead
 from gateway.openai.errors import error_body
 from gateway.openai.known_fields import Section
@@ -303,5 +302,4 @@ RESPONSES = Dialect(
         sections=SECTIONS,
         description="Nothing is stored: each request brings its whole conversation.",
     ),
-    image_places=ImagePlaces("input"),
 )

@@ -171,22 +171,6 @@ class ContentLimits:
     max_image_byte_count: int
 
 
-@dataclass(frozen=True)
-class ImagePlaces:
-    """Where a body may have images in base64.
-
-    Attributes:
-        field: the JSON path of what holds them all.
-        paths: of URLs, and of base64 named "data"; None: wherever a data: URL is.
-    """
-
-    field: str = "messages"
-    paths: Collection[JSONPath] | None = None
-
-
-ANYWHERE_IN_MESSAGES = ImagePlaces()
-
-
 class BodyReader:
     """Takes a JSON body apart while it arrives, so that no image is ever held as text.
 
@@ -200,9 +184,9 @@ class BodyReader:
         share: Share,
         *,
         from_loopback: bool = False,
-        places: ImagePlaces = ANYWHERE_IN_MESSAGES,
+        places: Collection[JSONPath] | None = None,
     ) -> None:
-        """Begins a body."""
+        """`places` are those of images: URLs, and base64 named "data"; None: of any data: URL."""
         self._limits = limits
         self._share = share
         self._text = bytearray()
@@ -211,7 +195,7 @@ class BodyReader:
         self._pending = b""
         self._secret = secrets.token_hex(16)
         self._places = places
-        self._opening = OPENING if places.paths is None else OPENING_AT_A_PLACE
+        self._opening = OPENING if places is None else OPENING_AT_A_PLACE
         self._paths = PathReader()
         share.hold(self)
 
@@ -255,9 +239,9 @@ class BodyReader:
 
     def _is_at_an_image(self) -> bool:
         """Whether the string whose quotation mark is the text's last byte is an image."""
-        if self._places.paths is None:
+        if self._places is None:
             return True
-        return self._paths.path_at(self._text, len(self._text) - 1) in self._places.paths
+        return self._paths.path_at(self._text, len(self._text) - 1) in self._places
 
     def _attach(self) -> AttachedImage:
         count = len(self._attachments.images) + 1
@@ -265,7 +249,7 @@ class BodyReader:
             raise InvalidArgumentError(
                 f"the request has {count} images or more;"
                 f" the limit is {self._limits.max_image_count}",
-                field=self._places.field,
+                field="messages",
             )
         name = f"attached:{self._secret}:{count}"
         self._keep(name.encode())

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.images.data_urls import Body, BodyReader, ContentLimits, ImagePlaces
+from gateway.images.data_urls import Body, BodyReader, ContentLimits
 from gateway.images.json_paths import MAX_TOKEN_COUNT
 from gateway.memory import Memory, Share
 from protos.errors import InvalidArgumentError, InvalidImageError
@@ -27,7 +27,7 @@ NAMES = ["data", "url", "source", "content", "messages", "x", 'a"data', "\\", "[
 
 def take_apart(body: bytes, *cuts: int, limits: ContentLimits = LIMITS) -> Body:
     """Returns the body that arrives in pieces, cut at these places."""
-    reader = BodyReader(limits, Share(Memory(64 * MIB)), places=ImagePlaces(paths=PLACES))
+    reader = BodyReader(limits, Share(Memory(64 * MIB)), places=PLACES)
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
     for start, end in zip(places, [*places[1:], len(body)], strict=True):
         reader.feed(body[start:end])
