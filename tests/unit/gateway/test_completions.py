@@ -149,6 +149,7 @@ def test_a_value_goes_over_as_the_contract_has_it(
     [
         ({"best_of": 2}, "best_of"),
         ({"n": 3, "best_of": 2}, "best_of"),
+        ({"prompt": ["a"] * 65, "n": 2, "echo": True, "logprobs": 0}, "n"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 0, "echo": False}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
