@@ -14,8 +14,9 @@ from gateway.generation import GenerationRequest
 from gateway.services.llm import ModelInfo
 from gateway.tasks import owning
 
-# Of one request at a time; more would fill the LLM service's queue for everybody else.
-CONCURRENT_GENERATION_COUNT = 16
+# Of one request at a time; more would fill the LLM service's queue for everybody else. A generation
+# of several choices counts as these.
+CONCURRENT_CHOICE_COUNT = 16
 # Events that nobody has read yet: a client that reads slowly holds up its own generations.
 WAITING_EVENT_COUNT = 64
 
@@ -33,7 +34,7 @@ async def answering_all(
 
     Args:
         ask: begins a generation.
-        generations: at least one.
+        generations: at least one; all of as many choices.
     """
     if len(generations) == 1:
         async with ask(generations[0]) as alone:
@@ -53,7 +54,8 @@ async def _gather(
     found: asyncio.Queue[Found | Exception | None],
 ) -> None:
     """Puts what comes of all generations, then nothing; or the error of the first that fails."""
-    slots = asyncio.Semaphore(CONCURRENT_GENERATION_COUNT)
+    choice_count = max(1, generations[0].choice_count)  # it may be wrong: the service refuses it
+    slots = asyncio.Semaphore(max(1, CONCURRENT_CHOICE_COUNT // choice_count))
 
     async def follow(generation: GenerationRequest, first_index: int) -> None:
         async with slots, ask(generation) as (info, events):

@@ -51,16 +51,18 @@ class WholeMessage:
             raise ServiceError("the LLM service left out the end or the usage")
         message = _message(self._head, _usage(self._usage))
         message |= _stop(self._finished, has_called=bool(self._calls))
-        blocks = ",".join(self._blocks())
+        is_cut = self._finished.reason == "length" or self._finished.stop_string is not None
+        blocks = ",".join(self._blocks(is_cut=is_cut))
         return f'{_text(message).removesuffix("}")},"content":[{blocks}]}}'.encode()
 
-    def _blocks(self) -> Iterator[str]:
+    def _blocks(self, *, is_cut: bool) -> Iterator[str]:
         if text := "".join(self._texts):
             yield _text(_text_block(text))
         ids = CallIds(ID_PREFIX)
         for index, call in sorted(self._calls.items()):
             head = _text(_call_head(ids.of(0, index), call.name))
-            yield f'{head.removesuffix("}")},"input":{call.input()}}}'
+            may_be_cut = is_cut and index == max(self._calls)
+            yield f'{head.removesuffix("}")},"input":{call.input(may_be_cut=may_be_cut)}}}'
 
 
 @dataclass
@@ -74,14 +76,26 @@ class _Call:
         self.name += piece.name
         self.pieces.append(piece.arguments)
 
-    def input(self) -> str:
-        """Returns the JSON of the arguments, as it came; of one that was cut, what is whole."""
+    def input(self, *, may_be_cut: bool) -> str:
+        """Returns the JSON of the arguments, as it came; of one that was cut, what is whole.
+
+        What was cut where it is nested too deeply to be read, or holds no number, is nothing.
+        """
         arguments = "".join(self.pieces) or "{}"
+        if not may_be_cut:
+            return arguments
         try:
             from_json(arguments)
         except ValueError:
-            return _text(from_json(arguments, allow_partial=True))
+            return _readable(arguments)
         return arguments
+
+
+def _readable(cut: str) -> str:
+    try:
+        return _text(from_json(cut, allow_partial=True))
+    except ValueError:
+        return "{}"
 
 
 class StreamedMessage:
@@ -207,7 +221,7 @@ def _usage(usage: Usage) -> JSONObject:
 
 
 def _text(value: JSONObject) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def _event(kind: str, members: JSONObject | None = None) -> bytes:

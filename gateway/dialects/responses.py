@@ -257,7 +257,8 @@ class ResponsesCall:
             if field.startswith("chat.messages"):
                 return place_in(turns, field.removeprefix("chat.messages"))
             if image := IMAGE.match(field):
-                return images[int(image[1])].name_field("url") if image[1] else "input"
+                index = int(image[1] or len(images))
+                return images[index].name_field("url") if index < len(images) else "input"
             return RESPONSES_OPTIONS.param_of(self.request, field)
 
         fields = {

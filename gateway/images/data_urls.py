@@ -33,6 +33,7 @@ OPENING = re.compile(DATA_URL)
 # Base64 alone may be anything: where it is an image its place must say.
 OPENING_AT_A_PLACE = re.compile(DATA_URL + rb'|"data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"')
 MAX_OPENING_BYTE_COUNT = 1024
+MAX_NAME_LENGTH = 64
 STRING = re.compile(rb'(?:[^"\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*')
 ESCAPED_BACKSLASH = rb"\\"
 # In base64 and between its lines; they are replaced many times faster than read as JSON.
@@ -249,13 +250,18 @@ class BodyReader:
             raise InvalidArgumentError(
                 f"the request has {count} images or more;"
                 f" the limit is {self._limits.max_image_count}",
-                field="messages",
+                field=self._outermost_name(),
             )
         name = f"attached:{self._secret}:{count}"
         self._keep(name.encode())
         image = AttachedImage(self._limits.max_image_byte_count, self._share)
         self._attachments.images[name] = image
         return image
+
+    def _outermost_name(self) -> str:
+        """Returns the name of the body's member that the text's last byte is in."""
+        name, *_ = (*PathReader().path_at(self._text, len(self._text) - 1), None)
+        return (name or b"").decode(errors="replace")[:MAX_NAME_LENGTH]
 
     def _read_image(self, image: AttachedImage) -> bool:
         """Reads up to the image's end, and returns whether it has come."""

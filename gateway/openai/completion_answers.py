@@ -216,7 +216,10 @@ class WholeCompletion:
 
 @dataclass
 class _CollectedChoice:
-    """What has come of one completion; log probabilities are JSON at once, to take less memory."""
+    """What has come of one completion.
+
+    Log probabilities are JSON at once, and one text for each event, to take less memory.
+    """
 
     texts: list[str] = field(default_factory=list)
     logprobs: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -226,7 +229,7 @@ class _CollectedChoice:
         self.texts.append(piece.text)
         self.reason = piece.reason
         for name, column in (piece.logprobs or {}).items():
-            self.logprobs[name].extend(map(compact, column))
+            self.logprobs[name].append(compact(column)[1:-1])
 
     def json(self, index: int) -> str:
         if self.reason is None:

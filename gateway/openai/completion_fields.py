@@ -34,7 +34,7 @@ COMPLETION = Section(
     served(
         "logprobs",
         meaning="up to 20 alternatives, of OpenAI's older form; with `echo` the prompt's tokens"
-        " have theirs, too. Equal texts are one entry, with the best",
+        " have theirs, too, in up to 128 choices. Equal texts are one entry, with the best",
     ),
     served("best_of", meaning="1, or as many as `n`: nothing is chosen"),
     served(

@@ -104,6 +104,14 @@ class CompletionRequest(GenerationOptions):
         if self.max_tokens == 0 and not self.echo:
             message = "no token is asked for, and no echo; 'max_tokens' must be at least 1"
             raise PydanticCustomError("no_tokens", message, {"field": "max_tokens"})
+        count = len(self.prompt) * self.choice_count
+        if self.echo and self.logprobs is not None and count > MAX_PROMPT_COUNT:
+            message = (
+                "{count} choices would repeat the log probabilities of their prompts;"
+                " the limit is {limit}"
+            )
+            context = {"field": "n", "count": count, "limit": MAX_PROMPT_COUNT}
+            raise PydanticCustomError("choices", message, context)
         return self
 
 

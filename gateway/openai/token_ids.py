@@ -23,7 +23,8 @@ def token_ids(value: list[Any], param: str) -> list[int]:
     for index, entry in enumerate(value):
         if type(entry) is not int or not 0 <= entry <= MAX_INT32:
             raise InvalidArgumentError(
-                f"a token id is {shown_kind(entry)}; it must be a whole number from 0 on",
+                f"a token id is {shown_kind(entry)};"
+                f" it must be a whole number from 0 to {MAX_INT32}",
                 field=f"{param}[{index}]",
             )
     return value

@@ -10,7 +10,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.batches import CONCURRENT_GENERATION_COUNT
+from gateway.batches import CONCURRENT_CHOICE_COUNT
 from gateway.release import release
 from protos.errors import InvalidArgumentError, InvalidImageError, OverloadedError, ServiceError
 from tests.fakes import MODEL, SOON_SECONDS, Gateway, ScriptedLLM, ScriptedVision, happening, stack
@@ -174,12 +174,12 @@ async def test_leaving_ends_all_generations() -> None:
 
 async def test_so_many_prompts_run_at_a_time() -> None:
     llm = ScriptedLLM(stalls=True)
-    prompts = [str(number) for number in range(CONCURRENT_GENERATION_COUNT + 5)]
+    prompts = [str(number) for number in range(CONCURRENT_CHOICE_COUNT + 5)]
     async with stack(llm=llm) as gateway:
         asked = asyncio.create_task(post(gateway, prompt=prompts))
-        await asyncio.wait_for(begun(llm, CONCURRENT_GENERATION_COUNT), SOON_SECONDS)
+        await asyncio.wait_for(begun(llm, CONCURRENT_CHOICE_COUNT), SOON_SECONDS)
         await asyncio.sleep(0.2)
-        assert len(llm.starts) == CONCURRENT_GENERATION_COUNT
+        assert len(llm.starts) == CONCURRENT_CHOICE_COUNT
         assert (await gateway.get("/load"))[1] == {"server_load": 1}
         llm.released.set()
         status, answer = await asked

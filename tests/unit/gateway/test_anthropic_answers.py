@@ -38,7 +38,7 @@ def whole(*events: ChatEvent) -> Any:
     answer = WholeMessage(HEAD)
     for event in events:
         answer.add(event)
-    return json.loads(answer.body())
+    return json.loads(answer.body(), parse_constant=pytest.fail)
 
 
 def streamed(*events: ChatEvent) -> list[Any]:
@@ -166,11 +166,27 @@ def test_why_a_message_ended(finished: Finished, called: bool, reason: str) -> N
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [('{"a": [1, 2', {"a": [1, 2]}), ('{"a": "b', {}), ('{"a', {}), ("", {})],
+    [
+        ('{"a": [1, 2', {"a": [1, 2]}),
+        ('{"a": "b', {}),
+        ('{"a', {}),
+        ("", {}),
+        ('{"a": ' * 300, {}),
+        ('{"a": ' + "1" * 5000, {}),
+        ('{"a": 1e999, "b": ', {}),
+    ],
 )
 def test_of_a_call_that_was_cut_what_is_whole_is_told(arguments: str, expected: Any) -> None:
     message = whole(piece(0, "look", arguments), Finished(0, "length"), USAGE)
     assert message["content"][0]["input"] == expected
+
+
+@pytest.mark.parametrize("arguments", ['{"a":' * 300 + "1" + "}" * 300, r'{"a":"\ud83d"}'])
+def test_a_whole_call_is_told_as_it_came(arguments: str) -> None:
+    answer = WholeMessage(HEAD)
+    for event in (piece(0, "look", arguments), Finished(0, "stop"), USAGE):
+        answer.add(event)
+    assert f'"input":{arguments}}}' in answer.body().decode()
 
 
 @pytest.mark.parametrize("missing", [0, 1])

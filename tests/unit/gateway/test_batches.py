@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from gateway.batches import CONCURRENT_GENERATION_COUNT, WAITING_EVENT_COUNT, answering_all
+from gateway.batches import CONCURRENT_CHOICE_COUNT, WAITING_EVENT_COUNT, answering_all
 from gateway.chat import Answering
 from gateway.events import ChatEvent, Finished, PromptLogprobs, TextDelta, TokenLogprob, Usage
 from gateway.generation import GenerationRequest
@@ -111,12 +111,16 @@ async def test_prompts_have_the_index_of_their_first_choice() -> None:
     assert [event.index for event in events if isinstance(event, PromptLogprobs)] == [0, 3]
 
 
-async def test_so_many_run_at_a_time() -> None:
+@pytest.mark.parametrize(
+    ("choice_count", "peak_count"), [(1, CONCURRENT_CHOICE_COUNT), (5, 3), (100, 1), (0, 16)]
+)
+async def test_so_many_run_at_a_time(choice_count: int, peak_count: int) -> None:
     script = Script()
-    requests = [generation(str(number)) for number in range(3 * CONCURRENT_GENERATION_COUNT)]
+    numbers = range(3 * CONCURRENT_CHOICE_COUNT)
+    requests = [generation(str(number), choice_count) for number in numbers]
     events = await read(answering_all(script.ask, requests))
-    assert script.peak_count == CONCURRENT_GENERATION_COUNT
-    assert sum(isinstance(event, Finished) for event in events) == len(requests)
+    assert script.peak_count == peak_count
+    assert sum(isinstance(event, Finished) for event in events) == choice_count * len(requests)
 
 
 @pytest.mark.parametrize("failure", [ServiceError("lost"), ValueError("a bug")], ids=str)

@@ -266,6 +266,7 @@ ITEMS = [
         ("chat.messages[99].parts[0].text", "input"),
         ("images[0]", "input[1].content[0].image_url"),
         ("images[1]", "input[7].content[0].image_url"),
+        ("images[2]", "input"),
         ("images", "input"),
         ("chat.tools[0].parameters.properties.a", "tools[0].parameters.properties.a"),
         ("guided.tool_calls.names", "tool_choice"),
