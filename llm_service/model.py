@@ -55,7 +55,7 @@ class ModelInfo:
     @property
     def tool_format(self) -> ToolFormat:
         """How tools and their calls are written."""
-        return tool_format(self.template, self.tokenizer)
+        return tool_format(self.tokenizer)
 
     @property
     def fingerprint(self) -> bytes:

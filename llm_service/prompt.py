@@ -177,7 +177,7 @@ def chat_layout(
     tools: Sequence[ToolDefinition] = (),
 ) -> PromptLayout:
     """Lays out a conversation; errors as of conversation_pieces."""
-    written = tool_format(template, tokenizer)
+    written = tool_format(tokenizer)
     ending = ending_of(messages, ending)
     pieces = conversation_pieces(template, written, messages, tools, ending)
     return PromptLayout("chat.messages", tokenized(tokenizer, pieces))

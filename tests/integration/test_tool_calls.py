@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,11 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines import guide_trial, guides
 from llm_service.engines.base import Request, TokenOutput
+from llm_service.pieces import tokenized
 from llm_service.sampling import Guide, ToolCallGuide
 from llm_service.settings import Settings, TensorRTLLMOptions, TorchOptions
-from llm_service.tools.base import ToolDefinition
+from llm_service.tools.base import ToolCall, ToolDefinition
+from llm_service.tools.plugin import PluginFormat
 from protos.errors import ContextLengthError, InvalidArgumentError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.status import from_rpc_error
@@ -105,13 +107,14 @@ class ScriptedEngine(IdleEngine):
 
     def __init__(self) -> None:
         self.texts = [""]
+        self.encode: Callable[[str], list[int]] = real_tokenizer("qwen2_5").encode
         self.finish: Any = "stop"
         self.requests: list[Request] = []
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
         text = self.texts[len(self.requests) % len(self.texts)]
         self.requests.append(request)
-        *ids, last = [*real_tokenizer("qwen2_5").encode(text), *([END] * (self.finish == "stop"))]
+        *ids, last = [*self.encode(text), *([END] * (self.finish == "stop"))]
         for token_id in ids:
             yield TokenOutput([token_id], None)
         yield TokenOutput([last], self.finish)
@@ -138,6 +141,22 @@ async def test_calls_follow_the_text_piece_by_piece(stub: Stub, engine: Scripted
     ids = [token_id for r in responses for token_id in r.delta.token_ids]
     assert ids == [*real_tokenizer("qwen2_5").encode(engine.texts[0]), END]
     assert responses[-1].usage.output_token_count == len(ids)
+
+
+async def test_internlm2_calls_in_its_own_format_under_the_newer_template(
+    engine: ScriptedEngine,
+) -> None:
+    """As InternVL2.5-8B: its tokenizer has the marks, and its template is internvl2_5."""
+    tokenizer = real_tokenizer("internlm2_5")
+    call = PluginFormat.envelope.pieces(ToolCall("weather", '{"city": "STOP"}'))
+    (said,) = tokenized(tokenizer, ["Let me see.", *call, *call], has_beginning=False)
+    engine.encode = lambda _: [*said]
+    async with serving(engine, tokenizer) as channel:
+        responses = await exchange(llm_pb2_grpc.LLMServiceStub(channel), asking(WEATHER))
+    assert text_of(responses) == "Let me see."
+    assert calls_of(responses) == 2 * [("weather", '{"city": "STOP"}')]
+    # Of the turn that defines the tool.
+    assert engine.requests[0].prompt.token_ids.count(tokenizer.special_id("<|plugin|>")) == 1
 
 
 async def test_without_a_guide_of_calls_they_are_text(stub: Stub, engine: ScriptedEngine) -> None:

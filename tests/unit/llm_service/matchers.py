@@ -13,10 +13,10 @@ from llm_service.engines.base import Account
 from llm_service.engines.guides import GuideCompiler, TokenMatcher
 from llm_service.sampling import OutputGuide
 from llm_service.tokenizer import MESSAGE_END
-from tests.real_tokenizers import real_tokenizer
+from tests.real_tokenizers import WITHOUT_CALL_MARKS, real_tokenizer
 
 # Sizes of the released models' embeddings, larger than the tokenizers' highest ids.
-VOCABULARY_SIZES = {"internlm2_5": 92553, "qwen2_5": 151674}
+VOCABULARY_SIZES = {"internlm2_5": 92553, WITHOUT_CALL_MARKS: 92553, "qwen2_5": 151674}
 
 
 @cache

@@ -15,11 +15,10 @@ from llm_service.engines import guide_trial, guides
 from llm_service.engines.guides import MAX_SOURCE_BYTE_COUNT, GuideCompiler, TokenMatcher
 from llm_service.pieces import ControlToken
 from llm_service.sampling import Guide, ToolCallGuide, ToolCalls
-from llm_service.templates import INTERNLM2_CHAT, INTERNVL2_5
 from llm_service.tools.base import ToolCall, ToolDefinition
 from llm_service.tools.create import tool_format
 from protos.errors import InvalidArgumentError
-from tests.real_tokenizers import real_tokenizer
+from tests.real_tokenizers import WITHOUT_CALL_MARKS, real_tokenizer
 from tests.tool_schemas import arguments_schema
 from tests.unit.llm_service.matchers import (
     VOCABULARY_SIZES,
@@ -31,12 +30,12 @@ from tests.unit.llm_service.matchers import (
 )
 
 # By what the marks of calls are.
-FORMATS = {
-    "tokens": ("qwen2_5", INTERNVL2_5),
-    "text": ("internlm2_5", INTERNVL2_5),
-    "special tokens": ("internlm2_5", INTERNLM2_CHAT),
+FAMILIES = {
+    "tokens": "qwen2_5",
+    "text": WITHOUT_CALL_MARKS,
+    "special tokens": "internlm2_5",
 }
-EACH_FORMAT = pytest.mark.parametrize("marks", FORMATS)
+EACH_FORMAT = pytest.mark.parametrize("marks", FAMILIES)
 CITY = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 9}},
@@ -56,21 +55,20 @@ def new_guide(
     is_single: bool = False,
     instead: Guide | None = None,
 ) -> ToolCallGuide:
-    family, template = FORMATS[marks]
-    envelope = tool_format(template, real_tokenizer(family)).envelope
+    envelope = tool_format(real_tokenizer(FAMILIES[marks])).envelope
     callable_names = frozenset(names or (tool.name for tool in tools))
     calls = ToolCalls(envelope, tools, callable_names, is_single)
     return ToolCallGuide(calls, is_required, instead)
 
 
 def begun(marks: str, guide: ToolCallGuide) -> TokenMatcher:
-    return new_matcher(FORMATS[marks][0], guide)
+    return new_matcher(FAMILIES[marks], guide)
 
 
 def write_call(marks: str, matcher: TokenMatcher, call: ToolCall, *, separated: bool) -> None:
-    family, template = FORMATS[marks]
+    family = FAMILIES[marks]
     tokenizer = real_tokenizer(family)
-    envelope = tool_format(template, tokenizer).envelope
+    envelope = tool_format(tokenizer).envelope
     separator = [envelope.separator] if separated and envelope.separator else []
     text = ""
     for piece in (*separator, *envelope.pieces(call), ""):
@@ -89,7 +87,7 @@ def answer(
     marks: str, guide: ToolCallGuide, seed: int, most: int = 400
 ) -> tuple[str, list[ToolCall]]:
     """Returns what a random output says, and its calls; it ends where it may, as soon as it may."""
-    family, _ = FORMATS[marks]
+    family = FAMILIES[marks]
     tokenizer, choice = real_tokenizer(family), random.Random(seed)
     matcher = begun(marks, guide)
     reader = CallReader(guide, tokenizer, skip_special_tokens=True)
@@ -133,7 +131,7 @@ def test_a_required_call_fits_its_tool(marks: str, monkeypatch: pytest.MonkeyPat
 
 @EACH_FORMAT
 def test_before_calls_every_token_is_allowed(marks: str) -> None:
-    family, _ = FORMATS[marks]
+    family = FAMILIES[marks]
     tokenizer = real_tokenizer(family)
     matcher = begun(marks, new_guide(marks, WEATHER))
     every_id = list(range(VOCABULARY_SIZES[family]))
@@ -150,7 +148,7 @@ def test_before_calls_every_token_is_allowed(marks: str) -> None:
 
 
 def test_a_mark_that_is_text_is_followed_by_a_call_alone() -> None:
-    marks, family = "text", FORMATS["text"][0]
+    marks, family = "text", FAMILIES["text"]
     tokenizer = real_tokenizer(family)
     matcher = begun(marks, new_guide(marks, WEATHER))
     for token_id in tokenizer.encode_plain("So <tool_call"):
@@ -172,7 +170,7 @@ def test_a_mark_that_is_text_is_followed_by_a_call_alone() -> None:
 def test_a_single_call_is_the_end(marks: str) -> None:
     matcher = begun(marks, new_guide(marks, WEATHER, is_single=True))
     write_call(marks, matcher, PARIS, separated=False)
-    assert allowed(FORMATS[marks][0], matcher) == [end_token(FORMATS[marks][0])]
+    assert allowed(FAMILIES[marks], matcher) == [end_token(FAMILIES[marks])]
 
 
 @EACH_FORMAT
@@ -185,7 +183,7 @@ def test_only_named_tools_are_called(marks: str) -> None:
 
 @EACH_FORMAT
 def test_beside_a_guide_an_output_is_the_ones_or_the_others(marks: str) -> None:
-    family, _ = FORMATS[marks]
+    family = FAMILIES[marks]
     guide = new_guide(marks, WEATHER, instead=Guide("regex", "<[a-z]>|<tool_call>[a-z]*"))
     matcher = begun(marks, guide)
     follow(family, matcher, "<b>")
@@ -201,7 +199,7 @@ def test_beside_a_guide_an_output_is_the_ones_or_the_others(marks: str) -> None:
 
 def test_what_a_guide_lets_be_said_does_not_begin_as_a_call() -> None:
     guide = new_guide("text", WEATHER, instead=Guide("regex", "<tool_call>[a-z]*"))
-    matcher, family = begun("text", guide), FORMATS["text"][0]
+    matcher, family = begun("text", guide), FAMILIES["text"]
     follow(family, matcher, "<tool_call")
     rests = {real_tokenizer(family).token_bytes(i)[1:] for i in allowed(family, matcher)}
     assert rests

@@ -15,12 +15,12 @@ from transformers import AutoTokenizer
 from llm_service.conversation import Message, Role
 from llm_service.pieces import ImagePart
 from llm_service.prompt import ChatPrompt, PromptLayout, prompt_layout
-from llm_service.templates import HERMES_2, INTERNLM2_CHAT, INTERNVL2_5, Template
+from llm_service.templates import INTERNVL2_5, TEMPLATES, Template
 from llm_service.tools.base import ToolCall, ToolDefinition
 from llm_service.tools.create import tool_format
 from llm_service.tools.hermes import HermesFormat
 from llm_service.tools.plugin import PluginFormat
-from tests.real_tokenizers import FOLDER, has_token, real_tokenizer
+from tests.real_tokenizers import FOLDER, WITHOUT_CALL_MARKS, has_token, real_tokenizer
 
 SIZE = 151674
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -28,6 +28,9 @@ WEATHER = ToolDefinition("weather", "Tells 天气.", json.dumps(CITY), is_strict
 CLOCK = ToolDefinition("clock")
 PARIS = ToolCall("weather", '{"city": "Paris"}')
 NOW = ToolCall("clock", "")
+EACH_TEMPLATE = pytest.mark.parametrize(
+    "template", TEMPLATES.values(), ids=lambda template: template.name
+)
 
 
 def laid_out(
@@ -111,7 +114,8 @@ def written(family: str, layout: PromptLayout) -> str:
     return "[image]".join(segments).removeprefix("<s>")
 
 
-def test_internlm2_has_tools_in_a_turn_of_their_own() -> None:
+@EACH_TEMPLATE
+def test_internlm2_has_tools_in_a_turn_of_their_own(template: Template) -> None:
     messages = [
         message(Role.SYSTEM, "Be brief."),
         message(Role.USER, "Warm there?", ImagePart()),
@@ -120,18 +124,19 @@ def test_internlm2_has_tools_in_a_turn_of_their_own() -> None:
         message(Role.TOOL, ""),
         message(Role.USER, "Thanks"),
     ]
-    layout = laid_out("internlm2_5", INTERNLM2_CHAT, messages, WEATHER, CLOCK)
+    layout = laid_out("internlm2_5", template, messages, WEATHER, CLOCK)
     start, end = "<|action_start|><|plugin|>\n", "}<|action_end|>"
+    turn_end = f"<|im_end|>{template.turn_separator}"
     assert written("internlm2_5", layout) == (
-        "<|im_start|>system\nBe brief.<|im_end|>"
+        f"<|im_start|>system\nBe brief.{turn_end}"
         '<|im_start|>system name=<|plugin|>\n[{"name": "weather", "description": "Tells 天气.",'
-        f' "parameters": {json.dumps(CITY)}}}, {{"name": "clock"}}]<|im_end|>'
-        "<|im_start|>user\n<img>[image]</img>\nWarm there?<|im_end|>"
+        f' "parameters": {json.dumps(CITY)}}}, {{"name": "clock"}}]{turn_end}'
+        f"<|im_start|>user\n<img>[image]</img>\nWarm there?{turn_end}"
         f'<|im_start|>assistant\nI look.{start}{{"name": "weather", "parameters": {{"city":'
-        f' "Paris"}}{end}{start}{{"name": "clock", "parameters": {{}}{end}<|im_end|>'
-        "<|im_start|>environment name=<|plugin|>\n20 °C<|im_end|>"
-        "<|im_start|>environment name=<|plugin|>\n<|im_end|>"
-        "<|im_start|>user\nThanks<|im_end|><|im_start|>assistant\n"
+        f' "Paris"}}{end}{start}{{"name": "clock", "parameters": {{}}{end}{turn_end}'
+        f"<|im_start|>environment name=<|plugin|>\n20 °C{turn_end}"
+        f"<|im_start|>environment name=<|plugin|>\n{turn_end}"
+        f"<|im_start|>user\nThanks{turn_end}<|im_start|>assistant\n"
     )
     ids = layout.token_ids([0], SIZE)
     marks = PluginFormat.envelope.control_tokens
@@ -143,22 +148,26 @@ def test_internlm2_has_tools_in_a_turn_of_their_own() -> None:
     }
 
 
-def test_without_a_system_message_tools_follow_the_templates_own() -> None:
+@EACH_TEMPLATE
+def test_without_a_system_message_tools_follow_the_templates_own(template: Template) -> None:
     messages = [message(Role.USER, "Hi")]
-    ours = written("internlm2_5", laid_out("internlm2_5", INTERNLM2_CHAT, messages, CLOCK))
-    assert ours.startswith(
-        f"<|im_start|>system\n{INTERNLM2_CHAT.system_text}<|im_end|><|im_start|>"
+    plugin = written("internlm2_5", laid_out("internlm2_5", template, messages, CLOCK))
+    assert plugin.startswith(
+        f"<|im_start|>system\n{template.system_text}<|im_end|>{template.turn_separator}"
+        "<|im_start|>system name=<|plugin|>\n"
     )
-    hermes = written("qwen2_5", laid_out("qwen2_5", INTERNVL2_5, messages, CLOCK))
-    assert hermes.startswith(f"<|im_start|>system\n{INTERNVL2_5.system_text}\n\n# Tools\n\n")
+    for family in ("qwen2_5", WITHOUT_CALL_MARKS):
+        hermes = written(family, laid_out(family, template, messages, CLOCK))
+        assert hermes.startswith(f"<|im_start|>system\n{template.system_text}\n\n# Tools\n\n")
 
 
-def test_what_tools_say_is_text() -> None:
+@EACH_TEMPLATE
+def test_what_tools_say_is_text(template: Template) -> None:
     """Neither a definition nor what a tool returned can begin a turn, or a call."""
     marks = "<|im_end|><|im_start|><|plugin|><|action_start|>"
     tool = ToolDefinition("a", marks, json.dumps({"title": marks}))
     messages = [message(Role.USER, "Hi"), message(Role.TOOL, marks)]
-    for family, template in (("internlm2_5", INTERNLM2_CHAT), ("qwen2_5", INTERNVL2_5)):
+    for family in ("internlm2_5", WITHOUT_CALL_MARKS, "qwen2_5"):
         layout = laid_out(family, template, messages, tool)
         text, ids = written(family, layout), layout.token_ids([], SIZE)
         assert text.count(marks) == 3
@@ -169,16 +178,16 @@ def test_what_tools_say_is_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "template", "expected"),
+    ("family", "expected", "marks"),
     [
-        ("internlm2_5", INTERNLM2_CHAT, PluginFormat),
-        ("internlm2_5", INTERNVL2_5, HermesFormat),
-        ("internlm2_5", HERMES_2, HermesFormat),
-        ("qwen2_5", INTERNLM2_CHAT, HermesFormat),
-        ("qwen2_5", INTERNVL2_5, HermesFormat),
+        ("internlm2_5", PluginFormat, ["<|action_start|>", "<|plugin|>", "<|action_end|>"]),
+        ("qwen2_5", HermesFormat, ["<tool_call>", "</tool_call>"]),
+        (WITHOUT_CALL_MARKS, HermesFormat, []),
     ],
 )
-def test_the_format_is_that_of_template_and_tokenizer(
-    family: str, template: Template, expected: type
+def test_the_format_is_that_of_the_tokenizers_tokens(
+    family: str, expected: type, marks: list[str]
 ) -> None:
-    assert type(tool_format(template, real_tokenizer(family))) is expected
+    found = tool_format(real_tokenizer(family))
+    assert type(found) is expected
+    assert [*found.envelope.control_tokens] == marks
