@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 
 import torch
 from google.protobuf import message as protobuf
@@ -471,7 +472,12 @@ def _tool_call_guide(
                 field=f"{field}.names[{index}]",
             )
     names = frozenset(sent.names) or known
-    calls = ToolCalls(info.tool_format.envelope, tools, names, sent.single)
+    # Guides are kept: without what says nothing of them, which has no bound of its own.
+    rules = tuple(
+        replace(tool, description="", parameters=tool.parameters if tool.name in names else "")
+        for tool in tools
+    )
+    calls = ToolCalls(info.tool_format.envelope, rules, names, sent.single)
     is_required = TOOL_CHOICES[sent.choice]
     return ToolCallGuide(calls, is_required, None if is_required else plain)
 
