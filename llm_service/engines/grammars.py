@@ -109,4 +109,4 @@ def _terms(pieces: Sequence[str | ControlToken], special_id: Callable[[str], int
 
 
 def _lexeme(texts: Sequence[str]) -> list[str]:
-    return [json.dumps("".join(texts), ensure_ascii=False)] if texts else []
+    return [json.dumps("".join(texts))] if texts else []
