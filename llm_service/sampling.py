@@ -34,7 +34,7 @@ class ToolCalls:
 
     Attributes:
         envelope: what stands around each.
-        tools: all of the prompt's; their descriptions make no difference.
+        tools: all of the prompt's, as far as a guide needs them.
         names: of those that may be called.
         is_single: whether there is no more than one call.
     """

@@ -472,9 +472,12 @@ def _tool_call_guide(
                 field=f"{field}.names[{index}]",
             )
     names = frozenset(sent.names) or known
-    # Compiled forms are kept by what they are of, and descriptions make no difference.
-    bare = tuple(replace(tool, description="") for tool in tools)
-    calls = ToolCalls(info.tool_format.envelope, bare, names, sent.single)
+    # Guides are kept: without what says nothing of them, which has no bound of its own.
+    rules = tuple(
+        replace(tool, description="", parameters=tool.parameters if tool.name in names else "")
+        for tool in tools
+    )
+    calls = ToolCalls(info.tool_format.envelope, rules, names, sent.single)
     is_required = TOOL_CHOICES[sent.choice]
     return ToolCallGuide(calls, is_required, None if is_required else plain)
 

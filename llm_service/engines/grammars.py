@@ -123,4 +123,4 @@ def _terms(pieces: Sequence[str | ControlToken], special_id: Callable[[str], int
 
 
 def _lexeme(texts: Sequence[str]) -> list[str]:
-    return [json.dumps("".join(texts))] if texts else []  # Lark's texts have no U+007F
+    return [json.dumps("".join(texts))] if texts else []

@@ -388,7 +388,8 @@ def _tried(guide: Guide) -> str | Fault:
 def _tried_calls(calls: ToolCalls, special_id: Callable[[str], int]) -> str | Fault:
     """Returns the grammar of calls, or why it cannot be compiled.
 
-    A schema that cannot be enforced, and need not be, stands for any object.
+    A schema that cannot be enforced, and need not be, stands for any object; where all of them
+    together are too much, each that need not be.
     """
     tools = calls.callable_tools
     arguments = {tool.name: arguments_grammar(tool) for tool in tools.values()}
@@ -406,6 +407,9 @@ def _tried_calls(calls: ToolCalls, special_id: Callable[[str], int]) -> str | Fa
         if own_reason:
             arguments[tool.name] = ANY_OBJECT
     if any(reasons):
+        reason = _trial(calls_grammar(envelope, arguments, is_single=is_single))
+    if reason not in ("", TOO_COSTLY):
+        arguments |= {tool.name: ANY_OBJECT for tool in tools.values() if not tool.is_strict}
         reason = _trial(calls_grammar(envelope, arguments, is_single=is_single))
     if reason:
         return _fault(calls, reason)

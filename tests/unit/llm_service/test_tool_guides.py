@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
+from llm_service import wire
 from llm_service.call_reader import CallReader
 from llm_service.detokenizer import Detokenizer
 from llm_service.engines import guide_trial, guides
 from llm_service.engines.guides import MAX_SOURCE_BYTE_COUNT, GuideCompiler, TokenMatcher
+from llm_service.model import ModelInfo
 from llm_service.pieces import ControlToken
 from llm_service.sampling import Guide, ToolCallGuide, ToolCalls
 from llm_service.tools.base import ToolCall, ToolDefinition
 from llm_service.tools.create import tool_format
 from protos.errors import InvalidArgumentError
+from protos.internvl.v1 import llm_pb2
 from tests.real_tokenizers import WITHOUT_CALL_MARKS, real_tokenizer
 from tests.tool_schemas import arguments_schema
 from tests.unit.llm_service.matchers import (
@@ -26,6 +30,7 @@ from tests.unit.llm_service.matchers import (
     allowed_ids,
     end_token,
     follow,
+    ids_by_text,
     new_matcher,
 )
 
@@ -147,6 +152,16 @@ def test_before_calls_every_token_is_allowed(marks: str) -> None:
         assert len(allowed(family, matcher)) < 10
 
 
+@EACH_FORMAT
+def test_a_byte_of_no_text_is_no_mark(marks: str) -> None:
+    family = FAMILIES[marks]
+    matcher = begun(marks, new_guide(marks, WEATHER))
+    for token_id in ids_by_text(family)[b"\xff"]:
+        assert token_id in allowed_ids(family, matcher)
+        matcher.accept(token_id)
+        assert matcher.failure is None
+
+
 def test_a_mark_that_is_text_is_followed_by_a_call_alone() -> None:
     marks, family = "text", FAMILIES["text"]
     tokenizer = real_tokenizer(family)
@@ -258,11 +273,45 @@ def test_tools_have_the_bounds_of_any_guide() -> None:
     assert (error.field, "too much time" in error.message) == ("chat.tools", True)
 
 
+def test_names_may_hold_any_character() -> None:
+    tool = ToolDefinition("a\x7f\u2028😀", "", '{"additionalProperties": false}')
+    matcher = begun("text", new_guide("text", tool, is_required=True))
+    write_call("text", matcher, ToolCall(tool.name, "{}"), separated=False)
+
+
+def test_of_too_many_schemas_those_that_need_not_be_are_not_enforced() -> None:
+    dates = {f"d{i}": {"type": "string", "format": "date-time"} for i in range(8)}
+    schema = json.dumps({"properties": dates})
+    tools = [ToolDefinition(f"tool {i}", "", schema) for i in range(100)]
+    city = ToolDefinition("weather", "", json.dumps(CITY), is_strict=True)
+    guide = new_guide("text", city, *tools, is_required=True)
+    loose = ToolCall("tool 99", '{"d0":1}')
+    write_call("text", begun("text", guide), loose, separated=False)
+    matcher, wrong = begun("text", guide), ToolCall("weather", '{"city":1}')
+    with pytest.raises(StopIteration):
+        write_call("text", matcher, wrong, separated=False)
+
+
 def test_tools_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tools = (WEATHER, strict("once", {}))
     begun("text", new_guide("text", *tools))
     monkeypatch.setattr(GuideCompiler, "_compile", None)
     begun("text", new_guide("text", *tools, is_required=True))
+
+
+def test_what_is_kept_of_tools_is_what_guides_need() -> None:
+    tools = [
+        llm_pb2.ToolDefinition(name=name, description="x" * 99, parameters=json.dumps(CITY))
+        for name in ("a", "b")
+    ]
+    guided = llm_pb2.GuidedDecoding()
+    guided.tool_calls.choice = llm_pb2.TOOL_CHOICE_AUTO
+    guided.tool_calls.names.append("b")
+    info = cast(ModelInfo, SimpleNamespace(tool_format=tool_format(real_tokenizer("qwen2_5"))))
+    guide = wire.guide(guided, tools, info)
+    assert isinstance(guide, ToolCallGuide)
+    assert guide.calls.tools == (ToolDefinition("a"), ToolDefinition("b", "", json.dumps(CITY)))
+    assert list(guide.calls.callable_tools) == [1]
 
 
 def test_a_grammar_cannot_name_the_marks_of_calls() -> None:

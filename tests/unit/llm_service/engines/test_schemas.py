@@ -187,6 +187,14 @@ def test_a_relaxed_schema_lacks_what_is_not_enforced(name: str) -> None:
     assert relaxed(json.dumps(left)) == json.dumps(left)
 
 
+@pytest.mark.parametrize(
+    "denied", [{"not": TEXT}, {"pattern": "^(?!a)"}, {"uniqueItems": True}, {"contains": TEXT}]
+)
+def test_what_a_denied_schema_lacks_is_not_denied(denied: dict[str, Any]) -> None:
+    source = json.dumps({"properties": {"a": {"not": denied}}})
+    assert json.loads(relaxed(source)) == {"properties": {"a": {}}}
+
+
 def test_a_relaxed_schema_asks_for_no_more() -> None:
     """What is left of alternatives and patterns still allows all that the whole ones do."""
     assert json.loads(
