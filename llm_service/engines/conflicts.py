@@ -32,8 +32,11 @@ class Conflicts:
     What it does not know of a schema it takes as allowing anything, so that what it proves is so.
     """
 
-    def __init__(self, root: Schema) -> None:
-        """Takes the document, whose keywords may change later but for what they mean."""
+    def __init__(self, root: Schema, max_step_count: int = MAX_STEP_COUNT) -> None:
+        """Takes the document, whose keywords may change later but for what they mean.
+
+        After `max_step_count` steps nothing is proven any more.
+        """
         self._root = root
         # References are read from the nearest "$id" on; the outermost one changes nothing.
         self._has_bases = any("$id" in schema for place, schema in subschemas(root) if place)
@@ -42,7 +45,7 @@ class Conflicts:
         self._targets: dict[str, Any] = {}
         # By keyword and the identity of what it has, which is kept, so that this stays its own.
         self._values: dict[tuple[str, int], tuple[Any, Values]] = {}
-        self._steps_left = MAX_STEP_COUNT
+        self._steps_left = max_step_count
 
     def exclude_each_other(self, branches: Sequence[Any], given: Schema) -> bool:
         """Whether it is proven that no value which fits the given schema fits two branches."""

@@ -53,14 +53,15 @@ def guide_grammar(guide: Guide) -> str:
             return LLMatcher.grammar_from_lark(guide.source)
 
 
-def arguments_grammar(tool: ToolDefinition) -> str:
-    """Returns the grammar of a tool's arguments, which are an object, say its schema so or not.
+def arguments_grammar(tool: ToolDefinition, tool_count: int) -> str:
+    """Returns the grammar of one of some tools' arguments: an object, say its schema so or not.
 
     They have no properties but those that it lists, where that is all that it says of others: a
     weak model would make some up until its tokens end, and what is called has no use for them.
     """
     written = lean if tool.is_strict else relaxed
-    schema = json.loads(written(_closed(tool.parameters or "{}"))) | {"type": "object"}
+    source = written(_closed(tool.parameters or "{}"), tool_count)
+    schema = json.loads(source) | {"type": "object"}
     return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llm_service.engines.conflicts import TYPES, Conflicts
+from llm_service.engines.conflicts import MAX_STEP_COUNT, TYPES, Conflicts
 from protos.json_schema import MAX_DEPTH, Place, Schema, has_unknown_format, subschemas
 
 MAX_PLACE_LENGTH = 200
@@ -147,30 +147,32 @@ EXPLANATIONS = (
 )
 
 
-def lean(source: str) -> str:
+def lean(source: str, document_count: int = 1) -> str:
     """Returns a JSON Schema that means the same in keywords that llguidance enforces, if it can.
 
     What asks for nothing is left out, for llguidance refuses some keywords without a look at what
     they ask for. It is as it was where there is none, and where it is no schema: llguidance says
-    what is wrong with it.
+    what is wrong with it. So many documents have one document's time for proofs.
     """
-    return _rewritten(source, _drop_idle, _spell_otherwise)
+    return _rewritten(source, document_count, _drop_idle, _spell_otherwise)
 
 
-def relaxed(source: str) -> str:
+def relaxed(source: str, document_count: int = 1) -> str:
     """Returns a JSON Schema without what llguidance does not enforce, otherwise as `lean`.
 
     That comes first: of a schema that is denied, what is left would deny more.
     """
-    return _rewritten(lean(source), _loosen)
+    return _rewritten(lean(source, document_count), document_count, _loosen)
 
 
-def _rewritten(source: str, *changes: Callable[[Schema, Conflicts], bool]) -> str:
+def _rewritten(
+    source: str, document_count: int, *changes: Callable[[Schema, Conflicts], bool]
+) -> str:
     """Returns a schema with its schemas changed, inner ones first; a change says whether it was."""
     try:
         root = json.loads(source)
         schemas = [schema for _, schema in subschemas(root)]
-        conflicts = Conflicts(root)
+        conflicts = Conflicts(root, MAX_STEP_COUNT // document_count)
         changed = [change(schema, conflicts) for schema in reversed(schemas) for change in changes]
         return json.dumps(root, allow_nan=False) if any(changed) else source
     except (AttributeError, TypeError, ValueError, RecursionError):

@@ -402,3 +402,11 @@ def test_what_llguidance_says_beyond_our_table_is_passed_on() -> None:
     assert explained('Unimplemented keys: ["newKey"]', "{}") == Fault(
         "'newKey' cannot be enforced; leave it out"
     )
+
+
+def test_documents_share_the_time_for_proofs() -> None:
+    kinds = [{"kind": {"const": i}} for i in range(30)]
+    branches = [{"type": "object", "properties": each, "required": ["kind"]} for each in kinds]
+    source = json.dumps({"oneOf": branches})
+    assert "anyOf" in json.loads(lean(source))
+    assert json.loads(lean(source, 100)) == {"oneOf": branches}
