@@ -7,9 +7,7 @@ stream in GenerateRequest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import replace
 
 import torch
 from google.protobuf import message as protobuf
@@ -26,10 +24,11 @@ from llm_service.generator import (
     Usage,
     Wanted,
 )
+from llm_service.limits import check_count, check_length, check_token_id
 from llm_service.model import ModelInfo
 from llm_service.pieces import PLACEHOLDER, ImagePart
 from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
-from llm_service.sampling import Guide, OutputGuide, SamplingParams, ToolCallGuide, ToolCalls
+from llm_service.sampling import OutputGuide, SamplingParams
 from llm_service.tables import (
     SharedTable,
     TableChunk,
@@ -39,7 +38,8 @@ from llm_service.tables import (
     TableTrailer,
 )
 from llm_service.tokenizer import Tokenizer
-from llm_service.tools.base import ToolCall, ToolDefinition
+from llm_service.tools.base import ToolCall
+from llm_service.wire_guides import guide, tool_definitions
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ContextLengthError, InvalidArgumentError, ModelMismatchError
 from protos.identity import EmbeddingId
@@ -58,8 +58,6 @@ MAX_LOGIT_BIAS_COUNT = 1024
 # Each costs the tokenizer a call, however short it is.
 MAX_MESSAGE_COUNT = 2048
 MAX_TOOL_CALL_COUNT = 2048
-MAX_TOOL_COUNT = 128
-MAX_TOOL_NAME_LENGTH = 128
 DIGEST_BYTE_COUNT = 32
 # English has about 4, Chinese 5; only runs of spaces come near this.
 MAX_BYTES_PER_TOKEN = 16
@@ -82,7 +80,6 @@ ENDINGS = {
     llm_pb2.CHAT_ENDING_CLOSED: Ending.CLOSED,
 }
 # Whether there must be a call.
-TOOL_CHOICES = {llm_pb2.TOOL_CHOICE_AUTO: False, llm_pb2.TOOL_CHOICE_REQUIRED: True}
 FINISH_REASONS = {
     "stop": llm_pb2.FINISH_REASON_STOP,
     "length": llm_pb2.FINISH_REASON_LENGTH,
@@ -108,7 +105,7 @@ def start(request: ReadRequest | None) -> llm_pb2.GenerateStart:
     """
     if not isinstance(request, llm_pb2.GenerateRequest) or not request.HasField("start"):
         raise InvalidArgumentError("a stream's first message must start a request", field="start")
-    _check_length("request_id", "the request id", request.start.request_id, MAX_REQUEST_ID_LENGTH)
+    check_length("request_id", "the request id", request.start.request_id, MAX_REQUEST_ID_LENGTH)
     return request.start
 
 
@@ -131,7 +128,7 @@ def generation(
     _check_checkpoint(start, info)
     embedding_ids = _embedding_ids(start.images, info.max_image_count)
     params = _sampling_params(start, info)
-    _check_length("cache_salt", "the cache salt", start.cache_salt, MAX_CACHE_SALT_LENGTH)
+    check_length("cache_salt", "the cache salt", start.cache_salt, MAX_CACHE_SALT_LENGTH)
     skip_special_tokens = start.skip_special_tokens
     return Generation(
         prompt=prompt_source(start, info),
@@ -207,18 +204,18 @@ def _text_prompt(message: PromptMessage, max_image_count: int) -> TextPrompt:
         has_images = bool(message.image_row_counts)
         has_beginning = not message.omit_beginning_token
     if has_images:
-        _check_count("text", "images", message.text.count(PLACEHOLDER), max_image_count)
+        check_count("text", "images", message.text.count(PLACEHOLDER), max_image_count)
     return TextPrompt(message.text, has_images, has_beginning)
 
 
 def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
     field = "chat.messages"
-    _check_count(field, "messages", len(chat.messages), MAX_MESSAGE_COUNT)
+    check_count(field, "messages", len(chat.messages), MAX_MESSAGE_COUNT)
     messages = [_message(index, message) for index, message in enumerate(chat.messages)]
     image_count = sum(message.image_count for message in messages)
-    _check_count(field, "images", image_count, max_image_count)
+    check_count(field, "images", image_count, max_image_count)
     call_count = sum(len(message.tool_calls) for message in messages)
-    _check_count(field, "calls of tools", call_count, MAX_TOOL_CALL_COUNT)
+    check_count(field, "calls of tools", call_count, MAX_TOOL_CALL_COUNT)
     if chat.ending not in ENDINGS:
         raise InvalidArgumentError(
             f"the conversation's ending is {chat.ending}; it must be a new turn (1), continued (2)"
@@ -226,54 +223,6 @@ def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
             field="chat.ending",
         )
     return ChatPrompt(messages, ENDINGS[chat.ending], tool_definitions(chat.tools))
-
-
-def tool_definitions(tools: Sequence[llm_pb2.ToolDefinition]) -> tuple[ToolDefinition, ...]:
-    """Returns a prompt's tools.
-
-    Raises:
-        InvalidArgumentError: there are too many, a name is none or not one tool's alone, or the
-            arguments of one have no JSON Schema, or that of no object.
-    """
-    _check_count("chat.tools", "tools", len(tools), MAX_TOOL_COUNT)
-    names: set[str] = set()
-    for index, tool in enumerate(tools):
-        field = f"chat.tools[{index}]"
-        if not 1 <= (length := len(tool.name)) <= MAX_TOOL_NAME_LENGTH:
-            raise InvalidArgumentError(
-                f"a tool's name has {length} characters; it must have 1 to {MAX_TOOL_NAME_LENGTH}",
-                field=f"{field}.name",
-            )
-        if tool.name in names:
-            raise InvalidArgumentError(
-                f"there are two tools {tool.name!r}; each must have a name of its own",
-                field=f"{field}.name",
-            )
-        names.add(tool.name)
-        if tool.parameters:
-            _check_parameters(f"{field}.parameters", tool.parameters)
-    return tuple(
-        ToolDefinition(tool.name, tool.description, tool.parameters, tool.strict) for tool in tools
-    )
-
-
-def _check_parameters(field: str, parameters: str) -> None:
-    try:
-        schema = json.loads(parameters)
-        # As it is written into prompts; half of a surrogate pair has no UTF-8.
-        json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgumentError(
-            f"the parameters of a tool are no JSON: {error}", field=field
-        ) from error
-    if not isinstance(schema, dict):
-        raise InvalidArgumentError("the parameters of a tool must be an object", field=field)
-    kind = schema.get("type") or "object"
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise InvalidArgumentError(
-            "the arguments of a tool are an object, and the schema's type must be object",
-            field=f"{field}.type",
-        )
 
 
 def _message(index: int, sent: llm_pb2.ChatMessage) -> Message:
@@ -318,7 +267,7 @@ def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> li
             takes.
     """
     count = len(request.image_row_counts)
-    _check_count("image_row_counts", "images", count, info.max_image_count)
+    check_count("image_row_counts", "images", count, info.max_image_count)
     for index, row_count in enumerate(request.image_row_counts):
         if not 1 <= row_count <= info.max_context_token_count:
             raise InvalidArgumentError(
@@ -335,9 +284,9 @@ def detokenized_ids(request: llm_pb2.DetokenizeRequest, info: ModelInfo) -> Sequ
         InvalidArgumentError: there are more than the context takes, or one does not exist.
     """
     field, ids = "token_ids.ids", request.token_ids.ids
-    _check_count(field, "token ids", len(ids), info.max_context_token_count)
+    check_count(field, "token ids", len(ids), info.max_context_token_count)
     for index, token_id in enumerate(ids):
-        _check_token_id(f"{field}[{index}]", token_id, info.config.vocabulary_size)
+        check_token_id(f"{field}[{index}]", token_id, info.config.vocabulary_size)
     return ids
 
 
@@ -352,7 +301,7 @@ def checked_guide(request: llm_pb2.CheckGuideRequest, info: ModelInfo) -> Output
 
 
 def _embedding_ids(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> list[EmbeddingId]:
-    _check_count("images", "images", len(images), max_count)
+    check_count("images", "images", len(images), max_count)
     for index, image in enumerate(images):
         for name in ("content_sha256", "recipe_sha256"):
             if (length := len(getattr(image, name))) != DIGEST_BYTE_COUNT:
@@ -367,9 +316,9 @@ def _sampling_params(start: llm_pb2.GenerateStart, info: ModelInfo) -> SamplingP
     stop = start.stop
     tools = start.chat.tools
     vocabulary_size = info.config.vocabulary_size
-    _check_count("stop.token_ids", "stop tokens", len(stop.token_ids), MAX_STOP_COUNT)
+    check_count("stop.token_ids", "stop tokens", len(stop.token_ids), MAX_STOP_COUNT)
     for index, token_id in enumerate(stop.token_ids):
-        _check_token_id(f"stop.token_ids[{index}]", token_id, vocabulary_size)
+        check_token_id(f"stop.token_ids[{index}]", token_id, vocabulary_size)
     chosen = {
         descriptor.name: value
         for descriptor, value in start.sampling.ListFields()
@@ -401,85 +350,15 @@ def _wants_prompt_logprobs(start: llm_pb2.GenerateStart) -> bool:
 def _logit_bias(
     entries: Sequence[llm_pb2.LogitBias], vocabulary_size: int
 ) -> tuple[tuple[int, float], ...]:
-    _check_count("sampling.logit_bias", "biased tokens", len(entries), MAX_LOGIT_BIAS_COUNT)
+    check_count("sampling.logit_bias", "biased tokens", len(entries), MAX_LOGIT_BIAS_COUNT)
     biases: dict[int, float] = {}
     for index, entry in enumerate(entries):
         field = f"sampling.logit_bias[{index}].token_id"
-        _check_token_id(field, entry.token_id, vocabulary_size)
+        check_token_id(field, entry.token_id, vocabulary_size)
         if entry.token_id in biases:
             raise InvalidArgumentError(f"token {entry.token_id} has a bias already", field=field)
         biases[entry.token_id] = entry.bias
     return tuple(biases.items())
-
-
-def guide(
-    guided: llm_pb2.GuidedDecoding, tools: Sequence[llm_pb2.ToolDefinition], info: ModelInfo
-) -> OutputGuide:
-    """Returns what the output must be.
-
-    Args:
-        guided: the request's guide.
-        tools: of its prompt.
-        info: what the service runs.
-
-    Raises:
-        InvalidArgumentError: it asks for nothing, its choice is unknown, or it names tools that are
-            not defined, or malformed.
-    """
-    plain = _plain_guide(guided)
-    if guided.HasField("tool_calls"):
-        return _tool_call_guide(guided.tool_calls, tools, plain, info)
-    if plain is not None:
-        return plain
-    raise InvalidArgumentError(
-        "the guide is empty; it must ask for any JSON object, or hold a JSON schema, a regular"
-        " expression, a grammar or what tools may be called",
-        field="guided",
-    )
-
-
-def _plain_guide(guided: llm_pb2.GuidedDecoding) -> Guide | None:
-    match guided.WhichOneof("guide"):
-        case "json_object":
-            return Guide("json_object")
-        case "json_schema" | "regex" | "grammar" as kind:
-            return Guide(kind, getattr(guided, kind))
-    return None
-
-
-def _tool_call_guide(
-    sent: llm_pb2.ToolCallGuide,
-    definitions: Sequence[llm_pb2.ToolDefinition],
-    plain: Guide | None,
-    info: ModelInfo,
-) -> ToolCallGuide:
-    field = "guided.tool_calls"
-    if sent.choice not in TOOL_CHOICES:
-        raise InvalidArgumentError(
-            f"the choice of tools is {sent.choice}; it must be auto (1) or required (2)",
-            field=f"{field}.choice",
-        )
-    if not definitions:
-        raise InvalidArgumentError(
-            "the output may call tools, but the prompt defines none", field=field
-        )
-    tools = tool_definitions(definitions)
-    known = frozenset(tool.name for tool in tools)
-    for index, name in enumerate(sent.names):
-        if name not in known:
-            raise InvalidArgumentError(
-                f"{name[:MAX_TOOL_NAME_LENGTH]!r} is none of the prompt's tools",
-                field=f"{field}.names[{index}]",
-            )
-    names = frozenset(sent.names) or known
-    # Guides are kept: without what says nothing of them, which has no bound of its own.
-    rules = tuple(
-        replace(tool, description="", parameters=tool.parameters if tool.name in names else "")
-        for tool in tools
-    )
-    calls = ToolCalls(info.tool_format.envelope, rules, names, sent.single)
-    is_required = TOOL_CHOICES[sent.choice]
-    return ToolCallGuide(calls, is_required, None if is_required else plain)
 
 
 def _choice_count(start: llm_pb2.GenerateStart) -> int:
@@ -506,7 +385,7 @@ def _priority(start: llm_pb2.GenerateStart, info: ModelInfo) -> int:
 
 
 def _stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
-    _check_count("stop.strings", "stop strings", len(stop.strings), MAX_STOP_COUNT)
+    check_count("stop.strings", "stop strings", len(stop.strings), MAX_STOP_COUNT)
     for index, string in enumerate(stop.strings):
         if not 1 <= len(string) <= MAX_STOP_STRING_LENGTH:
             raise InvalidArgumentError(
@@ -515,27 +394,6 @@ def _stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
                 field=f"stop.strings[{index}]",
             )
     return list(stop.strings)
-
-
-def _check_length(field: str, name: str, text: str, limit: int) -> None:
-    if (length := len(text)) > limit:
-        raise InvalidArgumentError(
-            f"{name} has {length} characters; it must have at most {limit}", field=field
-        )
-
-
-def _check_count(field: str, name: str, count: int, limit: int) -> None:
-    if count > limit:
-        raise InvalidArgumentError(
-            f"the request has {count} {name}; at most {limit} are allowed", field=field
-        )
-
-
-def _check_token_id(field: str, token_id: int, vocabulary_size: int) -> None:
-    if not 0 <= token_id < vocabulary_size:
-        raise InvalidArgumentError(
-            f"a token id is {token_id}; it must be 0 to {vocabulary_size - 1}", field=field
-        )
 
 
 async def table_messages(

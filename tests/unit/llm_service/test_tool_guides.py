@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from llm_service import wire
+from llm_service import wire_guides
 from llm_service.call_reader import CallReader
 from llm_service.detokenizer import Detokenizer
 from llm_service.engines import guide_trial, guides
@@ -308,7 +308,7 @@ def test_what_is_kept_of_tools_is_what_guides_need() -> None:
     guided.tool_calls.choice = llm_pb2.TOOL_CHOICE_AUTO
     guided.tool_calls.names.append("b")
     info = cast(ModelInfo, SimpleNamespace(tool_format=tool_format(real_tokenizer("qwen2_5"))))
-    guide = wire.guide(guided, tools, info)
+    guide = wire_guides.guide(guided, tools, info)
     assert isinstance(guide, ToolCallGuide)
     assert guide.calls.tools == (ToolDefinition("a"), ToolDefinition("b", "", json.dumps(CITY)))
     assert list(guide.calls.callable_tools) == [1]
