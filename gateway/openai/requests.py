@@ -187,8 +187,8 @@ class Message(RequestModel):
         count = sum(part.image is not None for part in self.content)
         if count and self.role not in SHOWING_ROLES:  # what the LLM service says, before a fetch
             message = (
-                "a message of the {role} has {count} images; only a user's and a tool's may have"
-                " any: show them in one"
+                "a message of the {role} has {count} images; only a user's may have any:"
+                " show them in one"
             )
             context = {"field": "content", "role": self.role, "count": count}
             raise PydanticCustomError("image_role", message, context)

@@ -397,8 +397,7 @@ TEXT = {"type": "text", "text": "?"}
         ),
         (
             {"messages": [{"role": "system", "content": [PICTURE]}]},
-            "a message of the system has 1 images; only a user's and a tool's may have any: show"
-            " them in one",
+            "a message of the system has 1 images; only a user's may have any: show them in one",
         ),
         (user({"type": "text"}), "a text part has no text"),
         (user({"type": "image_url"}), "an image part has no image"),
