@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 
@@ -11,12 +11,19 @@ from aiohttp import web
 
 from gateway import handlers, middlewares
 from gateway.bodies import expect_nothing
-from gateway.chat import ChatLimits, ChatPipeline
+from gateway.chat import ChatPipeline
 from gateway.connections import Connection, Connections
+from gateway.counting import TokenCounter
+from gateway.dialects.base import Dialect
+from gateway.dialects.chat import CHAT_COMPLETIONS
+from gateway.dialects.completions import COMPLETIONS
+from gateway.dialects.messages import MESSAGES, MESSAGES_COUNT
+from gateway.dialects.responses import RESPONSES
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
+    DIALECT_BY_PATH,
     MEMORY,
     METRICS,
     ORIGINS,
@@ -25,15 +32,19 @@ from gateway.keys import (
     POOLS,
     REPLICAS,
     SETTINGS,
+    TOKENS,
     TRAFFIC,
 )
 from gateway.listening import listen
 from gateway.memory import Memory
 from gateway.metrics import LoadCollector, Metrics
+from gateway.openapi.handlers import document_route
+from gateway.openapi.paths import GETS, POSTS
 from gateway.origins import AllowedOrigins
 from gateway.page.files import page_files
 from gateway.page.handlers import page_routes
 from gateway.pools import open_pools
+from gateway.request_images import RequestImages, RequestLimits
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
@@ -43,12 +54,19 @@ from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.status import status
 from gateway.tiles import tiles
+from gateway.tokens import detokenize, tokenize
 from gateway.traffic import Traffic
 
 # aiohttp would log malformed requests with their bytes, at error level; what fails in a handler is
 # logged by our middleware.
 QUIET = logging.getLogger("gateway.http")
 QUIET.setLevel(logging.CRITICAL + 1)
+DIALECTS = (CHAT_COMPLETIONS, COMPLETIONS, RESPONSES, MESSAGES)
+OPERATIONS = (
+    {("post", each.path): each.operation for each in (*DIALECTS, MESSAGES_COUNT)}
+    | {("post", path): operation for path, operation in POSTS.items()}
+    | {("get", path): operation for path, operation in GETS.items()}
+)
 # Requests have had `drain_seconds` before; this is for the last bytes of their answers.
 SHUTDOWN_SECONDS = 1.0
 
@@ -71,28 +89,41 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
     app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
+    app[DIALECT_BY_PATH] = {each.path: each for each in (*DIALECTS, MESSAGES_COUNT)}
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
     app.cleanup_ctx.extend([_pools, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
-            web.post(
-                "/v1/chat/completions", handlers.chat_completions, expect_handler=expect_nothing
-            ),
+            *(_post(dialect, handlers.generate) for dialect in DIALECTS),
+            _post(MESSAGES_COUNT, handlers.count_input),
+            web.get("/v1/responses/{id:.+}", handlers.refuse_stored),
+            web.delete("/v1/responses/{id:.+}", handlers.refuse_stored),
             web.get("/v1/models", handlers.list_models),
             web.get("/v1/models/{id:.+}", handlers.get_model),
             web.get("/v1/tiles", tiles),
             web.get("/v1/status", status),
+            web.post("/tokenize", tokenize, expect_handler=expect_nothing),
+            web.post("/detokenize", detokenize, expect_handler=expect_nothing),
+            web.get("/version", handlers.version),
+            web.get("/load", handlers.load),
             web.get("/health", handlers.ready),
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
             web.get("/ping", handlers.ready),
+            document_route(OPERATIONS),
         ]
     )
     if settings.page:
         app.add_routes(page_routes())
     return app
+
+
+def _post(
+    dialect: Dialect, handler: Callable[[Dialect, web.Request], Awaitable[web.StreamResponse]]
+) -> web.RouteDef:
+    return web.post(dialect.path, partial(handler, dialect), expect_handler=expect_nothing)
 
 
 async def _pools(app: web.Application) -> AsyncIterator[None]:
@@ -122,16 +153,18 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
             LLMClient(llm, Router(settings.queue_limits, partial(count_attempt, "llm"))),
             allows_mismatch=settings.allow_mismatched_checkpoints,
         )
-        app[PIPELINE] = ChatPipeline(
+        images = RequestImages(
             ImageFetcher(downloads, app[POOLS], limits),
             app[PAIR],
             app[POOLS],
-            ChatLimits(
+            RequestLimits(
                 settings.max_image_count,
                 settings.max_total_image_byte_count,
                 settings.max_image_host_count,
             ),
         )
+        app[PIPELINE] = ChatPipeline(images, app[PAIR])
+        app[TOKENS] = TokenCounter(images, app[PAIR])
         yield
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from aiohttp import HttpVersion11, web
 
 from gateway.images.data_urls import Body, BodyReader, ContentLimits
+from gateway.images.json_paths import JSONPath
 from gateway.memory import Share
 from protos.process.settings import is_loopback
 
@@ -34,8 +36,13 @@ async def expect_nothing(_: web.Request) -> None:
     """Leaves "100 Continue" to `receive`, which says it only to a body that it would read."""
 
 
-async def receive(request: web.Request, limits: BodyLimits, share: Share) -> Body:
-    """Returns a request's body.
+async def receive(
+    request: web.Request,
+    limits: BodyLimits,
+    share: Share,
+    image_places: Collection[JSONPath] | None = None,
+) -> Body:
+    """Returns a request's body; for `image_places` see `BodyReader`.
 
     Raises:
         HTTPException: 408, 413, 415 or 417.
@@ -47,15 +54,21 @@ async def receive(request: web.Request, limits: BodyLimits, share: Share) -> Bod
     _check_size(request.content_length or 0, limits.max_byte_count)
     await _invite(request)
     try:
-        return await asyncio.wait_for(_read(request, limits, share), limits.seconds)
+        return await asyncio.wait_for(_read(request, limits, share, image_places), limits.seconds)
     except asyncio.TimeoutError as error:
         raise web.HTTPRequestTimeout(
             text=f"the body did not arrive within {limits.seconds:g} seconds"
         ) from error
 
 
-async def _read(request: web.Request, limits: BodyLimits, share: Share) -> Body:
-    reader = BodyReader(limits.content, share, from_loopback=_is_from_loopback(request))
+async def _read(
+    request: web.Request,
+    limits: BodyLimits,
+    share: Share,
+    image_places: Collection[JSONPath] | None,
+) -> Body:
+    from_loopback = _is_from_loopback(request)
+    reader = BodyReader(limits.content, share, from_loopback=from_loopback, places=image_places)
     byte_count = 0
     async for data in request.content.iter_any():
         byte_count += len(data)

@@ -1,9 +1,9 @@
-"""The life of one chat request: images fetched and named, embeddings piped, events streamed."""
+"""The life of one generation: images fetched and named, embeddings piped, events streamed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -11,88 +11,33 @@ from contextlib import (
     asynccontextmanager,
 )
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 
-from gateway.conversations import conversation_key
+import structlog
+
 from gateway.events import ChatEvent
-from gateway.fairness import FetchLanes
-from gateway.fields import CHAT, Options, generate_fields, image_options
-from gateway.images.budget import ImageBudget
+from gateway.generation import GenerationRequest
 from gateway.images.data_urls import Attachments
-from gateway.images.fetcher import ImageFetcher
-from gateway.memory import HeldFile
-from gateway.openai.requests import ChatCompletionRequest, ImageReference
-from gateway.pools import Pools
 from gateway.record import RequestRecord
+from gateway.request_images import FetchedImage, NamedImage, RequestImages
 from gateway.services.llm import Generation
 from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer
 from gateway.services.pair import Match, ServicePair
-from gateway.services.vision import EncodeRequest, ModelInfo
 from gateway.tasks import owning
 from protos.errors import (
+    ContextLengthError,
     DeadlineError,
-    ImageTooLargeError,
     InvalidArgumentError,
     ModelMismatchError,
+    ServiceError,
     UnavailableError,
 )
-from protos.identity import EmbeddingId, content_digest, recipe_digest
+
+logger = structlog.get_logger()
 
 # Of one request at a time; more would fill the vision service's queue for everybody else.
 CONCURRENT_ENCODING_COUNT = 8
-# Of one request at a time, and of all requests beside the one that each may always have.
-CONCURRENT_FETCH_COUNT = 16
-SHARED_FETCH_COUNT = 128
 Answering = AbstractAsyncContextManager[tuple[LLMInfo, AsyncGenerator[ChatEvent, None]]]
-
-
-@dataclass(frozen=True)
-class ChatLimits:
-    """What one request may have: images, bytes of all its image files together, hosts of these."""
-
-    max_image_count: int
-    max_total_image_byte_count: int
-    max_image_host_count: int
-
-
-@dataclass(frozen=True)
-class FetchedImage:
-    """An image file as it came: where the request has it, its bytes, and their SHA-256."""
-
-    reference: ImageReference
-    file: HeldFile
-    content_sha256: bytes
-
-
-@dataclass(frozen=True)
-class NamedImage:
-    """An image file with what a vision replica will make of it.
-
-    Attributes:
-        reference: where the request has it.
-        options: what its options are called in the request and in the contract.
-        encoding: the file, and how to encode it.
-    """
-
-    reference: ImageReference
-    options: Options
-    encoding: EncodeRequest
-
-    @classmethod
-    def of(cls, index: int, image: FetchedImage, info: ModelInfo) -> NamedImage:
-        """Returns a request's image of this index as a replica that runs this encodes it."""
-        options = image_options(info.max_tile_count)
-        cap: int | None = options.values(image.reference.source).get("max_tile_count")
-        recipe = recipe_digest(info.recipe_sha256, cap or info.default_tile_count)
-        embedding_id = EmbeddingId(image.content_sha256, recipe)
-        encoding = EncodeRequest(image.file, cap, info.recipe_sha256, embedding_id, index)
-        return cls(image.reference, options, encoding)
-
-    def param_of(self, field: str) -> str:
-        """Returns the JSON path of what a field of EncodeImageRequest was made from, or nothing."""
-        param = self.options.param_of(self.reference.source, field)
-        return param and self.reference.param_of(param)
 
 
 class ChatPipeline:
@@ -100,21 +45,16 @@ class ChatPipeline:
 
     def __init__(
         self,
-        fetcher: ImageFetcher,
+        images: RequestImages,
         pair: ServicePair,
-        pools: Pools,
-        limits: ChatLimits,
     ) -> None:
-        self._fetcher = fetcher
+        self._images = images
         self._pair = pair
-        self._pools = pools
-        self._limits = limits
-        self._lanes = FetchLanes(SHARED_FETCH_COUNT, CONCURRENT_FETCH_COUNT)
 
     @asynccontextmanager
     async def answering(
         self,
-        request: ChatCompletionRequest,
+        request: GenerationRequest,
         attachments: Attachments,
         deadline: float,
         record: RequestRecord,
@@ -132,13 +72,28 @@ class ChatPipeline:
             ServiceError: with the JSON path of the field at fault.
         """
         await self._pair.llm_info(request.model, deadline)
-        images = await self._fetched_images(request, attachments, deadline, record)
+        await self._check_guide(request, deadline)
+        images = await self._images.fetch(request, attachments, deadline, record)
         turn = _Turn(request, images, deadline, record)
         async with AsyncExitStack() as exits:
             info, generation, first = await self._begin(turn, exits)
             record.note_first_token()
             async with aclosing(_noted(generation, first, record)) as events:
                 yield info, events
+
+    async def _check_guide(self, request: GenerationRequest, deadline: float) -> None:
+        """Refuses what the answer cannot be held to before any image is fetched or encoded for it.
+
+        Whatever else goes wrong, the generation meets as well.
+        """
+        if not (request.images and (key := request.guide_key)):
+            return
+        try:
+            await self._pair.llm.check_guide(request.fields, request.name_field, deadline, key)
+        except (InvalidArgumentError, ContextLengthError):
+            raise
+        except ServiceError as error:
+            logger.info("guide_not_checked", reason=error.reason)
 
     async def _begin(
         self, turn: _Turn, exits: AsyncExitStack
@@ -168,84 +123,20 @@ class ChatPipeline:
             NamedImage.of(index, image, vision) for index, image in enumerate(turn.images) if vision
         ]
         embedding_ids = [image.encoding.embedding_id for image in images]
-        fields = generate_fields(turn.request, embedding_ids)
-        fields |= {"expected_checkpoint": asdict(match.llm.checkpoint)}
+        fields = {
+            **turn.request.fields,
+            "images": [asdict(embedding_id) for embedding_id in embedding_ids],
+            "expected_checkpoint": asdict(match.llm.checkpoint),
+        }
         turn.record.note_start(embedding_ids)
         generation = await exits.enter_async_context(
-            self._pair.llm.generate(fields, turn.name_field, key, turn.deadline)
+            self._pair.llm.generate(fields, turn.request.name_field, key, turn.deadline)
         )
         wanted = {index: images[index] for index in generation.wanted}
         for index, image in enumerate(images):
             if index not in wanted:
                 image.encoding.file.let_go()
         return generation, await self._first_event(generation, wanted, turn)
-
-    async def _fetched_images(
-        self,
-        request: ChatCompletionRequest,
-        attachments: Attachments,
-        deadline: float,
-        record: RequestRecord,
-    ) -> list[FetchedImage]:
-        """Returns the request's images, in their order."""
-        references = list(request.images())
-        attachments.check_used(reference.source.url for reference in references)
-        if not references:
-            return []
-        self._check_count(references)
-        record.image_count = len(references)
-        info = await self._pair.vision_info(request.model, deadline)
-        with record.timed("fetch"):
-            return await self._fetch_all(references, info, attachments, deadline)
-
-    def _check_count(self, references: Sequence[ImageReference]) -> None:
-        if len(references) > self._limits.max_image_count:
-            raise InvalidArgumentError(
-                f"the request has {len(references)} images;"
-                f" the limit is {self._limits.max_image_count}",
-                field="messages",
-            )
-
-    async def _fetch_all(
-        self,
-        references: Sequence[ImageReference],
-        info: ModelInfo,
-        attachments: Attachments,
-        deadline: float,
-    ) -> list[FetchedImage]:
-        budget = ImageBudget(
-            self._limits.max_total_image_byte_count, self._limits.max_image_host_count
-        )
-        images: dict[str, FetchedImage] = {}
-
-        async def fetch(reference: ImageReference) -> None:
-            file = await self._fetch(reference, info, attachments, budget)
-            digest = await self._pools.hashes.run(content_digest, file.content)
-            images[reference.param] = FetchedImage(reference, file, digest)
-
-        fetching = self._lanes.run(partial(fetch, reference) for reference in references)
-        try:
-            await asyncio.wait_for(fetching, deadline - asyncio.get_running_loop().time())
-        except asyncio.TimeoutError as error:
-            raise DeadlineError("the images did not arrive within the request's time") from error
-        return [images[reference.param] for reference in references]
-
-    async def _fetch(
-        self,
-        reference: ImageReference,
-        info: ModelInfo,
-        attachments: Attachments,
-        budget: ImageBudget,
-    ) -> HeldFile:
-        param = reference.param_of("url")
-        file = await self._fetcher.fetch(reference.source.url, param, attachments, budget)
-        if file.byte_count > info.max_image_byte_count:
-            raise ImageTooLargeError(
-                f"the image file has {file.byte_count} bytes;"
-                f" the limit is {info.max_image_byte_count}",
-                field=param,
-            )
-        return file
 
     async def _first_event(
         self, generation: Generation, wanted: dict[int, NamedImage], turn: _Turn
@@ -309,7 +200,7 @@ async def _noted(
 class _Turn:
     """A request with its images, on its way."""
 
-    request: ChatCompletionRequest
+    request: GenerationRequest
     images: list[FetchedImage]
     deadline: float
     record: RequestRecord
@@ -317,9 +208,4 @@ class _Turn:
     @property
     def key(self) -> str:
         """Leads to the LLM replica that has the conversation's beginning."""
-        contents = {image.reference.param: image.content_sha256 for image in self.images}
-        return conversation_key(self.request, contents)
-
-    def name_field(self, field: str) -> str:
-        """Returns the JSON path of what a field of GenerateStart was made from, or nothing."""
-        return CHAT.param_of(self.request, field)
+        return self.request.conversation_key([image.content_sha256 for image in self.images])

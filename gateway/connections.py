@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from gateway.descriptors import SPARE_COUNT
 from gateway.listening import RareEvent, accept
-from gateway.openai.errors import error_response, http_error_response
+from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.tasks import owning
 from protos.errors import InvalidArgumentError, ServiceError
 
@@ -179,7 +179,8 @@ class Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Sends the rest of an answer."""
         if isinstance(resp, web.HTTPExpectationFailed):  # raised before our handlers
-            resp = http_error_response(resp, "the request expects what this server does not know")
+            sentence = "the request expects what this server does not know"
+            resp = error_response(HTTPRefusalError(resp, sentence))
         self._is_answered = True
         self._progress_at = self._loop.time()
         try:
@@ -223,7 +224,8 @@ class Connection(web.RequestHandler):
         if self._wire and not self._wire.is_closing():
             seconds = self._connections.limits.header_seconds
             text = f"the request's head did not arrive within {seconds:g} seconds"
-            self._wire.write(_raw(http_error_response(web.HTTPRequestTimeout(text=text))))
+            refusal = HTTPRefusalError(web.HTTPRequestTimeout(text=text))
+            self._wire.write(_raw(error_response(refusal)))
         self._head_since = None
         self.force_close()
 

@@ -1,39 +1,37 @@
-"""The HTTP interface: chat completions, models, health."""
+"""The HTTP interface: generations in every dialect, models, version, load, health."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 from aiohttp import web
 
-from gateway.bodies import receive
+from gateway.arrivals import arrived
+from gateway.batches import answering_all
 from gateway.chat import Answering
+from gateway.dialects.base import Call, Dialect
 from gateway.event_stream import EventStream
 from gateway.keys import (
-    MEMORY,
     PAIR,
     PIPELINE,
     POOLS,
     RECORD,
     REQUEST_ID,
     SETTINGS,
+    TOKENS,
     TRAFFIC,
 )
 from gateway.openai.answers import (
-    DONE,
     AnswerHead,
-    JSONObject,
-    StreamedAnswer,
-    WholeAnswer,
-    error_event,
     model_list,
     model_object,
     system_fingerprint,
 )
-from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
+from gateway.openai.errors import HTTPRefusalError
+from gateway.openai.pieces import JSONObject
+from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
 from gateway.services.pair import ServicePair
@@ -41,63 +39,55 @@ from protos.errors import ServiceError
 
 # Health and model questions are answered at once or not at all.
 PROBE_SECONDS = 5.0
-OVERTIME_SECONDS = 1.0
 
 
-async def chat_completions(request: web.Request) -> web.StreamResponse:
-    """POST /v1/chat/completions."""
+async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse:
+    """POST of a request in one of the dialects."""
     app = request.app
-    deadline = asyncio.get_running_loop().time() + app[SETTINGS].request_seconds
-    with (
-        app[TRAFFIC].arrival(),
-        app[MEMORY].share() as share,
-        _connection_until(deadline, request),
-    ):
-        with request[RECORD].timed("body"):
-            body = await receive(request, app[SETTINGS].body_limits, share)
-        with app[TRAFFIC].place():
-            strict = app[SETTINGS].strict_fields
-            chat = await app[POOLS].json.run(parse_chat_request, body.text, strict)
-            request[RECORD].ignored_fields = chat.ignored_fields
-            answering = app[PIPELINE].answering(chat, body.attachments, deadline, request[RECORD])
-            del body  # its text would be held until the answer's end
-            answer = _stream if chat.stream else _collect
-            return await answer(request, chat, answering)
+    async with arrived(request, dialect.image_places) as (body, deadline):
+        call = await _parsed(dialect, request, body.text)
+        ask = partial(
+            app[PIPELINE].answering,
+            attachments=body.attachments,
+            deadline=deadline,
+            record=request[RECORD],
+        )
+        del body  # its text would be held until the answer's end
+        generations = call.generations
+        answer = _stream if call.stream else _collect
+        return await answer(request, call, generations[0].model, answering_all(ask, generations))
 
 
-@contextmanager
-def _connection_until(deadline: float, request: web.Request) -> Iterator[None]:
-    """Breaks the connection off some time after the deadline.
+async def count_input(dialect: Dialect, request: web.Request) -> web.Response:
+    """POST of a request whose prompt's tokens are counted, as Anthropic tells it."""
+    async with arrived(request, dialect.image_places) as (body, deadline):
+        call = await _parsed(dialect, request, body.text)
+        (prompt,) = call.generations
+        counter = request.app[TOKENS]
+        count = await counter.count(prompt, body.attachments, deadline, request[RECORD])
+    return web.json_response({"input_tokens": count.prompt_token_count})
 
-    The services keep the deadline themselves; this is for clients that do not send or do not read,
-    which would otherwise hold a place in the traffic for ever.
-    """
-    if request.transport is None:  # the client is gone already
-        raise ConnectionResetError
-    loop = asyncio.get_running_loop()
-    timer = loop.call_at(deadline + OVERTIME_SECONDS, request.transport.abort)
-    try:
-        yield
-    finally:
-        timer.cancel()
+
+async def _parsed(dialect: Dialect, request: web.Request, body: bytes) -> Call:
+    strict = request.app[SETTINGS].strict_fields
+    call = await request.app[POOLS].json.run(dialect.parse, body, strict)
+    request[RECORD].ignored_fields = call.ignored_fields
+    return call
 
 
 async def _stream(
     request: web.Request,
-    chat: ChatCompletionRequest,
+    call: Call,
+    model: str,
     answering: Answering,
 ) -> web.StreamResponse:
     """Sends events as they come; until something has been sent, an error is an HTTP status."""
     stream = EventStream(request, request.app[SETTINGS].sse_keep_alive_seconds)
+    answer = call.streamed(_head(request, model))
     try:
         with request.app[TRAFFIC].cut_short():
             async with stream.kept_alive(), answering as (info, events):
-                answer = StreamedAnswer(
-                    _head(request, chat, info),
-                    include_usage=chat.include_usage,
-                    continuous_usage=chat.continuous_usage,
-                )
-                await stream.write(answer.opening(await anext(events)))
+                answer = call.streamed(_head(request, model, info))
                 async for event in events:
                     if data := answer.event(event):
                         await stream.write(data)
@@ -105,21 +95,22 @@ async def _stream(
         if not stream.has_begun:
             raise
         request[RECORD].error = error.reason
-        await stream.write(error_event(error))
+        await stream.write(answer.error(error))
     else:
         told = is_told(request.app[SETTINGS], request.headers)
-        await stream.write(timing_comment(request[RECORD]) + DONE if told else DONE)
+        await stream.write((timing_comment(request[RECORD]) if told else b"") + answer.end())
     return stream.response
 
 
 async def _collect(
     request: web.Request,
-    chat: ChatCompletionRequest,
+    call: Call,
+    model: str,
     answering: Answering,
 ) -> web.Response:
     """Answers at once, with all that the stream held."""
     async with answering as (info, events):
-        answer = WholeAnswer(_head(request, chat, info))
+        answer = call.whole(_head(request, model, info))
         async for event in events:
             answer.add(event)
     body = answer.body()
@@ -130,14 +121,19 @@ async def _collect(
     )
 
 
-def _head(request: web.Request, chat: ChatCompletionRequest, info: ModelInfo) -> AnswerHead:
+def _head(request: web.Request, model: str, info: ModelInfo | None = None) -> AnswerHead:
     return AnswerHead(
-        id=f"chatcmpl-{request[REQUEST_ID]}",
+        request_id=request[REQUEST_ID],
         created=int(time.time()),
-        model=chat.model or info.model,
-        system_fingerprint=system_fingerprint(info.fingerprint_sha256),
-        choice_count=chat.choice_count,
+        model=model or (info.model if info else ""),
+        system_fingerprint=system_fingerprint(info.fingerprint_sha256 if info else b""),
     )
+
+
+async def refuse_stored(_: web.Request) -> web.Response:
+    """GET and DELETE /v1/responses/{id}: there is never one."""
+    sentence = "no response is stored on this server; it is what POST /v1/responses has answered"
+    raise HTTPRefusalError(web.HTTPNotFound(), sentence)
 
 
 async def list_models(request: web.Request) -> web.Response:
@@ -156,6 +152,16 @@ async def get_model(request: web.Request) -> web.Response:
 
 def _model_object(name: str, info: ModelInfo) -> JSONObject:
     return model_object(name, info.created_unix_seconds, info.max_context_token_count)
+
+
+async def version(request: web.Request) -> web.Response:
+    """GET /version: of this project, as vLLM tells its own."""
+    return web.json_response({"version": release().version})
+
+
+async def load(request: web.Request) -> web.Response:
+    """GET /load: how many requests are in flight, as vLLM tells it."""
+    return web.json_response({"server_load": request.app[TRAFFIC].request_count})
 
 
 async def live(request: web.Request) -> web.Response:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiohttp import web
 
 from gateway.chat import ChatPipeline
 from gateway.connections import Connections
+from gateway.counting import TokenCounter
+from gateway.dialects.base import Dialect
 from gateway.memory import Memory
 from gateway.metrics import Metrics
 from gateway.origins import AllowedOrigins
@@ -24,8 +28,11 @@ POOLS = web.AppKey("pools", Pools)
 CONNECTIONS = web.AppKey("connections", Connections)
 ORIGINS = web.AppKey("origins", AllowedOrigins)
 PIPELINE = web.AppKey("pipeline", ChatPipeline)
+TOKENS = web.AppKey("tokens", TokenCounter)
 PAIR = web.AppKey("pair", ServicePair)
 REPLICAS = web.AppKey("replicas", Replicas)
+
+DIALECT_BY_PATH: web.AppKey[Mapping[str, Dialect]] = web.AppKey("dialect_by_path")
 
 REQUEST_ID = web.RequestKey("request_id", str)
 RECORD = web.RequestKey("record", RequestRecord)

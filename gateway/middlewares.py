@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, its line in the log, and errors as OpenAI's bodies."""
+"""What surrounds every request: its id, its line in the log, and errors in its path's dialect."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.connections import SERVER_NAME, Connection
-from gateway.keys import CONNECTIONS, METRICS, ORIGINS, RECORD, REQUEST_ID
-from gateway.openai.errors import error_response, http_error_response
+from gateway.keys import CONNECTIONS, DIALECT_BY_PATH, METRICS, ORIGINS, RECORD, REQUEST_ID
+from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
 from gateway.record import RequestRecord
 from protos.errors import (
@@ -30,7 +30,7 @@ SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # What nginx logs when the client went away before the answer.
 CLIENT_CLOSED_REQUEST = 499
 # Asked for all the time, and of no weight.
-QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status"}
+QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status", "/load", "/openapi.json"}
 
 IGNORED_KEY = "x-internvl-ignored"
 
@@ -76,6 +76,8 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
     response.headers[hdrs.SERVER] = SERVER_NAME
     if REQUEST_ID in request:
         response.headers[REQUEST_ID_KEY] = request[REQUEST_ID]
+        if (dialect := request.app[DIALECT_BY_PATH].get(request.path)) and dialect.request_id_key:
+            response.headers[dialect.request_id_key] = request[REQUEST_ID]
     if RECORD in request and (names := request[RECORD].ignored_fields):
         response.headers[IGNORED_KEY] = names
     response.headers.extend(request.app[ORIGINS].answer_headers(request.headers))
@@ -132,19 +134,26 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:  # of a path or a file
-        return http_error_response(error, guidance(request))
+        return _answer(request, HTTPRefusalError(error, guidance(request)))
     except web.HTTPException as error:
-        return http_error_response(error)
+        return _answer(request, HTTPRefusalError(error))
     except ServiceError as error:
         request[RECORD].error = error.reason
-        return error_response(error)
+        return _answer(request, error)
     except ConnectionError:  # the client is gone: nobody reads an answer
         return web.Response(status=CLIENT_CLOSED_REQUEST)
     except web.RequestPayloadError:
-        return error_response(InvalidArgumentError("the body is not what its headers say"))
+        return _answer(request, InvalidArgumentError("the body is not what its headers say"))
     except Exception as error:
         logger.error("bug", exc_info=error)
         request[RECORD].error = ServiceError.reason
         if request.writer.output_size:  # the answer has begun: aiohttp breaks the connection off
             raise
-        return error_response(ServiceError("internal error; the gateway's log has it"))
+        return _answer(request, ServiceError("internal error; the gateway's log has it"))
+
+
+def _answer(request: web.Request, error: ServiceError) -> web.Response:
+    """Returns the answer of an error, in the dialect of the request's path."""
+    dialect = request.app[DIALECT_BY_PATH].get(request.path)
+    body = dialect.error_body(error, request[REQUEST_ID]) if dialect else None
+    return error_response(error, body)

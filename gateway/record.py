@@ -46,7 +46,7 @@ class RequestRecord:
             LLM service has been handed the last piece, or has read it from shared memory.
             `prefill`: from there, or, where it wanted no picture, from the call's start, to the
             first token. `first_token`: from the arrival to the first token. `decode`: from there
-            to the answer's end.
+            to the answer's end; of several generations the one that ends last.
         pictures: those of the request, in its order, once they have names; equal ones are one
             object. As the LLM service wants only the first of these, its facts are theirs.
         slowest_encode: of the picture on which the vision service spent most.
@@ -133,17 +133,18 @@ class RequestRecord:
             self.slowest_encode = trailer.timings
 
     def note_first_token(self) -> None:
-        """The answer begins."""
-        self._time("prefill", self._handed_at)
-        self._time("first_token", self.arrival)
+        """The answer begins, or another generation of the request."""
+        if "first_token" not in self.stage_seconds:
+            self._time("prefill", self._handed_at)
+            self._time("first_token", self.arrival)
 
     def note_event(self, event: ChatEvent) -> None:
-        """A part of the answer has come; the last one tells the tokens."""
+        """A part of the answer has come; the last one of each generation tells the tokens."""
         if isinstance(event, Usage):
-            self.prompt_token_count = event.prompt_token_count
-            self.image_token_count = event.image_token_count
-            self.cached_token_count = event.cached_token_count
-            self.output_token_count = event.output_token_count
+            self.prompt_token_count = (self.prompt_token_count or 0) + event.prompt_token_count
+            self.image_token_count = (self.image_token_count or 0) + event.image_token_count
+            self.cached_token_count = (self.cached_token_count or 0) + event.cached_token_count
+            self.output_token_count = (self.output_token_count or 0) + event.output_token_count
 
     def costs(self) -> dict[str, Any]:
         """Returns the fields of the request's line in the log."""

@@ -7,9 +7,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from llm_service.call_reader import CallReader
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import FinishReason, LLMEngine, Request, TokenLogprob
 from llm_service.sampling import MIN_SEED, SamplingParams
+from llm_service.tools.base import ToolCallDelta
+
+# With 20 alternatives each the event loop makes a message of them in a millisecond or two.
+PROMPT_PART_TOKEN_COUNT = 32
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,14 @@ class TextDelta:
         token_ids: the new tokens, also those that the text leaves out.
         logprobs: one for each of them if the request asks for them, else empty.
         prompt_token_count: tokens of the prompt, where this is the first of all deltas.
+        tool_calls: new pieces of calls, which are not in the text.
     """
 
     text: str
     token_ids: Sequence[int]
     logprobs: Sequence[TokenLogprob] = ()
     prompt_token_count: int | None = None
+    tool_calls: Sequence[ToolCallDelta] = ()
 
 
 @dataclass(frozen=True)
@@ -46,19 +53,42 @@ class TextEnd:
     cached_token_count: int
 
 
-TextEvent = TextDelta | TextEnd
+@dataclass(frozen=True)
+class PromptLogprobs:
+    """The next of the prompt's tokens; its first one has 0, and no alternatives."""
+
+    tokens: Sequence[TokenLogprob]
+
+
+TextEvent = PromptLogprobs | TextDelta | TextEnd
 
 
 def choice_request(request: Request, index: int) -> Request:
     """Returns the request for one of several choices: each has its own seed, counted on.
 
-    After the largest seed comes the smallest.
+    After the largest seed comes the smallest. The first choice tells of the prompt.
     """
     params = request.params
-    if params.seed is None:
-        return request
-    seed = (params.seed + index - MIN_SEED) % 2**64 + MIN_SEED
-    return replace(request, params=replace(params, seed=seed))
+    if index > 0:
+        params = replace(params, wants_prompt_logprobs=False)
+    if params.seed is not None:
+        seed = (params.seed + index - MIN_SEED) % 2**64 + MIN_SEED
+        params = replace(params, seed=seed)
+    return replace(request, params=params)
+
+
+async def prompt_first(
+    choices: Sequence[AsyncGenerator[TextEvent, None]],
+) -> AsyncGenerator[tuple[int, TextEvent], None]:
+    """Yields as `interleaved` does; the others begin once the first has told of the prompt."""
+    async with aclosing(choices[0]) as first:
+        async for event in first:
+            yield 0, event
+            if not isinstance(event, PromptLogprobs):
+                break
+        async with aclosing(interleaved(choices)) as events:
+            async for index, event in events:
+                yield index, event
 
 
 async def interleaved(
@@ -111,29 +141,48 @@ async def _pass_on(
 
 
 async def generate_text(
-    engine: LLMEngine, request: Request, detokenizer: Detokenizer, stop_strings: StopStrings
+    engine: LLMEngine,
+    request: Request,
+    detokenizer: Detokenizer,
+    stop_strings: StopStrings,
+    calls: CallReader | None = None,
 ) -> AsyncGenerator[TextEvent, None]:
-    """Yields one choice: deltas while the engine generates, and one end.
+    """Yields one choice: the prompt's tokens if asked for, deltas while it is made, and one end.
 
     The token that ends a sequence is in the last delta's `token_ids` but not in its text. A stop
-    string ends the engine's sequence at once: leaving the loop closes the engine's generator.
+    string ends the engine's sequence at once: leaving the loop closes the engine's generator. Calls
+    of tools, where `calls` reads them, are no text.
 
     Raises:
         ServiceError: whatever the engine raises.
     """
     output_token_count = 0
+    untold = request.prompt.token_ids[:1] if request.params.wants_prompt_logprobs else []
     async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
+            if untold:
+                yield PromptLogprobs([TokenLogprob(untold.pop(), 0.0)])
+            if output.prompt_logprobs is not None:
+                for tokens in output.prompt_logprobs.parts(PROMPT_PART_TOKEN_COUNT):
+                    yield PromptLogprobs(tokens)
+                continue
             output_token_count += len(output.token_ids)
             visible = _visible(output.token_ids, request.params, output.finish_reason)
             text = detokenizer.push(visible)
-            if output.finish_reason is not None:
+            is_last = output.finish_reason is not None
+            if is_last:
                 text += detokenizer.finish()
+            tool_calls: Sequence[ToolCallDelta] = ()
+            if calls is not None:
+                text, tool_calls = calls.push(text)
+                text += calls.finish() if is_last else ""
             text, stop_string = stop_strings.push(text)
             reason = "stop" if stop_string is not None else output.finish_reason
-            if stop_string is None and reason is not None:
+            if stop_string is not None:
+                tool_calls = ()
+            elif is_last or (calls is not None and calls.has_begun):
                 text += stop_strings.finish()
-            yield TextDelta(text, output.token_ids, output.logprobs)
+            yield TextDelta(text, output.token_ids, output.logprobs, tool_calls=tool_calls)
             if reason is not None:
                 yield TextEnd(reason, stop_string, output_token_count, output.cached_token_count)
                 return

@@ -1,7 +1,8 @@
 """Conversations, and how a chat template lays them out.
 
 OpenGVLab/InternVL, internvl_chat/internvl/conversation.py. A template has one system text, and
-turns of user and assistant in any order; what it lacks is laid out as Qwen2.5's own does.
+turns of user and assistant in any order; what it lacks is laid out as the language models' own
+templates do.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby, takewhile
 
-from llm_service.hermes import ToolCall, call_text, response_text
 from llm_service.pieces import (
     PLACEHOLDER,
     ControlToken,
     ImagePart,
     Piece,
+    Turn,
     image_place,
+    lines,
     with_images,
 )
 from llm_service.templates import Template
-from llm_service.tokenizer import MESSAGE_END, MESSAGE_START
+from llm_service.tokenizer import MESSAGE_START
+from llm_service.tools.base import ToolCall, ToolDefinition, ToolFormat
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
 
 
@@ -72,20 +75,6 @@ class Message:
         return len(self.parts) - len(self.texts)
 
 
-@dataclass(frozen=True)
-class _Turn:
-    role: Role
-    pieces: Iterable[Piece]
-    always_ends: bool = False
-
-    def laid_out(self, separator: str) -> tuple[list[Piece], list[Piece]]:
-        """Returns the turn, and its end: none where nothing is said, as in the reference."""
-        said = [piece for piece in self.pieces if piece != ""]
-        start = [ControlToken(MESSAGE_START), f"{self.role.value}\n", *said]
-        has_end = said or self.always_ends
-        return start, [ControlToken(MESSAGE_END), separator] if has_end else []
-
-
 def ending_of(messages: Sequence[Message], ending: Ending | None) -> Ending:
     """Returns what follows the last message; None stands for what its role suggests."""
     if ending is not None:
@@ -95,9 +84,20 @@ def ending_of(messages: Sequence[Message], ending: Ending | None) -> Ending:
 
 
 def conversation_pieces(
-    template: Template, messages: Sequence[Message], ending: Ending
+    template: Template,
+    tool_format: ToolFormat,
+    messages: Sequence[Message],
+    tools: Sequence[ToolDefinition],
+    ending: Ending,
 ) -> list[Piece]:
     """Lays out a conversation.
+
+    Args:
+        template: the checkpoint's.
+        tool_format: how tools and their calls are written.
+        messages: the turns.
+        tools: what the assistant may call.
+        ending: what follows the last message.
 
     Raises:
         InvalidArgumentError: there is no message, or the last is not one that can be continued.
@@ -111,7 +111,7 @@ def conversation_pieces(
         _check_continuable(messages)
     pieces: list[Piece] = []
     end: list[Piece] = []
-    for turn in _turns(template, messages):
+    for turn in _turns(template, tool_format, messages, tools):
         start, next_end = turn.laid_out(template.turn_separator)
         pieces += end + start
         end = next_end
@@ -138,34 +138,41 @@ def _check_continuable(messages: Sequence[Message]) -> None:
         )
 
 
-def _turns(template: Template, messages: Sequence[Message]) -> Iterator[_Turn]:
+def _turns(
+    template: Template,
+    tool_format: ToolFormat,
+    messages: Sequence[Message],
+    tools: Sequence[ToolDefinition],
+) -> Iterator[Turn]:
     leading = [message.text for message in takewhile(_is_system, messages)]
     system_text = "\n\n".join(leading) if leading else template.system_text
-    yield _Turn(Role.SYSTEM, [system_text], always_ends=True)
+    if tools:
+        yield from tool_format.system_turns(system_text, tools)
+    else:
+        yield _turn(Role.SYSTEM, [system_text], always_ends=True)
     users = [index for index, message in enumerate(messages) if message.role is Role.USER]
     others = list(enumerate(messages))[len(leading) :]
     for is_tool, run in groupby(others, lambda entry: entry[1].role is Role.TOOL):
         if is_tool:
-            responses = [[response_text(message.text)] for _, message in run]
-            yield _Turn(Role.USER, _lines(responses))
+            yield from tool_format.response_turns([message.text for _, message in run])
             continue
         for index, message in run:
             if message.role is Role.USER:
                 is_last = index == users[-1]
-                yield _Turn(Role.USER, _user_pieces(index, message, is_last=is_last))
+                yield _turn(Role.USER, _user_pieces(index, message, is_last=is_last))
+            elif message.tool_calls:
+                said = tool_format.answer_pieces(message.text, message.tool_calls)
+                yield _turn(message.role, said)
             else:
-                yield _Turn(message.role, _spoken_pieces(message))
+                yield _turn(message.role, [message.text])
+
+
+def _turn(role: Role, pieces: Iterable[Piece], *, always_ends: bool = False) -> Turn:
+    return Turn((f"{role.value}\n",), tuple(pieces), always_ends)
 
 
 def _is_system(message: Message) -> bool:
     return message.role is Role.SYSTEM
-
-
-def _spoken_pieces(message: Message) -> Iterator[Piece]:
-    """Yields text and calls; no line is left empty for a text that is missing beside calls."""
-    has_text = bool(message.text) or not message.tool_calls
-    texts = [message.text] if has_text else []
-    return _lines([text] for text in (*texts, *map(call_text, message.tool_calls)))
 
 
 def _user_pieces(index: int, message: Message, *, is_last: bool) -> Iterator[Piece]:
@@ -177,7 +184,7 @@ def _user_pieces(index: int, message: Message, *, is_last: bool) -> Iterator[Pie
     text, image_count = message.text, message.image_count
     written = text.count(PLACEHOLDER)
     if image_count and not written and len(message.texts) > 1:
-        return _lines([part] if isinstance(part, str) else image_place() for part in message.parts)
+        return lines([part] if isinstance(part, str) else image_place() for part in message.parts)
     if is_last and written > image_count > 0:
         raise PlaceholderMismatchError(
             f"the text has {written} {PLACEHOLDER} placeholders, but the message has"
@@ -186,11 +193,3 @@ def _user_pieces(index: int, message: Message, *, is_last: bool) -> Iterator[Pie
         )
     missing = f"{PLACEHOLDER}\n" * (image_count - written)
     return with_images(missing + text, image_count)
-
-
-def _lines(lines: Iterable[Iterable[Piece]]) -> Iterator[Piece]:
-    """Yields what stands in lines, with line feeds between them."""
-    for index, line in enumerate(lines):
-        if index:
-            yield "\n"
-        yield from line

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from llm_service.tokenizer import Tokenizer
 
@@ -17,6 +18,7 @@ class Detokenizer:
         *,
         skip_special_tokens: bool = True,
         keep_first_space: bool = False,
+        symbols: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         """Begins a text.
 
@@ -26,19 +28,26 @@ class Detokenizer:
             keep_first_space: whether a first space stays that SentencePiece would drop: a guided
                 text is exactly its tokens' bytes, and one that goes on with another is no first
                 word.
+            symbols: what stands for some ids, whether they are skipped or not.
         """
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._symbols = symbols
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._drop_space = tokenizer.drops_first_space and not keep_first_space
 
     def push(self, token_ids: Iterable[int]) -> str:
         """Returns the text that these ids complete; invalid bytes become U+FFFD."""
-        return self._first_space_dropped(self._utf8.decode(b"".join(map(self._bytes, token_ids))))
+        return self._first_space_dropped("".join(map(self._text, token_ids)))
 
     def finish(self) -> str:
         """Returns what was held back: U+FFFD for a character that never ended."""
         return self._utf8.decode(b"", final=True)
+
+    def _text(self, token_id: int) -> str:
+        if symbol := self._symbols.get(token_id):
+            return self.finish() + symbol
+        return self._utf8.decode(self._bytes(token_id))
 
     def _bytes(self, token_id: int) -> bytes:
         if self._skip_special_tokens and self._tokenizer.is_special(token_id):
@@ -70,7 +79,7 @@ class StopStrings:
             position, string = min(found)
             self._held = ""
             return text[:position], string
-        keep = self._undecided(text)
+        keep = undecided(text, self._strings)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep], None
 
@@ -79,10 +88,11 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _undecided(self, text: str) -> int:
-        """Returns the length of the longest tail that some stop string begins with."""
-        longest = max((len(string) - 1 for string in self._strings), default=0)
-        for size in range(min(longest, len(text)), 0, -1):
-            if any(string.startswith(text[-size:]) for string in self._strings):
-                return size
-        return 0
+
+def undecided(text: str, strings: Sequence[str]) -> int:
+    """Returns the length of the longest tail of a text that some string begins with."""
+    longest = max((len(string) - 1 for string in strings), default=0)
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(string.startswith(text[-size:]) for string in strings):
+            return size
+    return 0

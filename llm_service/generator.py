@@ -11,13 +11,16 @@ from dataclasses import dataclass, replace
 import structlog
 
 from llm_service.backlog import Place, SequenceBacklog
+from llm_service.call_reader import CallReader
 from llm_service.choices import (
+    PromptLogprobs,
     TextDelta,
     TextEnd,
     TextEvent,
     choice_request,
     generate_text,
     interleaved,
+    prompt_first,
 )
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import EngineLoad, LLMEngine, Prompt, Request, RowsNeededError
@@ -25,13 +28,17 @@ from llm_service.images import RequestImages
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
 from llm_service.prompt import PromptLayout, PromptSource, prompt_layout
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import OutputGuide, SamplingParams, ToolCallGuide
 from llm_service.tables import TableCache, TableMessage
-from protos.errors import NonFiniteError
+from llm_service.tokenizer import IMAGE_CONTEXT
+from protos.errors import InvalidArgumentError, NonFiniteError
 from protos.identity import EmbeddingId
 from protos.process.shared_memory import Marker
 
 logger = structlog.get_logger()
+
+# They and their bytes are one message.
+MAX_RETURNED_TOKEN_COUNT = 131_072
 
 
 @dataclass(frozen=True)
@@ -114,16 +121,24 @@ class Usage:
     total_seconds: float
 
 
-# In this order: one Wanted, what is read, events of choices with the choice's index, one Usage.
+# In this order: one Wanted, what is read, events of choices with the choice's index, of which those
+# of the prompt come first, one Usage.
 Event = Wanted | EmbeddingRead | tuple[int, TextEvent] | Usage
 
 
 @dataclass(frozen=True)
 class TokenCount:
-    """Tokens of a prompt, virtual tokens included, and the virtual tokens among them."""
+    """A prompt's tokens.
+
+    Attributes:
+        prompt_token_count: all of them, virtual tokens included.
+        image_token_count: the virtual tokens among them.
+        token_ids: all of them where they are wanted, each virtual token as the context token.
+    """
 
     prompt_token_count: int
     image_token_count: int
+    token_ids: Sequence[int] = ()
 
 
 class Generator:
@@ -182,21 +197,41 @@ class Generator:
                 async for event in events:
                     yield event
 
-    async def count_tokens(self, source: PromptSource, row_counts: Sequence[int]) -> TokenCount:
+    async def count_tokens(
+        self, source: PromptSource, row_counts: Sequence[int], *, wants_ids: bool = False
+    ) -> TokenCount:
         """Counts a prompt's tokens.
 
         Args:
             source: the prompt.
             row_counts: rows of each of its images' embeddings, in order.
+            wants_ids: whether the tokens are wanted themselves.
 
         Raises:
-            InvalidArgumentError: the prompt is malformed, or its images are others.
+            InvalidArgumentError: the prompt is malformed, its images are others, or its tokens are
+                wanted and more than MAX_RETURNED_TOKEN_COUNT.
         """
         layout = await self._layout(source)
         layout.check_image_count(len(row_counts), "image_row_counts")
         layout.check_row_counts(row_counts)
         image_token_count = sum(row_counts)
-        return TokenCount(layout.text_token_count + image_token_count, image_token_count)
+        count = TokenCount(layout.text_token_count + image_token_count, image_token_count)
+        if not wants_ids:
+            return count
+        _check_returned(count.prompt_token_count)
+        context_id = self.info.tokenizer.special_id(IMAGE_CONTEXT)
+        ids = await asyncio.to_thread(layout.written_ids, row_counts, context_id)
+        return replace(count, token_ids=ids)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Returns the text of token ids, with the names of special tokens."""
+        detokenizer = Detokenizer(self.info.tokenizer, skip_special_tokens=False)
+        text = await asyncio.to_thread(detokenizer.push, token_ids)
+        return text + detokenizer.finish()
+
+    async def check_guide(self, guide: OutputGuide) -> None:
+        """Says what is wrong with a guide; errors as of LLMEngine.check_guide."""
+        await self._engine.check_guide(guide)
 
     def load(self) -> Load:
         """Returns the service's load at this moment."""
@@ -251,9 +286,13 @@ class Generator:
         """Yields all that follows Wanted."""
         clock.begin_prompt()
         cached_token_count = output_token_count = longest_count = 0
+        join = prompt_first if generation.params.wants_prompt_logprobs else interleaved
         try:
-            async with aclosing(interleaved(self._choices(prompt, generation))) as events:
+            async with aclosing(join(self._choices(prompt, generation))) as events:
                 async for index, event in events:
+                    if isinstance(event, PromptLogprobs):
+                        yield index, event
+                        continue
                     if not clock.has_ticked and isinstance(event, TextDelta):
                         event = replace(event, prompt_token_count=len(prompt.token_ids))
                     clock.tick(index)
@@ -281,20 +320,26 @@ class Generator:
         self, prompt: Prompt, generation: Generation
     ) -> list[AsyncGenerator[TextEvent, None]]:
         request = Request(prompt, generation.params, generation.priority, generation.deadline)
-        keeps_first_space = generation.params.guide is not None or generation.prompt.goes_on
         return [
-            generate_text(
-                self._engine,
-                choice_request(request, index),
-                Detokenizer(
-                    self.info.tokenizer,
-                    skip_special_tokens=generation.skip_special_tokens,
-                    keep_first_space=keeps_first_space,
-                ),
-                StopStrings(generation.stop_strings),
-            )
+            self._choice(choice_request(request, index), generation)
             for index in range(generation.choice_count)
         ]
+
+    def _choice(self, request: Request, generation: Generation) -> AsyncGenerator[TextEvent, None]:
+        tokenizer, guide = self.info.tokenizer, request.params.guide
+        skip = generation.skip_special_tokens
+        calls, is_free = None, guide is None
+        if isinstance(guide, ToolCallGuide):
+            calls = CallReader(guide, tokenizer, skip_special_tokens=skip)
+            is_free = guide.allows_text
+        detokenizer = Detokenizer(
+            tokenizer,
+            skip_special_tokens=skip,
+            keep_first_space=not is_free or generation.prompt.goes_on,
+            symbols=calls.symbols if calls else {},
+        )
+        stop_strings = StopStrings(generation.stop_strings)
+        return generate_text(self._engine, request, detokenizer, stop_strings, calls)
 
     def _record_nonfinite(self, prompt: Prompt) -> None:
         logger.error(
@@ -323,6 +368,15 @@ class Generator:
         }
         self._metrics.count_answer(
             tokens, usage.first_token_seconds, usage.total_seconds, longest_output_count
+        )
+
+
+def _check_returned(token_count: int) -> None:
+    if token_count > MAX_RETURNED_TOKEN_COUNT:
+        raise InvalidArgumentError(
+            f"the prompt has {token_count} tokens; the tokens of one that has more than"
+            f" {MAX_RETURNED_TOKEN_COUNT} are not returned",
+            field="return_tokens",
         )
 
 

@@ -9,6 +9,8 @@ from llm_service.checkpoint import LLMConfig
 from llm_service.settings import Settings
 from llm_service.templates import Template, read_template
 from llm_service.tokenizer import MESSAGE_END, MESSAGE_START, Tokenizer
+from llm_service.tools.base import ToolFormat
+from llm_service.tools.create import tool_format
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
 
@@ -49,6 +51,11 @@ class ModelInfo:
     def end_token_ids(self) -> frozenset[int]:
         """The tokens that end an answer."""
         return end_token_ids(self.config, self.tokenizer)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How tools and their calls are written."""
+        return tool_format(self.tokenizer)
 
     @property
     def fingerprint(self) -> bytes:

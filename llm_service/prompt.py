@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, repeat
 
 from llm_service.conversation import Ending, Message, conversation_pieces, ending_of
 from llm_service.pieces import tokenized, with_images
 from llm_service.templates import Template
 from llm_service.tokenizer import IMAGE_CONTEXT, Tokenizer
+from llm_service.tools.base import ToolDefinition
+from llm_service.tools.create import tool_format
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
 
 
@@ -20,10 +22,12 @@ class ChatPrompt:
     Attributes:
         messages: the turns.
         ending: what follows them; None stands for what the last one suggests.
+        tools: what the assistant may call.
     """
 
     messages: Sequence[Message]
     ending: Ending | None = None
+    tools: tuple[ToolDefinition, ...] = ()
 
     @property
     def goes_on(self) -> bool:
@@ -34,9 +38,17 @@ class ChatPrompt:
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """Plain text; each "<image>" in it is an image's place."""
+    """Plain text.
+
+    Attributes:
+        text: the text; each "<image>" in it is an image's place where the request has any.
+        has_images: whether it has.
+        has_beginning: whether the beginning token comes first, where the model has one.
+    """
 
     text: str
+    has_images: bool = False
+    has_beginning: bool = True
 
     @property
     def goes_on(self) -> bool:
@@ -109,6 +121,19 @@ class PromptLayout:
                 field=self.field,
             )
 
+    def written_ids(self, row_counts: Sequence[int], context_id: int) -> list[int]:
+        """Returns the ids with each image as its run of context tokens.
+
+        Args:
+            row_counts: rows of each image's embedding, in order, checked.
+            context_id: the context token.
+        """
+        ids = list(self.segments[0])
+        for row_count, segment in zip(row_counts, self.segments[1:], strict=True):
+            ids.extend(repeat(context_id, row_count))
+            ids.extend(segment)
+        return ids
+
     def token_ids(self, row_counts: Sequence[int], vocabulary_size: int) -> list[int]:
         """Returns the ids with each image as its run of virtual tokens.
 
@@ -136,10 +161,10 @@ def prompt_layout(
 ) -> PromptLayout:
     """Lays out any prompt; a long text takes seconds. Errors as of the three below."""
     match source:
-        case ChatPrompt(messages, ending):
-            return chat_layout(tokenizer, template, messages, ending)
-        case TextPrompt(text):
-            return text_layout(tokenizer, text)
+        case ChatPrompt(messages, ending, tools):
+            return chat_layout(tokenizer, template, messages, ending, tools)
+        case TextPrompt():
+            return text_layout(tokenizer, source)
         case TokenPrompt(token_ids):
             return token_layout(tokenizer, token_ids, vocabulary_size)
 
@@ -149,15 +174,19 @@ def chat_layout(
     template: Template,
     messages: Sequence[Message],
     ending: Ending | None = None,
+    tools: Sequence[ToolDefinition] = (),
 ) -> PromptLayout:
     """Lays out a conversation; errors as of conversation_pieces."""
-    pieces = conversation_pieces(template, messages, ending_of(messages, ending))
+    written = tool_format(tokenizer)
+    ending = ending_of(messages, ending)
+    pieces = conversation_pieces(template, written, messages, tools, ending)
     return PromptLayout("chat.messages", tokenized(tokenizer, pieces))
 
 
-def text_layout(tokenizer: Tokenizer, text: str) -> PromptLayout:
-    """Lays out plain text; each "<image>" in it is an image's place."""
-    return PromptLayout("text", tokenized(tokenizer, with_images(text)))
+def text_layout(tokenizer: Tokenizer, prompt: TextPrompt) -> PromptLayout:
+    """Lays out plain text."""
+    pieces = with_images(prompt.text, -1 if prompt.has_images else 0)
+    return PromptLayout("text", tokenized(tokenizer, pieces, has_beginning=prompt.has_beginning))
 
 
 def token_layout(tokenizer: Tokenizer, ids: Sequence[int], vocabulary_size: int) -> PromptLayout:

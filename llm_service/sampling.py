@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from protos.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from llm_service.tools.base import Envelope, ToolDefinition
 
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_LOGPROB_COUNT = 20
@@ -23,6 +26,51 @@ class Guide:
 
     kind: Literal["json_object", "json_schema", "regex", "grammar"]
     source: str = ""
+
+
+@dataclass(frozen=True)
+class ToolCalls:
+    """The language of one call of a tool, or more in a row.
+
+    Attributes:
+        envelope: what stands around each.
+        tools: all of the prompt's, as far as a guide needs them.
+        names: of those that may be called.
+        is_single: whether there is no more than one call.
+    """
+
+    envelope: Envelope
+    tools: tuple[ToolDefinition, ...]
+    names: frozenset[str]
+    is_single: bool = False
+
+    @property
+    def callable_tools(self) -> dict[int, ToolDefinition]:
+        """Those that may be called, by their places among all."""
+        return {i: tool for i, tool in enumerate(self.tools) if tool.name in self.names}
+
+
+@dataclass(frozen=True)
+class ToolCallGuide:
+    """What the whole output must be where it may hold calls of tools.
+
+    Attributes:
+        calls: the calls.
+        is_required: whether the output is calls alone.
+        instead: what else it may be, if they are not required; None: any text, and calls after it.
+    """
+
+    calls: ToolCalls
+    is_required: bool
+    instead: Guide | None = None
+
+    @property
+    def allows_text(self) -> bool:
+        """Whether the output may begin with any text."""
+        return not self.is_required and self.instead is None
+
+
+OutputGuide = Guide | ToolCallGuide
 
 
 @dataclass(frozen=True)
@@ -45,6 +93,7 @@ class SamplingParams:
         logit_bias: pairs of token id and what is added to its logit, -100 to 100.
         logprob_count: how many alternatives' log probabilities come with each token, 0 to 20; None
             gives none, not even the chosen token's.
+        wants_prompt_logprobs: whether the prompt's tokens have as many, too.
         guide: what the output must be; None leaves it free.
 
     Raises:
@@ -64,7 +113,8 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprob_count: int | None = None
-    guide: Guide | None = None
+    wants_prompt_logprobs: bool = False
+    guide: OutputGuide | None = None
 
     def __post_init__(self) -> None:
         _check_range("sampling.temperature", "the temperature", self.temperature, 0, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -54,11 +54,28 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         self, request: llm_pb2.CountTokensRequest, context: Context
     ) -> llm_pb2.CountTokensResponse:
         row_counts = wire.image_row_counts(request, self._info)
-        with self._counting_places.taken():
-            async with self._counting_turns:
-                source = await asyncio.to_thread(wire.prompt_source, request, self._info)
-                count = await self._generator.count_tokens(source, row_counts)
-        return wire.count_response(count)
+        async with self._counting_turn():
+            source = await asyncio.to_thread(wire.prompt_source, request, self._info)
+            count = await self._generator.count_tokens(
+                source, row_counts, wants_ids=request.return_tokens
+            )
+            return await asyncio.to_thread(wire.count_response, count, self._info.tokenizer)
+
+    async def Detokenize(
+        self, request: llm_pb2.DetokenizeRequest, context: Context
+    ) -> llm_pb2.DetokenizeResponse:
+        async with self._counting_turn():
+            token_ids = await asyncio.to_thread(wire.detokenized_ids, request, self._info)
+            text = await self._generator.detokenize(token_ids)
+        return wire.detokenize_response(text)
+
+    async def CheckGuide(
+        self, request: llm_pb2.CheckGuideRequest, context: Context
+    ) -> llm_pb2.CheckGuideResponse:
+        guide = await asyncio.to_thread(wire.checked_guide, request, self._info)
+        if guide is not None:
+            await self._generator.check_guide(guide)
+        return llm_pb2.CheckGuideResponse()
 
     async def GetModelInfo(
         self, request: llm_pb2.LLMServiceGetModelInfoRequest, context: Context
@@ -69,6 +86,13 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         self, request: llm_pb2.GetLoadRequest, context: Context
     ) -> llm_pb2.GetLoadResponse:
         return wire.load_response(self._generator.load())
+
+    @asynccontextmanager
+    async def _counting_turn(self) -> AsyncIterator[None]:
+        """Waits for a turn to count or to write tokens; OverloadedError where many wait."""
+        with self._counting_places.taken():
+            async with self._counting_turns:
+                yield
 
     async def _generation(
         self, requests: AsyncIterator[wire.ReadRequest], deadline: float | None

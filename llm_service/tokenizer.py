@@ -151,9 +151,18 @@ class Tokenizer:
         Raises:
             CheckpointError: the tokenizer has no such token.
         """
-        if content not in self._added:
+        if not self.has_token(content):
             raise CheckpointError(f"the tokenizer has no token {content}")
         return self._added[content].id
+
+    def has_token(self, content: str) -> bool:
+        """Returns whether there is such an added token."""
+        return content in self._added
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The special tokens, which answers leave out by default."""
+        return frozenset(self._special_ids)
 
     def is_special(self, token_id: int) -> bool:
         """Returns whether an id is a special token, which answers leave out by default."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import torch
+from google.protobuf import message as protobuf
 
-from llm_service.choices import TextDelta, TextEnd
+from llm_service.choices import PromptLogprobs, TextDelta, TextEnd
 from llm_service.conversation import Ending, Message, Role
 from llm_service.engines.base import TokenLogprob
 from llm_service.generator import (
@@ -23,11 +24,11 @@ from llm_service.generator import (
     Usage,
     Wanted,
 )
-from llm_service.hermes import ToolCall
+from llm_service.limits import check_count, check_length, check_token_id
 from llm_service.model import ModelInfo
 from llm_service.pieces import PLACEHOLDER, ImagePart
 from llm_service.prompt import ChatPrompt, PromptSource, TextPrompt, TokenPrompt
-from llm_service.sampling import Guide, SamplingParams
+from llm_service.sampling import OutputGuide, SamplingParams
 from llm_service.tables import (
     SharedTable,
     TableChunk,
@@ -37,6 +38,8 @@ from llm_service.tables import (
     TableTrailer,
 )
 from llm_service.tokenizer import Tokenizer
+from llm_service.tools.base import ToolCall
+from llm_service.wire_guides import guide, tool_definitions
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ContextLengthError, InvalidArgumentError, ModelMismatchError
 from protos.identity import EmbeddingId
@@ -44,6 +47,7 @@ from protos.internvl.v1 import checkpoint_pb2, llm_pb2, tensor_pb2
 from protos.process.backlog import checked_bound
 from protos.process.logs import MAX_REQUEST_ID_LENGTH
 from protos.process.shared_memory import Slot
+from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT
 from protos.wire_format import read_chunk
 
 MAX_STOP_COUNT = 16
@@ -75,6 +79,7 @@ ENDINGS = {
     llm_pb2.CHAT_ENDING_CONTINUED: Ending.CONTINUED,
     llm_pb2.CHAT_ENDING_CLOSED: Ending.CLOSED,
 }
+# Whether there must be a call.
 FINISH_REASONS = {
     "stop": llm_pb2.FINISH_REASON_STOP,
     "length": llm_pb2.FINISH_REASON_LENGTH,
@@ -100,7 +105,7 @@ def start(request: ReadRequest | None) -> llm_pb2.GenerateStart:
     """
     if not isinstance(request, llm_pb2.GenerateRequest) or not request.HasField("start"):
         raise InvalidArgumentError("a stream's first message must start a request", field="start")
-    _check_length("request_id", "the request id", request.start.request_id, MAX_REQUEST_ID_LENGTH)
+    check_length("request_id", "the request id", request.start.request_id, MAX_REQUEST_ID_LENGTH)
     return request.start
 
 
@@ -123,7 +128,7 @@ def generation(
     _check_checkpoint(start, info)
     embedding_ids = _embedding_ids(start.images, info.max_image_count)
     params = _sampling_params(start, info)
-    _check_length("cache_salt", "the cache salt", start.cache_salt, MAX_CACHE_SALT_LENGTH)
+    check_length("cache_salt", "the cache salt", start.cache_salt, MAX_CACHE_SALT_LENGTH)
     skip_special_tokens = start.skip_special_tokens
     return Generation(
         prompt=prompt_source(start, info),
@@ -172,8 +177,7 @@ def prompt_source(message: PromptMessage, info: ModelInfo) -> PromptSource:
             return _chat_prompt(message.chat, info.max_image_count)
         case "text":
             _check_size("text", len(message.text.encode()), info)
-            _check_count("text", "images", message.text.count(PLACEHOLDER), info.max_image_count)
-            return TextPrompt(message.text)
+            return _text_prompt(message, info.max_image_count)
         case "token_ids":
             _check_size("token_ids.ids", message.token_ids.ByteSize(), info)
             return TokenPrompt(message.token_ids.ids)
@@ -193,21 +197,32 @@ def _check_size(field: str, byte_count: int, info: ModelInfo) -> None:
         )
 
 
+def _text_prompt(message: PromptMessage, max_image_count: int) -> TextPrompt:
+    if isinstance(message, llm_pb2.GenerateStart):
+        has_images, has_beginning = bool(message.images), True
+    else:
+        has_images = bool(message.image_row_counts)
+        has_beginning = not message.omit_beginning_token
+    if has_images:
+        check_count("text", "images", message.text.count(PLACEHOLDER), max_image_count)
+    return TextPrompt(message.text, has_images, has_beginning)
+
+
 def _chat_prompt(chat: llm_pb2.ChatPrompt, max_image_count: int) -> ChatPrompt:
     field = "chat.messages"
-    _check_count(field, "messages", len(chat.messages), MAX_MESSAGE_COUNT)
+    check_count(field, "messages", len(chat.messages), MAX_MESSAGE_COUNT)
     messages = [_message(index, message) for index, message in enumerate(chat.messages)]
     image_count = sum(message.image_count for message in messages)
-    _check_count(field, "images", image_count, max_image_count)
+    check_count(field, "images", image_count, max_image_count)
     call_count = sum(len(message.tool_calls) for message in messages)
-    _check_count(field, "calls of tools", call_count, MAX_TOOL_CALL_COUNT)
+    check_count(field, "calls of tools", call_count, MAX_TOOL_CALL_COUNT)
     if chat.ending not in ENDINGS:
         raise InvalidArgumentError(
             f"the conversation's ending is {chat.ending}; it must be a new turn (1), continued (2)"
             " or closed (3)",
             field="chat.ending",
         )
-    return ChatPrompt(messages, ENDINGS[chat.ending])
+    return ChatPrompt(messages, ENDINGS[chat.ending], tool_definitions(chat.tools))
 
 
 def _message(index: int, sent: llm_pb2.ChatMessage) -> Message:
@@ -252,7 +267,7 @@ def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> li
             takes.
     """
     count = len(request.image_row_counts)
-    _check_count("image_row_counts", "images", count, info.max_image_count)
+    check_count("image_row_counts", "images", count, info.max_image_count)
     for index, row_count in enumerate(request.image_row_counts):
         if not 1 <= row_count <= info.max_context_token_count:
             raise InvalidArgumentError(
@@ -262,8 +277,31 @@ def image_row_counts(request: llm_pb2.CountTokensRequest, info: ModelInfo) -> li
     return list(request.image_row_counts)
 
 
+def detokenized_ids(request: llm_pb2.DetokenizeRequest, info: ModelInfo) -> Sequence[int]:
+    """Returns the token ids whose text is wanted.
+
+    Raises:
+        InvalidArgumentError: there are more than the context takes, or one does not exist.
+    """
+    field, ids = "token_ids.ids", request.token_ids.ids
+    check_count(field, "token ids", len(ids), info.max_context_token_count)
+    for index, token_id in enumerate(ids):
+        check_token_id(f"{field}[{index}]", token_id, info.config.vocabulary_size)
+    return ids
+
+
+def checked_guide(request: llm_pb2.CheckGuideRequest, info: ModelInfo) -> OutputGuide | None:
+    """Returns the guide that is to be checked; None where there is none.
+
+    Raises:
+        InvalidArgumentError: as of `guide` and `tool_definitions`.
+    """
+    tool_definitions(request.tools)
+    return guide(request.guided, request.tools, info) if request.HasField("guided") else None
+
+
 def _embedding_ids(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> list[EmbeddingId]:
-    _check_count("images", "images", len(images), max_count)
+    check_count("images", "images", len(images), max_count)
     for index, image in enumerate(images):
         for name in ("content_sha256", "recipe_sha256"):
             if (length := len(getattr(image, name))) != DIGEST_BYTE_COUNT:
@@ -276,10 +314,11 @@ def _embedding_ids(images: Sequence[tensor_pb2.EmbeddingId], max_count: int) -> 
 
 def _sampling_params(start: llm_pb2.GenerateStart, info: ModelInfo) -> SamplingParams:
     stop = start.stop
+    tools = start.chat.tools
     vocabulary_size = info.config.vocabulary_size
-    _check_count("stop.token_ids", "stop tokens", len(stop.token_ids), MAX_STOP_COUNT)
+    check_count("stop.token_ids", "stop tokens", len(stop.token_ids), MAX_STOP_COUNT)
     for index, token_id in enumerate(stop.token_ids):
-        _check_token_id(f"stop.token_ids[{index}]", token_id, vocabulary_size)
+        check_token_id(f"stop.token_ids[{index}]", token_id, vocabulary_size)
     chosen = {
         descriptor.name: value
         for descriptor, value in start.sampling.ListFields()
@@ -293,35 +332,33 @@ def _sampling_params(start: llm_pb2.GenerateStart, info: ModelInfo) -> SamplingP
         stop_token_ids=frozenset([*end_token_ids, *stop.token_ids]),
         logit_bias=_logit_bias(start.sampling.logit_bias, vocabulary_size),
         logprob_count=start.logprobs.top_count if start.HasField("logprobs") else None,
-        guide=_guide(start.guided) if start.HasField("guided") else None,
+        wants_prompt_logprobs=_wants_prompt_logprobs(start),
+        guide=guide(start.guided, tools, info) if start.HasField("guided") else None,
     )
+
+
+def _wants_prompt_logprobs(start: llm_pb2.GenerateStart) -> bool:
+    if start.logprobs.prompt and start.images:
+        raise InvalidArgumentError(
+            f"the request has {len(start.images)} images; log probabilities are those of a prompt"
+            " without any",
+            field="logprobs.prompt",
+        )
+    return start.logprobs.prompt
 
 
 def _logit_bias(
     entries: Sequence[llm_pb2.LogitBias], vocabulary_size: int
 ) -> tuple[tuple[int, float], ...]:
-    _check_count("sampling.logit_bias", "biased tokens", len(entries), MAX_LOGIT_BIAS_COUNT)
+    check_count("sampling.logit_bias", "biased tokens", len(entries), MAX_LOGIT_BIAS_COUNT)
     biases: dict[int, float] = {}
     for index, entry in enumerate(entries):
         field = f"sampling.logit_bias[{index}].token_id"
-        _check_token_id(field, entry.token_id, vocabulary_size)
+        check_token_id(field, entry.token_id, vocabulary_size)
         if entry.token_id in biases:
             raise InvalidArgumentError(f"token {entry.token_id} has a bias already", field=field)
         biases[entry.token_id] = entry.bias
     return tuple(biases.items())
-
-
-def _guide(guided: llm_pb2.GuidedDecoding) -> Guide:
-    match guided.WhichOneof("guide"):
-        case "json_object":
-            return Guide("json_object")
-        case "json_schema" | "regex" | "grammar" as kind:
-            return Guide(kind, getattr(guided, kind))
-    raise InvalidArgumentError(
-        "the guide is empty; it must ask for any JSON object, or hold a JSON schema, a regular"
-        " expression or a grammar",
-        field="guided",
-    )
 
 
 def _choice_count(start: llm_pb2.GenerateStart) -> int:
@@ -348,7 +385,7 @@ def _priority(start: llm_pb2.GenerateStart, info: ModelInfo) -> int:
 
 
 def _stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
-    _check_count("stop.strings", "stop strings", len(stop.strings), MAX_STOP_COUNT)
+    check_count("stop.strings", "stop strings", len(stop.strings), MAX_STOP_COUNT)
     for index, string in enumerate(stop.strings):
         if not 1 <= len(string) <= MAX_STOP_STRING_LENGTH:
             raise InvalidArgumentError(
@@ -357,27 +394,6 @@ def _stop_strings(stop: llm_pb2.StopConditions) -> list[str]:
                 field=f"stop.strings[{index}]",
             )
     return list(stop.strings)
-
-
-def _check_length(field: str, name: str, text: str, limit: int) -> None:
-    if (length := len(text)) > limit:
-        raise InvalidArgumentError(
-            f"{name} has {length} characters; it must have at most {limit}", field=field
-        )
-
-
-def _check_count(field: str, name: str, count: int, limit: int) -> None:
-    if count > limit:
-        raise InvalidArgumentError(
-            f"the request has {count} {name}; at most {limit} are allowed", field=field
-        )
-
-
-def _check_token_id(field: str, token_id: int, vocabulary_size: int) -> None:
-    if not 0 <= token_id < vocabulary_size:
-        raise InvalidArgumentError(
-            f"a token id is {token_id}; it must be 0 to {vocabulary_size - 1}", field=field
-        )
 
 
 async def table_messages(
@@ -427,6 +443,9 @@ def response(event: Event, tokenizer: Tokenizer) -> llm_pb2.GenerateResponse:
             return llm_pb2.GenerateResponse(embedding_read=read)
         case Usage():
             return llm_pb2.GenerateResponse(usage=llm_pb2.Usage(**vars(event)))
+        case (_, PromptLogprobs(tokens)):
+            part = llm_pb2.PromptLogprobs(tokens=[_token_logprob(it, tokenizer) for it in tokens])
+            return llm_pb2.GenerateResponse(prompt_logprobs=part)
         case (index, TextDelta() as delta):
             return llm_pb2.GenerateResponse(delta=_token_delta(index, delta, tokenizer))
         case (index, TextEnd() as end):
@@ -448,6 +467,7 @@ def _token_delta(index: int, delta: TextDelta, tokenizer: Tokenizer) -> llm_pb2.
         token_ids=delta.token_ids,
         logprobs=[_token_logprob(logprob, tokenizer) for logprob in delta.logprobs],
         prompt_token_count=delta.prompt_token_count,
+        tool_calls=[llm_pb2.ToolCallDelta(**vars(piece)) for piece in delta.tool_calls],
     )
 
 
@@ -471,11 +491,32 @@ def _token_logprob(logprob: TokenLogprob, tokenizer: Tokenizer) -> llm_pb2.Token
     )
 
 
-def count_response(count: TokenCount) -> llm_pb2.CountTokensResponse:
-    """Returns a prompt's tokens as their message."""
-    return llm_pb2.CountTokensResponse(
-        prompt_token_count=count.prompt_token_count, image_token_count=count.image_token_count
+def count_response(count: TokenCount, tokenizer: Tokenizer) -> llm_pb2.CountTokensResponse:
+    """Returns a prompt's tokens as their message; InvalidArgumentError if that is too large."""
+    response = llm_pb2.CountTokensResponse(
+        prompt_token_count=count.prompt_token_count,
+        image_token_count=count.image_token_count,
+        token_ids=count.token_ids,
+        tokens=map(tokenizer.token_bytes, count.token_ids),
     )
+    _check_sendable(response, "return_tokens")
+    return response
+
+
+def detokenize_response(text: str) -> llm_pb2.DetokenizeResponse:
+    """Returns a text as its message; InvalidArgumentError if that is too large."""
+    response = llm_pb2.DetokenizeResponse(text=text)
+    _check_sendable(response, "token_ids.ids")
+    return response
+
+
+def _check_sendable(response: protobuf.Message, field: str) -> None:
+    if (byte_count := response.ByteSize()) > DEFAULT_MAX_MESSAGE_BYTE_COUNT:
+        raise InvalidArgumentError(
+            f"the answer has {byte_count} bytes, and at most {DEFAULT_MAX_MESSAGE_BYTE_COUNT} may"
+            " be sent; ask for a part of it",
+            field=field,
+        )
 
 
 def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoResponse:

@@ -1,4 +1,4 @@
-"""Where the schemas of a JSON Schema stand: which keywords hold schemas, and which hold values."""
+"""JSON Schemas as all processes read them: where schemas stand in them, and which formats count."""
 
 from __future__ import annotations
 
@@ -36,6 +36,21 @@ HOLD_NAMED = frozenset(
         "properties",
     }
 )
+# What the service enforces. Any other format is a note, as JSON Schema has it.
+FORMATS = frozenset(
+    {
+        "date",
+        "date-time",
+        "duration",
+        "email",
+        "hostname",
+        "ipv4",
+        "ipv6",
+        "time",
+        "uri",
+        "uuid",
+    }
+)
 # llguidance reads no JSON that is nested more deeply.
 MAX_DEPTH = 128
 
@@ -52,6 +67,17 @@ def subschemas(root: Schema) -> Iterator[tuple[Place, Schema]]:
         yield place, schema
         if len(place) < MAX_DEPTH:
             waiting.extend(reversed(list(_children(place, schema))))
+
+
+def unknown_formats(root: Schema) -> list[Place]:
+    """Returns where formats stand that are notes: strings there may be of any form."""
+    return [(*place, "format") for place, schema in subschemas(root) if has_unknown_format(schema)]
+
+
+def has_unknown_format(schema: Schema) -> bool:
+    """Whether one schema names a format that is not among FORMATS."""
+    name = schema.get("format")
+    return isinstance(name, str) and name not in FORMATS
 
 
 def _children(place: Place, schema: Schema) -> Iterator[tuple[Place, Schema]]:

@@ -7,10 +7,10 @@ import io
 import json
 import math
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import aiohttp
 import grpc
@@ -95,6 +95,7 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
     backlog_seconds: float = 0.0
 
     requests: list[vision_pb2.EncodeImageRequest] = field(default_factory=list)
+    planned: list[vision_pb2.PlanTilesRequest] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     info_count: int = 0
     together: asyncio.Event = field(default_factory=asyncio.Event)
@@ -123,6 +124,10 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
         cap = request.max_tile_count if request.HasField("max_tile_count") else 12
         if not 1 <= cap <= 24:
             raise InvalidArgumentError(f"the tile cap is {cap}", field="max_tile_count")
+        if request.expected_recipe_sha256 not in (b"", self.recipe):
+            raise ModelMismatchError("another recipe", field="expected_recipe_sha256")
+        if request.image:
+            return self._plan_of_file(request)
         if request.image_width < 1:
             raise InvalidImageError("the image is too narrow", field="image_width")
         if request.image_height < 1:
@@ -134,6 +139,19 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
             grid_row_count=rows,
             tile_count=tile_count,
             token_count=256 * tile_count,
+        )
+
+    def _plan_of_file(self, request: vision_pb2.PlanTilesRequest) -> vision_pb2.PlanTilesResponse:
+        """Has one tile of four rows for each byte of the file."""
+        self.planned.append(request)
+        if self.failures:
+            raise self.failures.pop(0)
+        tile_count = len(request.image)
+        return vision_pb2.PlanTilesResponse(
+            grid_column_count=1,
+            grid_row_count=tile_count,
+            tile_count=tile_count,
+            token_count=4 * tile_count,
         )
 
     async def GetLoad(
@@ -203,12 +221,19 @@ class ScriptedVision(vision_pb2_grpc.VisionServiceServicer):
 class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     """Says its texts to everybody, once it has the images it does not hold; fails as told.
 
+    `calls` are made after the texts, where tools may be called: each is a name and the pieces of
+    its arguments. A prompt whose log probabilities are wanted has the tokens of `prompt`.
+
     Each call takes one of `failures`, until none is left. `failure_after_wanted` comes when
     `failure_signal` is set, `late_failure` after the texts; `stalls` waits there for `released`.
     `reading_seconds` is the pause after each chunk.
     """
 
     texts: Sequence[str] = ("Hel", "", "lo")
+    calls: Sequence[tuple[str, Sequence[str]]] = ()
+    prompt: Sequence[bytes] = (b"On", b"ce")
+    stop_string: str | None = None
+    guide_failure: ServiceError | None = None
     reason: llm_pb2.FinishReason.ValueType = llm_pb2.FINISH_REASON_STOP
     model: str = MODEL
     aliases: Sequence[str] = ()
@@ -224,6 +249,8 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     backlog_seconds: float = 0.0
 
     starts: list[llm_pb2.GenerateStart] = field(default_factory=list)
+    counts: list[llm_pb2.CountTokensRequest] = field(default_factory=list)
+    guides: list[llm_pb2.CheckGuideRequest] = field(default_factory=list)
     request_ids: list[str] = field(default_factory=list)
     time_remaining: list[float] = field(default_factory=list)
     held: dict[tuple[bytes, bytes], bytes] = field(default_factory=dict)
@@ -246,8 +273,31 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(self.checkpoint)),
         )
 
-    async def CountTokens(self, request: llm_pb2.CountTokensRequest, context: Any) -> NoReturn:
-        raise NotImplementedError("the gateway does not count tokens")
+    async def CountTokens(
+        self, request: llm_pb2.CountTokensRequest, context: Any
+    ) -> llm_pb2.CountTokensResponse:
+        self.counts.append(request)
+        image_token_count = sum(request.image_row_counts)
+        response = llm_pb2.CountTokensResponse(
+            prompt_token_count=30 + image_token_count, image_token_count=image_token_count
+        )
+        if request.return_tokens:
+            response.token_ids.extend(range(response.prompt_token_count))
+            response.tokens.extend(b"%d" % token_id for token_id in response.token_ids)
+        return response
+
+    async def Detokenize(
+        self, request: llm_pb2.DetokenizeRequest, context: Any
+    ) -> llm_pb2.DetokenizeResponse:
+        return llm_pb2.DetokenizeResponse(text=" ".join(map(str, request.token_ids.ids)))
+
+    async def CheckGuide(
+        self, request: llm_pb2.CheckGuideRequest, context: Any
+    ) -> llm_pb2.CheckGuideResponse:
+        self.guides.append(request)
+        if self.guide_failure:
+            raise self.guide_failure
+        return llm_pb2.CheckGuideResponse()
 
     async def GetLoad(
         self, request: llm_pb2.GetLoadRequest, context: Any
@@ -265,6 +315,8 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             self._note(start, context)
             if self.failures:
                 raise self.failures.pop(0)
+            if not 1 <= choice_count(start) <= 16:
+                raise InvalidArgumentError("the number of choices", field="choice_count")
             if checkpoint_fingerprint(start.expected_checkpoint).differences(self.checkpoint):
                 raise ModelMismatchError("another checkpoint")
             wanted = self._wanted(start)
@@ -321,9 +373,11 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
     async def _answer(
         self, start: llm_pb2.GenerateStart
     ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
-        choices = range(start.choice_count if start.HasField("choice_count") else 1)
+        choices = range(choice_count(start))
         usage = self._usage(start, len(choices))
         told = False
+        if start.logprobs.prompt:
+            yield llm_pb2.GenerateResponse(prompt_logprobs=self._prompt_logprobs(start))
         for text in self.texts:
             for index in choices:
                 logprobs = scripted_logprobs(start, text)
@@ -334,15 +388,36 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
                     delta.prompt_token_count = usage.prompt_token_count
                     told = True
                 yield llm_pb2.GenerateResponse(delta=delta)
+        if start.guided.HasField("tool_calls"):
+            for delta in self._call_deltas(choices):
+                yield llm_pb2.GenerateResponse(delta=delta)
         if self.late_failure:
             raise self.late_failure
         if self.stalls:
             self.stalled.set()
             await self.released.wait()
         for index in reversed(choices):
-            finished = llm_pb2.Finished(choice_index=index, reason=self.reason)
+            finished = llm_pb2.Finished(
+                choice_index=index, reason=self.reason, stop_string=self.stop_string
+            )
             yield llm_pb2.GenerateResponse(finished=finished)
         yield llm_pb2.GenerateResponse(usage=usage)
+
+    def _call_deltas(self, choices: range) -> Iterator[llm_pb2.TokenDelta]:
+        for call_index, (name, pieces) in enumerate(self.calls):
+            for position, piece in enumerate(pieces):
+                call = llm_pb2.ToolCallDelta(
+                    call_index=call_index, name="" if position else name, arguments=piece
+                )
+                for index in choices:
+                    yield llm_pb2.TokenDelta(choice_index=index, token_ids=[1], tool_calls=[call])
+
+    def _prompt_logprobs(self, start: llm_pb2.GenerateStart) -> llm_pb2.PromptLogprobs:
+        first, *others = self.prompt
+        tokens = [llm_pb2.TokenLogprob(token_id=1, token=first)]
+        for token in others:
+            tokens += scripted_logprobs(start, token.decode())
+        return llm_pb2.PromptLogprobs(tokens=tokens)
 
     def _usage(self, start: llm_pb2.GenerateStart, choice_count: int) -> llm_pb2.Usage:
         return llm_pb2.Usage(
@@ -351,6 +426,11 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             cached_token_count=16,
             image_token_count=256 * len(start.images),
         )
+
+
+def choice_count(start: llm_pb2.GenerateStart) -> int:
+    """Returns how many answers a request asks for."""
+    return start.choice_count if start.HasField("choice_count") else 1
 
 
 def scripted_logprobs(start: llm_pb2.GenerateStart, text: str) -> list[llm_pb2.TokenLogprob]:

@@ -73,10 +73,17 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """An image of which only the upright size is known; the rest as of ImageRequest."""
+    """An image of which only the upright size is known, or its file; the rest as of ImageRequest.
+
+    Attributes:
+        image_width: in pixels; 0 where the file is there.
+        image_height: likewise.
+        image: the encoded file; empty where the size is known.
+    """
 
     image_width: int
     image_height: int
+    image: bytes = b""
     tile_cap: int | None = None
     expected_recipe_sha256: bytes | None = None
 
@@ -156,24 +163,39 @@ class ImageEncoder:
         _log(request, encoded)
         return encoded
 
-    def plan(self, request: PlanRequest) -> TilePlan:
-        """Returns what `encode` would make of an image of this size.
+    async def plan(self, request: PlanRequest) -> TilePlan:
+        """Returns what `encode` would make of an image; decodes none.
 
         Raises:
             ModelMismatchError: the expected recipe is another than the service's.
-            InvalidArgumentError: the tile cap is out of its range.
-            InvalidImageError, ImageTooLargeError: the size is.
+            InvalidArgumentError: the tile cap is out of its range, or there is a size and a file.
+            InvalidImageError, ImageTooLargeError: the size is; of a file, as of `encode`.
+            OverloadedError: of a file, the queue is full.
         """
         self._check_recipe(request.expected_recipe_sha256)
         tile_cap = self._checked_cap(request.tile_cap)
-        width, height = request.image_width, request.image_height
+        if request.image:
+            grid = await self._grid_of_file(request, tile_cap)
+        else:
+            grid = self._grid_of_size(request.image_width, request.image_height, tile_cap)
+        return TilePlan(grid, grid.tile_count * self.info.tokens_per_tile)
+
+    async def _grid_of_file(self, request: PlanRequest, tile_cap: int) -> Grid:
+        if request.image_width or request.image_height:
+            raise InvalidArgumentError(
+                "the request has an image's size and its file; it must have one of them",
+                field="image",
+            )
+        self._check_byte_count(len(request.image))
+        return await self._preprocessor.plan(request.image, tile_cap)
+
+    def _grid_of_size(self, width: int, height: int, tile_cap: int) -> Grid:
         try:
-            grid = self._preprocessor.grid(width, height, tile_cap)
+            return self._preprocessor.grid(width, height, tile_cap)
         except (InvalidImageError, ImageTooLargeError) as error:
             is_small = isinstance(error, InvalidImageError)
             error.field = "image_width" if (width < height) == is_small else "image_height"
             raise
-        return TilePlan(grid, grid.tile_count * self.info.tokens_per_tile)
 
     async def _encode(self, id_: EmbeddingId, image: bytes, tile_cap: int) -> ImageEmbedding:
         with self.backlog.job() as job:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from protos.errors import ImageTooLargeError, OverloadedError
 from vision_service.decoding.cost import Cost, CostModel
@@ -76,7 +77,7 @@ class Preprocessor:
         # Of one worker, large images may have it.
         max_large_count = max(1, limits.worker_count // 2)
         self._line = WaitingLine(limits.max_decode_byte_count, max_large_count)
-        self._pending: set[asyncio.Future[tuple[TiledImage, float]]] = set()
+        self._pending: set[asyncio.Future[tuple[Any, float]]] = set()
         # These threads outlive the processes that they start: Linux ends those with them.
         self._threads = ThreadPoolExecutor(limits.worker_count, thread_name_prefix="decoders")
         # One that is filled, and one that the engine reads, for each.
@@ -112,6 +113,19 @@ class Preprocessor:
             ImageTooLargeError: too many pixels, or too much memory or time to decode.
             UnavailableError: its worker was killed by somebody else.
         """
+        tiled: tuple[TiledImage, float] = await self._done(data, max_tile_count, is_decoded=True)
+        return tiled
+
+    async def plan(self, data: bytes, max_tile_count: int) -> Grid:
+        """Returns how `tile` would cut an image, without decoding it; errors as there."""
+        grid: Grid
+        grid, _ = await self._done(data, max_tile_count, is_decoded=False)
+        return grid
+
+    async def _done(
+        self, data: bytes, max_tile_count: int, *, is_decoded: bool
+    ) -> tuple[Any, float]:
+        """Returns what a worker makes of an image, as a Job has it."""
         if len(self._pending) >= self._limits.max_image_count:
             raise OverloadedError(
                 f"{len(self._pending)} images wait to be decoded; "
@@ -122,7 +136,7 @@ class Preprocessor:
         self._pending.add(done)
         try:
             header, cost = await asyncio.to_thread(self._weigh, data, max_tile_count)
-            return await self._tiled(Job(data, header, max_tile_count, cost, done))
+            return await self._worked(Job(data, header, max_tile_count, cost, done, is_decoded))
         finally:
             self._pending.discard(done)
             del done  # a refusal's frames would lead back to it, and hold the image
@@ -145,7 +159,7 @@ class Preprocessor:
             )
         return header, cost
 
-    async def _tiled(self, job: Job) -> tuple[TiledImage, float]:
+    async def _worked(self, job: Job) -> tuple[Any, float]:
         self._line.put(job)
         try:
             return await job.done

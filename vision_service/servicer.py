@@ -60,8 +60,8 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         request: vision_pb2.PlanTilesRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> vision_pb2.PlanTilesResponse:
-        """Tells how an image of this size would be cut."""
-        return wire.plan_response(self._encoder.plan(wire.read_plan_request(request)))
+        """Tells how an image of this size, or this file, would be cut."""
+        return wire.plan_response(await self._encoder.plan(wire.read_plan_request(request)))
 
     async def GetModelInfo(
         self,

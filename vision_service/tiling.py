@@ -11,6 +11,8 @@ import math
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +58,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = range(5, 9)
 # Pillow warns of what it tolerates: odd metadata, and pixel counts below its own limit.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -162,18 +165,32 @@ def decode(
         InvalidImageError: the file is damaged, or its pixels are no colours; or as `check_size`.
         ImageTooLargeError: as `check_size`.
     """
-    try:
+    with _refusals(max_pixel_count):
         image = _loaded(data, format_, max_pixel_count)
         orientation = _orientation(image)
         rgb = to_rgb(image, transparency)
         del image  # so that at most two copies of the pixels are in memory
         return _upright(rgb, orientation)
-    except Image.DecompressionBombError as error:
-        raise ImageTooLargeError(
-            f"the image has far more pixels than the limit of {max_pixel_count}", field="image"
-        ) from error
-    except DECODE_ERRORS as error:
-        raise damaged(error) from error
+
+
+def upright_size(data: bytes, format_: str, max_pixel_count: int) -> tuple[int, int]:
+    """Returns width and height of what `decode` would return; decodes no pixel.
+
+    Args:
+        data: the encoded file; EXIF behind a PNG's pixels does not count.
+        format_: as of `decode`.
+        max_pixel_count: most pixels of the image.
+
+    Raises:
+        InvalidImageError: the file is damaged before its pixels; or as `check_size`.
+        ImageTooLargeError: as `check_size`.
+    """
+    with _refusals(max_pixel_count):
+        image = _opened(data, format_)
+        check_size(image.width, image.height, max_pixel_count)
+        # A TIFF's is that of the upright picture, before its pixels are.
+        is_turned = format_ != "TIFF" and _orientation(image) in SIDEWAYS
+        return (image.height, image.width) if is_turned else (image.width, image.height)
 
 
 def choose_grid(
@@ -263,6 +280,29 @@ def _grids(policy: TilePolicy, max_tile_count: int) -> tuple[tuple[int, int], ..
     return tuple(sorted(grids, key=math.prod))
 
 
+@contextmanager
+def _refusals(max_pixel_count: int) -> Iterator[None]:
+    """Turns what Pillow raises of a file into what a client is told."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(
+            f"the image has far more pixels than the limit of {max_pixel_count}", field="image"
+        ) from error
+    except DECODE_ERRORS as error:
+        raise damaged(error) from error
+
+
+def _opened(data: bytes, format_: str) -> Image.Image:
+    """Returns the picture, not yet decoded; of a file whose length is wrong, too."""
+    try:
+        return open_image(data, format_)
+    except OSError:
+        if format_ != "WEBP":
+            raise
+    return open_image(corrected_webp(data), format_)
+
+
 def _loaded(data: bytes, format_: str, max_pixel_count: int) -> Image.Image:
     """Returns the decoded picture; of a file without its end too, if it has all pixels."""
 
@@ -286,7 +326,8 @@ def _loaded(data: bytes, format_: str, max_pixel_count: int) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation; 1 when there is none or the metadata is damaged."""
     try:
-        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        # A PNG's own method would decode the pixels for what may stand behind them.
+        orientation: int = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except DECODE_ERRORS:
         return 1
     return orientation

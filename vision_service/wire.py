@@ -54,6 +54,7 @@ def read_plan_request(message: vision_pb2.PlanTilesRequest) -> PlanRequest:
     return PlanRequest(
         image_width=message.image_width,
         image_height=message.image_height,
+        image=message.image,
         tile_cap=message.max_tile_count if has_cap else None,
         expected_recipe_sha256=message.expected_recipe_sha256 if has_recipe else None,
     )

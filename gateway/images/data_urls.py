@@ -1,16 +1,17 @@
-"""Images in data: URLs, decoded while the body that holds them arrives."""
+"""Images in base64, decoded while the body that holds them arrives."""
 
 from __future__ import annotations
 
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from gateway.images.forgiving_base64 import Base64Decoder
 from gateway.images.http_urls import stripped
+from gateway.images.json_paths import JSONPath, PathReader
 from gateway.memory import HeldFile, Share
 from protos.errors import (
     ContextLengthError,
@@ -23,12 +24,16 @@ from protos.errors import (
 IN_BASE64 = re.compile(r"; *base64[ \f]*\Z", re.IGNORECASE)
 # In valid JSON this is always a member's name and the begin of its value: within a string a
 # quotation mark has a backslash before it. What is longer stays in the text, and is decoded later.
-OPENING = re.compile(
+DATA_URL = (
     rb'url"(?:(?<="url")|(?<="image_url"))[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"'
     rb"(?P<url>(?:[ \t\r\n]|\\[trnf]){0,32}(?i:data):"
     rb'(?:[^"\\,#]|\\[/trnf]|\\u(?!002[cC3])[0-9a-fA-F]{4}){0,128}(?i:; {0,8}base64) {0,8},)'
 )
+OPENING = re.compile(DATA_URL)
+# Base64 alone may be anything: where it is an image its place must say.
+OPENING_AT_A_PLACE = re.compile(DATA_URL + rb'|"data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"')
 MAX_OPENING_BYTE_COUNT = 1024
+MAX_NAME_LENGTH = 64
 STRING = re.compile(rb'(?:[^"\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*')
 ESCAPED_BACKSLASH = rb"\\"
 # In base64 and between its lines; they are replaced many times faster than read as JSON.
@@ -142,7 +147,7 @@ class Attachments:
             InvalidArgumentError: one is somewhere else, e.g. in a JSON Schema.
         """
         if not self.images.keys() <= set(urls):
-            raise InvalidArgumentError("the body has a base64 data URL where it has no image")
+            raise InvalidArgumentError("the body has an image in base64 where it has no image")
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,15 @@ class BodyReader:
     image, and this only for the piece that a socket gives.
     """
 
-    def __init__(self, limits: ContentLimits, share: Share, *, from_loopback: bool = False) -> None:
+    def __init__(
+        self,
+        limits: ContentLimits,
+        share: Share,
+        *,
+        from_loopback: bool = False,
+        places: Collection[JSONPath] | None = None,
+    ) -> None:
+        """`places` are those of images: URLs, and base64 named "data"; None: of any data: URL."""
         self._limits = limits
         self._share = share
         self._text = bytearray()
@@ -182,6 +195,9 @@ class BodyReader:
         self._image: AttachedImage | None = None
         self._pending = b""
         self._secret = secrets.token_hex(16)
+        self._places = places
+        self._opening = OPENING if places is None else OPENING_AT_A_PLACE
+        self._paths = PathReader()
         share.hold(self)
 
     def feed(self, data: bytes) -> None:
@@ -208,16 +224,25 @@ class BodyReader:
 
     def _read_text(self) -> bool:
         """Reads up to the next image, and returns whether there is one."""
-        opening = OPENING.search(self._pending)
-        if opening is None:
-            end = max(0, len(self._pending) - MAX_OPENING_BYTE_COUNT)
-            self._keep(self._pending[:end])
-            self._pending = self._pending[end:]
-            return False
-        self._keep(self._pending[: opening.start("url")])
-        self._image = self._attach()
-        self._pending = self._pending[opening.end() :]
-        return True
+        kept_end = 0
+        for opening in self._opening.finditer(self._pending):
+            begin = opening.end() if opening["url"] is None else opening.start("url")
+            self._keep(self._pending[kept_end:begin])
+            kept_end = begin
+            if self._is_at_an_image():
+                self._image = self._attach()
+                self._pending = self._pending[opening.end() :]
+                return True
+        end = max(kept_end, len(self._pending) - MAX_OPENING_BYTE_COUNT)
+        self._keep(self._pending[kept_end:end])
+        self._pending = self._pending[end:]
+        return False
+
+    def _is_at_an_image(self) -> bool:
+        """Whether the string whose quotation mark is the text's last byte is an image."""
+        if self._places is None:
+            return True
+        return self._paths.path_at(self._text, len(self._text) - 1) in self._places
 
     def _attach(self) -> AttachedImage:
         count = len(self._attachments.images) + 1
@@ -225,13 +250,18 @@ class BodyReader:
             raise InvalidArgumentError(
                 f"the request has {count} images or more;"
                 f" the limit is {self._limits.max_image_count}",
-                field="messages",
+                field=self._outermost_name(),
             )
         name = f"attached:{self._secret}:{count}"
         self._keep(name.encode())
         image = AttachedImage(self._limits.max_image_byte_count, self._share)
         self._attachments.images[name] = image
         return image
+
+    def _outermost_name(self) -> str:
+        """Returns the name of the body's member that the text's last byte is in."""
+        name, *_ = (*PathReader().path_at(self._text, len(self._text) - 1), None)
+        return (name or b"").decode(errors="replace")[:MAX_NAME_LENGTH]
 
     def _read_image(self, image: AttachedImage) -> bool:
         """Reads up to the image's end, and returns whether it has come."""

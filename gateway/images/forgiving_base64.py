@@ -1,4 +1,4 @@
-"""The base64 of data: URLs, decoded in pieces as browsers decode it.
+"""Base64 of images, as in data: URLs, decoded in pieces as browsers decode it.
 
 That is https://infra.spec.whatwg.org/#forgiving-base64-decode after the rules for URLs: percent
 escapes stand for their bytes, ASCII white space counts nowhere, the padding may be missing.
@@ -73,12 +73,10 @@ class Base64Decoder:
         if (self._padded and rest) or rest.translate(None, ALPHABET):
             raise _wrong(url, self._character_count - len(self._rest))
         if b"=" in rest:
-            raise InvalidImageError(
-                "the data URL's base64 ends with too few '='; none will do, too"
-            )
+            raise InvalidImageError("the image's base64 ends with too few '='; none will do, too")
         if len(rest) == 1:
             raise InvalidImageError(
-                "the data URL's base64 was cut: its last character stands alone, a byte takes two"
+                "the image's base64 was cut: its last character stands alone, a byte takes two"
             )
         self._decode(rest + b"=" * (-len(rest) % 4))
 
@@ -128,7 +126,7 @@ def _wrong(url: bytes, character_count: int) -> InvalidImageError:
         sign = EQUALS_SIGN.search(url)
         what, index = "has '=' before its end", sign.start() if sign else 0
     return InvalidImageError(
-        f"the data URL's base64 {what} (at character {character_count + index + 1} after the comma)"
+        f"the image's base64 {what} (at its character {character_count + index + 1})"
     )
 
 

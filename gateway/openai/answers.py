@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
-from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from gateway.events import (
+    ChatEvent,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
+from gateway.openai.calls import CallForm, MadeCall, ToolCalls, finish_reason
 from gateway.openai.errors import error_body
+from gateway.openai.pieces import (
+    DONE,
+    JSONObject,
+    compact,
+    logprob_json,
+    sse_event,
+    token_counts,
+    token_text,
+    usage_json,
+)
 from gateway.release import release
 from protos.errors import ServiceError
-
-JSONObject = dict[str, Any]
-
-LEAST_LOGPROB = -9999.0
-DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True)
@@ -25,23 +37,21 @@ class AnswerHead:
     """What every piece of an answer says of it.
 
     Attributes:
-        id: the answer's id.
+        request_id: of the request.
         created: Unix time in seconds.
-        model: name of the model.
+        model: name of the model, as the client said it, or its own.
         system_fingerprint: what made it, as `system_fingerprint` gives it.
-        choice_count: how many choices the answer has.
     """
 
-    id: str
+    request_id: str
     created: int
     model: str
     system_fingerprint: str
-    choice_count: int
 
-    def json(self, kind: str) -> JSONObject:
-        """Returns the first members of an object of this kind."""
+    def json(self, kind: str, prefix: str = "chatcmpl") -> JSONObject:
+        """Returns the first members of an object of this kind, whose id begins so."""
         return {
-            "id": self.id,
+            "id": f"{prefix}-{self.request_id}",
             "object": kind,
             "created": self.created,
             "model": self.model,
@@ -52,8 +62,10 @@ class AnswerHead:
 class WholeAnswer:
     """Collects an answer's events, and writes them as one chat.completion."""
 
-    def __init__(self, head: AnswerHead) -> None:
+    def __init__(self, head: AnswerHead, choice_count: int, calls: CallForm | None = None) -> None:
         self._head = head
+        self._choice_count = choice_count
+        self._calls = calls or ToolCalls()
         self._choices: defaultdict[int, _CollectedChoice] = defaultdict(_CollectedChoice)
         self._usage: Usage | None = None
 
@@ -61,7 +73,7 @@ class WholeAnswer:
         """Takes the next event."""
         if isinstance(event, Usage):
             self._usage = event
-        else:
+        elif not isinstance(event, PromptLogprobs):
             self._choices[event.index].add(event)
 
     def body(self) -> bytes:
@@ -70,11 +82,13 @@ class WholeAnswer:
         Raises:
             ServiceError: an event is missing.
         """
-        if self._usage is None or len(self._choices) != self._head.choice_count:
+        if self._usage is None or len(self._choices) != self._choice_count:
             raise ServiceError("the LLM service left out a choice or the usage")
-        head = _text(self._head.json("chat.completion")).removesuffix("}")
-        choices = ",".join(self._choices[index].json(index) for index in sorted(self._choices))
-        return f'{head},"choices":[{choices}],"usage":{_text(_usage(self._usage))}}}'.encode()
+        head = compact(self._head.json("chat.completion")).removesuffix("}")
+        choices = ",".join(
+            self._choices[index].json(index, self._calls) for index in sorted(self._choices)
+        )
+        return f'{head},"choices":[{choices}],"usage":{compact(usage_json(self._usage))}}}'.encode()
 
 
 @dataclass
@@ -87,6 +101,7 @@ class _CollectedChoice:
 
     texts: list[str] = field(default_factory=list)
     logprobs: list[str] = field(default_factory=list)
+    calls: defaultdict[int, MadeCall] = field(default_factory=lambda: defaultdict(MadeCall))
     reason: FinishReason | None = None
 
     def add(self, event: TextDelta | Finished) -> None:
@@ -94,61 +109,104 @@ class _CollectedChoice:
             self.reason = event.reason
         else:
             self.texts.append(event.text)
-            self.logprobs.extend(_text(_token_with_top(logprob)) for logprob in event.logprobs)
+            self.logprobs.extend(compact(token_with_top(logprob)) for logprob in event.logprobs)
+            for piece in event.tool_calls:
+                self.calls[piece.call_index].add(piece)
 
-    def json(self, index: int) -> str:
+    def json(self, index: int, form: CallForm) -> str:
         if self.reason is None:
             raise ServiceError(f"the LLM service did not finish choice {index}")
-        message = {"role": "assistant", "content": "".join(self.texts), "refusal": None}
+        reason = finish_reason(self.reason, form, has_called=bool(self.calls))
         tokens = ",".join(self.logprobs)
         logprobs = f'{{"content":[{tokens}],"refusal":null}}' if tokens else "null"
         return (
-            f'{{"index":{index},"message":{_text(message)},"logprobs":{logprobs},'
-            f'"finish_reason":{_text(self.reason)}}}'
+            f'{{"index":{index},"message":{compact(self._message(index, form))},'
+            f'"logprobs":{logprobs},"finish_reason":{compact(reason)}}}'
         )
+
+    def _message(self, index: int, form: CallForm) -> JSONObject:
+        message: JSONObject = {"role": "assistant", "content": "".join(self.texts), "refusal": None}
+        if self.calls:
+            message["content"] = message["content"] or None
+            message |= form.message(index, self.calls)
+        return message
 
 
 class StreamedAnswer:
     """Writes an answer's events as chat.completion.chunk events."""
 
     def __init__(
-        self, head: AnswerHead, *, include_usage: bool, continuous_usage: bool = False
+        self,
+        head: AnswerHead,
+        choice_count: int,
+        *,
+        include_usage: bool,
+        continuous_usage: bool = False,
+        calls: CallForm | None = None,
     ) -> None:
         """With `include_usage` a last chunk holds the usage, and all others a null.
 
         With `continuous_usage` the others hold what all choices together have used so far.
         """
         self._head = head
+        self._choice_count = choice_count
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
+        self._calls = calls or ToolCalls()
+        self._callers: set[int] = set()  # choices that have made a call
+        self._has_begun = False
         self._prompt_token_count: int | None = None
         self._output_token_count = 0
 
-    def opening(self, first: ChatEvent) -> bytes:
-        """Returns the first chunk of each choice, the role, and that of the first event."""
-        if isinstance(first, TextDelta):
-            self._prompt_token_count = first.prompt_token_count
-        delta = {"role": "assistant", "content": "", "refusal": None}
-        roles = [self._choice(index, delta) for index in range(self._head.choice_count)]
-        return b"".join([*roles, self.event(first)])
-
     def event(self, event: ChatEvent) -> bytes:
-        """Returns the chunk of an event; nothing for an empty delta or a usage nobody asked for."""
+        """Returns the chunk of an event; nothing for an empty delta or a usage nobody asked for.
+
+        Before the first event's comes a chunk for each choice: the role.
+        """
+        if self._has_begun:
+            return self._chunk_of(event)
+        self._has_begun = True
+        if isinstance(event, TextDelta):
+            self._prompt_token_count = event.prompt_token_count
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        roles = [self._choice(index, delta) for index in range(self._choice_count)]
+        return b"".join([*roles, self._chunk_of(event)])
+
+    def end(self) -> bytes:
+        """Returns what ends a stream that has succeeded."""
+        return DONE
+
+    def error(self, error: ServiceError) -> bytes:
+        """Returns the event that ends a stream which failed; no [DONE] follows it."""
+        return sse_event(error_body(error))
+
+    def _chunk_of(self, event: ChatEvent) -> bytes:
         if isinstance(event, Usage):
-            return self._chunk([], _usage(event)) if self._include_usage else b""
-        if isinstance(event, Finished):
-            return self._choice(event.index, {}, finish_reason=event.reason)
-        self._output_token_count += event.token_count
-        if not (event.text or event.logprobs):
+            return self._chunk([], usage_json(event)) if self._include_usage else b""
+        if isinstance(event, PromptLogprobs):
             return b""
-        return self._choice(event.index, {"content": event.text}, _logprobs(event.logprobs))
+        if isinstance(event, Finished):
+            has_called = event.index in self._callers
+            reason = finish_reason(event.reason, self._calls, has_called=has_called)
+            return self._choice(event.index, {}, finish_reason=reason)
+        self._output_token_count += event.token_count
+        if not (event.text or event.logprobs or event.tool_calls):
+            return b""
+        return self._choice(event.index, self._delta(event), _logprobs(event.logprobs))
+
+    def _delta(self, event: TextDelta) -> JSONObject:
+        if not event.tool_calls:
+            return {"content": event.text}
+        self._callers.add(event.index)
+        text = {"content": event.text} if event.text else {}
+        return text | self._calls.delta(event.index, event.tool_calls)
 
     def _choice(
         self,
         index: int,
         delta: JSONObject,
         logprobs: JSONObject | None = None,
-        finish_reason: FinishReason | None = None,
+        finish_reason: str | None = None,
     ) -> bytes:
         choice = {
             "index": index,
@@ -161,18 +219,13 @@ class StreamedAnswer:
     def _usage_so_far(self) -> JSONObject | None:
         if self._prompt_token_count is None:
             return None
-        return _token_counts(self._prompt_token_count, self._output_token_count)
+        return token_counts(self._prompt_token_count, self._output_token_count)
 
     def _chunk(self, choices: list[JSONObject], usage: JSONObject | None) -> bytes:
         chunk = self._head.json("chat.completion.chunk") | {"choices": choices}
         if self._include_usage:
             chunk["usage"] = usage
-        return _event(chunk)
-
-
-def error_event(error: ServiceError) -> bytes:
-    """Returns the event that ends a stream which failed; no [DONE] follows it."""
-    return _event(error_body(error))
+        return sse_event(chunk)
 
 
 def system_fingerprint(model_fingerprint: bytes) -> str:
@@ -197,42 +250,19 @@ def model_list(*models: JSONObject) -> JSONObject:
     return {"object": "list", "data": list(models)}
 
 
-def _event(data: JSONObject) -> bytes:
-    # In ASCII: there are clients that take U+2028 and its like for the end of a line.
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
-
-
-def _text(value: JSONObject | str) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def _usage(usage: Usage) -> JSONObject:
-    details = {
-        "cached_tokens": usage.cached_token_count,
-        "image_tokens": usage.image_token_count,  # ours, not OpenAI's
-    }
-    counts = _token_counts(usage.prompt_token_count, usage.output_token_count)
-    return counts | {"prompt_tokens_details": details}
-
-
-def _token_counts(prompt: int, output: int) -> JSONObject:
-    return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
-
-
 def _logprobs(logprobs: Iterable[TokenLogprob]) -> JSONObject | None:
-    content = [_token_with_top(logprob) for logprob in logprobs]
+    content = [token_with_top(logprob) for logprob in logprobs]
     return {"content": content, "refusal": None} if content else None
 
 
-def _token_with_top(logprob: TokenLogprob) -> JSONObject:
+def token_with_top(logprob: TokenLogprob) -> JSONObject:
+    """Returns a token, and the most probable ones in its place."""
     return _token(logprob) | {"top_logprobs": [_token(top) for top in logprob.top]}
 
 
 def _token(logprob: TokenLogprob) -> JSONObject:
-    # A token may hold a part of a character: OpenAI shows its bytes as \xf0, and the least
-    # logarithm is its -9999.0, as JSON has no -inf.
     return {
-        "token": logprob.token.decode(errors="backslashreplace"),
+        "token": token_text(logprob.token),
         "bytes": list(logprob.token),
-        "logprob": max(logprob.logprob, LEAST_LOGPROB),
+        "logprob": logprob_json(logprob),
     }

@@ -38,35 +38,54 @@ HTTP_CODES = {
 OVERLOAD_RETRY_SECONDS = 1.0
 
 
+class HTTPRefusalError(ServiceError):
+    """What is refused before the request is read: a path, a method, the size of the body.
+
+    Attributes:
+        status: the HTTP status.
+        allow: the header of this name.
+    """
+
+    def __init__(self, error: web.HTTPException, message: str = "") -> None:
+        """Without a message it says what aiohttp says."""
+        super().__init__(message or error.text or error.reason)
+        self.status = error.status
+        self.allow = error.headers.get("Allow")
+
+
 def http_status(error: ServiceError) -> int:
     """Returns the HTTP status of an error."""
+    if isinstance(error, HTTPRefusalError):
+        return error.status
     return HTTP_STATUS.get(error.code, DEFAULT_STATUS)
 
 
 def error_body(error: ServiceError) -> dict[str, Any]:
     """Returns OpenAI's body of an error."""
+    status = http_status(error)
+    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     param = "model" if isinstance(error, NotFoundError) else error.field or None
-    code = CODES.get(error.reason, error.reason.lower())
-    return _body(http_status(error), error.message, param, code)
+    members = {"message": error.message, "type": kind, "param": param, "code": _code(error)}
+    return {"error": members}
 
 
-def error_response(error: ServiceError) -> web.Response:
-    """Returns the whole answer of an error, Retry-After included where trying again makes sense."""
+def _code(error: ServiceError) -> str:
+    if isinstance(error, HTTPRefusalError):
+        return HTTP_CODES.get(error.status, "invalid_request")
+    return CODES.get(error.reason, error.reason.lower())
+
+
+def error_response(error: ServiceError, body: dict[str, Any] | None = None) -> web.Response:
+    """Returns the whole answer of an error, Retry-After included where trying again makes sense.
+
+    Args:
+        error: what has happened.
+        body: the JSON of it; None for OpenAI's.
+    """
     seconds = error.retry_after
     if seconds is None and isinstance(error, OverloadedError):
         seconds = OVERLOAD_RETRY_SECONDS
     headers = {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
-    return web.json_response(error_body(error), status=http_status(error), headers=headers)
-
-
-def http_error_response(error: web.HTTPException, message: str = "") -> web.Response:
-    """Returns the answer to what aiohttp itself refuses: path, method, size of the body."""
-    code = HTTP_CODES.get(error.status, "invalid_request")
-    body = _body(error.status, message or error.text or error.reason, None, code)
-    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-    return web.json_response(body, status=error.status, headers=headers)
-
-
-def _body(status: int, message: str, param: str | None, code: str) -> dict[str, Any]:
-    kind = TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    if isinstance(error, HTTPRefusalError) and error.allow:
+        headers["Allow"] = error.allow
+    return web.json_response(body or error_body(error), status=http_status(error), headers=headers)

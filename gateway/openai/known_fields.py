@@ -35,13 +35,11 @@ class Refused:
         names: the fields.
         way_on: what to do instead; names of fields and values are quoted.
         harmless: values that ask for nothing.
-        unless: a field beside it, and its value that makes these ask for nothing.
     """
 
     names: tuple[str, ...]
     way_on: str
     harmless: tuple[object, ...] = NOTHING
-    unless: tuple[str, object] | None = None
 
 
 Row = Served | Hint | Refused
@@ -77,14 +75,9 @@ def hint(*names: str) -> Hint:
     return Hint(names)
 
 
-def refused(
-    *names: str,
-    way_on: str,
-    harmless: tuple[object, ...] = (),
-    unless: tuple[str, object] | None = None,
-) -> Refused:
+def refused(*names: str, way_on: str, harmless: tuple[object, ...] = ()) -> Refused:
     """Returns a row of fields that are refused; empty values and `harmless` ones pass."""
-    return Refused(names, way_on, NOTHING + harmless, unless)
+    return Refused(names, way_on, NOTHING + harmless)
 
 
 TEXT_ALONE = "leave it out: the answer is text"
@@ -131,7 +124,26 @@ TOP_LEVEL = Section(
     served("response_format", meaning="`text`, `json_object` or `json_schema`; see below"),
     served(
         "structured_outputs",
-        meaning="as vLLM's, with one of `json` (a schema), `regex`, `grammar`; see below",
+        meaning="as vLLM's, with one of `json` (a schema), `regex`, `choice`, `grammar`,"
+        " `json_object`; see below",
+    ),
+    served(
+        "guided_json",
+        "guided_regex",
+        "guided_choice",
+        "guided_grammar",
+        meaning="vLLM's older names of the same",
+    ),
+    served(
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        meaning="as OpenAI's, of the type `function`; see [tools](#tools)",
+    ),
+    served(
+        "functions",
+        "function_call",
+        meaning="the older names; the answer has its one call in `message.function_call`",
     ),
     served(
         "continue_final_message",
@@ -168,23 +180,12 @@ TOP_LEVEL = Section(
     hint("id_slot", "slot_id", "data_parallel_rank", "timeout", "guided_decoding_backend"),
     hint("reasoning_effort", "reasoning", "reasoning_format", "thinking", "think"),
     hint("enable_thinking", "thinking_budget", "thinking_token_budget", "include_reasoning"),
-    hint("separate_reasoning", "stream_reasoning", "verbosity", "parallel_tool_calls"),
+    hint("separate_reasoning", "stream_reasoning", "verbosity"),
     hint("media_io_kwargs", "spaces_between_special_tokens", "timings_per_token"),
     hint("return_progress", "return_cached_tokens_details", "repeat_last_n", "penalize_nl"),
     hint("length_penalty", "early_stopping", "mirostat_tau", "mirostat_eta", "xtc_threshold"),
     hint("dynatemp_exponent", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
     hint("dry_sequence_breakers", "chat_template_kwargs"),
-    refused(
-        "tools",
-        unless=("tool_choice", "none"),
-        way_on="leave it out, or send 'tool_choice' as 'none' to have the tools ignored",
-    ),
-    refused(
-        "functions",
-        unless=("function_call", "none"),
-        way_on="leave it out, or send 'function_call' as 'none' to have the functions ignored",
-    ),
-    refused("tool_choice", "function_call", harmless=("none", "auto"), way_on=TEXT_ALONE),
     refused("audio", way_on=TEXT_ALONE),
     refused("modalities", harmless=(["text"],), way_on=TEXT_ALONE),
     refused("moderation", way_on="leave it out: nothing is moderated here"),
@@ -242,12 +243,8 @@ TOP_LEVEL = Section(
         harmless=(False,),
         way_on="leave it out: the answer is text",
     ),
-    refused("guided_json", way_on="use 'structured_outputs' with 'json'"),
-    refused("guided_regex", "regex", way_on=REGEX),
-    refused("guided_grammar", "ebnf", "grammar", harmless=("",), way_on=GRAMMAR),
-    refused(
-        "guided_choice", way_on="use 'structured_outputs' with a 'regex' of the choices: 'yes|no'"
-    ),
+    refused("regex", way_on=REGEX),
+    refused("ebnf", "grammar", harmless=("",), way_on=GRAMMAR),
     refused(
         "guided_whitespace_pattern",
         "structural_tag",
@@ -307,10 +304,8 @@ JSON_SCHEMA = Section(
 
 STRUCTURED_OUTPUTS = Section(
     "`structured_outputs`",
-    served("json", "regex", "grammar", meaning="one of them; see below"),
+    served("json", "regex", "choice", "grammar", "json_object", meaning="one of them; see below"),
     hint("disable_fallback", "disable_any_whitespace", "_backend", "_backend_was_auto"),
-    refused("choice", way_on="use a 'regex' of the choices: 'yes|no'"),
-    refused("json_object", harmless=(False,), way_on="use 'response_format': 'json_object'"),
     refused(
         "disable_additional_properties",
         harmless=(False,),
@@ -320,6 +315,38 @@ STRUCTURED_OUTPUTS = Section(
         "whitespace_pattern",
         "structural_tag",
         way_on="leave it out: between the tokens of JSON stands at most one blank",
+    ),
+)
+
+TOOL = Section(
+    "`tools[]`",
+    served("type", "function", meaning="the type is `function`, and may be missing"),
+    hint("cache_control"),
+)
+
+FUNCTION = Section(
+    "`tools[].function`, `functions[]`",
+    served(
+        "name",
+        meaning="1 to 128 characters, also the `.`, `/` and `:` of other servers' tools; each once",
+    ),
+    served("description", meaning="what it does, for the model"),
+    served("parameters", meaning="a JSON Schema of the arguments; missing: any object"),
+    served(
+        "strict",
+        meaning="`true` closes the schema's objects, and a schema that cannot be enforced whole is"
+        " refused; otherwise what cannot be enforced is left out",
+    ),
+    hint("cache_control", "defer_loading", "allowed_callers", "input_examples"),
+)
+
+TOOL_CHOICE = Section(
+    "`tool_choice`",
+    served(
+        "type",
+        "function",
+        "allowed_tools",
+        meaning="the type is `function`, or `allowed_tools` for some of the tools",
     ),
 )
 
@@ -333,8 +360,9 @@ MESSAGE = Section(
     served(
         "content",
         meaning="a string, or parts; may be null or missing in the roles `assistant`, `tool` and"
-        " `function`. Only a user's message may have images. Where it has some, each `<image>` in"
-        " its text is the place of the next one; images without an `<image>` of their own stand"
+        " `function`. Only a user's and a tool's message may have images; a tool's are shown in"
+        " a turn of the user's behind it. Where it has some, each `<image>` in its"
+        " text is the place of the next one; images without an `<image>` of their own stand"
         " before the text, or in the order of the parts where there are several texts and no"
         " `<image>`. In a message without images `<image>` is text. More `<image>` than images is a"
         " 400 in the last user message; in older ones those beyond are text",
@@ -343,7 +371,7 @@ MESSAGE = Section(
     served(
         "tool_calls",
         "function_call",
-        meaning="of the role `assistant`: calls in a history are laid out as text",
+        meaning="of the role `assistant`: its calls, which are laid out as it would make them",
     ),
     hint("name", "tool_call_id", "refusal", "annotations", "parsed", "reasoning_content"),
     hint("reasoning", "reasoning_details", "thinking", "thinking_blocks", "cache_control"),
@@ -386,6 +414,7 @@ OBJECTS: Mapping[str, Section] = {
     "stream_options": STREAM_OPTIONS,
     "response_format": RESPONSE_FORMAT,
     "structured_outputs": STRUCTURED_OUTPUTS,
+    "tool_choice": TOOL_CHOICE,
     "chat_template_kwargs": CHAT_TEMPLATE_KWARGS,
 }
 SECTIONS = (
@@ -397,6 +426,9 @@ SECTIONS = (
     RESPONSE_FORMAT,
     JSON_SCHEMA,
     STRUCTURED_OUTPUTS,
+    TOOL,
+    FUNCTION,
+    TOOL_CHOICE,
     CHAT_TEMPLATE_KWARGS,
 )
 

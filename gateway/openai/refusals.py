@@ -24,6 +24,7 @@ SENTENCES = {
     "missing": "{subject} is missing",
     "model_type": "{subject} is {shown}; it must be an object",
     "string_type": "{subject} is {shown}; it must be a string",
+    "too_short": "{subject} is empty",
     "too_long": "{subject} has {actual_length} entries; it must have at most {max_length}",
 }
 # Where a value is one of few words, the one that was sent is shown; others may be anything.
@@ -31,52 +32,89 @@ WORDS = frozenset({"literal_error"})
 # Names that do not speak for themselves in a sentence; others are taken as they are.
 SUBJECTS = {
     "add_generation_prompt": "the switch for a new turn",
+    "add_special_tokens": "the switch for the beginning token",
     "arguments": "the text of the arguments",
+    "allowed_tools": "the tools that are allowed",
+    "best_of": "the number of answers to choose from",
     "cache_salt": "the cache salt",
+    "choice": "the list of choices",
     "content": "a message's content",
     "continue_final_message": "the switch for going on with the last message",
     "continuous_usage_stats": "the switch for the usage in each chunk",
-    "description": "the description of the JSON Schema",
+    "data": "the image in base64",
+    "description": "the description",
     "detail": "an image's detail",
-    "function": "the function of a call",
+    "disable_parallel_tool_use": "the switch for one call at most",
+    "echo": "the switch for an echo",
+    "function": "the function",
     "function_call": "the call of a function",
+    "functions": "the list of functions",
+    "grammar": "the grammar",
+    "guided_choice": "the list of choices",
+    "guided_grammar": "the grammar",
+    "guided_json": "the JSON Schema",
+    "guided_regex": "the regular expression",
     "ignore_eos": "the switch for going on past end tokens",
     "image_url": "an image",
     "include_usage": "the switch for the usage",
+    "input_schema": "the JSON Schema of the input",
+    "is_error": "the switch for an error",
+    "json_object": "the switch for any JSON object",
     "json_schema": "the JSON Schema and its name",
     "logit_bias": "the logit bias",
-    "logprobs": "the switch for log probabilities",
+    "logprobs": "the wish for log probabilities",
     "max_completion_tokens": "the most tokens to generate",
     "max_dynamic_patch": "the tile cap",
+    "max_output_tokens": "the most tokens to generate",
     "max_tokens": "the most tokens to generate",
     "messages": "the list of messages",
     "min_p": "min-p",
     "min_tokens": "the least tokens to generate",
     "model": "the model's name",
+    "mode": "the mode of the choice",
     "n": "the number of choices",
-    "name": "the JSON Schema's name",
+    "name": "the name of a function",
+    "parallel_tool_calls": "the switch for several calls",
+    "parameters": "the JSON Schema of the arguments",
+    "regex": "the regular expression",
+    "return_token_strs": "the switch for the texts of tokens",
     "role": "a message's role",
     "schema": "the JSON Schema",
     "skip_special_tokens": "the switch for special tokens",
+    "source": "the source of an image",
     "stop": "the list of stop strings",
+    "stop_sequences": "the list of stop strings",
     "stop_token_ids": "the list of stop tokens",
     "stream": "the switch for a stream",
     "stream_options": "the object of stream options",
     "strict": "the switch for strictness",
-    "tool_calls": "the list of tool calls",
     "structured_outputs": "the form of the answer",
+    "system": "the system's text",
+    "tokens": "the list of tokens",
+    "tool_calls": "the list of tool calls",
+    "tool_choice": "the choice of tools",
+    "tools": "the list of tools",
     "top_k": "top-k",
     "top_logprobs": "the number of alternatives to a token",
     "top_p": "top-p",
     "url": "an image's URL",
 }
 ENTRIES = {
-    "tool_calls": "a tool call",
+    "choice": "a choice",
     "content": "a content part",
+    "functions": "a function",
+    "guided_choice": "a choice",
+    "include": "an entry of the list",
+    "input": "an item",
     "logit_bias": "a token's bias",
     "messages": "a message",
+    "metadata": "a value of the metadata",
+    "output": "a content part",
     "stop": "a stop string",
+    "stop_sequences": "a stop string",
     "stop_token_ids": "a stop token",
+    "tool_calls": "a tool call",
+    "tools": "a tool",
 }
 
 
@@ -125,8 +163,10 @@ def _subject(location: tuple[int | str, ...]) -> str:
     *above, name = location
     if above and above[-1] in ENTRIES:
         return ENTRIES[str(above[-1])]
-    if name == "name" and "function" in str(above[-1:]):
-        return "the name of a function"
+    if name == "name" and above[-1:] == ["json_schema"]:
+        return "the JSON Schema's name"
+    if name == "input" and above:
+        return "the input of a call"
     return SUBJECTS.get(str(name)) or f"the {str(name).replace('_', ' ')}"
 
 

@@ -2,61 +2,45 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
-    PrivateAttr,
-    ValidationError,
     ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from gateway.openai.json_limits import read_json
-from gateway.openai.refusals import refusal, shown, shown_kind
-from gateway.openai.screening import listed, screen
-from gateway.openai.strictness import close
+from gateway.openai.known_fields import TOP_LEVEL, Section
+from gateway.openai.models import (
+    MAX_ENTRY_COUNT,
+    Int32,
+    Limit,
+    RequestModel,
+    Whole,
+    json_text,
+)
+from gateway.openai.options import GenerationOptions, validated
+from gateway.openai.refusals import shown_kind
+from gateway.openai.tools import (
+    ChoiceOrWord,
+    Functions,
+    OlderChoice,
+    Tools,
+    without_barred_tools,
+)
+from gateway.tools import ToolChoice
 
-# Bounds against abuse, far above the contract's own limits: pydantic would collect an error for
-# every entry, and a small body of half a million bad ones would take seconds and gigabytes.
+# Bounds against abuse, as MAX_ENTRY_COUNT.
 MAX_MESSAGE_COUNT = 4096
-MAX_PART_COUNT = 1024
-MAX_STOP_COUNT = 1024
-MAX_BIAS_COUNT = 4096
+# Whose messages may have images.
+SHOWING_ROLES = frozenset({"user", "tool", "function"})
 # Whose messages may have no content: calls of tools, and what a tool returned.
 SPEECHLESS_ROLES = frozenset({"assistant", "tool", "function"})
-# Names of the JSON that pydantic's own methods have, and what they are called here.
-ATTRIBUTES = {"schema": "definition", "json": "definition"}
-
-
-def _as_whole(value: object) -> object:
-    """Returns 256.0 as 256: to JSON they are the same."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = BeforeValidator(_as_whole)
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), Whole]
-# Clients send caps of their own, larger than any context.
-Limit = Annotated[int, Field(ge=-(2**31), lt=2**63), Whole]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), Whole]
-Float = Annotated[float, Field(allow_inf_nan=False)]
-StopStrings = Annotated[list[str], Field(fail_fast=True, max_length=MAX_STOP_COUNT)]
-
-
-def _as_name(value: object) -> object:
-    return "" if value is None else value
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
 
 
 def _as_parts(value: object, info: ValidationInfo) -> object:
@@ -91,65 +75,7 @@ def _as_image(value: object) -> object:
 def _as_arguments(value: object) -> object:
     if value is None:
         return ""
-    return _as_json(value) if isinstance(value, dict | list) else value
-
-
-def _as_json(value: object) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        message = "a number is infinite; it must be at most 1.7e308"
-        raise PydanticCustomError("number", message) from None
-
-
-def _none_if_empty(value: object) -> object:
-    return None if value == {} else value
-
-
-def _as_schema_text(value: object) -> object:
-    if isinstance(value, dict):
-        return _as_json(value)
-    message = "a JSON Schema is {shown}; it must be an object"
-    raise PydanticCustomError("schema_type", message, {"shown": shown_kind(value)})
-
-
-def _as_optional_schema_text(value: object) -> object:
-    return value if value is None or isinstance(value, str) else _as_schema_text(value)
-
-
-def _by_token_id(value: object) -> object:
-    """Checks the keys of OpenAI's map of token ids, as strings, to biases."""
-    if isinstance(value, dict):
-        if len(value) > MAX_BIAS_COUNT:
-            message = "the logit bias has {count} entries; it must have at most {limit}"
-            context = {"count": len(value), "limit": MAX_BIAS_COUNT}
-            raise PydanticCustomError("biases", message, context)
-        for key in value:
-            _check_token_id(key)
-    return value
-
-
-def _check_token_id(key: str) -> None:
-    if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
-        message = "a token id is {shown}; it must be a whole number of at most 9 digits"
-        context = {"field": key, "shown": shown(key)}
-        raise PydanticCustomError("bias_key", message, context)
-
-
-class RequestModel(BaseModel):
-    """A JSON object of a request: values of another JSON type are refused.
-
-    Fields that it does not have are the matter of `screening`.
-    """
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-    def at(self, path: str) -> Any:
-        """Returns what stands at a JSON path of names, e.g. "stop"; None where nothing does."""
-        value: Any = self
-        for name in path.split("."):
-            value = None if value is None else getattr(value, ATTRIBUTES.get(name, name))
-        return value
+    return json_text(value) if isinstance(value, dict | list) else value
 
 
 class ImageURL(RequestModel):
@@ -178,7 +104,10 @@ class ContentPart(RequestModel):
 
     type: Literal["text", "image_url", "thinking", "redacted_thinking", "reasoning"]
     text: str | None = None
-    image_url: Annotated[ImageURL | None, BeforeValidator(_as_image)] = None
+    image_url: Annotated[
+        ImageURL | None,
+        BeforeValidator(_as_image, json_schema_input_type=ImageURL | str | None),
+    ] = None
 
     @property
     def is_read(self) -> bool:
@@ -214,7 +143,12 @@ class FunctionCall(RequestModel):
     """
 
     name: str
-    arguments: Annotated[str, BeforeValidator(_as_arguments)] = ""
+    arguments: Annotated[
+        str,
+        BeforeValidator(
+            _as_arguments, json_schema_input_type=str | dict[str, Any] | list[Any] | None
+        ),
+    ] = ""
 
 
 class ToolCall(RequestModel):
@@ -229,11 +163,11 @@ class Message(RequestModel):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         list[ContentPart],
-        Field(fail_fast=True, max_length=MAX_PART_COUNT),
-        BeforeValidator(_as_parts),
+        Field(fail_fast=True, max_length=MAX_ENTRY_COUNT),
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart | str] | None),
     ] = []
     tool_calls: (
-        Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_PART_COUNT)] | None
+        Annotated[list[ToolCall], Field(fail_fast=True, max_length=MAX_ENTRY_COUNT)] | None
     ) = None
     function_call: FunctionCall | None = None
 
@@ -250,8 +184,8 @@ class Message(RequestModel):
         if self.role not in SPEECHLESS_ROLES and "content" not in self.model_fields_set:
             message = "a message's content is missing"
             raise PydanticCustomError("no_field", message, {"field": "content"})
-        count = 0 if self.role == "user" else sum(part.image is not None for part in self.content)
-        if count:  # what the LLM service says, before they are fetched
+        count = sum(part.image is not None for part in self.content)
+        if count and self.role not in SHOWING_ROLES:  # what the LLM service says, before a fetch
             message = (
                 "a message of the {role} has {count} images; only a user's may have any:"
                 " show them in one"
@@ -259,74 +193,6 @@ class Message(RequestModel):
             context = {"field": "content", "role": self.role, "count": count}
             raise PydanticCustomError("image_role", message, context)
         return self
-
-
-class JSONSchemaFormat(RequestModel):
-    """A JSON Schema, and labels for it. All of it is enforced, strict or not.
-
-    Attributes:
-        definition: the schema as JSON text.
-        strict: whether objects are closed that do not say so themselves.
-    """
-
-    name: str
-    description: str | None = None
-    definition: Annotated[str, BeforeValidator(_as_schema_text), Field(alias="schema")]
-    strict: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _close_if_strict(cls, value: object) -> object:
-        if isinstance(value, dict) and value.get("strict") is True:
-            schema = value.get("schema")
-            if isinstance(schema, dict):
-                close(schema)
-        return value
-
-
-class ResponseFormat(RequestModel):
-    """What the answer must be: any text, any JSON object, or JSON of a schema."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JSONSchemaFormat | None = None
-
-    @model_validator(mode="after")
-    def _has_its_field(self) -> ResponseFormat:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            message = "a JSON Schema and the type 'json_schema' need each other"
-            raise PydanticCustomError("other_type", message, {"field": "json_schema"})
-        return self
-
-
-class StructuredOutputs(RequestModel):
-    """What the answer must be, in one of three ways.
-
-    Attributes:
-        definition: a JSON Schema as JSON text.
-        regex: an expression that the whole answer matches.
-        grammar: in llguidance's dialect of Lark.
-    """
-
-    definition: Annotated[
-        str | None, BeforeValidator(_as_optional_schema_text), Field(alias="json")
-    ] = None
-    regex: str | None = None
-    grammar: str | None = None
-
-    @model_validator(mode="after")
-    def _is_one(self) -> StructuredOutputs:
-        count = 3 - [self.definition, self.regex, self.grammar].count(None)
-        if count != 1:
-            message = "the answer's form is given in {count} ways; it must be given in one"
-            raise PydanticCustomError("one_of", message, {"count": count})
-        return self
-
-
-class StreamOptions(RequestModel):
-    """What a stream holds besides the text."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -341,61 +207,26 @@ class ImageReference:
         return self.param if isinstance(self.source, BareURL) else f"{self.param}.{name}"
 
 
-class ChatCompletionRequest(RequestModel):
+class ChatCompletionRequest(GenerationOptions):
     """The body of POST /v1/chat/completions. An unset field takes the LLM service's default."""
 
-    model: Annotated[str, BeforeValidator(_as_name)] = ""
     messages: Annotated[list[Message], Field(fail_fast=True, max_length=MAX_MESSAGE_COUNT)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
     max_completion_tokens: Limit | None = None
-    max_tokens: Limit | None = None
-    temperature: Float | None = None
-    top_p: Float | None = None
-    seed: Seed | None = None
-    presence_penalty: Float | None = None
-    frequency_penalty: Float | None = None
-    stop: Annotated[StopStrings | None, BeforeValidator(_as_list)] = None
-    n: Int32 | None = None
     logprobs: bool | None = None
     top_logprobs: Int32 | None = None
-    logit_bias: Annotated[dict[str, Float] | None, BeforeValidator(_by_token_id)] = None
-    response_format: Annotated[ResponseFormat | None, BeforeValidator(_none_if_empty)] = None
+    tools: Tools | None = None
+    tool_choice: ChoiceOrWord = None
+    parallel_tool_calls: bool | None = None
+    functions: Functions | None = None
+    function_call: OlderChoice = None
 
-    # Not OpenAI's; named as vLLM and LMDeploy name them.
-    top_k: Int32 | None = None
-    min_p: Float | None = None
-    repetition_penalty: Float | None = None
-    stop_token_ids: (
-        Annotated[list[Int32], Field(fail_fast=True, max_length=MAX_STOP_COUNT)] | None
-    ) = None
-    min_tokens: Int32 | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    priority: Annotated[int, Field(gt=-(2**31), lt=2**31), Whole] | None = None
-    cache_salt: str | None = None
-    structured_outputs: Annotated[StructuredOutputs | None, BeforeValidator(_none_if_empty)] = None
+    # Not OpenAI's; named as vLLM names them.
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-
-    _ignored: str | None = PrivateAttr(None)
-
-    def model_post_init(self, context: Sequence[str] | None, /) -> None:
-        """Takes the paths of unknown fields, which are found before."""
-        self._ignored = listed(context) if context else None
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatCompletionRequest:
         limits = (self.max_tokens, self.max_completion_tokens)
-        options = self.stream_options
-        if (
-            not self.stream
-            and options
-            and (options.include_usage or options.continuous_usage_stats)
-        ):
-            message = "options of a stream are given, but no stream is asked for"
-            raise PydanticCustomError("stream_options", message, {"field": "stream_options"})
         if None not in limits and limits[0] != limits[1]:
             message = "the output limit is given twice, as {old} and as {new} tokens"
             context = {"field": "max_tokens", "old": limits[0], "new": limits[1]}
@@ -404,9 +235,19 @@ class ChatCompletionRequest(RequestModel):
             message = "{count} alternatives are asked for, but no log probabilities"
             context = {"field": "top_logprobs", "count": self.top_logprobs}
             raise PydanticCustomError("top_logprobs", message, context)
-        if self.structured_outputs and self.response_format and self.response_format.type != "text":
-            message = "the answer's form is given twice; the response format says it already"
-            raise PydanticCustomError("two_formats", message, {"field": "structured_outputs"})
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_it_calls(self) -> ChatCompletionRequest:
+        if self.tools and self.functions:
+            message = "tools are given twice; functions are the older name of them"
+            raise PydanticCustomError("two_tools", message, {"field": "functions"})
+        if self.tool_choice:
+            names = {tool.function.name for tool in self.tools or ()}
+            self.tool_choice.of_tools.check(names)
+        if self.function_call:
+            names = {function.name for function in self.functions or ()}
+            self.function_call.check(names, field="function_call")
         return self
 
     @model_validator(mode="after")
@@ -424,26 +265,17 @@ class ChatCompletionRequest(RequestModel):
         return self
 
     @property
-    def ignored_fields(self) -> str | None:
-        """The fields that were passed over though they ask for something, for header and log."""
-        return self._ignored
+    def choice_of_tools(self) -> ToolChoice | None:
+        """Which of the tools may be called; None where there are none."""
+        if not self.tools:
+            return None
+        choice = self.tool_choice.of_tools if self.tool_choice else ToolChoice()
+        return replace(choice, single=choice.single or self.parallel_tool_calls is False)
 
     @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        """Whether each chunk of a stream holds the usage so far."""
-        return self.include_usage and bool(
-            self.stream_options and self.stream_options.continuous_usage_stats
-        )
-
-    @property
-    def choice_count(self) -> int:
-        """How many answers to generate."""
-        return 1 if self.n is None else self.n
+    def choice_of_functions(self) -> ToolChoice | None:
+        """The same of functions: an answer in the older form holds one call."""
+        return (self.function_call or ToolChoice(single=True)) if self.functions else None
 
     def images(self) -> Iterator[ImageReference]:
         """Yields the images in their order."""
@@ -452,6 +284,9 @@ class ChatCompletionRequest(RequestModel):
                 if part.image is not None:
                     param = f"messages[{i}].content[{j}].image_url"
                     yield ImageReference(param, part.image)
+
+
+ChatRequest = TypeVar("ChatRequest", bound=ChatCompletionRequest)
 
 
 def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompletionRequest:
@@ -465,9 +300,13 @@ def parse_chat_request(body: bytes, strict_fields: bool = False) -> ChatCompleti
         InvalidArgumentError: it is not JSON; a field is missing or malformed, or strictly unknown.
         UnsupportedFieldError: a field asks for something that we do not serve.
     """
-    document = read_json(body)
-    ignored = screen(document, strict=strict_fields) if isinstance(document, dict) else []
-    try:
-        return ChatCompletionRequest.model_validate(document, context=ignored)
-    except ValidationError as error:
-        raise refusal(error.errors(include_url=False)[0]) from None
+    return chat_request(ChatCompletionRequest, read_json(body), TOP_LEVEL, strict_fields)
+
+
+def chat_request(
+    model: type[ChatRequest], document: object, section: Section, strict: bool
+) -> ChatRequest:
+    """Returns the request that a body's JSON is, as `validated` does."""
+    if isinstance(document, dict):
+        document = without_barred_tools(document)
+    return validated(model, document, section, strict)

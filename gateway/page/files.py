@@ -13,6 +13,7 @@ from aiohttp import ETag
 
 FOLDER = Path(__file__).parent / "static"
 INDEX = "index.html"
+DOCS = "docs.html"
 # Python's own table differs between its versions, and with the machine's.
 CONTENT_TYPES = {
     ".css": "text/css",

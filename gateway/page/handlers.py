@@ -1,10 +1,10 @@
-"""The page over HTTP: GET / and GET /page/{path}."""
+"""The pages over HTTP: GET /, GET /docs and GET /page/{path}."""
 
 from __future__ import annotations
 
 from aiohttp import hdrs, web
 
-from gateway.page.files import INDEX, PageFile, page_files
+from gateway.page.files import DOCS, INDEX, PageFile, page_files
 
 # Scripts, styles and fonts come from here alone, and none stands in the HTML or in an answer's
 # text: what a model says can neither run nor call anybody.
@@ -28,13 +28,18 @@ HEADERS = {
 
 
 def page_routes() -> list[web.RouteDef]:
-    """Returns the page's routes; HEAD is served beside GET."""
-    return [web.get("/", index), web.get("/page/{path:.+}", file)]
+    """Returns the pages' routes; HEAD is served beside GET."""
+    return [web.get("/", index), web.get("/docs", docs), web.get("/page/{path:.+}", file)]
 
 
 async def index(request: web.Request) -> web.Response:
     """GET /: the page."""
     return _answer(request, INDEX)
+
+
+async def docs(request: web.Request) -> web.Response:
+    """GET /docs: the page about the API."""
+    return _answer(request, DOCS)
 
 
 async def file(request: web.Request) -> web.Response:

@@ -14,7 +14,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 
-from gateway.services.routing import ROUTING_KEY, allow_hash_keys, service_config
+from gateway.services.routing import OFFER_COUNT, ROUTING_KEY, allow_hash_keys, service_config
 from gateway.tasks import owning
 from protos.errors import (
     AccessDeniedError,
@@ -63,6 +63,8 @@ CHANNEL_OPTIONS = [
 ASK_COUNT = 8
 # How long an answer is waited for before the question is put once more.
 ASK_PATIENCE_SECONDS = 0.3
+# How long it is where the answer takes work: more than a long text's or a bad guide's.
+WORK_PATIENCE_SECONDS = 5.0
 # How long the answer of one certain replica is waited for.
 ONE_PATIENCE_SECONDS = 1.0
 # What says that a replica has no answer now, though another one may.
@@ -175,22 +177,55 @@ async def ask(
         ServiceError: it has not answered; of NO_ANSWER where another replica may, or, without a
             key, where none has.
     """
-    put = partial(_put, service, call, question)
+    put = partial(_put, service, call, question, str)
     if key:
         return await put(soon(deadline, ONE_PATIENCE_SECONDS), key)
     anybody = [partial(put, deadline, secrets.token_hex(4)) for _ in range(ASK_COUNT)]
-    return await _first_answer(anybody)
+    return await _first_answer(anybody, ASK_PATIENCE_SECONDS)
+
+
+async def have_done(
+    service: str,
+    call: Callable[..., Awaitable[Answer]],
+    question: Any,
+    name_field: FieldNamer,
+    deadline: float,
+    key: str = "",
+) -> Answer:
+    """Returns what a replica answers to a unary call that it has to work for.
+
+    Args:
+        service: the service as people call it.
+        call: the method.
+        question: its message.
+        name_field: what the caller calls a field of the message.
+        deadline: when it must be over, in the event loop's time.
+        key: leads to the replica that is asked first.
+
+    Raises:
+        ServiceError: it was refused, or, of NO_ANSWER, nobody has answered.
+    """
+    keys = [key or secrets.token_hex(4), *(secrets.token_hex(4) for _ in range(1, OFFER_COUNT))]
+    asks = [partial(_put, service, call, question, name_field, deadline, each) for each in keys]
+    return await _first_answer(asks, WORK_PATIENCE_SECONDS)
 
 
 async def _put(
-    service: str, call: Callable[..., Awaitable[Answer]], question: Any, deadline: float, key: str
+    service: str,
+    call: Callable[..., Awaitable[Answer]],
+    question: Any,
+    name_field: FieldNamer,
+    deadline: float,
+    key: str,
 ) -> Answer:
     metadata = ((ROUTING_KEY, key), *request_metadata())
-    with errors_of(service):
+    with errors_of(service, name_field):
         return await call(question, timeout=seconds_until(deadline), metadata=metadata)
 
 
-async def _first_answer(asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]]) -> Answer:
+async def _first_answer(
+    asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]], patience_seconds: float
+) -> Answer:
     """Returns the first answer; whoever is asked next is so when one fails, or takes long."""
     failure: BaseException | None = None
     asked: set[asyncio.Task[Answer]] = set()
@@ -201,7 +236,7 @@ async def _first_answer(asks: Sequence[Callable[[], Coroutine[Any, Any, Answer]]
                 asked.add(asyncio.create_task(left.pop(0)()))
             ended, asked = await asyncio.wait(
                 asked,
-                timeout=ASK_PATIENCE_SECONDS if left else None,
+                timeout=patience_seconds if left else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             failures = [task.exception() for task in ended]  # of all, or asyncio logs the others

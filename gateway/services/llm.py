@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from gateway.events import ChatEvent
 from gateway.services.channel import (
@@ -18,14 +19,18 @@ from gateway.services.channel import (
     ask,
     check_health,
     errors_of,
+    have_done,
     seconds_until,
 )
 from gateway.services.messages import (
     EmbeddingPiece,
     chat_event,
     checkpoint_fingerprint,
+    count_request,
+    detokenize_request,
     embedding_request,
     generate_start,
+    guide_request,
     is_shared,
 )
 from gateway.services.routing import Offer, Router
@@ -44,6 +49,7 @@ from protos.wire_format import serialized
 GenerateCall = grpc.aio.StreamStreamCall[llm_pb2.GenerateRequest | bytes, llm_pb2.GenerateResponse]
 # Models of which replicas stand side by side while one takes another's place.
 MAX_INFO_COUNT = 8
+PROMPT_FIELDS = {"chat": "chat.messages", "text": "text", "token_ids": "token_ids.ids"}
 # Of text, that is: images do not travel in the start message.
 MAX_START_BYTE_COUNT = DEFAULT_MAX_MESSAGE_BYTE_COUNT - MESSAGE_OVERHEAD_BYTE_COUNT
 
@@ -87,6 +93,16 @@ class Load:
     waiting_sequence_count: int
     kv_cache_utilization: float
     backlog_seconds: float
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """A prompt's tokens; fields as in CountTokensResponse."""
+
+    prompt_token_count: int
+    image_token_count: int
+    token_ids: tuple[int, ...] = ()
+    tokens: tuple[bytes, ...] = ()
 
 
 class LLMClient:
@@ -150,6 +166,66 @@ class LLMClient:
             answer.backlog_seconds,
         )
 
+    async def count_tokens(
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float, key: str = ""
+    ) -> TokenCount:
+        """Returns a prompt's tokens.
+
+        Args:
+            fields: the values of CountTokensRequest's fields by their paths.
+            name_field: what the caller calls such a field.
+            deadline: when it must be over, in the event loop's time.
+            key: leads to the replica that is asked first; without it any is.
+
+        Raises:
+            ContextLengthError: the prompt does not fit into one message to the service.
+            ServiceError: what a replica answers, or that none does.
+        """
+        question = count_request(fields)
+        await self._check_size(question, name_field(_prompt_field(question)), deadline)
+        answer = await have_done("LLM", self._stub.CountTokens, question, name_field, deadline, key)
+        return TokenCount(
+            answer.prompt_token_count,
+            answer.image_token_count,
+            tuple(answer.token_ids),
+            tuple(answer.tokens),
+        )
+
+    async def detokenize(
+        self, token_ids: Sequence[int], name_field: FieldNamer, deadline: float, key: str = ""
+    ) -> str:
+        """Returns the text of token ids; other arguments and errors as of `count_tokens`."""
+        question = detokenize_request(token_ids)
+        answer = await have_done("LLM", self._stub.Detokenize, question, name_field, deadline, key)
+        return answer.text
+
+    async def check_guide(
+        self, fields: Mapping[str, Any], name_field: FieldNamer, deadline: float, key: str = ""
+    ) -> None:
+        """Raises what a replica would refuse a request for that has these constraints.
+
+        Args:
+            fields: the values of GenerateStart's fields by their paths.
+            name_field: what the caller calls such a field.
+            deadline: when it must be over, in the event loop's time.
+            key: leads to the replica that is asked first, and keeps what it has compiled.
+
+        Raises:
+            ContextLengthError: they do not fit into one message to the service.
+            ServiceError: what a replica answers, or that none does.
+        """
+        question = guide_request(fields)
+        await self._check_size(question, name_field("chat.tools"), deadline)
+        await have_done("LLM", self._stub.CheckGuide, question, name_field, deadline, key)
+
+    async def _check_size(self, message: Message, field: str, deadline: float) -> None:
+        if (byte_count := message.ByteSize()) > MAX_START_BYTE_COUNT:
+            raise ContextLengthError.of_prompt(
+                f"it has {byte_count} bytes, and {MAX_START_BYTE_COUNT} may be sent",
+                (await self.model_info(deadline)).max_context_token_count,
+                field=field,
+            )
+
     async def _backlog(self, deadline: float, key: str) -> float:
         return (await self.ask_load(deadline, key)).backlog_seconds
 
@@ -171,13 +247,7 @@ class LLMClient:
             ServiceError: what a replica answers, and what `Router.offer` raises.
         """
         start = generate_start(fields)
-        if start.ByteSize() > MAX_START_BYTE_COUNT:
-            raise ContextLengthError.of_prompt(
-                f"its messages have {start.ByteSize()} bytes, and {MAX_START_BYTE_COUNT} may be"
-                " sent",
-                (await self.model_info(deadline)).max_context_token_count,
-                field=name_field("chat.messages"),
-            )
+        await self._check_size(start, name_field(_prompt_field(start)), deadline)
 
         async def begin(offer: Offer) -> Generation:
             start.max_queue_seconds = offer.max_queue_seconds
@@ -192,6 +262,10 @@ class LLMClient:
         except UnavailableError:
             self._infos.clear()  # it may come back with another model
             raise
+
+
+def _prompt_field(message: llm_pb2.GenerateStart | llm_pb2.CountTokensRequest) -> str:
+    return PROMPT_FIELDS[message.WhichOneof("prompt") or "chat"]
 
 
 class Generation:

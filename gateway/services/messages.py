@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.events import ChatEvent, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from gateway.events import (
+    ChatEvent,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import DataLossError, ServiceError
 from protos.identity import EmbeddingId
@@ -144,6 +153,17 @@ def plan_request(
     )
 
 
+def plan_file_request(
+    image: bytes | bytearray, max_tile_count: int | None, expected_recipe: bytes
+) -> bytes:
+    """Returns the question how an image file would be cut, on the wire; it is copied once."""
+    options = vision_pb2.PlanTilesRequest(
+        max_tile_count=max_tile_count, expected_recipe_sha256=expected_recipe
+    )
+    head = field_head(vision_pb2.PlanTilesRequest.IMAGE_FIELD_NUMBER, len(image))
+    return b"".join((options.SerializeToString(), head, image))
+
+
 def _int32(number: int) -> int:
     return max(-(2**31), min(number, 2**31 - 1))
 
@@ -174,6 +194,34 @@ def encode_request(
 
 def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
     """Returns the message that has these values at these paths, e.g. 0.5 at "sampling.top_p"."""
+    return llm_pb2.GenerateStart(**_tree(fields))
+
+
+def count_request(fields: Mapping[str, Any]) -> llm_pb2.CountTokensRequest:
+    """Returns the message that has these values at these paths."""
+    return llm_pb2.CountTokensRequest(**_tree(fields))
+
+
+def detokenize_request(token_ids: Sequence[int]) -> llm_pb2.DetokenizeRequest:
+    """Returns the question for the text of token ids.
+
+    A number beyond the contract's becomes its largest or smallest, as of `plan_request`.
+    """
+    ids = llm_pb2.TokenIds(ids=map(_int32, token_ids))
+    return llm_pb2.DetokenizeRequest(token_ids=ids)
+
+
+def guide_request(fields: Mapping[str, Any]) -> llm_pb2.CheckGuideRequest:
+    """Returns the question whether output can be constrained as these values at these paths say.
+
+    Paths are those of GenerateStart; what neither constrains nor is a tool is left out.
+    """
+    start = _tree(fields)
+    tools = start.get("chat", {}).get("tools", ())
+    return llm_pb2.CheckGuideRequest(guided=start["guided"], tools=tools)
+
+
+def _tree(fields: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, value in fields.items():
         *branches, name = path.split(".")
@@ -181,7 +229,7 @@ def generate_start(fields: Mapping[str, Any]) -> llm_pb2.GenerateStart:
         for branch in branches:
             node = node.setdefault(branch, {})
         node[name] = value
-    return llm_pb2.GenerateStart(**tree)
+    return tree
 
 
 def embedding_request(image_index: int, piece: EmbeddingPiece) -> llm_pb2.GenerateRequest | bytes:
@@ -208,10 +256,14 @@ def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
             tuple(map(_logprob, delta.logprobs)),
             len(delta.token_ids),
             delta.prompt_token_count if delta.HasField("prompt_token_count") else None,
+            tuple(map(_tool_call, delta.tool_calls)) if delta.tool_calls else (),
         )
     if response.HasField("finished"):
         finished = response.finished
-        return Finished(finished.choice_index, FINISH_REASONS[finished.reason])
+        stop_string = finished.stop_string if finished.HasField("stop_string") else None
+        return Finished(finished.choice_index, FINISH_REASONS[finished.reason], stop_string)
+    if response.HasField("prompt_logprobs"):
+        return PromptLogprobs(tuple(map(_logprob, response.prompt_logprobs.tokens)))
     usage = response.usage
     return Usage(
         prompt_token_count=usage.prompt_token_count,
@@ -219,6 +271,10 @@ def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
         cached_token_count=usage.cached_token_count,
         image_token_count=usage.image_token_count,
     )
+
+
+def _tool_call(delta: llm_pb2.ToolCallDelta) -> ToolCallDelta:
+    return ToolCallDelta(delta.call_index, delta.name, delta.arguments)
 
 
 def _logprob(logprob: llm_pb2.TokenLogprob) -> TokenLogprob:

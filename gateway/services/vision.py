@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import grpc
 
@@ -19,6 +20,7 @@ from gateway.services.channel import (
     ask,
     check_health,
     errors_of,
+    have_done,
     seconds_until,
 )
 from gateway.services.messages import (
@@ -29,6 +31,7 @@ from gateway.services.messages import (
     encode_request,
     encode_response,
     is_shared,
+    plan_file_request,
     plan_request,
 )
 from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
@@ -97,6 +100,19 @@ class EncodeRequest:
     shared_memory: tensor_pb2.SharedMemory | None = None
 
 
+@dataclass(frozen=True)
+class FileToPlan:
+    """An image of which the tiles are to be told; the attributes are those of EncodeRequest."""
+
+    file: HeldFile
+    max_tile_count: int | None
+    service_recipe: bytes
+
+
+PlanAnswer = vision_pb2.PlanTilesResponse
+PlanMethod = grpc.aio.UnaryUnaryMultiCallable[FileToPlan, PlanAnswer]
+
+
 class VisionClient:
     """Calls the vision service."""
 
@@ -109,6 +125,12 @@ class VisionClient:
             f"/{VISION_SERVICE}/EncodeImage",
             request_serializer=_serialized,
             response_deserializer=encode_response,
+        )
+        # Nor does the stub's take a file that is copied only when it is sent.
+        self._plan_tiles: PlanMethod = channel.unary_unary(
+            f"/{VISION_SERVICE}/PlanTiles",
+            request_serializer=_serialized_plan,
+            response_deserializer=vision_pb2.PlanTilesResponse.FromString,
         )
         self._sending = asyncio.Lock()
 
@@ -155,6 +177,42 @@ class VisionClient:
         """
         question = plan_request(width, height, max_tile_count, recipe)
         plan = partial(ask, "vision", self._stub.PlanTiles, question, deadline)
+        return await self._planned(plan, recipe, deadline)
+
+    async def plan_tiles_of_file(
+        self,
+        file: HeldFile,
+        max_tile_count: int | None,
+        recipe: bytes,
+        name_field: FieldNamer,
+        deadline: float,
+    ) -> TilePlan:
+        """Returns how a replica of this recipe would cut the image of a file, which it looks into.
+
+        Args:
+            file: the encoded file, held until there is an answer.
+            max_tile_count: its tile cap; None for the service's default.
+            recipe: recipe_sha256 of the service's model.
+            name_field: what the caller calls a field of PlanTilesRequest.
+            deadline: when it must be over, in the event loop's time.
+
+        Raises:
+            ServiceError: as of `encode_image`.
+            ModelMismatchError: no replica was found that encodes by the recipe.
+        """
+        question = FileToPlan(file, max_tile_count, recipe)
+        plan = partial(have_done, "vision", self._plan_file, question, name_field, deadline)
+        return await self._planned(plan, recipe, deadline)
+
+    async def _plan_file(self, question: FileToPlan, **options: Any) -> PlanAnswer:
+        async with self._sending_file():
+            call = self._plan_tiles(question, **options)
+        return await call
+
+    async def _planned(
+        self, plan: Callable[..., Awaitable[PlanAnswer]], recipe: bytes, deadline: float
+    ) -> TilePlan:
+        """Asks anybody, and where that is one of another recipe, one of this."""
         try:
             answer = await plan()
         except ModelMismatchError:
@@ -218,13 +276,19 @@ class VisionClient:
         return header, call
 
     async def _send(self, request: EncodeRequest, deadline: float, offer: Offer) -> EncodeCall:
-        await self._sending.acquire()  # one file at a time: gRPC copies them in the event loop
-        try:
+        async with self._sending_file():
             return self._encode_image(
                 (request, offer.max_queue_seconds),
                 timeout=seconds_until(deadline),
                 metadata=(*offer.metadata, *request_metadata()),
             )
+
+    @asynccontextmanager
+    async def _sending_file(self) -> AsyncIterator[None]:
+        """Lets one file at a time be sent in its block: gRPC copies them in the event loop."""
+        await self._sending.acquire()
+        try:
+            yield
         finally:  # once the call's task, which is in the queue by now, has copied the file
             asyncio.get_running_loop().call_soon(self._sending.release)
 
@@ -239,6 +303,10 @@ class VisionClient:
                 if info.recipe_sha256 == recipe:
                     return found
         raise ModelMismatchError("no replica of the vision service encodes by this recipe any more")
+
+
+def _serialized_plan(sent: FileToPlan) -> bytes:
+    return plan_file_request(sent.file.content, sent.max_tile_count, sent.service_recipe)
 
 
 def _serialized(sent: tuple[EncodeRequest, float]) -> bytes:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
 from protos.identity import EmbeddingId
 
@@ -120,6 +120,35 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class LogprobTable:
+    """Log probabilities of N consecutive tokens of a prompt, each after all tokens before it.
+
+    They are the model's own: nothing that the request asks for changes them. A table takes a tenth
+    of the memory of as many TokenLogprobs.
+
+    Attributes:
+        token_ids: the tokens.
+        logprobs: [N, 1 + K] float32, on the CPU: the token's, then the most probable ones', best
+            first.
+        top: [N, K] int64, on the CPU: which those are.
+    """
+
+    token_ids: list[int]
+    logprobs: torch.Tensor
+    top: torch.Tensor
+
+    def parts(self, size: int) -> Iterator[list[TokenLogprob]]:
+        """Yields so many tokens at a time."""
+        for begin in range(0, len(self.token_ids), size):
+            rows = slice(begin, begin + size)
+            columns = self.token_ids[rows], self.logprobs[rows].tolist(), self.top[rows].tolist()
+            yield [
+                TokenLogprob(token_id, chosen, tuple(zip(top, best, strict=True)))
+                for token_id, (chosen, *best), top in zip(*columns, strict=True)
+            ]
+
+
 @dataclass(frozen=True)
 class TokenOutput:
     """What one engine step added to a sequence.
@@ -130,12 +159,15 @@ class TokenOutput:
             tokens, "length" at max_tokens or at the end of the context.
         cached_token_count: prompt tokens whose KV cache was reused.
         logprobs: one for each new token if the request asks for them, else empty.
+        prompt_logprobs: those of the prompt's next tokens, from its second one on, if the request
+            asks for them. They come before the first token, in outputs of their own.
     """
 
     token_ids: list[int]
     finish_reason: FinishReason | None
     cached_token_count: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: LogprobTable | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +239,17 @@ class LLMEngine(Protocol):
                 before the first output, unless the cache has dropped them since.
             DeadlineError: the deadline has passed.
             EngineDeadError: the engine has failed or is closed.
+        """
+        ...
+
+    async def check_guide(self, guide: OutputGuide) -> None:
+        """Compiles a guide, which is kept for requests, and says what is wrong with it.
+
+        Raises:
+            InvalidArgumentError: the guide is no valid schema, expression or grammar, or none that
+                this engine follows: what `generate` would say.
+            OverloadedError: too many guides wait to be compiled, or the machine is too busy to.
+            EngineDeadError: the engine is closed.
         """
         ...
 

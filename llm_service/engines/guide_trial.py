@@ -1,17 +1,19 @@
-"""A compiler's dry run: a program that compiles one guide under limits and says what is wrong.
+"""A compiler's dry run: a program that compiles guides under limits and says what is wrong.
 
 llguidance bounds its work by counts, yet there are small guides that take it minutes, gigabytes or
 more stack than there is ("multipleOf": 999983; some thousand rules that name each other). Here that
 ends a child process instead of the service. The program imports llguidance alone and uses a
 vocabulary of single bytes, so that a trial takes a tenth of a second.
 
-Standard input: the grammar in llguidance's own JSON form. Standard output: why it is refused, empty
-if it is not. Any other end than exit status 0 means that the guide broke a limit.
+Standard input: a JSON list of grammars in llguidance's own JSON form. Standard output: a list of
+why each is refused, empty where it is not. Any other end than exit status 0 means that they broke a
+limit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import sys
 import threading
@@ -59,14 +61,14 @@ def refusal(grammar: str) -> str:
     return first_error(LLMatcher(tokenizer, grammar, log_level=0, limits=LIMITS))
 
 
-def _try(grammar: str) -> None:
-    sys.stdout.buffer.write(refusal(grammar).encode())
+def _try(grammars: list[str]) -> None:
+    sys.stdout.write(json.dumps([refusal(grammar) for grammar in grammars]))
 
 
 def main() -> None:
-    """Tries the grammar of the standard input."""
+    """Tries the grammars of the standard input."""
     _set_limits()
-    trial = threading.Thread(target=_try, args=(sys.stdin.buffer.read().decode(),))
+    trial = threading.Thread(target=_try, args=(json.load(sys.stdin.buffer),))
     trial.start()
     trial.join()
 

@@ -1,46 +1,50 @@
 """Guided decoding: guides compiled to matchers, which say what tokens may come next.
 
-llguidance does the matching. A "grammar" is in its dialect of Lark (llguidance, docs/syntax.md); a
-"regex" is one of Rust's regex crate, without look-around, and matches the whole output; a
-"json_schema" is one of Draft 2020-12 as far as llguidance enforces it, and refused where it does
-not; schemas.py leaves out before what asks for nothing. JSON has whitespace between its tokens as
-llama.cpp's grammars have it, at most a line feed and 20 blanks: where any whitespace may follow, a
-weak model writes nothing else to its last token.
-(llguidance 0.7.29, which TensorRT-LLM 1.2.1 pins, ignores this limit.)
+llguidance does the matching; grammars.py has what its languages are.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import structlog
 import torch
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher
 
 from llm_service.engines import guide_trial
 from llm_service.engines.admission import RETRY_AFTER_SECONDS, engine_dead
 from llm_service.engines.base import Account
-from llm_service.engines.schemas import REGEX_ERROR, Fault, explained, lean, pattern_complaint
-from llm_service.sampling import Guide
-from llm_service.tokenizer import MESSAGE_END, Tokenizer
+from llm_service.engines.branches import Branch, GrammarBranch, InsteadBranch, TextBranch
+from llm_service.engines.call_mark import CallMark
+from llm_service.engines.grammars import (
+    ANY_OBJECT,
+    arguments_grammar,
+    calls_grammar,
+    guide_grammar,
+)
+from llm_service.engines.schemas import REGEX_ERROR, Fault, explained, pattern_complaint
+from llm_service.engines.vocabulary import Vocabulary, token_bits
+from llm_service.sampling import Guide, OutputGuide, ToolCalls
+from llm_service.tokenizer import Tokenizer
+from llm_service.tools.base import Envelope
 from protos.errors import InvalidArgumentError, OverloadedError
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
 
 logger = structlog.get_logger()
 
 Kept = TypeVar("Kept")
+# What is compiled, and kept.
+Language = Guide | ToolCalls
 
 NAMES = {
     "json_object": "the JSON object",
@@ -61,14 +65,7 @@ MAX_MASK_SECONDS = 0.2
 # What a request may use up besides, over all its choices: so much at once, and so much a token.
 MASK_CREDIT_SECONDS = 1.0
 SECONDS_PER_MASK = 0.01
-# All that "x-guidance" in a schema could change, so that the output is JSON and fits the schema.
-JSON_OPTIONS: JsonCompileOptions = {
-    "whitespace_pattern": r" |\n[ \t]{0,20}",
-    "item_separator": ",",
-    "key_separator": ":",
-    "coerce_one_of": False,
-    "lenient": False,
-}
+TOO_COSTLY = "it takes too much time or memory to compile"
 
 
 @dataclass
@@ -97,13 +94,14 @@ class GuideCompiler:
         self._compiler_thread = ThreadPoolExecutor(1, thread_name_prefix="guide-compiler")
         self._vocabulary = self._compiler_thread.submit(Vocabulary, tokenizer, vocabulary_size)
         self._matcher_thread = ThreadPoolExecutor(1, thread_name_prefix="guide-matchers")
-        self._compiling: dict[Guide, _Compilation] = {}
-        self._compiled: OrderedDict[Guide, LLMatcher] = OrderedDict()
-        self._refused: OrderedDict[Guide, Fault] = OrderedDict()
+        self._compiling: dict[Language, _Compilation] = {}
+        self._compiled: OrderedDict[Language, LLMatcher] = OrderedDict()
+        self._refused: OrderedDict[Language, Fault] = OrderedDict()
+        self._marks: dict[Envelope, CallMark] = {}
         self._is_closed = False
 
     async def matcher(
-        self, guide: Guide, stop_token_ids: frozenset[int], account: Account
+        self, guide: OutputGuide, stop_token_ids: frozenset[int], account: Account
     ) -> TokenMatcher:
         """Returns a matcher at the beginning of the guide's language.
 
@@ -121,20 +119,21 @@ class GuideCompiler:
             OverloadedError: too many guides wait to be compiled, or the machine is too busy to.
             EngineDeadError: the compiler is closed.
         """
-        if self._is_closed:
-            raise engine_dead()
+        languages = _languages(guide)
         if not stop_token_ids:
             raise _refusal(
-                guide, "needs a token that ends the output, and the request ignores them all"
+                languages[0], "needs a token that ends the output, and the request ignores them all"
             )
-        if (size := len(guide.source.encode())) > MAX_SOURCE_BYTE_COUNT:
-            raise _refusal(guide, f"has {size} bytes; it must have at most {MAX_SOURCE_BYTE_COUNT}")
-        compiled = await self._known(guide)
-        if isinstance(compiled, Fault):
-            raise _unfollowable(guide, compiled)
+        compiled = await self.compiled(guide)
         return await asyncio.get_running_loop().run_in_executor(
             self._matcher_thread, self._matcher, guide, compiled, stop_token_ids, account
         )
+
+    async def compiled(self, guide: OutputGuide) -> list[LLMatcher]:
+        """Returns the compiled forms of a guide's languages; errors as of `matcher`."""
+        if self._is_closed:
+            raise engine_dead()
+        return [await self._checked(language) for language in _languages(guide)]
 
     def close(self) -> None:
         """Ends the threads, once they have done what they are at; what waits for them fails."""
@@ -142,13 +141,45 @@ class GuideCompiler:
         self._compiler_thread.shutdown(wait=False)
         self._matcher_thread.shutdown(wait=False)
 
-    def _matcher(
-        self, guide: Guide, compiled: LLMatcher, stop_token_ids: frozenset[int], account: Account
-    ) -> TokenMatcher:
-        own = compiled.deep_copy()
-        return TokenMatcher(guide, own, self._vocabulary.result(), stop_token_ids, account)
+    async def _checked(self, language: Language) -> LLMatcher:
+        if (size := len(_source(language).encode())) > MAX_SOURCE_BYTE_COUNT:
+            raise _refusal(
+                language, f"has {size} bytes; it must have at most {MAX_SOURCE_BYTE_COUNT}"
+            )
+        compiled = await self._known(language)
+        if isinstance(compiled, Fault):
+            raise _unfollowable(language, compiled)
+        return compiled
 
-    async def _known(self, guide: Guide) -> LLMatcher | Fault:
+    def _matcher(
+        self,
+        guide: OutputGuide,
+        compiled: Sequence[LLMatcher],
+        stop_token_ids: frozenset[int],
+        account: Account,
+    ) -> TokenMatcher:
+        language, *_ = _languages(guide)
+        branches = self._branches(guide, [each.deep_copy() for each in compiled])
+        vocabulary = self._vocabulary.result()
+        return TokenMatcher(language, branches, vocabulary, stop_token_ids, account)
+
+    def _branches(self, guide: OutputGuide, matchers: Sequence[LLMatcher]) -> list[Branch]:
+        vocabulary = self._vocabulary.result()
+        if isinstance(guide, Guide):
+            return [GrammarBranch(matchers[0], vocabulary.ordinary)]
+        envelope = guide.calls.envelope
+        marks = map(vocabulary.special_id, envelope.control_tokens)
+        allowed = vocabulary.ordinary | token_bits(marks, vocabulary.size)
+        calls = GrammarBranch(matchers[0], allowed)
+        if guide.is_required:
+            return [calls]
+        mark = self._marks.get(envelope) or CallMark(vocabulary, envelope)
+        self._marks[envelope] = mark
+        if guide.instead is None:
+            return [TextBranch(mark, calls)]
+        return [calls, InsteadBranch(matchers[1], vocabulary.ordinary, mark)]
+
+    async def _known(self, guide: Language) -> LLMatcher | Fault:
         """Returns a guide's compiled form, or why it has none; has it compiled if it is new."""
         if guide in self._compiled:
             self._compiled.move_to_end(guide)
@@ -167,7 +198,7 @@ class GuideCompiler:
             if not compilation.waiter_count and compilation.work.cancel():
                 del self._compiling[guide]
 
-    def _begin(self, guide: Guide) -> _Compilation:
+    def _begin(self, guide: Language) -> _Compilation:
         self._check_queue()
         work = self._compiler_thread.submit(self._compile, guide)
         result = asyncio.create_task(self._keep_compiled(guide, work))
@@ -182,7 +213,7 @@ class GuideCompiler:
             )
 
     async def _keep_compiled(
-        self, guide: Guide, work: Future[LLMatcher | Fault]
+        self, guide: Language, work: Future[LLMatcher | Fault]
     ) -> LLMatcher | Fault:
         try:
             compiled = await asyncio.wrap_future(work)
@@ -195,49 +226,20 @@ class GuideCompiler:
             _keep(self._compiled, guide, compiled)
         return compiled
 
-    def _compile(self, guide: Guide) -> LLMatcher | Fault:
+    def _compile(self, language: Language) -> LLMatcher | Fault:
         if self._is_closed:
             raise engine_dead()
-        try:
-            grammar = _grammar(guide)
-        except ValueError as error:  # a schema that is no JSON object
-            return _fault(guide, str(error))
-        if reason := _trial(grammar):
-            return _fault(guide, reason)
-        compiled = LLMatcher(
-            self._vocabulary.result().tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS
-        )
+        vocabulary = self._vocabulary.result()
+        if isinstance(language, ToolCalls):
+            grammar = _tried_calls(language, vocabulary.special_id)
+        else:
+            grammar = _tried(language)
+        if isinstance(grammar, Fault):
+            return grammar
+        compiled = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS)
         # The first mask is computed on a copy: a stepped matcher takes longer to copy.
         reason = guide_trial.first_error(compiled.deep_copy())
-        return _fault(guide, reason) if reason else compiled
-
-
-class Vocabulary:
-    """The tokens as llguidance wants them.
-
-    Special tokens, images' and those without a text have no bytes here, so that no language holds
-    them.
-
-    Attributes:
-        tokenizer: llguidance's; its end token is the chat template's.
-        ordinary: [ceil(vocabulary_size / 32)] int32, the bits of the tokens that have bytes.
-        size: the model's vocabulary size, at least the tokenizer's.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, size: int) -> None:
-        self.size = size
-        self._encode = tokenizer.encode_plain
-        self.tokens = [_text_bytes(tokenizer, token_id) for token_id in range(size)]
-        self.ordinary = token_bits((i for i, token in enumerate(self.tokens) if token), size)
-        self.eos_token_id = tokenizer.special_id(MESSAGE_END)
-        self.bos_token_id = None
-        self.tokens[self.eos_token_id] = MESSAGE_END.encode()
-        self.special_token_ids = [self.eos_token_id]
-        self.tokenizer = LLTokenizer(TokenizerWrapper(self))
-
-    def __call__(self, text: bytes) -> list[int]:
-        """Encodes a text, as TokenizerWrapper asks its tokenizers to."""
-        return self._encode(text.decode())
+        return _fault(language, reason) if reason else compiled
 
 
 class TokenMatcher:
@@ -245,7 +247,8 @@ class TokenMatcher:
 
     Wherever the output may end, all of the request's stop tokens are allowed, and nowhere else:
     what comes before one always belongs to the language, also where a request names an ordinary
-    token as a stop token. Special tokens, images' tokens and ids without a text are never allowed.
+    token as a stop token. Special tokens, images' tokens and ids without a text are never allowed,
+    but in text that is free, and where they mark a call of a tool.
 
     Used by one thread at a time; the account is one thread's for all matchers that share it.
 
@@ -259,17 +262,25 @@ class TokenMatcher:
 
     def __init__(
         self,
-        guide: Guide,
-        matcher: LLMatcher,
+        language: Language,
+        branches: Sequence[Branch],
         vocabulary: Vocabulary,
         stop_token_ids: frozenset[int],
         account: Account,
     ) -> None:
-        self._guide = guide
-        self._matcher = matcher
+        """Begins an output.
+
+        Args:
+            language: what refusals name.
+            branches: all ways in which it may begin.
+            vocabulary: the model's.
+            stop_token_ids: what may end it.
+            account: of the request.
+        """
+        self._language = language
+        self._branches = list(branches)
         self._stop_token_ids = stop_token_ids
         self._ends = token_bits(stop_token_ids, vocabulary.size)
-        self._inner = vocabulary.ordinary & ~self._ends
         self._account = account
         self.failure: InvalidArgumentError | None = None
         self.seconds = 0.0
@@ -310,12 +321,12 @@ class TokenMatcher:
             may_end: False allows stop tokens only where the language has nothing else.
         """
         if self.failure is None:
-            self._matcher.unsafe_compute_mask_ptr(row.data_ptr(), row.numel() * row.element_size())
-            row &= self._inner
-            if self._matcher.is_accepting():
+            is_whole = self._fill(row)
+            row &= ~self._ends
+            if is_whole:
                 if may_end or not row.any():
                     row |= self._ends
-            elif self._matcher.is_error() or not row.any():
+            elif not row.any():
                 self._fail()
         if self.failure is not None:
             row.copy_(self._ends)
@@ -324,95 +335,142 @@ class TokenMatcher:
         """Goes on by the token that was chosen; a stop token changes nothing."""
         if token_id in self._stop_token_ids or self.failure is not None:
             return
-        if not self._matcher.consume_token(token_id):
+        after = (branch.after(token_id) for branch in self._branches)
+        if branches := [branch for branch in after if branch is not None]:
+            self._branches = branches
+        else:
             self._fail()
+
+    def _fill(self, row: torch.Tensor) -> bool:
+        """Fills a row with what any branch allows, and says whether the output may be one's end."""
+        first, *others = self._branches
+        is_whole = first.fill(row)
+        for branch in others:
+            more = torch.empty_like(row)
+            is_whole |= branch.fill(more)
+            row |= more
+        return is_whole
 
     def _fail_for_cost(self, cost: str, limit: float) -> None:
         self.failure = self.failure or _refusal(
-            self._guide, f"takes too long to follow: {cost}; the limit is {limit:.3g} s"
+            self._language, f"takes too long to follow: {cost}; the limit is {limit:.3g} s"
         )
 
     def _fail(self) -> None:
-        reason = self._matcher.get_error() or "no token of the vocabulary can follow"
-        self.failure = _unfollowable(self._guide, _fault(self._guide, reason))
+        errors = (branch.error() for branch in self._branches)
+        reason = next(filter(None, errors), "no token of the vocabulary can follow")
+        self.failure = _unfollowable(self._language, _fault(self._language, reason))
 
 
-def token_bits(token_ids: Iterable[int], vocabulary_size: int) -> torch.Tensor:
-    """Returns [ceil(vocabulary_size / 32)] int32, in which bit i % 32 of number i // 32 is id i."""
-    bits = bytearray(4 * -(-vocabulary_size // 32))
-    for token_id in token_ids:
-        bits[token_id // 8] |= 1 << token_id % 8
-    return torch.frombuffer(bits, dtype=torch.int32)
+def _languages(guide: OutputGuide) -> tuple[Language, ...]:
+    """Returns what is compiled of a guide, what refusals name first."""
+    if isinstance(guide, Guide):
+        return (guide,)
+    return (guide.calls,) if guide.instead is None else (guide.calls, guide.instead)
 
 
-def unpacked(bits: torch.Tensor, vocabulary_size: int) -> torch.Tensor:
-    """Returns [..., vocabulary_size] bool of token_bits' [..., ceil(vocabulary_size / 32)]."""
-    flags = bits[..., None] >> torch.arange(32, dtype=torch.int32, device=bits.device)
-    return (flags & 1).bool().flatten(-2)[..., :vocabulary_size]
+def _source(language: Language) -> str:
+    if isinstance(language, Guide):
+        return language.source
+    return "".join(tool.parameters for tool in language.callable_tools.values())
 
 
-def _text_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
-    return b"" if tokenizer.is_special(token_id) else tokenizer.token_bytes(token_id)
+def _tried(guide: Guide) -> str | Fault:
+    """Returns the grammar of a guide, or why it cannot be compiled."""
+    try:
+        grammar = guide_grammar(guide)
+    except ValueError as error:  # a schema that is no JSON object
+        return _fault(guide, str(error))
+    reason = _trial(grammar)
+    return _fault(guide, reason) if reason else grammar
 
 
-def _grammar(guide: Guide) -> str:
-    match guide.kind:
-        case "json_object":
-            return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=JSON_OPTIONS)
-        case "json_schema":
-            return LLMatcher.grammar_from_json_schema(lean(guide.source), overrides=JSON_OPTIONS)
-        case "regex":
-            return LLMatcher.grammar_from_regex(guide.source)
-        case "grammar":
-            return LLMatcher.grammar_from_lark(guide.source)
+def _tried_calls(calls: ToolCalls, special_id: Callable[[str], int]) -> str | Fault:
+    """Returns the grammar of calls, or why it cannot be compiled.
+
+    A schema that cannot be enforced, and need not be, stands for any object; where all of them
+    together are too much, each that need not be.
+    """
+    tools = calls.callable_tools
+    arguments = {tool.name: arguments_grammar(tool, len(tools)) for tool in tools.values()}
+    envelope, is_single = calls.envelope, calls.is_single
+    *reasons, reason = _trials(
+        [*arguments.values(), calls_grammar(envelope, arguments, is_single=is_single)]
+    )
+    if reason == TOO_COSTLY:
+        return Fault(reason)
+    for (index, tool), own_reason in zip(tools.items(), reasons, strict=True):
+        if own_reason and tool.is_strict:
+            schema = Guide("json_schema", tool.parameters)
+            fault = _fault(schema, own_reason)
+            return Fault(f"of {tool.name}, {fault.reason}", f"[{index}].parameters{fault.place}")
+        if own_reason:
+            arguments[tool.name] = ANY_OBJECT
+    if any(reasons):
+        reason = _trial(calls_grammar(envelope, arguments, is_single=is_single))
+    if reason not in ("", TOO_COSTLY):
+        arguments |= {tool.name: ANY_OBJECT for tool in tools.values() if not tool.is_strict}
+        reason = _trial(calls_grammar(envelope, arguments, is_single=is_single))
+    if reason:
+        return _fault(calls, reason)
+    return calls_grammar(envelope, arguments, is_single=is_single, special_id=special_id)
 
 
 def _trial(grammar: str) -> str:
-    """Returns why the grammar cannot be compiled; see guide_trial.
+    """Returns why a grammar cannot be compiled; errors as of _trials."""
+    return _trials([grammar])[0]
+
+
+def _trials(grammars: Sequence[str]) -> list[str]:
+    """Returns why each grammar cannot be compiled, empty where it can; see guide_trial.
 
     Raises:
-        OverloadedError: the trial has not had its CPU time yet: no fault of the grammar's.
+        OverloadedError: the trial has not had its CPU time yet: no fault of the grammars'.
     """
     program = [sys.executable, "-I", str(Path(guide_trial.__file__))]
+    sent = json.dumps(grammars).encode()
     try:
         trial = subprocess.run(
-            program, input=grammar.encode(), capture_output=True, timeout=TRIAL_SECONDS, check=True
+            program, input=sent, capture_output=True, timeout=TRIAL_SECONDS, check=True
         )
     except subprocess.CalledProcessError as error:
         logger.warning("guide_trial_failed", error=str(error))
-        return "it takes too much time or memory to compile"
+        return [TOO_COSTLY] * len(grammars)
     except subprocess.TimeoutExpired as error:
         logger.warning("guide_trial_failed", error=str(error))
         raise OverloadedError(
             "the machine is too busy to compile the guide", retry_after=RETRY_AFTER_SECONDS
         ) from error
-    return trial.stdout.decode()
+    return [str(reason) for reason in json.loads(trial.stdout)]
 
 
-def _keep(kept: OrderedDict[Guide, Kept], guide: Guide, value: Kept) -> None:
+def _keep(kept: OrderedDict[Language, Kept], guide: Language, value: Kept) -> None:
     """Adds what is known of a guide; lets go of what was not asked for longest."""
     kept[guide] = value
     if len(kept) > CACHED_GUIDE_COUNT:
         kept.popitem(last=False)
 
 
-def _fault(guide: Guide, message: str) -> Fault:
+def _fault(language: Language, message: str) -> Fault:
     """Returns llguidance's message in words for who wrote the guide."""
     if "NoExtensionBias" in message:
         return Fault("no text belongs to its language")
-    if guide.kind == "json_schema":
-        return explained(message, guide.source)
+    if isinstance(language, Guide) and language.kind == "json_schema":
+        return explained(message, language.source)
     if message.startswith(REGEX_ERROR):
         return Fault(pattern_complaint(message))
     stated = re.search(r"^error: (.*)", message, re.MULTILINE)
     return Fault(stated[1] if stated else message.split("\n", 1)[0])
 
 
-def _unfollowable(guide: Guide, fault: Fault) -> InvalidArgumentError:
+def _unfollowable(language: Language, fault: Fault) -> InvalidArgumentError:
     reason = fault.reason[:MAX_REASON_LENGTH]
-    return _refusal(guide, f"cannot be followed: {reason}", fault.place)
+    return _refusal(language, f"cannot be followed: {reason}", fault.place)
 
 
-def _refusal(guide: Guide, predicate: str, place: str = "") -> InvalidArgumentError:
-    field = f"guided.{guide.kind}{place}"
-    return InvalidArgumentError(f"{NAMES[guide.kind]} {predicate}", field=field)
+def _refusal(language: Language, predicate: str, place: str = "") -> InvalidArgumentError:
+    if isinstance(language, ToolCalls):
+        name, field = "the guide of the tools", "chat.tools"
+    else:
+        name, field = NAMES[language.kind], f"guided.{language.kind}"
+    return InvalidArgumentError(f"{name} {predicate}", field=f"{field}{place}")

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from protos.json_schema import MAX_DEPTH, Place, Schema, subschemas
+from llm_service.engines.conflicts import MAX_STEP_COUNT, TYPES, Conflicts
+from protos.json_schema import MAX_DEPTH, Place, Schema, has_unknown_format, subschemas
 
 MAX_PLACE_LENGTH = 200
-# What llguidance enforces. Any other format is a note, as JSON Schema has it.
-FORMATS = frozenset(
+# What says something to people and programs, and nothing of the values.
+NOTES = frozenset(
     {
-        "date",
-        "date-time",
-        "duration",
-        "email",
-        "hostname",
-        "ipv4",
-        "ipv6",
-        "time",
-        "uri",
-        "uuid",
+        *("$comment", "default", "deprecated", "description", "discriminator", "example"),
+        *("examples", "externalDocs", "nullable", "readOnly", "title", "writeOnly", "xml"),
     }
 )
+DIALECT = re.compile(r"https?://json-schema\.org/draft[-/]")
+# llguidance makes no expression for what is beyond. It reads larger bounds of whole numbers as
+# those of 64 bits, of which it does not take the least one.
+MAX_LENGTH = 2**32 - 1
+MAX_BOUND = 1e18
+LEAST_INTEGER = -(2**63) + 1024
+# Look-around, references to groups, control characters: not in Rust's expressions.
+UNREAD_PATTERN = re.compile(r"\(\?<?[=!]|\\[1-9]|\\k<|\\c[A-Za-z]")
 # What to do without a keyword that llguidance does not enforce.
 ADVICE = {
-    "$dynamicAnchor": "use $anchor",
     "$dynamicRef": "use $ref",
     "$recursiveRef": "use $ref",
     "contains": "say with items what each item is",
@@ -46,7 +47,16 @@ ADVICE = {
     "unevaluatedProperties": "use additionalProperties",
     "uniqueItems": "leave it out, and ask for it in the prompt",
 }
-TYPES = "array, boolean, integer, null, number, object and string"
+# What pydantic writes of a Decimal, and zod of an email(), with look-around: the same without.
+SAME_PATTERNS = {
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?(\d+\.?\d*|\.\d+)$",
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]"
+    r"@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^([A-Za-z0-9_'+-]+\.)*[A-Za-z0-9_'+-]*[A-Za-z0-9_+-]"
+        r"@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+    ),
+}
+TYPE_NAMES = "array, boolean, integer, null, number, object and string"
 UNIMPLEMENTED = "Unimplemented keys: "
 REGEX_ERROR = "regex parse error:"
 LOOK_AROUND = "look-around, (?= (?! (?<= or (?<!, cannot be followed; write it without"
@@ -101,7 +111,7 @@ EXPLANATIONS = (
         "circular references with sibling keys are not supported.*",
         "a '$ref' that leads back to itself must have nothing beside it",
     ),
-    Explanation("Invalid type: (.*)", f"'{{0}}' is no type; there are {TYPES}", "type", "{0}"),
+    Explanation("Invalid type: (.*)", f"'{{0}}' is no type; there are {TYPE_NAMES}", "type", "{0}"),
     Explanation(
         "Unsatisfiable schema: (anyOf|oneOf) is empty",
         "no JSON fits it: an enum, anyOf, oneOf or type has no entries",
@@ -129,36 +139,96 @@ EXPLANATIONS = (
         "schema must be an object or boolean", "each schema in it must be an object, true or false"
     ),
     Explanation("Expecting object schema to apply options", "it must be an object"),
+    Explanation(
+        "Failed to generate regex for (float|integer) range.*",
+        "its 'minimum' or 'maximum' is too large to be enforced; leave it out",
+    ),
     Explanation("recursion limit exceeded.*", f"it is more than {MAX_DEPTH - 1} levels deep"),
 )
 
 
-def lean(source: str) -> str:
-    """Returns a JSON Schema without the keywords that ask for nothing; as it is where it is none.
+def lean(source: str, document_count: int = 1) -> str:
+    """Returns a JSON Schema that means the same in keywords that llguidance enforces, if it can.
 
-    llguidance refuses some of these, for it does not look at what they ask for.
+    What asks for nothing is left out, for llguidance refuses some keywords without a look at what
+    they ask for. It is as it was where there is none, and where it is no schema: llguidance says
+    what is wrong with it. So many documents have one document's time for proofs.
     """
+    return _rewritten(source, document_count, _drop_idle, _spell_otherwise)
+
+
+def relaxed(source: str, document_count: int = 1) -> str:
+    """Returns a JSON Schema without what llguidance does not enforce, otherwise as `lean`.
+
+    That comes first: of a schema that is denied, what is left would deny more.
+    """
+    return _rewritten(lean(source, document_count), document_count, _loosen)
+
+
+def _rewritten(
+    source: str, document_count: int, *changes: Callable[[Schema, Conflicts], bool]
+) -> str:
+    """Returns a schema with its schemas changed, inner ones first; a change says whether it was."""
     try:
-        schema = json.loads(source)
-        changes = [_drop_idle(each) for _, each in subschemas(schema)]
-        return json.dumps(schema, allow_nan=False) if any(changes) else source
-    except (AttributeError, ValueError, RecursionError):
-        return source  # llguidance says what is wrong with it
+        root = json.loads(source)
+        schemas = [schema for _, schema in subschemas(root)]
+        conflicts = Conflicts(root, MAX_STEP_COUNT // document_count)
+        changed = [change(schema, conflicts) for schema in reversed(schemas) for change in changes]
+        return json.dumps(root, allow_nan=False) if any(changed) else source
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        return source
 
 
-def _drop_idle(schema: Schema) -> bool:
+def _drop_idle(schema: Schema, _: Conflicts) -> bool:
     """Takes keywords that ask for nothing out of one schema, and says whether there were any."""
-    nulls = [name for name, value in schema.items() if value is None and name != "const"]
-    for name in nulls:
+    idle = [name for name, value in schema.items() if value is None and name != "const"]
+    if "$ref" in schema:  # beside one that is circular llguidance takes only those that it knows
+        idle += [name for name in schema if _is_note(name)]
+    idle += [name for name in IDLE.keys() & schema.keys() - {*idle} if IDLE[name](schema)]
+    for name in {*idle}:
         del schema[name]
-    idle = [name for name in IDLE.keys() & schema.keys() if IDLE[name](schema)]
-    for name in idle:
-        del schema[name]
-    return bool(nulls or idle)
+    return bool(idle)
+
+
+def _spell_otherwise(schema: Schema, conflicts: Conflicts) -> bool:
+    """Says in other keywords what llguidance does not take in these, and whether it did."""
+    before = dict(schema)
+    if "not" in schema:
+        denied = schema.pop("not")
+        if _is_any(denied):
+            schema["enum"] = []
+        elif not conflicts.exclude_each_other([schema, denied], {}):
+            schema["not"] = denied
+    if "oneOf" in schema and "anyOf" not in schema:
+        given = {name: value for name, value in schema.items() if name != "oneOf"}
+        if conflicts.exclude_each_other(schema["oneOf"], given):
+            schema["anyOf"] = schema.pop("oneOf")
+    if schema.get("pattern") in SAME_PATTERNS:
+        schema["pattern"] = SAME_PATTERNS[schema["pattern"]]
+    if schema.get("type") == "integer" and _number(schema, "minimum") < LEAST_INTEGER:
+        schema["minimum"] = LEAST_INTEGER
+    return schema != before
+
+
+def _loosen(schema: Schema, _: Conflicts) -> bool:
+    """Takes out of one schema what is not enforced, and says whether there was any."""
+    names = [name for name in schema if name in ADVICE or name in LOOSE and LOOSE[name](schema)]
+    dropped = {name: schema.pop(name) for name in names}
+    if "oneOf" in dropped:
+        schema["allOf"] = [*schema.get("allOf", []), {"anyOf": dropped["oneOf"]}]
+    patterns = schema.get("patternProperties", {})
+    if unread := [pattern for pattern in patterns if UNREAD_PATTERN.search(pattern)]:
+        others = {name: patterns[name] for name in patterns if name not in unread}
+        schema |= {"patternProperties": others, "additionalProperties": True}
+    return bool(names or unread)
+
+
+def _is_note(name: str) -> bool:
+    return name in NOTES or name.startswith("x-")
 
 
 def _is_any(schema: object) -> bool:
-    return schema is True or schema == {}
+    return schema is True or (isinstance(schema, dict) and all(map(_is_note, schema)))
 
 
 def _all_any(name: str) -> Callable[[Schema], bool]:
@@ -173,10 +243,6 @@ def _all_any(name: str) -> Callable[[Schema], bool]:
     return check
 
 
-def _is_any_at(name: str) -> Callable[[Schema], bool]:
-    return lambda schema: _is_any(schema[name])
-
-
 def _contains_nothing(schema: Schema) -> bool:
     least_is_none = schema.get("minContains") == 0 and "maxContains" not in schema
     return "contains" not in schema or least_is_none
@@ -186,22 +252,79 @@ def _has_no_condition(schema: Schema) -> bool:
     return "if" not in schema or all(_is_any(schema.get(name, True)) for name in ("then", "else"))
 
 
+def _fits_any_name(schema: object) -> bool:
+    """Whether a schema says of a name no more than that it is one: z.record() writes that."""
+    facts = (("type", "string"), ("minLength", 0))
+    is_fact = isinstance(schema, dict) and all(
+        _is_note(name) or (name, value) in facts for name, value in schema.items()
+    )
+    return schema is True or is_fact
+
+
+def _is_of_unknown_dialect(schema: Schema) -> bool:
+    """Whether a schema is of a dialect that is not JSON Schema's own: OpenAPI's has more notes."""
+    name = schema["$schema"]
+    return isinstance(name, str) and not DIALECT.match(name)
+
+
+def _number(schema: Schema, name: str) -> float:
+    """Returns a number of a schema's, 0 where it has something else there."""
+    value = schema.get(name)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+
+
+def _is_refused_pattern(schema: Schema) -> bool:
+    return UNREAD_PATTERN.search(schema["pattern"]) is not None
+
+
+def _has_unknown_type(schema: Schema) -> bool:
+    names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return any(name not in TYPES for name in names)
+
+
+def _is_huge(name: str) -> Callable[[Schema], bool]:
+    return lambda schema: abs(_number(schema, name)) > MAX_BOUND
+
+
 IDLE: dict[str, Callable[[Schema], bool]] = {
+    "$dynamicAnchor": lambda schema: True,  # a $dynamicRef is refused itself
+    "$recursiveAnchor": lambda schema: True,
+    "$schema": _is_of_unknown_dialect,
     "contains": _contains_nothing,
     "dependencies": _all_any("dependencies"),
     "dependentRequired": _all_any("dependentRequired"),
     "dependentSchemas": _all_any("dependentSchemas"),
     "else": _has_no_condition,
-    "format": lambda schema: isinstance(schema["format"], str) and schema["format"] not in FORMATS,
+    "format": has_unknown_format,
     "if": _has_no_condition,
     "maxContains": _contains_nothing,
+    "maxLength": lambda schema: _number(schema, "maxLength") > MAX_LENGTH,
+    "maximum": lambda schema: _number(schema, "maximum") >= sys.float_info.max,
     "minContains": _contains_nothing,
+    "minimum": lambda schema: _number(schema, "minimum") <= -sys.float_info.max,
     "not": lambda schema: schema["not"] is False,
-    "propertyNames": _is_any_at("propertyNames"),
+    "propertyNames": lambda schema: _fits_any_name(schema["propertyNames"]),
     "then": _has_no_condition,
-    "unevaluatedItems": _is_any_at("unevaluatedItems"),
-    "unevaluatedProperties": _is_any_at("unevaluatedProperties"),
-    "uniqueItems": lambda schema: schema["uniqueItems"] is False,
+    "unevaluatedItems": lambda schema: (
+        _is_any(schema["unevaluatedItems"]) or isinstance(schema.get("items"), (bool, dict))
+    ),
+    "unevaluatedProperties": lambda schema: (
+        _is_any(schema["unevaluatedProperties"]) or "additionalProperties" in schema
+    ),
+    "uniqueItems": lambda schema: (
+        schema["uniqueItems"] is False or schema.get("maxItems") in (0, 1)
+    ),
+}
+# What is not enforced of keywords that otherwise are.
+LOOSE: dict[str, Callable[[Schema], bool]] = {
+    "$ref": lambda schema: not schema["$ref"].startswith("#"),
+    "exclusiveMaximum": _is_huge("exclusiveMaximum"),
+    "exclusiveMinimum": _is_huge("exclusiveMinimum"),
+    "maximum": _is_huge("maximum"),
+    "minimum": _is_huge("minimum"),
+    "oneOf": lambda schema: True,
+    "pattern": _is_refused_pattern,
+    "type": _has_unknown_type,
 }
 
 

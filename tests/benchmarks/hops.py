@@ -12,14 +12,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc
 import torch
 
-from gateway.chat import ChatLimits, ChatPipeline
+from gateway.chat import ChatPipeline
+from gateway.dialects.chat import parse
+from gateway.generation import GenerationRequest
 from gateway.images.data_urls import Attachments
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.memory import Memory
-from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from gateway.pools import open_pools
 from gateway.record import RequestRecord
+from gateway.request_images import RequestImages, RequestLimits
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
@@ -112,20 +114,22 @@ async def open_relay(
         llm = await exits.enter_async_context(open_channel(llm_address, LLM_SERVICE))
         downloads = await exits.enter_async_context(open_downloads(settings.download_options))
         router = Router(settings.queue_limits, lambda reason: None)
-        pipeline = ChatPipeline(
-            ImageFetcher(downloads, pools, limits),
-            ServicePair(
-                VisionClient(vision, router), LLMClient(llm, router), allows_mismatch=False
-            ),
-            pools,
-            ChatLimits(1, settings.max_image_byte_count, max_image_host_count=1),
+        pair = ServicePair(
+            VisionClient(vision, router), LLMClient(llm, router), allows_mismatch=False
         )
-        yield Relay(pipeline, images)
+        request_images = RequestImages(
+            ImageFetcher(downloads, pools, limits),
+            pair,
+            pools,
+            RequestLimits(1, settings.max_image_byte_count, max_image_host_count=1),
+        )
+        yield Relay(ChatPipeline(request_images, pair), images)
 
 
-def _request(image: bytes) -> ChatCompletionRequest:
+def _request(image: bytes) -> GenerationRequest:
     url = f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}]
     messages = [{"role": "user", "content": content}]
     body = {"model": MODEL, "messages": messages, "max_tokens": 1}
-    return parse_chat_request(json.dumps(body).encode())
+    (request,) = parse(json.dumps(body).encode(), strict_fields=False).generations
+    return request

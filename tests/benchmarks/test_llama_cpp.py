@@ -129,7 +129,9 @@ def test_rows_beside_a_scripted_llama_server(
         f"{name}: tokens/s of 3 sequences",
     ]
     assert (read[1], written[1]) == (f"{READ_MS:.1f}", f"{WRITE_MS:.1f}")
-    assert all(float(row[2]) > 0 for row in report.rows)
+    # The table rounds: of a model as tiny as this one, 0.0 ms may stand in it.
+    assert all(min(report.seconds[row[0]]["engine"]) > 0 for row in report.rows)
+    assert float(together[2]) > 0
     assert together[1] == f"{3 * 1e3 / WRITE_MS:.1f}"
     assert [len(report.seconds[row[0]]["engine"]) for row in report.rows] == [2, 2, 1]
     assert report.options == " --llama-server llama-server"

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from gateway.local.stack import Stack
@@ -35,26 +35,41 @@ QUIET = {
 
 def main() -> None:
     """Runs the clients, and prints a table; the exit status is 1 when one of them failed."""
-    names = [client.name for client in CLIENTS]
-    parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names))
-    chosen = parser.parse_args().names or names
-    if unknown := set(chosen) - set(names):
-        parser.error(f"no such client: {', '.join(unknown)}; there are {', '.join(names)}")
+    arguments = _arguments()
     outcomes: dict[Client, Outcome | str] = {}
-    with tempfile.TemporaryDirectory() as folder, _served(Path(folder)) as variables:
-        for client in CLIENTS:
-            if client.name in chosen:
-                outcomes[client] = _outcome(client, Path(folder), variables)
-    print(f"\n{'client':16}{'version':12}{'passed':>8}{'expected':>10}{'skipped':>9}{'failed':>8}")
+    with tempfile.TemporaryDirectory() as name, ExitStack() as exits:
+        folder = Path(name)
+        variables = {
+            **os.environ,
+            **QUIET,
+            **exits.enter_context(_toy_model(folder)),
+            "INTERNVL_PERFECT_URL": exits.enter_context(_perfect_model(folder)),
+            "INTERNVL_TABLES": str((arguments.tables or folder).resolve()),
+        }
+        for client in arguments.clients:
+            outcomes[client] = _outcome(client, folder, variables)
+    print(f"\n{'client':18}{'version':12}{'passed':>8}{'expected':>10}{'skipped':>9}{'failed':>8}")
     for client, outcome in outcomes.items():
-        print(f"{client.name:16}{client.version:12}{_cells(outcome)}")
+        print(f"{client.name:18}{client.version:12}{_cells(outcome)}")
     is_good = all(isinstance(one, Outcome) and one.is_good for one in outcomes.values())
     sys.exit(0 if is_good else 1)
 
 
+def _arguments() -> argparse.Namespace:
+    clients = {client.name: client for client in CLIENTS}
+    parser = argparse.ArgumentParser(prog="python -m tests.clients", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(clients))
+    parser.add_argument("--tables", type=Path, help="a folder that gets the benchmarks' tables")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - clients.keys():
+        parser.error(f"no such client: {', '.join(unknown)}; there are {', '.join(clients)}")
+    defaults = [client.name for client in CLIENTS if not client.is_opt_in]
+    arguments.clients = [clients[name] for name in arguments.names or defaults]
+    return arguments
+
+
 @contextmanager
-def _served(folder: Path) -> Iterator[dict[str, str]]:
+def _toy_model(folder: Path) -> Iterator[dict[str, str]]:
     """Serves the toy model, and yields what programs are told of it."""
     print("starting the services", flush=True)
     option = "--served-model-name"
@@ -64,17 +79,27 @@ def _served(folder: Path) -> Iterator[dict[str, str]]:
         service_arguments=(option, MODEL),
         llm_arguments=(option, ALIAS),
     ) as stack:
-        yield (
-            os.environ
-            | QUIET
-            | {
-                "INTERNVL_URL": f"{stack.url}/v1",
-                "INTERNVL_MODEL": MODEL,
-                "INTERNVL_ALIAS": ALIAS,
-                "INTERNVL_PICTURES": str(PICTURES),
-                "INTERNVL_CHECKPOINT": str(DEMO_CHECKPOINT),
-            }
-        )
+        yield {
+            "INTERNVL_URL": f"{stack.url}/v1",
+            "INTERNVL_MODEL": MODEL,
+            "INTERNVL_ALIAS": ALIAS,
+            "INTERNVL_PICTURES": str(PICTURES),
+            "INTERNVL_CHECKPOINT": str(DEMO_CHECKPOINT),
+        }
+
+
+@contextmanager
+def _perfect_model(folder: Path) -> Iterator[str]:
+    """Serves perfect answers under the toy model's names, and yields their base URL."""
+    command = [sys.executable, "-m", "tests.clients.perfect", MODEL, ALIAS]
+    with (
+        (folder / "perfect.log").open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        try:
+            yield process.stdout.readline().strip() if process.stdout else ""
+        finally:
+            process.terminate()
 
 
 def _outcome(client: Client, folder: Path, variables: Mapping[str, str]) -> Outcome | str:

@@ -147,3 +147,24 @@ def test_stop_string_ends_the_text(client: OpenAI, model: str) -> None:
     )
     assert completion.choices[0].finish_reason == "stop"
     assert completion.choices[0].message.content == text[: text.index(stop)]
+
+
+def test_a_response_is_the_chats_answer(client: OpenAI, model: str) -> None:
+    url = picture_url("house.jpg")
+    answer, prompt_token_count = ask(client, model, [picture_message(url)])
+    question: Any = {
+        "role": "user",
+        "content": [
+            {"type": "input_text", "text": "What is this?"},
+            {"type": "input_image", "image_url": url, "detail": "auto"},
+        ],
+    }
+    options: Any = {"max_output_tokens": 8, "extra_body": {"ignore_eos": True}}
+    whole = client.responses.create(model=model, input=[question], **options)
+    events = list(client.responses.create(model=model, input=[question], stream=True, **options))
+    assert (whole.output_text, whole.status) == (answer, "incomplete")
+    assert whole.usage
+    assert whole.usage.input_tokens == prompt_token_count
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == answer
+    assert events[-1].type == "response.incomplete"

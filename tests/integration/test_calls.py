@@ -53,6 +53,16 @@ class Listener(llm_pb2_grpc.LLMServiceServicer):
     ) -> llm_pb2.LLMServiceGetModelInfoResponse:
         return llm_pb2.LLMServiceGetModelInfoResponse()
 
+    async def Detokenize(
+        self, request: llm_pb2.DetokenizeRequest, context: Any
+    ) -> llm_pb2.DetokenizeResponse:
+        return llm_pb2.DetokenizeResponse()
+
+    async def CheckGuide(
+        self, request: llm_pb2.CheckGuideRequest, context: Any
+    ) -> llm_pb2.CheckGuideResponse:
+        return llm_pb2.CheckGuideResponse()
+
     async def GetLoad(
         self, request: llm_pb2.GetLoadRequest, context: Any
     ) -> llm_pb2.GetLoadResponse:

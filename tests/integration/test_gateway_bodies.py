@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -248,3 +248,23 @@ async def test_nothing_is_held_after_any_end(end: str, memory: list[Memory]) -> 
                 while memory[0].held_byte_count:  # noqa: ASYNC110 - there is no event
                     await asyncio.sleep(0.01)
     assert memory[0].held_byte_count == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "part"),
+    [
+        (CHAT, "messages", lambda url: {"type": "image_url", "image_url": {"url": url}}),
+        ("/v1/responses", "input", lambda url: {"type": "input_image", "image_url": url}),
+    ],
+)
+async def test_too_many_images_are_told_in_the_words_of_their_dialect(
+    path: str, field: str, part: Callable[[str], dict[str, Any]]
+) -> None:
+    turn = {"role": "user", "content": [part("data:image/png;base64,aGk=")] * 2}
+    async with (
+        stack(max_image_count=1) as gateway,
+        gateway.http.post(path, json={field: [turn]}) as response,
+    ):
+        error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, field)
+    assert "2 images or more; the limit is 1" in error["message"]

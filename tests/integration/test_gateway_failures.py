@@ -16,7 +16,7 @@ import structlog.testing
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gateway import handlers
+from gateway.dialects import chat
 from gateway.events import TextDelta
 from gateway.openai.answers import StreamedAnswer
 from gateway.services.llm import Generation
@@ -565,7 +565,7 @@ async def test_a_bug_is_500_without_its_text(monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: object) -> None:
         raise RuntimeError("the secret of line 7")
 
-    monkeypatch.setattr(handlers, "parse_chat_request", broken)
+    monkeypatch.setattr(chat, "parse_chat_request", broken)
     with structlog.testing.capture_logs() as logs:
         async with stack() as gateway:
             status, body = await gateway.chat()

@@ -15,9 +15,11 @@ from tests.integration.test_gateway_connections import answer_to, connected, err
 CHAT = "/v1/chat/completions"
 PAGE = "https://chat.example.com"
 SERVED = (
-    "POST /v1/chat/completions, GET /v1/models, GET /v1/models/{id}, GET /v1/tiles,"
-    " GET /v1/status, GET /health, GET /health/live, GET /health/ready, GET /ping, GET /,"
-    " GET /page/{path}"
+    "POST /v1/chat/completions, POST /v1/completions, POST /v1/responses, POST /v1/messages,"
+    " POST /v1/messages/count_tokens, DELETE or GET /v1/responses/{id}, GET /v1/models,"
+    " GET /v1/models/{id}, GET /v1/tiles, GET /v1/status, POST /tokenize, POST /detokenize,"
+    " GET /version, GET /load, GET /health, GET /health/live, GET /health/ready, GET /ping,"
+    " GET /openapi.json, GET /, GET /docs, GET /page/{path}"
 )
 
 
@@ -60,7 +62,7 @@ async def test_an_unknown_path_is_led_on() -> None:
             assert message == (
                 f"there is no {missed}; did you mean {meant}? This server has {SERVED}"
             )
-        for missed in ("GET /index", "POST /v1/responses", "POST /v1/embeddings", "OPTIONS *"):
+        for missed in ("GET /index", "POST /v1/rerank", "POST /v1/embeddings", "OPTIONS *"):
             expected = f"there is no {missed}; this server has {SERVED}"
             assert await status_and_message(gateway, missed) == (404, expected)
 

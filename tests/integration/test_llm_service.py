@@ -49,6 +49,7 @@ from tests.integration.llm_calls import (
     END,
     HIDDEN_SIZE,
     chunk,
+    embedding_id,
     exchange,
     header,
     serving,
@@ -561,8 +562,20 @@ OLD_CHUNK = b"\x1a\x06\x12\x04\x12\x02\0\0"  # field 3, where chunks were once
         (
             InvalidArgumentError,
             "images",
-            "places for 1 images, but the request has 0",
-            [llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart(text="a <image>"))],
+            "places for 2 images, but the request has 1",
+            [
+                llm_pb2.GenerateRequest(
+                    start=llm_pb2.GenerateStart(
+                        text="a <image> <image>", images=[embedding_id("a")]
+                    )
+                )
+            ],
+        ),
+        (
+            InvalidArgumentError,
+            "logprobs.prompt",
+            "the request has 1 images; log probabilities are those of a prompt without any",
+            [start(images=["a"], logprobs=llm_pb2.LogprobOptions(prompt=True))],
         ),
         (
             InvalidArgumentError,
@@ -989,9 +1002,8 @@ MANY_PICTURES = llm_pb2.ChatPrompt(
         ("chat.messages", "has 2049 messages; at most 2048", {"chat": MANY_MESSAGES}),
         ("chat.messages", "has 2049 calls of tools; at most 2048", {"chat": MANY_CALLS}),
         ("chat.messages", "has 5 images; at most 4", {"chat": MANY_PICTURES}),
-        ("text", "has 5 images; at most 4", {"text": "<image>" * 5}),
     ],
-    ids=["messages", "calls", "pictures", "placeholders"],
+    ids=["messages", "calls", "pictures"],
 )
 async def test_a_prompt_of_many_parts_is_refused_before_it_is_tokenized(
     stub: llm_pb2_grpc.LLMServiceAsyncStub,
@@ -1007,6 +1019,28 @@ async def test_a_prompt_of_many_parts_is_refused_before_it_is_tokenized(
     with pytest.raises(grpc.aio.AioRpcError, match=sentence) as caught:
         await stub.CountTokens(llm_pb2.CountTokensRequest(**prompt))
     assert from_rpc_error(caught.value).field == field
+
+
+async def test_a_text_of_many_places_is_refused_before_it_is_tokenized(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", None)
+    prompt = llm_pb2.GenerateStart(text="<image>" * 5, images=[embedding_id("a")])
+    with pytest.raises(InvalidArgumentError, match="has 5 images; at most 4") as info:
+        await exchange(stub, llm_pb2.GenerateRequest(start=prompt))
+    assert info.value.field == "text"
+
+
+async def test_without_images_their_places_in_a_text_are_text(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    text = "<image>" * 5
+    request = llm_pb2.GenerateRequest(start=llm_pb2.GenerateStart(text=text))
+    (*_, usage) = await exchange(stub, request)
+    assert engine.prompts[0].token_ids == engine.tokenizer.encode(text)
+    assert usage.usage.image_token_count == 0
+    count = await stub.CountTokens(llm_pb2.CountTokensRequest(text=text))
+    assert count.prompt_token_count == len(engine.prompts[0].token_ids)
 
 
 async def test_rows_of_many_images_are_not_counted(

@@ -38,11 +38,21 @@ from vision_service.settings import Settings as VisionSettings
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-Request = Literal["GenerateStart", "EncodeImageRequest", "CountTokensRequest"]
+Request = Literal[
+    "GenerateStart",
+    "EncodeImageRequest",
+    "PlanTilesRequest",
+    "CountTokensRequest",
+    "DetokenizeRequest",
+    "CheckGuideRequest",
+]
 DESCRIPTORS: dict[Request, Any] = {
     "GenerateStart": llm_pb2.GenerateStart.DESCRIPTOR,
     "EncodeImageRequest": vision_pb2.EncodeImageRequest.DESCRIPTOR,
+    "PlanTilesRequest": vision_pb2.PlanTilesRequest.DESCRIPTOR,
     "CountTokensRequest": llm_pb2.CountTokensRequest.DESCRIPTOR,
+    "DetokenizeRequest": llm_pb2.DetokenizeRequest.DESCRIPTOR,
+    "CheckGuideRequest": llm_pb2.CheckGuideRequest.DESCRIPTOR,
 }
 NO_IMAGE = b"no image"
 DIGESTS = {"content_sha256": bytes(32), "recipe_sha256": bytes(32)}
@@ -70,6 +80,24 @@ HI = chat(turn("ROLE_USER", {"text": "Hi"}))
 SCHEMA: dict[str, Any] = {"enum": []}
 SCHEMA_FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 OPEN_GRAMMAR = 'start: "a'
+LIST_OF_ARGUMENTS = {"type": "array"}
+
+
+def tools(count: int = 1, name: str = "f", **definition: Any) -> list[dict[str, Any]]:
+    """Returns definitions as the contract has them."""
+    return [{"name": name * (index + 1), **definition} for index in range(count)]
+
+
+def functions(count: int = 1, name: str = "f", **definition: Any) -> dict[str, Any]:
+    """Returns the same as a client writes them."""
+    entries = tools(count, name, **definition)
+    return {"tools": [{"type": "function", "function": entry} for entry in entries]}
+
+
+def calling(definitions: list[dict[str, Any]], **guide: Any) -> dict[str, Any]:
+    """Returns a prompt whose answer may call tools."""
+    guided = {"tool_calls": {"choice": 1, **guide}}
+    return {"chat": {**HI["chat"], "tools": definitions}, "guided": guided}
 
 
 @dataclass(frozen=True)
@@ -228,6 +256,21 @@ VIOLATIONS: list[Violation] = [
         {"structured_outputs": {"grammar": OPEN_GRAMMAR}},
         "structured_outputs.grammar",
     ),
+    Violation("GenerateStart", "chat.tools", calling(tools(129)), functions(129), "tools"),
+    Violation(
+        "GenerateStart",
+        "chat.tools[0].name",
+        calling(tools(name="f" * 129)),
+        functions(name="f" * 129),
+        "tools[0].function.name",
+    ),
+    Violation(
+        "GenerateStart",
+        "chat.tools[0].parameters.type",
+        calling(tools(parameters=json.dumps(LIST_OF_ARGUMENTS))),
+        functions(parameters=LIST_OF_ARGUMENTS),
+        "tools[0].function.parameters.type",
+    ),
     option("choice_count", 17, n=17),
     option("cache_salt", "x" * 129, cache_salt="x" * 129),
     Violation(
@@ -261,8 +304,16 @@ class OwnViolation:
 
 
 NO_PROMPT_BUT_CHAT = "the gateway's prompts are conversations"
-NO_COUNTING = "the gateway does not count tokens"
+NO_COUNTING = "chat requests do not count tokens"
+NO_WRITING = "chat requests have no tokens written"
+NO_CHECKING = "chat requests are told by Generate, too"
+NO_PLANNING = "chat requests have their images encoded"
 CALL = {"name": "f", "arguments": "{}"}
+WRONG_TOOLS = {
+    "chat.tools": tools(129),
+    "chat.tools[0].name": tools(name=""),
+    "chat.tools[0].parameters": tools(parameters="{"),
+}
 DIGESTS_ARE_OURS = "the gateway computes the digests itself"
 # Refused by a service, but never sent by the gateway.
 OWN_VIOLATIONS: list[OwnViolation] = [
@@ -311,7 +362,26 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         "the gateway knows the endings",
     ),
     OwnViolation(
+        "GenerateStart",
+        "logprobs.prompt",
+        chat(turn("ROLE_USER", {"image": {}}))
+        | {"images": [DIGESTS], "logprobs": {"prompt": True}},
+        "the gateway asks for them of prompts without images alone",
+    ),
+    OwnViolation(
         "GenerateStart", "guided", HI | {"guided": {}}, "the gateway sends no guide that is unset"
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "guided.tool_calls.choice",
+        calling(tools(), choice=9),
+        "the gateway knows the choices",
+    ),
+    OwnViolation(
+        "GenerateStart",
+        "guided.tool_calls.names[0]",
+        calling(tools(), names=["g"]),
+        "the gateway refuses other names itself",
     ),
     OwnViolation(
         "EncodeImageRequest",
@@ -385,6 +455,70 @@ OWN_VIOLATIONS: list[OwnViolation] = [
         {"text": "<image>", "image_row_counts": [0]},
         NO_COUNTING,
     ),
+    OwnViolation(
+        "CountTokensRequest",
+        "return_tokens",
+        {"token_ids": {"ids": [1] * 131_073}, "return_tokens": True},
+        NO_COUNTING,
+    ),
+    OwnViolation(
+        "DetokenizeRequest", "token_ids.ids", {"token_ids": {"ids": [1] * 32_769}}, NO_WRITING
+    ),
+    OwnViolation(
+        "DetokenizeRequest", "token_ids.ids[1]", {"token_ids": {"ids": [1, 99999]}}, NO_WRITING
+    ),
+    *(
+        OwnViolation(
+            "CountTokensRequest", field, {"chat": {**HI["chat"], "tools": definitions}}, NO_COUNTING
+        )
+        for field, definitions in WRONG_TOOLS.items()
+    ),
+    OwnViolation("CheckGuideRequest", "guided", {"guided": {}}, NO_CHECKING),
+    OwnViolation(
+        "CheckGuideRequest",
+        "guided.tool_calls.choice",
+        {"guided": {"tool_calls": {"choice": 0}}, "tools": tools()},
+        NO_CHECKING,
+    ),
+    OwnViolation(
+        "CheckGuideRequest",
+        "guided.tool_calls.names[0]",
+        {"guided": {"tool_calls": {"choice": 1, "names": ["g"]}}, "tools": tools()},
+        NO_CHECKING,
+    ),
+    *(
+        OwnViolation(
+            "CheckGuideRequest",
+            field,
+            {"guided": {"tool_calls": {"choice": 1}}, "tools": definitions},
+            NO_CHECKING,
+        )
+        for field, definitions in WRONG_TOOLS.items()
+    ),
+    *(
+        OwnViolation("CheckGuideRequest", f"guided.{kind}", {"guided": {kind: source}}, NO_CHECKING)
+        for kind, source in {
+            "json_schema": json.dumps(SCHEMA),
+            "regex": "((",
+            "grammar": OPEN_GRAMMAR,
+        }.items()
+    ),
+    OwnViolation("PlanTilesRequest", "image", {"image": NO_IMAGE}, NO_PLANNING),
+    OwnViolation(
+        "PlanTilesRequest", "image_width", {"image_width": 0, "image_height": 5}, NO_PLANNING
+    ),
+    OwnViolation(
+        "PlanTilesRequest", "image_height", {"image_width": 5, "image_height": 0}, NO_PLANNING
+    ),
+    OwnViolation(
+        "PlanTilesRequest", "max_tile_count", {"image": NO_IMAGE, "max_tile_count": 99}, NO_PLANNING
+    ),
+    OwnViolation(
+        "PlanTilesRequest",
+        "expected_recipe_sha256",
+        {"image": NO_IMAGE, "expected_recipe_sha256": bytes(32)},
+        NO_PLANNING,
+    ),
 ]
 
 
@@ -440,6 +574,16 @@ NEVER_WRONG = [
         "any string is laid out",
     ),
     NeverWrong(
+        "chat.tools[0].description",
+        functions(description="g"),
+        "tools[0].function.description",
+        "any string is laid out",
+    ),
+    NeverWrong(
+        "chat.tools[0].strict", functions(strict=False), "tools[0].function.strict", "yes or no"
+    ),
+    NeverWrong("guided.tool_calls.single", functions(), "tools", "yes or no"),
+    NeverWrong(
         "sampling.seed",
         {"seed": -1},
         "seed",
@@ -456,6 +600,16 @@ NEVER_WRONG_TO_COUNT = {
     "chat.messages[].parts[].image",
     "chat.messages[].tool_calls[].name",
     "chat.messages[].tool_calls[].arguments",
+    "omit_beginning_token",
+    "chat.tools[].description",
+    "chat.tools[].strict",
+}
+# Of CheckGuideRequest: any object can be written; as in NEVER_WRONG.
+NEVER_WRONG_TO_CHECK = {
+    "guided.json_object",
+    "guided.tool_calls.single",
+    "tools[].description",
+    "tools[].strict",
 }
 # Of EncodeImageRequest: the index is said back, and memory that is not seen is not used.
 NEVER_WRONG_TO_ENCODE = {"image_index", "shared_memory.file", "shared_memory.nonce"}
@@ -487,8 +641,14 @@ class Services:
             case "EncodeImageRequest":
                 async for _ in self._vision.EncodeImage(vision_pb2.EncodeImageRequest(**values)):
                     pass
+            case "PlanTilesRequest":
+                await self._vision.PlanTiles(vision_pb2.PlanTilesRequest(**values))
             case "CountTokensRequest":
                 await self._llm.CountTokens(llm_pb2.CountTokensRequest(**values))
+            case "DetokenizeRequest":
+                await self._llm.Detokenize(llm_pb2.DetokenizeRequest(**values))
+            case "CheckGuideRequest":
+                await self._llm.CheckGuide(llm_pb2.CheckGuideRequest(**values))
 
     async def chat(self, body: dict[str, Any]) -> tuple[int, Any]:
         """Returns status and error of a chat completion."""
@@ -538,10 +698,13 @@ def fields_of(descriptor: Any, above: str = "") -> Iterator[str]:
 def walked(fields: Iterable[str], known: set[str]) -> set[str]:
     """Returns the fields of a walk that error paths name: "stop.strings" is "stop.strings[]".
 
-    A path may lead on into the schema that a field holds as text.
+    A path may lead on into the schema that a field holds as text. Tools are called as in a chat's
+    prompt, also where they stand beside a guide.
     """
     paths = {re.sub(r"\[\d+\]", "[]", field) for field in fields}
-    paths = {re.sub(r"(\.json_schema)\..*", r"\1", path) for path in paths}
+    paths = {re.sub(r"(\.json_schema|\.parameters)\..*", r"\1", path) for path in paths}
+    if "tools[]" in known:
+        paths = {path.removeprefix("chat.") for path in paths}
     return {f"{path}[]" if f"{path}[]" in known else path for path in paths} & known
 
 
@@ -555,6 +718,8 @@ async def test_every_field_has_a_case(request_name: Request) -> None:
         named |= walked((case.field for case in NEVER_WRONG), known)
     if request_name == "CountTokensRequest":
         named |= NEVER_WRONG_TO_COUNT
+    if request_name == "CheckGuideRequest":
+        named |= NEVER_WRONG_TO_CHECK
     if request_name == "EncodeImageRequest":
         named |= NEVER_WRONG_TO_ENCODE
     assert named == known
@@ -626,3 +791,25 @@ async def test_a_sentence_about_images_reaches_the_client_as_one_about_images(
     assert error["param"] == "messages"
     assert "2 images" in error["message"]
     assert "message" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("guide", "param"),
+    [
+        ({"guided_regex": "(("}, "guided_regex"),
+        (functions(name="f" * 129), "tools[0].function.name"),
+        (
+            functions(strict=True, parameters={"properties": {"a": {"uniqueItems": True}}}),
+            "tools[0].function.parameters.properties.a.uniqueItems",
+        ),
+    ],
+    ids=str,
+)
+async def test_what_an_answer_cannot_be_held_to_is_refused_before_its_picture(
+    services: Services, guide: dict[str, Any], param: str
+) -> None:
+    nowhere = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}
+    status, error = await services.chat(user([nowhere]) | guide)
+    assert (status, error["param"]) == (400, param), error
+    _, error = await services.chat(user([nowhere]) | {"guided_regex": "a"})
+    assert error["param"] == "messages[0].content[0].image_url.url"  # it would have been fetched

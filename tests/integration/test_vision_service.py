@@ -96,6 +96,9 @@ class Client:
         request = vision_pb2.PlanTilesRequest(image_width=width, image_height=height, **fields)
         return await self.stub.PlanTiles(request)
 
+    async def plan_of(self, image: bytes, **fields: Any) -> vision_pb2.PlanTilesResponse:
+        return await self.stub.PlanTiles(vision_pb2.PlanTilesRequest(image=image, **fields))
+
     async def info(self) -> vision_pb2.VisionServiceGetModelInfoResponse:
         return await self.stub.GetModelInfo(vision_pb2.VisionServiceGetModelInfoRequest())
 
@@ -405,6 +408,79 @@ async def test_what_cannot_be_cut_is_not_planned(
     assert isinstance(error, InvalidArgumentError)
     assert error.field == field
     assert complaint in error.message
+
+
+def turned(image: Image.Image, name: str) -> bytes:
+    """Returns a file that is shown on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(image, name, exif=exif)
+
+
+PLANNED = {
+    "a photo on its side": turned(picture(600, 200), "JPEG"),
+    "a scan on its side": turned(picture(600, 200), "TIFF"),
+    "one pixel": encoded(picture(1, 1)),
+    "a profile of 30 MB": IMAGE_B[:33]
+    + hostile.chunk(b"iCCP", b"screen\0\0" + bytes(30 * hostile.MEGABYTE))
+    + IMAGE_B[33:],
+}
+
+
+@pytest.mark.parametrize("cap", [None, 5])
+@pytest.mark.parametrize("name", PLANNED)
+async def test_a_file_is_planned_as_it_is_encoded(
+    fake_engine: FakeEngine, name: str, cap: int | None
+) -> None:
+    fields = {} if cap is None else {"max_tile_count": cap}
+    async with running(fake_engine) as client:
+        plan = await client.plan_of(PLANNED[name], **fields)
+        assert fake_engine.batch_tile_counts == []
+        header = (await client.encode(PLANNED[name], **fields)).header
+    assert plan == vision_pb2.PlanTilesResponse(
+        grid_column_count=header.grid_column_count,
+        grid_row_count=header.grid_row_count,
+        tile_count=header.tile_count,
+        token_count=header.spec.shape[0],
+    )
+
+
+async def test_pixels_that_are_missing_do_not_hinder_a_plan(client: Client) -> None:
+    assert (await client.plan_of(IMAGE_B[:20_000])).tile_count == 3
+
+
+@pytest.mark.parametrize(
+    ("image", "fields"),
+    [
+        pytest.param(b"no image", {}, id="no image"),
+        pytest.param(b"<html><body>Not found", {}, id="a page"),
+        pytest.param(IMAGE_B[:20], {}, id="no size"),
+        pytest.param(b"\xff\xd8\xff", {}, id="a beginning"),
+        pytest.param(hostile.filled_jpeg(), {}, id="fill bytes"),
+        pytest.param(hostile.run_length_bmp(), {}, id="runs"),
+        pytest.param(bytes(48 * 2**20 + 1), {}, id="too many bytes"),
+        pytest.param(IMAGE_B, {"max_tile_count": 25}, id="a tile cap"),
+        pytest.param(IMAGE_B, {"expected_recipe_sha256": bytes(32)}, id="another recipe"),
+    ],
+)
+async def test_a_file_is_not_planned_for_the_reason_that_it_is_not_encoded(
+    client: Client, image: bytes, fields: dict[str, Any]
+) -> None:
+    refusal = await client.refusal(image, **fields)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.plan_of(image, **fields)
+    error = from_rpc_error(caught.value)
+    assert (type(error), error.message, error.field) == (
+        type(refusal),
+        refusal.message,
+        refusal.field,
+    )
+
+
+async def test_a_plan_is_of_a_size_or_of_a_file(client: Client) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="must have one of them") as caught:
+        await client.plan_of(IMAGE_B, image_width=3)
+    assert from_rpc_error(caught.value).field == "image"
 
 
 @pytest.mark.parametrize(

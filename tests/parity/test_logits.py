@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import LLMEngine, Prompt, Request
+from llm_service.engines.base import LLMEngine, Prompt, Request, TokenLogprob
 from llm_service.engines.create import create_engine
 from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.model_runner import ModelRunner
@@ -65,6 +65,32 @@ async def test_greedy_tokens_equal_the_reference(
             assert await greedy_tokens(engine, conversation) == conversation.greedy_token_ids
     finally:
         await engine.close()
+
+
+@pytest.mark.parametrize("max_step_token_count", [4096, 7])
+async def test_prompts_that_go_on_as_the_reference_did_are_scored_so(
+    checkpoint_dir: Path, conversations: list[Conversation], max_step_token_count: int
+) -> None:
+    """Of each greedy token that it is the best, of the first one the reference's logits as well."""
+    logits = golden.tensors_named(
+        golden.read_tensors(checkpoint_dir / "golden.safetensors"), "logits"
+    )
+    texts = [item for item in conversations if not item.prompt.images]
+    engine = _engine(_settings(checkpoint_dir, max_step_token_count))
+    try:
+        scores = [await _last_scores(engine, conversation) for conversation in texts]
+    finally:
+        await engine.close()
+    assert texts
+    for conversation, (first, *others) in zip(texts, scores, strict=True):
+        expected = logits[conversation.name].log_softmax(-1)
+        best, top = expected.topk(3)
+        assert [token_id for token_id, _ in first.top] == top.tolist()
+        assert [logprob for _, logprob in first.top] == pytest.approx(best.tolist(), abs=1e-4)
+        assert first.logprob == pytest.approx(expected[first.token_id].item(), abs=1e-4)
+        assert all(score.token_id == score.top[0][0] for score in (first, *others))
+        greedy = [score.token_id for score in (first, *others)]
+        assert greedy == conversation.greedy_token_ids
 
 
 @pytest.mark.gpu
@@ -152,6 +178,17 @@ async def _greedy_together(
         await engine.close()
     assert load.free_kv_token_count == load.total_kv_token_count
     return outputs
+
+
+async def _last_scores(engine: LLMEngine, conversation: Conversation) -> list[TokenLogprob]:
+    """Returns the scores of the reference's greedy tokens behind a conversation."""
+    token_ids = [*conversation.prompt.token_ids, *conversation.greedy_token_ids]
+    prompt = replace(conversation.prompt, token_ids=token_ids)
+    params = SamplingParams(max_tokens=1, logprob_count=3, wants_prompt_logprobs=True)
+    async with aclosing(engine.generate(Request(prompt, params))) as outputs:
+        tables = [output.prompt_logprobs async for output in outputs]
+    scores = [score for table in tables if table for part in table.parts(64) for score in part]
+    return scores[-len(conversation.greedy_token_ids) :]
 
 
 def _salted(conversations: list[Conversation]) -> list[Conversation]:

@@ -19,6 +19,8 @@ Message = TypeVar("Message")
 class Order:
     """A file to decode; the descriptors of the file and of the tiles' place go with it.
 
+    Without the latter nothing is decoded: only how it would be cut is told.
+
     Attributes:
         file_byte_count: of the file.
         format: as its header says.
@@ -58,7 +60,7 @@ class Reply:
     """What came of an order.
 
     Attributes:
-        reason: of the error, as in `protos.errors.BY_REASON`; empty when the tiles are there.
+        reason: of the error, as in `protos.errors.BY_REASON`; empty when what was ordered is there.
         message: the error's sentence; the traceback of a bug.
         column_count: of the grid.
         row_count: likewise.

@@ -132,20 +132,31 @@ class WorkerProcess:
             WorkerLostError: it ended over it, or broke the rules.
             asyncio.TimeoutError: it took too long.
         """
-        image = MemoryFile(len(data))
         # A cap of one tile gives one tile; every other one may add the thumbnail. Pages that no
         # tile is put into take no memory.
         most = order.max_tile_count + (order.max_tile_count > 1)
         tiles = self._tiles_files.take(tile_byte_count(most, order.tile_size))
         try:
-            await asyncio.to_thread(image.write, data)
-            self._send(order, [image.number, tiles.number])
-            reply = _reply(await self._line(WALL_FACTOR * order.cpu_seconds), order)
-            grid = Grid(reply.column_count, reply.row_count, order.has_thumbnail)
+            reply = await self._reply_to(order, data, tiles.number)
+            grid = _grid(reply, order)
             array = self._tiles_files.map(tiles, grid.tile_count, order.tile_size)
             return TiledImage(array, grid, reply.width, reply.height), reply.seconds
         finally:
-            del image, tiles  # the frames of an error that is kept would keep them
+            del tiles  # the frames of an error that is kept would keep them
+
+    async def plan(self, order: Order, data: bytes) -> tuple[Grid, float]:
+        """Has it told how `tile` would cut an image; the seconds and errors as there."""
+        reply = await self._reply_to(order, data)
+        return _grid(reply, order), reply.seconds
+
+    async def _reply_to(self, order: Order, data: bytes, *numbers: int) -> Reply:
+        image = MemoryFile(len(data))
+        try:
+            await asyncio.to_thread(image.write, data)
+            self._send(order, [image.number, *numbers])
+            return _reply(await self._line(WALL_FACTOR * order.cpu_seconds), order)
+        finally:
+            del image  # as above
 
     def _send(self, order: Order, numbers: list[int]) -> None:
         try:
@@ -187,8 +198,12 @@ def refusal(error: Exception, status: int | None, order: Order) -> ServiceError:
     )
 
 
+def _grid(reply: Reply, order: Order) -> Grid:
+    return Grid(reply.column_count, reply.row_count, order.has_thumbnail)
+
+
 def _reply(line: bytes, order: Order) -> Reply:
-    """Returns a worker's answer when it has made tiles; a decoder may say anything."""
+    """Returns a worker's answer when it has one; a decoder may say anything."""
     if not line:
         raise WorkerLostError
     try:

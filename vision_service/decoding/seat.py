@@ -84,7 +84,7 @@ class WorkerSeat:
             raise
 
     async def _serve(self, worker: WorkerProcess) -> bool:
-        """Has one image tiled; returns whether the worker is of further use."""
+        """Has one image tiled, or planned; returns whether the worker is of further use."""
         self._expect(math.inf)
         job = await self._next_job(worker)
         if job is None:
@@ -95,11 +95,12 @@ class WorkerSeat:
             self._line.give_back(job)
 
     async def _tile(self, worker: WorkerProcess, job: Job) -> bool:
-        """Delivers the tiles or a refusal; returns whether the worker is of further use."""
+        """Delivers tiles, a grid or a refusal; returns whether the worker is of further use."""
         order = self._order(job)
         self._expect(WALL_FACTOR * order.cpu_seconds + END_SECONDS)
         try:
-            job.settle(await worker.tile(order, job.data))
+            work = worker.tile if job.is_decoded else worker.plan
+            job.settle(await work(order, job.data))
         except ServiceError as error:
             # Its frames lead back to the job: a circle would hold the image until it is found.
             job.refuse(error.with_traceback(None))

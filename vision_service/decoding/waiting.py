@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from vision_service.decoding.cost import Cost
 from vision_service.decoding.headers import Header
-from vision_service.tiling import TiledImage
+from vision_service.tiling import Grid, TiledImage
 
 
 @dataclass(eq=False)
@@ -20,18 +21,20 @@ class Job:
         header: what the file says of itself.
         max_tile_count: most tiles without the thumbnail.
         cost: what it may take.
-        done: the tiles and the seconds that they took, or the refusal.
+        done: the tiled image, or its grid, and the seconds that this took; or the refusal.
+        is_decoded: whether it is tiled; otherwise its grid is told.
     """
 
     data: bytes
     header: Header
     max_tile_count: int
     cost: Cost
-    done: asyncio.Future[tuple[TiledImage, float]]
+    done: asyncio.Future[tuple[Any, float]]
+    is_decoded: bool = True
     since: float = field(default_factory=time.monotonic)
 
-    def settle(self, result: tuple[TiledImage, float]) -> None:
-        """Delivers the tiles, if anybody still waits for them."""
+    def settle(self, result: tuple[TiledImage | Grid, float]) -> None:
+        """Delivers the tiles or the grid, if anybody still waits for them."""
         if not self.done.done():
             self.done.set_result(result)
 

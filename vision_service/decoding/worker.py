@@ -32,7 +32,7 @@ from vision_service.decoding.shared import map_tiles, read_file
 from vision_service.decoding.structure import check_scans
 from vision_service.pictures.opening import import_plugins
 from vision_service.threads import Threads
-from vision_service.tiling import choose_grid, cut_into, decode
+from vision_service.tiling import Grid, choose_grid, cut_into, decode, upright_size
 
 # A sentence may quote a decoder, and JSON takes up to twelve bytes for a character.
 MAX_SENTENCE_CHARACTER_COUNT = 1000
@@ -62,11 +62,17 @@ def main() -> None:
         connection.sendall(dump(reply))
 
 
-def answer(order: Order, pool: Executor, image_file: int, tiles_file: int) -> Reply:
+def answer(order: Order, pool: Executor, image_file: int, tiles_file: int | None = None) -> Reply:
     """Decodes and tiles within the order's limits; every error becomes a reply."""
     try:
         with _limited(order.cpu_seconds, order.memory_byte_count):
-            return _tile(order, image_file, tiles_file, Threads(order.thread_count, pool))
+            started = time.perf_counter()
+            data = without_metadata(read_file(image_file, order.file_byte_count), order.format)
+            with _decoding(data, order):
+                if tiles_file is None:
+                    size = upright_size(data, order.format, order.max_pixel_count)
+                    return _reply(_grid(order, *size), *size, started)
+                return _tile(order, data, tiles_file, Threads(order.thread_count, pool), started)
     except ServiceError as error:
         return Reply(error.reason, error.message[:MAX_SENTENCE_CHARACTER_COUNT])
     except MemoryError:
@@ -79,30 +85,35 @@ def answer(order: Order, pool: Executor, image_file: int, tiles_file: int) -> Re
         return Reply(ServiceError.reason, traceback.format_exc()[-MAX_SENTENCE_CHARACTER_COUNT:])
 
 
-def _tile(order: Order, image_file: int, tiles_file: int, threads: Threads) -> Reply:
-    started = time.perf_counter()
-    data = without_metadata(read_file(image_file, order.file_byte_count), order.format)
+def _tile(order: Order, data: bytes, tiles_file: int, threads: Threads, started: float) -> Reply:
     if order.format == "JPEG":
         check_scans(data)
-    image = _decoded(data, order)
-    grid = choose_grid(
-        image.width, image.height, order.max_tile_count, order.tile_size, order.policy
-    )
+    image = decode(data, order.format, order.max_pixel_count, order.transparency)
+    grid = _grid(order, *image.size)
     cut_into(map_tiles(tiles_file, grid.tile_count, order.tile_size), image, grid, threads)
+    return _reply(grid, *image.size, started)
+
+
+def _grid(order: Order, width: int, height: int) -> Grid:
+    return choose_grid(width, height, order.max_tile_count, order.tile_size, order.policy)
+
+
+def _reply(grid: Grid, width: int, height: int, started: float) -> Reply:
     return Reply(
         column_count=grid.column_count,
         row_count=grid.row_count,
-        width=image.width,
-        height=image.height,
+        width=width,
+        height=height,
         seconds=time.perf_counter() - started,
     )
 
 
-def _decoded(data: bytes, order: Order) -> Image.Image:
+@contextmanager
+def _decoding(data: bytes, order: Order) -> Iterator[None]:
     # Pillow has a limit of its own, and refuses what has over twice that, before it takes memory.
     Image.MAX_IMAGE_PIXELS = order.max_pixel_count
     try:
-        return decode(data, order.format, order.max_pixel_count, order.transparency)
+        yield
     except InvalidImageError:
         check_sums(data, order.format)  # says more, where the format can tell
         raise

@@ -47,7 +47,7 @@ from llm_service.engines.tensorrt_llm.requests import RequestFactory, Submission
 from llm_service.engines.tensorrt_llm.responses import Delta, read_response
 from llm_service.engines.tensorrt_llm.sampling import check_supported
 from llm_service.engines.tensorrt_llm.turns import Turns
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import ContextLengthError, NonFiniteError, ServiceError
 
 logger = structlog.get_logger()
@@ -161,6 +161,11 @@ class TensorRTLLMEngine:
         finally:
             if not self._ended:
                 self._calls.submit(self._release, submission.client_id, is_over=finished)
+
+    async def check_guide(self, guide: OutputGuide) -> None:
+        params = SamplingParams(guide=guide)
+        check_supported(params, processes_logits=self._processor is not None)
+        await self._guides.compiled(guide)
 
     def load(self) -> EngineLoad:
         """Returns the load; a request that the executor has not counted yet counts as waiting."""

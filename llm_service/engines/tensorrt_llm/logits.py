@@ -14,8 +14,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from llm_service.engines.guides import TokenMatcher, unpacked
-from llm_service.sampling import SamplingParams
+from llm_service.engines.guides import TokenMatcher
+from llm_service.engines.vocabulary import unpacked
+from llm_service.sampling import Guide, SamplingParams
 from protos.errors import ServiceError
 
 
@@ -24,8 +25,10 @@ def constraining_option(params: SamplingParams) -> tuple[str, str] | None:
 
     None if it has none.
     """
-    if params.guide is not None:
+    if isinstance(params.guide, Guide):
         return f"guided.{params.guide.kind}", "a guide"
+    if params.guide is not None:
+        return "guided.tool_calls", "a guide"
     if params.logit_bias:
         return "sampling.logit_bias", "a bias"
     if params.min_tokens and params.stop_token_ids:

@@ -24,6 +24,9 @@ def check_supported(params: SamplingParams, *, processes_logits: bool) -> None:
     Raises:
         UnsupportedFieldError: naming the field.
     """
+    if params.wants_prompt_logprobs:
+        name = "a log probability of the prompt's tokens"
+        raise _unsupported("logprobs.prompt", name, "gives those of the output alone")
     if params.logprob_count:
         name = "a log probability of alternatives"
         raise _unsupported("logprobs.top_count", name, "gives the chosen token's alone")

@@ -101,7 +101,8 @@ class BlockManager:
                 del self._digests[block]
 
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
-        if not sequence.trusts_cache:
+        # The cache has no logits, which are to be its own work.
+        if sequence.unscored_count or not sequence.trusts_cache:
             return []
         blocks = []
         for index in range((len(sequence.token_ids) - 1) // self.block_size):

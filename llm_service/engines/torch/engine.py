@@ -36,10 +36,11 @@ from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.torch.finiteness import not_finite
 from llm_service.engines.torch.mask_pool import MaskPool
 from llm_service.engines.torch.model_runner import ModelRunner
+from llm_service.engines.torch.prompt_scores import ScoredPrompt
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
 from llm_service.engines.torch.step_outputs import SampledToken, StepOutputs
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import NonFiniteError, OverloadedError, ServiceError
 from protos.process.memory import is_out_of_memory
 
@@ -131,6 +132,9 @@ class TorchEngine:
                 self._request_count -= 1
                 account.sequence_count -= 1
                 self._inbox.put(partial(self._abort, sequence))
+
+    async def check_guide(self, guide: OutputGuide) -> None:
+        await self._guides.compiled(guide)
 
     def load(self) -> EngineLoad:
         """Returns the load; a request that the thread has not seen yet counts as waiting."""
@@ -240,6 +244,8 @@ class TorchEngine:
             _, outputs = self._in_flight[0]
             sampled = outputs.read()
             self._in_flight.popleft()
+            if scored := outputs.read_scores():
+                self._deliver_scores(scored)
             self._deliver(sampled)
         self._is_stalled = not (scheduled or self._in_flight) and self._scheduler.awaits_masks
         self._steps = self._steps.after(time.perf_counter() - started, token_count)
@@ -258,6 +264,21 @@ class TorchEngine:
         self._in_flight.append((scheduled, outputs))
         for sequence in scheduled:
             sequence.mark_launched()
+
+    def _deliver_scores(self, scored: list[ScoredPrompt]) -> None:
+        """Tells callers of their prompts.
+
+        Scores are a sequence's own work; where they are not finite, that is nobody else's fault.
+        """
+        for prompt in scored:
+            if not prompt.is_finite and prompt.sequence.status is not Status.FINISHED:
+                self._fail(prompt.sequence, NonFiniteError(not_finite(self._runner.dtype)))
+        self._tell(
+            {
+                prompt.sequence: TokenOutput([], None, prompt_logprobs=prompt.table)
+                for prompt in scored
+            }
+        )
 
     def _deliver(self, sampled: list[SampledToken]) -> None:
         """Appends the new tokens, frees what has finished, and only then tells the callers.

@@ -10,12 +10,14 @@ from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.base import BatchLayout, TileSet, rotary_table
 from llm_service.engines.torch.kv_cache import zeros
 from llm_service.engines.torch.mask_pool import await_masks
+from llm_service.engines.torch.prompt_scores import PromptScores
 from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_graphs import (
     TOKEN_SIZES,
     DecodeGraphs,
     MixedGraphs,
+    MixedStep,
     StepGraphs,
     StepLimits,
 )
@@ -73,7 +75,11 @@ class ModelRunner:
         A sequence whose mask has not come is held back: its last token is computed again later.
         """
         inputs = self.inputs(scheduled)
-        logits = self.logits(inputs)
+        states = self._states(inputs) if inputs.scored else None
+        sampled_count = len(inputs.sampled)
+        logits = (
+            self.logits(inputs) if states is None else self._decoder.logits(states[:sampled_count])
+        )
         sampled, masks = inputs.sampled, None
         if any(sequence.mask is not None for sequence in sampled):
             await_masks(sampled)  # while the device computes the logits
@@ -82,7 +88,10 @@ class ModelRunner:
         choice = sample(logits, sampled, masks)
         slots = [sequence.slot for sequence in sampled]
         self._last_tokens[uploaded(slots, torch.int64, self.device)] = choice.token_ids
-        return StepOutputs(sampled, choice)
+        scores = None
+        if states is not None:
+            scores = PromptScores(self._decoder, states[sampled_count:], inputs.scored)
+        return StepOutputs(sampled, choice, scores)
 
     def _not_held_back(
         self, sampled: list[Sequence], logits: torch.Tensor
@@ -107,19 +116,35 @@ class ModelRunner:
             if self._compiled and decodes_alone and self._compiled.fits(inputs.decode_count):
                 tables = inputs.block_tables(inputs.decode_count)
                 return self._compiled.run(self._embed(rows[0]), inputs.rows, tables)
-            return self._launched(inputs, rows)
+            return self._decoder.logits(self._launched(inputs, rows, inputs.sampled_rows))
         if decodes_alone:
             block_tables = self._uploaded(inputs.block_tables(inputs.decode_count))
             return self._graphs.decode.run(rows, block_tables)
-        mixed, tile_size = self._graphs.mixed, self._graphs.tile_size
-        apart = inputs.decode_count if mixed.keeps_decodes_apart(inputs.token_count) else 0
-        return mixed.run(
+        sampled_rows = self._uploaded(np.array(inputs.sampled_rows, np.int64))
+        return self._graphs.mixed.run(self._mixed_step(self._graphs, inputs, rows), sampled_rows)
+
+    def _states(self, inputs: StepInputs) -> torch.Tensor:
+        """Returns [S + N, hidden_size]: what gives the logits of `logits`, and those of N scores.
+
+        No graph has room for so many.
+        """
+        rows = self._uploaded(inputs.rows)
+        wanted_rows = [*inputs.sampled_rows, *(row for item in inputs.scored for row in item.rows)]
+        if self._graphs is None:
+            self._clear_begun_blocks(inputs)
+            return self._launched(inputs, rows, wanted_rows)
+        placed = self._graphs.mixed.placed(self._mixed_step(self._graphs, inputs, rows))
+        return self._mixed_states(*placed, uploaded(wanted_rows, torch.int64, self.device))
+
+    def _mixed_step(self, graphs: StepGraphs, inputs: StepInputs, rows: torch.Tensor) -> MixedStep:
+        is_apart = graphs.mixed.keeps_decodes_apart(inputs.token_count)
+        apart = inputs.decode_count if is_apart else 0
+        return MixedStep(
             self._embeddings(inputs, rows),
             rows,
             self._uploaded(inputs.block_tables(len(inputs.sequences))),
             self._decode_tiles[:apart],
-            self._uploaded(inputs.tiles(tile_size, apart)),
-            self._uploaded(np.array(inputs.sampled_rows, np.int64)),
+            self._uploaded(inputs.tiles(graphs.tile_size, apart)),
         )
 
     def _clear_begun_blocks(self, inputs: StepInputs) -> None:
@@ -136,8 +161,10 @@ class ModelRunner:
     def _uploaded(self, array: Array) -> torch.Tensor:
         return upload(torch.from_numpy(array), self.device)
 
-    def _launched(self, inputs: StepInputs, rows: torch.Tensor) -> torch.Tensor:
-        """Returns the logits of a step that is launched kernel by kernel."""
+    def _launched(
+        self, inputs: StepInputs, rows: torch.Tensor, wanted_rows: list[int]
+    ) -> torch.Tensor:
+        """Returns the states [W, hidden_size] of a step that is launched kernel by kernel."""
         _, places, slots = rows
         layout = BatchLayout(
             rotation=self._rotation[places],
@@ -146,9 +173,11 @@ class ModelRunner:
             block_tables=self._uploaded(inputs.block_tables(inputs.decode_count)),
             spans=inputs.spans(self.device, self._block_size),
         )
-        sampled_rows = uploaded(inputs.sampled_rows, torch.int64, self.device)
-        embeddings = self._embeddings(inputs, rows)
-        return self._decoder.logits(self._decoder(embeddings, self._kv_cache, layout, sampled_rows))
+        wanted = uploaded(wanted_rows, torch.int64, self.device)
+        states: torch.Tensor = self._decoder(
+            self._embeddings(inputs, rows), self._kv_cache, layout, wanted
+        )
+        return states
 
     def _embeddings(self, inputs: StepInputs, rows: torch.Tensor) -> torch.Tensor:
         embeddings = self._embed(rows[0])
@@ -187,15 +216,15 @@ class ModelRunner:
         hidden = self._decoder(self._embed(token_ids), self._kv_cache, layout)
         return self._decoder.logits(hidden)
 
-    def _mixed(
+    def _mixed_states(
         self,
         embeddings: torch.Tensor,
         rows: torch.Tensor,
         block_tables: torch.Tensor,
         tile_sets: tuple[TileSet, ...],
-        sampled_rows: torch.Tensor,
+        wanted_rows: torch.Tensor,
     ) -> torch.Tensor:
-        """Returns the logits [S, vocabulary_size] of tokens that are all in tiles."""
+        """Returns the states [W, hidden_size] of tokens that are all in tiles."""
         _, places, slots = rows
         layout = BatchLayout(
             rotation=self._rotation[places],
@@ -204,7 +233,8 @@ class ModelRunner:
             block_tables=block_tables,
             tile_sets=tile_sets,
         )
-        return self._decoder.logits(self._decoder(embeddings, self._kv_cache, layout, sampled_rows))
+        states: torch.Tensor = self._decoder(embeddings, self._kv_cache, layout, wanted_rows)
+        return states
 
     @torch.inference_mode()
     def _record(self, tile_size: int, padding_block: int, max_step_token_count: int) -> StepGraphs:
@@ -221,5 +251,7 @@ class ModelRunner:
         )
         embedding = self._decoder.embedding.weight[:1]
         decode = DecodeGraphs(self._decode, limits)
-        mixed = MixedGraphs(self._mixed, limits, embedding)
+        mixed = MixedGraphs(
+            lambda *step: self._decoder.logits(self._mixed_states(*step)), limits, embedding
+        )
         return StepGraphs(decode, mixed, tile_size)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_service.engines.guides import unpacked
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.token_history import TokenHistory
 from llm_service.engines.torch.transfer import upload, uploaded
+from llm_service.engines.vocabulary import unpacked
 from llm_service.sampling import MAX_LOGPROB_COUNT
 
 
@@ -172,7 +172,23 @@ def _logprobs(
     """Returns `logprobs` and `top` of a Choice."""
     if all(sequence.params.logprob_count is None for sequence in sequences):
         return None, None
+    return ranked_logprobs(token_ids, logits, MAX_LOGPROB_COUNT)
+
+
+def ranked_logprobs(
+    token_ids: torch.Tensor, logits: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the log probabilities of tokens and of the most probable ones, and which those are.
+
+    Args:
+        token_ids: [N] int64.
+        logits: [N, vocabulary_size] float32.
+        count: K, of the most probable ones; those there are, if they are fewer.
+
+    Returns:
+        [N, 1 + K] float32 and [N, K] int64, best first.
+    """
     logprobs = logits.log_softmax(-1)
     chosen = logprobs.gather(-1, token_ids[:, None])
-    best, top = logprobs.topk(min(MAX_LOGPROB_COUNT, logits.shape[-1]))
+    best, top = logprobs.topk(min(count, logits.shape[-1]))
     return torch.cat([chosen, best], dim=-1), top

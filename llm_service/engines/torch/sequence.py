@@ -55,6 +55,8 @@ class Sequence:
         shared_count: leading tokens that were in the cache when it was last admitted.
         trusts_cache: whether it may use what others have computed.
         void_count: tokens in flight that do not count.
+        unscored_count: last tokens of the prompt whose log probabilities are wanted, and not
+            computed by any step so far.
         fault: what the engine has ended it for; None as a rule.
         history: what the sampler's penalties look at; None until they do.
         finish_reason: why it ended; None while it goes on.
@@ -93,6 +95,7 @@ class Sequence:
         self.shared_count = 0
         self.trusts_cache = True
         self.void_count = 0
+        self.unscored_count = self.prompt_length - 1 if params.wants_prompt_logprobs else 0
         self.fault: ServiceError | None = None
         self.history: TokenHistory | None = None
         self.finish_reason: FinishReason | None = None
@@ -141,6 +144,13 @@ class Sequence:
         return self.scheduled_count == self.uncomputed_count
 
     @property
+    def scored_places(self) -> range:
+        """Places among the present step's tokens whose logits are the next token's scores."""
+        last = self.prompt_length - 1
+        end = self.computed_count + self.scheduled_count
+        return range(max(self.computed_count, last - self.unscored_count), min(end, last))
+
+    @property
     def failure(self) -> ServiceError | None:
         """Why it cannot go on; None while it can."""
         return self.fault or (None if self.matcher is None else self.matcher.failure)
@@ -160,6 +170,8 @@ class Sequence:
 
     def mark_launched(self) -> None:
         """Counts the step's tokens as computed, and the one that it samples as in flight."""
+        if self.unscored_count:
+            self.unscored_count -= len(self.scored_places)
         if self.is_held_back:
             self.computed_count -= 1
         else:

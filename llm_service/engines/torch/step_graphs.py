@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,6 +27,7 @@ DECODE_SPLIT_COUNT = 4
 
 Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 Decode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Placed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[TileSet, ...]]
 Mixed = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, tuple[TileSet, ...], torch.Tensor], torch.Tensor
 ]
@@ -84,6 +85,24 @@ class DecodeGraphs:
         return logits[:count]
 
 
+class MixedStep(NamedTuple):
+    """T tokens of any sequences.
+
+    Attributes:
+        embeddings: [T, hidden_size].
+        rows: [3, T] int64, see StepInputs.
+        block_tables: [sequences, W] int32.
+        decodes: [D, 3] int32, tiles of one token each; none where they are not kept apart.
+        tiles: [N, 3] int32, those of all other tokens, see TileSet.
+    """
+
+    embeddings: torch.Tensor
+    rows: torch.Tensor
+    block_tables: torch.Tensor
+    decodes: torch.Tensor
+    tiles: torch.Tensor
+
+
 class MixedGraphs:
     """Replays steps of T tokens of any sequences, all of them in tiles."""
 
@@ -103,13 +122,7 @@ class MixedGraphs:
         self._sampled_rows = limits.zeros(limits.max_running).long()
         self._graphs: dict[int, Graph] = {}
         for size in reversed(self._sizes):
-            arguments = (
-                self._embeddings[:size],
-                self._rows[:, :size],
-                self._block_tables,
-                self._tile_sets(size),
-                self._sampled_rows,
-            )
+            arguments = (*self._places(size), self._sampled_rows)
             self._graphs[size] = _record(mixed, arguments, self._graphs)
 
     def keeps_decodes_apart(self, token_count: int) -> bool:
@@ -117,41 +130,41 @@ class MixedGraphs:
         is_large = self._size(token_count) >= LARGE_STEP_TOKEN_COUNT
         return is_large and self._limits.takes_whole_tiles
 
-    def run(
-        self,
-        embeddings: torch.Tensor,
-        rows: torch.Tensor,
-        block_tables: torch.Tensor,
-        decodes: torch.Tensor,
-        tiles: torch.Tensor,
-        sampled_rows: torch.Tensor,
-    ) -> torch.Tensor:
+    def run(self, step: MixedStep, sampled_rows: torch.Tensor) -> torch.Tensor:
         """Returns the logits [S, vocabulary_size], which the next run overwrites.
 
         Args:
-            embeddings: [T, hidden_size].
-            rows: [3, T] int64, see StepInputs.
-            block_tables: [sequences, W] int32.
-            decodes: [D, 3] int32, tiles of one token each; none where they are not kept apart.
-            tiles: [N, 3] int32, those of all other tokens, see TileSet.
-            sampled_rows: [S] int64, the tokens whose logits are wanted.
+            step: the tokens.
+            sampled_rows: [S] int64, those whose logits are wanted.
         """
-        count, (table_count, width) = len(embeddings), block_tables.shape
-        size = self._size(count)
-        self._embeddings[:count] = embeddings
-        self._rows[:, :count] = rows
-        self._rows[:, count:size] = self._limits.padding
-        self._block_tables[:table_count, :width] = block_tables
-        for place, given in (
-            (self._decodes, decodes),
-            (self._tiles, tiles),
-            (self._sampled_rows, sampled_rows),
-        ):
-            place[: len(given)] = given
-            place[len(given) :] = 0
-        graph, logits = self._graphs[size]
+        self.placed(step)
+        _fill(self._sampled_rows, sampled_rows)
+        graph, logits = self._graphs[self._size(len(step.embeddings))]
         graph.replay()
         return logits[: len(sampled_rows)]
+
+    def placed(self, step: MixedStep) -> Placed:
+        """Returns a step with the padding of its graph, for who launches it: no new shapes.
+
+        It lies where the next step's will.
+        """
+        count, (table_count, width) = len(step.embeddings), step.block_tables.shape
+        size = self._size(count)
+        self._embeddings[:count] = step.embeddings
+        self._rows[:, :count] = step.rows
+        self._rows[:, count:size] = self._limits.padding
+        self._block_tables[:table_count, :width] = step.block_tables
+        _fill(self._decodes, step.decodes)
+        _fill(self._tiles, step.tiles)
+        return self._places(size)
+
+    def _places(self, size: int) -> Placed:
+        return (
+            self._embeddings[:size],
+            self._rows[:, :size],
+            self._block_tables,
+            self._tile_sets(size),
+        )
 
     def _size(self, token_count: int) -> int:
         return self._sizes[bisect_left(self._sizes, token_count)]
@@ -166,6 +179,11 @@ class MixedGraphs:
             return (TileSet(tiles, self._limits.tile_size),)
         decodes = TileSet(self._decodes, 1, least_split_count=DECODE_SPLIT_COUNT)
         return decodes, TileSet(tiles, self._limits.tile_size, is_whole=True)
+
+
+def _fill(place: torch.Tensor, given: torch.Tensor) -> None:
+    place[: len(given)] = given
+    place[len(given) :] = 0
 
 
 def token_sizes(max_token_count: int) -> list[int]:

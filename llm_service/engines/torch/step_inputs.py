@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from llm_service.engines.torch.kernels.base import PrefillSpan
+from llm_service.engines.torch.prompt_scores import ScoredTokens
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.transfer import uploaded
 
@@ -27,6 +28,7 @@ class StepInputs:
             token that is still in flight has the id -1 - its sequence's slot.
         sampled: the sequences whose last token is among the T.
         sampled_rows: where those tokens stand.
+        scored: tokens of prompts whose log probabilities are wanted.
     """
 
     sequences: list[Sequence]
@@ -34,6 +36,7 @@ class StepInputs:
     rows: Array
     sampled: list[Sequence]
     sampled_rows: list[int]
+    scored: list[ScoredTokens]
 
     @classmethod
     def of(cls, scheduled: list[Sequence], block_size: int, vocabulary_size: int) -> StepInputs:
@@ -50,6 +53,8 @@ class StepInputs:
             rows[:, index] = _decode_row(sequence, block_size)
         for sequence, end in zip(others, ends[len(decodes) :], strict=True):
             _write_span(rows[:, end - sequence.scheduled_count : end], sequence, block_size)
+        of_others = zip(others, ends[len(decodes) :].tolist(), strict=True)
+        scored = [_scored(sequence, end) for sequence, end in of_others if sequence.unscored_count]
         sampled = [item.is_sampled for item in sequences]
         return cls(
             sequences=sequences,
@@ -57,6 +62,7 @@ class StepInputs:
             rows=rows,
             sampled=list(compress(sequences, sampled)),
             sampled_rows=list(compress((ends - 1).tolist(), sampled)),
+            scored=[tokens for tokens in scored if tokens.token_ids],
         )
 
     @property
@@ -99,11 +105,11 @@ class StepInputs:
 
 
 def _is_decode(sequence: Sequence, vocabulary_size: int) -> bool:
-    """Whether one ordinary token is scheduled: no row of the prompt table."""
+    """Whether one ordinary token is scheduled: no row of the prompt table, and none to score."""
     place = sequence.computed_count
-    return sequence.scheduled_count == 1 and (
-        place >= len(sequence.token_ids) or sequence.token_ids[place] < vocabulary_size
-    )
+    if sequence.scheduled_count != 1 or sequence.unscored_count:
+        return False
+    return place >= len(sequence.token_ids) or sequence.token_ids[place] < vocabulary_size
 
 
 def _decode_row(sequence: Sequence, block_size: int) -> tuple[int, int, int]:
@@ -122,6 +128,14 @@ def _write_span(rows: Array, sequence: Sequence, block_size: int) -> None:
     rows[0] = sequence.token_ids[begin:end]
     rows[1] = places
     rows[2] = blocks[places // block_size] * block_size + places % block_size
+
+
+def _scored(sequence: Sequence, end: int) -> ScoredTokens:
+    """Returns what is scored of a sequence whose tokens end before the row `end`."""
+    places = sequence.scored_places
+    row = end - sequence.scheduled_count + places.start - sequence.computed_count
+    token_ids = sequence.token_ids[places.start + 1 : places.stop + 1]
+    return ScoredTokens(sequence, token_ids, row)
 
 
 def _span(sequence: Sequence, device: torch.device, block_size: int) -> PrefillSpan:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from llm_service.engines.base import TokenLogprob
+from llm_service.engines.torch.prompt_scores import PromptScores, ScoredPrompt
 from llm_service.engines.torch.sampler import Choice
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.transfer import download
@@ -29,8 +30,11 @@ class SampledToken:
 class StepOutputs:
     """The sampled tokens of one step: copied without waiting, read once they have arrived."""
 
-    def __init__(self, sequences: list[Sequence], choice: Choice) -> None:
+    def __init__(
+        self, sequences: list[Sequence], choice: Choice, scores: PromptScores | None = None
+    ) -> None:
         self._sequences = sequences
+        self._scores = scores
         self._token_ids = download(choice.token_ids)
         self._peaks = download(choice.peaks)
         self._logprobs = None if choice.logprobs is None else download(choice.logprobs)
@@ -53,6 +57,10 @@ class StepOutputs:
                 zip(self._sequences, token_ids, strict=True)
             )
         ]
+
+    def read_scores(self) -> list[ScoredPrompt]:
+        """Returns the scores of the prompts that want them, once `read` has returned."""
+        return [] if self._scores is None else self._scores.read()
 
     def _logprob(self, index: int, token_id: int) -> TokenLogprob | None:
         count = self._sequences[index].params.logprob_count

@@ -46,6 +46,16 @@ class LLMServiceStub(object):
                 request_serializer=protos_dot_internvl_dot_v1_dot_llm__pb2.CountTokensRequest.SerializeToString,
                 response_deserializer=protos_dot_internvl_dot_v1_dot_llm__pb2.CountTokensResponse.FromString,
                 _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/internvl.v1.LLMService/Detokenize',
+                request_serializer=protos_dot_internvl_dot_v1_dot_llm__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=protos_dot_internvl_dot_v1_dot_llm__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
+        self.CheckGuide = channel.unary_unary(
+                '/internvl.v1.LLMService/CheckGuide',
+                request_serializer=protos_dot_internvl_dot_v1_dot_llm__pb2.CheckGuideRequest.SerializeToString,
+                response_deserializer=protos_dot_internvl_dot_v1_dot_llm__pb2.CheckGuideResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/internvl.v1.LLMService/GetModelInfo',
                 request_serializer=protos_dot_internvl_dot_v1_dot_llm__pb2.LLMServiceGetModelInfoRequest.SerializeToString,
@@ -95,6 +105,21 @@ class LLMServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Detokenize(self, request, context):
+        """Returns the text of token ids. As few at a time as of CountTokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckGuide(self, request, context):
+        """Says whether output can be constrained so, with the errors of Generate and its fields' paths. For
+        callers that would otherwise have images encoded in vain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelInfo(self, request, context):
         """Describes the loaded checkpoint and the limits of this service.
         """
@@ -121,6 +146,16 @@ def add_LLMServiceServicer_to_server(servicer, server):
                     servicer.CountTokens,
                     request_deserializer=protos_dot_internvl_dot_v1_dot_llm__pb2.CountTokensRequest.FromString,
                     response_serializer=protos_dot_internvl_dot_v1_dot_llm__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=protos_dot_internvl_dot_v1_dot_llm__pb2.DetokenizeRequest.FromString,
+                    response_serializer=protos_dot_internvl_dot_v1_dot_llm__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'CheckGuide': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckGuide,
+                    request_deserializer=protos_dot_internvl_dot_v1_dot_llm__pb2.CheckGuideRequest.FromString,
+                    response_serializer=protos_dot_internvl_dot_v1_dot_llm__pb2.CheckGuideResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -189,6 +224,60 @@ class LLMService(object):
             '/internvl.v1.LLMService/CountTokens',
             protos_dot_internvl_dot_v1_dot_llm__pb2.CountTokensRequest.SerializeToString,
             protos_dot_internvl_dot_v1_dot_llm__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/internvl.v1.LLMService/Detokenize',
+            protos_dot_internvl_dot_v1_dot_llm__pb2.DetokenizeRequest.SerializeToString,
+            protos_dot_internvl_dot_v1_dot_llm__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckGuide(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/internvl.v1.LLMService/CheckGuide',
+            protos_dot_internvl_dot_v1_dot_llm__pb2.CheckGuideRequest.SerializeToString,
+            protos_dot_internvl_dot_v1_dot_llm__pb2.CheckGuideResponse.FromString,
             options,
             channel_credentials,
             insecure,

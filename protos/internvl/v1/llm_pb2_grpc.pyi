@@ -59,6 +59,12 @@ class LLMServiceStub:
     """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
     at a time, and a further call is RESOURCE_EXHAUSTED.
     """
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_llm_pb2.DetokenizeRequest, _llm_pb2.DetokenizeResponse]
+    """Returns the text of token ids. As few at a time as of CountTokens."""
+    CheckGuide: _grpc.UnaryUnaryMultiCallable[_llm_pb2.CheckGuideRequest, _llm_pb2.CheckGuideResponse]
+    """Says whether output can be constrained so, with the errors of Generate and its fields' paths. For
+    callers that would otherwise have images encoded in vain.
+    """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_llm_pb2.LLMServiceGetModelInfoRequest, _llm_pb2.LLMServiceGetModelInfoResponse]
     """Describes the loaded checkpoint and the limits of this service."""
     GetLoad: _grpc.UnaryUnaryMultiCallable[_llm_pb2.GetLoadRequest, _llm_pb2.GetLoadResponse]
@@ -94,6 +100,12 @@ class LLMServiceAsyncStub(LLMServiceStub):
     CountTokens: _aio.UnaryUnaryMultiCallable[_llm_pb2.CountTokensRequest, _llm_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
     at a time, and a further call is RESOURCE_EXHAUSTED.
+    """
+    Detokenize: _aio.UnaryUnaryMultiCallable[_llm_pb2.DetokenizeRequest, _llm_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Returns the text of token ids. As few at a time as of CountTokens."""
+    CheckGuide: _aio.UnaryUnaryMultiCallable[_llm_pb2.CheckGuideRequest, _llm_pb2.CheckGuideResponse]  # type: ignore[assignment]
+    """Says whether output can be constrained so, with the errors of Generate and its fields' paths. For
+    callers that would otherwise have images encoded in vain.
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_llm_pb2.LLMServiceGetModelInfoRequest, _llm_pb2.LLMServiceGetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded checkpoint and the limits of this service."""
@@ -139,6 +151,24 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_llm_pb2.CountTokensResponse, _abc.Awaitable[_llm_pb2.CountTokensResponse]]:
         """Counts a prompt's tokens without generating. Prompts have the limits of Generate; few are counted
         at a time, and a further call is RESOURCE_EXHAUSTED.
+        """
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _llm_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_llm_pb2.DetokenizeResponse, _abc.Awaitable[_llm_pb2.DetokenizeResponse]]:
+        """Returns the text of token ids. As few at a time as of CountTokens."""
+
+    @_abc_1.abstractmethod
+    def CheckGuide(
+        self,
+        request: _llm_pb2.CheckGuideRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_llm_pb2.CheckGuideResponse, _abc.Awaitable[_llm_pb2.CheckGuideResponse]]:
+        """Says whether output can be constrained so, with the errors of Generate and its fields' paths. For
+        callers that would otherwise have images encoded in vain.
         """
 
     @_abc_1.abstractmethod

@@ -250,7 +250,7 @@ Global___EncodeTimings: _TypeAlias = EncodeTimings  # noqa: Y015
 
 @_typing.final
 class PlanTilesRequest(_message.Message):
-    """An image of which only the size is known."""
+    """An image of which only the size is known, or its file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -258,6 +258,7 @@ class PlanTilesRequest(_message.Message):
     IMAGE_HEIGHT_FIELD_NUMBER: _builtins.int
     MAX_TILE_COUNT_FIELD_NUMBER: _builtins.int
     EXPECTED_RECIPE_SHA256_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     image_width: _builtins.int
     """Width of the image in pixels, after EXIF orientation; 1 or more."""
     image_height: _builtins.int
@@ -266,6 +267,10 @@ class PlanTilesRequest(_message.Message):
     """As in EncodeImageRequest."""
     expected_recipe_sha256: _builtins.bytes
     """As in EncodeImageRequest."""
+    image: _builtins.bytes
+    """The image file instead of its size, which is read from it; no pixel is decoded, so that one
+    whose pixels are damaged has a plan. Default: none.
+    """
     def __init__(
         self,
         *,
@@ -273,10 +278,11 @@ class PlanTilesRequest(_message.Message):
         image_height: _builtins.int = ...,
         max_tile_count: _builtins.int | None = ...,
         expected_recipe_sha256: _builtins.bytes | None = ...,
+        image: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "max_tile_count", b"max_tile_count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "image_height", b"image_height", "image_width", b"image_width", "max_tile_count", b"max_tile_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256", "_max_tile_count", b"_max_tile_count", "expected_recipe_sha256", b"expected_recipe_sha256", "image", b"image", "image_height", b"image_height", "image_width", b"image_width", "max_tile_count", b"max_tile_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_recipe_sha256: _TypeAlias = _typing.Literal["expected_recipe_sha256"]  # noqa: Y015
     _WhichOneofArgType__expected_recipe_sha256: _TypeAlias = _typing.Literal["_expected_recipe_sha256", b"_expected_recipe_sha256"]  # noqa: Y015

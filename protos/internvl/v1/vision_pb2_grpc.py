@@ -77,10 +77,11 @@ class VisionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PlanTiles(self, request, context):
-        """Tells how an image of a size would be cut, before there is one; nothing is encoded.
+        """Tells how an image of a size, before there is one, or a file would be cut; nothing is encoded.
 
-        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap),
-        FAILED_PRECONDITION (expected_recipe_sha256 differs).
+        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap; a file that is no
+        image), FAILED_PRECONDITION (expected_recipe_sha256 differs), of a file RESOURCE_EXHAUSTED (many
+        wait to be decoded).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,10 +45,11 @@ class VisionServiceStub:
     longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     PlanTiles: _grpc.UnaryUnaryMultiCallable[_vision_pb2.PlanTilesRequest, _vision_pb2.PlanTilesResponse]
-    """Tells how an image of a size would be cut, before there is one; nothing is encoded.
+    """Tells how an image of a size, before there is one, or a file would be cut; nothing is encoded.
 
-    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap),
-    FAILED_PRECONDITION (expected_recipe_sha256 differs).
+    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap; a file that is no
+    image), FAILED_PRECONDITION (expected_recipe_sha256 differs), of a file RESOURCE_EXHAUSTED (many
+    wait to be decoded).
     """
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]
     """Describes the loaded checkpoint and the limits of this service."""
@@ -72,10 +73,11 @@ class VisionServiceAsyncStub(VisionServiceStub):
     longer than max_queue_seconds, with RetryInfo), UNAVAILABLE (engine down), DEADLINE_EXCEEDED.
     """
     PlanTiles: _aio.UnaryUnaryMultiCallable[_vision_pb2.PlanTilesRequest, _vision_pb2.PlanTilesResponse]  # type: ignore[assignment]
-    """Tells how an image of a size would be cut, before there is one; nothing is encoded.
+    """Tells how an image of a size, before there is one, or a file would be cut; nothing is encoded.
 
-    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap),
-    FAILED_PRECONDITION (expected_recipe_sha256 differs).
+    Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap; a file that is no
+    image), FAILED_PRECONDITION (expected_recipe_sha256 differs), of a file RESOURCE_EXHAUSTED (many
+    wait to be decoded).
     """
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_vision_pb2.VisionServiceGetModelInfoRequest, _vision_pb2.VisionServiceGetModelInfoResponse]  # type: ignore[assignment]
     """Describes the loaded checkpoint and the limits of this service."""
@@ -108,10 +110,11 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.PlanTilesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.PlanTilesResponse, _abc.Awaitable[_vision_pb2.PlanTilesResponse]]:
-        """Tells how an image of a size would be cut, before there is one; nothing is encoded.
+        """Tells how an image of a size, before there is one, or a file would be cut; nothing is encoded.
 
-        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap),
-        FAILED_PRECONDITION (expected_recipe_sha256 differs).
+        Errors: INVALID_ARGUMENT (no edge, too large, too many pixels, bad tile cap; a file that is no
+        image), FAILED_PRECONDITION (expected_recipe_sha256 differs), of a file RESOURCE_EXHAUSTED (many
+        wait to be decoded).
         """
 
     @_abc_1.abstractmethod

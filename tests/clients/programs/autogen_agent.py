@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.messages import ModelClientStreamingChunkEvent, MultiModalMessage
 from autogen_core import Image
+from autogen_core.models import UserMessage
+from autogen_core.tools import FunctionTool
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 
 # AutoGen has to be told what a model that it does not know can do.
 MODEL_INFO = {
     "vision": True,
-    "function_calling": False,
+    "function_calling": True,
     "json_output": True,
     "family": "unknown",
     "structured_output": True,
@@ -53,3 +57,31 @@ async def test_agent_sees_a_picture(client: OpenAIChatCompletionClient, picture:
     )
     answer = await agent.run(task=message)
     assert "panda" in answer.messages[-1].content
+
+
+async def test_agent_uses_a_tool(perfect_url: str, model: str) -> None:
+    async def get_weather(city: str) -> str:
+        """Tells the weather."""
+        return f"It is sunny in {city}."
+
+    client = OpenAIChatCompletionClient(
+        model=model, base_url=perfect_url, api_key="none", model_info=MODEL_INFO
+    )
+    agent = AssistantAgent(
+        "assistant", model_client=client, tools=[get_weather], reflect_on_tool_use=True
+    )
+    answer = await agent.run(task="What is the weather in Paris?")
+    assert "It is sunny in Paris." in answer.messages[-1].content
+
+
+async def test_tool_is_called_by_any_model(client: OpenAIChatCompletionClient) -> None:
+    async def feed_animal(animal: Literal["cat", "dog", "panda"]) -> str:
+        """Feeds an animal."""
+        return animal
+
+    tool = FunctionTool(feed_animal, description="Feeds an animal.")
+    task = UserMessage(content="Feed the animal.", source="user")
+    answer = await client.create([task], tools=[tool], tool_choice="required")
+    (call,) = answer.content
+    assert answer.finish_reason == "function_calls"
+    assert json.loads(call.arguments)["animal"] in {"cat", "dog", "panda"}

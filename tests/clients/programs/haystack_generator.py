@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from haystack.components.generators.chat import OpenAIChatGenerator
 from haystack.dataclasses import ChatMessage, ImageContent, StreamingChunk
+from haystack.tools import Tool
 from haystack.utils import Secret
 
 
@@ -37,3 +38,16 @@ def test_picture(generator: OpenAIChatGenerator, picture: Path) -> None:
     parts = ["What do you see in the picture?", ImageContent.from_file_path(picture)]
     (reply,) = generator.run([ChatMessage.from_user(content_parts=parts)])["replies"]
     assert "panda" in reply.text
+
+
+def test_tool(perfect_url: str, model: str) -> None:
+    secret = Secret.from_token("none")
+    generator = OpenAIChatGenerator(secret, model=model, api_base_url=perfect_url)
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = Tool("get_weather", "Tells the weather.", parameters, lambda city: f"Sunny in {city}.")
+    messages = [ChatMessage.from_user("What is the weather in Paris?")]
+    (asked,) = generator.run(messages, tools=[tool])["replies"]
+    (call,) = asked.tool_calls
+    result = ChatMessage.from_tool(tool.invoke(**call.arguments), origin=call)
+    (told,) = generator.run([*messages, asked, result], tools=[tool])["replies"]
+    assert "Sunny in Paris." in told.text

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import litellm
 import pytest
+
+ANIMALS = ["cat", "dog", "panda"]
+FEED = {
+    "type": "function",
+    "function": {
+        "name": "feed_animal",
+        "description": "Feeds an animal.",
+        "parameters": {
+            "type": "object",
+            "properties": {"animal": {"type": "string", "enum": ANIMALS}},
+            "required": ["animal"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 @pytest.fixture
@@ -52,6 +69,41 @@ def test_hints_pass(options: dict[str, str]) -> None:
     assert answer.choices[0].message.content
 
 
-def test_a_long_prompt_is_recognised(options: dict[str, str]) -> None:
+def test_text_completion(url: str, model: str) -> None:
+    answer = litellm.text_completion(
+        model=f"text-completion-openai/{model}",
+        api_base=url,
+        api_key="none",
+        prompt="Once upon a time",
+        max_tokens=16,
+    )
+    assert answer.choices[0].finish_reason
+    assert answer.usage.completion_tokens > 0
+
+
+def test_forced_call(options: dict[str, str]) -> None:
+    answer = litellm.completion(
+        messages=ask(text("Feed the animal.")), tools=[FEED], tool_choice="required", **options
+    )
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "feed_animal"
+    assert json.loads(call.function.arguments)["animal"] in ANIMALS
+
+
+def test_call_in_a_stream(options: dict[str, str]) -> None:
+    stream = litellm.completion(
+        messages=ask(text("Feed the animal.")),
+        tools=[FEED],
+        tool_choice="required",
+        stream=True,
+        **options,
+    )
+    (choice,) = litellm.stream_chunk_builder(list(stream)).choices
+    assert choice.finish_reason == "tool_calls"
+    assert json.loads(choice.message.tool_calls[0].function.arguments)["animal"] in ANIMALS
+
+
+def test_a_long_prompt_is_recognised(toy_url: str, options: dict[str, str]) -> None:
+    options["api_base"] = toy_url
     with pytest.raises(litellm.ContextWindowExceededError):
         litellm.completion(messages=ask(text("word " * 20_000)), **options)

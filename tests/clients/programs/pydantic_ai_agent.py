@@ -1,4 +1,4 @@
-"""pydantic-ai's agent, without tools."""
+"""pydantic-ai's agent; a type as output is a tool by default."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def chat(url: str, model: str) -> OpenAIChatModel:
     return OpenAIChatModel(model, provider=OpenAIProvider(base_url=url, api_key="none"))
 
 
-async def test_agent_remembers(chat: OpenAIChatModel) -> None:
+async def test_agent_remembers(toy_url: str, model: str) -> None:
+    chat = OpenAIChatModel(model, provider=OpenAIProvider(base_url=toy_url, api_key="none"))
     agent = Agent(chat, instructions="Be brief.", system_prompt=("You are kind.", "You know art."))
     first = await agent.run("Hello")
     second = await agent.run("Who are you?", message_history=first.all_messages())
@@ -41,6 +42,31 @@ def test_agent_sees_a_picture(chat: OpenAIChatModel, picture: Path) -> None:
     content = BinaryContent(picture.read_bytes(), media_type="image/png")
     answer = Agent(chat).run_sync(["What do you see in the picture?", content])
     assert "panda" in answer.output
+
+
+async def test_output_by_default(chat: OpenAIChatModel) -> None:
+    answer = await Agent(chat, output_type=Animal).run("Name an animal.")
+    assert isinstance(answer.output, Animal)
+
+
+async def test_output_streamed(chat: OpenAIChatModel) -> None:
+    async with Agent(chat, output_type=Animal).run_stream("Name an animal.") as answer:
+        assert isinstance(await answer.get_output(), Animal)
+
+
+async def test_tool(perfect_url: str, model: str) -> None:
+    provider = OpenAIProvider(base_url=perfect_url, api_key="none")
+    agent = Agent(OpenAIChatModel(model, provider=provider))
+    cities: list[str] = []
+
+    @agent.tool_plain
+    def get_weather(city: str) -> str:
+        cities.append(city)
+        return "It is sunny."
+
+    answer = await agent.run("What is the weather in Paris?")
+    assert cities == ["Paris"]
+    assert "It is sunny." in answer.output
 
 
 async def test_native_output(chat: OpenAIChatModel) -> None:

@@ -13,7 +13,7 @@ from gateway.openai.answers import AnswerHead, StreamedAnswer, WholeAnswer
 
 
 def test_choices_of_a_whole_answer_hold_what_their_events_did() -> None:
-    answer = WholeAnswer(AnswerHead("a", 1, "m", "fp_0", 2))
+    answer = WholeAnswer(AnswerHead("a", 1, "m", "fp_0"), 2)
     likely = TokenLogprob("é".encode(), -0.5, (TokenLogprob(b"\xf0", -9e9),))
     events: list[ChatEvent] = [TextDelta(1, "q"), TextDelta(0, 'é"', (likely,)), TextDelta(0, "\n")]
     events += [Finished(0, "stop"), Finished(1, "length"), Usage(1, 2, 0, 0)]
@@ -35,7 +35,7 @@ def test_choices_of_a_whole_answer_hold_what_their_events_did() -> None:
 
 def test_log_probabilities_are_written_as_they_come() -> None:
     """All at the end would hold up everybody, for twice as long as the whole stream has taken."""
-    answer = WholeAnswer(AnswerHead("a", 1, "m", "fp_0", 1))
+    answer = WholeAnswer(AnswerHead("a", 1, "m", "fp_0"), 1)
     top = tuple(TokenLogprob(b"other", -2.0) for _ in range(20))
     begin = time.thread_time()
     for _ in range(3000):
@@ -55,16 +55,16 @@ def chunks(data: bytes) -> list[Any]:
 
 def test_a_stream_may_say_in_each_chunk_what_all_choices_have_used() -> None:
     answer = StreamedAnswer(
-        AnswerHead("a", 1, "m", "fp", 2), include_usage=True, continuous_usage=True
+        AnswerHead("a", 1, "m", "fp"), 2, include_usage=True, continuous_usage=True
     )
-    data = answer.opening(TextDelta(0, "q", token_count=2, prompt_token_count=7))
     events: list[ChatEvent] = [
+        TextDelta(0, "q", token_count=2, prompt_token_count=7),
         TextDelta(1, "", token_count=1),  # a part of a character, which makes no chunk
         TextDelta(1, "é", token_count=1),
         Finished(1, "stop"),
         Usage(7, 4, 3, 0),
     ]
-    *so_far, last = chunks(data + b"".join(map(answer.event, events)))
+    *so_far, last = chunks(b"".join(map(answer.event, events)))
     assert [chunk["usage"]["prompt_tokens"] for chunk in so_far] == [7] * 5
     assert [chunk["usage"]["completion_tokens"] for chunk in so_far] == [0, 0, 2, 4, 4]
     assert [chunk["usage"]["total_tokens"] for chunk in so_far] == [7, 7, 9, 11, 11]
@@ -82,6 +82,6 @@ def test_a_stream_may_say_in_each_chunk_what_all_choices_have_used() -> None:
 )
 def test_what_was_not_asked_for_or_is_not_known_is_null(continuous: bool, first: TextDelta) -> None:
     answer = StreamedAnswer(
-        AnswerHead("a", 1, "m", "fp", 1), include_usage=True, continuous_usage=continuous
+        AnswerHead("a", 1, "m", "fp"), 1, include_usage=True, continuous_usage=continuous
     )
-    assert [chunk["usage"] for chunk in chunks(answer.opening(first))] == [None, None]
+    assert [chunk["usage"] for chunk in chunks(answer.event(first))] == [None, None]

@@ -7,8 +7,8 @@ import asyncio
 import grpc
 import pytest
 
-from gateway.services.channel import ASK_COUNT, ask, errors_of
-from gateway.services.routing import ROUTING_KEY
+from gateway.services.channel import ASK_COUNT, ask, errors_of, have_done
+from gateway.services.routing import OFFER_COUNT, ROUTING_KEY
 from protos.errors import DeadlineError, ServiceError, UnavailableError
 
 
@@ -59,6 +59,40 @@ async def test_replicas_that_hang_hold_no_question_up() -> None:
     asking = ask("vision", call, "ready", deadline)
     assert await asyncio.wait_for(asking, 5) == "ready!"
     assert len(set(keys)) == len(keys) == 3
+
+
+async def test_work_is_given_to_a_keys_replica_first_and_to_others_when_that_is_gone() -> None:
+    keys = []
+
+    async def call(question: str, timeout: float, metadata: tuple[tuple[str, str], ...]) -> str:
+        keys.append(dict(metadata)[ROUTING_KEY])
+        if len(keys) < 2:
+            raise UnavailableError("gone")
+        return f"{question}!"
+
+    deadline = asyncio.get_running_loop().time() + 60
+    assert await have_done("LLM", call, "count", str, deadline, "home") == "count!"
+    assert keys[0] == "home"
+    assert len(set(keys)) == len(keys) == 2
+
+
+async def test_work_that_takes_its_time_is_not_given_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.services.channel.ASK_PATIENCE_SECONDS", 0.01)
+    keys = []
+
+    async def call(question: str, timeout: float, metadata: tuple[tuple[str, str], ...]) -> str:
+        keys.append(dict(metadata)[ROUTING_KEY])
+        await asyncio.sleep(0.1)
+        return f"{question}!"
+
+    deadline = asyncio.get_running_loop().time() + 60
+    assert await have_done("LLM", call, "count", str, deadline) == "count!"
+    assert len(keys) == 1
+    monkeypatch.setattr("gateway.services.channel.WORK_PATIENCE_SECONDS", 0.01)
+    assert await have_done("LLM", call, "count", str, deadline) == "count!"
+    assert len(keys) == 1 + OFFER_COUNT
 
 
 async def test_a_question_that_nobody_answers_fails_as_the_last_one_did() -> None:

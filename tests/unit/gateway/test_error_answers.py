@@ -7,7 +7,7 @@ import json
 import pytest
 from aiohttp import web
 
-from gateway.openai.errors import error_body, error_response, http_error_response, http_status
+from gateway.openai.errors import HTTPRefusalError, error_body, error_response, http_status
 from protos.errors import (
     BY_REASON,
     ContextLengthError,
@@ -76,6 +76,6 @@ def test_retry_after_is_whole_seconds(error: ServiceError, seconds: str | None) 
 
 
 def test_a_wrong_method_says_which_are_allowed() -> None:
-    response = http_error_response(web.HTTPMethodNotAllowed("GET", ["POST"]))
+    response = error_response(HTTPRefusalError(web.HTTPMethodNotAllowed("GET", ["POST"])))
     assert (response.status, response.headers["Allow"]) == (405, "POST")
     assert json.loads(response.text or "")["error"]["code"] == "method_not_allowed"

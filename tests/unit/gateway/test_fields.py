@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.fields import CHAT, generate_fields, image_options
+from gateway.fields import CHAT, image_options
 from gateway.openai.requests import ChatCompletionRequest, ImageURL, parse_chat_request
-from protos.identity import EmbeddingId
 from tests.fakes import chat_body
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
@@ -31,16 +30,9 @@ def param_of(request: ChatCompletionRequest, field: str) -> str:
 
 
 def test_what_is_unset_stays_unset() -> None:
-    fields = generate_fields(parse(), [])
-    assert set(fields) == {"chat.messages", "images"}
-    fields = generate_fields(parse(top_p=None, logprobs=False, top_logprobs=0), [])
-    assert set(fields) == {"chat.messages", "images"}
-
-
-def test_images_are_named_by_their_digests() -> None:
-    image = EmbeddingId(b"c" * 32, b"r" * 32)
-    names = {"content_sha256": b"c" * 32, "recipe_sha256": b"r" * 32}
-    assert generate_fields(parse(**user(PICTURE)), [image])["images"] == [names]
+    assert set(CHAT.values(parse())) == {"chat.messages"}
+    fields = CHAT.values(parse(top_p=None, logprobs=False, top_logprobs=0))
+    assert set(fields) == {"chat.messages"}
 
 
 def test_either_name_limits_the_output() -> None:
@@ -311,3 +303,38 @@ def test_a_place_in_a_schema_is_one_in_the_request() -> None:
     assert param_of(parse(structured_outputs={"json": SCHEMA}), field) == (
         "structured_outputs.json.properties.tags.uniqueItems"
     )
+
+
+def test_images_that_tools_returned_are_shown_behind_their_turns() -> None:
+    other = PICTURE | {"image_url": {"url": "data:image/png;base64,aGg="}}
+    messages = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "see"}}]},
+        {"role": "tool", "content": [TEXT, PICTURE]},
+        {"role": "tool", "content": [other]},
+        {"role": "user", "content": [TEXT, PICTURE]},
+    ]
+    request = parse(messages=messages)
+    turns = CHAT.values(request)["chat.messages"]
+    assert [turn["role"].removeprefix("ROLE_") for turn in turns] == [
+        *("USER", "ASSISTANT", "TOOL", "TOOL", "USER", "USER")
+    ]
+    assert [turn["parts"] for turn in turns[2:]] == [
+        [{"text": "?"}],
+        [],
+        [{"image": {}}, {"image": {}}],
+        [{"text": "?"}, {"image": {}}],
+    ]
+    assert [image.param for image in request.images()] == [
+        "messages[2].content[1].image_url",
+        "messages[3].content[0].image_url",
+        "messages[4].content[1].image_url",
+    ]
+    for field, param in {
+        "chat.messages[2].parts[0].text": "messages[2].content[0].text",
+        "chat.messages[4].parts[1]": "messages[3].content[0]",
+        "chat.messages[5].parts[1].image": "messages[4].content[1].image_url",
+        "chat.messages[5].parts": "messages[4].content",
+        "images[1]": "messages[3].content[0].image_url",
+    }.items():
+        assert param_of(request, field) == param

@@ -155,3 +155,18 @@ def test_the_line_names_all_stages_and_no_clock(clock: Clock) -> None:
         "error": "NOT_FOUND",
         "ignored_fields": None,
     }
+
+
+def test_several_generations_are_one_request(clock: Clock) -> None:
+    record = RequestRecord(arrival=clock.seconds)
+    record.note_start([])
+    for seconds, usage in ((1, Usage(5, 1, 2, 0)), (4, Usage(7, 3, 0, 1))):
+        clock.seconds += seconds
+        record.note_first_token()
+        record.note_event(usage)
+    assert record.stage_seconds["first_token"] == record.stage_seconds["prefill"] == 1
+    costs = record.costs()
+    assert costs["prompt_token_count"] == 12
+    assert costs["output_token_count"] == 4
+    assert costs["cached_token_count"] == 2
+    assert costs["image_token_count"] == 1

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.openai.requests import MAX_BIAS_COUNT, ChatCompletionRequest, parse_chat_request
+from gateway.openai.options import MAX_BIAS_COUNT
+from gateway.openai.requests import ChatCompletionRequest, parse_chat_request
 from protos.errors import InvalidArgumentError
 from tests.fakes import chat_body
 
@@ -280,7 +281,60 @@ def schema_format(json_schema: object) -> dict[str, Any]:
         ({"structured_outputs": {"regex": "a", "grammar": "b"}}, "structured_outputs"),
         ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex"),
         ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
-        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": "a"}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice[0]"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": ["a"], "json_object": True}}, "structured_outputs"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs"),
+        ({"guided_json": 5}, "guided_json"),
+        ({"guided_regex": 5}, "guided_regex"),
+        ({"guided_choice": ["a"] * 1025}, "guided_choice"),
+        ({"guided_choice": ["a"], "guided_regex": "a"}, "guided_choice"),
+        (
+            {"guided_grammar": "start: /a/", "response_format": {"type": "json_object"}},
+            "guided_grammar",
+        ),
+        ({"guided_json": {"a": 1}, "structured_outputs": {"json": {}}}, "guided_json"),
+        ({"tools": {}}, "tools"),
+        ({"tools": ["f"]}, "tools[0]"),
+        ({"tools": [{"type": 5}]}, "tools[0].type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"function": {}}]}, "tools[0].function.name"),
+        ({"tools": [{"function": {"name": 5}}]}, "tools[0].function.name"),
+        (
+            {"tools": [{"function": {"name": "f", "parameters": []}}]},
+            "tools[0].function.parameters",
+        ),
+        ({"tools": [{"function": {"name": "f"}}] * 1025}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": 5}, "tool_choice"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tool_choice": {"type": "function", "function": {}}}, "tool_choice.function.name"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}},
+            "tool_choice.allowed_tools.tools",
+        ),
+        (
+            {
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": []},
+                }
+            },
+            "tool_choice.allowed_tools.tools",
+        ),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"functions": [{}]}, "functions[0].name"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"function_call": "required"}, "function_call"),
+        (
+            {"functions": [{"name": "f"}], "tools": [{"function": {"name": "g"}}]},
+            "functions",
+        ),
         (
             {
                 "structured_outputs": {"regex": "a"},

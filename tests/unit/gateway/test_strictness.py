@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.openai.requests import JSONSchemaFormat
+from gateway.openai.forms import JSONSchemaFormat
 
 TEXT = {"type": "string"}
 OPEN = {"type": "object", "properties": {"a": TEXT}}
@@ -48,6 +48,8 @@ def test_objects_with_properties_are_closed(schema: dict[str, Any], closed: dict
         {"type": "object"},
         {"type": "object", "properties": {}},
         {"enum": [OPEN], "default": OPEN},
+        OPEN | {"required": ["a", "b"]},
+        OPEN | {"minProperties": 2},
         {"allOf": [OPEN, {"properties": {"b": TEXT}}]},
         OPEN | {"anyOf": [{"properties": {"b": TEXT}}, {"properties": {"c": TEXT}}]},
         OPEN | {"$ref": "#/$defs/b", "$defs": {"b": {"properties": {"b": TEXT}}}},

@@ -72,14 +72,46 @@ FULL: dict[str, Any] = {
     "structured_outputs": None,
     "add_generation_prompt": False,
     "continue_final_message": False,
-    "tools": [],
-    "tool_choice": "none",
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "g", "parameters": {}, "strict": True},
+        },
+    ],
+    "tool_choice": {"type": "function", "function": {"name": "f"}},
+    "parallel_tool_calls": True,
+    "functions": None,
+    "function_call": None,
     "chat_template_kwargs": {},
     "metadata": {},
 }
 FORM: dict[str, Any] = {
     "messages": [{"role": "user", "content": "Hi"}],
-    "structured_outputs": {"json": None, "regex": "a", "grammar": None},
+    "structured_outputs": {
+        "json": None,
+        "regex": "a",
+        "choice": None,
+        "grammar": None,
+        "json_object": False,
+    },
+    "guided_json": None,
+    "guided_regex": None,
+    "guided_choice": None,
+    "guided_grammar": None,
+    "functions": [{"name": "f", "parameters": {}}],
+    "function_call": {"name": "f"},
+}
+ALLOWED: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Hi"}],
+    "tools": [{"function": {"name": "f"}}],
+    "tool_choice": {
+        "type": "allowed_tools",
+        "allowed_tools": {
+            "mode": "auto",
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        },
+    },
+    "guided_choice": ["a", "b"],
 }
 Path = tuple[str | int, ...]
 
@@ -119,7 +151,7 @@ values = st.recursive(
     ),
     max_leaves=4,
 )
-PLACES = [(document, path) for document in (FULL, FORM) for path in paths(document)]
+PLACES = [(document, path) for document in (FULL, FORM, ALLOWED) for path in paths(document)]
 # What pydantic says of itself and of Python, and what a path looks like.
 FOREIGN = re.compile(
     r"Input should|valid |instance of|after validation|Value error|[Dd]ictionary|None|True|False"

@@ -8,15 +8,25 @@ import pytest
 import torch
 
 from llm_service.choices import (
+    PROMPT_PART_TOKEN_COUNT,
+    PromptLogprobs,
     TextDelta,
     TextEnd,
     TextEvent,
     choice_request,
     generate_text,
     interleaved,
+    prompt_first,
 )
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines.base import FinishReason, Prompt, Request, TokenLogprob, TokenOutput
+from llm_service.engines.base import (
+    FinishReason,
+    LogprobTable,
+    Prompt,
+    Request,
+    TokenLogprob,
+    TokenOutput,
+)
 from llm_service.sampling import MAX_SEED, MIN_SEED, SamplingParams
 from protos.errors import EngineDeadError
 from tests.idle_engine import IdleEngine
@@ -35,11 +45,16 @@ class Engine(IdleEngine):
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
         params = request.params
+        prompt_ids = request.prompt.token_ids[1:]
+        if params.wants_prompt_logprobs and prompt_ids:
+            logprobs = torch.tensor([[-float(token_id), -1.0] for token_id in prompt_ids])
+            top = torch.full((len(prompt_ids), 1), 9)
+            yield TokenOutput([], None, prompt_logprobs=LogprobTable(prompt_ids, logprobs, top))
         *first, last = self._token_ids
         for token_id in first:
             yield TokenOutput([token_id], None, logprobs=_logprobs(token_id, params))
-        logprobs = _logprobs(last, params)
-        yield TokenOutput([last], self._reason, cached_token_count=7, logprobs=logprobs)
+        of_last = _logprobs(last, params)
+        yield TokenOutput([last], self._reason, cached_token_count=7, logprobs=of_last)
 
 
 def _logprobs(token_id: int, params: SamplingParams) -> tuple[TokenLogprob, ...]:
@@ -138,6 +153,29 @@ async def test_each_token_has_its_logprob_while_its_text_is_held_back() -> None:
         assert event.logprobs == (TokenLogprob(token_id, -float(token_id)),)
 
 
+@pytest.mark.parametrize("token_count", [1, 2, 100])
+async def test_all_tokens_of_the_prompt_come_first_in_parts(token_count: int) -> None:
+    events = generate_text(
+        Engine(encode("a b"), "length"),
+        Request(
+            Prompt(list(range(50, 50 + token_count)), torch.empty(0, 8)),
+            SamplingParams(logprob_count=1, wants_prompt_logprobs=True),
+        ),
+        Detokenizer(real_tokenizer(TOKENIZER)),
+        StopStrings([]),
+    )
+    told = [event async for event in events]
+    parts = [event.tokens for event in told if isinstance(event, PromptLogprobs)]
+    assert max(map(len, parts)) <= PROMPT_PART_TOKEN_COUNT
+    assert not any(isinstance(event, PromptLogprobs) for event in told[len(parts) :])
+    first, *others = [token for part in parts for token in part]
+    assert first == TokenLogprob(50, 0.0)
+    assert others == [
+        TokenLogprob(token_id, -float(token_id), ((9, -1.0),))
+        for token_id in range(51, 50 + token_count)
+    ]
+
+
 def test_seeds_of_choices_are_a_row_that_begins_anew_at_its_end() -> None:
     seeded = Request(PROMPT, SamplingParams(seed=MAX_SEED), priority=3)
     choices = [choice_request(seeded, index) for index in range(3)]
@@ -145,6 +183,13 @@ def test_seeds_of_choices_are_a_row_that_begins_anew_at_its_end() -> None:
     assert {choice.priority for choice in choices} == {3}
     free = Request(PROMPT, SamplingParams())
     assert choice_request(free, 3).params.seed is None
+
+
+def test_the_first_choice_alone_tells_of_the_prompt() -> None:
+    asked = Request(PROMPT, SamplingParams(wants_prompt_logprobs=True))
+    choices = [choice_request(asked, index) for index in range(3)]
+    assert [choice.params.wants_prompt_logprobs for choice in choices] == [True, False, False]
+    assert all(choice.account is asked.account for choice in choices)
 
 
 class Choice:
@@ -197,3 +242,46 @@ async def test_a_choice_that_fails_ends_all(count: int) -> None:
         with pytest.raises(EngineDeadError):
             await anext(events)
     assert all(choice.closed for choice in choices)
+
+
+PART = PromptLogprobs([TokenLogprob(1, 0.0)])
+
+
+async def test_other_choices_begin_once_the_prompt_has_been_told() -> None:
+    choices = [Choice(PART, PART, A, END), Choice(B, END)]
+    choices[1].turn.release()  # it would have its token at once
+    async with aclosing(prompt_first([choice.stream() for choice in choices])) as events:
+        for expected in (PART, PART, A):
+            choices[0].turn.release()
+            assert await anext(events) == (0, expected)
+        assert await anext(events) == (1, B)
+        for index in (0, 1):
+            choices[index].turn.release()
+            assert await anext(events) == (index, END)
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+    assert all(choice.closed for choice in choices)
+
+
+@pytest.mark.parametrize("told_count", [1, 2, 3])
+async def test_closing_before_or_after_the_prompt_is_told_closes_what_has_begun(
+    told_count: int,
+) -> None:
+    choices = [Choice(PART, A, END), Choice(B, END)]
+    choices[1].turn.release()
+    async with aclosing(prompt_first([choice.stream() for choice in choices])) as events:
+        for _ in range(told_count):
+            choices[0].turn.release()
+            await anext(events)
+    assert [choice.closed for choice in choices] == [True, told_count == 3]
+
+
+async def test_a_choice_that_fails_before_the_prompt_is_told_ends_all() -> None:
+    choices = [Choice(PART, EngineDeadError("dead")), Choice(A, END)]
+    async with aclosing(prompt_first([choice.stream() for choice in choices])) as events:
+        choices[0].turn.release()
+        choices[0].turn.release()
+        await anext(events)
+        with pytest.raises(EngineDeadError):
+            await anext(events)
+    assert choices[0].closed

@@ -342,6 +342,23 @@ async def test_refuses_what_it_could_not_run(
     assert len(await tokens_of(engine, EIGHT)) == 8
 
 
+async def test_a_guide_is_checked_as_a_request_has_it(start: Start) -> None:
+    engine = await start()
+    guide, bad = Guide("regex", "[ab]+"), Guide("json_schema", '{"items": {"contains": {}}}')
+    await engine.check_guide(guide)
+    params = SamplingParams(guide=guide, stop_token_ids=ENDS, max_tokens=2)
+    assert await tokens_of(engine, params)
+    with pytest.raises(InvalidArgumentError) as checked:
+        await engine.check_guide(bad)
+    with pytest.raises(InvalidArgumentError) as asked:
+        await tokens_of(engine, SamplingParams(guide=bad, stop_token_ids=ENDS))
+    assert checked.value.field == asked.value.field == "guided.json_schema.items.contains"
+    assert checked.value.message == asked.value.message
+    await engine.close()
+    with pytest.raises(EngineDeadError):
+        await engine.check_guide(guide)
+
+
 async def test_refuses_when_too_many_wait(start: Start, gate: Gate) -> None:
     engine = await start(max_running_sequence_count=1, max_waiting_sequence_count=2)
     gate.close()

@@ -8,11 +8,8 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,45 +22,24 @@ from llm_service.engines.guides import (
     MAX_SOURCE_BYTE_COUNT,
     SECONDS_PER_MASK,
     GuideCompiler,
-    TokenMatcher,
-    token_bits,
 )
+from llm_service.engines.vocabulary import token_bits
 from llm_service.sampling import Guide
-from llm_service.tokenizer import MESSAGE_END
 from protos.errors import InvalidArgumentError, OverloadedError
 from protos.status import MAX_MESSAGE_LENGTH
 from tests.real_tokenizers import FAMILIES, real_tokenizer
+from tests.unit.llm_service.matchers import (
+    VOCABULARY_SIZES,
+    allowed,
+    allowed_ids,
+    compiler,
+    end_token,
+    new_matcher,
+    write,
+)
 
-# Sizes of the released models' embeddings, larger than the tokenizers' highest ids.
-VOCABULARY_SIZES = {"internlm2_5": 92553, "qwen2_5": 151674}
 MAX_STEP_COUNT = 2000
 SENTENCE = Guide("regex", "[ab]{2,4}")
-
-
-@cache
-def compiler(family: str) -> GuideCompiler:
-    return GuideCompiler(real_tokenizer(family), VOCABULARY_SIZES[family])
-
-
-def end_token(family: str) -> int:
-    return real_tokenizer(family).special_id(MESSAGE_END)
-
-
-def new_matcher(family: str, guide: Guide, *stop_token_ids: int) -> TokenMatcher:
-    ends = frozenset(stop_token_ids or [end_token(family)])
-    return asyncio.run(compiler(family).matcher(guide, ends, Account()))
-
-
-def allowed_ids(family: str, matcher: TokenMatcher) -> npt.NDArray[np.int64]:
-    row = torch.zeros(-(-VOCABULARY_SIZES[family] // 32), dtype=torch.int32)
-    matcher.fill_mask(row)
-    bits = np.unpackbits(row.numpy().view(np.uint8), bitorder="little")
-    return bits.nonzero()[0]
-
-
-def allowed(family: str, matcher: TokenMatcher) -> list[int]:
-    ids: list[int] = allowed_ids(family, matcher).tolist()
-    return ids
 
 
 def walk(family: str, guide: Guide, seed: int) -> str:
@@ -88,12 +64,6 @@ def trials_without_a_child() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guides, "_trial", guide_trial.refusal)
         yield
-
-
-def write(family: str, matcher: TokenMatcher, text: str) -> None:
-    for token_id in real_tokenizer(family).encode(text):
-        assert token_id in allowed_ids(family, matcher)
-        matcher.accept(token_id)
 
 
 def leaf_schemas() -> st.SearchStrategy[dict[str, Any]]:
@@ -364,7 +334,7 @@ REFUSED: list[tuple[Kind, str, str]] = [
     ("json_schema", "[1]", "object"),
     ("json_schema", '{"type": "strng"}', "strng"),
     ("json_schema", '{"not": {"type": "string"}}', "not"),
-    ("json_schema", '{"x-guidance": {"lenient": true}, "not": {}}', "not"),
+    ("json_schema", '{"x-guidance": {"lenient": true}, "not": {"const": 1}}', "'not'"),
     ("json_schema", '{"type": "string", "enum": [1]}', "of two types"),
     ("json_schema", '{"$ref": "#"}', "no text"),
     ("json_schema", '{"$ref": "http://localhost/schema"}', "not fetch"),
@@ -415,6 +385,18 @@ def test_a_machine_that_is_too_busy_to_try_a_guide_refuses_it_for_now(
         new_matcher("qwen2_5", guide)
     monkeypatch.undo()
     new_matcher("qwen2_5", guide)
+
+
+async def test_a_checked_guide_is_kept_for_its_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    guide, bad = Guide("regex", "checked first"), Guide("regex", "checked (first")
+    await compiler("qwen2_5").compiled(guide)
+    with pytest.raises(InvalidArgumentError) as checked:
+        await compiler("qwen2_5").compiled(bad)
+    monkeypatch.setattr(GuideCompiler, "_compile", None)
+    await compiler("qwen2_5").matcher(guide, frozenset({1}), Account())
+    with pytest.raises(InvalidArgumentError) as asked:
+        await compiler("qwen2_5").matcher(bad, frozenset({1}), Account())
+    assert (checked.value.message, checked.value.field) == (asked.value.message, asked.value.field)
 
 
 def test_a_guide_without_a_token_to_end_with_is_refused() -> None:

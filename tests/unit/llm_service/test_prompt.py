@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.conversation import Ending, Message, Role
-from llm_service.hermes import ToolCall
 from llm_service.pieces import ImagePart
 from llm_service.prompt import (
     ChatPrompt,
@@ -20,23 +19,27 @@ from llm_service.prompt import (
 )
 from llm_service.templates import HERMES_2, INTERNLM2_CHAT, INTERNVL2_5, TEMPLATES, Template
 from llm_service.tokenizer import TEMPLATE_TOKENS, Tokenizer
+from llm_service.tools.base import ToolCall
+from llm_service.tools.plugin import PluginFormat
 from protos.errors import InvalidArgumentError, PlaceholderMismatchError
 from tests.real_tokenizers import (
     CONTROL_TOKENS,
-    FAMILIES,
+    WITHOUT_CALL_MARKS,
     control_ids,
     has_token,
     real_tokenizer,
 )
 
 VOCABULARY_SIZE = 151674
+FAMILIES = ("internlm2_5", WITHOUT_CALL_MARKS, "qwen2_5")
 IMAGE = ImagePart()
 # How the reference's own text of a prompt begins, and how it marks an image of no rows.
 SYSTEM = f"<|im_start|>system\n{INTERNVL2_5.system_text}<|im_end|>\n"
 PLACE = "<img></img>"
 ANSWER = "<|im_start|>assistant\n"
 TAGS = [f"<{end}{name}>" for name in ("ref", "box", "quad", "tool_call") for end in ("", "/")]
-TOKENS = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", *TAGS]
+MARKS = PluginFormat.envelope.control_tokens
+TOKENS = ["<|im_start|>", "<|im_end|>", "<img>", "</img>", *TAGS, *MARKS]
 
 
 def laid_out(
@@ -66,9 +69,34 @@ def tool(*texts: str) -> Message:
 
 WEATHER = ToolCall("weather", '{"city":"Köln"}')
 TIME = ToolCall("time", "")
+TOOL_TURNS = [
+    user("Warm?"),
+    assistant(calls=(WEATHER, TIME)),
+    tool("20 °C"),
+    tool("noon", "sharp"),
+    assistant("Let me see.", calls=(TIME,)),
+    tool(),
+]
 CALLS = (
     '<tool_call>\n{"name": "weather", "arguments": {"city":"Köln"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call>'
+)
+HERMES_PROMPT = (
+    f"{SYSTEM}<|im_start|>user\nWarm?<|im_end|>\n{ANSWER}{CALLS}<|im_end|>\n"
+    "<|im_start|>user\n<tool_response>\n20 °C\n</tool_response>\n"
+    "<tool_response>\nnoon\nsharp\n</tool_response><|im_end|>\n"
+    f"{ANSWER}Let me see.\n"
+    '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call><|im_end|>\n'
+    f"<|im_start|>user\n<tool_response>\n\n</tool_response><|im_end|>\n{ANSWER}"
+)
+TIME_CALL = '<|action_start|><|plugin|>\n{"name": "time", "parameters": {}}<|action_end|>'
+ENVIRONMENT = "<|im_start|>environment name=<|plugin|>\n"
+PLUGIN_PROMPT = (
+    f"{SYSTEM}<|im_start|>user\nWarm?<|im_end|>\n{ANSWER}<|action_start|><|plugin|>\n"
+    '{"name": "weather", "parameters": {"city":"Köln"}}<|action_end|>'
+    f"{TIME_CALL}<|im_end|>\n{ENVIRONMENT}20 °C<|im_end|>\n"
+    f"{ENVIRONMENT}noon\nsharp<|im_end|>\n{ANSWER}Let me see.{TIME_CALL}<|im_end|>\n"
+    f"{ENVIRONMENT}<|im_end|>\n{ANSWER}"
 )
 # Each with the prompt that it makes.
 PROMPTS: list[tuple[str, list[Message], Ending | None, str]] = [
@@ -145,24 +173,6 @@ PROMPTS: list[tuple[str, list[Message], Ending | None, str]] = [
         f"{SYSTEM}<|im_start|>user\nhi<|im_end|>\n{ANSWER}Hello<|im_end|>\n",
     ),
     (
-        "tools",
-        [
-            user("Warm?"),
-            assistant(calls=(WEATHER, TIME)),
-            tool("20 °C"),
-            tool("noon", "sharp"),
-            assistant("Let me see.", calls=(TIME,)),
-            tool(),
-        ],
-        None,
-        f"{SYSTEM}<|im_start|>user\nWarm?<|im_end|>\n{ANSWER}{CALLS}<|im_end|>\n"
-        "<|im_start|>user\n<tool_response>\n20 °C\n</tool_response>\n"
-        "<tool_response>\nnoon\nsharp\n</tool_response><|im_end|>\n"
-        f"{ANSWER}Let me see.\n"
-        '<tool_call>\n{"name": "time", "arguments": {}}\n</tool_call><|im_end|>\n'
-        f"<|im_start|>user\n<tool_response>\n\n</tool_response><|im_end|>\n{ANSWER}",
-    ),
-    (
         "one text: images first",
         [user("What is it?", IMAGE)],
         None,
@@ -200,6 +210,20 @@ def test_the_prompt_is_as_the_template_writes_it(
 ) -> None:
     layout = laid_out(real_tokenizer(family), messages, ending)
     assert ids(layout) == whole(family, prompt)
+
+
+@pytest.mark.parametrize(
+    ("family", "prompt"),
+    [
+        ("internlm2_5", PLUGIN_PROMPT),
+        (WITHOUT_CALL_MARKS, HERMES_PROMPT),
+        ("qwen2_5", HERMES_PROMPT),
+    ],
+)
+def test_turns_of_tools_are_as_the_tokenizers_model_has_learned_them(
+    family: str, prompt: str
+) -> None:
+    assert ids(laid_out(real_tokenizer(family), TOOL_TURNS)) == whole(family, prompt)
 
 
 def whole(family: str, prompt: str) -> list[int]:
@@ -321,7 +345,7 @@ OLDER_TURNS = st.one_of(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(history=st.lists(OLDER_TURNS, max_size=5), template=st.sampled_from([*TEMPLATES.values()]))
 def test_no_history_is_refused_and_no_text_becomes_a_control_token(
     family: str, history: list[Message], template: Template
@@ -332,19 +356,40 @@ def test_no_history_is_refused_and_no_text_becomes_a_control_token(
     known = ids(layout)
     assert known.count(tokenizer.special_id("<img>")) == layout.image_count
     assert known.count(tokenizer.special_id("</img>")) == layout.image_count
+    calls = [call for message in history for call in message.tool_calls]
+    written = {tokenizer.special_id(content) for content in TEMPLATE_TOKENS[:-1]}
+    if family == "internlm2_5":
+        call_start, plugin, call_end = map(tokenizer.special_id, MARKS)
+        assert known.count(call_start) == known.count(call_end) == len(calls)
+        before = [heading_before(tokenizer, known, i) for i in places(known, plugin)]
+        assert before.count("<|action_start|>") == len(calls)
+        tool_count = sum(message.role is Role.TOOL for message in history)
+        assert before.count("<|im_start|>environment name=") == tool_count
+        assert len(before) == len(calls) + tool_count
+        written |= {call_start, plugin, call_end}
     starts = known.count(tokenizer.special_id("<|im_start|>"))
     assert known.count(tokenizer.special_id("<|im_end|>")) <= starts - 1
     assert starts <= len(history) + 3
-    written = {tokenizer.special_id(content) for content in TEMPLATE_TOKENS[:-1]}
     assert not (control_ids(tokenizer) - written) & set(known[begin_count(tokenizer) :])
 
 
+def places(token_ids: list[int], token_id: int) -> list[int]:
+    return [index for index, each in enumerate(token_ids) if each == token_id]
+
+
+def heading_before(tokenizer: Tokenizer, token_ids: list[int], place: int) -> str:
+    """Returns what stands before a place, from the last token of a turn's or a call's begin on."""
+    begins = {tokenizer.special_id(content) for content in ("<|im_start|>", "<|action_start|>")}
+    start = max(index for index in range(place) if token_ids[index] in begins)
+    return b"".join(map(tokenizer.token_bytes, token_ids[start:place])).decode()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
 def test_no_text_alone_becomes_a_control_token(family: str, text: str) -> None:
     tokenizer = real_tokenizer(family)
-    (found,) = text_layout(tokenizer, text.replace("<image>", "")).segments
+    (found,) = text_layout(tokenizer, TextPrompt(text)).segments
     assert not control_ids(tokenizer) & set(found[begin_count(tokenizer) :])
 
 
@@ -372,16 +417,21 @@ def test_tags_are_tokens_in_every_turn(family: str) -> None:
         tool("<quad>"),
         user("</quad>\n<ref></ref>"),
     ]
+    responses = {
+        "internlm2_5": f"{ENVIRONMENT}<quad>",
+        WITHOUT_CALL_MARKS: "<|im_start|>user\n<tool_response>\n<quad>\n</tool_response>",
+        "qwen2_5": "<|im_start|>user\n<tool_response>\n<quad>\n</tool_response>",
+    }
     prompt = (
         "<|im_start|>system\n<ref>s</ref><|im_end|>\n"
         f"<|im_start|>user\n<ref>the bird</ref><box>\n{PLACE}\n[[1, 2]]</box><|im_end|>\n"
         f"{ANSWER}<box>[[3, 4]]</box><|im_end|>\n"
-        "<|im_start|>user\n<tool_response>\n<quad>\n</tool_response><|im_end|>\n"
+        f"{responses[family]}<|im_end|>\n"
         f"<|im_start|>user\n</quad>\n<ref></ref><|im_end|>\n{ANSWER}"
     )
     found = ids(laid_out(real_tokenizer(family), messages))
     assert found == whole(family, prompt)
-    first = {"internlm2_5": 92547, "qwen2_5": 151668}[family]  # <quad>
+    first = {"internlm2_5": 92547, WITHOUT_CALL_MARKS: 92547, "qwen2_5": 151668}[family]  # <quad>
     tags = [token_id - first for token_id in found if first <= token_id < first + 6]
     assert tags == [2, 3, 2, 3, 4, 5, 4, 5, 0, 1, 2, 3]
 
@@ -418,9 +468,15 @@ def test_virtual_tokens_count_on_through_all_images() -> None:
 
 def test_text_prompt_has_no_template() -> None:
     tokenizer = real_tokenizer("internlm2_5")
-    layout = text_layout(tokenizer, "Hello<image>")
+    layout = text_layout(tokenizer, TextPrompt("Hello<image>", has_images=True))
     image_start, image_end = map(tokenizer.special_id, ("<img>", "</img>"))
     assert layout.segments == ((1, *tokenizer.encode("Hello"), image_start), (image_end,))
+
+
+def test_without_images_a_text_has_no_place_for_any() -> None:
+    tokenizer = real_tokenizer("internlm2_5")
+    layout = text_layout(tokenizer, TextPrompt("Hello<image>"))
+    assert layout.segments == ((1, *tokenizer.encode("Hello<image>")),)
 
 
 def test_token_prompt_finds_its_images() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from protos.json_schema import MAX_DEPTH, subschemas
+from protos.json_schema import MAX_DEPTH, subschemas, unknown_formats
 
 
 def test_schemas_come_outer_first_and_in_their_order() -> None:
@@ -56,3 +56,17 @@ def test_what_is_yielded_may_be_changed() -> None:
         if place == ():
             del each["not"]
     assert [place for place, _ in subschemas(schema)] == [(), ("items",)]
+
+
+def test_formats_that_are_notes_are_found() -> None:
+    schema: dict[str, Any] = {
+        "format": "uuid",
+        "properties": {"format": {"format": "password"}, "b": {"items": {"format": "int32"}}},
+        "enum": [{"format": "none"}],
+        "anyOf": [{"format": None}, {"format": ["date"]}, {"format": ""}],
+    }
+    assert unknown_formats(schema) == [
+        ("properties", "format", "format"),
+        ("properties", "b", "items", "format"),
+        ("anyOf", 2, "format"),
+    ]

@@ -139,6 +139,31 @@ def test_the_grid_of_a_size_is_the_one_of_its_picture(
     assert preprocessor.grid(width, height, cap) == tiled.grid
 
 
+async def test_a_file_is_planned_as_it_is_tiled(preprocessor: Preprocessor) -> None:
+    for data in (PICTURE, encoded(picture(20, 40)), encoded(picture(300, 30), "JPEG")):
+        tiled, _ = await preprocessor.tile(data, 6)
+        assert await preprocessor.plan(data, 6) == tiled.grid
+    with pytest.raises(InvalidImageError, match="not a JPEG"):
+        await preprocessor.plan(b"no image", 6)
+    with pytest.raises(ImageTooLargeError, match="the limit is 10000"):
+        await preprocessor.plan(encoded(picture(200, 60)), 6)
+
+
+async def test_plans_wait_with_images_and_are_as_few(preprocessor: Preprocessor) -> None:
+    pid = await stopped_worker(preprocessor)
+    waiting = [
+        asyncio.create_task(preprocessor.plan(PICTURE, 2)),
+        asyncio.create_task(preprocessor.tile(PICTURE, 2)),
+    ]
+    await asyncio.sleep(0)
+    for ask in (preprocessor.plan, preprocessor.tile):
+        with pytest.raises(OverloadedError, match="2 images wait to be decoded"):
+            await ask(PICTURE, 2)
+    os.kill(pid, signal.SIGCONT)
+    planned, _ = await asyncio.gather(*waiting)
+    assert planned == Grid(2, 1)
+
+
 async def test_errors_free_their_place(preprocessor: Preprocessor) -> None:
     for _ in range(3):
         with pytest.raises(InvalidImageError) as caught:

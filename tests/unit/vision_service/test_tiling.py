@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from protos.errors import ImageTooLargeError, InvalidImageError
+from tests.mutated_pictures import mutated, originals
 from tests.unit.vision_service.fakes import encoded, picture
 from tests.unit.vision_service.reference import reference_tiles
+from vision_service.decoding.headers import read_header
+from vision_service.decoding.metadata import without_metadata
 from vision_service.pictures.formats import image_format
 from vision_service.tiling import (
     RELEASED_POLICY,
@@ -23,6 +27,7 @@ from vision_service.tiling import (
     choose_grid,
     decode,
     tile_file,
+    upright_size,
 )
 
 TILE_SIZE = 28
@@ -181,9 +186,53 @@ def test_a_picture_is_brought_upright_once(
         stored.info["exif"] = exif.tobytes()
     else:
         options = {**options, "exif": exif}
-    found = np.asarray(decoded(encoded(stored, name, **options))).astype(int)
+    data = encoded(stored, name, **options)
+    found = np.asarray(decoded(data)).astype(int)
     assert found.shape == (48, 64, 3)
+    assert upright_size(data, image_format(data), PIXEL_LIMIT) == (64, 48)
     assert np.abs(found - np.asarray(upright)).mean() < 4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_size_before_decoding_is_that_of_the_decoded_picture() -> None:
+    """Of files of every kind, whole and damaged ones that are decoded nevertheless."""
+    count = 0
+    for data in [*originals().values(), *(mutated(number)[1] for number in range(1500))]:
+        with suppress(InvalidImageError, ImageTooLargeError):
+            format_ = read_header(data).format
+            bare = without_metadata(data, format_)
+            size = decode(bare, format_, PIXEL_LIMIT).size
+            assert upright_size(bare, format_, PIXEL_LIMIT) == size
+            count += 1
+    assert count > len(originals()) + 300
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_has_no_size_is_refused_as_it_would_be_for_its_pixels() -> None:
+    count = 0
+    for number in range(1000):
+        data = mutated(number)[1]
+        with suppress(InvalidImageError, ImageTooLargeError):
+            format_ = read_header(data).format
+            try:
+                upright_size(data, format_, PIXEL_LIMIT)
+            except (InvalidImageError, ImageTooLargeError) as error:
+                count += 1
+                with pytest.raises(type(error)):
+                    decode(data, format_, PIXEL_LIMIT)
+    assert count > 50
+
+
+def test_no_pixel_is_decoded_for_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    for data in originals().values():
+        format_ = image_format(data)
+        assert upright_size(data, format_, PIXEL_LIMIT)
+        with pytest.raises(AssertionError):
+            decode(data, format_, PIXEL_LIMIT)
 
 
 def test_damaged_exif_is_ignored() -> None:

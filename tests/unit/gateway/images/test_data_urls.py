@@ -224,10 +224,12 @@ def test_text_is_bounded_and_an_image_is_none() -> None:
         take_apart(json.dumps(["x" * 100_000, data_url(bytes(2000))]).encode(), *range(0, 1000, 7))
 
 
-def test_too_many_images_are_refused() -> None:
-    images = [image_url(data_url(b"abc"))] * 5
-    with pytest.raises(InvalidArgumentError, match="5 images or more; the limit is 4"):
-        take_apart(json.dumps(images).encode())
+@pytest.mark.parametrize("name", ["messages", "input"])
+def test_too_many_images_are_refused(name: str) -> None:
+    body = {"model": "m", name: [image_url(data_url(b"abc"))] * 5}
+    with pytest.raises(InvalidArgumentError, match="5 images or more; the limit is 4") as caught:
+        take_apart(json.dumps(body).encode())
+    assert caught.value.field == name
 
 
 @pytest.mark.parametrize("payload", ["AA\\x", "AA\\u00zz", "\\u12Z"])

@@ -250,6 +250,12 @@ async def test_rows_that_nobody_holds_are_asked_for(start: Start) -> None:
             UnsupportedFieldError,
             "alternatives is not supported",
         ),
+        (
+            PROMPT,
+            SamplingParams(logprob_count=0, wants_prompt_logprobs=True),
+            UnsupportedFieldError,
+            "of the prompt's tokens is not supported: the tensorrt_llm engine gives those of the",
+        ),
     ],
 )
 async def test_refuses_at_the_door(

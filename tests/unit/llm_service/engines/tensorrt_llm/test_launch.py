@@ -218,6 +218,9 @@ async def test_what_the_logits_are_out_of_reach_for_is_refused(
     with pytest.raises(UnsupportedFieldError, match="mpi_mode leader and no pipeline") as caught:
         await anext(engine.generate(Request(Prompt([1], torch.empty(0, 32)), params)))
     assert caught.value.field == field
+    if params.guide is not None:
+        with pytest.raises(UnsupportedFieldError, match="mpi_mode leader and no pipeline"):
+            await engine.check_guide(params.guide)
     await engine.close()
 
 

@@ -50,6 +50,9 @@ KNOBS = {
     "sampled": SamplingParams(max_tokens=8, temperature=1.0, seed=1),
     "filtered": SamplingParams(max_tokens=8, temperature=0.7, top_k=9, top_p=0.9, seed=3),
     "with log probabilities": SamplingParams(max_tokens=8, logprob_count=3),
+    "with those of its prompt": SamplingParams(
+        max_tokens=8, logprob_count=3, wants_prompt_logprobs=True
+    ),
     "biased": SamplingParams(max_tokens=8, logit_bias=((5, 9.0), (POISON, -9.0))),
     "penalised": SamplingParams(
         max_tokens=8, frequency_penalty=0.5, repetition_penalty=1.2, logit_bias=((POISON, -99.0),)
@@ -228,6 +231,22 @@ async def test_poisoned_blocks_are_neither_found_again_nor_felt_by_their_next_ow
         assert await results(engine, (GOOD, EIGHT)) == expected[:1]
     load = engine.load()
     assert load.free_kv_token_count == load.total_kv_token_count
+
+
+async def test_a_scored_prompt_does_not_feel_the_former_owner_of_its_blocks(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last block has places behind it, which PyTorch's decodes read and weigh by 0."""
+    monkeypatch.setattr("llm_service.engines.torch.model_runner.compiled_decode", lambda *_: None)
+    params = KNOBS["with those of its prompt"]
+    prompt = Prompt(HEAD[:5], NO_ROWS)
+    alone = await start()
+    expected = await tokens_of(alone, params, prompt)
+    engine = await start(kv_cache_byte_count=6 * 4 * 2 * 2 * 2 * 8 * 4)
+    for _ in range(3):
+        (bad,) = await results(engine, (BAD, EIGHT))
+        assert isinstance(bad, NonFiniteError)
+        assert await results(engine, (prompt, params)) == [expected]
 
 
 async def test_nobody_finds_what_a_poisoned_request_has_computed(start: Start) -> None:

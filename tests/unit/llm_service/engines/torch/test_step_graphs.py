@@ -12,6 +12,7 @@ from llm_service.engines.torch.kernels.base import TileSet
 from llm_service.engines.torch.step_graphs import (
     DecodeGraphs,
     MixedGraphs,
+    MixedStep,
     StepLimits,
     token_sizes,
 )
@@ -36,16 +37,16 @@ def _sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_graphs, "LARGE_STEP_TOKEN_COUNT", 8)
 
 
-def _mixed_step(token_count: int, sequence_count: int) -> Arguments:
+def _mixed_step(token_count: int, sequence_count: int) -> tuple[MixedStep, torch.Tensor]:
     """Returns a step of ones, twos, threes ...: nothing that padding could be mistaken for."""
-    return (
+    step = MixedStep(
         torch.full((token_count, 5), 1.0),
         torch.full((3, token_count), 2),
         torch.full((sequence_count, 3), 3, dtype=torch.int32),
         torch.tensor([[0, 1, 0]], dtype=torch.int32),
         torch.tensor([[0, 1, row] for row in range(sequence_count)], dtype=torch.int32),
-        torch.arange(token_count - sequence_count, token_count),
     )
+    return step, torch.arange(token_count - sequence_count, token_count)
 
 
 def test_a_small_mixed_step_after_a_large_one_sees_only_its_own() -> None:

@@ -15,8 +15,8 @@ def close(root: Schema) -> None:
 
     OpenAI demands `additionalProperties: false` of each object in a strict schema; where that is
     left out, a weak model goes on with properties of its own. An object without properties stays
-    open, for it may be meant to hold anything. So do all where schemas are combined, for there each
-    one's properties are additional to the other.
+    open, for it may be meant to hold anything; so does one that demands others than those. So do
+    all where schemas are combined, for there each one's properties are additional to the other.
     """
     schemas = [schema for _, schema in subschemas(root)]
     if not any(map(_combines, schemas)):
@@ -25,7 +25,13 @@ def close(root: Schema) -> None:
 
 
 def _is_open(schema: Schema) -> bool:
-    return bool(schema.get("properties")) and not OPENNESS & schema.keys()
+    properties = schema.get("properties")
+    if not isinstance(properties, dict) or not properties or OPENNESS & schema.keys():
+        return False
+    required, least_count = schema.get("required"), schema.get("minProperties")
+    demanded = required if isinstance(required, list) else []
+    is_large = isinstance(least_count, int | float) and least_count > len(properties)
+    return not is_large and all(name in properties for name in demanded if isinstance(name, str))
 
 
 def _combines(schema: Schema) -> bool:

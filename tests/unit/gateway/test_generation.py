@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from gateway.conversations import conversation_key
-from gateway.openai.requests import parse_chat_request
+from gateway.dialects.chat import parse
+from gateway.generation import GenerationRequest
 
 Turn = tuple[str, Any]
 
 
-def key(*turns: Turn, contents: dict[str, bytes] | None = None, **fields: Any) -> str:
+def key(*turns: Turn, contents: Sequence[bytes] = (), **fields: Any) -> str:
     messages = [{"role": role, "content": content} for role, content in turns]
-    request = parse_chat_request(json.dumps({"messages": messages, **fields}).encode())
-    found = {reference.param: reference.source.url.encode() for reference in request.images()}
-    return conversation_key(request, contents or found)
+    body = json.dumps({"messages": messages, **fields}).encode()
+    (request,) = parse(body, strict_fields=False).generations
+    found = [reference.source.url.encode() for reference in request.images]
+    return request.conversation_key(contents or found)
 
 
 def picture(name: str) -> dict[str, Any]:
@@ -64,5 +66,38 @@ def test_a_key_is_hexadecimal_and_needs_no_user_turn() -> None:
 
 
 def test_the_file_counts_not_where_it_came_from() -> None:
-    same = {"messages[0].content[0].image_url": b"the same file"}
+    same = [b"the same file"]
     assert key(about("cat"), contents=same) == key(about("copy-of-cat"), contents=same)
+
+
+def test_prompts_that_are_no_conversations_stand_for_themselves() -> None:
+    prompts: list[dict[str, Any]] = [
+        {"text": "hello"},
+        {"text": "hello", "cache_salt": "a"},
+        {"token_ids.ids": [1, 2]},
+        {"token_ids.ids": [12]},
+    ]
+    requests = [GenerationRequest("", fields, str) for fields in prompts]
+    assert len({request.conversation_key(()) for request in requests}) == len(prompts)
+
+
+def guide_key(text: str = "Hi", **fields: Any) -> str:
+    body = json.dumps({"messages": [{"role": "user", "content": text}], **fields}).encode()
+    return parse(body, strict_fields=False).generations[0].guide_key
+
+
+def test_the_key_of_a_guide_is_that_of_forms_and_tools_alone() -> None:
+    tools = [{"function": {"name": "f", "parameters": {"required": ["a"]}}}]
+    others = [{"function": {"name": "f", "parameters": {"required": ["b"]}}}]
+    guides: list[dict[str, Any]] = [
+        {"guided_regex": "a"},
+        {"guided_regex": "b"},
+        {"tools": tools},
+        {"tools": others},
+        {"tools": tools, "tool_choice": "required"},
+        {"tools": tools, "guided_regex": "a"},
+    ]
+    assert len({guide_key(**guide) for guide in guides}) == len(guides)
+    for guide in guides:
+        assert guide_key(**guide) == guide_key("Bye", seed=1, **guide)
+    assert guide_key() == guide_key(tools=tools, tool_choice="none") == ""

@@ -1,0 +1,1 @@
+"""Anthropic's Messages: requests, answers and errors, and nothing of gRPC."""

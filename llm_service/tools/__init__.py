@@ -1,0 +1,1 @@
+"""Tools that the assistant may call: their formats in conversations and answers."""

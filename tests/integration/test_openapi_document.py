@@ -1,0 +1,88 @@
+"""The document tells the truth: of its paths, its examples, and of whatever schemathesis sends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from pydantic import TypeAdapter
+
+from gateway.app import DIALECTS, OPERATIONS
+from gateway.openapi.document import document
+from tests.fakes import stack
+
+schemathesis = pytest.importorskip("schemathesis", reason="schemathesis needs Python 3.11")
+checks = pytest.importorskip("schemathesis.specs.openapi.checks")
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+    checks.unsupported_method,
+]
+DOCUMENT = document(OPERATIONS)
+schema = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """Serves scripted services behind a gateway, on a thread: schemathesis asks from this one."""
+    ready: Future[str] = Future()
+    leaving = threading.Event()
+
+    async def serve() -> None:
+        async with stack() as gateway:
+            ready.set_result(gateway.url)
+            await asyncio.to_thread(leaving.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        yield ready.result(timeout=30)
+    finally:
+        leaving.set()
+        thread.join()
+
+
+async def test_the_document_is_served_and_cached() -> None:
+    async with stack() as gateway, gateway.http.get("/openapi.json") as response:
+        assert await response.json() == DOCUMENT
+        headers = {"If-None-Match": response.headers["ETag"]}
+        async with gateway.http.get("/openapi.json", headers=headers) as again:
+            assert again.status == 304
+
+
+@pytest.mark.parametrize(
+    ("dialect", "name"),
+    [(dialect, name) for dialect in DIALECTS for name in dialect.operation.examples],
+    ids=lambda value: value if isinstance(value, str) else value.path,
+)
+async def test_an_example_is_answered_as_the_document_says(dialect: Any, name: str) -> None:
+    body = dialect.operation.examples[name]
+    async with stack() as gateway, gateway.http.post(dialect.path, json=body) as response:
+        text = await response.text()
+        assert response.status == 200, text
+    described, values = dialect.operation.answer, [text]
+    if body.get("stream"):
+        described = dialect.operation.event
+        values = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
+    assert values
+    for value in values:
+        TypeAdapter(described).validate_json(value, strict=True, extra="forbid")
+
+
+@schema.parametrize()
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_is_sent_is_answered_as_the_document_says(case: Any, url: str) -> None:
+    response = case.call(base_url=url)
+    case.validate_response(response, checks=CHECKS)
+    if response.status_code == 400:
+        error = response.json()["error"]
+        assert error["message"]
