@@ -23,6 +23,8 @@ async def test_all_paths_are_described(visit: Visiting) -> None:
         text = await person.page.locator("main").inner_text()
         assert "[object" not in text
         assert "undefined" not in text
+        assert "**" not in text
+        assert "](#" not in text
         results = await Axe().run(person.page)
         assert results.response["violations"] == []
 

@@ -41,9 +41,12 @@ class Reference {
   }
 }
 
-/** Returns a text's pieces; of Markdown it knows code. */
+const LINK = /\[([^\]]*)\]\([^)]*\)/g;
+
+/** Returns a text's pieces; of Markdown it knows code, and passes over weight and links. */
 function prose(text) {
-  return text.split("`").map((piece, index) => (index % 2 ? h("code", {}, piece) : piece));
+  const plain = text.replaceAll("**", "").replace(LINK, "$1");
+  return plain.split("`").map((piece, index) => (index % 2 ? h("code", {}, piece) : piece));
 }
 
 function fields(reference, object, depth) {
