@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic_core import from_json
 
 from gateway.anthropic.errors import error_body
 from gateway.events import ChatEvent, Finished, TextDelta, ToolCallDelta, Usage
 from gateway.openai.answers import AnswerHead
+from gateway.openai.pieces import JSONObject, in_ascii
 from gateway.tools import CallIds
 from protos.errors import ServiceError
-
-JSONObject = dict[str, Any]
 
 ID_PREFIX = "toolu_"
 
@@ -225,6 +223,5 @@ def _text(value: JSONObject) -> str:
 
 
 def _event(kind: str, members: JSONObject | None = None) -> bytes:
-    # In ASCII: there are clients that take U+2028 and its like for the end of a line.
-    data = json.dumps({"type": kind, **(members or {})}, separators=(",", ":"))
+    data = in_ascii({"type": kind, **(members or {})})
     return f"event: {kind}\ndata: {data}\n\n".encode()

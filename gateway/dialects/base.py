@@ -10,6 +10,7 @@ from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
 from gateway.images.json_paths import JSONPath
 from gateway.openai.answers import AnswerHead
+from gateway.openai.errors import error_body
 from gateway.openapi.operation import Operation
 from protos.errors import ServiceError
 
@@ -64,6 +65,11 @@ class Call(Protocol):
 
     def streamed(self, head: AnswerHead) -> StreamWriter:
         """Returns what writes its answer as a stream."""
+
+
+def openai_error(error: ServiceError, _: str) -> dict[str, Any]:
+    """Returns OpenAI's body of an error, which does not name the request."""
+    return error_body(error)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.dialects.base import Dialect
+from gateway.dialects.base import Dialect, openai_error
 from gateway.fields import CHAT
 from gateway.generation import GenerationRequest, ImageReference
 from gateway.openai.answer_types import ChatCompletion, ChatCompletionChunk
 from gateway.openai.answers import AnswerHead, StreamedAnswer, WholeAnswer
 from gateway.openai.calls import CallForm, OlderCall, ToolCalls
-from gateway.openai.errors import error_body
 from gateway.openai.forms import JSONSchemaFormat, ResponseFormat, StructuredOutputs
 from gateway.openai.known_fields import (
     FUNCTION,
@@ -172,7 +171,7 @@ def parse(body: bytes, strict_fields: bool) -> ChatCall:
 CHAT_COMPLETIONS = Dialect(
     "/v1/chat/completions",
     parse,
-    lambda error, request_id: error_body(error),
+    openai_error,
     Operation(
         "Answer a conversation with pictures, as OpenAI's chat",
         ChatCompletion,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from gateway.dialects.base import Dialect
+from gateway.dialects.base import Dialect, openai_error
 from gateway.fields import GENERATION, Option, Options
 from gateway.generation import GenerationRequest
 from gateway.openai.answers import AnswerHead
@@ -16,7 +16,6 @@ from gateway.openai.completion_answers import CompletionForm, StreamedCompletion
 from gateway.openai.completion_fields import COMPLETION
 from gateway.openai.completion_types import Completion, CompletionChunk
 from gateway.openai.completions import CompletionRequest, Prompt, parse_completion_request
-from gateway.openai.errors import error_body
 from gateway.openapi.operation import OF_BODIES, Operation
 
 # The paths of GenerateStart's fields that hold a prompt.
@@ -114,7 +113,7 @@ def parse(body: bytes, strict_fields: bool) -> CompletionCall:
 COMPLETIONS = Dialect(
     "/v1/completions",
     parse,
-    lambda error, request_id: error_body(error),
+    openai_error,
     Operation(
         "Goes on with a text",
         Completion,

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.dialects.base import Dialect
+from gateway.dialects.base import Dialect, openai_error
 from gateway.dialects.chat import PICTURE
 from gateway.fields import (
     SAMPLING,
@@ -21,7 +21,6 @@ from gateway.fields import (
 )
 from gateway.generation import GenerationRequest, ImageReference
 from gateway.openai.answers import AnswerHead
-from gateway.openai.errors import error_body
 from gateway.openai.known_fields import Section
 from gateway.openai.responses import (
     BareMessage,
@@ -291,7 +290,7 @@ def parse(body: bytes, strict_fields: bool) -> ResponsesCall:
 RESPONSES = Dialect(
     "/v1/responses",
     parse,
-    lambda error, request_id: error_body(error),
+    openai_error,
     Operation(
         "Answers a conversation with pictures, as OpenAI's Responses",
         Response,

@@ -15,8 +15,15 @@ DONE = b"data: [DONE]\n\n"
 
 def sse_event(data: JSONObject) -> bytes:
     """Returns a server-sent event."""
-    # In ASCII: there are clients that take U+2028 and its like for the end of a line.
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+    return f"data: {in_ascii(data)}\n\n".encode()
+
+
+def in_ascii(value: Any) -> str:
+    """Returns JSON for an event.
+
+    In ASCII: there are clients that take U+2028 and its like for the end of a line.
+    """
+    return json.dumps(value, separators=(",", ":"))
 
 
 def compact(value: Any) -> str:

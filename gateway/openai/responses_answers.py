@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from gateway.events import (
 )
 from gateway.openai.answers import AnswerHead, token_with_top
 from gateway.openai.errors import error_body, http_status
+from gateway.openai.pieces import in_ascii
 from gateway.tools import CallIds
 from protos.errors import ServiceError
 
@@ -80,7 +80,7 @@ class OutputCall:
         return self._json(self.status, self.arguments)
 
     def _json(self, status: Status, arguments: str) -> str:
-        return _text(
+        return in_ascii(
             {
                 "type": "function_call",
                 "id": self.item_id,
@@ -119,7 +119,7 @@ class ResponseBody:
         """
         if self._call_index >= 0:
             return []
-        self._waiting_logprobs += [_text(token_with_top(logprob)) for logprob in logprobs]
+        self._waiting_logprobs += [in_ascii(token_with_top(logprob)) for logprob in logprobs]
         if text and not self.items:
             self._begin_message()
         if not self.items:
@@ -183,7 +183,7 @@ class ResponseBody:
             "usage": self.usage and _usage(self.usage),
         }
         output = ",".join(item.json() for item in self.items)
-        return f'{_text(members)[:-1]},"output":[{output}],{self._echo.removeprefix("{")}'
+        return f'{in_ascii(members)[:-1]},"output":[{output}],{self._echo.removeprefix("{")}'
 
     def _begin_message(self) -> None:
         self.items.append(OutputMessage(f"msg_{secrets.token_hex(12)}"))
@@ -271,7 +271,7 @@ class StreamedResponse:
             yield from self._end_item(count - 1)
         yield from self._begin_items(count)
         if delta.arguments:
-            members = f'"delta":{_text(delta.arguments)}'
+            members = f'"delta":{in_ascii(delta.arguments)}'
             yield self._item_event("function_call_arguments.delta", self._item_count - 1, members)
 
     def _finish(self, reason: FinishReason) -> Iterator[bytes]:
@@ -290,7 +290,7 @@ class StreamedResponse:
         self._body.fail()
         detail = error_body(error)["error"]
         flat = {name: detail[name] for name in ("code", "message", "param")}
-        yield self._event("error", _text(flat | {"error": detail})[1:-1])
+        yield self._event("error", in_ascii(flat | {"error": detail})[1:-1])
         yield self._lifecycle("failed", self._body.json(error))
 
     @property
@@ -307,19 +307,19 @@ class StreamedResponse:
 
     def _text_delta(self, text: str, logprobs: list[str]) -> Iterator[bytes]:
         if text or logprobs:
-            members = f'"delta":{_text(text)},"logprobs":[{",".join(logprobs)}]'
+            members = f'"delta":{in_ascii(text)},"logprobs":[{",".join(logprobs)}]'
             yield self._part_event("output_text.delta", self._item_count - 1, members)
 
     def _end_item(self, index: int) -> Iterator[bytes]:
         item = self._body.items[index]
         if isinstance(item, OutputMessage):
             logprobs = ",".join(item.logprobs)
-            members = f'"text":{_text(item.text)},"logprobs":[{logprobs}]'
+            members = f'"text":{in_ascii(item.text)},"logprobs":[{logprobs}]'
             yield self._part_event("output_text.done", index, members)
             part = text_part(item.text, item.logprobs)
             yield self._part_event("content_part.done", index, f'"part":{part}')
         else:
-            members = f'"name":{_text(item.name)},"arguments":{_text(item.arguments)}'
+            members = f'"name":{in_ascii(item.name)},"arguments":{in_ascii(item.arguments)}'
             yield self._item_event("function_call_arguments.done", index, members)
         members = f'"output_index":{index},"item":{item.json()}'
         yield self._event("response.output_item.done", members)
@@ -345,14 +345,9 @@ class StreamedResponse:
 def text_part(text: str, logprobs: list[str]) -> str:
     """Returns the JSON of a message's one part."""
     return (
-        f'{{"type":"output_text","text":{_text(text)},"annotations":[],'
+        f'{{"type":"output_text","text":{in_ascii(text)},"annotations":[],'
         f'"logprobs":[{",".join(logprobs)}]}}'
     )
-
-
-def _text(value: dict[str, Any] | str) -> str:
-    # In ASCII: there are clients that take U+2028 and its like for the end of a line.
-    return json.dumps(value, separators=(",", ":"))
 
 
 def _failure(error: ServiceError) -> dict[str, str]:
