@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,9 +69,14 @@ USUAL = Manner()
 
 
 class Places:
-    """How many calls run."""
+    """How many calls run.
 
-    def __init__(self) -> None:
+    Args:
+        tell_backlog: is told the seconds until a newcomer's turn, whenever they change.
+    """
+
+    def __init__(self, tell_backlog: Callable[[float], None]) -> None:
+        self._tell_backlog = tell_backlog
         self._counts: Counter[Manner] = Counter()
 
     @contextmanager
@@ -85,10 +90,16 @@ class Places:
             logger.info("refused")
             raise OverloadedError(f"{manner.place_count} calls are running", retry_after=1)
         self._counts[manner] += 1
+        self._tell()
         try:
             yield
         finally:
             self._counts[manner] -= 1
+            self._tell()
+
+    def _tell(self) -> None:
+        full = [one for one, count in self._counts.items() if count >= one.place_count]
+        self._tell_backlog(max((one.seconds for one in full), default=0.0))
 
 
 def routing_key(context: grpc.aio.ServicerContext[Any, Any]) -> str:
@@ -102,8 +113,11 @@ class VisionReplica(ScriptedVision):
     def __init__(self, options: Options) -> None:
         super().__init__()
         self._options = options
-        self._places = Places()
+        self._places = Places(self._tell_backlog)
         self._contents: set[bytes] = set()
+
+    def _tell_backlog(self, seconds: float) -> None:
+        self.backlog_seconds = seconds
 
     async def EncodeImage(
         self, request: vision_pb2.EncodeImageRequest, context: VisionContext
@@ -127,7 +141,10 @@ class LLMReplica(ScriptedLLM):
 
     def __init__(self) -> None:
         super().__init__()
-        self._places = Places()
+        self._places = Places(self._tell_backlog)
+
+    def _tell_backlog(self, seconds: float) -> None:
+        self.backlog_seconds = seconds
 
     async def Generate(
         self, requests: AsyncIterator[llm_pb2.GenerateRequest], context: LLMContext
