@@ -81,6 +81,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             middlewares.answer_errors,
             middlewares.answer_preflight,
             middlewares.refuse_foreign_pages,
+            middlewares.authenticate,
             middlewares.keep_spare,
         ],
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from gateway.access.callers import Caller
 from gateway.chat import ChatPipeline
 from gateway.connections import Connections
 from gateway.counting import TokenCounter
@@ -36,3 +37,4 @@ DIALECT_BY_PATH: web.AppKey[Mapping[str, Dialect]] = web.AppKey("dialect_by_path
 
 REQUEST_ID = web.RequestKey("request_id", str)
 RECORD = web.RequestKey("record", RequestRecord)
+CALLER = web.RequestKey("caller", Caller)

@@ -10,8 +10,17 @@ from typing import cast
 import structlog
 from aiohttp import hdrs, web
 
+from gateway.access.callers import ANYBODY
 from gateway.connections import SERVER_NAME, Connection
-from gateway.keys import CONNECTIONS, DIALECT_BY_PATH, METRICS, ORIGINS, RECORD, REQUEST_ID
+from gateway.keys import (
+    CALLER,
+    CONNECTIONS,
+    DIALECT_BY_PATH,
+    METRICS,
+    ORIGINS,
+    RECORD,
+    REQUEST_ID,
+)
 from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
 from gateway.record import RequestRecord
@@ -101,6 +110,14 @@ async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.St
             "a web page of another origin asks; start the gateway with --allowed-origins"
             " and that page's origin if it may"
         )
+    return await handler(request)
+
+
+@web.middleware
+async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Finds out who calls."""
+    request[CALLER] = ANYBODY
+    request[RECORD].caller = ANYBODY.name
     return await handler(request)
 
 

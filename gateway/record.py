@@ -57,6 +57,7 @@ class RequestRecord:
         encoded_tile_count: how many tiles these had.
         prompt_token_count: of a complete answer, as all counts of tokens.
         error: the reason of the error that it ended with.
+        caller: the name of the caller's key; None before it is known.
     """
 
     arrival: float = field(default_factory=time.monotonic)
@@ -73,6 +74,7 @@ class RequestRecord:
     cached_token_count: int | None = None
     output_token_count: int | None = None
     error: str | None = None
+    caller: str | None = None
     ignored_fields: str | None = None
     _sent_at: float = field(default=0.0, init=False)
     _header_at: float = field(default=0.0, init=False)
