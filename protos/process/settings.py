@@ -38,6 +38,7 @@ from pydantic_settings import (
 
 from protos.checkpoint.location import CheckpointFolder
 from protos.process.logs import LogFormat, LogLevel
+from protos.process.tls import TLSFiles, check_certificates, check_key
 from protos.signature import EmbeddingKey
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
@@ -102,6 +103,10 @@ def _readable_key(path: Path) -> Path:
     return path.absolute()
 
 
+CertificatesPath = Annotated[Path, AfterValidator(check_certificates)]
+KeyPath = Annotated[Path, AfterValidator(check_key)]
+
+
 class Options(BaseSettings):
     """A program's options: each field is a flag, an environment variable and a line of help.
 
@@ -127,6 +132,15 @@ class ServingSettings(Options):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
     it. Default: none are served."""
+    tls_certificate_file: CertificatesPath | None = None
+    """File of the certificate with which this server says who it is, in PEM form, and of those
+    between it and its authority: connections are encrypted then, with TLS 1.2 or later, and others
+    refused. It is read anew when it changes, and connections stay. Default: none are encrypted."""
+    tls_key_file: KeyPath | None = None
+    """File of the certificate's private key, in PEM form without a passphrase."""
+    tls_client_ca_file: CertificatesPath | None = None
+    """File of the certificates of the authorities that sign clients' certificates: clients without
+    one are refused (mutual TLS). Default: clients need none."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """On SIGTERM, how long calls in flight may still run."""
     log_level: LogLevel = "info"
@@ -149,6 +163,25 @@ class ServingSettings(Options):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Adds the file to where options come from; it gives way to all others."""
         return init_settings, env_settings, _ConfigFileSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> ServingSettings:
+        files = self.tls_certificate_file, self.tls_key_file
+        if any(files) != all(files) or (self.tls_client_ca_file and not all(files)):
+            raise ValueError(
+                "--tls-certificate-file and --tls-key-file go together, and --tls-client-ca-file"
+                " needs both"
+            )
+        if self.tls:
+            self.tls.check()
+        return self
+
+    @property
+    def tls(self) -> TLSFiles | None:
+        """The files of this server's TLS; None where connections are not encrypted."""
+        if not self.tls_certificate_file:
+            return None
+        return TLSFiles(self.tls_certificate_file, self.tls_key_file, self.tls_client_ca_file)
 
     @model_validator(mode="wrap")
     @classmethod
