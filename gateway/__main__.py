@@ -14,10 +14,12 @@ from gateway.metrics import Metrics
 from gateway.settings import Settings
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
+from protos.process.exposure import warn_of_plain_text
 from protos.process.metrics import serving_metrics
 from protos.process.reload import reload_on_sighup
 from protos.process.settings import MIB, read_settings
 from protos.process.supervisor import supervisor
+from protos.process.tls import TLSFileError
 
 logger = structlog.get_logger()
 # What is larger is an image: kept, it would be 75 MB for each request that has none any more.
@@ -31,6 +33,7 @@ async def serve(settings: Settings, metrics: Metrics) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     reload_on_sighup()
+    warn_of_plain_text(settings)
     async with running_gateway(settings, metrics) as port:
         logger.info("serving", service="gateway", host=settings.host, port=port)
         supervisor().serves(settings.host, port)
@@ -50,7 +53,7 @@ def main() -> None:
     try:
         with serving_metrics(metrics.registry, settings.host, settings.metrics_port):
             asyncio.run(serve(settings, metrics))
-    except OSError as error:
+    except (OSError, TLSFileError) as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)
 

@@ -54,6 +54,7 @@ from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.status import status
 from gateway.tiles import tiles
+from gateway.tls import encrypting
 from gateway.tokens import detokenize, tokenize
 from gateway.traffic import Traffic
 
@@ -182,12 +183,13 @@ async def running_gateway(settings: Settings, metrics: Metrics | None = None) ->
 
     Raises:
         OSError: the address cannot be bound.
+        TLSFileError: a file of TLS cannot be used.
     """
     app = create_app(settings, metrics or Metrics())
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     assert runner.server
-    connect = partial(
+    serve = partial(
         Connection,
         runner.server,
         app[CONNECTIONS],
@@ -200,7 +202,10 @@ async def running_gateway(settings: Settings, metrics: Metrics | None = None) ->
             listeners = await listen(settings.host, settings.port)
             for listener in listeners:
                 exits.enter_context(listener)
-            async with app[CONNECTIONS].served(listeners, connect):
+            async with (
+                encrypting(settings.tls, serve) as connect,
+                app[CONNECTIONS].served(listeners, connect),
+            ):
                 yield listeners[0].getsockname()[1]
                 await app[TRAFFIC].drain(settings.drain_seconds)
     finally:

@@ -17,6 +17,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection
 
 from protos.process.calls import CallInterceptor
+from protos.process.exposure import warn_of_plain_text
 from protos.process.health import HealthServicer
 from protos.process.metrics import serving_metrics
 from protos.process.reload import reload_on_sighup
@@ -186,6 +187,7 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
     reload_on_sighup()
+    warn_of_plain_text(settings)
     with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
         async with running_server(
             service,
