@@ -16,6 +16,7 @@ from protos.process import logs
 from protos.process.allocator import keep_freed_memory
 from protos.process.metrics import serving_metrics
 from protos.process.settings import MIB, read_settings
+from protos.process.tls import TLSFileError
 
 logger = structlog.get_logger()
 # What is larger is an image: kept, it would be 75 MB for each request that has none any more.
@@ -44,7 +45,7 @@ def main() -> None:
     try:
         with serving_metrics(metrics.registry, settings.host, settings.metrics_port):
             asyncio.run(serve(settings, metrics))
-    except OSError as error:
+    except (OSError, TLSFileError) as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)
 
