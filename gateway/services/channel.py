@@ -123,31 +123,32 @@ async def open_channel(
         TLSFileError: a file of TLS cannot be used.
     """
     allow_hash_keys()
-    connect = partial(_channel, address, service, tls)
-    if tls is None:
-        async with connect() as channel, owning(asyncio.create_task(keep_connected(channel))):
-            yield channel
-    else:
-        asks = partial(
-            check_health, name=service, service=SPOKEN_NAMES[service], seconds=HEALTH_SECONDS
-        )
-        async with open_renewed_channel(
-            connect, asks, tls.files.paths, tls.poll_seconds
-        ) as channel:
-            yield channel
-
-
-def _channel(address: str, service: str, tls: ServiceTLS | None) -> grpc.aio.Channel:
     options = [
         *KEEPALIVE_OPTIONS,
         *CHANNEL_OPTIONS,
         ("grpc.service_config", service_config(service)),
     ]
-    if tls is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    if tls.server_name:
-        options.append(("grpc.default_authority", tls.server_name))
-    return grpc.aio.secure_channel(address, client_credentials(tls.files), options=options)
+    if tls:
+        connect = partial(_connect, address, options, tls)
+        is_served = partial(
+            check_health, name=service, service=SPOKEN_NAMES[service], seconds=HEALTH_SECONDS
+        )
+        async with open_renewed_channel(
+            connect, is_served, tls.files.paths, tls.poll_seconds
+        ) as channel:
+            yield channel
+    else:
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            async with owning(asyncio.create_task(keep_connected(channel))):
+                yield channel
+
+
+async def _connect(
+    address: str, options: Sequence[tuple[str, Any]], tls: ServiceTLS
+) -> grpc.aio.Channel:
+    credentials = await asyncio.to_thread(client_credentials, tls.files)
+    name = [("grpc.default_authority", tls.server_name)] if tls.server_name else []
+    return grpc.aio.secure_channel(address, credentials, options=[*options, *name])
 
 
 def soon(deadline: float, seconds: float) -> float:

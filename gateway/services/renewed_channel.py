@@ -18,8 +18,8 @@ from protos.process.watched_files import watching
 
 logger = structlog.get_logger()
 
-Connect = Callable[[], grpc.aio.Channel]
-Works = Callable[[grpc.aio.Channel], Awaitable[None]]
+Connect = Callable[[], Awaitable[grpc.aio.Channel]]
+IsServed = Callable[[grpc.aio.Channel], Awaitable[None]]
 # Calls on a channel that takes no more of them have a deadline of their own: at most a day.
 LONGEST_CALL_SECONDS = 86_400.0
 # Until a service is asked again whether it takes a connection.
@@ -87,7 +87,7 @@ class _Method:
 
 @asynccontextmanager
 async def open_renewed_channel(
-    connect: Connect, works: Works, paths: Sequence[Path], poll_seconds: float
+    connect: Connect, is_served: IsServed, paths: Sequence[Path], poll_seconds: float
 ) -> AsyncIterator[RenewedChannel]:
     """Yields a channel that begins anew when files change.
 
@@ -96,7 +96,7 @@ async def open_renewed_channel(
 
     Args:
         connect: returns a channel with the certificates that the files hold now.
-        works: asks a service something over a channel; raises ServiceError if that fails.
+        is_served: asks over a channel whether a service serves; raises ServiceError if none does.
         paths: the files.
         poll_seconds: how often they are looked at.
 
@@ -106,8 +106,8 @@ async def open_renewed_channel(
     changed = asyncio.Event()
     async with (
         watching(paths, changed.set, poll_seconds),
-        RenewedChannel(connect()) as channel,
-        owning(asyncio.create_task(_renew(channel, connect, works, changed))),
+        RenewedChannel(await connect()) as channel,
+        owning(asyncio.create_task(_renew(channel, connect, is_served, changed))),
     ):
         yield channel
 
@@ -120,13 +120,13 @@ async def keep_connected(channel: grpc.aio.Channel) -> None:
 
 
 async def _renew(
-    channel: RenewedChannel, connect: Connect, works: Works, changed: asyncio.Event
+    channel: RenewedChannel, connect: Connect, is_served: IsServed, changed: asyncio.Event
 ) -> None:
     closing: set[asyncio.Task[None]] = set()
     try:
         while True:
             async with owning(asyncio.create_task(keep_connected(channel.latest))):
-                successor = await _successor(connect, works, changed)
+                successor = await _successor(connect, is_served, changed)
             former, channel.latest = channel.latest, successor
             closing.add(ending := asyncio.create_task(former.close(LONGEST_CALL_SECONDS)))
             ending.add_done_callback(closing.discard)
@@ -135,26 +135,28 @@ async def _renew(
             pass
 
 
-async def _successor(connect: Connect, works: Works, changed: asyncio.Event) -> grpc.aio.Channel:
+async def _successor(
+    connect: Connect, is_served: IsServed, changed: asyncio.Event
+) -> grpc.aio.Channel:
     """Returns a channel with new certificates that a service takes."""
     while True:
         await changed.wait()
         changed.clear()
         try:
-            successor = connect()
+            successor = await connect()
         except TLSFileError as error:
             logger.error("certificate_kept", error=str(error))
             continue
-        if await _is_taken(successor, works, changed):
+        if await _is_taken(successor, is_served, changed):
             return successor
         await successor.close()
 
 
-async def _is_taken(channel: grpc.aio.Channel, works: Works, changed: asyncio.Event) -> bool:
+async def _is_taken(channel: grpc.aio.Channel, is_served: IsServed, changed: asyncio.Event) -> bool:
     """Waits until a service takes a connection; False if the files have changed once more."""
     while not changed.is_set():
         try:
-            await works(channel)
+            await is_served(channel)
         except ServiceError as error:
             logger.warning("certificate_kept", error=f"with the new one {error.message}")
             await asyncio.sleep(RETRY_SECONDS)

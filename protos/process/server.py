@@ -21,8 +21,10 @@ from protos.process.calls import CallInterceptor
 from protos.process.credentials import server_credentials
 from protos.process.health import HealthServicer
 from protos.process.metrics import serving_metrics
+from protos.process.reload import reload_on_sighup
 from protos.process.service_metrics import ServiceMetrics
-from protos.process.settings import GrpcSettings
+from protos.process.settings import GrpcSettings, is_loopback
+from protos.process.supervisor import supervisor
 from protos.process.tls import TLSFileError, TLSFiles
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
@@ -179,7 +181,9 @@ def exit_on_stop_signals() -> None:
 
     For the time of loading: a process that is its container's first one ignores SIGTERM by default,
     and the others show a traceback at Ctrl-C. The exit status is the shell's, 143 for SIGTERM.
+    SIGHUP, which would end it too, has nothing to reread yet.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for signum in STOP_SIGNALS:
         signal.signal(signum, lambda number, _: os._exit(128 + number))
 
@@ -198,6 +202,8 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
     loop = asyncio.get_running_loop()
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
+    reload_on_sighup()
+    _warn_if_plain(settings)
     with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
         async with running_server(
             service,
@@ -210,9 +216,22 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
             client_names=settings.client_names,
         ) as port:
             logger.info("serving", service=service.name, host=settings.host, port=port)
-            healthy = await _wait_until(stop, service.is_healthy)
+            supervisor().serves(settings.host, port)
+            async with supervisor().watching(service.is_healthy):
+                healthy = await _wait_until(stop, service.is_healthy)
             logger.info("draining", service=service.name, engine_healthy=healthy)
+            supervisor().drains()
     return healthy
+
+
+def _warn_if_plain(settings: GrpcSettings) -> None:
+    if settings.tls is None and not is_loopback(settings.host):
+        logger.warning(
+            "connections_plain",
+            host=settings.host,
+            warning="whoever reaches this service may call it, and whoever is between reads all;"
+            " --tls-certificate-file and --tls-client-ca-file end that",
+        )
 
 
 async def _wait_until(stop: asyncio.Event, is_healthy: Callable[[], bool]) -> bool:
