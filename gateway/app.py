@@ -143,8 +143,8 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     )
     count_attempt = app[METRICS].count_attempt
     async with (
-        open_channel(settings.vision_address, VISION_SERVICE) as vision,
-        open_channel(settings.llm_address, LLM_SERVICE) as llm,
+        open_channel(settings.vision_address, VISION_SERVICE, settings.service_tls) as vision,
+        open_channel(settings.llm_address, LLM_SERVICE, settings.service_tls) as llm,
         open_downloads(settings.download_options) as downloads,
         open_replica_count(settings.vision_address) as vision_count,
         open_replica_count(settings.llm_address) as llm_count,

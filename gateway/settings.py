@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yarl
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.bodies import BodyLimits
@@ -18,8 +18,10 @@ from gateway.images.downloads import DownloadOptions
 from gateway.images.folders import split_folders
 from gateway.origins import AllowedOrigins
 from gateway.release import release
+from gateway.services.channel import ServiceTLS
 from gateway.services.routing import QueueLimits
-from protos.process.settings import GIB, MIB, ServingSettings
+from protos.process.settings import GIB, MIB, CertificatesPath, KeyPath, ServingSettings
+from protos.process.tls import TLSFiles
 
 
 def _request_seconds(options: dict[str, Any]) -> float:
@@ -39,6 +41,17 @@ class Settings(ServingSettings):
     """Address of the vision service as gRPC writes it; all addresses of a name share the calls."""
     llm_address: str = Field(default="127.0.0.1:50052", min_length=1)
     """Address of the LLM service as gRPC writes it; all addresses of a name share the calls."""
+    service_ca_file: CertificatesPath | None = None
+    """File of the certificates of the authorities that sign the services' certificates, in PEM
+    form: connections to both services are encrypted then. This file and the next two are read anew
+    when they change, and calls go on. Default: none are encrypted."""
+    service_certificate_file: CertificatesPath | None = None
+    """File of the gateway's own certificate, for services that want one (--tls-client-ca-file)."""
+    service_key_file: KeyPath | None = None
+    """File of that certificate's private key, without a passphrase."""
+    service_server_name: str = ""
+    """Name that the services' certificates must have. Default: the one in --vision-address or
+    --llm-address, which in a list of numbers is none."""
     page: bool = True
     """Serve the web page at /: a playground to ask about pictures. --no-page turns it off."""
     allow_mismatched_checkpoints: bool = False
@@ -114,6 +127,27 @@ class Settings(ServingSettings):
     sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
     """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
     none is sent."""
+
+    @model_validator(mode="after")
+    def _check_service_tls(self) -> Settings:
+        own = self.service_certificate_file, self.service_key_file
+        if any(own) != all(own):
+            raise ValueError("--service-certificate-file and --service-key-file go together")
+        if not self.service_ca_file and (any(own) or self.service_server_name):
+            raise ValueError(
+                "--service-certificate-file and --service-server-name need --service-ca-file"
+            )
+        if self.service_tls:
+            self.service_tls.files.check()
+        return self
+
+    @property
+    def service_tls(self) -> ServiceTLS | None:
+        """How connections to the services are encrypted; None where they are not."""
+        if not self.service_ca_file:
+            return None
+        files = TLSFiles(self.service_certificate_file, self.service_key_file, self.service_ca_file)
+        return ServiceTLS(files, self.service_server_name)
 
     @field_validator("file_root")
     @classmethod

@@ -15,14 +15,14 @@ def warn_of_plain_text(settings: ServingSettings) -> None:
         return
     if settings.tls is None:
         logger.warning(
-            "plain_text",
+            "connections_plain",
             host=settings.host,
-            warning="who is between this port and its clients reads and changes what they send;"
-            " --tls-certificate-file and --tls-key-file encrypt it, --host 127.0.0.1 keeps it here",
+            warning="whoever is between this port and its clients reads and changes what they send;"
+            " --tls-certificate-file and --tls-key-file end that, --host 127.0.0.1 keeps it here",
         )
     elif settings.metrics_port is not None:
         logger.warning(
-            "plain_text_metrics",
+            "metrics_plain",
             port=settings.metrics_port,
             warning="metrics are not encrypted: let nobody but Prometheus reach their port",
         )

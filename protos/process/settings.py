@@ -80,9 +80,8 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 # Repeated on the command line they arrive as one text, with commas between them.
-ModelNames = Annotated[
-    tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)
-]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+ModelNames = Annotated[Names, AfterValidator(_distinct)]
 
 
 @lru_cache  # the gateway asks it of each request's client
@@ -250,6 +249,22 @@ class GrpcSettings(ServingSettings):
     connection_age_seconds: float = Field(default=5.0, ge=1, le=86_400)
     """How long a connection takes new calls, give or take a tenth; those on it go on to their end.
     A client then looks the service's name up again: so soon a gateway knows of a new replica."""
+    tls_client_names: Names = ()
+    """Names of the clients that may call: DNS names or URIs (SPIFFE) of which the client's
+    certificate must have one. May be given several times (or as a JSON list); necessary with
+    --tls-client-ca-file, as an authority signs more than gateways. Only the health is told to any
+    of its clients."""
+
+    @model_validator(mode="after")
+    def _name_the_clients(self) -> GrpcSettings:
+        if bool(self.tls_client_ca_file) != bool(self.tls_client_names):
+            raise ValueError("--tls-client-ca-file and --tls-client-names go together")
+        return self
+
+    @property
+    def client_names(self) -> frozenset[str] | None:
+        """The names of the clients that may call; None for anybody."""
+        return frozenset(self.tls_client_names) if self.tls_client_ca_file else None
 
 
 class EngineSettings(GrpcSettings):

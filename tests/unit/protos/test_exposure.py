@@ -23,7 +23,7 @@ def warnings(**options: Any) -> list[Any]:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "203.0.113.7", "llm.example"])
 def test_a_port_that_others_reach(host: str) -> None:
     (warning,) = warnings(host=host, metrics_port=0)
-    assert (warning["event"], warning["log_level"]) == ("plain_text", "warning")
+    assert (warning["event"], warning["log_level"]) == ("connections_plain", "warning")
     assert warning["host"] == host
     assert "--tls-certificate-file" in warning["warning"]
 
@@ -37,4 +37,4 @@ def test_an_encrypted_port_beside_one_of_metrics(tmp_path: Path) -> None:
     options = https_options(issue(trustme.CA(), tmp_path, "llm.example"))
     assert warnings(host="0.0.0.0", **options) == []
     (warning,) = warnings(host="0.0.0.0", metrics_port=9090, **options)
-    assert (warning["event"], warning["port"]) == ("plain_text_metrics", 9090)
+    assert (warning["event"], warning["port"]) == ("metrics_plain", 9090)
