@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.images.folders import split_folders
@@ -45,6 +45,11 @@ class Settings(ServingSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which Prometheus finds the gateway's metrics, at /metrics. Those of the services need
     other ports: `metrics_port` in the tables [vision] and [llm]. Default: none are served."""
+    dev_tls: bool = False
+    """Encrypt all connections with certificates that are made for this start: for trying out, as
+    clients must be told to trust them. They are in `tls` in the state folder. Who has certificates
+    gives --tls-certificate-file and --tls-key-file for the gateway, and in the tables [vision],
+    [llm] and [gateway] those of the services, and the gateway's for these."""
     checkpoint: CheckpointFolder
     """Folder of an original InternVL checkpoint, or a hub id such as OpenGVLab/InternVL2_5-8B,
     which is taken from the local Hugging Face cache."""
@@ -63,6 +68,12 @@ class Settings(ServingSettings):
     state_folder: AbsolutePath = Field(default_factory=default_state_folder)
     """Folder of the three logs, and of what status and stop have to know. Each folder serves one
     checkpoint at a time. Default: internvl in $XDG_STATE_HOME or ~/.local/state."""
+
+    @model_validator(mode="after")
+    def _has_one_certificate(self) -> Settings:
+        if self.dev_tls and self.tls:
+            raise ValueError("--dev-tls makes certificates; --tls-certificate-file has one")
+        return self
 
     @property
     def model_names(self) -> tuple[str, ...]:
