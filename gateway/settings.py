@@ -20,7 +20,7 @@ from gateway.origins import AllowedOrigins
 from gateway.release import release
 from gateway.services.channel import ServiceTLS
 from gateway.services.routing import QueueLimits
-from protos.process.settings import GIB, MIB, CertificatesPath, KeyPath, ServingSettings
+from protos.process.settings import GIB, MIB, CertificatesPath, KeyPath, ServingSettings, check_tls
 from protos.process.tls import TLSFiles
 
 
@@ -138,7 +138,7 @@ class Settings(ServingSettings):
                 "--service-certificate-file and --service-server-name need --service-ca-file"
             )
         if self.service_tls:
-            self.service_tls.files.check()
+            check_tls("--service-certificate-file", self.service_tls.files)
         return self
 
     @property

@@ -77,9 +77,9 @@ ONE_PATIENCE_SECONDS = 1.0
 HEALTH_SECONDS = 5.0
 # What says that a replica has no answer now, though another one may.
 NO_ANSWER = (UnavailableError, DeadlineError, OverloadedError)
-# After a line in the log that says that a service is unavailable.
+# After a line in the log that says that a service is unavailable, or denies us something.
 QUIET_SECONDS = 1.0
-_quiet_until: dict[str, float] = {}
+_quiet_until: dict[tuple[str, str], float] = {}
 # What grpc says of a handshake that failed, and what that means; the first that it holds counts.
 HANDSHAKE_HINTS = {
     "Hostname Verification": "the service's certificate is not for the name that stands in its"
@@ -128,19 +128,18 @@ async def open_channel(
         *CHANNEL_OPTIONS,
         ("grpc.service_config", service_config(service)),
     ]
-    if tls:
-        connect = partial(_connect, address, options, tls)
-        is_served = partial(
-            check_health, name=service, service=SPOKEN_NAMES[service], seconds=HEALTH_SECONDS
-        )
-        async with open_renewed_channel(
-            connect, is_served, tls.files.paths, tls.poll_seconds
-        ) as channel:
-            yield channel
-    else:
-        async with grpc.aio.insecure_channel(address, options=options) as channel:
-            async with owning(asyncio.create_task(keep_connected(channel))):
-                yield channel
+    if tls is None:
+        plain = grpc.aio.insecure_channel(address, options=options)
+        async with plain, owning(asyncio.create_task(keep_connected(plain))):
+            yield plain
+        return
+    connect = partial(_connect, address, options, tls)
+    is_served = partial(
+        check_health, name=service, service=SPOKEN_NAMES[service], seconds=HEALTH_SECONDS
+    )
+    paths = tls.files.paths
+    async with open_renewed_channel(connect, is_served, paths, tls.poll_seconds) as renewed:
+        yield renewed
 
 
 async def _connect(
@@ -183,23 +182,27 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
         return EngineDeadError(f"the engine of the {service} service failed", retry_after=1)
     if isinstance(failure, UnavailableError) or _broke_off(error):
         # grpc's own text holds addresses: for the log, not for clients.
-        _log_unavailable(service, error.details() or "")
+        details = error.details() or ""
+        if _may_log("unavailable", service):
+            logger.warning("unavailable", service=service, details=details, **_hint(details))
         return UnavailableError(f"the {service} service is unavailable", retry_after=1)
     if isinstance(failure, AccessDeniedError):
         # It denies the gateway something, not the gateway's client.
-        logger.error("denied", service=service, details=failure.message)
+        if _may_log("denied", service):
+            logger.error("denied", service=service, details=failure.message)
         return ServiceError(f"the {service} service refused what the gateway passed on to it")
     if isinstance(failure, DeadlineError):
         return DeadlineError(f"the {service} service did not end within the request's time")
     return failure
 
 
-def _log_unavailable(service: str, details: str) -> None:
-    """Logs it once in a while: when a service is gone, each request asks for it several times."""
+def _may_log(event: str, service: str) -> bool:
+    """Lets it be logged once in a while: of a service that is gone each request asks often."""
     now = time.monotonic()
-    if now >= _quiet_until.get(service, 0.0):
-        _quiet_until[service] = now + QUIET_SECONDS
-        logger.warning("unavailable", service=service, details=details, **_hint(details))
+    if now < _quiet_until.get((event, service), 0.0):
+        return False
+    _quiet_until[event, service] = now + QUIET_SECONDS
+    return True
 
 
 def _hint(details: str) -> dict[str, str]:

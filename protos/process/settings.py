@@ -38,7 +38,7 @@ from pydantic_settings import (
 
 from protos.checkpoint.location import CheckpointFolder
 from protos.process.logs import LogFormat, LogLevel
-from protos.process.tls import TLSFiles, check_certificates, check_key
+from protos.process.tls import TLSFileError, TLSFiles, check_certificates, check_key
 from protos.signature import EmbeddingKey
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
@@ -100,6 +100,14 @@ def _is_on_loopback(options: dict[str, Any]) -> bool:
 def _readable_key(path: Path) -> Path:
     EmbeddingKey.read(path)
     return path.absolute()
+
+
+def check_tls(option: str, files: TLSFiles) -> None:
+    """Raises ValueError, with the option's name, unless a process can start with the files."""
+    try:
+        files.check()
+    except TLSFileError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 CertificatesPath = Annotated[Path, AfterValidator(check_certificates)]
@@ -172,7 +180,7 @@ class ServingSettings(Options):
                 " needs both"
             )
         if self.tls:
-            self.tls.check()
+            check_tls("--tls-certificate-file", self.tls)
         return self
 
     @property
