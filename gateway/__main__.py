@@ -8,6 +8,7 @@ import sys
 
 import structlog
 
+from gateway.access.key_file import KeyFileError
 from gateway.app import running_gateway
 from gateway.descriptors import raise_descriptor_limit
 from gateway.metrics import Metrics
@@ -53,7 +54,7 @@ def main() -> None:
     try:
         with serving_metrics(metrics.registry, settings.host, settings.metrics_port):
             asyncio.run(serve(settings, metrics))
-    except (OSError, TLSFileError) as error:
+    except (KeyFileError, OSError, TLSFileError) as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)
 

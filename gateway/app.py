@@ -10,6 +10,7 @@ from functools import partial
 from aiohttp import web
 
 from gateway import handlers, middlewares
+from gateway.access.reloading import open_key_ring
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatPipeline
 from gateway.connections import Connection, Connections
@@ -24,6 +25,7 @@ from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
     DIALECT_BY_PATH,
+    KEY_RING,
     MEMORY,
     METRICS,
     ORIGINS,
@@ -94,7 +96,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app[DIALECT_BY_PATH] = {each.path: each for each in (*DIALECTS, MESSAGES_COUNT)}
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
-    app.cleanup_ctx.extend([_pools, _services])
+    app.cleanup_ctx.extend([_pools, _key_ring, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
@@ -114,7 +116,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
             web.get("/ping", handlers.ready),
-            document_route(OPERATIONS),
+            document_route(OPERATIONS, asks_for_keys=settings.key_source is not None),
         ]
     )
     if settings.page:
@@ -133,6 +135,17 @@ async def _pools(app: web.Application) -> AsyncIterator[None]:
         app[POOLS] = pools
         if app[SETTINGS].page:
             await pools.files.run(page_files)  # so that no request waits for the disk
+        yield
+
+
+async def _key_ring(app: web.Application) -> AsyncIterator[None]:
+    source = app[SETTINGS].key_source
+    if source is None:
+        app[KEY_RING] = None
+        yield
+        return
+    note_refused = app[METRICS].callers.note_file
+    async with open_key_ring(source, app[POOLS].files, note_refused) as app[KEY_RING]:
         yield
 
 
