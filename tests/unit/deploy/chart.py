@@ -95,12 +95,24 @@ EVERYTHING = merged(
         },
     },
 )
+ENCRYPTED: Values = merged(
+    ON_A_HOST,
+    {
+        "tls": {
+            "enabled": True,
+            "secrets": {name: f"{name}-certificate" for name in COMPONENTS},
+        },
+        "apiKeys": {"existingSecret": "keys", "secretKey": "ours.yaml"},
+        "gateway": {"tls": {"existingSecret": "chat-example-com"}},
+    },
+)
 CASES: dict[str, Values] = {
     "demo": example("demo-cpu"),
     "gpu": example("gpu-8b"),
     "gpu, autoscaled": merged(example("gpu-8b"), example("autoscaled")),
     "nothing": NOTHING,
     "everything": EVERYTHING,
+    "encrypted": ENCRYPTED,
 }
 
 

@@ -287,6 +287,22 @@ def secret_names(documents: list[Document]) -> list[str | None]:
     return [names[0] if names else None for names in secrets]
 
 
+def test_certificates_and_api_keys_are_mounted_as_folders_that_change() -> None:
+    """A file that is mounted by itself (subPath) keeps what it had at the pod's start."""
+    deployments = of_kind(rendered(CASES["encrypted"]), "Deployment")
+    for name in COMPONENTS:
+        volumes = {
+            volume["name"]: volume["secret"]["secretName"]
+            for volume in pod(deployments[name])["volumes"]
+            if "secret" in volume
+        }
+        assert volumes.pop("tls") == f"{name}-certificate"
+        if name == "gateway":
+            assert volumes == {"https": "chat-example-com", "api-keys": "keys"}
+        mounts = container(deployments[name])["volumeMounts"]
+        assert not any("subPath" in mount for mount in mounts if "secrets" in mount["mountPath"])
+
+
 def test_a_downloads_secrets_stay_secrets() -> None:
     documents = rendered(EVERYTHING)
     for name in SERVICES:
