@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +26,7 @@ from protos.process.reload import reload_on_sighup
 from protos.process.service_metrics import ServiceMetrics
 from protos.process.settings import GrpcSettings
 from protos.process.supervisor import supervisor
-from protos.process.tls import TLSFileError, TLSFiles
+from protos.process.tls import TLSFileError, TLSFiles, warning_daily
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -114,7 +114,8 @@ async def running_server(
     bound_port = _bind(server, f"{host}:{port}", tls)
     await server.start()
     try:
-        yield bound_port
+        async with warning_daily(tls) if tls else nullcontext():
+            yield bound_port
     finally:
         health.drain()
         if health.is_watched and service.is_healthy():

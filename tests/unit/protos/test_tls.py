@@ -69,6 +69,16 @@ def test_a_client_may_have_authorities_alone(files: TLSFiles) -> None:
         ),
         ("authorities", AUTHORITY.pem[:99], "{authorities} holds no certificates in PEM form"),
     ],
+    ids=[
+        "missing",
+        "nonsense",
+        "no ASCII",
+        "certificate of another key",
+        "empty",
+        "passphrase",
+        "key of another certificate",
+        "half an authority",
+    ],
 )
 def test_a_file_that_cannot_be_used_is_named(
     files: TLSFiles, name: str, content: bytes | None, sentence: str
