@@ -21,6 +21,7 @@ from protos.process.health import HealthServicer
 from protos.process.metrics import serving_metrics
 from protos.process.service_metrics import ServiceMetrics
 from protos.process.settings import GrpcSettings
+from protos.process.tracing import exporting
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -181,7 +182,11 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
     loop = asyncio.get_running_loop()
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
-    with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
+    program = settings.model_config.get("cli_prog_name") or service.name
+    with (
+        serving_metrics(service.metrics.registry, settings.host, settings.metrics_port),
+        exporting(program, settings.otlp_endpoint),
+    ):
         async with running_server(
             service,
             settings.host,
