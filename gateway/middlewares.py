@@ -22,7 +22,7 @@ from gateway.keys import (
     REQUEST_ID,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
-from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
+from gateway.paths import HEALTH_PATHS, QUIET_PATHS, guidance
 from gateway.record import RequestRecord
 from protos.errors import (
     AccessDeniedError,
@@ -38,8 +38,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # What nginx logs when the client went away before the answer.
 CLIENT_CLOSED_REQUEST = 499
-# Asked for all the time, and of no weight.
-QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status", "/load", "/openapi.json"}
 
 IGNORED_KEY = "x-internvl-ignored"
 

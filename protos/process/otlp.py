@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -23,9 +22,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from protos.errors import ServiceError
 from protos.process.settings import OTLPProtocol, otlp_protocol
-from protos.process.tracing import FLUSH_SECONDS, Kind, Metadata, Span, Value
+from protos.process.tracing import FLUSH_SECONDS, Kind, Metadata, Span, Value, error_type
 
 logger = structlog.get_logger()
 
@@ -87,14 +85,8 @@ class OTLPSpan:
     ) -> None:
         context.detach(self._token)
         if error is not None and not isinstance(error, GeneratorExit):
-            self.fail(_error_type(error))
+            self.fail(error_type(error))
         self._span.end()
-
-
-def _error_type(error: BaseException) -> str:
-    if isinstance(error, ServiceError):
-        return error.reason
-    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else type(error).__name__
 
 
 class OTLPExporter:

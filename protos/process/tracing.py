@@ -7,14 +7,18 @@ span is nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
+from protos.errors import ServiceError
+
 Kind = Literal["internal", "server", "client"]
 Value = str | bool | int | float | Sequence[str]
 Metadata = Iterable[tuple[str, Any]]
+NOTHING: Mapping[str, Value] = {}
 # How long the last spans may take on their way out of a process that ends.
 FLUSH_SECONDS = 3.0
 
@@ -101,23 +105,36 @@ _NO_CONTEXT: AbstractContextManager[None] = nullcontext()
 _exporter: Exporter | None = None
 
 
+def error_type(error: BaseException) -> str:
+    """Returns what an exception is called in traces: see `Span`."""
+    if isinstance(error, ServiceError):
+        return error.reason
+    return "CANCELLED" if isinstance(error, asyncio.CancelledError) else type(error).__name__
+
+
 def is_exporting() -> bool:
     """Returns whether spans go anywhere."""
     return _exporter is not None
 
 
 def span(
-    name: str, kind: Kind = "internal", start: float | None = None, **attributes: Value
+    name: str,
+    kind: Kind = "internal",
+    attributes: Mapping[str, Value] = NOTHING,
+    *,
+    start: float | None = None,
+    **ours: Value,
 ) -> Span:
     """Returns a span below the current one, to be entered at once.
 
     Args:
         name: as in the catalog.
         kind: "server": of a caller's request; "client": of a call of another process.
+        attributes: those of conventions that are known by now.
         start: when it began, if before now, as all times of `time.monotonic()`.
-        **attributes: that are known by now.
+        **ours: attributes of our own.
     """
-    return _exporter.span(name, kind, start, attributes) if _exporter else NO_SPAN
+    return _exporter.span(name, kind, start, {**attributes, **ours}) if _exporter else NO_SPAN
 
 
 def add_span(name: str, start: float, end: float, **attributes: Value) -> None:
@@ -144,7 +161,7 @@ def continued(metadata: Metadata | None) -> AbstractContextManager[None]:
     return _exporter.continued(metadata or ()) if _exporter else _NO_CONTEXT
 
 
-def observe(name: str, seconds: float, **attributes: Value) -> None:
+def observe(name: str, seconds: float, attributes: Mapping[str, Value]) -> None:
     """Adds a duration to one of the histograms that `exporting` was told of."""
     if _exporter:
         _exporter.observe(name, seconds, attributes)
