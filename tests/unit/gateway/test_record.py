@@ -153,6 +153,8 @@ def test_the_line_names_all_stages_and_no_clock(clock: Clock) -> None:
         "cached_token_count": 16,
         "output_token_count": 5,
         "error": "NOT_FOUND",
+        "caller": None,
+        "model": None,
         "ignored_fields": None,
     }
 
