@@ -212,11 +212,12 @@ def _complaints_logged() -> Iterator[None]:
     complaints = _Complaints()
     library = logging.getLogger("opentelemetry")
     library.addHandler(complaints)
-    library.propagate = False
+    propagates, library.propagate = library.propagate, False
     try:
         yield
     finally:
         library.removeHandler(complaints)
+        library.propagate = propagates
 
 
 class _Complaints(logging.Handler):
