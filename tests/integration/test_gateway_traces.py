@@ -174,21 +174,29 @@ async def test_an_answers_id_is_that_of_its_span(
 
 async def slowly(body: bytes) -> AsyncIterator[bytes]:
     yield body[:10]
-    await asyncio.sleep(2 * NEAR)
+    await asyncio.sleep(4 * NEAR)
     yield body[10:]
+
+
+async def release(llm: ScriptedLLM) -> None:
+    """Lets an answer end some time after it began."""
+    await llm.stalled.wait()
+    await asyncio.sleep(2 * NEAR)
+    llm.released.set()
 
 
 async def test_server_timing_says_what_the_spans_say(receiver: Receiver) -> None:
     headers = {"x-internvl-server-timing": "1", "traceparent": TRACEPARENT}
     vision = ScriptedVision(chunk_byte_count=80, failures=[UnavailableError("gone")])
     llm = ScriptedLLM(reading_seconds=0.05, stalls=True)
-    asyncio.get_running_loop().call_later(1.0, llm.released.set)
+    releasing = asyncio.create_task(release(llm))
     body = json.dumps(chat_body(**about(b"cat", b"dog"))).encode()
     async with (
         stack(vision, llm) as gateway,
         gateway.http.post(CHAT, data=slowly(body), headers=headers) as response,
     ):
         stages = told(response.headers["Server-Timing"]).stages
+        await releasing
         await receiver.wait_for(HTTP_SPAN)
     spans = receiver.trace(TRACE_ID)
     http, call = one(spans, HTTP_SPAN), one(spans, "llm generate")
