@@ -23,7 +23,7 @@ from protos.process import logs, tracing
 from tests.fakes import MODEL, Gateway, ScriptedLLM, ScriptedVision, chat_body, stack
 from tests.integration.test_gateway_metrics import about
 from tests.server_timings import told
-from tests.traces.catalog import check, check_points, untold
+from tests.traces.catalog import catalog, check, check_points, untold
 from tests.traces.receiver import Receiver, Span, receiving
 
 CHAT = "/v1/chat/completions"
@@ -58,13 +58,14 @@ def names(spans: list[Span]) -> dict[str, str]:
 
 
 async def trace_of(receiver: Receiver, gateway: Gateway, **fields: Any) -> list[Span]:
-    """Returns the spans of a chat request, whose caller has a trace."""
+    """Returns the gateway's spans of a chat request, whose caller has a trace."""
     async with gateway.http.post(
         CHAT, json=chat_body(**fields), headers={"traceparent": TRACEPARENT}
     ) as response:
         await response.read()
     await receiver.wait_for(HTTP_SPAN)
-    return receiver.trace(TRACE_ID)
+    spans = receiver.trace(TRACE_ID)
+    return [span for span in spans if catalog().entry(span)["process"] == "gateway"]
 
 
 def one(spans: list[Span], name: str) -> Span:
@@ -389,12 +390,9 @@ async def test_log_lines_have_the_traces_id(
     logs.configure("info", "json")
     async with stack() as gateway:
         await trace_of(receiver, gateway)
-    (line,) = [
-        json.loads(line)
-        for line in capsys.readouterr().err.splitlines()
-        if '"event": "request"' in line
-    ]
-    assert line["trace_id"] == TRACE_ID
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    told = [line["trace_id"] for line in lines if line["event"] == "request"]
+    assert told == [TRACE_ID] * 2, "the gateway's and the LLM service's"
 
 
 async def test_all_that_the_catalog_has_is_told(receiver: Receiver) -> None:
