@@ -27,6 +27,7 @@ from protos.process.service_metrics import ServiceMetrics
 from protos.process.settings import GrpcSettings
 from protos.process.supervisor import supervisor
 from protos.process.tls import TLSFileError, TLSFiles, warning_daily
+from protos.process.tracing import exporting
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -206,7 +207,11 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
         loop.add_signal_handler(signum, stop.set)
     reload_on_sighup()
     warn_of_plain_text(settings)
-    with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
+    program = settings.model_config.get("cli_prog_name") or service.name
+    with (
+        serving_metrics(service.metrics.registry, settings.host, settings.metrics_port),
+        exporting(program, settings.otlp_endpoint),
+    ):
         async with running_server(
             service,
             settings.host,
