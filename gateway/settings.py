@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,18 @@ from gateway.images.folders import split_folders
 from gateway.origins import AllowedOrigins
 from gateway.release import release
 from gateway.services.routing import QueueLimits
+from protos.process.option_errors import Contradiction
 from protos.process.settings import GIB, MIB, ServingSettings
+
+# Each limit with the one that comes before it: where that is less, the limit is never reached.
+OUTER_LIMITS = (
+    ("max_text_byte_count", "max_body_byte_count"),
+    ("max_image_byte_count", "max_total_image_byte_count"),
+    ("max_body_byte_count", "max_held_byte_count"),
+    ("max_total_image_byte_count", "max_held_byte_count"),
+    ("image_fetch_seconds", "request_seconds"),
+    ("max_queue_seconds", "request_seconds"),
+)
 
 
 def _request_seconds(options: dict[str, Any]) -> float:
@@ -114,6 +126,15 @@ class Settings(ServingSettings):
     sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
     """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
     none is sent."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields limits that were given, and are never reached."""
+        yield from super().contradictions()
+        for name, outer in OUTER_LIMITS:
+            limit, first = getattr(self, name), getattr(self, outer)
+            if name in self.model_fields_set and limit > first:
+                sentence = f"{limit} is more than {first}, and so never reached"
+                yield Contradiction((name, outer), sentence)
 
     @field_validator("file_root")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,8 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.images.folders import split_folders
 from protos.checkpoint.location import CheckpointFolder, model_name
-from protos.process.settings import ModelNames, Options, ServingSettings
+from protos.process.option_errors import Contradiction
+from protos.process.settings import ModelNames, Options, ServingSettings, missing_checkpoint
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
@@ -63,6 +65,11 @@ class Settings(ServingSettings):
     state_folder: AbsolutePath = Field(default_factory=default_state_folder)
     """Folder of the three logs, and of what status and stop have to know. Each folder serves one
     checkpoint at a time. Default: internvl in $XDG_STATE_HOME or ~/.local/state."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields a checkpoint that is not there, beside what all programs have."""
+        yield from super().contradictions()
+        yield from missing_checkpoint(self.checkpoint)
 
     @property
     def model_names(self) -> tuple[str, ...]:
