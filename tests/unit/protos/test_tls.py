@@ -126,8 +126,14 @@ def test_a_key_that_all_users_can_read_is_warned_of(files: TLSFiles) -> None:
         (["certificate"], "--tls-certificate-file, --tls-key-file: they go together"),
         (["key"], "--tls-certificate-file, --tls-key-file: they go together"),
         (["client-ca", "names"], "--tls-client-ca-file: it needs --tls-certificate-file"),
-        (["certificate", "key", "client-ca"], "--tls-client-ca-file, --tls-client-names: they go together"),
-        (["certificate", "key", "names"], "--tls-client-ca-file, --tls-client-names: they go together"),
+        (
+            ["certificate", "key", "client-ca"],
+            "--tls-client-ca-file, --tls-client-names: they go together",
+        ),
+        (
+            ["certificate", "key", "names"],
+            "--tls-client-ca-file, --tls-client-names: they go together",
+        ),
         (["certificate", "other key"], "--tls-certificate-file, --tls-key-file: the key"),
     ],
 )
