@@ -37,7 +37,7 @@ from pydantic_settings import (
 )
 
 from protos.checkpoint.location import CheckpointFolder
-from protos.process.logs import LogFormat, LogLevel
+from protos.process.logs import DEFAULT_LINES_PER_SECOND, LogFormat, LogLevel
 from protos.signature import EmbeddingKey
 
 SettingsType = TypeVar("SettingsType", bound=BaseSettings)
@@ -133,6 +133,10 @@ class ServingSettings(Options):
     """Least severe event that is logged."""
     log_format: LogFormat = "json"
     """How events are written: json for machines, console for people."""
+    log_lines_per_second: float = Field(default=DEFAULT_LINES_PER_SECOND, gt=0)
+    """Above so many info lines of requests a second, those of some requests are left out, the same
+    requests in each process. Warnings, errors and requests of 10 s and more are always logged; the
+    next line has left_out_count."""
     config: Path | None = None
     """TOML file of options. A program reads its own table, [vision], [llm], [gateway] or [serve],
     so that one file may serve all; names are written as here, with _ for -. The command line
