@@ -15,7 +15,9 @@ from gateway.settings import Settings
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
 from protos.process.metrics import serving_metrics
+from protos.process.reload import reload_on_sighup
 from protos.process.settings import MIB, read_settings
+from protos.process.supervisor import supervisor
 
 logger = structlog.get_logger()
 # What is larger is an image: kept, it would be 75 MB for each request that has none any more.
@@ -28,10 +30,14 @@ async def serve(settings: Settings, metrics: Metrics) -> None:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
+    reload_on_sighup()
     async with running_gateway(settings, metrics) as port:
         logger.info("serving", service="gateway", host=settings.host, port=port)
-        await stop.wait()
+        supervisor().serves(settings.host, port)
+        async with supervisor().watching(lambda: True):
+            await stop.wait()
         logger.info("draining", service="gateway")
+        supervisor().drains()
 
 
 def main() -> None:

@@ -19,8 +19,10 @@ from grpc_reflection.v1alpha import reflection
 from protos.process.calls import CallInterceptor
 from protos.process.health import HealthServicer
 from protos.process.metrics import serving_metrics
+from protos.process.reload import reload_on_sighup
 from protos.process.service_metrics import ServiceMetrics
 from protos.process.settings import GrpcSettings
+from protos.process.supervisor import supervisor
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -162,7 +164,9 @@ def exit_on_stop_signals() -> None:
 
     For the time of loading: a process that is its container's first one ignores SIGTERM by default,
     and the others show a traceback at Ctrl-C. The exit status is the shell's, 143 for SIGTERM.
+    SIGHUP, which would end it too, has nothing to reread yet.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for signum in STOP_SIGNALS:
         signal.signal(signum, lambda number, _: os._exit(128 + number))
 
@@ -181,6 +185,7 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
     loop = asyncio.get_running_loop()
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
+    reload_on_sighup()
     with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
         async with running_server(
             service,
@@ -191,8 +196,11 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
             connection_age_seconds=settings.connection_age_seconds,
         ) as port:
             logger.info("serving", service=service.name, host=settings.host, port=port)
-            healthy = await _wait_until(stop, service.is_healthy)
+            supervisor().serves(settings.host, port)
+            async with supervisor().watching(service.is_healthy):
+                healthy = await _wait_until(stop, service.is_healthy)
             logger.info("draining", service=service.name, engine_healthy=healthy)
+            supervisor().drains()
     return healthy
 
 
