@@ -11,18 +11,19 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.access.callers import ANYBODY
+from gateway.accounting import CLIENT_CLOSED_REQUEST, close_account
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import (
     CALLER,
     CONNECTIONS,
     DIALECT_BY_PATH,
-    METRICS,
     ORIGINS,
     RECORD,
     REQUEST_ID,
+    USAGE_LOG,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
-from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
+from gateway.paths import HEALTH_PATHS, guidance
 from gateway.record import RequestRecord
 from protos.errors import (
     AccessDeniedError,
@@ -36,11 +37,6 @@ logger = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# What nginx logs when the client went away before the answer.
-CLIENT_CLOSED_REQUEST = 499
-# Asked for all the time, and of no weight.
-QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status", "/load", "/openapi.json"}
-
 IGNORED_KEY = "x-internvl-ignored"
 
 
@@ -123,8 +119,8 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
 
 @web.middleware
 async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Counts a request when it is over, and logs a line: what it cost, never what it said."""
-    record = request[RECORD] = RequestRecord()
+    """Notes what a request cost when it is over, before its client has the answer's end."""
+    request[RECORD] = RequestRecord()
     status = 500
     try:
         response = await handler(request)
@@ -133,11 +129,9 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = CLIENT_CLOSED_REQUEST
         raise
     finally:
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource else "none"
-        log = logger.debug if route in QUIET_PATHS else logger.info
-        log("request", route=route, status=status, total_seconds=record.elapsed(), **record.costs())
-        request.app[METRICS].count_request(route, status, record)
+        usage = close_account(request, status)
+    if usage and (usage_log := request.app[USAGE_LOG]):
+        await usage_log.written(usage)
     return response
 
 

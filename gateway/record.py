@@ -56,6 +56,7 @@ class RequestRecord:
         encoded_image_count: those that the vision service computed.
         encoded_tile_count: how many tiles these had.
         prompt_token_count: of a complete answer, as all counts of tokens.
+        model: the name that it asked for, once it is known to be one of ours.
         error: the reason of the error that it ended with.
         caller: the name of the caller's key; None before it is known.
     """
@@ -73,6 +74,7 @@ class RequestRecord:
     image_token_count: int | None = None
     cached_token_count: int | None = None
     output_token_count: int | None = None
+    model: str | None = None
     error: str | None = None
     caller: str | None = None
     ignored_fields: str | None = None
@@ -158,6 +160,14 @@ class RequestRecord:
             if name not in untold and not name.startswith("_")
         }
         return stages | rest
+
+    def counts(self) -> dict[str, int | None]:
+        """Returns what it used, by the names of the log's line; None: it is not known."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name.endswith("_count") and not name.startswith("_")
+        }
 
     def _time(self, stage: Stage, start: float) -> None:
         self.stage_seconds[stage] = round(time.monotonic() - start, 6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yarl
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
@@ -20,6 +20,8 @@ from gateway.origins import AllowedOrigins
 from gateway.release import release
 from gateway.services.routing import QueueLimits
 from protos.process.settings import GIB, MIB, ServingSettings
+
+AccessLog = Literal["failed", "requests", "all"]
 
 
 def _request_seconds(options: dict[str, Any]) -> float:
@@ -78,6 +80,12 @@ class Settings(ServingSettings):
     """Most hosts that the image URLs of one request lead to, redirects included."""
     strict_fields: bool = False
     """Refuse requests with fields that this server does not know, rather than ignore these."""
+    access_log: AccessLog = "requests"
+    """Which requests have a line in the log: failed, those that the server failed; requests, all
+    but questions for its health and load, and for the page; all. Failed ones are warnings."""
+    usage_log: Path | None = None
+    """File to which a JSON line is added for each request: who used what. Default: none is
+    written."""
     server_timing: bool = False
     """Tell every client where the time of its chat request went and where its pictures came from:
     in the header Server-Timing, of a stream in a comment before its end. Without it those are told

@@ -41,4 +41,3 @@ def test_it_says_what_each_limit_is_for(
 ) -> None:
     own = settings.model_fields.keys() - shared
     assert told(group) == {name for name in own if LIMIT.fullmatch(name)}
-
