@@ -11,13 +11,16 @@ import structlog
 from gateway.app import running_gateway
 from gateway.descriptors import raise_descriptor_limit
 from gateway.metrics import Metrics
+from gateway.services.routing import allow_hash_keys
 from gateway.settings import Settings
+from gateway.traces import HISTOGRAMS
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
 from protos.process.metrics import serving_metrics
 from protos.process.reload import reload_on_sighup
 from protos.process.settings import MIB, read_settings
 from protos.process.supervisor import supervisor
+from protos.process.tracing import exporting
 
 logger = structlog.get_logger()
 # What is larger is an image: kept, it would be 75 MB for each request that has none any more.
@@ -48,7 +51,11 @@ def main() -> None:
     keep_freed_memory(block_byte_count=LEAST_IMAGE_BLOCK_BYTE_COUNT)
     metrics = Metrics()
     try:
-        with serving_metrics(metrics.registry, settings.host, settings.metrics_port):
+        allow_hash_keys()  # before the exporter's channel, which may be the first
+        with (
+            serving_metrics(metrics.registry, settings.host, settings.metrics_port),
+            exporting("internvl-gateway", settings.otlp_endpoint, HISTOGRAMS),
+        ):
             asyncio.run(serve(settings, metrics))
     except OSError as error:
         logger.error("start_failed", error=str(error))

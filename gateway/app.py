@@ -9,7 +9,7 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway import handlers, middlewares
+from gateway import handlers, middlewares, traces
 from gateway.access.usage_log import UsageLog
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatPipeline
@@ -84,6 +84,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             middlewares.answer_preflight,
             middlewares.refuse_foreign_pages,
             middlewares.authenticate,
+            traces.trace,
+            middlewares.answer_errors,  # once more, so that the span has the status
             middlewares.keep_spare,
         ],
     )

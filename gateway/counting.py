@@ -51,7 +51,7 @@ class TokenCounter:
             ServiceError: with the JSON path of the field at fault.
         """
         info = await self._pair.llm_info(request.model, deadline)
-        record.model = request.model or info.model
+        record.model = info.model
         images = await self._images.fetch(request, attachments, deadline, record)
         prompt = {path: value for path, value in request.fields.items() if path.startswith(PROMPT)}
         fields = {

@@ -11,7 +11,6 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.access.callers import ANYBODY
-from gateway.accounting import CLIENT_CLOSED_REQUEST, close_account
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import (
     CALLER,
@@ -25,6 +24,7 @@ from gateway.keys import (
 from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.paths import HEALTH_PATHS, guidance
 from gateway.record import RequestRecord
+from gateway.request_lines import CLIENT_CLOSED_REQUEST, write_lines
 from protos.errors import (
     AccessDeniedError,
     InvalidArgumentError,
@@ -129,7 +129,7 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = CLIENT_CLOSED_REQUEST
         raise
     finally:
-        usage = close_account(request, status)
+        usage = write_lines(request, status)
     if usage and (usage_log := request.app[USAGE_LOG]):
         await usage_log.written(usage)
     return response

@@ -9,6 +9,8 @@ from aiohttp import hdrs, web
 
 HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 PAGE_PATHS = frozenset({"/", "/docs", "/page/{path}"})
+# Asked for all the time, and of no weight.
+QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status", "/load", "/openapi.json"}
 VERSION = "/v1"
 MAX_SHOWN_LENGTH = 100
 UNSAFE = re.compile(r"[^A-Za-z0-9/._~%:@!$&'()*+,;=-]")

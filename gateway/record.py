@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from gateway.events import ChatEvent, Usage
+from gateway.events import ChatEvent, Finished, FinishReason, Usage
 from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer, EncodeTimings
 
 Stage = Literal["body", "fetch", "encode_wait", "transfer", "prefill", "first_token", "decode"]
@@ -55,8 +55,9 @@ class RequestRecord:
         cached_image_count: those that came from the vision service's cache.
         encoded_image_count: those that the vision service computed.
         encoded_tile_count: how many tiles these had.
+        model: the model that answers, by its own name.
+        finish_reasons: why the choices have ended that have.
         prompt_token_count: of a complete answer, as all counts of tokens.
-        model: the name that it asked for, once it is known to be one of ours.
         error: the reason of the error that it ended with.
         caller: the name of the caller's key; None before it is known.
     """
@@ -70,11 +71,12 @@ class RequestRecord:
     cached_image_count: int = 0
     encoded_image_count: int = 0
     encoded_tile_count: int = 0
+    model: str | None = None
+    finish_reasons: list[FinishReason] = field(default_factory=list)
     prompt_token_count: int | None = None
     image_token_count: int | None = None
     cached_token_count: int | None = None
     output_token_count: int | None = None
-    model: str | None = None
     error: str | None = None
     caller: str | None = None
     ignored_fields: str | None = None
@@ -144,7 +146,9 @@ class RequestRecord:
 
     def note_event(self, event: ChatEvent) -> None:
         """A part of the answer has come; the last one of each generation tells the tokens."""
-        if isinstance(event, Usage):
+        if isinstance(event, Finished):
+            self.finish_reasons.append(event.reason)
+        elif isinstance(event, Usage):
             self.prompt_token_count = (self.prompt_token_count or 0) + event.prompt_token_count
             self.image_token_count = (self.image_token_count or 0) + event.image_token_count
             self.cached_token_count = (self.cached_token_count or 0) + event.cached_token_count
@@ -153,7 +157,7 @@ class RequestRecord:
     def costs(self) -> dict[str, Any]:
         """Returns the fields of the request's line in the log."""
         stages = {f"{stage}_seconds": self.stage_seconds.get(stage) for stage in STAGES}
-        untold = ("arrival", "stage_seconds", "pictures", "slowest_encode")
+        untold = ("arrival", "stage_seconds", "pictures", "slowest_encode", "finish_reasons")
         rest = {
             name: value
             for name, value in vars(self).items()

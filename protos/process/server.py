@@ -23,6 +23,7 @@ from protos.process.reload import reload_on_sighup
 from protos.process.service_metrics import ServiceMetrics
 from protos.process.settings import GrpcSettings
 from protos.process.supervisor import supervisor
+from protos.process.tracing import exporting
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -186,7 +187,11 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
     reload_on_sighup()
-    with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
+    program = settings.model_config.get("cli_prog_name") or service.name
+    with (
+        serving_metrics(service.metrics.registry, settings.host, settings.metrics_port),
+        exporting(program, settings.otlp_endpoint),
+    ):
         async with running_server(
             service,
             settings.host,

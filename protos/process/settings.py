@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -93,6 +96,39 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+OTLPProtocol = Literal["grpc", "http/protobuf"]
+# OpenTelemetry's own variable, beside which its others are read as they are.
+OTLP_PROTOCOL_VARIABLE = "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+def otlp_protocol() -> OTLPProtocol:
+    """Returns how a collector is spoken to, as the environment has it.
+
+    Raises:
+        ValueError: it has something else.
+    """
+    protocol = os.environ.get(OTLP_PROTOCOL_VARIABLE, "grpc")
+    for known in get_args(OTLPProtocol):
+        if protocol == known:
+            return cast(OTLPProtocol, known)
+    raise ValueError(f"{OTLP_PROTOCOL_VARIABLE} is {protocol!r}; known: grpc, http/protobuf")
+
+
+def _usable_collector(endpoint: str) -> str:
+    url = urlsplit(endpoint)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("a collector's URL begins with http:// or https:// and a host")
+    otlp_protocol()
+    try:
+        version("opentelemetry-exporter-otlp")  # which requires the SDK
+    except PackageNotFoundError as error:
+        raise ValueError(
+            "OpenTelemetry is not installed; it is with the extra otel:"
+            " pip install 'internvl-serving[otel]'"
+        ) from error
+    return endpoint
+
+
 def _is_on_loopback(options: dict[str, Any]) -> bool:
     return is_loopback(options.get("host", ""))
 
@@ -137,6 +173,10 @@ class ServingSettings(Options):
     """Above so many info lines of requests a second, those of some requests are left out, the same
     requests in each process. Warnings, errors and requests of 10 s and more are always logged; the
     next line has left_out_count."""
+    otlp_endpoint: Annotated[str, AfterValidator(_usable_collector)] | None = None
+    """URL of an OpenTelemetry collector that gets traces, and from the gateway histograms, e.g.
+    http://localhost:4317; needs the extra otel. The rest is told by OpenTelemetry's own variables,
+    as OTEL_TRACES_SAMPLER. Default: none is made."""
     config: Path | None = None
     """TOML file of options. A program reads its own table, [vision], [llm], [gateway] or [serve],
     so that one file may serve all; names are written as here, with _ for -. The command line

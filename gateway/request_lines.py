@@ -1,4 +1,4 @@
-"""What is noted of a request when it is over: its line in the log, the metrics, and its usage."""
+"""A request's lines when it is over: in the log, in the usage log; and its part of the metrics."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from aiohttp import hdrs, web
 
 from gateway.keys import METRICS, RECORD, REQUEST_ID, SETTINGS, USAGE_LOG
 from gateway.openai.errors import reason_status
-from gateway.paths import HEALTH_PATHS, PAGE_PATHS
+from gateway.paths import QUIET_PATHS
 from gateway.record import RequestRecord
 
 logger = structlog.get_logger()
 
 # What nginx logs when the client went away before the answer.
 CLIENT_CLOSED_REQUEST = 499
-# Asked for all the time, and of no weight.
-QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status", "/load", "/openapi.json"}
 UNKNOWN_ROUTE = "none"
 
 
-def close_account(request: web.Request, status: int) -> asyncio.Future[None] | None:
+def write_lines(request: web.Request, status: int) -> asyncio.Future[None] | None:
     """Notes what a request cost, never what it said.
 
     Returns:
