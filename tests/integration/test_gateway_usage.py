@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.access import usage_log
 from protos.errors import ContextLengthError, InvalidArgumentError, UnavailableError
 from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, happening, stack
 from tests.integration.test_gateway_process import failed_start, running_process
@@ -65,6 +67,29 @@ async def test_a_line_tells_who_used_what(tmp_path: Path) -> None:
         "cached_token_count": 16,
         "output_token_count": 3,
     }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_ends_after_its_line_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """A named pipe that is full holds the line up, and so the answer's end."""
+    monkeypatch.setattr(usage_log, "PATIENCE_SECONDS", 60.0)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        while True:
+            os.write(pipe, b" " * 512)
+    except BlockingIOError:
+        pass
+    async with stack(usage_log=path) as gateway:
+        request = asyncio.create_task(gateway.read_chat(stream=stream))
+        done, _ = await asyncio.wait((request,), timeout=0.5)
+        assert not done
+        os.read(pipe, 65536)
+        assert b"Hel" in await asyncio.wait_for(request, SOON_SECONDS)
+    os.close(pipe)
 
 
 async def test_a_request_with_many_prompts_is_one_line(tmp_path: Path) -> None:
