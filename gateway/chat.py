@@ -205,7 +205,7 @@ class ChatPipeline:
                         turn.record.note_header(index, piece)
                         calling.event("header")
                         calling.set("tile_count", piece.tile_count)
-                        calling.set("is_cached", piece.cache_hit)
+                        calling.set("cache_hit", piece.cache_hit)
                     await generation.send(index, piece)
                     if isinstance(piece, EmbeddingTrailer):
                         turn.record.note_trailer(piece)

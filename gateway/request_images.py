@@ -131,7 +131,7 @@ class RequestImages:
         async def fetch(index: int, reference: ImageReference) -> None:
             with span("fetch", image_index=index) as fetching:
                 file = await self._fetch(reference, info, attachments, budget)
-                fetching.set("byte_count", file.byte_count)
+                fetching.set("image_byte_count", file.byte_count)
                 digest = await self._pools.hashes.run(content_digest, file.content)
             images[index] = FetchedImage(reference, file, digest)
 

@@ -1,4 +1,4 @@
-"""What happens to every call of a gRPC server: its place, its messages, its errors."""
+"""What happens to every call of a gRPC server: its place, its messages, its errors, its line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from protos.errors import DeadlineError, InvalidArgumentError, OverloadedError, ServiceError
+from protos.process.call_record import accounted
 from protos.process.logs import bind_request_id, request_id_of
 from protos.process.memory import is_out_of_memory
 from protos.status import to_status
@@ -76,6 +77,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     call before anybody could count the call or limit its time, and answer one that is malformed, or
     none, by a traceback in the log or not at all.
 
+    A call has a line in the log when it is over: what it cost, never what it said.
+
     The one place that catches everything: a ServiceError crosses the wire as it is; anything else
     is a bug, logged with its traceback and answered by INTERNAL without it.
     """
@@ -111,28 +114,38 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context: Context,
     ) -> AsyncGenerator[Any, None]:
         bind_request_id(request_id_of(details.invocation_metadata))
-        try:
-            if details.method == HEALTH_CHECK:
-                yield await _answer(handler, requests, context)
-                return
-            with self._places_of(details.method).taken():
-                if not handler.response_streaming:
+        method = details.method
+        with accounted(
+            method.lstrip("/"),
+            details.invocation_metadata,
+            context.time_remaining,
+            is_aside=_is_aside(method),
+        ) as record:
+            try:
+                if method == HEALTH_CHECK:
                     yield await _answer(handler, requests, context)
                     return
-                async with aclosing(_answers(handler, requests, context)) as responses:
-                    async for response in responses:
-                        yield response
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the one place for it: see the class
-            told = _told(error)
-            self._on_error(told)
-            status = rpc_status.to_status(to_status(told))
-            await context.abort(status.code, status.details, status.trailing_metadata)
+                with self._places_of(method).taken():
+                    if not handler.response_streaming:
+                        yield await _answer(handler, requests, context)
+                        return
+                    async with aclosing(_answers(handler, requests, context)) as responses:
+                        async for response in responses:
+                            yield response
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place for it: see the class
+                record.error = told = _told(error)
+                self._on_error(told)
+                status = rpc_status.to_status(to_status(told))
+                await context.abort(status.code, status.details, status.trailing_metadata)
 
     def _places_of(self, method: str) -> Places:
-        is_aside = method.startswith("/grpc.") or method.endswith(QUESTIONS)
-        return self._side_places[method] if is_aside else self._places
+        return self._side_places[method] if _is_aside(method) else self._places
+
+
+def _is_aside(method: str) -> bool:
+    return method.startswith("/grpc.") or method.endswith(QUESTIONS)
 
 
 async def _answer(handler: Any, requests: AsyncIterator[bytes], context: Context) -> Any:

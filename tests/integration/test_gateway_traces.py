@@ -23,7 +23,7 @@ from protos.process import logs, tracing
 from tests.fakes import MODEL, Gateway, ScriptedLLM, ScriptedVision, chat_body, stack
 from tests.integration.test_gateway_metrics import about
 from tests.server_timings import told
-from tests.traces.catalog import check, check_points, untold
+from tests.traces.catalog import catalog, check, check_points, untold
 from tests.traces.receiver import Receiver, Span, receiving
 
 CHAT = "/v1/chat/completions"
@@ -58,13 +58,14 @@ def names(spans: list[Span]) -> dict[str, str]:
 
 
 async def trace_of(receiver: Receiver, gateway: Gateway, **fields: Any) -> list[Span]:
-    """Returns the spans of a chat request, whose caller has a trace."""
+    """Returns the gateway's spans of a chat request, whose caller has a trace."""
     async with gateway.http.post(
         CHAT, json=chat_body(**fields), headers={"traceparent": TRACEPARENT}
     ) as response:
         await response.read()
     await receiver.wait_for(HTTP_SPAN)
-    return receiver.trace(TRACE_ID)
+    spans = receiver.trace(TRACE_ID)
+    return [span for span in spans if catalog().entry(span)["process"] == "gateway"]
 
 
 def one(spans: list[Span], name: str) -> Span:
@@ -174,21 +175,29 @@ async def test_an_answers_id_is_that_of_its_span(
 
 async def slowly(body: bytes) -> AsyncIterator[bytes]:
     yield body[:10]
-    await asyncio.sleep(2 * NEAR)
+    await asyncio.sleep(4 * NEAR)
     yield body[10:]
+
+
+async def release(llm: ScriptedLLM) -> None:
+    """Lets an answer end some time after it began."""
+    await llm.stalled.wait()
+    await asyncio.sleep(2 * NEAR)
+    llm.released.set()
 
 
 async def test_server_timing_says_what_the_spans_say(receiver: Receiver) -> None:
     headers = {"x-internvl-server-timing": "1", "traceparent": TRACEPARENT}
     vision = ScriptedVision(chunk_byte_count=80, failures=[UnavailableError("gone")])
     llm = ScriptedLLM(reading_seconds=0.05, stalls=True)
-    asyncio.get_running_loop().call_later(1.0, llm.released.set)
+    releasing = asyncio.create_task(release(llm))
     body = json.dumps(chat_body(**about(b"cat", b"dog"))).encode()
     async with (
         stack(vision, llm) as gateway,
         gateway.http.post(CHAT, data=slowly(body), headers=headers) as response,
     ):
         stages = told(response.headers["Server-Timing"]).stages
+        await releasing
         await receiver.wait_for(HTTP_SPAN)
     spans = receiver.trace(TRACE_ID)
     http, call = one(spans, HTTP_SPAN), one(spans, "llm generate")
@@ -381,12 +390,9 @@ async def test_log_lines_have_the_traces_id(
     logs.configure("info", "json")
     async with stack() as gateway:
         await trace_of(receiver, gateway)
-    (line,) = [
-        json.loads(line)
-        for line in capsys.readouterr().err.splitlines()
-        if '"event": "request"' in line
-    ]
-    assert line["trace_id"] == TRACE_ID
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    told = [line["trace_id"] for line in lines if line["event"] == "request"]
+    assert told == [TRACE_ID] * 2, "the gateway's and the LLM service's"
 
 
 async def test_all_that_the_catalog_has_is_told(receiver: Receiver) -> None:

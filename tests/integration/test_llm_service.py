@@ -186,7 +186,7 @@ async def test_the_log_tells_when_the_engine_was_given_the_prompt(
     with capture_logs() as events:
         async for _ in stub.Generate(slow_upload()):
             pass
-    (line,) = [event for event in events if event["event"] == "generated"]
+    (line,) = [event for event in events if event["event"] == "request"]
     assert line["prompt_seconds"] >= 0.2
     assert line["first_token_seconds"] - line["prompt_seconds"] >= 0.1
 

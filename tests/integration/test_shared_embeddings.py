@@ -127,7 +127,12 @@ async def test_rows_are_lent_until_the_call_ends(
         assert not lending.call.done()
         lending.call.cancel()
         await lending.is_given_back(reader)
-    assert {log["event"] for log in logs} <= {"image_encoded", "shared_memory_unreadable"}
+        while not (lines := [log for log in logs if log["event"] == "request"]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert {log["event"] for log in logs} <= {"request", "shared_memory_unreadable"}
+    (line,) = lines
+    assert line["status"] == "OK"  # its caller has ended it, but had all of it
+    assert line["transfer_seconds"] >= 0.1
 
 
 async def test_who_sees_other_memory_gets_chunks(

@@ -278,7 +278,7 @@ async def test_the_log_tells_where_an_encodings_time_went(client: Client) -> Non
     with capture_logs() as events:
         await client.encode(IMAGE_B)
         await client.encode(IMAGE_B)
-    first, second = [event for event in events if event["event"] == "image_encoded"]
+    first, second = [event for event in events if event["event"] == "request"]
     stages = ("worker_wait_seconds", "preprocess_seconds", "forward_seconds")
     assert all(first[stage] > 0 for stage in stages)
     assert not any(second[stage] for stage in stages)  # it came from the cache

@@ -35,9 +35,9 @@ class Catalog:
     def entry(self, span: Span) -> Mapping[str, Any]:
         """Returns what the catalog says of a span."""
         for entry in self.spans:
-            if entry["process"] == span.process and _rendered(entry["name"], span) == span.name:
+            if _rendered(entry["name"], span) == span.name:
                 return entry
-        raise AssertionError(f"the catalog has no span {span.name!r} of the {span.process}")
+        raise AssertionError(f"the catalog has no span {span.name!r}")
 
 
 def _rendered(name: str, span: Span) -> str:
@@ -100,8 +100,9 @@ def untold(spans: Iterable[Span], process: str) -> set[tuple[str, str]]:
     and of an attribute or event, or of nothing where there is no such span."""
     seen: set[tuple[str, str]] = set()
     for span in spans:
-        if span.process == process:
-            name = catalog().entry(span)["name"]
+        entry = catalog().entry(span)
+        if entry["process"] == process:
+            name = entry["name"]
             events = [(event.name, *event.attributes) for event in span.events]
             seen |= {(name, ""), *((name, one) for one in span.attributes)}
             seen |= {(name, one) for words in events for one in words}
