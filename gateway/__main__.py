@@ -8,6 +8,7 @@ import sys
 
 import structlog
 
+from gateway.access.key_file import KeyFileError
 from gateway.app import running_gateway
 from gateway.descriptors import raise_descriptor_limit
 from gateway.metrics import Metrics
@@ -57,7 +58,7 @@ def main() -> None:
             exporting("internvl-gateway", settings.otlp_endpoint, HISTOGRAMS),
         ):
             asyncio.run(serve(settings, metrics))
-    except OSError as error:
+    except (KeyFileError, OSError) as error:
         logger.error("start_failed", error=str(error))
         sys.exit(1)
 

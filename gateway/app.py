@@ -10,6 +10,7 @@ from functools import partial
 from aiohttp import web
 
 from gateway import handlers, middlewares, traces
+from gateway.access.reloading import open_key_ring
 from gateway.access.usage_log import UsageLog
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatPipeline
@@ -25,6 +26,7 @@ from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
     CONNECTIONS,
     DIALECT_BY_PATH,
+    KEY_RING,
     MEMORY,
     METRICS,
     ORIGINS,
@@ -98,7 +100,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
     # The first to begin is the last to end.
-    app.cleanup_ctx.extend([_usage_log, _pools, _services])
+    app.cleanup_ctx.extend([_usage_log, _pools, _key_ring, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
@@ -118,7 +120,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
             web.get("/ping", handlers.ready),
-            document_route(OPERATIONS),
+            document_route(OPERATIONS, asks_for_keys=settings.key_source is not None),
         ]
     )
     if settings.page:
@@ -148,6 +150,17 @@ async def _pools(app: web.Application) -> AsyncIterator[None]:
         app[POOLS] = pools
         if app[SETTINGS].page:
             await pools.files.run(page_files)  # so that no request waits for the disk
+        yield
+
+
+async def _key_ring(app: web.Application) -> AsyncIterator[None]:
+    source = app[SETTINGS].key_source
+    if source is None:
+        app[KEY_RING] = None
+        yield
+        return
+    note_refused = app[METRICS].callers.note_file
+    async with open_key_ring(source, app[POOLS].files, note_refused) as app[KEY_RING]:
         yield
 
 

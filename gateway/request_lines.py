@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.keys import METRICS, RECORD, REQUEST_ID, SETTINGS, USAGE_LOG
+from gateway.keys import CALLER, METRICS, RECORD, REQUEST_ID, SETTINGS, USAGE_LOG
 from gateway.openai.errors import reason_status
 from gateway.paths import QUIET_PATHS
 from gateway.record import RequestRecord
@@ -34,7 +34,7 @@ def write_lines(request: web.Request, status: int) -> asyncio.Future[None] | Non
     _log(request, route, status, record)
     request.app[METRICS].count_request(route, status, record)
     usage_log = request.app[USAGE_LOG]
-    is_use = request.method == hdrs.METH_POST and resource and record.caller
+    is_use = request.method == hdrs.METH_POST and resource and CALLER in request
     if usage_log is None or not is_use:
         return None
     return usage_log.add(_usage(request, route, status, record))

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yarl
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from gateway.access.key_file import KeysFile
+from gateway.access.key_source import KeySource, own_key
 from gateway.bodies import BodyLimits
 from gateway.connections import ConnectionLimits
 from gateway.descriptors import default_connection_count, most_connections
@@ -54,6 +56,13 @@ class Settings(ServingSettings):
     allowed_origins: tuple[str, ...] = ()
     """Origins (JSON list) whose web pages may call, e.g. '["https://chat.example.com"]'; '["*"]':
     all."""
+    api_keys_file: KeysFile | None = None
+    """YAML file of API keys: names, sha256 digests and limits, as internvl-gateway-keys writes it.
+    Whoever calls needs one of them. Read anew when it changes, and on SIGHUP. Default: nobody needs
+    a key."""
+    api_key: SecretStr | None = None
+    """One API key, of 16 characters at least, beside those of the file. Better given as a variable
+    than as a flag, which other users of the machine can see."""
     image_user_agent: str = Field(
         default_factory=lambda: release().user_agent,
         max_length=512,
@@ -131,6 +140,14 @@ class Settings(ServingSettings):
                 raise ValueError(f"{root} is not a folder")
         return roots
 
+    @field_validator("api_key")
+    @classmethod
+    def _is_another_key(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if key is not None:
+            own = own_key(key.get_secret_value())
+            KeySource(info.data.get("api_keys_file"), own).read()
+        return key
+
     @field_validator("image_proxy")
     @classmethod
     def _is_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:
@@ -161,6 +178,14 @@ class Settings(ServingSettings):
     def _are_origins(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         AllowedOrigins(entries)
         return entries
+
+    @property
+    def key_source(self) -> KeySource | None:
+        """Where API keys are; None: nobody needs one."""
+        if self.api_keys_file is None and self.api_key is None:
+            return None
+        own = own_key(self.api_key.get_secret_value()) if self.api_key else None
+        return KeySource(self.api_keys_file, own)
 
     @property
     def body_limits(self) -> BodyLimits:

@@ -118,6 +118,8 @@ def make_stack(settings: Settings) -> Stack:
             shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     roots = json.dumps([str(root) for root in settings.file_root])
     of_gateway = ["--file-root", roots] if settings.file_root else []
+    if settings.api_keys_file is not None:
+        of_gateway += ["--api-keys-file", str(settings.api_keys_file)]
     if settings.metrics_port is not None:
         of_gateway += ["--metrics-port", str(settings.metrics_port)]
     return Stack(

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from gateway.access.key_file import KeysFile
 from gateway.images.folders import split_folders
 from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.settings import ModelNames, Options, ServingSettings
@@ -54,6 +55,9 @@ class Settings(ServingSettings):
     file_root: Annotated[tuple[AbsolutePath, ...], NoDecode, BeforeValidator(split_folders)] = ()
     """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
     None: they are refused."""
+    api_keys_file: KeysFile | None = None
+    """YAML file of API keys, as internvl-gateway-keys writes it: whoever calls needs one of them.
+    Default: nobody needs a key. One key alone is given as the variable INTERNVL_GATEWAY_API_KEY."""
     vision_port: int = Field(default=50051, ge=0, le=65535)
     """Port of the vision service, on 127.0.0.1; if it is taken or 0, a free one."""
     llm_port: int = Field(default=50052, ge=0, le=65535)
