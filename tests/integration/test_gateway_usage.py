@@ -19,6 +19,7 @@ from gateway.access import usage_log
 from protos.errors import ContextLengthError, InvalidArgumentError, UnavailableError
 from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, happening, stack
 from tests.integration.test_gateway_process import failed_start, running_process
+from tests.request_lines import gateway_lines
 
 CHAT = "/v1/chat/completions"
 SOON_SECONDS = 5.0
@@ -216,7 +217,7 @@ async def test_sighup_makes_a_renamed_file_anew(tmp_path: Path) -> None:
 async def levels(gateway: Gateway, path: str) -> list[str]:
     with capture_logs() as logs:
         await gateway.get(path)
-    return [entry["log_level"] for entry in logs if entry["event"] == "request"]
+    return [line["log_level"] for line in gateway_lines(logs)]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ async def test_a_stream_that_breaks_off_is_a_warning_and_a_refusal_none() -> Non
         async with stack(llm=llm) as gateway:
             for _ in range(2):
                 await gateway.read_chat(stream=True)
-    lines = [line for line in logs if line["event"] == "request"]
+    lines = gateway_lines(logs)
     assert [(line["status"], line["log_level"]) for line in lines] == [
         (400, "info"),
         (200, "warning"),
