@@ -86,6 +86,7 @@ def test_each_value_stands_with_where_it_comes_from(
         "drain_seconds = 30.0  # default",
         'log_level = "info"  # default',
         'log_format = "json"  # default',
+        "log_lines_per_second = 100.0  # default",
         "# otlp_endpoint: none  # default",
         "drain_notice_seconds = 2.0  # default",
         "connection_age_seconds = 5.0  # default",
