@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yarl
 from pydantic import (
@@ -12,7 +13,6 @@ from pydantic import (
     SecretStr,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
@@ -29,8 +29,28 @@ from gateway.origins import AllowedOrigins
 from gateway.release import release
 from gateway.services.channel import ServiceTLS
 from gateway.services.routing import QueueLimits
-from protos.process.settings import GIB, MIB, CertificatesPath, KeyPath, ServingSettings, check_tls
+from protos.process.option_errors import Contradiction
+from protos.process.settings import (
+    GIB,
+    MIB,
+    CertificatesPath,
+    KeyPath,
+    ServingSettings,
+    wrong_pair,
+)
 from protos.process.tls import TLSFiles
+
+# Each limit with the one that comes before it: where that is less, the limit is never reached.
+OUTER_LIMITS = (
+    ("max_text_byte_count", "max_body_byte_count"),
+    ("max_image_byte_count", "max_total_image_byte_count"),
+    ("max_body_byte_count", "max_held_byte_count"),
+    ("max_total_image_byte_count", "max_held_byte_count"),
+    ("image_fetch_seconds", "request_seconds"),
+    ("max_queue_seconds", "request_seconds"),
+)
+
+AccessLog = Literal["failed", "requests", "all"]
 
 
 def _request_seconds(options: dict[str, Any]) -> float:
@@ -107,6 +127,12 @@ class Settings(ServingSettings):
     """Most hosts that the image URLs of one request lead to, redirects included."""
     strict_fields: bool = False
     """Refuse requests with fields that this server does not know, rather than ignore these."""
+    access_log: AccessLog = "requests"
+    """Which requests have a line in the log: failed, those that the server failed; requests, all
+    but questions for its health and load, and for the page; all. Failed ones are warnings."""
+    usage_log: Path | None = None
+    """File to which a JSON line is added for each request: who used what. Default: none is
+    written."""
     server_timing: bool = False
     """Tell every client where the time of its chat request went and where its pictures came from:
     in the header Server-Timing, of a stream in a comment before its end. Without it those are told
@@ -144,18 +170,18 @@ class Settings(ServingSettings):
     """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
     none is sent."""
 
-    @model_validator(mode="after")
-    def _check_service_tls(self) -> Settings:
-        own = self.service_certificate_file, self.service_key_file
-        if any(own) != all(own):
-            raise ValueError("--service-certificate-file and --service-key-file go together")
-        if not self.service_ca_file and (any(own) or self.service_server_name):
-            raise ValueError(
-                "--service-certificate-file and --service-server-name need --service-ca-file"
-            )
-        if self.service_tls:
-            check_tls("--service-certificate-file", self.service_tls.files)
-        return self
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields limits that were given, and are never reached, and TLS that lacks a file."""
+        yield from super().contradictions()
+        for name, outer in OUTER_LIMITS:
+            limit, first = getattr(self, name), getattr(self, outer)
+            if name in self.model_fields_set and limit > first:
+                sentence = f"{limit} is more than {first}, and so never reached"
+                yield Contradiction((name, outer), sentence)
+        yield from wrong_pair(self, "service_certificate_file", "service_key_file")
+        for name in ("service_certificate_file", "service_server_name"):
+            if getattr(self, name) and not self.service_ca_file:
+                yield Contradiction((name,), "it needs --service-ca-file", ("service_ca_file",))
 
     @property
     def service_tls(self) -> ServiceTLS | None:

@@ -25,8 +25,6 @@ from gateway.local.processes import (
 from gateway.local.record import Record, ServiceRecord, forget
 from gateway.local.settings import Settings, StatusSettings, StopSettings
 from gateway.local.stack import Stack
-from protos.checkpoint.location import require_folder
-from protos.checkpoint.section import CheckpointError
 from protos.process.probe import HEALTHY
 from protos.process.settings import read_settings
 
@@ -45,7 +43,7 @@ def main() -> None:
             signal.signal(signum, signal.default_int_handler)  # end like Ctrl-C
     try:
         sys.exit((command or serve)())
-    except (StartError, CheckpointError) as error:
+    except StartError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -82,7 +80,6 @@ def start() -> int:
 
 def _start(settings: Settings) -> Stack:
     """Returns the three services, serving."""
-    require_folder(settings.checkpoint)
     settings.state_folder.mkdir(parents=True, exist_ok=True)
     _refuse_a_second(settings)
     stack = make_stack(settings)

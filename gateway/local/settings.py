@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.access.key_file import KeysFile
 from gateway.images.folders import split_folders
 from protos.checkpoint.location import CheckpointFolder, model_name
-from protos.process.settings import ModelNames, Options, ServingSettings
+from protos.process.option_errors import Contradiction
+from protos.process.settings import ModelNames, Options, ServingSettings, missing_checkpoint
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
@@ -73,11 +75,13 @@ class Settings(ServingSettings):
     """Folder of the three logs, and of what status and stop have to know. Each folder serves one
     checkpoint at a time. Default: internvl in $XDG_STATE_HOME or ~/.local/state."""
 
-    @model_validator(mode="after")
-    def _has_one_certificate(self) -> Settings:
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields a checkpoint that is not there, and two certificates."""
+        yield from super().contradictions()
+        yield from missing_checkpoint(self.checkpoint)
         if self.dev_tls and self.tls:
-            raise ValueError("--dev-tls makes certificates; --tls-certificate-file has one")
-        return self
+            sentence = "the one makes certificates, and the other has one"
+            yield Contradiction(("dev_tls", "tls_certificate_file"), sentence)
 
     @property
     def model_names(self) -> tuple[str, ...]:

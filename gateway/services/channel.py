@@ -29,7 +29,7 @@ from protos.errors import (
 from protos.process.credentials import client_credentials
 from protos.process.logs import request_metadata
 from protos.process.settings import KIB
-from protos.process.tls import TLSFiles
+from protos.process.tls import TLSFiles, warning_daily
 from protos.process.watched_files import POLL_SECONDS
 from protos.status import from_rpc_error
 from protos.transport import KEEPALIVE_OPTIONS
@@ -137,8 +137,10 @@ async def open_channel(
     is_served = partial(
         check_health, name=service, service=SPOKEN_NAMES[service], seconds=HEALTH_SECONDS
     )
-    paths = tls.files.paths
-    async with open_renewed_channel(connect, is_served, paths, tls.poll_seconds) as renewed:
+    async with (
+        open_renewed_channel(connect, is_served, tls.files.paths, tls.poll_seconds) as renewed,
+        warning_daily(tls.files),
+    ):
         yield renewed
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -26,7 +26,8 @@ from protos.process.reload import reload_on_sighup
 from protos.process.service_metrics import ServiceMetrics
 from protos.process.settings import GrpcSettings
 from protos.process.supervisor import supervisor
-from protos.process.tls import TLSFileError, TLSFiles
+from protos.process.tls import TLSFileError, TLSFiles, warning_daily
+from protos.process.tracing import exporting
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -114,7 +115,8 @@ async def running_server(
     bound_port = _bind(server, f"{host}:{port}", tls)
     await server.start()
     try:
-        yield bound_port
+        async with warning_daily(tls) if tls else nullcontext():
+            yield bound_port
     finally:
         health.drain()
         if health.is_watched and service.is_healthy():
@@ -205,7 +207,11 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
         loop.add_signal_handler(signum, stop.set)
     reload_on_sighup()
     warn_of_plain_text(settings)
-    with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
+    program = settings.model_config.get("cli_prog_name") or service.name
+    with (
+        serving_metrics(service.metrics.registry, settings.host, settings.metrics_port),
+        exporting(program, settings.otlp_endpoint),
+    ):
         async with running_server(
             service,
             settings.host,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 import stat
 import time
 
 # The standard library reads a certificate that no peer has shown by this function alone.
 from _ssl import _test_decode_cert  # type: ignore[attr-defined]
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from protos.process.watched_files import state_of
 logger = structlog.get_logger()
 
 DAY_SECONDS = 86_400
-# With fewer left somebody should know that nothing renews the certificate.
+# With fewer left somebody should know that nothing renews the certificate, and know it each day.
 WARNING_DAYS = 14
+WARNING_SECONDS = DAY_SECONDS
 
 
 class TLSFileError(ValueError):
@@ -80,12 +82,17 @@ class TLSFiles:
         files = (self.certificate, self.key, self.authorities)
         contents = TLSContents(*(_read(path) if path else None for path in files))
         self.check()
-        self._warn()
+        self.warn()
         if state_of(self.paths) != state:
             raise TLSFileError(f"{' and '.join(map(str, self.paths))} are being written")
         return contents
 
-    def _warn(self) -> None:
+    def warn(self) -> None:
+        """Warns of a key that others can read, and of a certificate that ends soon.
+
+        Raises:
+            TLSFileError: one of them is gone.
+        """
         if self.certificate and _days_left(self.certificate) < WARNING_DAYS:
             logger.warning(
                 "certificate_expires",
@@ -99,6 +106,23 @@ class TLSFiles:
                 path=str(self.key),
                 warning="every user of this machine can read the key; chmod o-r keeps it secret",
             )
+
+
+@asynccontextmanager
+async def warning_daily(files: TLSFiles) -> AsyncIterator[None]:
+    """Warns as `read` does, each day anew for as long as the block runs."""
+    task = asyncio.create_task(_warn_daily(files))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _warn_daily(files: TLSFiles) -> None:
+    while True:
+        await asyncio.sleep(WARNING_SECONDS)
+        with suppress(TLSFileError):  # whoever reads them next says it
+            await asyncio.to_thread(files.warn)
 
 
 def check_certificates(path: Path) -> Path:

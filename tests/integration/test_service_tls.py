@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from gateway.services.channel import LLM_SERVICE, ServiceTLS, ask, check_health, open_channel
+from gateway.services.renewed_channel import RenewedChannel
+from gateway.tasks import owning
 from protos.errors import AccessDeniedError, ServiceError, UnavailableError
 from protos.process.credentials import client_credentials
 from protos.process.server import Service, running_server
@@ -81,6 +83,17 @@ async def failure(port: int, tls: ServiceTLS | None) -> tuple[ServiceError, str]
             await who(channel)
     lines = [log for log in logs if log["event"] in ("unavailable", "denied")]
     return raised.value, f"{lines[0].get('hint', '')} | {lines[0]['details']}" if lines else ""
+
+
+def count(logs: Sequence[Mapping[str, Any]], event: str) -> int:
+    return sum(log["event"] == event for log in logs)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    deadline = asyncio.get_running_loop().time() + SOON_SECONDS
+    while not holds():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.02)
 
 
 @pytest.fixture
@@ -258,35 +271,18 @@ async def test_the_service_logs_whom_it_refuses(
             assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
-class Load:
-    """Streams and unary calls over one channel, all the time.
-
-    Attributes:
-        callers: serial numbers of the certificates that the service has seen of us.
-        stream_count, call_count: how many have ended well.
-    """
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._count = channel.unary_stream(COUNT, bytes, bytes)
-        self._channel = channel
-        self.callers: set[int] = set()
-        self.stream_count = 0
-        self.call_count = 0
-
-    async def stream(self, length: int) -> None:
-        """Reads one stream after another; each takes a tenth of a second for a number."""
-        while True:
-            numbers = [int(each) async for each in self._count(str(length).encode(), timeout=60)]
-            assert numbers == list(range(length))
-            self.stream_count += 1
-
-    async def call(self) -> None:
-        """Makes one unary call after another, of which none is put again."""
-        while True:
-            certificate = await self._channel.unary_unary(WHO, bytes, bytes)(b"", timeout=10)
-            self.callers.add(serial_of(certificate))
-            self.call_count += 1
-            await asyncio.sleep(0.01)
+async def test_a_near_end_is_warned_of_each_day_that_a_process_lives(
+    authority: Authority, tmp_path: Path, trust: ServiceTLS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protos.process.tls.WARNING_SECONDS", 0.02)
+    files = write_files(tmp_path / "server", authority.issue(NAME, days=13))
+    tls = with_certificate(trust, tmp_path / "gateway", authority.issue(GATEWAY, days=12))
+    with capture_logs() as logs:
+        async with serving(files) as port, open_channel(f"127.0.0.1:{port}", LLM_SERVICE, tls):
+            await until(lambda: count(logs, "certificate_expires") > 10)
+    paths = [log["path"] for log in logs if log["event"] == "certificate_expires"]
+    assert paths.count(str(files.certificate)) > 2
+    assert paths.count(str(tls.files.certificate)) > 2
 
 
 async def test_half_written_files_change_nothing(
@@ -342,62 +338,98 @@ async def test_a_new_certificate_that_no_service_takes_does_not_replace_the_old_
         assert any("--service-certificate-file" in log.get("hint", "") for log in logs)
 
 
-def count(logs: Sequence[Mapping[str, Any]], event: str) -> int:
-    return sum(log["event"] == event for log in logs)
+class Load:
+    """Streams and unary calls over one channel, all the time.
+
+    Attributes:
+        callers: serial numbers of the certificates that the service has seen of us.
+        survivor_count: streams that have ended well on a channel that another one has replaced.
+    """
+
+    def __init__(self, channel: RenewedChannel) -> None:
+        self._channel = channel
+        self._count = channel.unary_stream(COUNT, bytes, bytes)
+        self._who = channel.unary_unary(WHO, bytes, bytes)
+        self.callers: set[int] = set()
+        self.survivor_count = 0
+
+    async def stream(self, length: int) -> None:
+        """Reads one stream after another; each takes a tenth of a second for a number."""
+        while True:
+            first = self._channel.latest
+            numbers = [int(each) async for each in self._count(str(length).encode(), timeout=60)]
+            assert numbers == list(range(length))
+            self.survivor_count += self._channel.latest is not first
+
+    async def call(self) -> None:
+        """Makes one unary call after another, of which none is put again."""
+        while True:
+            self.callers.add(serial_of(await self._who(b"", timeout=10)))
+            await asyncio.sleep(0.01)
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    deadline = asyncio.get_running_loop().time() + SOON_SECONDS
-    while not holds():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.02)
+class Rotation:
+    """Changes one file after another, as who puts an authority in another one's place.
+
+    Attributes:
+        shown: serial numbers of the gateway's certificates, the first of which it began with.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._old, self._new = Authority(), Authority()
+        self._server, self._gateway = folder / "server", folder / "gateway"
+        first = self._old.issue(GATEWAY)
+        self.shown = [serial_of(first[0])]
+        self.files = write_files(self._server, self._old.issue(NAME), self._old.pem)
+        self.own = write_files(self._gateway, first, self._old.pem)
+
+    async def run(self, port: int, channel: RenewedChannel, load: Load) -> None:
+        """Makes all changes, each at least half a second after the one before has been taken."""
+        for signer in (self._new, self._old):
+            await self._trust(self._old.pem + self._new.pem, channel)
+            for _ in range(2):
+                await self._certify_server(signer, port)
+                await self._certify_gateway(signer, load)
+            await self._trust(signer.pem, channel)
+
+    async def _trust(self, authorities: bytes, channel: RenewedChannel) -> None:
+        former = channel.latest
+        for folder in (self._server, self._gateway):
+            replace_file(folder / "authorities.pem", authorities)
+        await until(lambda: channel.latest is not former)
+        await asyncio.sleep(0.5)
+
+    async def _certify_server(self, signer: Authority, port: int) -> None:
+        certificate, key = signer.issue(NAME)
+        write_files(self._server, (certificate, key))
+        assert await asyncio.to_thread(served_serial, port) == serial_of(certificate)
+        await asyncio.sleep(0.5)
+
+    async def _certify_gateway(self, signer: Authority, load: Load) -> None:
+        certificate, key = signer.issue(GATEWAY)
+        write_files(self._gateway, (certificate, key))
+        self.shown.append(serial_of(certificate))
+        await until(lambda: self.shown[-1] in load.callers)
+        await asyncio.sleep(0.5)
 
 
 async def test_certificates_change_under_load_without_an_error(tmp_path: Path) -> None:
-    old, new = Authority(), Authority()
-    server, gateway = tmp_path / "server", tmp_path / "gateway"
-    server_pair, own_pair = old.issue(NAME), old.issue(GATEWAY)
-    files = write_files(server, server_pair, old.pem)
-    own = write_files(gateway, own_pair, old.pem)
-    served, shown = [serial_of(server_pair[0])], [serial_of(own_pair[0])]
-
-    def replace_authorities(pem: bytes) -> None:
-        for folder in (server, gateway):
-            replace_file(folder / "authorities.pem", pem)
-
-    def replace_pair(folder: Path, pair: tuple[bytes, bytes], serials: list[int]) -> None:
-        write_files(folder, pair)
-        serials.append(serial_of(pair[0]))
-
-    async def rotate(port: int) -> None:
-        """Changes one thing after another, as who puts an authority in another one's place."""
-        for signer in (new, old):
-            replace_authorities(old.pem + new.pem)
-            await asyncio.sleep(0.5)
-            for _ in range(2):
-                replace_pair(server, signer.issue(NAME), served)
-                await asyncio.sleep(0.5)
-                assert await asyncio.to_thread(served_serial, port) == served[-1]
-                replace_pair(gateway, signer.issue(GATEWAY), shown)
-                await asyncio.sleep(0.5)
-            replace_authorities(signer.pem)
-            await asyncio.sleep(0.5)
-
-    tls = ServiceTLS(own, NAME, poll_seconds=0.05)
+    rotation = Rotation(tmp_path)
+    tls = ServiceTLS(rotation.own, NAME, poll_seconds=0.05)
     async with (
-        serving(files, GATEWAY, connection_age_seconds=1) as port,
+        serving(rotation.files, GATEWAY, connection_age_seconds=1) as port,
         open_channel(f"127.0.0.1:{port}", LLM_SERVICE, tls) as channel,
     ):
+        assert isinstance(channel, RenewedChannel)
         load = Load(channel)
-        running = [load.stream(5 + number) for number in range(30)]
-        tasks = [asyncio.create_task(each) for each in (*running, load.call(), load.call())]
-        rotating = asyncio.create_task(rotate(port))
+        streams = [load.stream(5 + number) for number in range(30)]
+        tasks = [asyncio.create_task(each) for each in (*streams, load.call(), load.call())]
+        rotating = asyncio.create_task(rotation.run(port, channel, load))
         done, _ = await asyncio.wait([*tasks, rotating], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-    assert done == {rotating}, results
-    await rotating
-    assert load.callers == set(shown)
-    assert len(shown) == 5
-    assert load.stream_count > 100
+        async with owning(*tasks, rotating):
+            for task in done:
+                await task
+    assert done == {rotating}
+    assert load.callers == {*rotation.shown}
+    assert len(rotation.shown) == 5
+    assert load.survivor_count > 0

@@ -411,7 +411,7 @@ def test_compose_with_tls_names_files_of_the_folder(
         assert settings.api_keys_file
     else:
         assert isinstance(settings, GrpcSettings)
-        assert settings.client_names == {"gateway"}
+        assert settings.client_names == frozenset({"gateway"})
     assert all(volume.endswith(":ro") for volume in container["volumes"])
     words = container["healthcheck"]["test"][1:]
     assert words[0] == "internvl-probe"

@@ -28,7 +28,7 @@ from gateway.local.processes import ENDED, Service, ServiceProcess, StartError
 from gateway.local.record import Record
 from gateway.local.settings import Settings
 from gateway.settings import Settings as GatewaySettings
-from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.location import hub_cache
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.probe import ProbeTLS, RefusedError, SilentError, ask_http, grpc_health
 from tests.https import https_options, issue
@@ -122,7 +122,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             status = COMMANDS[name]()
             ended = capsys.readouterr()
             return Command(status, ended.out, ended.err)
-        except (StartError, CheckpointError) as error:
+        except StartError as error:
             return Command(1, "", str(error))
 
     return run
@@ -283,7 +283,9 @@ def test_a_certificate_of_ones_own_is_not_replaced(
     own = ["--tls-certificate-file", str(files.certificate), "--tls-key-file", str(files.key)]
     with pytest.raises(SystemExit):
         here("start", *options, "--dev-tls", *own)
-    assert "--dev-tls makes certificates" in capsys.readouterr().err
+    assert (
+        "--dev-tls, --tls-certificate-file: the one makes certificates" in capsys.readouterr().err
+    )
 
 
 def test_certificates_of_ones_own(user: User, here: Here, options: list[str]) -> None:
@@ -468,14 +470,18 @@ def test_wrong_options_start_nothing(
     assert taken.error == f"port {port} is in use; choose another one with --port"
     elsewhere = here("start", "--checkpoint", "toy", "--host", "192.0.2.1")
     assert elsewhere.error.startswith("cannot listen on 192.0.2.1:8000: ")
-    missing = here("start", "--checkpoint", "lab/Tiny-2B")
-    assert missing.error.endswith("`hf download lab/Tiny-2B` fetches it")
     (user.folder / "site.toml").write_text("[serve]\nports = 3\n")
     for words, line in (
-        ([], "--checkpoint: Field required\n"),
+        ([], "--checkpoint: it must be given\n"),
+        (
+            ["--checkpoint", "lab/Tiny-2B", "--port", "7", "--vision-port", "7"],
+            "--port, --vision-port: both are 7\n"
+            "--checkpoint: there is no folder lab/Tiny-2B, and no such model in the hub's cache,"
+            f" {hub_cache()}; `hf download lab/Tiny-2B` fetches it\n",
+        ),
         (
             ["--checkpoint", "toy", "--config", "site.toml"],
-            "site.toml: [serve] ports: there is no such option\n",
+            "site.toml: [serve] ports: there is no such option; did you mean port?\n",
         ),
     ):
         with pytest.raises(SystemExit) as caught:
