@@ -195,3 +195,23 @@ def test_the_api_key_is_none_of_the_files(tmp_path: Path, name: str) -> None:
     path.write_text("keys:\n" + entry_of(name, same))
     with pytest.raises(ValidationError, match=f"{path}: {name} is that of --api-key, too"):
         Settings(api_keys_file=path, api_key=key)
+
+
+def test_a_file_of_keys_with_faults_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path := tmp_path / "keys.yaml").write_text("keys:\n- name: a\n- sha256: x\n")
+    for file, sentences in (
+        (
+            path,
+            f"{path}:2: keys[0].sha256: this field is missing\n"
+            f"{path}:3: keys[1].name: this field is missing\n"
+            f"{path}:3: keys[1].sha256[0]: a key's sha256 has 64 hexadecimal digits\n",
+        ),
+        (tmp_path / "nowhere", f"there is no file {tmp_path / 'nowhere'}\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["internvl-gateway", "--api-keys-file", str(file)])
+        with pytest.raises(SystemExit) as ended:
+            read_settings(Settings)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"--api-keys-file: {sentences}"
