@@ -24,7 +24,7 @@ from gateway.keys import (
     REQUEST_ID,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
-from gateway.paths import HEALTH_PATHS, OPEN_PATHS, guidance
+from gateway.paths import HEALTH_PATHS, OPEN_PATHS, QUIET_PATHS, guidance
 from gateway.record import RequestRecord
 from protos.errors import (
     AccessDeniedError,
@@ -40,8 +40,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # What nginx logs when the client went away before the answer.
 CLIENT_CLOSED_REQUEST = 499
-# Asked for all the time, and of no weight.
-QUIET_PATHS = OPEN_PATHS | {"/v1/status", "/load"}
 
 IGNORED_KEY = "x-internvl-ignored"
 
