@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from tests.benchmarks import (
+    access,
     cpu_threads,
     engine_cpu,
     first_token,
+    keys,
     page,
     preprocessing,
     preprocessing_threads,
@@ -38,6 +40,8 @@ BENCHMARKS = {
     "cpu_threads": cpu_threads.run,
     "start": start.run,
     "page": page.run,
+    "keys": keys.run,
+    "access": access.run,
 }
 PROGRAM = "python -m tests.benchmarks"
 HERE = Path(__file__).parents[2]

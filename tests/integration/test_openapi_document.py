@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from pydantic import TypeAdapter
 
+from gateway.access.new_keys import new_key
 from gateway.app import DIALECTS, OPERATIONS
 from gateway.openapi.document import document
 from tests.fakes import stack
@@ -29,16 +31,31 @@ CHECKS = [
 ]
 DOCUMENT = document(OPERATIONS)
 schema = schemathesis.openapi.from_dict(DOCUMENT)
+GUARDED = document(OPERATIONS, asks_for_keys=True)
+guarded_schema = schemathesis.openapi.from_dict(GUARDED)
+KEY = new_key()
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
+    with served() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def guarded_url() -> Iterator[str]:
+    with served(api_key=KEY) as url:
+        yield url
+
+
+@contextmanager
+def served(**settings: Any) -> Iterator[str]:
     """Serves scripted services behind a gateway, on a thread: schemathesis asks from this one."""
     ready: Future[str] = Future()
     leaving = threading.Event()
 
     async def serve() -> None:
-        async with stack() as gateway:
+        async with stack(**settings) as gateway:
             ready.set_result(gateway.url)
             await asyncio.to_thread(leaving.wait)
 
@@ -86,3 +103,18 @@ def test_whatever_is_sent_is_answered_as_the_document_says(case: Any, url: str) 
     if response.status_code == 400:
         error = response.json()["error"]
         assert error["message"]
+
+
+@guarded_schema.include(path=["/v1/models", "/v1/tiles", "/v1/status", "/detokenize"]).parametrize()
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+def test_with_keys_nothing_is_answered_but_to_who_has_one(case: Any, guarded_url: str) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    response = case.call(base_url=guarded_url, headers=headers)
+    case.validate_response(response, checks=[*CHECKS, checks.ignored_auth], headers=headers)
+    if "x-api-key" not in response.request.headers:  # of schemathesis' making, and another one
+        assert response.status_code != 401
+
+
+async def test_a_gateway_with_keys_serves_its_own_document() -> None:
+    async with stack(api_key=KEY) as gateway:
+        assert await gateway.get("/openapi.json") == (200, GUARDED)

@@ -7,6 +7,7 @@ import json
 import pytest
 from aiohttp import web
 
+from gateway.access.authentication import InvalidKeyError
 from gateway.openai.errors import HTTPRefusalError, error_body, error_response, http_status
 from protos.errors import (
     BY_REASON,
@@ -53,12 +54,13 @@ def test_the_table_is_total() -> None:
         (NotFoundError("x"), "invalid_request_error", "model", "model_not_found"),
         (OverloadedError("x"), "rate_limit_error", None, "rate_limit_exceeded"),
         (UnavailableError("x"), "server_error", None, "service_unavailable"),
+        (InvalidKeyError("unknown"), "invalid_request_error", None, "invalid_api_key"),
         (ServiceError("x"), "server_error", None, "server_error"),
     ],
 )
 def test_the_body_is_openais(error: ServiceError, kind: str, param: str | None, code: str) -> None:
     assert error_body(error) == {
-        "error": {"message": "x", "type": kind, "param": param, "code": code}
+        "error": {"message": error.message, "type": kind, "param": param, "code": code}
     }
 
 

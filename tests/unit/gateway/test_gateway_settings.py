@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from gateway.access.new_keys import entry_of, new_key
 from gateway.settings import OUTER_LIMITS, Settings
 from protos.process.settings import MIB, read_settings
 
@@ -153,3 +154,74 @@ def test_the_largest_image_fits_into_what_carries_it() -> None:
     """A body that holds it as base64."""
     image_byte_count = Settings().max_image_byte_count
     assert 4 * -(-image_byte_count // 3) + MIB < Settings().max_body_byte_count
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "SECRET-SECRET",
+        "SECRET SECRET SECRET",
+        "SECRET" * 100,
+        "S\u00c9CRET-SECRET-SECRET",
+        "SECRET" * 3 + "\n",
+    ],
+)
+def test_an_api_key_that_can_be_guessed_or_not_be_sent_is_refused(
+    key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INTERNVL_GATEWAY_API_KEY", key)
+    monkeypatch.setattr(sys, "argv", ["internvl-gateway"])
+    with pytest.raises(SystemExit):
+        read_settings(Settings)
+    told = capsys.readouterr().err
+    assert told.startswith("--api-key: a key has 16 to 512 characters")
+    assert "SECRET" not in told
+
+
+def test_an_api_key_is_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERNVL_GATEWAY_API_KEY", "SECRET" * 3)
+    settings = Settings()
+    assert settings.key_source is not None
+    assert "SECRET" not in f"{settings!r} {settings.key_source!r} {settings.model_dump_json()}"
+
+
+def test_no_keys_are_asked_for_without_an_option() -> None:
+    assert Settings().key_source is None
+
+
+def test_a_file_without_keys_shuts_everybody_out(tmp_path: Path) -> None:
+    (path := tmp_path / "keys.yaml").write_text("keys: []")
+    source = Settings(api_keys_file=path).key_source
+    assert source is not None
+    assert list(source.read()) == []
+
+
+@pytest.mark.parametrize("name", ["alice", "default"])
+def test_the_api_key_is_none_of_the_files(tmp_path: Path, name: str) -> None:
+    (path := tmp_path / "keys.yaml").touch()
+    key = SecretStr(new_key())
+    same = key.get_secret_value() if name == "alice" else new_key()
+    path.write_text("keys:\n" + entry_of(name, same))
+    with pytest.raises(ValidationError, match=f"{path}: {name} is that of --api-key, too"):
+        Settings(api_keys_file=path, api_key=key)
+
+
+def test_a_file_of_keys_with_faults_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path := tmp_path / "keys.yaml").write_text("keys:\n- name: a\n- sha256: x\n")
+    for file, sentences in (
+        (
+            path,
+            f"{path}:2: keys[0].sha256: this field is missing\n"
+            f"{path}:3: keys[1].name: this field is missing\n"
+            f"{path}:3: keys[1].sha256[0]: a key's sha256 has 64 hexadecimal digits\n",
+        ),
+        (tmp_path / "nowhere", f"there is no file {tmp_path / 'nowhere'}\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["internvl-gateway", "--api-keys-file", str(file)])
+        with pytest.raises(SystemExit) as ended:
+            read_settings(Settings)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"--api-keys-file: {sentences}"

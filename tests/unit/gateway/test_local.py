@@ -563,6 +563,25 @@ def test_the_gateway_gets_all_folders(tmp_path: Path) -> None:
     assert given.metrics_port is None
 
 
+def test_the_keys_are_the_gateways_to_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path := tmp_path / "keys.yaml").write_text("keys: []")
+    monkeypatch.chdir(tmp_path)
+    stack = make_stack(Settings(checkpoint=tmp_path, port=0, api_keys_file=Path("keys.yaml")))
+    assert GatewaySettings(_cli_parse_args=stack.gateway.arguments).api_keys_file == path
+    for service in (stack.vision, stack.llm):
+        assert "--api-keys-file" not in service.arguments
+
+
+def test_keys_that_cannot_be_used_are_told_before_anything_starts(user: User) -> None:
+    (user.folder / "keys.yaml").write_text("keys: x")
+    ended = user.runs("--checkpoint", "toy", "--api-keys-file", "keys.yaml")
+    sentence = f"{user.folder / 'keys.yaml'}:1: keys: this must be a list"
+    assert (ended.status, ended.error) == (2, f"--api-keys-file: {sentence}\n")
+    assert not user.state.exists()
+
+
 def test_a_port_for_metrics_is_the_gateways(tmp_path: Path) -> None:
     stack = make_stack(Settings(checkpoint=tmp_path, port=0, metrics_port=9090))
     assert GatewaySettings(_cli_parse_args=stack.gateway.arguments).metrics_port == 9090
