@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest.mock import patch
 
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from gateway.traces import HISTOGRAMS
 from protos.process import tracing
 from protos.process.otlp import OTLPExporter
 
@@ -49,6 +51,6 @@ def keeping_spans() -> Iterator[Spans]:
     kept = InMemorySpanExporter()
     tracers = TracerProvider()
     tracers.add_span_processor(SimpleSpanProcessor(kept))
-    exporter = OTLPExporter(tracers.get_tracer("test"), None, {})
+    exporter = OTLPExporter(tracers.get_tracer("test"), MeterProvider(), HISTOGRAMS)
     with patch.object(tracing, "_exporter", exporter):
         yield Spans(kept)
