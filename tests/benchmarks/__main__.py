@@ -22,6 +22,7 @@ from tests.benchmarks import (
     preprocessing,
     preprocessing_threads,
     start,
+    tracing,
     transfer,
     transfer_tls,
 )
@@ -38,6 +39,7 @@ BENCHMARKS = {
     "cpu_threads": cpu_threads.run,
     "start": start.run,
     "page": page.run,
+    "tracing": tracing.run,
 }
 PROGRAM = "python -m tests.benchmarks"
 HERE = Path(__file__).parents[2]
