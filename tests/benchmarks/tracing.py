@@ -19,7 +19,7 @@ from tests.benchmarks.measurement import cpu_seconds
 from tests.benchmarks.otlp_sink import running_sink
 from tests.benchmarks.report import Report
 
-CLIENT_COUNT, REQUEST_COUNT, ROUND_COUNT = 4, 8, 15
+CLIENT_COUNT, REQUEST_COUNT, ROUND_COUNT = 4, 6, 12
 SPAN_COUNT = 200_000
 QUESTION = Question("", "What do you see?", 448, 448, token_count=32)
 COMPARED = f"""\
