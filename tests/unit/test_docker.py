@@ -277,8 +277,9 @@ def test_compose_sets_options_that_the_program_has(
     image = image_of(service)
     (tmp_path / "embedding_key").write_bytes(bytes(32))
     # A variable without a value is the user's own, if there is one.
+    users = {f"{image.prefix}OTLP_ENDPOINT": "http://collector:4317"}
     variables = {
-        name: default(str(value or 1)).replace("/run/secrets", str(tmp_path))
+        name: default(str(value or users.get(name, 1))).replace("/run/secrets", str(tmp_path))
         for name, value in SERVICES[service]["environment"].items()
     }
     command = [default(word) for word in SERVICES[service].get("command", image.command)]

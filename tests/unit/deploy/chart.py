@@ -88,6 +88,7 @@ EVERYTHING = merged(
         "gateway": {**ANY_POD, "service": {"type": "LoadBalancer", "port": 80}},
         "vision": {**ANY_POD, "engine": "tensorrt", "gpuCount": 1, "runtimeClassName": "nvidia"},
         "llm": {**ANY_POD, "engine": "tensorrt_llm", "gpuCount": 4, "runtimeClassName": "nvidia"},
+        "traces": {"otlpEndpoint": "http://collector.monitoring:4317"},
         "networkPolicy": {
             "gatewayFrom": [{"namespaceSelector": {"matchLabels": {"ingress": "yes"}}}],
             "metricsFrom": [{"namespaceSelector": {"matchLabels": {"monitoring": "yes"}}}],

@@ -24,7 +24,7 @@ SETTINGS: dict[str, type[ServingSettings]] = {
 }
 # What other values, or the chart itself, decide.
 OWN = {
-    "host", "port", "metrics-port", "vision-address", "llm-address", "checkpoint",
+    "host", "port", "metrics-port", "otlp-endpoint", "vision-address", "llm-address", "checkpoint",
     "embedding-key-file", "engine", "served-model-name", "tensorrt.plan",
     "tensorrt-llm.engine-folder", "tensorrt-llm.mpi-mode", "print-config",
     "tls-certificate-file", "tls-key-file", "tls-client-ca-file", "tls-client-names",

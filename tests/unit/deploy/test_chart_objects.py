@@ -187,6 +187,17 @@ def test_the_services_are_reached_from_the_gateway_alone() -> None:
         assert policies[name]["spec"]["egress"] == []
 
 
+@pytest.mark.parametrize("name", ["vision", "llm", "gateway"])
+def test_all_reach_the_collector_that_gets_traces(name: str) -> None:
+    traced = merged(ON_A_HOST, {"traces": {"otlpEndpoint": "https://collector:4317"}})
+    given = {
+        port["port"]
+        for rule in of_kind(rendered(traced), "NetworkPolicy")[name]["spec"]["egress"]
+        for port in rule["ports"]
+    }
+    assert {53, 4317, 4318} <= given
+
+
 def test_who_restricts_who_asks_still_has_helms_test() -> None:
     policy = of_kind(rendered(EVERYTHING), "NetworkPolicy")["gateway"]["spec"]
     *given, test = policy["ingress"][0]["from"]

@@ -110,6 +110,8 @@ def test_the_program_takes_its_options(case: str, component: str, machine: Machi
     assert settings.port == ports["http" if component == "gateway" else "grpc"]
     if "metrics" in ports:
         assert settings.metrics_port == ports["metrics"]
+    traces = CASES[case].get("traces", {})
+    assert settings.otlp_endpoint == traces.get("otlpEndpoint")
     assert settings.log_level == ("warning" if "extraArgs" in values else "info")
     is_encrypted = case == "encrypted"
     assert bool(settings.tls) is is_encrypted

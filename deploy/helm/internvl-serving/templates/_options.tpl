@@ -17,6 +17,9 @@ port: {{ include "internvl.port" .component }}
 {{- if .root.Values.metrics.enabled }}
 metrics-port: {{ include "internvl.metricsPort" . }}
 {{- end }}
+{{- with .root.Values.traces.otlpEndpoint }}
+otlp-endpoint: {{ . | quote }}
+{{- end }}
 {{- if eq .component "gateway" }}
 vision-address: {{ include "internvl.address" (dict "root" .root "component" "vision") }}
 llm-address: {{ include "internvl.address" (dict "root" .root "component" "llm") }}
