@@ -58,6 +58,7 @@ from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.status import status
 from gateway.tiles import tiles
+from gateway.tls import encrypting
 from gateway.tokens import detokenize, tokenize
 from gateway.traffic import Traffic
 
@@ -171,8 +172,8 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     )
     count_attempt = app[METRICS].count_attempt
     async with (
-        open_channel(settings.vision_address, VISION_SERVICE) as vision,
-        open_channel(settings.llm_address, LLM_SERVICE) as llm,
+        open_channel(settings.vision_address, VISION_SERVICE, settings.service_tls) as vision,
+        open_channel(settings.llm_address, LLM_SERVICE, settings.service_tls) as llm,
         open_downloads(settings.download_options) as downloads,
         open_replica_count(settings.vision_address) as vision_count,
         open_replica_count(settings.llm_address) as llm_count,
@@ -211,12 +212,13 @@ async def running_gateway(settings: Settings, metrics: Metrics | None = None) ->
 
     Raises:
         OSError: the address cannot be bound.
+        TLSFileError: a file of TLS cannot be used.
     """
     app = create_app(settings, metrics or Metrics())
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     assert runner.server
-    connect = partial(
+    serve = partial(
         Connection,
         runner.server,
         app[CONNECTIONS],
@@ -229,7 +231,10 @@ async def running_gateway(settings: Settings, metrics: Metrics | None = None) ->
             listeners = await listen(settings.host, settings.port)
             for listener in listeners:
                 exits.enter_context(listener)
-            async with app[CONNECTIONS].served(listeners, connect):
+            async with (
+                encrypting(settings.tls, serve) as connect,
+                app[CONNECTIONS].served(listeners, connect),
+            ):
                 yield listeners[0].getsockname()[1]
                 await app[TRAFFIC].drain(settings.drain_seconds)
     finally:

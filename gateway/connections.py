@@ -94,7 +94,7 @@ class Connections:
 
     @asynccontextmanager
     async def served(
-        self, listeners: Sequence[socket.socket], connect: Callable[[], Connection]
+        self, listeners: Sequence[socket.socket], connect: Callable[[], asyncio.Protocol]
     ) -> AsyncIterator[None]:
         """Accepts connections, and ends those that stall, within the block."""
         tasks = [

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yarl
-from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from gateway.access.key_file import KeysFile
@@ -20,8 +27,28 @@ from gateway.images.downloads import DownloadOptions
 from gateway.images.folders import split_folders
 from gateway.origins import AllowedOrigins
 from gateway.release import release
+from gateway.services.channel import ServiceTLS
 from gateway.services.routing import QueueLimits
-from protos.process.settings import GIB, MIB, ServingSettings
+from protos.process.option_errors import Contradiction
+from protos.process.settings import (
+    GIB,
+    MIB,
+    CertificatesPath,
+    KeyPath,
+    ServingSettings,
+    wrong_pair,
+)
+from protos.process.tls import TLSFiles
+
+# Each limit with the one that comes before it: where that is less, the limit is never reached.
+OUTER_LIMITS = (
+    ("max_text_byte_count", "max_body_byte_count"),
+    ("max_image_byte_count", "max_total_image_byte_count"),
+    ("max_body_byte_count", "max_held_byte_count"),
+    ("max_total_image_byte_count", "max_held_byte_count"),
+    ("image_fetch_seconds", "request_seconds"),
+    ("max_queue_seconds", "request_seconds"),
+)
 
 AccessLog = Literal["failed", "requests", "all"]
 
@@ -43,6 +70,17 @@ class Settings(ServingSettings):
     """Address of the vision service as gRPC writes it; all addresses of a name share the calls."""
     llm_address: str = Field(default="127.0.0.1:50052", min_length=1)
     """Address of the LLM service as gRPC writes it; all addresses of a name share the calls."""
+    service_ca_file: CertificatesPath | None = None
+    """File of the certificates of the authorities that sign the services' certificates, in PEM
+    form: connections to both services are encrypted then. This file and the next two are read anew
+    when they change, and calls go on. Default: none are encrypted."""
+    service_certificate_file: CertificatesPath | None = None
+    """File of the gateway's own certificate, for services that want one (--tls-client-ca-file)."""
+    service_key_file: KeyPath | None = None
+    """File of that certificate's private key, without a passphrase."""
+    service_server_name: str = ""
+    """Name that the services' certificates must have. Default: the one in --vision-address or
+    --llm-address, which in a list of numbers is none."""
     page: bool = True
     """Serve the web page at /: a playground to ask about pictures. --no-page turns it off."""
     allow_mismatched_checkpoints: bool = False
@@ -131,6 +169,27 @@ class Settings(ServingSettings):
     sse_keep_alive_seconds: float = Field(default=15.0, ge=0)
     """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
     none is sent."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields limits that were given, and are never reached, and TLS that lacks a file."""
+        yield from super().contradictions()
+        for name, outer in OUTER_LIMITS:
+            limit, first = getattr(self, name), getattr(self, outer)
+            if name in self.model_fields_set and limit > first:
+                sentence = f"{limit} is more than {first}, and so never reached"
+                yield Contradiction((name, outer), sentence)
+        yield from wrong_pair(self, "service_certificate_file", "service_key_file")
+        for name in ("service_certificate_file", "service_server_name"):
+            if getattr(self, name) and not self.service_ca_file:
+                yield Contradiction((name,), "it needs --service-ca-file", ("service_ca_file",))
+
+    @property
+    def service_tls(self) -> ServiceTLS | None:
+        """How connections to the services are encrypted; None where they are not."""
+        if not self.service_ca_file:
+            return None
+        files = TLSFiles(self.service_certificate_file, self.service_key_file, self.service_ca_file)
+        return ServiceTLS(files, self.service_server_name)
 
     @field_validator("file_root")
     @classmethod

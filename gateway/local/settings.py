@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,8 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 from gateway.access.key_file import KeysFile
 from gateway.images.folders import split_folders
 from protos.checkpoint.location import CheckpointFolder, model_name
-from protos.process.settings import ModelNames, Options, ServingSettings
+from protos.process.option_errors import Contradiction
+from protos.process.settings import ModelNames, Options, ServingSettings, missing_checkpoint
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
@@ -46,6 +48,11 @@ class Settings(ServingSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which Prometheus finds the gateway's metrics, at /metrics. Those of the services need
     other ports: `metrics_port` in the tables [vision] and [llm]. Default: none are served."""
+    dev_tls: bool = False
+    """Encrypt all connections with certificates that are made for this start: for trying out, as
+    clients must be told to trust them. They are in `tls` in the state folder. Who has certificates
+    gives --tls-certificate-file and --tls-key-file for the gateway, and in the tables [vision],
+    [llm] and [gateway] those of the services, and the gateway's for these."""
     checkpoint: CheckpointFolder
     """Folder of an original InternVL checkpoint, or a hub id such as OpenGVLab/InternVL2_5-8B,
     which is taken from the local Hugging Face cache."""
@@ -67,6 +74,14 @@ class Settings(ServingSettings):
     state_folder: AbsolutePath = Field(default_factory=default_state_folder)
     """Folder of the three logs, and of what status and stop have to know. Each folder serves one
     checkpoint at a time. Default: internvl in $XDG_STATE_HOME or ~/.local/state."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields a checkpoint that is not there, and two certificates."""
+        yield from super().contradictions()
+        yield from missing_checkpoint(self.checkpoint)
+        if self.dev_tls and self.tls:
+            sentence = "the one makes certificates, and the other has one"
+            yield Contradiction(("dev_tls", "tls_certificate_file"), sentence)
 
     @property
     def model_names(self) -> tuple[str, ...]:
