@@ -37,11 +37,12 @@ async def serve(settings: Settings, metrics: Metrics) -> None:
         async with supervisor().watching(lambda: True):
             await stop.wait()
         logger.info("draining", service="gateway")
-        supervisor().drains()
+        supervisor().drains(settings.drain_seconds)
 
 
 def main() -> None:
     """Serves OpenAI HTTP until SIGTERM; exit status 1 when it cannot start."""
+    supervisor()  # first, while its variables have reached no other process
     raise_descriptor_limit()
     settings = read_settings(Settings)
     logs.configure(settings.log_level, settings.log_format)
