@@ -10,19 +10,21 @@ from typing import cast
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.access.callers import ANYBODY
+from gateway.access.authentication import InvalidKeyError, authenticated
+from gateway.access.callers import ANYBODY, Caller
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import (
     CALLER,
     CONNECTIONS,
     DIALECT_BY_PATH,
+    KEY_RING,
     METRICS,
     ORIGINS,
     RECORD,
     REQUEST_ID,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
-from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
+from gateway.paths import HEALTH_PATHS, OPEN_PATHS, QUIET_PATHS, guidance
 from gateway.record import RequestRecord
 from protos.errors import (
     AccessDeniedError,
@@ -38,8 +40,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # What nginx logs when the client went away before the answer.
 CLIENT_CLOSED_REQUEST = 499
-# Asked for all the time, and of no weight.
-QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status", "/load", "/openapi.json"}
 
 IGNORED_KEY = "x-internvl-ignored"
 
@@ -50,7 +50,7 @@ async def attend(request: web.Request, handler: Handler) -> web.StreamResponse:
     connection = _connection(request)
     connection.begin(request)
     response = await handler(request)
-    if connection.is_spare:
+    if connection.is_spare or connection.leaves_unread:
         response.force_close()
     return response
 
@@ -115,10 +115,29 @@ async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.St
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Finds out who calls."""
-    request[CALLER] = ANYBODY
-    request[RECORD].caller = ANYBODY.name
+    """Finds out who calls, before anything of the body is read."""
+    request[CALLER] = _caller(request)
     return await handler(request)
+
+
+def _caller(request: web.Request) -> Caller:
+    ring, record = request.app[KEY_RING], request[RECORD]
+    if ring is None:
+        record.caller = ANYBODY.name
+        return ANYBODY
+    resource = request.match_info.route.resource
+    if resource is not None and resource.canonical in OPEN_PATHS:
+        return ANYBODY
+    try:
+        caller = authenticated(ring, request.headers)
+    except InvalidKeyError as error:
+        if error.caller is not None:
+            record.caller = error.caller.name
+        request.app[METRICS].callers.count_failure(error.fault)
+        _connection(request).leave_unread(request)
+        raise
+    record.caller = caller.name
+    return caller
 
 
 @web.middleware

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from protos.errors import Code, NotFoundError, OverloadedError, ServiceError
 
@@ -28,7 +28,7 @@ CODES = {
     "NOT_FOUND": "model_not_found",
     "QUEUE_FULL": "rate_limit_exceeded",
 }
-TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+TYPES = {403: "permission_error", 429: "rate_limit_error"}
 HTTP_CODES = {
     404: "path_not_found",
     405: "method_not_allowed",
@@ -36,6 +36,7 @@ HTTP_CODES = {
     413: "request_too_large",
 }
 OVERLOAD_RETRY_SECONDS = 1.0
+CHALLENGE = 'Bearer realm="internvl-gateway"'
 
 
 class HTTPRefusalError(ServiceError):
@@ -88,4 +89,7 @@ def error_response(error: ServiceError, body: dict[str, Any] | None = None) -> w
     headers = {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
     if isinstance(error, HTTPRefusalError) and error.allow:
         headers["Allow"] = error.allow
-    return web.json_response(body or error_body(error), status=http_status(error), headers=headers)
+    status = http_status(error)
+    if status == 401:
+        headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
+    return web.json_response(body or error_body(error), status=status, headers=headers)

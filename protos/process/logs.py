@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import structlog
 
+from protos.process.tracing import trace_metadata
+
 REQUEST_ID_KEY = "x-request-id"
 MAX_REQUEST_ID_LENGTH = 128
 LogFormat = Literal["json", "console"]
@@ -61,10 +63,16 @@ def bind_request_id(request_id: str) -> None:
     structlog.contextvars.bind_contextvars(request_id=request_id)
 
 
+def bind_trace_id(trace_id: str) -> None:
+    """Puts the trace's id into every log event of this task; none where it is empty."""
+    if trace_id:
+        structlog.contextvars.bind_contextvars(trace_id=trace_id)
+
+
 def request_metadata() -> tuple[tuple[str, str], ...]:
-    """Returns call metadata that carries this task's request id to a service."""
+    """Returns call metadata that carries this task's request id and trace to a service."""
     request_id: str = structlog.contextvars.get_contextvars().get("request_id", "")
-    return ((REQUEST_ID_KEY, request_id),) if request_id else ()
+    return (*(((REQUEST_ID_KEY, request_id),) if request_id else ()), *trace_metadata())
 
 
 def request_id_of(metadata: Sequence[tuple[str, Any]] | None) -> str:

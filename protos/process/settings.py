@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -37,6 +40,7 @@ from protos.process.option_errors import (
 )
 from protos.process.option_printing import printed
 from protos.process.option_sources import ConfigFile, Environment, Flags, Source, merged
+from protos.process.tls import TLSFileError, TLSFiles, check_certificates, check_key
 from protos.signature import EmbeddingKey
 
 # Variables that begin like a service's, and are those of the program that builds for it.
@@ -75,9 +79,8 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 # Repeated on the command line they arrive as one text, with commas between them.
-ModelNames = Annotated[
-    tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)
-]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+ModelNames = Annotated[Names, AfterValidator(_distinct)]
 
 
 @lru_cache  # the gateway asks it of each request's client
@@ -89,6 +92,39 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+OTLPProtocol = Literal["grpc", "http/protobuf"]
+# OpenTelemetry's own variable, beside which its others are read as they are.
+OTLP_PROTOCOL_VARIABLE = "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+def otlp_protocol() -> OTLPProtocol:
+    """Returns how a collector is spoken to, as the environment has it.
+
+    Raises:
+        ValueError: it has something else.
+    """
+    protocol = os.environ.get(OTLP_PROTOCOL_VARIABLE, "grpc")
+    for known in get_args(OTLPProtocol):
+        if protocol == known:
+            return cast(OTLPProtocol, known)
+    raise ValueError(f"{OTLP_PROTOCOL_VARIABLE} is {protocol!r}; known: grpc, http/protobuf")
+
+
+def _usable_collector(endpoint: str) -> str:
+    url = urlsplit(endpoint)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("a collector's URL begins with http:// or https:// and a host")
+    otlp_protocol()
+    try:
+        version("opentelemetry-exporter-otlp")  # which requires the SDK
+    except PackageNotFoundError as error:
+        raise ValueError(
+            "OpenTelemetry is not installed; it is with the extra otel:"
+            " pip install 'internvl-serving[otel]'"
+        ) from error
+    return endpoint
+
+
 def _is_on_loopback(options: dict[str, Any]) -> bool:
     return is_loopback(options.get("host", ""))
 
@@ -98,12 +134,28 @@ def _readable_key(path: Path) -> Path:
     return path.absolute()
 
 
+CertificatesPath = Annotated[Path, AfterValidator(check_certificates)]
+KeyPath = Annotated[Path, AfterValidator(check_key)]
+
+
 def missing_checkpoint(folder: Path) -> Iterator[Contradiction]:
     """Yields why the folder of the option `checkpoint` is none; nothing where it is one."""
     try:
         require_folder(folder)
     except CheckpointError as error:
         yield Contradiction(("checkpoint",), str(error))
+
+
+def wrong_pair(options: Options, certificate: str, key: str) -> Iterator[Contradiction]:
+    """Yields why the files of a certificate and its key, options of these names, are no pair."""
+    files = getattr(options, certificate), getattr(options, key)
+    if any(files) != all(files):
+        yield Contradiction((certificate, key), "they go together")
+    elif all(files):
+        try:
+            TLSFiles(*files).check()
+        except TLSFileError as error:
+            yield Contradiction((certificate, key), str(error))
 
 
 class Options(BaseSettings):
@@ -142,12 +194,25 @@ class ServingSettings(Options):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
     it. Default: none are served."""
+    tls_certificate_file: CertificatesPath | None = None
+    """File of the certificate with which this server says who it is, in PEM form, and of those
+    between it and its authority: connections are encrypted then, with TLS 1.2 or later, and others
+    refused. It is read anew when it changes, and connections stay. Default: none are encrypted."""
+    tls_key_file: KeyPath | None = None
+    """File of the certificate's private key, in PEM form without a passphrase."""
+    tls_client_ca_file: CertificatesPath | None = None
+    """File of the certificates of the authorities that sign clients' certificates: clients without
+    one are refused (mutual TLS). Default: clients need none."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """On SIGTERM, how long calls in flight may still run."""
     log_level: LogLevel = "info"
     """Least severe event that is logged."""
     log_format: LogFormat = "json"
     """How events are written: json for machines, console for people."""
+    otlp_endpoint: Annotated[str, AfterValidator(_usable_collector)] | None = None
+    """URL of an OpenTelemetry collector that gets traces, and from the gateway histograms, e.g.
+    http://localhost:4317; needs the extra otel. The rest is told by OpenTelemetry's own variables,
+    as OTEL_TRACES_SAMPLER. Default: none is made."""
     config: Path | None = None
     """TOML file of options. A program reads its own table, [vision], [llm], [gateway] or [serve],
     so that one file may serve all; names are written as here, with _ for -. The command line
@@ -157,12 +222,23 @@ class ServingSettings(Options):
     from, and end. Secrets are not shown."""
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """Yields ports that are used twice, and what a subclass adds."""
+        """Yields ports that are used twice, half of TLS, and what a subclass adds."""
         yield from super().contradictions()
         ports = ((name, port) for name, port in self if name.endswith("port") and port)
         for (one, port), (other, same) in combinations(ports, 2):
             if port == same:
                 yield Contradiction((one, other), f"both are {port}")
+        yield from wrong_pair(self, "tls_certificate_file", "tls_key_file")
+        if self.tls_client_ca_file and not self.tls:
+            own = "tls_certificate_file"
+            yield Contradiction(("tls_client_ca_file",), "it needs --tls-certificate-file", (own,))
+
+    @property
+    def tls(self) -> TLSFiles | None:
+        """The files of this server's TLS; None where connections are not encrypted."""
+        if not self.tls_certificate_file:
+            return None
+        return TLSFiles(self.tls_certificate_file, self.tls_key_file, self.tls_client_ca_file)
 
 
 # The options of the engine torch that people type without its name.
@@ -184,6 +260,22 @@ class GrpcSettings(ServingSettings):
     connection_age_seconds: float = Field(default=5.0, ge=1, le=86_400)
     """How long a connection takes new calls, give or take a tenth; those on it go on to their end.
     A client then looks the service's name up again: so soon a gateway knows of a new replica."""
+    tls_client_names: Names = ()
+    """Names of the clients that may call: DNS names or URIs (SPIFFE) of which the client's
+    certificate must have one. May be given several times (or as a JSON list); necessary with
+    --tls-client-ca-file, as an authority signs more than gateways. Only the health is told to any
+    of its clients."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields clients of mutual TLS that nobody has named, and what a subclass adds."""
+        yield from super().contradictions()
+        if bool(self.tls_client_ca_file) != bool(self.tls_client_names):
+            yield Contradiction(("tls_client_ca_file", "tls_client_names"), "they go together")
+
+    @property
+    def client_names(self) -> frozenset[str] | None:
+        """The names of the clients that may call; None for anybody."""
+        return frozenset(self.tls_client_names) if self.tls_client_ca_file else None
 
 
 class EngineSettings(GrpcSettings):

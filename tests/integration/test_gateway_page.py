@@ -124,11 +124,10 @@ async def test_without_the_page_its_paths_are_unknown() -> None:
 
 async def test_a_page_is_spoken_of_where_there_is_one() -> None:
     async with stack() as gateway:
-        address = gateway.url.removeprefix("http://")
-        assert await asyncio.to_thread(page_url, address) == f"{gateway.url}/"
-    assert await asyncio.to_thread(page_url, address) == ""
+        assert await asyncio.to_thread(page_url, gateway.url) == f"{gateway.url}/"
+    assert await asyncio.to_thread(page_url, gateway.url) == ""
     async with stack(page=False) as gateway:
-        assert await asyncio.to_thread(page_url, gateway.url.removeprefix("http://")) == ""
+        assert await asyncio.to_thread(page_url, gateway.url) == ""
 
 
 async def test_a_page_of_another_origin_changes_the_answer_in_a_second_way() -> None:

@@ -155,6 +155,8 @@ class TensorRTLLMEngine:
                     raise constraint.failure
                 if delta.error is not None:
                     raise delta.error
+                if delta.started_at is not None:
+                    submission.request.account.start(delta.started_at)
                 self._check_finite(delta.output)
                 if delta.output.token_ids or finished:
                     yield _counted(delta.output, len(submission.request.prompt.token_ids))
