@@ -74,7 +74,7 @@ types: $(VENV)/dev.stamp ## strict mypy
 	$(BIN)/mypy tests
 
 audit: $(VENV)/dev.stamp ## ask online whether weaknesses of what locks/ names are known
-	PATH=$(CURDIR)/$(BIN):$$PATH locks/audit.sh
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python locks/audit.py
 
 protos: $(VENV)/dev.stamp ## generate protos/internvl/v1/*_pb2*
 	PATH=$(CURDIR)/$(BIN):$$PATH protos/generate.sh
