@@ -64,7 +64,7 @@ def main() -> None:
     supervisor()  # first, while its variables have reached no other process
     raise_descriptor_limit()
     settings = read_settings(Settings)
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_lines_per_second)
     keep_freed_memory(block_byte_count=LEAST_IMAGE_BLOCK_BYTE_COUNT)
     metrics = Metrics()
     try:

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from gateway import handlers, middlewares, traces
 from gateway.access.reloading import open_key_ring
+from gateway.access.usage_log import UsageLog
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatPipeline
 from gateway.connections import Connection, Connections
@@ -36,6 +37,7 @@ from gateway.keys import (
     SETTINGS,
     TOKENS,
     TRAFFIC,
+    USAGE_LOG,
 )
 from gateway.listening import listen
 from gateway.memory import Memory
@@ -98,7 +100,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app[DIALECT_BY_PATH] = {each.path: each for each in (*DIALECTS, MESSAGES_COUNT)}
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
-    app.cleanup_ctx.extend([_pools, _key_ring, _services])
+    # The first to begin is the last to end.
+    app.cleanup_ctx.extend([_usage_log, _pools, _key_ring, _services])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
@@ -130,6 +133,17 @@ def _post(
     dialect: Dialect, handler: Callable[[Dialect, web.Request], Awaitable[web.StreamResponse]]
 ) -> web.RouteDef:
     return web.post(dialect.path, partial(handler, dialect), expect_handler=expect_nothing)
+
+
+async def _usage_log(app: web.Application) -> AsyncIterator[None]:
+    path = app[SETTINGS].usage_log
+    if path is None:
+        app[USAGE_LOG] = None
+        yield
+        return
+    app[USAGE_LOG] = log = UsageLog(path, app[METRICS].usage_log_failures.inc)
+    async with log.open():
+        yield
 
 
 async def _pools(app: web.Application) -> AsyncIterator[None]:

@@ -81,7 +81,8 @@ class ChatPipeline:
             NotFoundError: no replica answers to the model's name.
             ServiceError: with the JSON path of the field at fault.
         """
-        await self._pair.llm_info(request.model, deadline)
+        info = await self._pair.llm_info(request.model, deadline)
+        record.model = info.model
         await self._check_guide(request, deadline)
         images = await self._images.fetch(request, attachments, deadline, record)
         turn = _Turn(request, images, deadline, record)

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from gateway.access.callers import Caller
 from gateway.access.keyring import KeyRing
+from gateway.access.usage_log import UsageLog
 from gateway.chat import ChatPipeline
 from gateway.connections import Connections
 from gateway.counting import TokenCounter
@@ -33,6 +34,7 @@ PIPELINE = web.AppKey("pipeline", ChatPipeline)
 TOKENS = web.AppKey("tokens", TokenCounter)
 PAIR = web.AppKey("pair", ServicePair)
 REPLICAS = web.AppKey("replicas", Replicas)
+USAGE_LOG: web.AppKey[UsageLog | None] = web.AppKey("usage_log")
 # None: no key is asked for.
 KEY_RING: web.AppKey[KeyRing | None] = web.AppKey("key_ring")
 

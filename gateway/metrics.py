@@ -57,6 +57,7 @@ class Metrics:
 
     Attributes:
         registry: what is scraped.
+        usage_log_failures: writes to the usage log that failed.
         callers: those by the names of keys.
     """
 
@@ -94,6 +95,9 @@ class Metrics:
         )
         self._attempts = self._counter(
             "attempts", "Offers of calls beyond their first, and why.", "service", "reason"
+        )
+        self.usage_log_failures = self._counter(
+            "usage_log_failures", "Writes to the usage log that failed, and are tried again."
         )
         # Found once: that takes longer than to count. And made before the first event, which
         # Prometheus would not see as a rise otherwise.

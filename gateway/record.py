@@ -177,5 +177,13 @@ class RequestRecord:
         }
         return stages | rest
 
+    def counts(self) -> dict[str, int | None]:
+        """Returns what it used, by the names of the log's line; None: it is not known."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name.endswith("_count") and not name.startswith("_")
+        }
+
     def _time(self, stage: Stage, start: float) -> None:
         self.stage_seconds[stage] = round(time.monotonic() - start, 6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yarl
 from pydantic import (
@@ -49,6 +49,8 @@ OUTER_LIMITS = (
     ("image_fetch_seconds", "request_seconds"),
     ("max_queue_seconds", "request_seconds"),
 )
+
+AccessLog = Literal["failed", "requests", "all"]
 
 
 def _request_seconds(options: dict[str, Any]) -> float:
@@ -125,6 +127,12 @@ class Settings(ServingSettings):
     """Most hosts that the image URLs of one request lead to, redirects included."""
     strict_fields: bool = False
     """Refuse requests with fields that this server does not know, rather than ignore these."""
+    access_log: AccessLog = "requests"
+    """Which requests have a line in the log: failed, those that the server failed; requests, all
+    but questions for its health and load, and for the page; all. Failed ones are warnings."""
+    usage_log: Path | None = None
+    """File to which a JSON line is added for each request: who used what. Default: none is
+    written."""
     server_timing: bool = False
     """Tell every client where the time of its chat request went and where its pictures came from:
     in the header Server-Timing, of a stream in a comment before its end. Without it those are told

@@ -46,7 +46,7 @@ def main() -> None:
     settings = read_settings(ProgramSettings)
     if settings.check is not None:
         check(partial(inspect, settings))
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_lines_per_second)
     try:
         with supervisor().loading(str(settings.checkpoint)):
             info, engine = load(settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from protos.errors import Code, NotFoundError, OverloadedError, ServiceError
+from protos.errors import BY_REASON, Code, NotFoundError, OverloadedError, ServiceError
 
 DEFAULT_STATUS = 500
 HTTP_STATUS = {
@@ -59,6 +59,12 @@ def http_status(error: ServiceError) -> int:
     if isinstance(error, HTTPRefusalError):
         return error.status
     return HTTP_STATUS.get(error.code, DEFAULT_STATUS)
+
+
+def reason_status(reason: str | None) -> int:
+    """Returns the HTTP status of an error's reason; 0 for none, and for one that is not ours."""
+    error = BY_REASON.get(reason or "")
+    return HTTP_STATUS.get(error.code, DEFAULT_STATUS) if error else 0
 
 
 def error_body(error: ServiceError) -> dict[str, Any]:

@@ -283,7 +283,9 @@ def test_a_certificate_of_ones_own_is_not_replaced(
     own = ["--tls-certificate-file", str(files.certificate), "--tls-key-file", str(files.key)]
     with pytest.raises(SystemExit):
         here("start", *options, "--dev-tls", *own)
-    assert "--dev-tls makes certificates" in capsys.readouterr().err
+    assert (
+        "--dev-tls, --tls-certificate-file: the one makes certificates" in capsys.readouterr().err
+    )
 
 
 def test_certificates_of_ones_own(user: User, here: Here, options: list[str]) -> None:
