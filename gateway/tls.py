@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, cast
@@ -43,6 +44,8 @@ class Certificates:
         self._files = files
         self._context: ssl.SSLContext  # for connections that begin
         self._failures = RareEvent("tls_handshake_failed")
+        # Of its own: a disk that hangs keeps nothing else waiting.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="certificates")
 
     async def read(self) -> None:
         """Reads the files for the first time.
@@ -50,11 +53,12 @@ class Certificates:
         Raises:
             TLSFileError: one cannot be used.
         """
-        self._context = await asyncio.to_thread(make_context, self._files)
+        loop = asyncio.get_running_loop()
+        self._context = await loop.run_in_executor(self._thread, make_context, self._files)
 
     def reread(self) -> None:
         """Reads the files anew, in a thread; what cannot be used leaves what was there before."""
-        self._rereading = asyncio.get_running_loop().run_in_executor(None, self._reread)
+        self._thread.submit(self._reread)
 
     def _reread(self) -> None:
         try:
