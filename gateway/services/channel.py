@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 
+from gateway.pools import Pool
 from gateway.services.renewed_channel import keep_connected, open_renewed_channel
 from gateway.services.routing import OFFER_COUNT, ROUTING_KEY, allow_hash_keys, service_config
 from gateway.tasks import owning
@@ -133,21 +134,23 @@ async def open_channel(
         async with plain, owning(asyncio.create_task(keep_connected(plain))):
             yield plain
         return
-    connect = partial(_connect, address, options, tls)
     is_served = partial(
         check_health, name=service, service=SPOKEN_NAMES[service], seconds=HEALTH_SECONDS
     )
-    async with (
-        open_renewed_channel(connect, is_served, tls.files.paths, tls.poll_seconds) as renewed,
-        warning_daily(tls.files),
-    ):
-        yield renewed
+    pool = Pool("certificates", 1)
+    connect = partial(_connect, address, options, tls, pool)
+    with closing(pool):
+        async with (
+            open_renewed_channel(connect, is_served, tls.files.paths, tls.poll_seconds) as renewed,
+            warning_daily(tls.files),
+        ):
+            yield renewed
 
 
 async def _connect(
-    address: str, options: Sequence[tuple[str, Any]], tls: ServiceTLS
+    address: str, options: Sequence[tuple[str, Any]], tls: ServiceTLS, pool: Pool
 ) -> grpc.aio.Channel:
-    credentials = await asyncio.to_thread(client_credentials, tls.files)
+    credentials = await pool.run(client_credentials, tls.files)
     name = [("grpc.default_authority", tls.server_name)] if tls.server_name else []
     return grpc.aio.secure_channel(address, credentials, options=[*options, *name])
 
