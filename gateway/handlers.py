@@ -35,6 +35,7 @@ from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
 from gateway.services.pair import ServicePair
+from gateway.traces import generating
 from protos.errors import ServiceError
 
 # Health and model questions are answered at once or not at all.
@@ -55,7 +56,10 @@ async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse
         del body  # its text would be held until the answer's end
         generations = call.generations
         answer = _stream if call.stream else _collect
-        return await answer(request, call, generations[0].model, answering_all(ask, generations))
+        with generating(request, dialect, generations, stream=call.stream):
+            return await answer(
+                request, call, generations[0].model, answering_all(ask, generations)
+            )
 
 
 async def count_input(dialect: Dialect, request: web.Request) -> web.Response:

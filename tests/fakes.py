@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import math
+import ssl
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -39,6 +40,7 @@ from protos.internvl.v1 import (
 from protos.process.server import Service, running_server
 from protos.process.settings import MIB
 from protos.transport import CHUNK_BYTE_COUNT
+from tests.https import client_context
 
 MODEL = "scripted"
 HIDDEN_SIZE = 8
@@ -475,12 +477,17 @@ async def running_llm(llm: ScriptedLLM, port: int = 0, **options: Any) -> AsyncI
 
 @dataclass(frozen=True)
 class Gateway:
-    """A running gateway, the services behind it, and an HTTP client of it."""
+    """A running gateway, the services behind it, and an HTTP client of it.
+
+    Attributes:
+        tls: how its clients speak TLS; None: they do not.
+    """
 
     url: str
     http: aiohttp.ClientSession
     vision: ScriptedVision
     llm: ScriptedLLM
+    tls: ssl.SSLContext | None
 
     async def chat(self, **body: Any) -> tuple[int, Any]:
         """Returns status and JSON body of a chat completion of `chat_body(**body)`."""
@@ -538,6 +545,9 @@ async def stack(
         own_settings = Settings(**options | settings)
         exits.enter_context(blockbuster_ctx("gateway"))
         port = await exits.enter_async_context(running_gateway(own_settings, metrics))
-        url = f"http://127.0.0.1:{port}"
-        http = await exits.enter_async_context(aiohttp.ClientSession(url))
-        yield Gateway(url, http, vision, llm)
+        certificate = own_settings.tls_certificate_file
+        tls = client_context(certificate) if certificate else None
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        connector = aiohttp.TCPConnector(ssl=tls or True)
+        http = await exits.enter_async_context(aiohttp.ClientSession(url, connector=connector))
+        yield Gateway(url, http, vision, llm, tls)

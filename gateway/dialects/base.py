@@ -81,6 +81,7 @@ class Dialect:
         parse: reads a body, strictly or not; raises ServiceError with the JSON path of the field.
         error_body: returns the JSON of an error that ends a request of this id.
         operation: describes it.
+        answer_id_prefix: how its answers' ids begin, before the request's id.
         request_id_key: a further header for the request's id; None: there is none.
         image_places: where images are that arrive in base64; None: wherever a data: URL is.
     """
@@ -89,5 +90,6 @@ class Dialect:
     parse: Callable[[bytes, bool], Call]
     error_body: Callable[[ServiceError, str], dict[str, Any]]
     operation: Operation
+    answer_id_prefix: str = ""
     request_id_key: str | None = None
     image_places: Collection[JSONPath] | None = None

@@ -22,9 +22,11 @@ from protos.errors import (
     OverloadedError,
     ServiceError,
 )
+from protos.process.tracing import current_span
 
 # Far above what is in use: parsing a URL takes the longer the longer it is.
 MAX_URL_LENGTH = 16 * 1024
+SCHEMES = ("http", "https", "file", "data")
 SCHEME = re.compile(r"(?P<name>[a-z][a-z0-9+.-]*):", re.IGNORECASE)
 # Of a picture's file: the first bytes of PNG, JPEG, GIF, WebP and BMP in base64, or anything long.
 BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3])|[A-Za-z0-9+/_-]{256}")
@@ -85,12 +87,15 @@ class ImageFetcher:
 
     async def _file(self, url: str, attachments: Attachments, budget: ImageBudget) -> HeldFile:
         if url in attachments.images:
+            current_span().set("source", "data")
             file = attachments.take(url)
             budget.spend(file.byte_count)
             return file
         # Only the begin may be long: a data URL.
         match = SCHEME.match(stripped(url[:MAX_URL_LENGTH]))
         scheme = match["name"].lower() if match else ""
+        if scheme in SCHEMES:  # or it would be a client's words
+            current_span().set("source", scheme)
         if scheme in ("http", "https"):
             _check_length(url)
             return await self._downloads.fetch(url, attachments.share, budget)

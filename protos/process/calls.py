@@ -1,4 +1,4 @@
-"""What happens to every call of a gRPC server: its place, its messages, its errors."""
+"""What happens to every call of a gRPC server: its place, its messages, its errors, its line."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from protos.errors import (
     OverloadedError,
     ServiceError,
 )
+from protos.process.call_record import accounted
 from protos.process.credentials import peer_names
 from protos.process.logs import bind_request_id, request_id_of
 from protos.process.memory import is_out_of_memory
@@ -89,6 +90,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     call before anybody could count the call or limit its time, and answer one that is malformed, or
     none, by a traceback in the log or not at all.
 
+    A call has a line in the log when it is over: what it cost, never what it said.
+
     The one place that catches everything: a ServiceError crosses the wire as it is; anything else
     is a bug, logged with its traceback and answered by INTERNAL without it.
     """
@@ -138,25 +141,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context: Context,
     ) -> AsyncGenerator[Any, None]:
         bind_request_id(request_id_of(details.invocation_metadata))
-        try:
-            self._check_caller(details.method, context)
-            if details.method == HEALTH_CHECK:
-                yield await _answer(handler, requests, context)
-                return
-            with self._places_of(details.method).taken():
-                if not handler.response_streaming:
+        method = details.method
+        with accounted(
+            method.lstrip("/"),
+            details.invocation_metadata,
+            context.time_remaining,
+            is_aside=_is_aside(method),
+        ) as record:
+            try:
+                self._check_caller(method, context)
+                if method == HEALTH_CHECK:
                     yield await _answer(handler, requests, context)
                     return
-                async with aclosing(_answers(handler, requests, context)) as responses:
-                    async for response in responses:
-                        yield response
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the one place for it: see the class
-            told = _told(error)
-            self._on_error(told)
-            status = rpc_status.to_status(to_status(told))
-            await context.abort(status.code, status.details, status.trailing_metadata)
+                with self._places_of(method).taken():
+                    if not handler.response_streaming:
+                        yield await _answer(handler, requests, context)
+                        return
+                    async with aclosing(_answers(handler, requests, context)) as responses:
+                        async for response in responses:
+                            yield response
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place for it: see the class
+                record.error = told = _told(error)
+                self._on_error(told)
+                status = rpc_status.to_status(to_status(told))
+                await context.abort(status.code, status.details, status.trailing_metadata)
 
     def _check_caller(self, method: str, context: Context) -> None:
         """Raises AccessDeniedError if the caller is none of those that may call the method."""
@@ -181,8 +191,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             )
 
     def _places_of(self, method: str) -> Places:
-        is_aside = method.startswith("/grpc.") or method.endswith(QUESTIONS)
-        return self._side_places[method] if is_aside else self._places
+        return self._side_places[method] if _is_aside(method) else self._places
+
+
+def _is_aside(method: str) -> bool:
+    return method.startswith("/grpc.") or method.endswith(QUESTIONS)
 
 
 async def _answer(handler: Any, requests: AsyncIterator[bytes], context: Context) -> Any:
@@ -238,7 +251,7 @@ def _told(error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if is_out_of_memory(error):
-        logger.error("call_out_of_memory", exc_info=error)
+        logger.error("call_out_of_memory", error=str(error), exc_info=error)
         return OverloadedError("the service has no memory for this call", retry_after=1.0)
     logger.error("bug", exc_info=error)
     return ServiceError("internal error; the service's log has it under this request id")

@@ -19,13 +19,15 @@ from grpc_reflection.v1alpha import reflection
 
 from protos.process.calls import CallInterceptor
 from protos.process.credentials import server_credentials
+from protos.process.exposure import warn_of_plain_text
 from protos.process.health import HealthServicer
 from protos.process.metrics import serving_metrics
 from protos.process.reload import reload_on_sighup
 from protos.process.service_metrics import ServiceMetrics
-from protos.process.settings import GrpcSettings, is_loopback
+from protos.process.settings import GrpcSettings
 from protos.process.supervisor import supervisor
 from protos.process.tls import TLSFileError, TLSFiles, warning_daily
+from protos.process.tracing import exporting
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -204,8 +206,12 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
     reload_on_sighup()
-    _warn_if_plain(settings)
-    with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
+    warn_of_plain_text(settings)
+    program = settings.model_config.get("cli_prog_name") or service.name
+    with (
+        serving_metrics(service.metrics.registry, settings.host, settings.metrics_port),
+        exporting(program, settings.otlp_endpoint),
+    ):
         async with running_server(
             service,
             settings.host,
@@ -223,16 +229,6 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
             logger.info("draining", service=service.name, engine_healthy=healthy)
             supervisor().drains()
     return healthy
-
-
-def _warn_if_plain(settings: GrpcSettings) -> None:
-    if settings.tls is None and not is_loopback(settings.host):
-        logger.warning(
-            "connections_plain",
-            host=settings.host,
-            warning="whoever reaches this service may call it, and whoever is between reads all;"
-            " --tls-certificate-file and --tls-client-ca-file end that",
-        )
 
 
 async def _wait_until(stop: asyncio.Event, is_healthy: Callable[[], bool]) -> bool:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gateway.local.health import HEALTHY, SILENT
+from gateway.local.health import SILENT
 from gateway.services.channel import VISION_SERVICE, ServiceTLS, open_channel
 from protos.process.allocator import keep_freed_memory
+from protos.process.probe import HEALTHY
 from tests.benchmarks.hops import BYTE_COUNT, Reader, open_relay
 from tests.benchmarks.measurement import Seconds, median_ms, take_turns
 from tests.benchmarks.photo import photo

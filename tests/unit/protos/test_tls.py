@@ -123,12 +123,18 @@ def test_a_key_that_all_users_can_read_is_warned_of(files: TLSFiles) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["certificate"], "--tls-certificate-file and --tls-key-file go together"),
-        (["key"], "--tls-certificate-file and --tls-key-file go together"),
-        (["client-ca", "names"], "--tls-client-ca-file needs both"),
-        (["certificate", "key", "client-ca"], "--tls-client-names go together"),
-        (["certificate", "key", "names"], "--tls-client-names go together"),
-        (["certificate", "other key"], "--tls-certificate-file: the key"),
+        (["certificate"], "--tls-certificate-file, --tls-key-file: they go together"),
+        (["key"], "--tls-certificate-file, --tls-key-file: they go together"),
+        (["client-ca", "names"], "--tls-client-ca-file: it needs --tls-certificate-file"),
+        (
+            ["certificate", "key", "client-ca"],
+            "--tls-client-ca-file, --tls-client-names: they go together",
+        ),
+        (
+            ["certificate", "key", "names"],
+            "--tls-client-ca-file, --tls-client-names: they go together",
+        ),
+        (["certificate", "other key"], "--tls-certificate-file, --tls-key-file: the key"),
     ],
 )
 def test_options_that_need_each_other_say_so(
