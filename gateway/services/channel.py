@@ -81,10 +81,14 @@ NO_ANSWER = (UnavailableError, DeadlineError, OverloadedError)
 # After a line in the log that says that a service is unavailable, or denies us something.
 QUIET_SECONDS = 1.0
 _quiet_until: dict[tuple[str, str], float] = {}
-# What grpc says of a handshake that failed, and what that means; the first that it holds counts.
+# What grpc says of a handshake that failed, and what that means; the first that is found counts.
+WRONG_NAME = (
+    "the service's certificate is not for the name that stands in its address, or in"
+    " --service-server-name"
+)
 HANDSHAKE_HINTS = {
-    "Hostname Verification": "the service's certificate is not for the name that stands in its"
-    " address, or in --service-server-name",
+    "Hostname Verification": WRONG_NAME,
+    "not in peer certificate": WRONG_NAME,  # before 1.85
     "certificate has expired": "the service's certificate has expired",
     "CERTIFICATE_VERIFY_FAILED": "the service's certificate is signed by none of the authorities in"
     " --service-ca-file",
