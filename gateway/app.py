@@ -10,6 +10,8 @@ from functools import partial
 from aiohttp import web
 
 from gateway import handlers, middlewares
+from gateway.access.accounts import Accounts
+from gateway.access.gateways import shared_out
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatPipeline
 from gateway.connections import Connection, Connections
@@ -22,6 +24,7 @@ from gateway.dialects.responses import RESPONSES
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
+    ACCOUNTS,
     CONNECTIONS,
     DIALECT_BY_PATH,
     MEMORY,
@@ -87,13 +90,14 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     )
     app[SETTINGS] = settings
     app[TRAFFIC] = Traffic(settings.max_request_count)
+    app[ACCOUNTS] = Accounts()
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
     app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
     app[DIALECT_BY_PATH] = {each.path: each for each in (*DIALECTS, MESSAGES_COUNT)}
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
-    app.cleanup_ctx.extend([_pools, _services])
+    app.cleanup_ctx.extend([_pools, _services, _gateways])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
@@ -166,6 +170,11 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         )
         app[PIPELINE] = ChatPipeline(images, app[PAIR])
         app[TOKENS] = TokenCounter(images, app[PAIR])
+        yield
+
+
+async def _gateways(app: web.Application) -> AsyncIterator[None]:
+    async with shared_out(app[ACCOUNTS], app[SETTINGS].gateway_count):
         yield
 
 

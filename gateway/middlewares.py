@@ -11,6 +11,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.access.callers import ANYBODY
+from gateway.admission import account_of
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import (
     CALLER,
@@ -22,6 +23,7 @@ from gateway.keys import (
     REQUEST_ID,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
+from gateway.openai.rate_headers import rate_headers
 from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
 from gateway.record import RequestRecord
 from protos.errors import (
@@ -89,6 +91,10 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
             response.headers[dialect.request_id_key] = request[REQUEST_ID]
     if RECORD in request and (names := request[RECORD].ignored_fields):
         response.headers[IGNORED_KEY] = names
+    if CALLER in request and (account := account_of(request)):
+        dialect = request.app[DIALECT_BY_PATH].get(request.path)
+        written = dialect.rate_headers if dialect else rate_headers
+        response.headers.extend(written(account.rates()))
     response.headers.extend(request.app[ORIGINS].answer_headers(request.headers))
 
 

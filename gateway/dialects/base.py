@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.access.accounts import Rate
 from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
 from gateway.images.json_paths import JSONPath
 from gateway.openai.answers import AnswerHead
 from gateway.openai.errors import error_body
+from gateway.openai.rate_headers import rate_headers
 from gateway.openapi.operation import Operation
 from protos.errors import ServiceError
 
@@ -82,6 +84,7 @@ class Dialect:
         error_body: returns the JSON of an error that ends a request of this id.
         operation: describes it.
         request_id_key: a further header for the request's id; None: there is none.
+        rate_headers: writes the headers that tell how far a caller is from its limits.
         image_places: where images are that arrive in base64; None: wherever a data: URL is.
     """
 
@@ -90,4 +93,5 @@ class Dialect:
     error_body: Callable[[ServiceError, str], dict[str, Any]]
     operation: Operation
     request_id_key: str | None = None
+    rate_headers: Callable[[Sequence[Rate]], dict[str, str]] = rate_headers
     image_places: Collection[JSONPath] | None = None

@@ -23,6 +23,7 @@ from gateway.anthropic.known_fields import (
     TOOL,
     TOOL_CHOICE,
 )
+from gateway.anthropic.rate_headers import rate_headers
 from gateway.anthropic.requests import (
     Block,
     ImageSource,
@@ -158,6 +159,7 @@ def _dialect(path: str, model: type[PromptRequest], operation: Operation) -> Dia
         error_body,
         operation,
         request_id_key="request-id",
+        rate_headers=rate_headers,
         image_places=IMAGE_PLACES,
     )
 
