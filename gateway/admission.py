@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -86,19 +85,20 @@ async def _admitted(
     estimate = await _estimate(request.app, generations, deadline)
     reserved = sum(estimate.of_prompt(each) + estimate.of_outputs(each) for each in generations)
     account.use(images=image_count, tokens=reserved)
-    untold: Callable[[GenerationRequest], int] = _nothing
     try:
         yield
-    except (asyncio.CancelledError, ConnectionError):
-        # The client is gone, and the service may have read the prompts already.
-        untold = estimate.of_prompt
-        raise
     finally:
+        # Whatever that raises: while it is under way, a cancellation may look like an error.
+        is_gone = request.transport is None
+        untold = estimate.of_prompt if is_gone else _nothing
         tokens.settle(reserved, request[RECORD].used_token_count(untold))
 
 
 def _nothing(_: GenerationRequest) -> int:
-    """Tells what a prompt costs that was refused."""
+    """Tells the tokens of a prompt that was refused, or not read for another reason.
+
+    Where its client is gone nobody says so, and the service may have read it.
+    """
     return 0
 
 
