@@ -9,9 +9,11 @@ from functools import partial
 
 from aiohttp import web
 
-from gateway import handlers, middlewares
+from gateway import handlers, middlewares, traces
 from gateway.access.accounts import Accounts
 from gateway.access.gateways import shared_out
+from gateway.access.reloading import open_key_ring
+from gateway.access.usage_log import UsageLog
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatPipeline
 from gateway.connections import Connection, Connections
@@ -27,6 +29,7 @@ from gateway.keys import (
     ACCOUNTS,
     CONNECTIONS,
     DIALECT_BY_PATH,
+    KEY_RING,
     MEMORY,
     METRICS,
     ORIGINS,
@@ -37,6 +40,7 @@ from gateway.keys import (
     SETTINGS,
     TOKENS,
     TRAFFIC,
+    USAGE_LOG,
 )
 from gateway.listening import listen
 from gateway.memory import Memory
@@ -57,6 +61,7 @@ from gateway.services.vision import VisionClient
 from gateway.settings import Settings
 from gateway.status import status
 from gateway.tiles import tiles
+from gateway.tls import encrypting
 from gateway.tokens import detokenize, tokenize
 from gateway.traffic import Traffic
 
@@ -85,6 +90,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             middlewares.answer_preflight,
             middlewares.refuse_foreign_pages,
             middlewares.authenticate,
+            traces.trace,
+            middlewares.answer_errors,  # once more, so that the span has the status
             middlewares.keep_spare,
         ],
     )
@@ -97,7 +104,8 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app[DIALECT_BY_PATH] = {each.path: each for each in (*DIALECTS, MESSAGES_COUNT)}
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
-    app.cleanup_ctx.extend([_pools, _services, _gateways])
+    # The first to begin is the last to end.
+    app.cleanup_ctx.extend([_usage_log, _pools, _key_ring, _services, _gateways])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
@@ -117,7 +125,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
             web.get("/ping", handlers.ready),
-            document_route(OPERATIONS),
+            document_route(OPERATIONS, asks_for_keys=settings.key_source is not None),
         ]
     )
     if settings.page:
@@ -131,11 +139,33 @@ def _post(
     return web.post(dialect.path, partial(handler, dialect), expect_handler=expect_nothing)
 
 
+async def _usage_log(app: web.Application) -> AsyncIterator[None]:
+    path = app[SETTINGS].usage_log
+    if path is None:
+        app[USAGE_LOG] = None
+        yield
+        return
+    app[USAGE_LOG] = log = UsageLog(path, app[METRICS].usage_log_failures.inc)
+    async with log.open():
+        yield
+
+
 async def _pools(app: web.Application) -> AsyncIterator[None]:
     with open_pools() as pools:
         app[POOLS] = pools
         if app[SETTINGS].page:
             await pools.files.run(page_files)  # so that no request waits for the disk
+        yield
+
+
+async def _key_ring(app: web.Application) -> AsyncIterator[None]:
+    source = app[SETTINGS].key_source
+    if source is None:
+        app[KEY_RING] = None
+        yield
+        return
+    note_refused = app[METRICS].callers.note_file
+    async with open_key_ring(source, app[POOLS].files, note_refused) as app[KEY_RING]:
         yield
 
 
@@ -146,8 +176,8 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
     )
     count_attempt = app[METRICS].count_attempt
     async with (
-        open_channel(settings.vision_address, VISION_SERVICE) as vision,
-        open_channel(settings.llm_address, LLM_SERVICE) as llm,
+        open_channel(settings.vision_address, VISION_SERVICE, settings.service_tls) as vision,
+        open_channel(settings.llm_address, LLM_SERVICE, settings.service_tls) as llm,
         open_downloads(settings.download_options) as downloads,
         open_replica_count(settings.vision_address) as vision_count,
         open_replica_count(settings.llm_address) as llm_count,
@@ -191,12 +221,13 @@ async def running_gateway(settings: Settings, metrics: Metrics | None = None) ->
 
     Raises:
         OSError: the address cannot be bound.
+        TLSFileError: a file of TLS cannot be used.
     """
     app = create_app(settings, metrics or Metrics())
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     assert runner.server
-    connect = partial(
+    serve = partial(
         Connection,
         runner.server,
         app[CONNECTIONS],
@@ -209,7 +240,10 @@ async def running_gateway(settings: Settings, metrics: Metrics | None = None) ->
             listeners = await listen(settings.host, settings.port)
             for listener in listeners:
                 exits.enter_context(listener)
-            async with app[CONNECTIONS].served(listeners, connect):
+            async with (
+                encrypting(settings.tls, serve) as connect,
+                app[CONNECTIONS].served(listeners, connect),
+            ):
                 yield listeners[0].getsockname()[1]
                 await app[TRAFFIC].drain(settings.drain_seconds)
     finally:

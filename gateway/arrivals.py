@@ -13,6 +13,7 @@ from gateway.bodies import receive
 from gateway.images.data_urls import Body
 from gateway.images.json_paths import JSONPath
 from gateway.keys import MEMORY, RECORD, SETTINGS, TRAFFIC
+from protos.process.tracing import span
 
 OVERTIME_SECONDS = 1.0
 
@@ -39,7 +40,7 @@ async def arrived(
         app[MEMORY].share() as share,
         _connection_until(deadline, request),
     ):
-        with request[RECORD].timed("body"):
+        with request[RECORD].timed("body"), span("body"):
             limits = app[SETTINGS].body_limits
             bodies = [await receive(request, limits, share, image_places)]
         with app[TRAFFIC].place():

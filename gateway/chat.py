@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass, replace
 
 import structlog
 
-from gateway.events import ChatEvent
+from gateway.events import ChatEvent, Usage
 from gateway.generation import GenerationRequest
 from gateway.images.data_urls import Attachments
 from gateway.record import RequestRecord, TokenTally
 from gateway.request_images import FetchedImage, NamedImage, RequestImages
+from gateway.services.channel import LLM_SERVICE, VISION_SERVICE
 from gateway.services.llm import Generation
 from gateway.services.llm import ModelInfo as LLMInfo
 from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer
@@ -32,11 +33,20 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
+from protos.process.tracing import Span, Value, current_span, span
 
 logger = structlog.get_logger()
 
 # Of one request at a time; more would fill the vision service's queue for everybody else.
 CONCURRENT_ENCODING_COUNT = 8
+ENCODE_CALL: Mapping[str, Value] = {
+    "rpc.system.name": "grpc",
+    "rpc.method": f"{VISION_SERVICE}/EncodeImage",
+}
+GENERATE_CALL: Mapping[str, Value] = {
+    "rpc.system.name": "grpc",
+    "rpc.method": f"{LLM_SERVICE}/Generate",
+}
 Answering = AbstractAsyncContextManager[tuple[LLMInfo, AsyncGenerator[ChatEvent, None]]]
 
 
@@ -71,14 +81,17 @@ class ChatPipeline:
             NotFoundError: no replica answers to the model's name.
             ServiceError: with the JSON path of the field at fault.
         """
-        await self._pair.llm_info(request.model, deadline)
+        info = await self._pair.llm_info(request.model, deadline)
+        record.model = info.model
         await self._check_guide(request, deadline)
         images = await self._images.fetch(request, attachments, deadline, record)
         turn = _Turn(request, images, deadline, record)
         tally = record.tally(request)
         async with AsyncExitStack() as exits:
             info, generation, first = await self._begin(turn, exits)
+            record.model = info.model
             record.note_first_token()
+            current_span().event("first_token")
             async with aclosing(_noted(generation, first, record, tally)) as events:
                 yield info, events
 
@@ -109,6 +122,7 @@ class ChatPipeline:
                     return match.llm, *await self._begin_at(match, key, turn, exits)
                 except ModelMismatchError as error:
                     self._pair.forget()
+                    current_span().fail(error.reason)
                     await exits.aclose()
                     if not all(image.file.is_held for image in turn.images):
                         raise UnavailableError(
@@ -129,11 +143,14 @@ class ChatPipeline:
             "images": [asdict(embedding_id) for embedding_id in embedding_ids],
             "expected_checkpoint": asdict(match.llm.checkpoint),
         }
+        calling = exits.enter_context(span("llm generate", "client", GENERATE_CALL))
         turn.record.note_start(embedding_ids)
         generation = await exits.enter_async_context(
             self._pair.llm.generate(fields, turn.request.name_field, key, turn.deadline)
         )
         wanted = {index: images[index] for index in generation.wanted}
+        calling.set("image_count", len(images))
+        calling.set("wanted_image_count", len(wanted))
         for index, image in enumerate(images):
             if index not in wanted:
                 image.encoding.file.let_go()
@@ -164,26 +181,36 @@ class ChatPipeline:
         self, generation: Generation, wanted: dict[int, NamedImage], turn: _Turn
     ) -> None:
         slots = asyncio.Semaphore(CONCURRENT_ENCODING_COUNT)
-        encode = self._pair.vision.encode_image
 
         async def pipe(index: int, image: NamedImage) -> None:
-            encoding = replace(image.encoding, shared_memory=generation.shared_memory)
-            pieces = encode(encoding, image.param_of, turn.deadline)
-            async with slots, aclosing(pieces):
-                async for piece in pieces:
-                    if isinstance(piece, EmbeddingHeader):
-                        image.encoding.file.let_go()  # from now on nobody is asked once more
-                        turn.record.note_header(index, piece)
-                    await generation.send(index, piece)
-                    if isinstance(piece, EmbeddingTrailer):
-                        turn.record.note_trailer(piece)
-                        await generation.until_read(index)
+            async with slots:
+                await self._pipe(generation, index, image, turn)
 
         tasks = [asyncio.create_task(pipe(index, image)) for index, image in wanted.items()]
         with turn.record.piping(len(wanted)):
             async with owning(*tasks):
                 await asyncio.gather(*tasks)
             await generation.end_images()
+
+    async def _pipe(
+        self, generation: Generation, index: int, image: NamedImage, turn: _Turn
+    ) -> None:
+        """Hands the pieces of an image's embedding on, from one service to the other."""
+        encoding = replace(image.encoding, shared_memory=generation.shared_memory)
+        pieces = self._pair.vision.encode_image(encoding, image.param_of, turn.deadline)
+        with span("vision encode", "client", ENCODE_CALL, image_index=index) as calling:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if isinstance(piece, EmbeddingHeader):
+                        image.encoding.file.let_go()  # from now on nobody is asked once more
+                        turn.record.note_header(index, piece)
+                        calling.event("header")
+                        calling.set("tile_count", piece.tile_count)
+                        calling.set("cache_hit", piece.cache_hit)
+                    await generation.send(index, piece)
+                    if isinstance(piece, EmbeddingTrailer):
+                        turn.record.note_trailer(piece)
+                        await generation.until_read(index)
 
 
 async def _noted(
@@ -194,8 +221,17 @@ async def _noted(
         while event is not None:
             record.note_event(event)
             tally.note_event(event)
+            if isinstance(event, Usage):
+                _tell_usage(current_span(), event)
             yield event
             event = await generation.read()
+
+
+def _tell_usage(calling: Span, usage: Usage) -> None:
+    calling.set("prompt_token_count", usage.prompt_token_count)
+    calling.set("image_token_count", usage.image_token_count)
+    calling.set("cached_token_count", usage.cached_token_count)
+    calling.set("output_token_count", usage.output_token_count)
 
 
 @dataclass(frozen=True)

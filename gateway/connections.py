@@ -24,6 +24,7 @@ logger = structlog.get_logger()
 # Without the versions that aiohttp would tell everybody.
 SERVER_NAME = "internvl-gateway"
 SWEEP_SECONDS = 0.3
+PARTING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Connections:
 
     @asynccontextmanager
     async def served(
-        self, listeners: Sequence[socket.socket], connect: Callable[[], Connection]
+        self, listeners: Sequence[socket.socket], connect: Callable[[], asyncio.Protocol]
     ) -> AsyncIterator[None]:
         """Accepts connections, and ends those that stall, within the block."""
         tasks = [
@@ -116,6 +117,7 @@ class Connection(web.RequestHandler):
 
     Attributes:
         is_spare: it came when all others were busy: for a health check.
+        leaves_unread: no more is read from it, and it ends with the answer.
     """
 
     def __init__(self, server: web.Server, connections: Connections, **options: Any) -> None:
@@ -125,6 +127,7 @@ class Connection(web.RequestHandler):
         loop = asyncio.get_running_loop()
         super().__init__(server, loop=loop, keepalive_timeout=idle_seconds, **options)
         self.is_spare = False
+        self.leaves_unread = False
         self._connections = connections
         self._wire: asyncio.Transport | None = None  # aiohttp lets go of its own before the end
         self._request: web.BaseRequest | None = None
@@ -165,6 +168,14 @@ class Connection(web.RequestHandler):
         self._connections.note_busy(self)
         self._end_broken_body()
 
+    def leave_unread(self, request: web.BaseRequest) -> None:
+        """Reads no more of a request's body, unless all of it has come."""
+        if self._wire is not None and not request.content.is_eof():
+            self.leaves_unread = True
+            self._lingering_time = 0.0  # for which aiohttp would read it after the answer
+            self._wire.pause_reading()
+            self.close()
+
     def _end_broken_body(self) -> None:
         """Tells a request that its body is malformed: what it waits for will never come.
 
@@ -184,11 +195,23 @@ class Connection(web.RequestHandler):
         self._is_answered = True
         self._progress_at = self._loop.time()
         try:
-            return await super().finish_response(request, resp, start_time)
+            finished = await super().finish_response(request, resp, start_time)
         finally:
             self._request, self._head_since = None, None
             self._progress_at = self._loop.time()
             self._connections.note_idle(self)
+        if self.leaves_unread:
+            await self._part()
+        return finished
+
+    async def _part(self) -> None:
+        """Gives a client that still sends a moment to read the answer; then its data meet a reset.
+
+        Node's fetch, e.g., shows nothing of an answer that comes with a reset.
+        """
+        if self._wire is not None and self._wire.can_write_eof():
+            self._wire.write_eof()
+        await asyncio.sleep(PARTING_SECONDS)
 
     def check(self, now: float) -> None:
         """Ends the connection if its client keeps us waiting too long."""

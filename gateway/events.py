@@ -76,13 +76,35 @@ class Finished:
 
 
 @dataclass(frozen=True)
+class EngineTimings:
+    """Where one generation's time in the LLM service went, by its own clock.
+
+    Attributes:
+        queue_seconds: its wait for the engine, once its prompt and images were there.
+        prefill_seconds: from there to its first token.
+    """
+
+    queue_seconds: float
+    prefill_seconds: float
+
+    @property
+    def total_seconds(self) -> float:
+        """All of it."""
+        return self.queue_seconds + self.prefill_seconds
+
+
+@dataclass(frozen=True)
 class Usage:
-    """Tokens of the prompt (of these: reused, and of images) and of the answer."""
+    """Tokens of the prompt (of these: reused, and of images) and of the answer.
+
+    The timings are those of one generation whose engine tells them; a sum has none.
+    """
 
     prompt_token_count: int
     output_token_count: int
     cached_token_count: int
     image_token_count: int
+    timings: EngineTimings | None = None
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(

@@ -38,6 +38,7 @@ from gateway.release import release
 from gateway.server_timing import is_told, timing_comment, timing_header
 from gateway.services.llm import ModelInfo
 from gateway.services.pair import ServicePair
+from gateway.traces import generating
 from protos.errors import ServiceError
 
 # Health and model questions are answered at once or not at all.
@@ -58,9 +59,10 @@ async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse
         del body  # its text would be held until the answer's end
         generations = call.generations
         answer = _stream if call.stream else _collect
-        async with admitted(request, generations, deadline):
-            answering = answering_all(ask, generations)
-            return await answer(request, call, generations[0].model, answering)
+        with generating(request, dialect, generations, stream=call.stream):
+            async with admitted(request, generations, deadline):
+                answering = answering_all(ask, generations)
+                return await answer(request, call, generations[0].model, answering)
 
 
 async def count_input(dialect: Dialect, request: web.Request) -> web.Response:

@@ -8,6 +8,8 @@ from aiohttp import web
 
 from gateway.access.accounts import Account, Accounts
 from gateway.access.callers import Caller
+from gateway.access.keyring import KeyRing
+from gateway.access.usage_log import UsageLog
 from gateway.chat import ChatPipeline
 from gateway.connections import Connections
 from gateway.counting import TokenCounter
@@ -34,6 +36,9 @@ PIPELINE = web.AppKey("pipeline", ChatPipeline)
 TOKENS = web.AppKey("tokens", TokenCounter)
 PAIR = web.AppKey("pair", ServicePair)
 REPLICAS = web.AppKey("replicas", Replicas)
+USAGE_LOG: web.AppKey[UsageLog | None] = web.AppKey("usage_log")
+# None: no key is asked for.
+KEY_RING: web.AppKey[KeyRing | None] = web.AppKey("key_ring")
 
 DIALECT_BY_PATH: web.AppKey[Mapping[str, Dialect]] = web.AppKey("dialect_by_path")
 

@@ -30,11 +30,11 @@ class RareEvent:
         self._count = 0
         self._quiet_until = 0.0
 
-    def note(self) -> None:
-        """Counts the event, and logs it unless it was logged a moment ago."""
+    def note(self, **details: object) -> None:
+        """Counts the event, and logs it with details unless one was logged a moment ago."""
         self._count += 1
         if (now := time.monotonic()) >= self._quiet_until:
-            logger.warning(self._name, count=self._count)
+            logger.warning(self._name, count=self._count, **details)
             self._count, self._quiet_until = 0, now + QUIET_SECONDS
 
 

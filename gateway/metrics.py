@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.access.errors import CALLER_LIMIT_ERRORS
+from gateway.access.metrics import CallerMetrics
+from gateway.caller_limits import CALLER_LIMIT_ERRORS
 from gateway.connections import Connections
 from gateway.memory import Memory
 from gateway.record import STAGES, RequestRecord
@@ -57,10 +58,13 @@ class Metrics:
 
     Attributes:
         registry: what is scraped.
+        usage_log_failures: writes to the usage log that failed.
+        callers: those by the names of keys.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.callers = CallerMetrics(self.registry)
         self._requests = Histogram(
             "internvl_gateway_request_seconds",
             "From a request's arrival to the last byte of its answer; 499: the client went away.",
@@ -93,6 +97,9 @@ class Metrics:
         self._attempts = self._counter(
             "attempts", "Offers of calls beyond their first, and why.", "service", "reason"
         )
+        self.usage_log_failures = self._counter(
+            "usage_log_failures", "Writes to the usage log that failed, and are tried again."
+        )
         # Found once: that takes longer than to count. And made before the first event, which
         # Prometheus would not see as a rise otherwise.
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
@@ -123,6 +130,7 @@ class Metrics:
         for name, counter in (*self._images.items(), *self._tokens.items()):
             if count := getattr(record, name):
                 counter.inc(count)
+        self.callers.count_request(status, record)
 
     def count_attempt(self, service: str, reason: str) -> None:
         """Counts a call that is sent once more: of "vision" or "llm", after this error's reason."""

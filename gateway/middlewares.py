@@ -10,22 +10,26 @@ from typing import cast
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.access.callers import ANYBODY
+from gateway.access.authentication import InvalidKeyError, authenticated
+from gateway.access.callers import ANYBODY, Caller
 from gateway.admission import account_of
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import (
     CALLER,
     CONNECTIONS,
     DIALECT_BY_PATH,
+    KEY_RING,
     METRICS,
     ORIGINS,
     RECORD,
     REQUEST_ID,
+    USAGE_LOG,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.openai.rate_headers import rate_headers
-from gateway.paths import HEALTH_PATHS, PAGE_PATHS, guidance
+from gateway.paths import HEALTH_PATHS, OPEN_PATHS, guidance
 from gateway.record import RequestRecord
+from gateway.request_lines import CLIENT_CLOSED_REQUEST, write_lines
 from protos.errors import (
     AccessDeniedError,
     InvalidArgumentError,
@@ -38,11 +42,6 @@ logger = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# What nginx logs when the client went away before the answer.
-CLIENT_CLOSED_REQUEST = 499
-# Asked for all the time, and of no weight.
-QUIET_PATHS = HEALTH_PATHS | PAGE_PATHS | {"/v1/status", "/load", "/openapi.json"}
-
 IGNORED_KEY = "x-internvl-ignored"
 
 
@@ -52,7 +51,7 @@ async def attend(request: web.Request, handler: Handler) -> web.StreamResponse:
     connection = _connection(request)
     connection.begin(request)
     response = await handler(request)
-    if connection.is_spare:
+    if connection.is_spare or connection.leaves_unread:
         response.force_close()
     return response
 
@@ -121,16 +120,35 @@ async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.St
 
 @web.middleware
 async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Finds out who calls."""
-    request[CALLER] = ANYBODY
-    request[RECORD].caller = ANYBODY.name
+    """Finds out who calls, before anything of the body is read."""
+    request[CALLER] = _caller(request)
     return await handler(request)
+
+
+def _caller(request: web.Request) -> Caller:
+    ring, record = request.app[KEY_RING], request[RECORD]
+    if ring is None:
+        record.caller = ANYBODY.name
+        return ANYBODY
+    resource = request.match_info.route.resource
+    if resource is not None and resource.canonical in OPEN_PATHS:
+        return ANYBODY
+    try:
+        caller = authenticated(ring, request.headers)
+    except InvalidKeyError as error:
+        if error.caller is not None:
+            record.caller = error.caller.name
+        request.app[METRICS].callers.count_failure(error.fault)
+        _connection(request).leave_unread(request)
+        raise
+    record.caller = caller.name
+    return caller
 
 
 @web.middleware
 async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Counts a request when it is over, and logs a line: what it cost, never what it said."""
-    record = request[RECORD] = RequestRecord()
+    """Notes what a request cost when it is over, before its client has the answer's end."""
+    request[RECORD] = RequestRecord()
     status = 500
     try:
         response = await handler(request)
@@ -139,11 +157,9 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = CLIENT_CLOSED_REQUEST
         raise
     finally:
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource else "none"
-        log = logger.debug if route in QUIET_PATHS else logger.info
-        log("request", route=route, status=status, total_seconds=record.elapsed(), **record.costs())
-        request.app[METRICS].count_request(route, status, record)
+        usage = write_lines(request, status)
+    if usage and (usage_log := request.app[USAGE_LOG]):
+        await usage_log.written(usage)
     return response
 
 

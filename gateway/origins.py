@@ -20,7 +20,7 @@ FOREIGN = ("cross-site", "same-site")
 # "null" is what pages without an origin send, e.g. those of file://.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+|null|\*")
 METHODS = "GET, HEAD, POST"
-USUAL_HEADERS = "authorization, content-type, x-request-id"
+USUAL_HEADERS = "authorization, content-type, x-api-key, x-request-id"
 HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+( *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
 EXPOSED_HEADERS = "x-request-id, request-id, retry-after, x-internvl-ignored, server-timing"
 # How long a browser keeps the answer to a preflight; Chrome at most two hours.

@@ -9,6 +9,11 @@ from aiohttp import hdrs, web
 
 HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
 PAGE_PATHS = frozenset({"/", "/docs", "/page/{path}"})
+DOCUMENT_PATH = "/openapi.json"
+# Of these nobody is asked for a key.
+OPEN_PATHS = HEALTH_PATHS | PAGE_PATHS | {DOCUMENT_PATH}
+# Asked for all the time, and of no weight.
+QUIET_PATHS = OPEN_PATHS | {"/v1/status", "/load"}
 VERSION = "/v1"
 MAX_SHOWN_LENGTH = 100
 UNSAFE = re.compile(r"[^A-Za-z0-9/._~%:@!$&'()*+,;=-]")

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from gateway.events import ChatEvent, TextDelta, Usage
+from gateway.events import (
+    ChatEvent,
+    EngineTimings,
+    Finished,
+    FinishReason,
+    TextDelta,
+    Usage,
+)
 from gateway.generation import GenerationRequest
 from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer, EncodeTimings
 
@@ -76,11 +83,15 @@ class RequestRecord:
         pictures: those of the request, in its order, once they have names; equal ones are one
             object. As the LLM service wants only the first of these, its facts are theirs.
         slowest_encode: of the picture on which the vision service spent most.
+        fastest_engine: of the generation whose first token took the LLM service's engine least:
+            that is never more than `first_token`. None where no engine tells.
         image_count: pictures in the request.
         reused_image_count: of these, those that the LLM service had.
         cached_image_count: those that came from the vision service's cache.
         encoded_image_count: those that the vision service computed.
         encoded_tile_count: how many tiles these had.
+        model: the model that answers, by its own name.
+        finish_reasons: why the choices have ended that have.
         tallies: of the generations that the LLM service was asked for, complete or not.
         prompt_token_count: of a complete answer, as all counts of tokens.
         error: the reason of the error that it ended with.
@@ -91,12 +102,15 @@ class RequestRecord:
     stage_seconds: dict[Stage, float] = field(default_factory=dict)
     pictures: list[Picture] = field(default_factory=list)
     slowest_encode: EncodeTimings = EncodeTimings()
+    fastest_engine: EngineTimings | None = None
     tallies: list[TokenTally] = field(default_factory=list)
     image_count: int = 0
     reused_image_count: int = 0
     cached_image_count: int = 0
     encoded_image_count: int = 0
     encoded_tile_count: int = 0
+    model: str | None = None
+    finish_reasons: list[FinishReason] = field(default_factory=list)
     prompt_token_count: int | None = None
     image_token_count: int | None = None
     cached_token_count: int | None = None
@@ -191,22 +205,41 @@ class RequestRecord:
 
     def note_event(self, event: ChatEvent) -> None:
         """A part of the answer has come; the last one of each generation tells the tokens."""
-        if isinstance(event, Usage):
+        if isinstance(event, Finished):
+            self.finish_reasons.append(event.reason)
+        elif isinstance(event, Usage):
             self.prompt_token_count = (self.prompt_token_count or 0) + event.prompt_token_count
             self.image_token_count = (self.image_token_count or 0) + event.image_token_count
             self.cached_token_count = (self.cached_token_count or 0) + event.cached_token_count
             self.output_token_count = (self.output_token_count or 0) + event.output_token_count
+            self._note_engine(event.timings)
+
+    def _note_engine(self, timings: EngineTimings | None) -> None:
+        fastest = self.fastest_engine
+        if timings and (fastest is None or timings.total_seconds < fastest.total_seconds):
+            self.fastest_engine = timings
 
     def costs(self) -> dict[str, Any]:
         """Returns the fields of the request's line in the log."""
         stages = {f"{stage}_seconds": self.stage_seconds.get(stage) for stage in STAGES}
-        untold = ("arrival", "stage_seconds", "pictures", "slowest_encode", "tallies")
+        untold = (
+            *("arrival", "stage_seconds", "pictures"),
+            *("slowest_encode", "fastest_engine", "finish_reasons", "tallies"),
+        )
         rest = {
             name: value
             for name, value in vars(self).items()
             if name not in untold and not name.startswith("_")
         }
         return stages | rest
+
+    def counts(self) -> dict[str, int | None]:
+        """Returns what it used, by the names of the log's line; None: it is not known."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name.endswith("_count") and not name.startswith("_")
+        }
 
     def _time(self, stage: Stage, start: float) -> None:
         self.stage_seconds[stage] = round(time.monotonic() - start, 6)

@@ -20,6 +20,7 @@ from gateway.services.pair import ServicePair
 from gateway.services.vision import EncodeRequest, ModelInfo
 from protos.errors import DeadlineError, ImageTooLargeError, InvalidArgumentError
 from protos.identity import EmbeddingId, content_digest, recipe_digest
+from protos.process.tracing import span
 
 # Of one request at a time, and of all requests beside the one that each may always have.
 CONCURRENT_FETCH_COUNT = 16
@@ -128,8 +129,10 @@ class RequestImages:
         images: dict[int, FetchedImage] = {}
 
         async def fetch(index: int, reference: ImageReference) -> None:
-            file = await self._fetch(reference, info, attachments, budget)
-            digest = await self._pools.hashes.run(content_digest, file.content)
+            with span("fetch", image_index=index) as fetching:
+                file = await self._fetch(reference, info, attachments, budget)
+                fetching.set("image_byte_count", file.byte_count)
+                digest = await self._pools.hashes.run(content_digest, file.content)
             images[index] = FetchedImage(reference, file, digest)
 
         fetching = self._lanes.run(partial(fetch, *entry) for entry in enumerate(references))

@@ -13,10 +13,10 @@ ASKING_HEADER = "x-internvl-server-timing"
 # Proxies and clients take heads of 4 or 8 KiB; a picture has some 45 bytes in it. A stream's
 # comment tells of all pictures.
 MAX_HEADER_IMAGE_COUNT = 32
-# `encode_wait` holds the next three.
+# `encode_wait` holds the next three, `prefill` the next two.
 ORDER = (
     *("body", "fetch", "encode_wait", "preprocess", "queue", "forward", "transfer"),
-    *("prefill", "first_token", "decode", "total"),
+    *("prefill", "llm_queue", "llm_prefill", "first_token", "decode", "total"),
 )
 
 
@@ -49,6 +49,9 @@ def _durations(record: RequestRecord) -> Iterator[str]:
         seconds["preprocess"] = record.slowest_encode.preprocess_seconds
         seconds["queue"] = record.slowest_encode.queue_seconds
         seconds["forward"] = record.slowest_encode.forward_seconds
+    if record.fastest_engine is not None:
+        seconds["llm_queue"] = record.fastest_engine.queue_seconds
+        seconds["llm_prefill"] = record.fastest_engine.prefill_seconds
     for stage in ORDER:
         if stage in seconds:
             yield f"{stage};dur={1000 * seconds[stage]:.1f}"

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yarl
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from gateway.access.key_file import KeysFile
+from gateway.access.key_source import KeySource, own_key
 from gateway.bodies import BodyLimits
 from gateway.connections import ConnectionLimits
 from gateway.descriptors import default_connection_count, most_connections
@@ -18,8 +27,30 @@ from gateway.images.downloads import DownloadOptions
 from gateway.images.folders import split_folders
 from gateway.origins import AllowedOrigins
 from gateway.release import release
+from gateway.services.channel import ServiceTLS
 from gateway.services.routing import QueueLimits
-from protos.process.settings import GIB, MIB, ServingSettings
+from protos.process.option_errors import Contradiction
+from protos.process.settings import (
+    GIB,
+    MIB,
+    CertificatesPath,
+    KeyPath,
+    ServingSettings,
+    wrong_pair,
+)
+from protos.process.tls import TLSFiles
+
+# Each limit with the one that comes before it: where that is less, the limit is never reached.
+OUTER_LIMITS = (
+    ("max_text_byte_count", "max_body_byte_count"),
+    ("max_image_byte_count", "max_total_image_byte_count"),
+    ("max_body_byte_count", "max_held_byte_count"),
+    ("max_total_image_byte_count", "max_held_byte_count"),
+    ("image_fetch_seconds", "request_seconds"),
+    ("max_queue_seconds", "request_seconds"),
+)
+
+AccessLog = Literal["failed", "requests", "all"]
 
 
 def _request_seconds(options: dict[str, Any]) -> float:
@@ -39,6 +70,17 @@ class Settings(ServingSettings):
     """Address of the vision service as gRPC writes it; all addresses of a name share the calls."""
     llm_address: str = Field(default="127.0.0.1:50052", min_length=1)
     """Address of the LLM service as gRPC writes it; all addresses of a name share the calls."""
+    service_ca_file: CertificatesPath | None = None
+    """File of the certificates of the authorities that sign the services' certificates, in PEM
+    form: connections to both services are encrypted then. This file and the next two are read anew
+    when they change, and calls go on. Default: none are encrypted."""
+    service_certificate_file: CertificatesPath | None = None
+    """File of the gateway's own certificate, for services that want one (--tls-client-ca-file)."""
+    service_key_file: KeyPath | None = None
+    """File of that certificate's private key, without a passphrase."""
+    service_server_name: str = ""
+    """Name that the services' certificates must have. Default: the one in --vision-address or
+    --llm-address, which in a list of numbers is none."""
     page: bool = True
     """Serve the web page at /: a playground to ask about pictures. --no-page turns it off."""
     allow_mismatched_checkpoints: bool = False
@@ -52,6 +94,13 @@ class Settings(ServingSettings):
     allowed_origins: tuple[str, ...] = ()
     """Origins (JSON list) whose web pages may call, e.g. '["https://chat.example.com"]'; '["*"]':
     all."""
+    api_keys_file: KeysFile | None = None
+    """YAML file of API keys: names, sha256 digests and limits, as internvl-gateway-keys writes it.
+    Whoever calls needs one of them. Read anew when it changes, and on SIGHUP. Default: nobody needs
+    a key."""
+    api_key: SecretStr | None = None
+    """One API key, of 16 characters at least, beside those of the file. Better given as a variable
+    than as a flag, which other users of the machine can see."""
     image_user_agent: str = Field(
         default_factory=lambda: release().user_agent,
         max_length=512,
@@ -87,6 +136,12 @@ class Settings(ServingSettings):
     a headless service has: dns:///NAME."""
     strict_fields: bool = False
     """Refuse requests with fields that this server does not know, rather than ignore these."""
+    access_log: AccessLog = "requests"
+    """Which requests have a line in the log: failed, those that the server failed; requests, all
+    but questions for its health and load, and for the page; all. Failed ones are warnings."""
+    usage_log: Path | None = None
+    """File to which a JSON line is added for each request: who used what. Default: none is
+    written."""
     server_timing: bool = False
     """Tell every client where the time of its chat request went and where its pictures came from:
     in the header Server-Timing, of a stream in a comment before its end. Without it those are told
@@ -124,6 +179,27 @@ class Settings(ServingSettings):
     """Longest silence of a stream, after which a comment line is sent, so that proxies keep it; 0:
     none is sent."""
 
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields limits that were given, and are never reached, and TLS that lacks a file."""
+        yield from super().contradictions()
+        for name, outer in OUTER_LIMITS:
+            limit, first = getattr(self, name), getattr(self, outer)
+            if name in self.model_fields_set and limit > first:
+                sentence = f"{limit} is more than {first}, and so never reached"
+                yield Contradiction((name, outer), sentence)
+        yield from wrong_pair(self, "service_certificate_file", "service_key_file")
+        for name in ("service_certificate_file", "service_server_name"):
+            if getattr(self, name) and not self.service_ca_file:
+                yield Contradiction((name,), "it needs --service-ca-file", ("service_ca_file",))
+
+    @property
+    def service_tls(self) -> ServiceTLS | None:
+        """How connections to the services are encrypted; None where they are not."""
+        if not self.service_ca_file:
+            return None
+        files = TLSFiles(self.service_certificate_file, self.service_key_file, self.service_ca_file)
+        return ServiceTLS(files, self.service_server_name)
+
     @field_validator("file_root")
     @classmethod
     def _are_folders(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -131,6 +207,14 @@ class Settings(ServingSettings):
             if not root.is_dir():
                 raise ValueError(f"{root} is not a folder")
         return roots
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_another_key(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if key is not None:
+            own = own_key(key.get_secret_value())
+            KeySource(info.data.get("api_keys_file"), own).read()
+        return key
 
     @field_validator("image_proxy")
     @classmethod
@@ -162,6 +246,14 @@ class Settings(ServingSettings):
     def _are_origins(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
         AllowedOrigins(entries)
         return entries
+
+    @property
+    def key_source(self) -> KeySource | None:
+        """Where API keys are; None: nobody needs one."""
+        if self.api_keys_file is None and self.api_key is None:
+            return None
+        own = own_key(self.api_key.get_secret_value()) if self.api_key else None
+        return KeySource(self.api_keys_file, own)
 
     @property
     def body_limits(self) -> BodyLimits:

@@ -44,7 +44,7 @@ def main() -> None:
     settings = read_settings(ProgramSettings)
     if settings.check is not None:
         check(partial(inspect, settings))
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_lines_per_second)
     try:
         info, engine = load(settings)
     except (CheckpointError, EngineStartError, OSError, MemoryError) as error:

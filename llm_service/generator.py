@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import structlog
 
-from llm_service.backlog import Place, SequenceBacklog
+from llm_service.backlog import SequenceBacklog
 from llm_service.call_reader import CallReader
 from llm_service.choices import (
     PromptLogprobs,
@@ -22,6 +21,7 @@ from llm_service.choices import (
     interleaved,
     prompt_first,
 )
+from llm_service.clock import RequestClock, running_clock
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import EngineLoad, LLMEngine, Prompt, Request, RowsNeededError
 from llm_service.images import RequestImages
@@ -33,6 +33,7 @@ from llm_service.tables import TableCache, TableMessage
 from llm_service.tokenizer import IMAGE_CONTEXT
 from protos.errors import InvalidArgumentError, NonFiniteError
 from protos.identity import EmbeddingId
+from protos.process.call_record import call_record
 from protos.process.shared_memory import Marker
 
 logger = structlog.get_logger()
@@ -111,6 +112,9 @@ class Usage:
         output_token_count: tokens generated over all choices.
         first_token_seconds: from the request's arrival to its first token.
         total_seconds: from there to its last token.
+        queue_seconds: from when the engine was given the prompt until it began with it; None where
+            it does not tell.
+        prefill_seconds: from there to the first token, likewise.
     """
 
     prompt_token_count: int
@@ -119,6 +123,8 @@ class Usage:
     output_token_count: int
     first_token_seconds: float
     total_seconds: float
+    queue_seconds: float | None = None
+    prefill_seconds: float | None = None
 
 
 # In this order: one Wanted, what is read, events of choices with the choice's index, of which those
@@ -175,8 +181,11 @@ class Generator:
         self._backlog.refuse(generation.max_queue_seconds)
         layout = await self._layout(generation.prompt)
         layout.check_image_count(len(generation.embedding_ids), "images")
-        with self._backlog.place(generation.choice_count, generation.max_queue_seconds) as place:
-            clock = _Clock(generation.arrival, place)
+        call_record().note(image_count=len(generation.embedding_ids))
+        with (
+            self._backlog.place(generation.choice_count, generation.max_queue_seconds) as place,
+            running_clock(generation.arrival, place) as clock,
+        ):
             with RequestImages(self.info, self._tables, layout, generation.embedding_ids) as images:
                 async with aclosing(self._answer_from_cache(images, generation, clock)) as events:
                     async for event in events:
@@ -187,9 +196,10 @@ class Generator:
                 if not wanted:
                     place.take_in_time()
                 yield Wanted(wanted, self._marker)
-                async with aclosing(self._receive(images, uploads)) as read:
-                    async for event in read:
-                        yield event
+                if wanted:
+                    async with aclosing(self._receive(images, uploads)) as read:
+                        async for event in read:
+                            yield event
                 place.take()
                 prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
             del images  # the tables are in the prompt
@@ -241,10 +251,11 @@ class Generator:
         self, images: RequestImages, uploads: AsyncIterator[TableMessage]
     ) -> AsyncGenerator[EmbeddingRead, None]:
         wanted_count, shared_count = len(images.wanted()), 0
-        async with aclosing(images.receive(uploads)) as read:
-            async for index in read:
-                shared_count += 1
-                yield EmbeddingRead(index)
+        with call_record().timed("images"):
+            async with aclosing(images.receive(uploads)) as read:
+                async for index in read:
+                    shared_count += 1
+                    yield EmbeddingRead(index)
         # Of equal images another than the wanted one may be sent, and some that nobody wants.
         self._metrics.count_embeddings(shared_count, max(0, wanted_count - shared_count))
 
@@ -259,7 +270,7 @@ class Generator:
         )
 
     async def _answer_from_cache(
-        self, images: RequestImages, generation: Generation, clock: _Clock
+        self, images: RequestImages, generation: Generation, clock: RequestClock
     ) -> AsyncGenerator[Event, None]:
         """Yields an empty Wanted and the answer, or nothing: the missing images are needed.
 
@@ -281,14 +292,18 @@ class Generator:
                 yield event
 
     async def _answer(
-        self, prompt: Prompt, generation: Generation, clock: _Clock
+        self, prompt: Prompt, generation: Generation, clock: RequestClock
     ) -> AsyncGenerator[Event, None]:
         """Yields all that follows Wanted."""
-        clock.begin_prompt()
-        cached_token_count = output_token_count = longest_count = 0
+        request = Request(prompt, generation.params, generation.priority, generation.deadline)
+        clock.ask(request.account)
+        call_record().note(
+            prompt_token_count=len(prompt.token_ids), image_token_count=len(prompt.prompt_table)
+        )
+        ends: dict[int, TextEnd] = {}
         join = prompt_first if generation.params.wants_prompt_logprobs else interleaved
         try:
-            async with aclosing(join(self._choices(prompt, generation))) as events:
+            async with aclosing(join(self._choices(request, generation))) as events:
                 async for index, event in events:
                     if isinstance(event, PromptLogprobs):
                         yield index, event
@@ -296,30 +311,19 @@ class Generator:
                     if not clock.has_ticked and isinstance(event, TextDelta):
                         event = replace(event, prompt_token_count=len(prompt.token_ids))
                     clock.tick(index)
-                    yield index, event
                     if isinstance(event, TextEnd):
-                        output_token_count += event.output_token_count
-                        longest_count = max(longest_count, event.output_token_count)
-                        if index == 0:
-                            cached_token_count = event.cached_token_count
+                        ends[index] = event
+                    yield index, event
         except NonFiniteError as error:
             self._record_nonfinite(prompt)
             raise await asyncio.to_thread(_explained, error, prompt) from error
-        usage = Usage(
-            prompt_token_count=len(prompt.token_ids),
-            image_token_count=prompt.prompt_table.shape[0],
-            cached_token_count=cached_token_count,
-            output_token_count=output_token_count,
-            first_token_seconds=clock.first,
-            total_seconds=clock.last,
-        )
+        usage = _usage(prompt, ends, clock)
+        self._record(usage, ends)
         yield usage
-        self._record(usage, longest_count, clock.prompt)
 
     def _choices(
-        self, prompt: Prompt, generation: Generation
+        self, request: Request, generation: Generation
     ) -> list[AsyncGenerator[TextEvent, None]]:
-        request = Request(prompt, generation.params, generation.priority, generation.deadline)
         return [
             self._choice(choice_request(request, index), generation)
             for index in range(generation.choice_count)
@@ -349,26 +353,41 @@ class Generator:
         )
         self._metrics.count_nonfinite()
 
-    def _record(self, usage: Usage, longest_output_count: int, prompt_seconds: float) -> None:
-        logger.info(
-            "generated",
-            prompt_token_count=usage.prompt_token_count,
-            image_token_count=usage.image_token_count,
-            cached_token_count=usage.cached_token_count,
-            output_token_count=usage.output_token_count,
-            prompt_seconds=round(prompt_seconds, 4),
-            first_token_seconds=round(usage.first_token_seconds, 4),
-            total_seconds=round(usage.total_seconds, 4),
-        )
+    def _record(self, usage: Usage, ends: Mapping[int, TextEnd]) -> None:
+        """Tells metrics and log of a complete answer."""
         tokens = {
             "prompt": usage.prompt_token_count,
             "image": usage.image_token_count,
             "cached": usage.cached_token_count,
             "output": usage.output_token_count,
         }
+        record = call_record()
+        record.is_answered = True
+        record.note(
+            cached_token_count=usage.cached_token_count,
+            output_token_count=usage.output_token_count,
+            first_token_seconds=round(usage.first_token_seconds, 6),
+            finish_reasons=[ends[index].reason for index in sorted(ends)],
+        )
+        longest_output_count = max(end.output_token_count for end in ends.values())
         self._metrics.count_answer(
             tokens, usage.first_token_seconds, usage.total_seconds, longest_output_count
         )
+
+
+def _usage(prompt: Prompt, ends: Mapping[int, TextEnd], clock: RequestClock) -> Usage:
+    """Returns what an answer cost whose choices have ended so."""
+    seconds = {stage.name: stage.seconds for stage in clock.stages()}
+    return Usage(
+        prompt_token_count=len(prompt.token_ids),
+        image_token_count=prompt.prompt_table.shape[0],
+        cached_token_count=ends[0].cached_token_count,
+        output_token_count=sum(end.output_token_count for end in ends.values()),
+        first_token_seconds=clock.first_token_seconds,
+        total_seconds=clock.total_seconds,
+        queue_seconds=seconds.get("queue"),
+        prefill_seconds=seconds.get("prefill"),
+    )
 
 
 def _check_returned(token_count: int) -> None:
@@ -388,34 +407,3 @@ def _explained(error: NonFiniteError, prompt: Prompt) -> NonFiniteError:
         "the embedding of an image has values that are not finite: serve the vision service that"
         " makes them with --torch.dtype bfloat16 or float32"
     )
-
-
-class _Clock:
-    """Seconds from a request's arrival to its first and its latest token, and its place until then.
-
-    Attributes:
-        place: the request's place among those that have no token yet.
-        prompt: seconds until the engine was given the prompt, its images included.
-        first: seconds to its first token; 0 before.
-        last: seconds to its latest.
-    """
-
-    def __init__(self, arrival: float, place: Place) -> None:
-        self.place = place
-        self.prompt = self.first = self.last = 0.0
-        self._arrival = arrival
-
-    def begin_prompt(self) -> None:
-        """Notes that the engine is given the prompt."""
-        self.prompt = time.monotonic() - self._arrival
-
-    def tick(self, index: int) -> None:
-        """Notes that a choice has a token."""
-        self.place.begin(index)
-        self.last = time.monotonic() - self._arrival
-        self.first = self.first or self.last
-
-    @property
-    def has_ticked(self) -> bool:
-        """Whether there was a token."""
-        return self.last > 0

@@ -14,7 +14,8 @@ from llm_service import wire
 from llm_service.generator import Generation, Generator
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.calls import Places
-from protos.process.logs import bind_request_id
+from protos.process.logs import bind_request_id, bind_trace_id
+from protos.process.tracing import current_span
 
 SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
 # A text of the longest kind takes the tokenizer a second: other requests' prompts come in between.
@@ -101,6 +102,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         arrival = time.monotonic()
         if start.request_id:
             bind_request_id(start.request_id)
+            bind_trace_id(current_span().trace_id)
         return await asyncio.to_thread(wire.generation, start, self._info, arrival, deadline)
 
 

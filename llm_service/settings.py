@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from llm_service.templates import TemplateName
 from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.cores import usable_core_count
+from protos.process.option_errors import Contradiction
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
@@ -119,11 +121,15 @@ class Settings(EngineSettings):
     """Memory for image embeddings that are kept for later turns. Beside a GPU it is
     page-locked at the start; what has no room there is in ordinary memory."""
 
-    @model_validator(mode="after")
-    def _refuse_missing_engine_folder(self) -> Settings:
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields an engine's folder that is missing, and two sizes of the KV cache."""
+        yield from super().contradictions()
         if self.engine == "tensorrt_llm" and self.tensorrt_llm.engine_folder is None:
-            raise ValueError("--tensorrt-llm.engine-folder: the engine tensorrt_llm needs it")
-        return self
+            sentence = "the engine tensorrt_llm needs it"
+            yield Contradiction(("tensorrt_llm.engine_folder",), sentence, ("engine",))
+        sizes = ("kv_cache_byte_count", "kv_cache_fraction")
+        if self.model_fields_set.issuperset(sizes) and self.kv_cache_byte_count is not None:
+            yield Contradiction(sizes, "the KV cache has one size; the fraction would not be used")
 
     @property
     def model_names(self) -> tuple[str, ...]:

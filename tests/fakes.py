@@ -6,8 +6,9 @@ import asyncio
 import io
 import json
 import math
+import ssl
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,6 +40,7 @@ from protos.internvl.v1 import (
 from protos.process.server import Service, running_server
 from protos.process.settings import MIB
 from protos.transport import CHUNK_BYTE_COUNT
+from tests.https import client_context
 
 MODEL = "scripted"
 HIDDEN_SIZE = 8
@@ -450,37 +452,42 @@ def scripted_logprobs(start: llm_pb2.GenerateStart, text: str) -> list[llm_pb2.T
 
 
 @asynccontextmanager
-async def running_vision(vision: ScriptedVision) -> AsyncIterator[str]:
-    """Serves the scripted vision service, and yields its address."""
+async def running_vision(vision: ScriptedVision, **options: Any) -> AsyncIterator[str]:
+    """Serves the scripted vision service, and yields its address; options of `running_server`."""
 
     def register(server: grpc.aio.Server) -> None:
         vision_pb2_grpc.add_VisionServiceServicer_to_server(vision, server)
 
     service = Service("internvl.v1.VisionService", register, lambda: True, 32 * MIB)
-    async with running_server(service, "127.0.0.1", 0, 0) as port:
+    async with running_server(service, "127.0.0.1", 0, 0, **options) as port:
         yield f"127.0.0.1:{port}"
 
 
 @asynccontextmanager
-async def running_llm(llm: ScriptedLLM, port: int = 0) -> AsyncIterator[str]:
-    """Serves the scripted LLM service, and yields its address."""
+async def running_llm(llm: ScriptedLLM, port: int = 0, **options: Any) -> AsyncIterator[str]:
+    """Serves the scripted LLM service, and yields its address; options of `running_server`."""
 
     def register(server: grpc.aio.Server) -> None:
         llm_pb2_grpc.add_LLMServiceServicer_to_server(llm, server)
 
     service = Service("internvl.v1.LLMService", register, lambda: True)
-    async with running_server(service, "127.0.0.1", port, 0) as bound_port:
+    async with running_server(service, "127.0.0.1", port, 0, **options) as bound_port:
         yield f"127.0.0.1:{bound_port}"
 
 
 @dataclass(frozen=True)
 class Gateway:
-    """A running gateway, the services behind it, and an HTTP client of it."""
+    """A running gateway, the services behind it, and an HTTP client of it.
+
+    Attributes:
+        tls: how its clients speak TLS; None: they do not.
+    """
 
     url: str
     http: aiohttp.ClientSession
     vision: ScriptedVision
     llm: ScriptedLLM
+    tls: ssl.SSLContext | None
 
     async def chat(self, **body: Any) -> tuple[int, Any]:
         """Returns status and JSON body of a chat completion of `chat_body(**body)`."""
@@ -511,18 +518,21 @@ async def stack(
     *,
     closed: Sequence[str] = (),
     metrics: Metrics | None = None,
+    service_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """Runs a gateway in front of scripted services; `closed` names services that are down.
 
-    A blocking call of the gateway within the event loop fails the request.
+    A blocking call of the gateway within the event loop fails the request. `service_options` are
+    those of `running_server`, for both services.
     """
+    service_options = service_options or {}
     vision = vision or ScriptedVision()
     llm = llm or ScriptedLLM()
     async with AsyncExitStack() as exits:
         addresses = {
-            "vision": await exits.enter_async_context(running_vision(vision)),
-            "llm": await exits.enter_async_context(running_llm(llm)),
+            "vision": await exits.enter_async_context(running_vision(vision, **service_options)),
+            "llm": await exits.enter_async_context(running_llm(llm, **service_options)),
         }
         # Port 9 (discard) of this machine: nothing listens there.
         addresses |= dict.fromkeys(closed, "127.0.0.1:9")
@@ -535,6 +545,9 @@ async def stack(
         own_settings = Settings(**options | settings)
         exits.enter_context(blockbuster_ctx("gateway"))
         port = await exits.enter_async_context(running_gateway(own_settings, metrics))
-        url = f"http://127.0.0.1:{port}"
-        http = await exits.enter_async_context(aiohttp.ClientSession(url))
-        yield Gateway(url, http, vision, llm)
+        certificate = own_settings.tls_certificate_file
+        tls = client_context(certificate) if certificate else None
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        connector = aiohttp.TCPConnector(ssl=tls or True)
+        http = await exits.enter_async_context(aiohttp.ClientSession(url, connector=connector))
+        yield Gateway(url, http, vision, llm, tls)

@@ -44,7 +44,7 @@ def main() -> None:
     settings = read_settings(ProgramSettings)
     if settings.check is not None:
         check(functools.partial(inspect, settings))
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_lines_per_second)
     try:
         healthy = asyncio.run(run(settings))
     except (CheckpointError, EmbeddingKeyError, EngineStartError, OSError, MemoryError) as error:

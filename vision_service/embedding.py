@@ -5,22 +5,53 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from protos.identity import EmbeddingId
+from protos.process.call_record import Stage
 from protos.signature import EmbeddingClaim
 from vision_service.tiling import Grid
+
+STAGES = ("worker_wait", "preprocess", "queue", "forward")
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Durations of one encode, in seconds; the worker's is the wait for one that decodes."""
+    """Where the time of one encode went, in seconds; one stage begins as the last one ends.
 
+    Attributes:
+        begun_at: when it began, on the clock of `time.monotonic`.
+        worker_wait_seconds: the wait for a worker that decodes.
+        preprocess_seconds: decoding the file, cutting and resizing tiles.
+        queue_seconds: the wait for the engine.
+        forward_seconds: the engine's batches that the tiles were in.
+    """
+
+    begun_at: float = 0.0
+    worker_wait_seconds: float = 0.0
     preprocess_seconds: float = 0.0
     queue_seconds: float = 0.0
     forward_seconds: float = 0.0
-    worker_wait_seconds: float = 0.0
+
+    def stages(self) -> list[Stage]:
+        """Returns the stages in their order."""
+        ends = list(accumulate(self._durations(), initial=self.begun_at))
+        return list(map(Stage, STAGES, ends, ends[1:]))
+
+    def since(self, moment: float) -> Timings:
+        """Returns what is left of it after a moment: for those who came when it had begun."""
+        left = (max(0.0, stage.end - max(stage.start, moment)) for stage in self.stages())
+        return Timings(max(self.begun_at, moment), *left)
+
+    def _durations(self) -> tuple[float, ...]:
+        return (
+            self.worker_wait_seconds,
+            self.preprocess_seconds,
+            self.queue_seconds,
+            self.forward_seconds,
+        )
 
 
 @dataclass(frozen=True)

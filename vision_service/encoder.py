@@ -22,6 +22,7 @@ from protos.errors import (
 )
 from protos.identity import EmbeddingId, content_digest, recipe_digest
 from protos.process.backlog import Backlog, refuse_wait
+from protos.process.call_record import call_record
 from protos.signature import EmbeddingKey
 from vision_service.batcher import TileBatcher
 from vision_service.cache import EmbeddingCache
@@ -98,15 +99,18 @@ class TilePlan:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """What a request gets: the embedding, and whether it was in the cache."""
+    """What a request gets.
+
+    Attributes:
+        embedding: of its image.
+        cache_hit: whether it was in the cache.
+        timings: where the request's time went: nowhere with a cache hit, and of an encode that
+            others began only what was left of it.
+    """
 
     embedding: ImageEmbedding
     cache_hit: bool
-
-    @property
-    def timings(self) -> Timings:
-        """Where this request's time went; an embedding from the cache takes none."""
-        return Timings() if self.cache_hit else self.embedding.timings
+    timings: Timings
 
 
 class ImageEncoder:
@@ -148,6 +152,8 @@ class ImageEncoder:
             NonFiniteError: the embedding has values that are no numbers.
             EngineDeadError: the engine failed.
         """
+        record, arrival = call_record(), time.monotonic()
+        record.note(image_byte_count=len(request.image))
         self._check_recipe(request.expected_recipe_sha256)
         tile_cap = self._checked_cap(request.tile_cap)
         self._check_byte_count(len(request.image))
@@ -158,10 +164,12 @@ class ImageEncoder:
             refuse_wait(self.backlog.seconds(), request.max_queue_seconds)
             return self._encode(id_, request.image, tile_cap)
 
-        encoded = EncodedImage(*await self._cache.get_or_encode(id_, encode))
-        self._metrics.count_image(cache_hit=encoded.cache_hit)
-        _log(request, encoded)
-        return encoded
+        embedding, cache_hit = await self._cache.get_or_encode(id_, encode)
+        self._metrics.count_image(cache_hit=cache_hit)
+        timings = embedding.timings.since(arrival)
+        record.note(tile_count=embedding.grid.tile_count, cache_hit=cache_hit)
+        record.stages += timings.stages()
+        return EncodedImage(embedding, cache_hit, timings)
 
     async def plan(self, request: PlanRequest) -> TilePlan:
         """Returns what `encode` would make of an image; decodes none.
@@ -200,9 +208,9 @@ class ImageEncoder:
     async def _encode(self, id_: EmbeddingId, image: bytes, tile_cap: int) -> ImageEmbedding:
         with self.backlog.job() as job:
             job.enter()
-            begun = time.perf_counter()
+            begun_at = time.monotonic()
             tiled, preprocess_seconds = await self._preprocessor.tile(image, tile_cap)
-            worker_wait_seconds = time.perf_counter() - begun - preprocess_seconds
+            worker_wait_seconds = time.monotonic() - begun_at - preprocess_seconds
             job.measure(len(tiled.tiles))
             encoded = await self._batcher.encode(torch.from_numpy(tiled.tiles))
             job.finish(len(tiled.tiles))
@@ -210,10 +218,11 @@ class ImageEncoder:
             raise self._not_finite(len(encoded.embeddings))
         rows = encoded.embeddings.flatten(0, 1)  # [tiles x tokens_per_tile, hidden]
         timings = Timings(
+            begun_at,
+            worker_wait_seconds,
             preprocess_seconds,
             encoded.queue_seconds,
             encoded.forward_seconds,
-            worker_wait_seconds=worker_wait_seconds,
         )
         self._metrics.count_encode(timings)
         return ImageEmbedding(
@@ -271,17 +280,3 @@ class ImageEncoder:
 def _on_thread(compute: Callable[..., Proof], *arguments: object) -> asyncio.Future[Proof]:
     """Has what ends an embedding computed while its rows are being sent."""
     return asyncio.get_running_loop().run_in_executor(None, compute, *arguments)
-
-
-def _log(request: ImageRequest, encoded: EncodedImage) -> None:
-    timings = encoded.timings
-    logger.info(
-        "image_encoded",
-        image_byte_count=len(request.image),
-        tile_count=encoded.embedding.grid.tile_count,
-        cache_hit=encoded.cache_hit,
-        worker_wait_seconds=round(timings.worker_wait_seconds, 6),
-        preprocess_seconds=round(timings.preprocess_seconds, 6),
-        queue_seconds=round(timings.queue_seconds, 6),
-        forward_seconds=round(timings.forward_seconds, 6),
-    )

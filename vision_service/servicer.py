@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
+from protos.process.call_record import call_record
 from protos.process.shared_memory import Slot, SlotWriter
 from protos.wire_format import serialized
 from vision_service import wire
@@ -43,9 +44,10 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         encoded = await self._encoder.encode(wire.read_request(request))
         lending = self._lending(request, encoded)
         responses = wire.encode_responses(encoded, request.image_index, lending)
-        async with aclosing(responses):
-            async for response in responses:
-                yield response
+        with call_record().timed("transfer"):
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
 
     def _lending(
         self, request: vision_pb2.EncodeImageRequest, encoded: EncodedImage

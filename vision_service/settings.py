@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.cores import usable_core_count
+from protos.process.option_errors import Contradiction
 from protos.process.settings import (
     GIB,
     LARGEST_THREAD_COUNT,
@@ -141,11 +143,17 @@ class Settings(EngineSettings):
     """Most memory in `shared_memory_folder` for embeddings on their way, in bytes; it is taken when
     it is first needed, and kept. An embedding that finds no room is sent; 0 sends all of them."""
 
-    @model_validator(mode="after")
-    def _require_a_plan(self) -> Settings:
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields a plan that is missing, and options that do nothing beside others."""
+        yield from super().contradictions()
         if self.engine == "tensorrt" and self.tensorrt.plan is None:
-            raise ValueError("--tensorrt.plan: the engine tensorrt needs one")
-        return self
+            yield Contradiction(("tensorrt.plan",), "the engine tensorrt needs one", ("engine",))
+        if self.max_batch_tile_count > self.max_queued_tile_count:
+            sentence = "no batch is full, as so many tiles never wait"
+            yield Contradiction(("max_batch_tile_count", "max_queued_tile_count"), sentence)
+        if self.shared_memory_folder and not self.shared_memory_byte_count:
+            sentence = "the folder is not used where no memory may be shared"
+            yield Contradiction(("shared_memory_folder", "shared_memory_byte_count"), sentence)
 
     @property
     def model_name(self) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from protos.internvl.v1 import checkpoint_pb2, tensor_pb2, vision_pb2
 from protos.process.backlog import Backlog, checked_bound
+from protos.process.call_record import call_record
 from protos.process.shared_memory import Marker, Slot
 from protos.transport import CHUNK_BYTE_COUNT
 from protos.wire_format import chunk_message
@@ -89,7 +90,9 @@ async def encode_responses(
                 yield chunk
         else:
             yield _place(slot, image_index)
-        yield vision_pb2.EncodeImageResponse(trailer=await _trailer(encoded))
+        trailer = await _trailer(encoded)
+        call_record().is_answered = True
+        yield vision_pb2.EncodeImageResponse(trailer=trailer)
         if slot is not None:
             await asyncio.sleep(LEASE_SECONDS)  # until the caller ends the call
 

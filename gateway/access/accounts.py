@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
 from gateway.access.callers import Caller, Policy
-from gateway.access.errors import (
+from gateway.access.meters import Meter
+from gateway.caller_limits import (
     CallerConcurrencyError,
     CallerImagesError,
     CallerLimitError,
     CallerRequestsError,
     CallerTokensError,
+    Kind,
+    Rate,
 )
-from gateway.access.meters import Meter
 
-Kind = Literal["requests", "tokens", "images"]
 ERRORS: dict[Kind, type[CallerLimitError]] = {
     "requests": CallerRequestsError,
     "tokens": CallerTokensError,
@@ -26,23 +25,6 @@ ERRORS: dict[Kind, type[CallerLimitError]] = {
 }
 # A request that is in flight ends when it ends.
 CONCURRENCY_RETRY_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Rate:
-    """How far a caller is from one of its limits.
-
-    Attributes:
-        kind: what is counted.
-        limit: units a minute.
-        remaining: units that it may use at once.
-        reset_seconds: time until it may use all of the limit at once.
-    """
-
-    kind: Kind
-    limit: int
-    remaining: int
-    reset_seconds: float
 
 
 class Account:

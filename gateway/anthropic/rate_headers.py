@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
-from gateway.access.accounts import Rate
+from gateway.caller_limits import Rate
 
 
 def rate_headers(rates: Sequence[Rate]) -> dict[str, str]:

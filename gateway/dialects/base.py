@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gateway.access.accounts import Rate
+from gateway.caller_limits import Rate
 from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
 from gateway.images.json_paths import JSONPath
@@ -83,6 +83,7 @@ class Dialect:
         parse: reads a body, strictly or not; raises ServiceError with the JSON path of the field.
         error_body: returns the JSON of an error that ends a request of this id.
         operation: describes it.
+        answer_id_prefix: how its answers' ids begin, before the request's id.
         request_id_key: a further header for the request's id; None: there is none.
         rate_headers: writes the headers that tell how far a caller is from its limits.
         image_places: where images are that arrive in base64; None: wherever a data: URL is.
@@ -92,6 +93,7 @@ class Dialect:
     parse: Callable[[bytes, bool], Call]
     error_body: Callable[[ServiceError, str], dict[str, Any]]
     operation: Operation
+    answer_id_prefix: str = ""
     request_id_key: str | None = None
     rate_headers: Callable[[Sequence[Rate]], dict[str, str]] = rate_headers
     image_places: Collection[JSONPath] | None = None

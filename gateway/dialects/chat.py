@@ -182,4 +182,5 @@ CHAT_COMPLETIONS = Dialect(
         errors=OF_BODIES,
         sections=SECTIONS,
     ),
+    answer_id_prefix="chatcmpl-",
 )

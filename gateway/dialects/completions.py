@@ -125,4 +125,5 @@ COMPLETIONS = Dialect(
         sections={CompletionRequest: COMPLETION},
         description="OpenAI's older form, without a chat's template and pictures.",
     ),
+    answer_id_prefix="cmpl-",
 )

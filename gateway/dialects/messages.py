@@ -158,6 +158,7 @@ def _dialect(path: str, model: type[PromptRequest], operation: Operation) -> Dia
         partial(_parse, model),
         error_body,
         operation,
+        answer_id_prefix="msg_",
         request_id_key="request-id",
         rate_headers=rate_headers,
         image_places=IMAGE_PLACES,

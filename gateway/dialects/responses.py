@@ -302,4 +302,5 @@ RESPONSES = Dialect(
         sections=SECTIONS,
         description="Nothing is stored: each request brings its whole conversation.",
     ),
+    answer_id_prefix="resp_",
 )

@@ -22,7 +22,9 @@ from protos.errors import (
     OverloadedError,
     ServiceError,
 )
+from protos.process.tracing import current_span
 
+SCHEMES = ("http", "https", "file", "data")
 # Of a picture's file: the first bytes of PNG, JPEG, GIF, WebP and BMP in base64, or anything long.
 BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3])|[A-Za-z0-9+/_-]{256}")
 
@@ -82,10 +84,13 @@ class ImageFetcher:
 
     async def _file(self, url: str, attachments: Attachments, budget: ImageBudget) -> HeldFile:
         if url in attachments.images:
+            current_span().set("source", "data")
             file = attachments.take(url)
             budget.spend(file.byte_count)
             return file
         scheme = scheme_of(url)
+        if scheme in SCHEMES:  # or it would be a client's words
+            current_span().set("source", scheme)
         if scheme in ("http", "https"):
             _check_length(url)
             return await self._downloads.fetch(url, attachments.share, budget)

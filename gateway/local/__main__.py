@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from gateway.local.health import HEALTHY, page_url
+from gateway.local.certificates import authority_file, make_certificates
+from gateway.local.health import page_url
 from gateway.local.ports import LOOPBACK, free_port, is_free
-from gateway.local.processes import ENDED, Service, ServiceProcess, StartError, stop_services
+from gateway.local.processes import (
+    ENDED,
+    GATEWAY,
+    TITLES,
+    Service,
+    ServiceProcess,
+    StartError,
+    stop_services,
+)
 from gateway.local.record import Record, ServiceRecord, forget
 from gateway.local.settings import Settings, StatusSettings, StopSettings
 from gateway.local.stack import Stack
-from protos.checkpoint.location import require_folder
-from protos.checkpoint.section import CheckpointError
+from protos.process.probe import HEALTHY
 from protos.process.settings import read_settings
 
 # How this machine reaches a server that listens on all of its addresses.
@@ -34,7 +43,7 @@ def main() -> None:
             signal.signal(signum, signal.default_int_handler)  # end like Ctrl-C
     try:
         sys.exit((command or serve)())
-    except (StartError, CheckpointError) as error:
+    except StartError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -46,7 +55,7 @@ def serve() -> int:
     stack = _start(settings)
     try:
         _say(f"{settings.model_names[0]} is served at {stack.url}/v1; Ctrl-C stops it")
-        _say_page(stack.gateway)
+        _say_how(settings, stack)
         ended = stack.wait_for_an_end()
     except KeyboardInterrupt:
         ended = None
@@ -65,13 +74,12 @@ def start() -> int:
     settings = read_settings(Settings)
     stack = _start(settings)
     _say(f"{settings.model_names[0]} is served at {stack.url}/v1; `internvl-serve stop` stops it")
-    _say_page(stack.gateway)
+    _say_how(settings, stack)
     return 0
 
 
 def _start(settings: Settings) -> Stack:
     """Returns the three services, serving."""
-    require_folder(settings.checkpoint)
     settings.state_folder.mkdir(parents=True, exist_ok=True)
     _refuse_a_second(settings)
     stack = make_stack(settings)
@@ -109,29 +117,44 @@ def make_stack(settings: Settings) -> Stack:
     """Returns the three services as the options have them, yet to be started.
 
     Raises:
-        StartError: the port for clients is not to be had.
+        StartError: the port for clients is not to be had, or certificates cannot be made.
     """
     model, *aliases = settings.model_names
+    ports = (free_port(settings.vision_port), free_port(settings.llm_port), _port(settings))
+    host = LOOPBACKS.get(settings.host, settings.host)
+    certificates = make_certificates(settings, host)
     shared = ["--drain-seconds", str(settings.drain_seconds)]
     for name in ("config", "log_level", "log_format"):
         if name in settings.model_fields_set:
             shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     roots = json.dumps([str(root) for root in settings.file_root])
     of_gateway = ["--file-root", roots] if settings.file_root else []
+    if settings.api_keys_file is not None:
+        of_gateway += ["--api-keys-file", str(settings.api_keys_file)]
     if settings.metrics_port is not None:
         of_gateway += ["--metrics-port", str(settings.metrics_port)]
     return Stack(
         settings.checkpoint,
         settings.state_folder,
-        ports=(free_port(settings.vision_port), free_port(settings.llm_port), _port(settings)),
-        host=LOOPBACKS.get(settings.host, settings.host),
+        ports=ports,
+        host=host,
         service_arguments=[
             *("--host", LOOPBACK),
             *("--served-model-name", model),
             *shared,
         ],
-        llm_arguments=[word for alias in aliases for word in ("--served-model-name", alias)],
-        gateway_arguments=["--host", settings.host, *of_gateway, *shared],
+        vision_arguments=certificates.arguments("vision"),
+        llm_arguments=[
+            *(word for alias in aliases for word in ("--served-model-name", alias)),
+            *certificates.arguments("llm"),
+        ],
+        gateway_arguments=[
+            *("--host", settings.host),
+            *of_gateway,
+            *shared,
+            *certificates.arguments(GATEWAY),
+        ],
+        probes={name: certificates.probe(name) for name in TITLES},
     )
 
 
@@ -154,10 +177,7 @@ def _record(settings: Settings, stack: Stack) -> Record:
         model=settings.model_names[0],
         checkpoint=str(settings.checkpoint),
         drain_seconds=settings.drain_seconds,
-        services=[
-            ServiceRecord(service.name, service.host, service.port, service.pid)
-            for service in stack.services
-        ],
+        services=[ServiceRecord.of(service) for service in stack.services],
     )
 
 
@@ -205,8 +225,16 @@ def stop() -> int:
     return 0
 
 
+def _say_how(settings: Settings, stack: Stack) -> None:
+    _say_page(stack.gateway)
+    if settings.dev_tls:
+        trusted = shlex.quote(str(authority_file(settings)))
+        _say(f"curl --cacert {trusted} {stack.url}/v1/models")
+        _say(f"the openai client trusts it with SSL_CERT_FILE={trusted}")
+
+
 def _say_page(gateway: Service) -> None:
-    if url := page_url(gateway.address):
+    if url := page_url(gateway.url, gateway.tls):
         _say(f"the page is at {url}")
 
 

@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 import json
-from http.client import HTTPConnection, HTTPException
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from protos.process import probe
+from protos.process.probe import HEALTHY, ProbeTLS, RefusedError, SilentError, ask_http
 
-HEALTHY = "serving"
 SILENT = "no answer"
-# The gateway asks both services before it answers.
-PROBE_SECONDS = 5.0
 
 
-def grpc_health(address: str) -> str:
-    """Returns HEALTHY, SILENT or "draining" for a gRPC service."""
-    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=PROBE_SECONDS)
-        except grpc.RpcError:
-            return SILENT
-    return HEALTHY if answer.status == health_pb2.HealthCheckResponse.SERVING else "draining"
-
-
-def gateway_health(address: str) -> str:
-    """Returns HEALTHY, SILENT, or why a gateway is not ready."""
-    connection = HTTPConnection(address, timeout=PROBE_SECONDS)
+def grpc_health(address: str, tls: ProbeTLS | None = None) -> str:
+    """Returns HEALTHY, DRAINING or SILENT for a gRPC service."""
     try:
-        connection.request("GET", "/health/ready")
-        response = connection.getresponse()
-        body = json.loads(response.read())
-    except (OSError, HTTPException, ValueError):
+        return probe.grpc_health(address, tls)
+    except (SilentError, OSError):
         return SILENT
-    finally:
-        connection.close()
-    return HEALTHY if response.status == 200 else "; ".join(body["reasons"].values())
 
 
-def page_url(address: str) -> str:
-    """Returns where a gateway has its page; empty where it has none, or does not answer."""
-    connection = HTTPConnection(address, timeout=PROBE_SECONDS)
+def gateway_health(url: str, tls: ProbeTLS | None = None) -> str:
+    """Returns HEALTHY, SILENT, or why a gateway is not ready."""
     try:
-        connection.request("HEAD", "/")
-        status = connection.getresponse().status
-    except (OSError, HTTPException):
+        status, body = ask_http(f"{url}/health/ready", tls)
+        reasons = json.loads(body).get("reasons", {})
+    except RefusedError:
+        return HEALTHY  # it listens, and tells more to those alone whose certificates it knows
+    except (SilentError, OSError, ValueError):
+        return SILENT
+    return HEALTHY if status == 200 else "; ".join(reasons.values())
+
+
+def page_url(url: str, tls: ProbeTLS | None = None) -> str:
+    """Returns where a gateway has its page; empty where it has none, or does not answer."""
+    try:
+        status, _ = ask_http(f"{url}/", tls, "HEAD")
+    except (SilentError, OSError):
         return ""
-    finally:
-        connection.close()
-    return f"http://{address}/" if status == 200 else ""
+    return f"{url}/" if status == 200 else ""

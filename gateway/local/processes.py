@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from gateway.local.health import HEALTHY, gateway_health, grpc_health
+from gateway.local.health import gateway_health, grpc_health
 from gateway.local.ports import LOOPBACK, free_port
+from protos.process.probe import HEALTHY, ProbeTLS
 
 GATEWAY = "gateway"
 TITLES = {"vision": "vision service", "llm": "LLM service", GATEWAY: GATEWAY}
@@ -46,14 +47,23 @@ class Service:
         log: the file that gets what it prints.
         port, host: where it listens.
         pid: its process, which leads a session of its own; 0 before it is started.
+        tls: how it is asked by TLS; None where it listens in plain text.
     """
 
-    def __init__(self, log: Path, port: int, pid: int = 0, host: str = LOOPBACK) -> None:
+    def __init__(
+        self,
+        log: Path,
+        port: int,
+        pid: int = 0,
+        host: str = LOOPBACK,
+        tls: ProbeTLS | None = None,
+    ) -> None:
         self.name = log.stem
         self.log = log
         self.port = port
         self.pid = pid
         self.host = host
+        self.tls = tls
 
     @property
     def title(self) -> str:
@@ -64,6 +74,11 @@ class Service:
     def address(self) -> str:
         """Where it listens, as a client writes it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where the gateway listens, e.g. http://127.0.0.1:8000."""
+        return f"{'https' if self.tls else 'http'}://{self.address}"
 
     def is_alive(self) -> bool:
         """Says whether its process lives, or is about to be started."""
@@ -80,8 +95,9 @@ class Service:
         """Returns HEALTHY, ENDED, or what keeps it from serving."""
         if not self.is_alive():
             return ENDED
-        probe = gateway_health if self.name == GATEWAY else grpc_health
-        return probe(self.address)
+        if self.name == GATEWAY:
+            return gateway_health(self.url, self.tls)
+        return grpc_health(self.address, self.tls)
 
     def terminate(self) -> None:
         """Asks the process to end once its calls have ended."""
@@ -135,8 +151,9 @@ class ServiceProcess(Service):
         log: Path,
         port: int = 0,
         host: str = LOOPBACK,
+        tls: ProbeTLS | None = None,
     ) -> None:
-        super().__init__(log, port or free_port(), host=host)
+        super().__init__(log, port or free_port(), host=host, tls=tls)
         self.module = module
         self.arguments = [*arguments]
         self._process: subprocess.Popen[bytes] | None = None

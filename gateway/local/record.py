@@ -8,18 +8,38 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gateway.local.processes import Service
+from protos.process.probe import ProbeTLS
 
 FILE_NAME = "services.json"
 
 
 @dataclass(frozen=True)
 class ServiceRecord:
-    """Where a service listens, and its process; 0 before it is started."""
+    """Where a service listens, its process, and by which files it speaks TLS.
+
+    Attributes:
+        pid: 0 before it is started.
+        certificate, key: empty where it listens in plain text.
+    """
 
     name: str
     host: str
     port: int
     pid: int
+    certificate: str = ""
+    key: str = ""
+
+    @classmethod
+    def of(cls, service: Service) -> ServiceRecord:
+        """Returns that of a service."""
+        tls = service.tls or ProbeTLS()
+        files = (str(path or "") for path in (tls.certificate, tls.key))
+        return cls(service.name, service.host, service.port, service.pid, *files)
+
+    def open(self, folder: Path) -> Service:
+        """Returns the service, whose log is in the folder."""
+        tls = ProbeTLS.of_server(Path(self.certificate), Path(self.key)) if self.key else None
+        return Service(folder / f"{self.name}.log", self.port, self.pid, self.host, tls)
 
 
 @dataclass(frozen=True)
@@ -58,10 +78,7 @@ class Record:
 
     def open(self, folder: Path) -> list[Service]:
         """Returns the services."""
-        return [
-            Service(folder / f"{service.name}.log", service.port, service.pid, service.host)
-            for service in self.services
-        ]
+        return [service.open(folder) for service in self.services]
 
 
 def forget(folder: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from gateway.access.key_file import KeysFile
 from gateway.images.folders import split_folders
 from protos.checkpoint.location import CheckpointFolder, model_name
-from protos.process.settings import ModelNames, Options, ServingSettings
+from protos.process.option_errors import Contradiction
+from protos.process.settings import ModelNames, Options, ServingSettings, missing_checkpoint
 
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
@@ -45,6 +48,11 @@ class Settings(ServingSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which Prometheus finds the gateway's metrics, at /metrics. Those of the services need
     other ports: `metrics_port` in the tables [vision] and [llm]. Default: none are served."""
+    dev_tls: bool = False
+    """Encrypt all connections with certificates that are made for this start: for trying out, as
+    clients must be told to trust them. They are in `tls` in the state folder. Who has certificates
+    gives --tls-certificate-file and --tls-key-file for the gateway, and in the tables [vision],
+    [llm] and [gateway] those of the services, and the gateway's for these."""
     checkpoint: CheckpointFolder
     """Folder of an original InternVL checkpoint, or a hub id such as OpenGVLab/InternVL2_5-8B,
     which is taken from the local Hugging Face cache."""
@@ -54,6 +62,9 @@ class Settings(ServingSettings):
     file_root: Annotated[tuple[AbsolutePath, ...], NoDecode, BeforeValidator(split_folders)] = ()
     """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
     None: they are refused."""
+    api_keys_file: KeysFile | None = None
+    """YAML file of API keys, as internvl-gateway-keys writes it: whoever calls needs one of them.
+    Default: nobody needs a key. One key alone is given as the variable INTERNVL_GATEWAY_API_KEY."""
     vision_port: int = Field(default=50051, ge=0, le=65535)
     """Port of the vision service, on 127.0.0.1; if it is taken or 0, a free one."""
     llm_port: int = Field(default=50052, ge=0, le=65535)
@@ -63,6 +74,14 @@ class Settings(ServingSettings):
     state_folder: AbsolutePath = Field(default_factory=default_state_folder)
     """Folder of the three logs, and of what status and stop have to know. Each folder serves one
     checkpoint at a time. Default: internvl in $XDG_STATE_HOME or ~/.local/state."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields a checkpoint that is not there, and two certificates."""
+        yield from super().contradictions()
+        yield from missing_checkpoint(self.checkpoint)
+        if self.dev_tls and self.tls:
+            sentence = "the one makes certificates, and the other has one"
+            yield Contradiction(("dev_tls", "tls_certificate_file"), sentence)
 
     @property
     def model_names(self) -> tuple[str, ...]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from gateway.local.gpus import has_gpu
 from gateway.local.ports import LOOPBACK
 from gateway.local.processes import (
     DRAIN_SECONDS,
+    GATEWAY,
     POLL_SECONDS,
     START_SECONDS,
     ServiceProcess,
     StartError,
     stop_services,
 )
+from protos.process.probe import ProbeTLS
 
 
 class Stack:
@@ -36,8 +39,10 @@ class Stack:
         ports: tuple[int, int, int] = (0, 0, 0),
         host: str = LOOPBACK,
         service_arguments: Sequence[str] = (),
+        vision_arguments: Sequence[str] = (),
         llm_arguments: Sequence[str] = (),
         gateway_arguments: Sequence[str] = (),
+        probes: Mapping[str, ProbeTLS | None] = MappingProxyType({}),
     ) -> None:
         """Starts nothing yet.
 
@@ -47,13 +52,25 @@ class Stack:
             ports: of vision, llm and gateway; 0 is a free one.
             host: the gateway's address for clients on this machine.
             service_arguments: options of the vision service and of the LLM service.
+            vision_arguments: further options of the vision service.
             llm_arguments: further options of the LLM service.
             gateway_arguments: options of the gateway.
+            probes: by its name, how a process that speaks TLS is asked for its health.
         """
         model = ["--checkpoint", str(checkpoint), *service_arguments]
-        self.vision = ServiceProcess("vision_service", model, folder / "vision.log", ports[0])
+        self.vision = ServiceProcess(
+            "vision_service",
+            [*model, *vision_arguments],
+            folder / "vision.log",
+            ports[0],
+            tls=probes.get("vision"),
+        )
         self.llm = ServiceProcess(
-            "llm_service", [*model, *llm_arguments], folder / "llm.log", ports[1]
+            "llm_service",
+            [*model, *llm_arguments],
+            folder / "llm.log",
+            ports[1],
+            tls=probes.get("llm"),
         )
         self.gateway = ServiceProcess(
             "gateway",
@@ -65,6 +82,7 @@ class Stack:
             folder / "gateway.log",
             ports[2],
             host,
+            probes.get(GATEWAY),
         )
 
     @property
@@ -75,7 +93,7 @@ class Stack:
     @property
     def url(self) -> str:
         """The gateway's address, e.g. http://127.0.0.1:8000."""
-        return f"http://{self.gateway.address}"
+        return self.gateway.url
 
     def __enter__(self) -> Stack:
         self.start()

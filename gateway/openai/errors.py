@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from gateway.access.errors import CallerLimitError
-from protos.errors import Code, NotFoundError, OverloadedError, ServiceError
+from gateway.caller_limits import CallerLimitError
+from protos.errors import BY_REASON, Code, NotFoundError, OverloadedError, ServiceError
 
 DEFAULT_STATUS = 500
 HTTP_STATUS = {
@@ -28,7 +28,7 @@ CODES = {
     "INVALID_FIELD": "invalid_value",
     "NOT_FOUND": "model_not_found",
 }
-TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+TYPES = {403: "permission_error", 429: "rate_limit_error"}
 HTTP_CODES = {
     404: "path_not_found",
     405: "method_not_allowed",
@@ -36,6 +36,7 @@ HTTP_CODES = {
     413: "request_too_large",
 }
 OVERLOAD_RETRY_SECONDS = 1.0
+CHALLENGE = 'Bearer realm="internvl-gateway"'
 
 
 class HTTPRefusalError(ServiceError):
@@ -58,6 +59,12 @@ def http_status(error: ServiceError) -> int:
     if isinstance(error, HTTPRefusalError):
         return error.status
     return HTTP_STATUS.get(error.code, DEFAULT_STATUS)
+
+
+def reason_status(reason: str | None) -> int:
+    """Returns the HTTP status of an error's reason; 0 for none, and for one that is not ours."""
+    error = BY_REASON.get(reason or "")
+    return HTTP_STATUS.get(error.code, DEFAULT_STATUS) if error else 0
 
 
 def error_body(error: ServiceError) -> dict[str, Any]:
@@ -87,17 +94,18 @@ def error_response(error: ServiceError, body: dict[str, Any] | None = None) -> w
     headers = _retry_headers(error)
     if isinstance(error, HTTPRefusalError) and error.allow:
         headers["Allow"] = error.allow
-    return web.json_response(body or error_body(error), status=http_status(error), headers=headers)
+    status = http_status(error)
+    if status == 401:
+        headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
+    return web.json_response(body or error_body(error), status=status, headers=headers)
 
 
 def _retry_headers(error: ServiceError) -> dict[str, str]:
     seconds = error.retry_after
     if isinstance(error, CallerLimitError):
-        if (
-            seconds is None
-        ):  # the SDKs of OpenAI and Anthropic try a 429 again unless told otherwise
+        # The SDKs of OpenAI and Anthropic come again, by milliseconds, unless they are told not to.
+        if seconds is None:
             return {"x-should-retry": "false"}
-        # What they read; it is exact, where a minute has many requests.
         return {**_retry_after(seconds), "retry-after-ms": str(math.ceil(1000 * seconds))}
     if seconds is None and isinstance(error, OverloadedError):
         seconds = OVERLOAD_RETRY_SECONDS

@@ -9,9 +9,12 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
+from gateway.access.authentication import KEY_HEADER
 from gateway.openai.answer_types import ErrorAnswer
+from gateway.openai.errors import CHALLENGE
 from gateway.openai.known_fields import Section, Served
-from gateway.openapi.operation import OF_ALL, Operation, Parameter
+from gateway.openapi.operation import OF_ALL, OF_KEYS, Operation, Parameter
+from gateway.paths import OPEN_PATHS
 from gateway.release import PROJECT, release
 
 JSON = "application/json"
@@ -34,17 +37,34 @@ HEADERS = {
         "description": "Seconds after which to try again.",
         "schema": {"type": "integer", "minimum": 1},
     },
+    "WWW-Authenticate": {
+        "description": "What the server takes as a key.",
+        "schema": {"const": CHALLENGE},
+    },
+}
+HEADERS_OF_ERRORS = {"401": ["WWW-Authenticate"], "429": ["Retry-After"], "503": ["Retry-After"]}
+SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "As OpenAI's clients send it."},
+    "x-api-key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": KEY_HEADER,
+        "description": "As Anthropic's clients send it.",
+    },
 }
 # By method, as OpenAPI writes it, and path.
 Operations = Mapping[tuple[str, str], Operation]
 
 
-def document(operations: Operations) -> dict[str, Any]:
-    """Returns the document of these operations."""
+def document(operations: Operations, *, asks_for_keys: bool = False) -> dict[str, Any]:
+    """Returns the document of these operations, of a server that asks for API keys or does not."""
     schemas = _Schemas(operations)
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), operation in operations.items():
-        paths.setdefault(path, {})[method] = _operation(method, path, operation, schemas)
+        is_guarded = asks_for_keys and path not in OPEN_PATHS
+        described = _operation(method, path, operation, schemas, is_guarded)
+        paths.setdefault(path, {})[method] = described
+    schemes = {"securitySchemes": SECURITY_SCHEMES} if asks_for_keys else {}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -53,7 +73,7 @@ def document(operations: Operations) -> dict[str, Any]:
             "description": DESCRIPTION,
         },
         "paths": paths,
-        "components": {"schemas": schemas.definitions, "headers": HEADERS},
+        "components": {"schemas": schemas.definitions, "headers": HEADERS, **schemes},
     }
 
 
@@ -92,12 +112,16 @@ def _describe(properties: Mapping[str, dict[str, Any]], section: Section) -> Non
             schema["description"] = row.meaning.removesuffix("; see below")
 
 
-def _operation(method: str, path: str, operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+def _operation(
+    method: str, path: str, operation: Operation, schemas: _Schemas, is_guarded: bool
+) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": _operation_id(method, path),
         "summary": operation.summary,
-        "responses": _responses(operation, schemas),
+        "responses": _responses(operation, schemas, OF_KEYS if is_guarded else {}),
     }
+    if is_guarded:
+        described["security"] = [{name: []} for name in SECURITY_SCHEMES]
     if operation.description:
         described["description"] = operation.description
     if operation.parameters:
@@ -126,16 +150,20 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     }
 
 
-def _responses(operation: Operation, schemas: _Schemas) -> dict[str, Any]:
+def _responses(
+    operation: Operation, schemas: _Schemas, errors_of_keys: Mapping[str, str]
+) -> dict[str, Any]:
     content = {JSON: {"schema": schemas.of(operation.answer)}}
     if operation.event:
         content[EVENTS] = {"schema": _event(operation, schemas)}
     names = ["x-request-id", *(["x-internvl-ignored"] if operation.request else [])]
     responses = {"200": _response("The answer.", content, names)}
     error = {JSON: {"schema": schemas.of(operation.error or ErrorAnswer)}}
-    for status, description in sorted({**OF_ALL, **operation.errors}.items()):
+    texts = (OF_ALL, operation.errors, errors_of_keys)
+    for status in sorted(set().union(*texts)):
+        description = " ".join(text[status] for text in texts if status in text)
         answer = content if status == "503" and operation.unready else error
-        names = ["x-request-id", *(["Retry-After"] if status in ("429", "503") else [])]
+        names = ["x-request-id", *HEADERS_OF_ERRORS.get(status, ())]
         responses[status] = _response(description, answer, names)
     return responses
 

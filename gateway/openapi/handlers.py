@@ -8,11 +8,13 @@ import json
 from aiohttp import ETag, web
 
 from gateway.openapi.document import Operations, document
+from gateway.paths import DOCUMENT_PATH
 
 
-def document_route(operations: Operations) -> web.RouteDef:
+def document_route(operations: Operations, *, asks_for_keys: bool) -> web.RouteDef:
     """Returns the route of the document, which is made here, once."""
-    data = json.dumps(document(operations), ensure_ascii=False, separators=(",", ":")).encode()
+    described = document(operations, asks_for_keys=asks_for_keys)
+    data = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
     etag = ETag(hashlib.sha256(data).hexdigest()[:32])
 
     async def answer(request: web.Request) -> web.Response:
@@ -24,4 +26,4 @@ def document_route(operations: Operations) -> web.RouteDef:
         response.etag = etag
         return response
 
-    return web.get("/openapi.json", answer)
+    return web.get(DOCUMENT_PATH, answer)

@@ -15,6 +15,11 @@ BAD_REQUEST = "A field is malformed, out of its range or not served; `param` nam
 OF_ALL = {
     "503": "A service is away, or the gateway is stopping; Retry-After says when to try again.",
 }
+OF_KEYS = {
+    "401": "There is no API key of this server's in the request.",
+    "403": "The API key does not allow it.",
+    "429": "The API key's limit is reached; Retry-After says when to try again.",
+}
 OF_QUESTIONS = {
     "404": "There is no such model.",
     "504": "A service did not answer in time.",

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 
+from gateway.services.renewed_channel import keep_connected, open_renewed_channel
 from gateway.services.routing import OFFER_COUNT, ROUTING_KEY, allow_hash_keys, service_config
 from gateway.tasks import owning
 from protos.errors import (
@@ -24,8 +26,11 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
+from protos.process.credentials import client_credentials
 from protos.process.logs import request_metadata
 from protos.process.settings import KIB
+from protos.process.tls import TLSFiles, warning_daily
+from protos.process.watched_files import POLL_SECONDS
 from protos.status import from_rpc_error
 from protos.transport import KEEPALIVE_OPTIONS
 
@@ -38,6 +43,7 @@ FieldNamer = Callable[[str], str]
 
 VISION_SERVICE = "internvl.v1.VisionService"
 LLM_SERVICE = "internvl.v1.LLMService"
+SPOKEN_NAMES = {VISION_SERVICE: "vision", LLM_SERVICE: "LLM"}
 # grpc's own words in the place of the service's status: of a write into a call that ends at this
 # very moment, and of a wire on which bytes were lost or changed.
 BROKEN_WRITE = "Internal error from Core"
@@ -67,36 +73,83 @@ ASK_PATIENCE_SECONDS = 0.3
 WORK_PATIENCE_SECONDS = 5.0
 # How long the answer of one certain replica is waited for.
 ONE_PATIENCE_SECONDS = 1.0
+# How long a service may take to say, over a connection of its own, that it serves.
+HEALTH_SECONDS = 5.0
 # What says that a replica has no answer now, though another one may.
 NO_ANSWER = (UnavailableError, DeadlineError, OverloadedError)
-# After a line in the log that says that a service is unavailable.
+# After a line in the log that says that a service is unavailable, or denies us something.
 QUIET_SECONDS = 1.0
-_quiet_until: dict[str, float] = {}
+_quiet_until: dict[tuple[str, str], float] = {}
+# What grpc says of a handshake that failed, and what that means; the first that it holds counts.
+HANDSHAKE_HINTS = {
+    "Hostname Verification": "the service's certificate is not for the name that stands in its"
+    " address, or in --service-server-name",
+    "certificate has expired": "the service's certificate has expired",
+    "CERTIFICATE_VERIFY_FAILED": "the service's certificate is signed by none of the authorities in"
+    " --service-ca-file",
+    "WRONG_VERSION_NUMBER": "the service does not speak TLS: it has no --tls-certificate-file",
+    "Socket closed": "if it never worked: the service wants TLS, --service-ca-file, or a"
+    " certificate of ours, --service-certificate-file, that its authorities have signed",
+}
+
+
+@dataclass(frozen=True)
+class ServiceTLS:
+    """How connections to the services are encrypted.
+
+    Attributes:
+        files: whose services are trusted, and the gateway's own certificate where they want one.
+        server_name: that a service's certificate must have; empty for the one in its address.
+        poll_seconds: how often the files are looked at.
+    """
+
+    files: TLSFiles
+    server_name: str = ""
+    poll_seconds: float = POLL_SECONDS
 
 
 @asynccontextmanager
-async def open_channel(address: str, service: str) -> AsyncIterator[grpc.aio.Channel]:
+async def open_channel(
+    address: str, service: str, tls: ServiceTLS | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     """Yields a channel to a service, whose calls find their replicas as `routing` says.
 
     Args:
         address: the service's, as gRPC writes it; a name may have many.
         service: its name in the protos.
+        tls: how it is encrypted; None: not at all.
+
+    Raises:
+        TLSFileError: a file of TLS cannot be used.
     """
     allow_hash_keys()
-    options = [("grpc.service_config", service_config(service))]
-    async with grpc.aio.insecure_channel(
-        address, options=[*KEEPALIVE_OPTIONS, *CHANNEL_OPTIONS, *options]
-    ) as channel:
-        connecting = asyncio.create_task(_keep_connected(channel))
-        async with owning(connecting):
-            yield channel
+    options = [
+        *KEEPALIVE_OPTIONS,
+        *CHANNEL_OPTIONS,
+        ("grpc.service_config", service_config(service)),
+    ]
+    if tls is None:
+        plain = grpc.aio.insecure_channel(address, options=options)
+        async with plain, owning(asyncio.create_task(keep_connected(plain))):
+            yield plain
+        return
+    connect = partial(_connect, address, options, tls)
+    is_served = partial(
+        check_health, name=service, service=SPOKEN_NAMES[service], seconds=HEALTH_SECONDS
+    )
+    async with (
+        open_renewed_channel(connect, is_served, tls.files.paths, tls.poll_seconds) as renewed,
+        warning_daily(tls.files),
+    ):
+        yield renewed
 
 
-async def _keep_connected(channel: grpc.aio.Channel) -> None:
-    """Connects anew when the last connection has ended: the next call would have to wait for it."""
-    while True:
-        state = channel.get_state(try_to_connect=True)
-        await channel.wait_for_state_change(state)
+async def _connect(
+    address: str, options: Sequence[tuple[str, Any]], tls: ServiceTLS
+) -> grpc.aio.Channel:
+    credentials = await asyncio.to_thread(client_credentials, tls.files)
+    name = [("grpc.default_authority", tls.server_name)] if tls.server_name else []
+    return grpc.aio.secure_channel(address, credentials, options=[*options, *name])
 
 
 def soon(deadline: float, seconds: float) -> float:
@@ -131,23 +184,33 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
         return EngineDeadError(f"the engine of the {service} service failed", retry_after=1)
     if isinstance(failure, UnavailableError) or _broke_off(error):
         # grpc's own text holds addresses: for the log, not for clients.
-        _log_unavailable(service, error.details() or "")
+        details = error.details() or ""
+        if _may_log("unavailable", service):
+            logger.warning("unavailable", service=service, details=details, **_hint(details))
         return UnavailableError(f"the {service} service is unavailable", retry_after=1)
     if isinstance(failure, AccessDeniedError):
         # It denies the gateway something, not the gateway's client.
-        logger.error("denied", service=service, details=failure.message)
+        if _may_log("denied", service):
+            logger.error("denied", service=service, details=failure.message)
         return ServiceError(f"the {service} service refused what the gateway passed on to it")
     if isinstance(failure, DeadlineError):
         return DeadlineError(f"the {service} service did not end within the request's time")
     return failure
 
 
-def _log_unavailable(service: str, details: str) -> None:
-    """Logs it once in a while: when a service is gone, each request asks for it several times."""
+def _may_log(event: str, service: str) -> bool:
+    """Lets it be logged once in a while: of a service that is gone each request asks often."""
     now = time.monotonic()
-    if now >= _quiet_until.get(service, 0.0):
-        _quiet_until[service] = now + QUIET_SECONDS
-        logger.warning("unavailable", service=service, details=details)
+    if now < _quiet_until.get((event, service), 0.0):
+        return False
+    _quiet_until[event, service] = now + QUIET_SECONDS
+    return True
+
+
+def _hint(details: str) -> dict[str, str]:
+    """Returns what an operator may do about a failed handshake; nothing where it was none."""
+    hints = [hint for sign, hint in HANDSHAKE_HINTS.items() if sign in details]
+    return {"hint": hints[0]} if hints else {}
 
 
 def _broke_off(error: grpc.aio.AioRpcError) -> bool:

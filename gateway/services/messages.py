@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.events import (
     ChatEvent,
+    EngineTimings,
     Finished,
     FinishReason,
     PromptLogprobs,
@@ -270,7 +271,14 @@ def chat_event(response: llm_pb2.GenerateResponse) -> ChatEvent:
         output_token_count=usage.output_token_count,
         cached_token_count=usage.cached_token_count,
         image_token_count=usage.image_token_count,
+        timings=_engine_timings(usage),
     )
+
+
+def _engine_timings(usage: llm_pb2.Usage) -> EngineTimings | None:
+    if not usage.HasField("queue_seconds"):
+        return None
+    return EngineTimings(usage.queue_seconds, usage.prefill_seconds)
 
 
 def _tool_call(delta: llm_pb2.ToolCallDelta) -> ToolCallDelta:

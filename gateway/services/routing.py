@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from protos.errors import ModelMismatchError, OverloadedError, ServiceError, UnavailableError
 from protos.process.backlog import refuse_wait
+from protos.process.tracing import current_span
 
 Answer = TypeVar("Answer")
 
@@ -103,6 +104,11 @@ def salted(key: str, number: int) -> str:
     return f"{key}#{number}" if number else key
 
 
+def note_retry(failure: ServiceError, attempt: int) -> None:
+    """Tells the trace that a call is made once more, as which attempt, and why."""
+    current_span().event("retry", attempt=attempt, reason=failure.reason)
+
+
 class Router:
     """Offers calls of one service to its replicas, until one begins to answer."""
 
@@ -147,9 +153,10 @@ class Router:
             offer = await self._elsewhere(key, ask_backlog)
         failure: ServiceError | None = None
         home_seconds: float | None = None
-        for _ in range(OFFER_COUNT):
+        for attempt in range(1, OFFER_COUNT + 1):
             if failure:
                 self._count_attempt(failure.reason)
+                note_retry(failure, attempt)
                 if isinstance(failure, UnavailableError):
                     await asyncio.sleep(PAUSE_SECONDS)
                 offer = await self._elsewhere(key, ask_backlog, home_seconds, failure)

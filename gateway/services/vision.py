@@ -34,7 +34,7 @@ from gateway.services.messages import (
     plan_file_request,
     plan_request,
 )
-from gateway.services.routing import SEARCH_COUNT, Offer, Router, salted
+from gateway.services.routing import SEARCH_COUNT, Offer, Router, note_retry, salted
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.errors import ModelMismatchError, ServiceError
 from protos.identity import EmbeddingId
@@ -247,7 +247,8 @@ class VisionClient:
         key = request.embedding_id.content_sha256.hex()
         try:
             header, call = await self._router.offer(key, begin, ask_backlog)
-        except ModelMismatchError:
+        except ModelMismatchError as error:
+            note_retry(error, attempt=2)
             fitting = await self._key_of_recipe(request.service_recipe, key, deadline)
             header, call = await self._router.offer(fitting, begin, ask_backlog)
         try:

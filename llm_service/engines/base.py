@@ -75,12 +75,20 @@ class Account:
         mask_count: masks that its guide has given; the thread's that uses them, as the next.
         mask_seconds: CPU time that these masks have taken.
         latest_mask_seconds: that of the latest; published by the thread that computed it.
+        started_at: when the engine began with the first of them, on the clock of `time.monotonic`;
+            None before, and for ever where it does not tell. It is there before the first output.
     """
 
     sequence_count: int = 0
     mask_count: int = 0
     mask_seconds: float = 0.0
     latest_mask_seconds: float = 0.0
+    started_at: float | None = None
+
+    def start(self, moment: float) -> None:
+        """Notes that the engine has begun with a sequence, of which the first one counts."""
+        if self.started_at is None:
+            self.started_at = moment
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""What happens to every call of a gRPC server: its place, its messages, its errors."""
+"""What happens to every call of a gRPC server: its place, its messages, its errors, its line."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
@@ -14,7 +16,15 @@ import structlog
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from protos.errors import DeadlineError, InvalidArgumentError, OverloadedError, ServiceError
+from protos.errors import (
+    AccessDeniedError,
+    DeadlineError,
+    InvalidArgumentError,
+    OverloadedError,
+    ServiceError,
+)
+from protos.process.call_record import accounted
+from protos.process.credentials import peer_names
 from protos.process.logs import bind_request_id, request_id_of
 from protos.process.memory import is_out_of_memory
 from protos.status import to_status
@@ -33,6 +43,10 @@ MAX_SIDE_CALL_COUNT = 256
 QUESTIONS = ("/GetModelInfo", "/GetLoad", "/PlanTiles")
 # It takes no place: it is answered at once, and must be answered when all places are taken.
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+# Everybody who may connect is told of it, also who only probes.
+HEALTH = "/grpc.health.v1.Health/"
+# After a line in the log that says who was refused.
+QUIET_SECONDS = 1.0
 
 
 class Places:
@@ -76,13 +90,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     call before anybody could count the call or limit its time, and answer one that is malformed, or
     none, by a traceback in the log or not at all.
 
+    A call has a line in the log when it is over: what it cost, never what it said.
+
     The one place that catches everything: a ServiceError crosses the wire as it is; anything else
     is a bug, logged with its traceback and answered by INTERNAL without it.
     """
 
-    def __init__(self, max_call_count: int, on_error: Callable[[ServiceError], None]) -> None:
-        """Makes it; `on_error` is told of each error that ends a call."""
+    def __init__(
+        self,
+        max_call_count: int,
+        on_error: Callable[[ServiceError], None],
+        client_names: AbstractSet[str] | None = None,
+    ) -> None:
+        """Makes it.
+
+        Args:
+            max_call_count: most calls of our services at a time.
+            on_error: is told of each error that ends a call.
+            client_names: of which a caller's certificate must have one, as a DNS name or a URI;
+                None: callers need no certificate.
+        """
         self._on_error = on_error
+        self._client_names = client_names
+        self._quiet_until = 0.0
         self._places = Places(max_call_count)
         self._side_places: dict[str, Places] = defaultdict(lambda: Places(MAX_SIDE_CALL_COUNT))
 
@@ -111,28 +141,61 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context: Context,
     ) -> AsyncGenerator[Any, None]:
         bind_request_id(request_id_of(details.invocation_metadata))
-        try:
-            if details.method == HEALTH_CHECK:
-                yield await _answer(handler, requests, context)
-                return
-            with self._places_of(details.method).taken():
-                if not handler.response_streaming:
+        method = details.method
+        with accounted(
+            method.lstrip("/"),
+            details.invocation_metadata,
+            context.time_remaining,
+            is_aside=_is_aside(method),
+        ) as record:
+            try:
+                self._check_caller(method, context)
+                if method == HEALTH_CHECK:
                     yield await _answer(handler, requests, context)
                     return
-                async with aclosing(_answers(handler, requests, context)) as responses:
-                    async for response in responses:
-                        yield response
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the one place for it: see the class
-            told = _told(error)
-            self._on_error(told)
-            status = rpc_status.to_status(to_status(told))
-            await context.abort(status.code, status.details, status.trailing_metadata)
+                with self._places_of(method).taken():
+                    if not handler.response_streaming:
+                        yield await _answer(handler, requests, context)
+                        return
+                    async with aclosing(_answers(handler, requests, context)) as responses:
+                        async for response in responses:
+                            yield response
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the one place for it: see the class
+                record.error = told = _told(error)
+                self._on_error(told)
+                status = rpc_status.to_status(to_status(told))
+                await context.abort(status.code, status.details, status.trailing_metadata)
+
+    def _check_caller(self, method: str, context: Context) -> None:
+        """Raises AccessDeniedError if the caller is none of those that may call the method."""
+        if self._client_names is None or method.startswith(HEALTH):
+            return
+        if self._client_names.isdisjoint(names := peer_names(context)):
+            self._log_stranger(names, context.peer())
+            raise AccessDeniedError(
+                f"the caller's certificate is for {', '.join(names) or 'no name'}, which is none of"
+                " this service's clients"
+            )
+
+    def _log_stranger(self, names: Sequence[str], address: str) -> None:
+        """Logs it once in a while: who calls in vain may do so often."""
+        if (now := time.monotonic()) >= self._quiet_until:
+            self._quiet_until = now + QUIET_SECONDS
+            logger.warning(
+                "caller_denied",
+                names=names,
+                address=address,
+                warning="the certificate has none of the names in --tls-client-names",
+            )
 
     def _places_of(self, method: str) -> Places:
-        is_aside = method.startswith("/grpc.") or method.endswith(QUESTIONS)
-        return self._side_places[method] if is_aside else self._places
+        return self._side_places[method] if _is_aside(method) else self._places
+
+
+def _is_aside(method: str) -> bool:
+    return method.startswith("/grpc.") or method.endswith(QUESTIONS)
 
 
 async def _answer(handler: Any, requests: AsyncIterator[bytes], context: Context) -> Any:
@@ -188,7 +251,7 @@ def _told(error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if is_out_of_memory(error):
-        logger.error("call_out_of_memory", exc_info=error)
+        logger.error("call_out_of_memory", error=str(error), exc_info=error)
         return OverloadedError("the service has no memory for this call", retry_after=1.0)
     logger.error("bug", exc_info=error)
     return ServiceError("internal error; the service's log has it under this request id")

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,10 +18,16 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection
 
 from protos.process.calls import CallInterceptor
+from protos.process.credentials import server_credentials
+from protos.process.exposure import warn_of_plain_text
 from protos.process.health import HealthServicer
 from protos.process.metrics import serving_metrics
+from protos.process.reload import reload_on_sighup
 from protos.process.service_metrics import ServiceMetrics
 from protos.process.settings import GrpcSettings
+from protos.process.supervisor import supervisor
+from protos.process.tls import TLSFileError, TLSFiles, warning_daily
+from protos.process.tracing import exporting
 from protos.transport import DEFAULT_MAX_MESSAGE_BYTE_COUNT, KEEPALIVE_OPTIONS
 
 logger = structlog.get_logger()
@@ -74,6 +81,8 @@ async def running_server(
     *,
     notice_seconds: float = 0.0,
     connection_age_seconds: float | None = None,
+    tls: TLSFiles | None = None,
+    client_names: AbstractSet[str] | None = None,
 ) -> AsyncIterator[int]:
     """Runs a gRPC server with health: SERVING from the start, as the engine is warm.
 
@@ -84,14 +93,18 @@ async def running_server(
         drain_seconds: how long calls in flight get to end.
         notice_seconds: how long, before that, new ones are taken though the health says no.
         connection_age_seconds: how long a connection takes new calls; None: for ever.
+        tls: what connections are encrypted with; None: they are not.
+        client_names: of whom calls are taken, as of CallInterceptor.
 
     Yields:
         The port that was bound. On leaving, the service is NOT_SERVING first.
 
     Raises:
-        OSError: the address cannot be bound.
+        OSError: the address cannot be bound, or a file of TLS not be used.
     """
-    interceptor = CallInterceptor(service.max_call_count, service.metrics.count_refusal)
+    interceptor = CallInterceptor(
+        service.max_call_count, service.metrics.count_refusal, client_names
+    )
     server = _make_server(service, interceptor, connection_age_seconds)
     service.register(server)
     health = HealthServicer(("", service.name), service.is_ready)
@@ -99,13 +112,11 @@ async def running_server(
     if service.reflection:
         names = (service.name, HEALTH_SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-    try:
-        bound_port = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {host}:{port}") from error
+    bound_port = _bind(server, f"{host}:{port}", tls)
     await server.start()
     try:
-        yield bound_port
+        async with warning_daily(tls) if tls else nullcontext():
+            yield bound_port
     finally:
         health.drain()
         if health.is_watched and service.is_healthy():
@@ -126,6 +137,17 @@ def _make_server(
             ("grpc.so_reuseport", 0),
         ],
     )
+
+
+def _bind(server: grpc.aio.Server, address: str, tls: TLSFiles | None) -> int:
+    try:
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(tls))
+    except TLSFileError as error:
+        raise OSError(str(error)) from error
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}") from error
 
 
 def _age_options(seconds: float | None) -> tuple[tuple[str, int], ...]:
@@ -162,7 +184,9 @@ def exit_on_stop_signals() -> None:
 
     For the time of loading: a process that is its container's first one ignores SIGTERM by default,
     and the others show a traceback at Ctrl-C. The exit status is the shell's, 143 for SIGTERM.
+    SIGHUP, which would end it too, has nothing to reread yet.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for signum in STOP_SIGNALS:
         signal.signal(signum, lambda number, _: os._exit(128 + number))
 
@@ -175,13 +199,19 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
         that its supervisor starts a new one.
 
     Raises:
-        OSError: an address cannot be bound.
+        OSError: an address cannot be bound, or a file of TLS not be used.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in STOP_SIGNALS:
         loop.add_signal_handler(signum, stop.set)
-    with serving_metrics(service.metrics.registry, settings.host, settings.metrics_port):
+    reload_on_sighup()
+    warn_of_plain_text(settings)
+    program = settings.model_config.get("cli_prog_name") or service.name
+    with (
+        serving_metrics(service.metrics.registry, settings.host, settings.metrics_port),
+        exporting(program, settings.otlp_endpoint),
+    ):
         async with running_server(
             service,
             settings.host,
@@ -189,10 +219,15 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
             settings.drain_seconds,
             notice_seconds=settings.drain_notice_seconds,
             connection_age_seconds=settings.connection_age_seconds,
+            tls=settings.tls,
+            client_names=settings.client_names,
         ) as port:
             logger.info("serving", service=service.name, host=settings.host, port=port)
-            healthy = await _wait_until(stop, service.is_healthy)
+            supervisor().serves(settings.host, port)
+            async with supervisor().watching(service.is_healthy):
+                healthy = await _wait_until(stop, service.is_healthy)
             logger.info("draining", service=service.name, engine_healthy=healthy)
+            supervisor().drains()
     return healthy
 
 

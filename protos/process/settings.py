@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -19,32 +23,28 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliSubCommand,
-    InitSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from typing_extensions import Self
 
-from protos.checkpoint.location import CheckpointFolder
-from protos.process.logs import LogFormat, LogLevel
+from protos.checkpoint.location import CheckpointFolder, require_folder
+from protos.checkpoint.section import CheckpointError
+from protos.process.logs import DEFAULT_LINES_PER_SECOND, LogFormat, LogLevel
+from protos.process.option_errors import (
+    Contradiction,
+    ContradictionsError,
+    Findings,
+    repaired,
+)
+from protos.process.option_printing import printed
+from protos.process.option_sources import ConfigFile, Environment, Flags, Source, merged
+from protos.process.tls import TLSFileError, TLSFiles, check_certificates, check_key
 from protos.signature import EmbeddingKey
 
-SettingsType = TypeVar("SettingsType", bound=BaseSettings)
-# How pydantic-settings marks a field that is a subcommand; it has no public name.
-SUBCOMMAND = get_args(CliSubCommand)[1]
-# What a config file may hold; a program reads the table named in its variables' prefix.
-CONFIG_TABLES = ("serve", "vision", "llm", "gateway")
+# Variables that begin like a service's, and are those of the program that builds for it.
+OTHER_PROGRAMS = ("BUILD_",)
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -79,9 +79,8 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 # Repeated on the command line they arrive as one text, with commas between them.
-ModelNames = Annotated[
-    tuple[str, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_distinct)
-]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+ModelNames = Annotated[Names, AfterValidator(_distinct)]
 
 
 @lru_cache  # the gateway asks it of each request's client
@@ -93,6 +92,39 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+OTLPProtocol = Literal["grpc", "http/protobuf"]
+# OpenTelemetry's own variable, beside which its others are read as they are.
+OTLP_PROTOCOL_VARIABLE = "OTEL_EXPORTER_OTLP_PROTOCOL"
+
+
+def otlp_protocol() -> OTLPProtocol:
+    """Returns how a collector is spoken to, as the environment has it.
+
+    Raises:
+        ValueError: it has something else.
+    """
+    protocol = os.environ.get(OTLP_PROTOCOL_VARIABLE, "grpc")
+    for known in get_args(OTLPProtocol):
+        if protocol == known:
+            return cast(OTLPProtocol, known)
+    raise ValueError(f"{OTLP_PROTOCOL_VARIABLE} is {protocol!r}; known: grpc, http/protobuf")
+
+
+def _usable_collector(endpoint: str) -> str:
+    url = urlsplit(endpoint)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("a collector's URL begins with http:// or https:// and a host")
+    otlp_protocol()
+    try:
+        version("opentelemetry-exporter-otlp")  # which requires the SDK
+    except PackageNotFoundError as error:
+        raise ValueError(
+            "OpenTelemetry is not installed; it is with the extra otel:"
+            " pip install 'internvl-serving[otel]'"
+        ) from error
+    return endpoint
+
+
 def _is_on_loopback(options: dict[str, Any]) -> bool:
     return is_loopback(options.get("host", ""))
 
@@ -102,10 +134,35 @@ def _readable_key(path: Path) -> Path:
     return path.absolute()
 
 
+CertificatesPath = Annotated[Path, AfterValidator(check_certificates)]
+KeyPath = Annotated[Path, AfterValidator(check_key)]
+
+
+def missing_checkpoint(folder: Path) -> Iterator[Contradiction]:
+    """Yields why the folder of the option `checkpoint` is none; nothing where it is one."""
+    try:
+        require_folder(folder)
+    except CheckpointError as error:
+        yield Contradiction(("checkpoint",), str(error))
+
+
+def wrong_pair(options: Options, certificate: str, key: str) -> Iterator[Contradiction]:
+    """Yields why the files of a certificate and its key, options of these names, are no pair."""
+    files = getattr(options, certificate), getattr(options, key)
+    if any(files) != all(files):
+        yield Contradiction((certificate, key), "they go together")
+    elif all(files):
+        try:
+            TLSFiles(*files).check()
+        except TLSFileError as error:
+            yield Contradiction((certificate, key), str(error))
+
+
 class Options(BaseSettings):
     """A program's options: each field is a flag, an environment variable and a line of help.
 
-    A program's own class adds `env_prefix` and `cli_prog_name`.
+    A program's own class adds `env_prefix` and `cli_prog_name`, and yields in `contradictions` what
+    may not be said together.
     """
 
     model_config = SettingsConfigDict(
@@ -115,6 +172,16 @@ class Options(BaseSettings):
         use_attribute_docstrings=True,
         extra="forbid",
     )
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields what is wrong with options that are right by themselves."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if found := [*self.contradictions()]:
+            raise ContradictionsError(found)
+        return self
 
 
 class ServingSettings(Options):
@@ -127,75 +194,55 @@ class ServingSettings(Options):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `host` on which Prometheus finds metrics, at /metrics; 0 takes a free one and logs
     it. Default: none are served."""
+    tls_certificate_file: CertificatesPath | None = None
+    """File of the certificate with which this server says who it is, in PEM form, and of those
+    between it and its authority: connections are encrypted then, with TLS 1.2 or later, and others
+    refused. It is read anew when it changes, and connections stay. Default: none are encrypted."""
+    tls_key_file: KeyPath | None = None
+    """File of the certificate's private key, in PEM form without a passphrase."""
+    tls_client_ca_file: CertificatesPath | None = None
+    """File of the certificates of the authorities that sign clients' certificates: clients without
+    one are refused (mutual TLS). Default: clients need none."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """On SIGTERM, how long calls in flight may still run."""
     log_level: LogLevel = "info"
     """Least severe event that is logged."""
     log_format: LogFormat = "json"
     """How events are written: json for machines, console for people."""
+    log_lines_per_second: float = Field(default=DEFAULT_LINES_PER_SECOND, gt=0)
+    """Above so many info lines of requests a second, those of some requests are left out, the same
+    requests in each process. Warnings, errors and requests of 10 s and more are always logged; the
+    next line has left_out_count."""
+    otlp_endpoint: Annotated[str, AfterValidator(_usable_collector)] | None = None
+    """URL of an OpenTelemetry collector that gets traces, and from the gateway histograms, e.g.
+    http://localhost:4317; needs the extra otel. The rest is told by OpenTelemetry's own variables,
+    as OTEL_TRACES_SAMPLER. Default: none is made."""
     config: Path | None = None
     """TOML file of options. A program reads its own table, [vision], [llm], [gateway] or [serve],
     so that one file may serve all; names are written as here, with _ for -. The command line
     and the environment go before the file."""
+    print_config: bool = False
+    """Show all options as they are in effect, as a file for --config that says where each comes
+    from, and end. Secrets are not shown."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Adds the file to where options come from; it gives way to all others."""
-        return init_settings, env_settings, _ConfigFileSource(settings_cls)
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields ports that are used twice, half of TLS, and what a subclass adds."""
+        yield from super().contradictions()
+        ports = ((name, port) for name, port in self if name.endswith("port") and port)
+        for (one, port), (other, same) in combinations(ports, 2):
+            if port == same:
+                yield Contradiction((one, other), f"both are {port}")
+        yield from wrong_pair(self, "tls_certificate_file", "tls_key_file")
+        if self.tls_client_ca_file and not self.tls:
+            own = "tls_certificate_file"
+            yield Contradiction(("tls_client_ca_file",), "it needs --tls-certificate-file", (own,))
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _name_the_file(
-        cls, options: dict[str, Any], handler: ModelWrapValidatorHandler[ServingSettings]
-    ) -> ServingSettings:
-        try:
-            return handler(options)
-        except ValidationError as error:
-            if not (path := options.get("config")):
-                raise
-            raise SettingsError("\n".join(_sentences(cls, error, Path(path)))) from error
-
-
-class _ConfigFileSource(InitSettingsSource):
-    """The options in the file that `config` names, as the sources before this one have it."""
-
-    def __init__(self, settings_cls: type[BaseSettings]) -> None:
-        super().__init__(settings_cls, {})
-
-    def __call__(self) -> dict[str, Any]:
-        path = self.current_state.get("config")
-        return _read_table(self.settings_cls, Path(path)) if path else {}
-
-
-def _read_table(cls: type[BaseSettings], path: Path) -> dict[str, Any]:
-    """Returns a program's table of a config file; empty if it has none.
-
-    Raises:
-        SettingsError: there is no such file, or it is not TOML, or not made of our tables.
-    """
-    if not path.is_file():
-        raise SettingsError(f"--config: there is no file {path}")
-    try:
-        tables = TomlConfigSettingsSource(cls, path, toml_table_header=()).toml_data
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: {error}") from error
-    for name, table in tables.items():
-        if name not in CONFIG_TABLES or not isinstance(table, dict):
-            known = ", ".join(f"[{name}]" for name in CONFIG_TABLES)
-            raise SettingsError(f"{path}: {name}: not one of the tables of options, {known}")
-    return dict(tables.get(_table(cls), {}))
-
-
-def _table(cls: type[BaseSettings]) -> str:
-    """Returns the name of a program's table: "llm" for the variables INTERNVL_LLM_*."""
-    return cls.model_config.get("env_prefix", "").removeprefix("INTERNVL_").rstrip("_").lower()
+    @property
+    def tls(self) -> TLSFiles | None:
+        """The files of this server's TLS; None where connections are not encrypted."""
+        if not self.tls_certificate_file:
+            return None
+        return TLSFiles(self.tls_certificate_file, self.tls_key_file, self.tls_client_ca_file)
 
 
 # The options of the engine torch that people type without its name.
@@ -217,6 +264,22 @@ class GrpcSettings(ServingSettings):
     connection_age_seconds: float = Field(default=5.0, ge=1, le=86_400)
     """How long a connection takes new calls, give or take a tenth; those on it go on to their end.
     A client then looks the service's name up again: so soon a gateway knows of a new replica."""
+    tls_client_names: Names = ()
+    """Names of the clients that may call: DNS names or URIs (SPIFFE) of which the client's
+    certificate must have one. May be given several times (or as a JSON list); necessary with
+    --tls-client-ca-file, as an authority signs more than gateways. Only the health is told to any
+    of its clients."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields clients of mutual TLS that nobody has named, and what a subclass adds."""
+        yield from super().contradictions()
+        if bool(self.tls_client_ca_file) != bool(self.tls_client_names):
+            yield Contradiction(("tls_client_ca_file", "tls_client_names"), "they go together")
+
+    @property
+    def client_names(self) -> frozenset[str] | None:
+        """The names of the clients that may call; None for anybody."""
+        return frozenset(self.tls_client_names) if self.tls_client_ca_file else None
 
 
 class EngineSettings(GrpcSettings):
@@ -246,16 +309,15 @@ class EngineSettings(GrpcSettings):
     """Whether gRPC clients may ask what the server's services look like (server reflection);
     default: only where `host` is a loopback address."""
 
-    @model_validator(mode="after")
-    def _refuse_foreign_options(self) -> EngineSettings:
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields options of an engine that is not chosen, and what a subclass adds."""
+        yield from super().contradictions()
         for name in type(self).model_fields:
             group = getattr(self, name)
-            if name != self.engine and isinstance(group, EngineOptions) and group.model_fields_set:
-                option = _option(type(self), (name, min(group.model_fields_set)))
-                raise ValueError(
-                    f"{option}an option of the engine {name}, but the engine is {self.engine}"
-                )
-        return self
+            if name != self.engine and isinstance(group, EngineOptions):
+                sentence = f"an option of the engine {name}, but the engine is {self.engine}"
+                for option in sorted(group.model_fields_set):
+                    yield Contradiction((f"{name}.{option}",), sentence, ("engine",))
 
 
 class CheckOption(Options):
@@ -266,6 +328,12 @@ class CheckOption(Options):
     no --checkpoint: say what it is and how much memory it takes, or why it is not served (exit
     status 1), and end."""
 
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yields a checkpoint that is to be served and is not there, and what a subclass adds."""
+        yield from super().contradictions()
+        if self.check is None:
+            yield from missing_checkpoint(dict(self)["checkpoint"])
+
     @model_validator(mode="before")
     @classmethod
     def _mean_this_checkpoint(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -273,64 +341,64 @@ class CheckOption(Options):
         return options if check is None else {**options, "checkpoint": check}
 
 
-def read_settings(cls: type[SettingsType]) -> SettingsType:
+OptionsType = TypeVar("OptionsType", bound=Options)
+
+
+def read_settings(cls: type[OptionsType]) -> OptionsType:
     """Reads a process's options from its command line, its environment and its config file.
 
-    A wrong or missing option ends the process with status 2 and a line for each.
+    Wrong or missing options end the process with status 2 and a line for each: all of them, so that
+    nobody has to start it once for each mistake. --print-config ends it with status 0.
+    """
+    flags, environment = Flags(cls, sys.argv[1:]), Environment(cls)
+    sources: list[Source] = [flags, environment]
+    if issubclass(cls, ServingSettings):
+        environment.refuse_unknown(OTHER_PROGRAMS)
+        sources.append(_config_file(cls, sources))
+    values: dict[str, Any] = {}
+    for source in reversed(sources):
+        values = merged(values, source.values)
+    settings, sentences = _validated(cls, values, sources)
+    sentences = [*(fault for source in sources for fault in source.faults), *sentences]
+    if settings is None or sentences:
+        sys.stderr.write("".join(f"{sentence}\n" for sentence in sentences))
+        sys.exit(2)
+    if isinstance(settings, ServingSettings) and settings.print_config:
+        sys.stdout.write(printed(settings, sources))
+        sys.exit(0)
+    return settings
+
+
+def _config_file(cls: type[Options], sources: Sequence[Source]) -> ConfigFile:
+    for source in sources:
+        if path := source.values.get("config"):
+            return ConfigFile(cls, Path(path), source.name(("config",)))
+    return ConfigFile(cls, None, "")
+
+
+def _validated(
+    cls: type[OptionsType], values: Mapping[str, Any], sources: Sequence[Source]
+) -> tuple[OptionsType | None, list[str]]:
+    """Returns the settings, or None and all that is wrong with them.
+
+    Options are compared with each other where each is right by itself: so those that are not are
+    left out, and the rest is validated once more.
     """
     try:
-        return CliApp.run(cls)
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
+        return _built(cls, values), []
     except ValidationError as error:
-        sys.stderr.write("".join(f"{line}\n" for line in _sentences(cls, error)))
-    sys.exit(2)
+        findings = Findings(cls, error, sources)
+    contradictions = findings.contradictions
+    if not contradictions:
+        try:
+            _built(cls, repaired(cls, values, findings))
+        except ValidationError as error:
+            contradictions = Findings(cls, error, sources).contradictions
+    untouched = [each for each in contradictions if not findings.touches(each)]
+    return None, [*findings.sentences(), *map(findings.sentence, untouched)]
 
 
-def _sentences(
-    cls: type[BaseSettings], error: ValidationError, file: Path | None = None
-) -> list[str]:
-    """Returns a sentence for each wrong option, after its name as the user wrote it."""
-    table = _read_table(cls, file) if file else {}
-    sentences = []
-    for details in error.errors():
-        if details["type"] == "default_factory_not_called":
-            continue  # another option is wrong
-        location = details["loc"]
-        if location and _holds(table, location, details["input"]):
-            option = f"{file}: [{_table(cls)}] {'.'.join(map(str, location))}: "
-        else:
-            option = _option(cls, location)
-        sentences.append(option + _sentence(details))
-    return sentences
-
-
-def _sentence(details: ErrorDetails) -> str:
-    match details["type"]:
-        case "value_error":  # of a validator of ours; pydantic's message puts a prefix before it
-            return str(details["ctx"]["error"])
-        case "extra_forbidden":
-            return "there is no such option"
-        case _:
-            return details["msg"]
-
-
-def _holds(table: Mapping[str, Any], location: tuple[int | str, ...], value: object) -> bool:
-    """Says whether a table has this value in this place."""
-    found: Any = table
-    for name in location:
-        if isinstance(found, Mapping) and name in found:
-            found = found[str(name)]
-        elif isinstance(found, list) and isinstance(name, int):
-            found = found[name]
-        else:
-            return False
-    return bool(found == value)
-
-
-def _option(cls: type[BaseSettings], location: tuple[int | str, ...]) -> str:
-    """Returns "--option: " as the user types it; empty for what is wrong with several together."""
-    subcommands = [name for name, field in cls.model_fields.items() if SUBCOMMAND in field.metadata]
-    if location and location[0] in subcommands:
-        location = location[1:]  # a word before the options, not a part of their names
-    return f"--{'.'.join(map(str, location)).replace('_', '-')}: " if location else ""
+def _built(cls: type[OptionsType], values: Mapping[str, Any]) -> OptionsType:
+    settings = cls.__new__(cls)
+    BaseModel.__init__(settings, **values)  # its own __init__ would look at the environment again
+    return settings

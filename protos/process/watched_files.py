@@ -31,9 +31,11 @@ async def watching(
     """Calls `reread` soon after one of the files has changed, for as long as the block runs.
 
     Files that belong together, as a certificate and its key, may change one after the other: it is
-    called once more after each, and has to keep what it had where they do not fit.
+    called once more after each, and has to keep what it had where they do not fit. What is read
+    within the block is never older than what is known here.
     """
-    task = asyncio.create_task(_watch(paths, reread, poll_seconds))
+    known = await asyncio.to_thread(state_of, paths)
+    task = asyncio.create_task(_watch(paths, known, reread, poll_seconds))
     try:
         yield
     finally:
@@ -42,8 +44,9 @@ async def watching(
             await task
 
 
-async def _watch(paths: Sequence[Path], reread: Callable[[], None], poll_seconds: float) -> None:
-    known = await asyncio.to_thread(state_of, paths)
+async def _watch(
+    paths: Sequence[Path], known: State, reread: Callable[[], None], poll_seconds: float
+) -> None:
     while True:
         await asyncio.sleep(poll_seconds)
         if (now := await asyncio.to_thread(state_of, paths)) != known:

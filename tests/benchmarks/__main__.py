@@ -23,6 +23,7 @@ from tests.benchmarks import (
     preprocessing_threads,
     start,
     transfer,
+    transfer_tls,
 )
 from tests.benchmarks.comparison import compare
 from tests.benchmarks.report import Report, ReportBook
@@ -31,6 +32,7 @@ BENCHMARKS = {
     "preprocessing": preprocessing.run,
     "preprocessing_threads": preprocessing_threads.run,
     "transfer": transfer.run,
+    "transfer_tls": transfer_tls.run,
     "first_token": first_token.run,
     "engine_cpu": engine_cpu.run,
     "cpu_threads": cpu_threads.run,

@@ -22,7 +22,7 @@ from gateway.memory import Memory
 from gateway.pools import open_pools
 from gateway.record import RequestRecord
 from gateway.request_images import RequestImages, RequestLimits
-from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
+from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, ServiceTLS, open_channel
 from gateway.services.llm import LLMClient
 from gateway.services.pair import ServicePair
 from gateway.services.routing import Router
@@ -103,15 +103,15 @@ class Relay:
 
 @asynccontextmanager
 async def open_relay(
-    vision_address: str, llm_address: str, images: Sequence[bytes]
+    vision_address: str, llm_address: str, images: Sequence[bytes], tls: ServiceTLS | None = None
 ) -> AsyncIterator[Relay]:
     """Yields a relay between two services; it asks about the images in turn."""
     settings = Settings()
     limits = ImageLimits(settings.max_image_byte_count, REQUEST_SECONDS, ())
     async with AsyncExitStack() as exits:
         pools = exits.enter_context(open_pools())
-        vision = await exits.enter_async_context(open_channel(vision_address, VISION_SERVICE))
-        llm = await exits.enter_async_context(open_channel(llm_address, LLM_SERVICE))
+        vision = await exits.enter_async_context(open_channel(vision_address, VISION_SERVICE, tls))
+        llm = await exits.enter_async_context(open_channel(llm_address, LLM_SERVICE, tls))
         downloads = await exits.enter_async_context(open_downloads(settings.download_options))
         router = Router(settings.queue_limits, lambda reason: None)
         pair = ServicePair(

@@ -84,9 +84,9 @@ def _files(body: bytes) -> list[bytes]:
 def test_figures_leave_the_beginning_out_and_count_what_failed(tmp_path: Path) -> None:
     log = tmp_path / "vision.log"
     log.write_text(
-        _event("image_encoded", "three", "2026-11-29T12:00:00.000000Z")
+        _encoding("three", "2026-11-29T12:00:00.000000Z")
         + "a library's line\n"
-        + _event("image_encoded", "three", "2026-11-29T12:00:00.100000Z")
+        + _encoding("three", "2026-11-29T12:00:00.200000Z")
         + _event("embeddings_arrived", "three", "2026-11-29T12:00:00.300000Z")
     )
     answers = [
@@ -126,8 +126,18 @@ def test_the_use_of_a_gpu_is_the_mean_of_a_window(monkeypatch: pytest.MonkeyPatc
     assert use.between(1.5, 9.0) == [0.6, 0.3]
 
 
-def _event(event: str, request_id: str, timestamp: str) -> str:
-    return json.dumps({"event": event, "request_id": request_id, "timestamp": timestamp}) + "\n"
+def _encoding(request_id: str, timestamp: str) -> str:
+    facts: dict[str, str | float] = {
+        "route": "EncodeImage",
+        "status": "OK",
+        "transfer_seconds": 0.1,
+    }
+    return _event("request", request_id, timestamp, **facts)
+
+
+def _event(event: str, request_id: str, timestamp: str, **facts: str | float) -> str:
+    fields = {"event": event, "request_id": request_id, "timestamp": timestamp, **facts}
+    return json.dumps(fields) + "\n"
 
 
 # The arrangements.

@@ -220,29 +220,34 @@ async def test_a_refusal_and_an_answer_that_breaks_off_are_told() -> None:
 # The processes.
 
 
+@pytest.mark.parametrize("llm", [{"event": "generated"}, {"event": "request", "route": "Generate"}])
 def test_lines_are_those_of_the_requests_that_are_new_and_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llm: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.benchmarks.serving.product.LOG_SECONDS", 0.1)
     product = Product("now", "model", "http://nowhere", tmp_path)
-    events = {"gateway": "request", "vision": "image_encoded", "llm": "generated"}
-    for name, event in events.items():
+    whole = {
+        "gateway": {"event": "request", "route": "/v1/chat/completions"},
+        "vision": {"event": "request", "route": "EncodeImage"},
+        "llm": llm,
+    }
+    for name, line in whole.items():
         log = [
             "a library's line",
             json.dumps({"event": "serving"}),
-            json.dumps({"event": event, "request_id": "one", "of": name}),
-            json.dumps({"event": event, "request_id": "another"}),
+            json.dumps({**line, "request_id": "one", "of": name}),
+            json.dumps({**line, "request_id": "another"}),
             '{"event": "half a li',
         ]
         (tmp_path / f"{name}.log").write_text("\n".join(log))
     (lines,) = product.lines({"one"}).values()
-    assert {name: line["of"] for name, line in lines.items()} == {name: name for name in events}
+    assert {name: line["of"] for name, line in lines.items()} == {name: name for name in whole}
     with pytest.raises(ValueError, match="1 of 1 requests are not in all logs"):
         product.lines({"two"})
-    for name in events:
+    for name, line in whole.items():
         with (tmp_path / f"{name}.log").open("a") as file:
-            file.write(f'ne"}}\n{{"event": "{events[name]}", "request_id": "two"}}\n')
-    assert product.lines({"two"})["two"].keys() == events.keys()
+            file.write('ne"}\n' + json.dumps({**line, "request_id": "two"}) + "\n")
+    assert product.lines({"two"})["two"].keys() == whole.keys()
 
 
 def write_program(tree: Path, text: str) -> None:
@@ -334,8 +339,7 @@ def test_two_trees_take_turns(tmp_path: Path) -> None:
     older = tmp_path / "older"
     for package in PACKAGES:
         shutil.copytree(HERE / package, older / package)
-    _remove_line(older / "vision_service" / "encoder.py", "        worker_wait_seconds=round(")
-    _remove_line(older / "llm_service" / "generator.py", "            prompt_seconds=round(")
+    _remove_line(older / "llm_service" / "clock.py", '            ("prompt", self._arrival')
     assert program.main([*FAST, "--out", str(tmp_path / "out"), "--baseline", str(older)]) == 0
     parts = _parts(tmp_path / "out")
     assert [*parts] == [

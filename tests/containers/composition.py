@@ -171,8 +171,9 @@ class Composition:
     def call_count(self, container: str) -> int:
         """Returns how many answers or embeddings a service's container has made."""
         lines = self.log(container).splitlines()
-        events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
-        return events.count("generated") + events.count("image_encoded")
+        events = [json.loads(line) for line in lines if line.startswith("{")]
+        routes = ("Generate", "EncodeImage")
+        return sum(event.get("route") in routes and event["status"] == "OK" for event in events)
 
     @contextmanager
     def running(self) -> Iterator[Composition]:

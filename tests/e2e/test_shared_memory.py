@@ -74,14 +74,24 @@ def answer(client: OpenAI, *images: bytes) -> str:
 
 def way_counts(stack: Stack) -> dict[str, float]:
     """Returns how many embeddings the LLM service has got, by their way."""
-    with urlopen(f"http://127.0.0.1:{metrics_port(stack.llm)}/metrics", timeout=10) as page:
+    return counts(stack.llm, "internvl_llm_embeddings_total", "way")
+
+
+def counts(service: ServiceProcess, metric: str, label: str) -> dict[str, float]:
+    """Returns the values of a service's counter by one label."""
+    with urlopen(f"http://127.0.0.1:{metrics_port(service)}/metrics", timeout=10) as page:
         families = list(text_string_to_metric_families(page.read().decode()))
     return {
-        sample.labels["way"]: sample.value
+        sample.labels[label]: sample.value
         for family in families
         for sample in family.samples
-        if sample.name == "internvl_llm_embeddings_total"
+        if sample.name == metric
     }
+
+
+def encoded_count(stack: Stack) -> float:
+    """Returns how many images the vision service has encoded."""
+    return counts(stack.vision, "internvl_vision_images_total", "source")["encoded"]
 
 
 def test_answers_are_those_of_chunks(stack: Stack, client: OpenAI) -> None:
@@ -150,7 +160,7 @@ def lent(stack: Stack, memory: Path, client: OpenAI) -> Iterator[tuple[Lease, Ca
     The LLM service is stopped between the moment when it asks for the embedding and that when
     vision, which is stopped until then, has made it.
     """
-    count = stack.vision.log.read_text().count('"image_encoded"')
+    count = encoded_count(stack)
     with ThreadPoolExecutor(1) as pool:
         os.kill(stack.vision.pid, signal.SIGSTOP)
         asking = pool.submit(answer, client, new_picture())
@@ -158,7 +168,7 @@ def lent(stack: Stack, memory: Path, client: OpenAI) -> Iterator[tuple[Lease, Ca
         os.kill(stack.llm.pid, signal.SIGSTOP)
         os.kill(stack.vision.pid, signal.SIGCONT)
         try:
-            eventually(lambda: stack.vision.log.read_text().count('"image_encoded"') > count)
+            eventually(lambda: encoded_count(stack) > count)
             time.sleep(A_WHILE_SECONDS)
             lease = Lease(memory)
             time.sleep(A_WHILE_SECONDS)

@@ -14,6 +14,7 @@ from gateway.page.files import INDEX, page_files
 from gateway.page.handlers import CONTENT_SECURITY_POLICY
 from tests.fakes import Gateway, stack
 from tests.integration.test_gateway_connections import answer_to
+from tests.request_lines import gateway_lines
 
 LIBRARY = "/page/libraries/marked.esm.js"
 FONT = "/page/libraries/inter-latin.woff2"
@@ -124,11 +125,10 @@ async def test_without_the_page_its_paths_are_unknown() -> None:
 
 async def test_a_page_is_spoken_of_where_there_is_one() -> None:
     async with stack() as gateway:
-        address = gateway.url.removeprefix("http://")
-        assert await asyncio.to_thread(page_url, address) == f"{gateway.url}/"
-    assert await asyncio.to_thread(page_url, address) == ""
+        assert await asyncio.to_thread(page_url, gateway.url) == f"{gateway.url}/"
+    assert await asyncio.to_thread(page_url, gateway.url) == ""
     async with stack(page=False) as gateway:
-        assert await asyncio.to_thread(page_url, gateway.url.removeprefix("http://")) == ""
+        assert await asyncio.to_thread(page_url, gateway.url) == ""
 
 
 async def test_a_page_of_another_origin_changes_the_answer_in_a_second_way() -> None:
@@ -144,7 +144,7 @@ async def levels(gateway: Gateway, path: str) -> list[str]:
     with structlog.testing.capture_logs() as logs:
         async with gateway.http.get(path) as response:
             await response.read()
-    return [entry["log_level"] for entry in logs if entry["event"] == "request"]
+    return [line["log_level"] for line in gateway_lines(logs)]
 
 
 async def test_the_log_has_a_line_of_each_only_when_it_is_to_have_all() -> None:

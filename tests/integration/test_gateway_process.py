@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+import trustme
 
 from protos.process.settings import MIB
 from tests.fakes import (
@@ -29,6 +30,7 @@ from tests.fakes import (
     running_llm,
     running_vision,
 )
+from tests.https import issue
 
 CHAT = "/v1/chat/completions"
 
@@ -79,6 +81,32 @@ async def test_a_port_in_use_is_one_sentence() -> None:
     event = json.loads(line)
     assert event["event"] == "start_failed"
     assert event["error"] == f"cannot listen on {address}: Address already in use"
+
+
+WARNED = {
+    "--api-key=none-that-guesses-it": ["connections_plain"],
+    "--tls-certificate-file": ["callers_unknown"],
+    "": ["connections_plain", "callers_unknown"],
+}
+
+
+@pytest.mark.parametrize("option", WARNED)
+async def test_a_port_that_others_reach_is_warned_of(option: str, tmp_path: Path) -> None:
+    files = issue(trustme.CA(), tmp_path, "chat.example")
+    options = [option] if option else []
+    if option.startswith("--tls"):
+        options += [str(files.certificate), "--tls-key-file", str(files.key)]
+    command = [sys.executable, "-m", "gateway", "--port", "0", "--host", "0.0.0.0", *options]
+    process = await asyncio.create_subprocess_exec(*command, stderr=PIPE)
+    assert process.stderr
+    events = []
+    try:
+        while (event := json.loads(await process.stderr.readline()))["event"] != "serving":
+            events.append(event["event"])
+    finally:
+        process.kill()
+        await process.communicate()
+    assert events == WARNED[option]
 
 
 async def test_a_missing_root_is_one_sentence(tmp_path: Path) -> None:

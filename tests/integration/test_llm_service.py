@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 import torch
 from google.protobuf.descriptor import Descriptor
 from structlog.testing import capture_logs
@@ -60,6 +61,7 @@ from tests.integration.llm_calls import (
     upload,
 )
 from tests.real_tokenizers import real_tokenizer
+from tests.request_lines import request_line
 
 
 class ScriptedEngine(IdleEngine):
@@ -71,6 +73,7 @@ class ScriptedEngine(IdleEngine):
         self.finish: FinishReason = "stop"
         self.error: ServiceError | None = None
         self.never_ends = False
+        self.queue_seconds: float | None = None  # it does not tell when it begins
         self.delay_seconds = 0.0
         self.requests: list[Request] = []
         self.cancelled = asyncio.Event()
@@ -82,6 +85,9 @@ class ScriptedEngine(IdleEngine):
         if self.error is not None:
             raise self.error
         ids = self.tokenizer.encode(self.text)
+        if self.queue_seconds is not None:
+            await asyncio.sleep(self.queue_seconds)
+            request.account.start(time.monotonic())
         await asyncio.sleep(self.delay_seconds)
         try:
             for token_id in ids[: None if self.finish == "stop" else -1]:
@@ -186,9 +192,74 @@ async def test_the_log_tells_when_the_engine_was_given_the_prompt(
     with capture_logs() as events:
         async for _ in stub.Generate(slow_upload()):
             pass
-    (line,) = [event for event in events if event["event"] == "generated"]
+    line = await request_line(events, "Generate")
     assert line["prompt_seconds"] >= 0.2
     assert line["first_token_seconds"] - line["prompt_seconds"] >= 0.1
+
+
+async def test_the_line_of_a_call_has_its_counts_and_stages(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    engine.queue_seconds, engine.delay_seconds = 0.1, 0.2
+    with capture_logs() as events:
+        *_, usage = await exchange(stub, start())
+    line = await request_line(events, "Generate")
+    assert (line["route"], line["status"], line["error"]) == ("Generate", "OK", None)
+    told = {name: line[f"{name}_token_count"] for name in ("prompt", "image", "cached", "output")}
+    assert told == {name: getattr(usage.usage, f"{name}_token_count") for name in told}
+    assert (line["image_count"], line["finish_reasons"]) == (0, ["stop"])
+    assert "images_seconds" not in line
+    assert line["queue_seconds"] >= 0.1
+    assert line["prefill_seconds"] >= 0.1
+    stages = [line[f"{name}_seconds"] for name in ("prompt", "queue", "prefill")]
+    assert sum(stages) == pytest.approx(line["first_token_seconds"], abs=1e-5)
+    assert line["first_token_seconds"] + line["decode_seconds"] <= line["total_seconds"] + 1e-5
+    for name in ("queue", "prefill", "first_token"):
+        seconds = getattr(usage.usage, f"{name}_seconds")
+        assert seconds == pytest.approx(line[f"{name}_seconds"], abs=1e-5)
+
+
+async def test_an_engine_that_does_not_tell_when_it_began_leaves_that_out(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    with capture_logs() as events:
+        *_, usage = await exchange(stub, start())
+    line = await request_line(events, "Generate")
+    assert not {"queue_seconds", "prefill_seconds"} & set(line)
+    assert {"prompt_seconds", "first_token_seconds", "decode_seconds"} <= set(line)
+    assert not usage.usage.HasField("queue_seconds")
+    assert not usage.usage.HasField("prefill_seconds")
+
+
+async def test_the_line_of_a_call_that_was_given_up_says_where_it_waited(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    engine.queue_seconds = 60.0
+    with capture_logs() as events:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stub.Generate(iter([start()]), timeout=0.3):
+                pass
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        line = await request_line(events, "Generate")
+    assert line["status"] == "DEADLINE_EXCEEDED"
+    assert 0.1 < line["queue_seconds"] <= line["total_seconds"]
+    assert not {"prefill_seconds", "output_token_count", "finish_reasons"} & set(line)
+    assert line["prompt_token_count"] == len(engine.prompts[0].token_ids)
+
+
+async def test_the_line_of_a_stream_that_is_left_says_so_under_its_id(
+    stub: llm_pb2_grpc.LLMServiceAsyncStub, engine: ScriptedEngine
+) -> None:
+    engine.queue_seconds, engine.never_ends = 0.0, True
+    with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as events:
+        call = stub.Generate(iter([start(request_id="mine")]))
+        async for response in call:
+            if response.delta.text:
+                break
+        call.cancel()
+        line = await request_line(events, "Generate")
+    assert (line["status"], line["error"], line["request_id"]) == ("CANCELLED", None, "mine")
+    assert {"queue_seconds", "prefill_seconds", "decode_seconds"} <= set(line)
 
 
 async def test_interleaved_uploads_of_several_images(

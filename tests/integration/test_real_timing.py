@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import aiohttp
 import grpc
 import pytest
 import pytest_asyncio
+import structlog
+from structlog.testing import capture_logs
 
 from gateway.app import running_gateway
 from gateway.services.routing import QueueLimits, Router
@@ -25,7 +27,9 @@ from protos.process.settings import MIB
 from tests.fakes import chat_body
 from tests.integration.real_services import running_llm, running_vision
 from tests.random_checkpoint import TEXT_WIDTH, write_random_checkpoint
+from tests.request_lines import request_line
 from tests.server_timings import Told, told, told_by_stream
+from tests.spans import Spans, keeping_spans
 from tests.unit.vision_service.fakes import encoded, picture
 from vision_service.settings import Settings as VisionSettings
 from vision_service.settings import TorchOptions as VisionTorchOptions
@@ -33,12 +37,25 @@ from vision_service.settings import TorchOptions as VisionTorchOptions
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ENCODE_STAGES = ["preprocess", "queue", "forward"]
-ALL_STAGES = [
-    *("body", "fetch", "encode_wait", *ENCODE_STAGES, "transfer"),
-    *("prefill", "first_token", "decode", "total"),
-]
-HELD_STAGES = ["body", "fetch", "prefill", "first_token", "decode", "total"]
-CAT, FOX = (encoded(picture(90, 45, seed)) for seed in (0, 1))
+LLM_STAGES = ["prefill", "llm_queue", "llm_prefill", "first_token", "decode", "total"]
+ALL_STAGES = ["body", "fetch", "encode_wait", *ENCODE_STAGES, "transfer", *LLM_STAGES]
+HELD_STAGES = ["body", "fetch", *LLM_STAGES]
+ENCODING = {
+    "worker wait": "worker_wait_seconds",
+    "preprocess": "preprocess_seconds",
+    "queue": "queue_seconds",
+    "vit": "forward_seconds",
+    "transfer": "transfer_seconds",
+}
+GENERATING = {
+    "prompt": "prompt_seconds",
+    "images": "images_seconds",
+    "queue": "queue_seconds",
+    "prefill": "prefill_seconds",
+    "decode": "decode_seconds",
+}
+CHAT, GENERATE = "/v1/chat/completions", "Generate"
+CAT, FOX, BIRD = (encoded(picture(90, 45, seed)) for seed in (0, 1, 3))
 DOG = encoded(picture(30, 30, seed=2))
 # Of three tiles: the LLM service has room for one such picture that is not in use.
 TABLE_BYTE_COUNT = 3 * 256 * TEXT_WIDTH * 4
@@ -132,7 +149,47 @@ def check_sums(timing: Told) -> None:
     assert sum(stages[name] for name in ENCODE_STAGES) <= stages["encode_wait"] + 0.2
     before = ("body", "fetch", "encode_wait", "transfer", "prefill")
     assert sum(stages[name] for name in before) <= stages["first_token"] + 0.3
+    assert stages["llm_queue"] + stages["llm_prefill"] <= stages["first_token"] + 0.2
+    assert stages["llm_prefill"] > 0
     assert stages["first_token"] + stages["decode"] <= stages["total"] + 0.2
+
+
+async def test_the_services_own_clocks_say_the_same_in_logs_and_traces(
+    vision: str, checkpoint: Path
+) -> None:
+    merged = [structlog.contextvars.merge_contextvars]
+    async with asking(vision, checkpoint) as client:
+        with keeping_spans() as spans, capture_logs(processors=merged) as events:
+            timing = await client.ask(BIRD)
+            lines = [await request_line(events, route) for route in (CHAT, "EncodeImage", GENERATE)]
+    gateway, encode, generate = lines
+    check_sums(timing)
+    told = [f"llm_{name}" for name in ("queue", "prefill")]
+    assert [timing.stages[name] for name in told] == in_ms(generate, "queue", "prefill")
+    assert [timing.stages[name] for name in ENCODE_STAGES] == in_ms(encode, *ENCODE_STAGES)
+    assert generate["first_token_seconds"] < gateway["first_token_seconds"]
+    assert generate["images_seconds"] <= generate["prompt_seconds"]
+    assert len({line["trace_id"] for line in lines}) == 1
+    assert len({line["request_id"] for line in lines}) == 1
+    check_children(spans, "internvl.v1.VisionService/EncodeImage", encode, "vision", ENCODING)
+    check_children(spans, "internvl.v1.LLMService/Generate", generate, "llm", GENERATING)
+
+
+def check_children(
+    spans: Spans, name: str, line: Mapping[str, Any], service: str, stages: Mapping[str, str]
+) -> None:
+    """Compares a call's stages in its trace with those in its line."""
+    children = spans.below(spans[name])
+    assert [span.name for span in children] == [f"{service} {stage}" for stage in stages]
+    for span, field in zip(children, stages.values(), strict=True):
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert (span.end_time - span.start_time) / 1e9 == pytest.approx(line[field], abs=1e-5)
+
+
+def in_ms(line: Mapping[str, Any], *stages: str) -> list[Any]:
+    """Returns what Server-Timing says of a line's stages, which it rounds."""
+    return [pytest.approx(1000 * line[f"{stage}_seconds"], abs=0.051) for stage in stages]
 
 
 async def test_the_gateways_client_is_told_the_plan(vision: str) -> None:

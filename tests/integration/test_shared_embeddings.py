@@ -35,6 +35,7 @@ from tests.integration.scrapes import scrape
 from tests.integration.test_llm_service import ScriptedEngine
 from tests.integration.test_signed_embeddings import KEY, claim
 from tests.integration.test_vision_service import CHECKPOINT, CONFIG, running
+from tests.request_lines import request_line
 from tests.unit.vision_service.fakes import FakeEngine, encoded, picture
 from vision_service import __main__ as vision_main
 from vision_service import wire
@@ -127,7 +128,10 @@ async def test_rows_are_lent_until_the_call_ends(
         assert not lending.call.done()
         lending.call.cancel()
         await lending.is_given_back(reader)
-    assert {log["event"] for log in logs} <= {"image_encoded", "shared_memory_unreadable"}
+        line = await request_line(logs, "EncodeImage")
+    assert {log["event"] for log in logs} <= {"request", "shared_memory_unreadable"}
+    assert line["status"] == "OK"  # its caller has ended it, but had all of it
+    assert line["transfer_seconds"] >= 0.1
 
 
 async def test_who_sees_other_memory_gets_chunks(

@@ -23,7 +23,7 @@ from tests.known_callers import KnownCallers, until
 
 REQUEST_COUNT = 1000
 # On a busy machine the thousand take long, and none may end for that.
-PATIENCE = {"header_seconds": 600, "body_seconds": 600, "request_seconds": 3600}
+PATIENCE: dict[str, Any] = {"header_seconds": 600, "body_seconds": 600, "request_seconds": 3600}
 ALICE = {"Authorization": "alice"}
 # In a pair with the texts of a script's deltas, which have no such word.
 LAST_WORD = "END"

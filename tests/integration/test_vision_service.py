@@ -44,6 +44,7 @@ from protos.status import from_rpc_error
 from protos.transport import CHUNK_BYTE_COUNT, MAX_CHUNK_BYTE_COUNT
 from tests import hostile_pictures as hostile
 from tests.integration.scrapes import scrape
+from tests.request_lines import request_line, request_lines
 from tests.unit.vision_service.checkpoints import (
     SMALL_6B,
     changed,
@@ -278,10 +279,41 @@ async def test_the_log_tells_where_an_encodings_time_went(client: Client) -> Non
     with capture_logs() as events:
         await client.encode(IMAGE_B)
         await client.encode(IMAGE_B)
-    first, second = [event for event in events if event["event"] == "image_encoded"]
+    first, second = request_lines(events, "EncodeImage")
     stages = ("worker_wait_seconds", "preprocess_seconds", "forward_seconds")
     assert all(first[stage] > 0 for stage in stages)
     assert not any(second[stage] for stage in stages)  # it came from the cache
+
+
+async def test_who_joins_an_encoding_is_told_of_its_own_wait_alone(
+    fake_engine: FakeEngine,
+) -> None:
+    image = encoded(picture(30, 30))
+    async with running(fake_engine) as client:
+        with capture_logs() as events, held(fake_engine):
+            first = asyncio.create_task(client.encode(image))
+            await asyncio.to_thread(fake_engine.entered.wait)
+            await asyncio.sleep(0.3)
+            joining = asyncio.create_task(client.encode(image))
+            await asyncio.sleep(0.3)
+            fake_engine.gate.set()
+            whole, joined = (one.trailer.timings for one in await asyncio.gather(first, joining))
+    assert whole.forward_seconds >= 0.6
+    assert 0.1 < joined.forward_seconds <= whole.forward_seconds - 0.2
+    assert joined.preprocess_seconds == joined.queue_seconds == 0
+    lines = request_lines(events, "EncodeImage")
+    assert [line["cache_hit"] for line in lines] == [False, False]
+    for line in lines:
+        stages = ("worker_wait", "preprocess", "queue", "forward", "transfer")
+        assert sum(line[f"{name}_seconds"] for name in stages) <= line["total_seconds"] + 1e-5
+
+
+async def test_a_refused_image_has_its_line(client: Client) -> None:
+    with capture_logs() as events:
+        await client.refusal(b"no image")
+        line = await request_line(events, "EncodeImage")
+    assert (line["status"], line["error"]) == ("INVALID_ARGUMENT", "INVALID_IMAGE")
+    assert (line["image_byte_count"], "tile_count" in line) == (8, False)
 
 
 async def test_requests_in_flight_share_engine_calls(fake_engine: FakeEngine) -> None:
@@ -648,6 +680,5 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     with started_process("--checkpoint", str(tmp_path / "nowhere")) as process:
         assert process.stderr is not None
         log = process.stderr.read()
-    assert process.returncode == 1
-    assert f"there is no folder {tmp_path}/nowhere" in log
-    assert "Traceback" not in log
+    assert process.returncode == 2
+    assert log == f"--checkpoint: there is no folder {tmp_path}/nowhere\n"

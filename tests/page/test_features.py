@@ -15,7 +15,7 @@ from playwright.async_api import Route, expect
 
 from models.demo.__main__ import PICTURES
 from protos.internvl.v1 import llm_pb2
-from tests.fakes import stack
+from tests.fakes import MODEL, stack
 from tests.page.browser import DESKTOP, Visit
 from tests.page.conftest import Visiting
 from tests.page.scripted import PacedLLM
@@ -66,6 +66,8 @@ RECORD = """async () => {
   const bytes = new Uint8Array(await new Blob(pieces).arrayBuffer());
   return btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
 }"""
+# How often the page asks for the status, twice over.
+LONG_SECONDS = 8.5
 # All that has text on the page; what was read out is not said once more.
 SEEN = ".strip-facts, .turn .question, .answer-body, .answer-facts, .answer-actions, #composer"
 # Words of Latin letters that are the same in Chinese.
@@ -365,6 +367,36 @@ async def test_a_key_is_asked_for_and_kept_nowhere(visit: Visiting) -> None:
         await person.reopen()
         await person.ask("Still?")
         assert seen[-1] is None
+
+
+async def test_a_gateway_with_keys_asks_for_one_when_the_page_opens(visit: Visiting) -> None:
+    key, llm = "a-secret-of-nobody", PacedLLM(texts=["welcome"])
+    async with stack(llm=llm, api_key=key) as gateway, visit(gateway.url) as person:
+        person.expected.append("status of 401")
+        strip = person.page.locator("#strip")
+        field, hint = person.page.locator("#key-input"), person.page.locator("#key .field-hint")
+        await expect(strip).to_contain_text(await person.words("strip.shut"))
+        await expect(hint).to_have_text(await person.words("key.hint"))
+        await field.fill("a-secret-of-another")
+        await (await person.button("key.use")).click()
+        await expect(hint).to_have_text(await person.words("key.refused"))
+        await field.fill(key)
+        await (await person.button("key.use")).click()
+        await expect(strip).to_contain_text(MODEL)
+        await person.ask("Hello?", SCENE)
+        await expect(person.answer).to_contain_text("welcome")
+        assert llm.starts
+
+
+async def test_a_gateway_with_keys_is_left_alone_until_there_is_one(visit: Visiting) -> None:
+    async with stack(api_key="a-secret-of-nobody") as gateway, visit(gateway.url) as person:
+        person.expected.append("status of 401")
+        await (await person.button("key.cancel")).click()
+        asked = len(person.requests)
+        await asyncio.sleep(LONG_SECONDS)
+        assert person.requests[asked:] == []
+        await person.ask("Hello?", wait=False)
+        await expect(person.page.locator("#key-input")).to_be_visible()
 
 
 async def test_language_and_theme_change_at_once_and_stay(visit: Visiting) -> None:

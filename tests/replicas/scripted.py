@@ -23,6 +23,7 @@ from protos.errors import OverloadedError
 from protos.identity import content_digest
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, vision_pb2, vision_pb2_grpc
 from protos.process import logs
+from protos.process.call_record import call_record
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import MIB, GrpcSettings
 from tests.fakes import LLMContext, ScriptedLLM, ScriptedVision, VisionContext
@@ -127,7 +128,8 @@ class VisionReplica(ScriptedVision):
         with self._places.taken(manner):
             is_held = content in self._contents
             logger.info("began", key=routing_key(context))
-            await asyncio.sleep(0 if is_held else self._options.encode_seconds)
+            with call_record().timed("forward"):
+                await asyncio.sleep(0 if is_held else self._options.encode_seconds)
             self._contents.add(content)
             async with aclosing(super().EncodeImage(request, context)) as responses:
                 async for response in responses:
@@ -153,7 +155,8 @@ class LLMReplica(ScriptedLLM):
         if first is None:  # the caller has gone
             return
         told = _chained(first, requests)
-        with self._places.taken(Manner.read(str(first.start.chat))):
+        manner = Manner.read(str(first.start.chat))
+        with self._places.taken(manner), call_record().timed("decode"):
             async with aclosing(super().Generate(told, context)) as responses:
                 async for response in responses:
                     if response.HasField("wanted"):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
-import yaml  # type: ignore[import-untyped] # its stubs are a package of their own
+import yaml
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from pydantic_settings import CliApp
 

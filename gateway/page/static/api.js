@@ -126,7 +126,7 @@ const STATUSES = {
   model_mismatch: 503,
   deadline_exceeded: 504,
   rate_limit_error: 429,
-  authentication_error: 401,
+  invalid_api_key: 401,
   permission_error: 403,
   server_error: 500,
 };

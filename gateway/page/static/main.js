@@ -52,6 +52,7 @@ function lose(turn) {
 /** All that the page has in its hands. */
 class Page {
   #key = "";
+  #needsKey = false; // the gateway has asked for a key, or for another one
   #model = "";
   #conversation = null;
   #stopping = null; // an AbortController while an answer comes
@@ -244,24 +245,35 @@ class Page {
     }
   }
 
-  async #askKey(turn) {
-    this.#key = await this.keys.ask();
-    if (!this.#key) return;
-    await this.#refresh();
-    this.#again(turn);
+  /** Asks for a key until the gateway takes it, or none is given; then for the turn's answer. */
+  async #askKey(turn = null) {
+    if (this.keys.isOpen) return;
+    do {
+      this.#key = await this.keys.ask(Boolean(this.#key));
+      if (!this.#key) return;
+      this.#needsKey = false;
+      await this.#refresh();
+    } while (this.#needsKey);
+    if (turn) this.#again(turn);
   }
 
   async #refresh() {
-    const status = await api.status(this.#key).catch(() => null);
+    if (this.#needsKey) return null; // it would only be refused
+    const status = await api.status(this.#key).catch((error) => {
+      this.#needsKey = error.status === 401;
+      return null;
+    });
     this.#model = status?.model ?? this.#model;
     document.title = this.#model ? `${this.#model} · InternVL` : "InternVL";
-    this.strip.show(status);
+    this.strip.show(status, this.#needsKey);
     return status;
   }
 
   async #watch() {
     for (;;) {
+      const isKnown = this.#needsKey;
       if (!document.hidden) await this.#refresh();
+      if (this.#needsKey && !isKnown) await this.#askKey();
       await pause(this.#stopping ? BUSY_STATUS_SECONDS : STATUS_SECONDS);
     }
   }

@@ -19,6 +19,7 @@ addWords({
     "strip.one": "the load of one of them",
     "strip.memory": "{percent} % of the KV cache in use",
     "strip.lost": "The gateway does not answer.",
+    "strip.shut": "The gateway asks for a key.",
     "strip.noModel": "no model",
   },
   zh: {
@@ -36,6 +37,7 @@ addWords({
     "strip.one": "其中一个副本的负载",
     "strip.memory": "KV 缓存已用 {percent} %",
     "strip.lost": "网关没有响应。",
+    "strip.shut": "网关需要密钥。",
     "strip.noModel": "没有模型",
   },
 });
@@ -49,6 +51,7 @@ export class Strip {
   #llm = h("span", { class: "strip-load" });
   #usedCount = 0;
   #status = null;
+  #lack = "strip.lost";
 
   constructor(element) {
     const mark = h("img", { class: "strip-mark", src: "/page/icon.svg", alt: "", width: 26, height: 26 });
@@ -58,13 +61,14 @@ export class Strip {
       h("div", { class: "strip-facts" },
         h("span", { class: "strip-use" }, this.#meter, this.#context), this.#vision, this.#llm),
     );
-    document.addEventListener("languagechange", () => this.show(this.#status));
+    document.addEventListener("languagechange", () => this.show(this.#status, this.#lack === "strip.shut"));
   }
 
-  /** Takes what GET /v1/status says; null: the gateway does not answer. */
-  show(status) {
+  /** Takes what GET /v1/status says; null: the gateway does not answer, or asks for a key. */
+  show(status, needsKey = false) {
     this.#status = status;
-    if (!status) return this.#showLost();
+    this.#lack = needsKey ? "strip.shut" : "strip.lost";
+    if (!status) return this.#showLack();
     this.#model.textContent = status.model ?? "";
     if (!status.model) say(this.#model, "strip.noModel");
     this.#showContext(status.max_context_token_count);
@@ -78,8 +82,8 @@ export class Strip {
     if (this.#status) this.#showContext(this.#status.max_context_token_count);
   }
 
-  #showLost() {
-    say(this.#vision, "strip.lost");
+  #showLack() {
+    say(this.#vision, this.#lack);
     this.#vision.classList.add("is-bad");
     this.#llm.replaceChildren();
   }

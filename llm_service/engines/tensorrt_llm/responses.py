@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import structlog
 from tensorrt_llm.bindings import executor
@@ -31,12 +32,14 @@ class Delta:
         output: the new tokens, perhaps none or several.
         error: why the request has ended without a result.
         is_step_failure: whether all that was active at the time has ended so.
+        started_at: when the executor began with its request; None where it does not tell.
     """
 
     client_id: int
     output: TokenOutput
     error: ServiceError | None = None
     is_step_failure: bool = False
+    started_at: float | None = None
 
     @property
     def is_final(self) -> bool:
@@ -59,7 +62,7 @@ def read_response(response: executor.Response, tokens_per_block: int) -> Delta:
     )
     if result.is_final and output.finish_reason is None:
         return Delta(response.client_id, output, _failure(reason))
-    return Delta(response.client_id, output)
+    return Delta(response.client_id, output, started_at=_started_at(result))
 
 
 def _logprobs(result: executor.Result, token_ids: list[int]) -> tuple[TokenLogprob, ...]:
@@ -74,6 +77,15 @@ def _logprobs(result: executor.Result, token_ids: list[int]) -> tuple[TokenLogpr
 def _cached_token_count(result: executor.Result, tokens_per_block: int) -> int:
     metrics = result.request_perf_metrics
     return 0 if metrics is None else metrics.kv_cache_metrics.num_reused_blocks * tokens_per_block
+
+
+def _started_at(result: executor.Result) -> float | None:
+    """Returns the time of the request's first step: their steady clock is `time.monotonic`'s."""
+    metrics = result.request_perf_metrics
+    if metrics is None:
+        return None
+    time: timedelta = metrics.timing_metrics.first_scheduled_time
+    return time.total_seconds() or None
 
 
 def _fault(response: executor.Response) -> Delta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from collections import Counter
 from operator import attrgetter
@@ -236,6 +237,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         if sequence.cached_count is None:
             sequence.cached_count = sequence.computed_count
+            sequence.account.start(time.monotonic())
         sequence.slot = self._free_slots.pop()
         sequence.status = Status.RUNNING
         self._held_counts[sequence.account] += 1

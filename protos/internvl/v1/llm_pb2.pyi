@@ -1183,6 +1183,8 @@ class Usage(_message.Message):
     IMAGE_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
     TOTAL_SECONDS_FIELD_NUMBER: _builtins.int
+    QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
+    PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
     prompt_token_count: _builtins.int
     """Tokens of the prompt, virtual tokens and beginning token included."""
     output_token_count: _builtins.int
@@ -1195,6 +1197,12 @@ class Usage(_message.Message):
     """From `start` read to the first token, in seconds."""
     total_seconds: _builtins.float
     """From `start` read to the last token, in seconds."""
+    queue_seconds: _builtins.float
+    """From the prompt's and its images' being there until the engine began with it, in seconds. Unset
+    where the engine does not tell, as the next.
+    """
+    prefill_seconds: _builtins.float
+    """From there to the first token, in seconds."""
     def __init__(
         self,
         *,
@@ -1204,12 +1212,21 @@ class Usage(_message.Message):
         image_token_count: _builtins.int = ...,
         first_token_seconds: _builtins.float = ...,
         total_seconds: _builtins.float = ...,
+        queue_seconds: _builtins.float | None = ...,
+        prefill_seconds: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prefill_seconds", b"_prefill_seconds", "_queue_seconds", b"_queue_seconds", "prefill_seconds", b"prefill_seconds", "queue_seconds", b"queue_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_token_count", b"cached_token_count", "first_token_seconds", b"first_token_seconds", "image_token_count", b"image_token_count", "output_token_count", b"output_token_count", "prompt_token_count", b"prompt_token_count", "total_seconds", b"total_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prefill_seconds", b"_prefill_seconds", "_queue_seconds", b"_queue_seconds", "cached_token_count", b"cached_token_count", "first_token_seconds", b"first_token_seconds", "image_token_count", b"image_token_count", "output_token_count", b"output_token_count", "prefill_seconds", b"prefill_seconds", "prompt_token_count", b"prompt_token_count", "queue_seconds", b"queue_seconds", "total_seconds", b"total_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__prefill_seconds: _TypeAlias = _typing.Literal["prefill_seconds"]  # noqa: Y015
+    _WhichOneofArgType__prefill_seconds: _TypeAlias = _typing.Literal["_prefill_seconds", b"_prefill_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__queue_seconds: _TypeAlias = _typing.Literal["queue_seconds"]  # noqa: Y015
+    _WhichOneofArgType__queue_seconds: _TypeAlias = _typing.Literal["_queue_seconds", b"_queue_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefill_seconds) -> _WhichOneofReturnType__prefill_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_seconds) -> _WhichOneofReturnType__queue_seconds | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 

@@ -127,8 +127,9 @@ def embedding_ways(logs: Iterable[Path]) -> dict[str, float]:
     arrived: dict[str, float] = {}
     for line in _lines(logs):
         name, moment = line.get("request_id", ""), line.get("timestamp", "")
-        if line["event"] == "image_encoded":
-            encoded[name] = max(encoded.get(name, 0.0), _seconds(moment))
+        if line.get("route") == "EncodeImage" and line["status"] == "OK":
+            moment_encoded = _seconds(moment) - line["transfer_seconds"]
+            encoded[name] = max(encoded.get(name, 0.0), moment_encoded)
         elif line["event"] == ARRIVED:
             arrived[name] = _seconds(moment)
     return {name: arrived[name] - encoded[name] for name in arrived.keys() & encoded.keys()}

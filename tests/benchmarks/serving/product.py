@@ -16,8 +16,13 @@ from typing import Any
 
 from gateway.local.ports import LOOPBACK, free_port
 
-# The event that each process logs once for a request about one new picture.
-EVENTS = {"gateway": "request", "vision": "image_encoded", "llm": "generated"}
+# What each process logs once for a request about one new picture: the gateway by its event, a
+# service by its route, and by an event of its own in an older tree.
+LINES = {
+    "gateway": ("request",),
+    "vision": ("EncodeImage", "image_encoded"),
+    "llm": ("Generate", "generated"),
+}
 LOG_SECONDS = 5.0
 # A stopped run does not wait for the requests in flight.
 DRAIN_SECONDS = 1
@@ -52,11 +57,11 @@ class Product:
         found: dict[str, dict[str, Mapping[str, Any]]] = {name: {} for name in request_ids}
         end = time.monotonic() + LOG_SECONDS
         while True:
-            for process in EVENTS:
+            for process in LINES:
                 for line in self._new_lines(process):
                     if line.get("request_id") in found:
                         found[line["request_id"]][process] = line
-            missing = [name for name, lines in found.items() if lines.keys() != EVENTS.keys()]
+            missing = [name for name, lines in found.items() if lines.keys() != LINES.keys()]
             if not missing:
                 return {**found}
             if time.monotonic() > end:
@@ -72,7 +77,8 @@ class Product:
         for text in data.splitlines():
             if text.startswith(b"{") and text.endswith(b"}"):
                 line = json.loads(text)
-                if line["event"] == EVENTS[process]:
+                key = "event" if process == "gateway" else "route"
+                if line.get(key, line["event"]) in LINES[process]:
                     yield line
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import helm_python
-import yaml  # type: ignore[import-untyped] # its stubs are a package of their own
+import yaml
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm" / "internvl-serving"

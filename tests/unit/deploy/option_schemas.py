@@ -1,7 +1,7 @@
 """JSON schemas of the programs' options, for the chart's values; run as a program it writes them.
 
-An environment variable with a mistake in its name is ignored without a word, so the chart has to
-know every option.
+A program refuses variables that are no options: the chart knows them, so that a mistake is found
+before anything is installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SETTINGS: dict[str, type[ServingSettings]] = {
 OWN = {
     "host", "port", "metrics-port", "vision-address", "llm-address", "checkpoint",
     "embedding-key-file", "engine", "served-model-name", "tensorrt.plan",
-    "tensorrt-llm.engine-folder", "tensorrt-llm.mpi-mode",
+    "tensorrt-llm.engine-folder", "tensorrt-llm.mpi-mode", "print-config",
 }  # fmt: skip
 KEPT = (
     "type", "enum", "items", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",

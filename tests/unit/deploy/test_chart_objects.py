@@ -14,7 +14,7 @@ from typing import Any, cast
 import helm_python
 import kubernetes_validate
 import pytest
-import yaml  # type: ignore[import-untyped] # its stubs are a package of their own
+import yaml
 
 from gateway.metrics import LoadCollector, Metrics
 from protos.signature import EmbeddingKey

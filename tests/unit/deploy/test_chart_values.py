@@ -10,7 +10,7 @@ from typing import Any
 
 import helm_python
 import pytest
-import yaml  # type: ignore[import-untyped] # its stubs are a package of their own
+import yaml
 
 from tests.unit.deploy.chart import CHART, ON_A_HOST, ROOT, Values, chart, example, merged, rendered
 from tests.unit.deploy.option_schemas import option_schemas, values_schema

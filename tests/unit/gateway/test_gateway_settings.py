@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from gateway.settings import Settings
+from gateway.settings import OUTER_LIMITS, Settings
 from protos.process.settings import MIB, read_settings
 
 
@@ -29,6 +29,15 @@ def test_a_request_may_wait_for_as_long_as_it_may_last() -> None:
     assert Settings(request_seconds=20, max_queue_seconds=0).max_queue_seconds == 0
     with pytest.raises(ValidationError, match="max_queue_seconds"):
         Settings(max_queue_seconds=-1)
+
+
+@pytest.mark.parametrize(("name", "outer"), OUTER_LIMITS)
+def test_a_limit_that_is_never_reached_is_refused(name: str, outer: str) -> None:
+    first = getattr(Settings(), outer)
+    assert getattr(Settings.model_validate({name: first}), name) == first
+    with pytest.raises(ValidationError, match=f"{name}, {outer}: .* never reached"):
+        Settings.model_validate({name: first + 1})
+    assert getattr(Settings.model_validate({outer: 1}), outer) == 1  # all others are defaults
 
 
 def test_a_malformed_network_is_refused_at_the_start() -> None:
@@ -64,7 +73,8 @@ def test_roots_come_as_a_path_a_list_or_several_flags(
     assert Settings(_cli_parse_args=["--file-root", both]).file_root == (one, two)
     (file := tmp_path / "options.toml").write_text(f"[gateway]\nfile_root = {both}\n")
     monkeypatch.delenv("INTERNVL_GATEWAY_FILE_ROOT")
-    assert Settings(config=file).file_root == (one, two)
+    monkeypatch.setattr("sys.argv", ["internvl-gateway", "--config", str(file)])
+    assert read_settings(Settings).file_root == (one, two)
 
 
 @pytest.mark.parametrize(

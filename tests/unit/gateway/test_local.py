@@ -7,17 +7,20 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+import trustme
 
 from gateway.local.__main__ import COMMANDS, make_stack
 from gateway.local.ports import FREE_PORTS, free_port, is_free
@@ -25,7 +28,10 @@ from gateway.local.processes import ENDED, Service, ServiceProcess, StartError
 from gateway.local.record import Record
 from gateway.local.settings import Settings
 from gateway.settings import Settings as GatewaySettings
-from protos.checkpoint.section import CheckpointError
+from protos.checkpoint.location import hub_cache
+from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
+from protos.process.probe import ProbeTLS, RefusedError, SilentError, ask_http, grpc_health
+from tests.https import https_options, issue
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_SECONDS = 60.0
@@ -75,7 +81,8 @@ class User:
 
     def events(self, name: str) -> dict[str, dict[str, Any]]:
         """Returns the events in a service's log, by name."""
-        lines = (self.state / f"{name}.log").read_text().splitlines()
+        text = (self.state / f"{name}.log").read_text()
+        lines = [line for line in text.splitlines() if line.startswith("{")]  # and not of gRPC's
         return {event["event"]: event for event in map(json.loads, lines)}
 
     def leave(self) -> None:
@@ -115,7 +122,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             status = COMMANDS[name]()
             ended = capsys.readouterr()
             return Command(status, ended.out, ended.err)
-        except (StartError, CheckpointError) as error:
+        except StartError as error:
             return Command(1, "", str(error))
 
     return run
@@ -199,6 +206,122 @@ def test_start_status_stop(user: User, here: Here, options: list[str]) -> None:
     assert "requests in flight get 5 s" in stopped.out
     assert all("draining" in user.events(name) for name in NAMES)
     assert here("status") == Command(1, f"nothing is served from {user.state}\n", "")
+    assert here("stop").status == 0
+
+
+def test_dev_tls_encrypts_all_connections(user: User, here: Here, options: list[str]) -> None:
+    started = user.runs("start", *options, "--dev-tls")
+    assert started.status == 0, started.error
+    folder = user.state / "tls"
+    url = f"https://127.0.0.1:{options[3]}"
+    assert f"curl --cacert {folder / 'ca.crt'} {url}/v1/models\n" in started.out
+    assert f"SSL_CERT_FILE={folder / 'ca.crt'}\n" in started.out
+    assert f"the page is at {url}/\n" in started.out
+
+    assert ask_http(f"{url}/v1/models", ProbeTLS(folder / "ca.crt"))[0] == 200
+    name = f"https://localhost:{options[3]}/v1/models"
+    assert ask_http(name, ProbeTLS(folder / "ca.crt"))[0] == 200
+    vision, llm, gateway = user.services()
+    for service in (vision, llm):
+        with pytest.raises(SilentError):
+            grpc_health(service.address)
+        with pytest.raises(SilentError):  # without a certificate
+            grpc_health(service.address, ProbeTLS(folder / "ca.crt"))
+    assert gateway.tls
+    assert vision.tls
+    known = replace(gateway.tls, trusted=folder / "ca.crt", is_pinned=False)
+    assert load_code(llm, known) == grpc.StatusCode.OK
+    stranger = replace(vision.tls, trusted=folder / "ca.crt", is_pinned=False)
+    assert load_code(llm, stranger) == grpc.StatusCode.PERMISSION_DENIED
+
+    shown = here("status")
+    assert shown.status == 0
+    assert shown.out.count(" serving ") == 3
+    assert here("stop").status == 0
+    assert all("draining" in user.events(name) for name in NAMES)
+
+
+def load_code(service: Service, tls: ProbeTLS) -> grpc.StatusCode:
+    """Returns what a question to an LLM service ends with."""
+    with tls.channel(service.address) as channel:
+        try:
+            llm_pb2_grpc.LLMServiceStub(channel).GetLoad(llm_pb2.GetLoadRequest(), timeout=5)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+def test_made_certificates_are_for_their_user_alone_and_new_each_time(tmp_path: Path) -> None:
+    settings = Settings(checkpoint=tmp_path, port=0, state_folder=tmp_path, dev_tls=True)
+    folder = tmp_path / "tls"
+    seen = set()
+    for _ in range(2):
+        make_stack(settings)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        files = sorted(folder.iterdir())
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        keys = [file.name for file in files if b"PRIVATE KEY" in file.read_bytes()]
+        assert keys == ["gateway.key", "llm.key", "vision.key"]
+        seen.add((folder / "ca.crt").read_bytes())
+        context = ssl.create_default_context()
+        with pytest.raises(ssl.SSLError):  # the authority's own key is none of them
+            context.load_cert_chain(folder / "ca.crt", folder / "gateway.key")
+    assert len(seen) == 2
+
+
+def test_dev_tls_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trustme", None)
+    settings = Settings(checkpoint=tmp_path, port=0, state_folder=tmp_path, dev_tls=True)
+    with pytest.raises(StartError, match=re.escape("pip install 'internvl-serving[dev-tls]'")):
+        make_stack(settings)
+
+
+def test_a_certificate_of_ones_own_is_not_replaced(
+    user: User, here: Here, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = issue(trustme.CA(), user.folder / "own", "127.0.0.1")
+    own = ["--tls-certificate-file", str(files.certificate), "--tls-key-file", str(files.key)]
+    with pytest.raises(SystemExit):
+        here("start", *options, "--dev-tls", *own)
+    assert (
+        "--dev-tls, --tls-certificate-file: the one makes certificates" in capsys.readouterr().err
+    )
+
+
+def test_certificates_of_ones_own(user: User, here: Here, options: list[str]) -> None:
+    """The gateway's clients need others, of another authority; its health is seen all the same."""
+    inner = trustme.CA()
+    vision = issue(inner, user.folder / "vision-tls", "127.0.0.1")
+    llm = issue(inner, user.folder / "llm-tls", "127.0.0.1")
+    client = issue(inner, user.folder / "client-tls", "gateway.example")
+    public = issue(trustme.CA(), user.folder / "public-tls", "chat.example")
+    clients = trustme.CA()
+    caller = issue(clients, user.folder / "caller-tls", "caller.example")
+    tables = {
+        "vision": {**https_options(vision, is_mutual=True), "tls_client_names": "gateway.example"},
+        "llm": {**https_options(llm, is_mutual=True), "tls_client_names": "gateway.example"},
+        "gateway": {
+            "service_ca_file": client.authorities,
+            "service_certificate_file": client.certificate,
+            "service_key_file": client.key,
+            "tls_client_ca_file": caller.authorities,
+        },
+    }
+    (user.folder / "site.toml").write_text(
+        "\n".join(
+            f"[{table}]\n" + "".join(f'{name} = "{value}"\n' for name, value in values.items())
+            for table, values in tables.items()
+        )
+    )
+    own = ["--tls-certificate-file", str(public.certificate), "--tls-key-file", str(public.key)]
+    started = user.runs("start", *options, "--config", "site.toml", *own)
+    assert started.status == 0, started.error
+    assert here("status").out.count(" serving ") == 3
+    url = f"https://127.0.0.1:{options[3]}/health/ready"
+    with pytest.raises(RefusedError):
+        ask_http(url, ProbeTLS(public.certificate, is_pinned=True))
+    known = ProbeTLS(public.certificate, True, caller.certificate, caller.key)
+    assert ask_http(url, known)[0] == 200
     assert here("stop").status == 0
 
 
@@ -347,14 +470,18 @@ def test_wrong_options_start_nothing(
     assert taken.error == f"port {port} is in use; choose another one with --port"
     elsewhere = here("start", "--checkpoint", "toy", "--host", "192.0.2.1")
     assert elsewhere.error.startswith("cannot listen on 192.0.2.1:8000: ")
-    missing = here("start", "--checkpoint", "lab/Tiny-2B")
-    assert missing.error.endswith("`hf download lab/Tiny-2B` fetches it")
     (user.folder / "site.toml").write_text("[serve]\nports = 3\n")
     for words, line in (
-        ([], "--checkpoint: Field required\n"),
+        ([], "--checkpoint: it must be given\n"),
+        (
+            ["--checkpoint", "lab/Tiny-2B", "--port", "7", "--vision-port", "7"],
+            "--port, --vision-port: both are 7\n"
+            "--checkpoint: there is no folder lab/Tiny-2B, and no such model in the hub's cache,"
+            f" {hub_cache()}; `hf download lab/Tiny-2B` fetches it\n",
+        ),
         (
             ["--checkpoint", "toy", "--config", "site.toml"],
-            "site.toml: [serve] ports: there is no such option\n",
+            "site.toml: [serve] ports: there is no such option; did you mean port?\n",
         ),
     ):
         with pytest.raises(SystemExit) as caught:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from gateway.events import TextDelta, Usage
+from gateway.events import EngineTimings, TextDelta, Usage
 from gateway.record import Picture, RequestRecord
 from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer, EncodeTimings
 from protos.internvl.v1 import tensor_pb2
@@ -152,9 +152,20 @@ def test_the_line_names_all_stages_and_no_clock(clock: Clock) -> None:
         "image_token_count": 4,
         "cached_token_count": 16,
         "output_token_count": 5,
+        "model": None,
         "error": "NOT_FOUND",
+        "caller": None,
         "ignored_fields": None,
     }
+
+
+def test_of_several_generations_the_engines_quickest_is_told(clock: Clock) -> None:
+    record = RequestRecord()
+    fast = EngineTimings(0.3, 0.2)
+    for timings in (None, EngineTimings(0.1, 0.9), fast, EngineTimings(0.5, 0.1), None):
+        record.note_event(Usage(5, 1, 2, 0, timings))
+    assert record.fastest_engine is fast
+    assert "fastest_engine" not in record.costs()
 
 
 def test_several_generations_are_one_request(clock: Clock) -> None:

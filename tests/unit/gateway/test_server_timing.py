@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.events import EngineTimings
 from gateway.record import STAGES, RequestRecord
 from gateway.server_timing import (
     HEADER,
@@ -56,11 +57,12 @@ def test_the_value_is_as_documented() -> None:
         "body": 0.0004,
     }
     record.slowest_encode = EncodeTimings(0.0111, 0.0002, 0.2905)
+    record.fastest_engine = EngineTimings(0.0021, 0.0562)
     value, _, total = timing_header(record)[HEADER].partition(" total;dur=")
     assert value == (
         "body;dur=0.4, fetch;dur=1.2, encode_wait;dur=310.0, preprocess;dur=11.1, queue;dur=0.2,"
-        " forward;dur=290.5, transfer;dur=8.1, prefill;dur=60.0, first_token;dur=380.1,"
-        " decode;dur=900.3,"
+        " forward;dur=290.5, transfer;dur=8.1, prefill;dur=60.0, llm_queue;dur=2.1,"
+        " llm_prefill;dur=56.2, first_token;dur=380.1, decode;dur=900.3,"
     )
     assert total.partition(", ")[2] == (
         'image-1;desc="encoded 3x2+1 1200x800", image-2;desc="llm",'

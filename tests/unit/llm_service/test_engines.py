@@ -19,7 +19,7 @@ import torch
 from blockbuster import blockbuster_ctx
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import LLMEngine, Prompt, Request
+from llm_service.engines.base import Account, LLMEngine, Prompt, Request
 from llm_service.engines.create import create_engine
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings, TensorRTLLMOptions, TorchOptions
@@ -395,6 +395,42 @@ async def test_the_load_tells_how_many_could_start_at_once(start: Start, gate: G
     gate.open()
     await asyncio.gather(*requests)
     await asyncio.wait_for(until_startable(2), PATIENCE_SECONDS)
+
+
+async def test_an_account_tells_when_the_engine_began(start: Start, gate: Gate) -> None:
+    engine = await start(max_running_sequence_count=1)
+    first, second = Account(), Account()
+    asked = time.monotonic()
+    gate.close()
+
+    async def answer(account: Account) -> None:
+        request = Request(PROMPT, EIGHT, account=account)
+        async with aclosing(engine.generate(request)) as outputs:
+            async for _ in outputs:
+                assert account.started_at is not None
+                assert account.started_at <= time.monotonic()
+
+    running = asyncio.ensure_future(answer(first))
+    await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
+    waiting = asyncio.ensure_future(answer(second))
+    await asyncio.sleep(0.1)
+    opened = time.monotonic()
+    gate.open()
+    await asyncio.gather(running, waiting)
+    assert first.started_at is not None
+    assert second.started_at is not None
+    assert asked < first.started_at < opened < second.started_at < time.monotonic()
+
+
+async def test_of_several_choices_the_first_one_begins(start: Start) -> None:
+    engine = await start(max_running_sequence_count=1)
+    account, request = Account(), Request(PROMPT, EIGHT)
+    started = []
+    for _ in range(2):
+        async with aclosing(engine.generate(replace(request, account=account))) as outputs:
+            async for _ in outputs:
+                started.append(account.started_at)
+    assert len(set(started)) == 1
 
 
 async def test_closing_the_generator_ends_the_sequence(start: Start, gate: Gate) -> None:

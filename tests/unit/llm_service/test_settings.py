@@ -69,7 +69,11 @@ def test_a_model_has_a_name_and_others(
         ),
         (
             ("--engine", "tensorrt_llm", *FOLDER, "--dtype", "float16"),
-            "--torch.dtype: an option of the engine torch",
+            "--dtype: an option of the engine torch",
+        ),
+        (
+            ("--kv-cache-byte-count", "1000", "--kv-cache-fraction", "0.5"),
+            "--kv-cache-byte-count, --kv-cache-fraction: the KV cache has one size",
         ),
         (("--served-model-name", "a" * 257), "--served-model-name: 'aaaa"),
         (("--served-model-name", '["a"'), '--served-model-name: ["a" is not a JSON list'),

@@ -89,17 +89,19 @@ def test_what_is_wrong_in_a_file_is_named_with_the_file(
         '[llm.torch]\ndevice = "gpu"\n'
     )
     assert sorted(refusal(capsys)) == [
-        f"{config}: [llm] max_image_cont: there is no such option",
+        f"{config}: [llm] max_image_cont: there is no such option; did you mean max_image_count?",
         f"{config}: [llm] max_image_count: Input should be a valid integer, unable to parse"
-        " string as an integer",
+        " string as an integer; it is x",
         f"{config}: [llm] stop_words: a stop word has 0 characters; it must have at least 1",
-        f"{config}: [llm] torch.device: Input should be 'cpu' or 'cuda'",
+        f"{config}: [llm] torch.device: Input should be 'cpu' or 'cuda'; it is gpu",
     ]
 
 
 def test_a_wrong_item_of_a_list_in_a_file(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.write_text("[llm]\nstop_words = [1]\n")
-    assert refusal(capsys) == [f"{config}: [llm] stop_words.0: Input should be a valid string"]
+    assert refusal(capsys) == [
+        f"{config}: [llm] stop_words.0: Input should be a valid string; it is 1"
+    ]
 
 
 def test_what_is_wrong_beside_a_file_is_named_as_it_is_typed(
@@ -107,7 +109,7 @@ def test_what_is_wrong_beside_a_file_is_named_as_it_is_typed(
 ) -> None:
     config.write_text("[llm]\nport = 2\n")
     monkeypatch.setattr("sys.argv", ["program", "--config", str(config), "--port", "70000"])
-    assert refusal(capsys) == ["--port: Input should be less than or equal to 65535"]
+    assert refusal(capsys) == ["--port: Input should be less than or equal to 65535; it is 70000"]
 
 
 def test_option_of_an_engine_that_is_not_chosen(
@@ -115,7 +117,7 @@ def test_option_of_an_engine_that_is_not_chosen(
 ) -> None:
     config.write_text('[llm]\nengine = "other"\n[llm.torch]\ndevice = "cpu"\n')
     assert refusal(capsys) == [
-        "--torch.device: an option of the engine torch, but the engine is other"
+        f"{config}: [llm] torch.device: an option of the engine torch, but the engine is other"
     ]
 
 

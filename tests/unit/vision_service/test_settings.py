@@ -61,7 +61,7 @@ def test_settings_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "--checkpoint: Field required"),
+        ([], "--checkpoint: it must be given"),
         (["--max-tile-count", "0"], "--max-tile-count: Input should be greater"),
         (["--torch.dtype", "int8"], "--torch.dtype: Input should be 'auto'"),
         (["--torch.thread-count", "0"], "--torch.thread-count: Input should be greater"),
@@ -70,6 +70,14 @@ def test_settings_are_frozen() -> None:
         (["--max-batch-tile-count", str(10**12)], "--max-batch-tile-count: Input should be less"),
         (["--max-queued-tile-count", "64"], "--max-queued-tile-count: Input should be"),
         (["--engine", "tensorrt"], "--tensorrt.plan: the engine tensorrt needs one"),
+        (
+            ["--max-batch-tile-count", "70", "--max-queued-tile-count", "69"],
+            "--max-batch-tile-count, --max-queued-tile-count: no batch is full",
+        ),
+        (
+            ["--shared-memory-folder", "/dev/shm", "--shared-memory-byte-count", "0"],
+            "--shared-memory-folder, --shared-memory-byte-count: the folder is not used",
+        ),
         (
             ["--tensorrt.plan", "p"],
             "--tensorrt.plan: an option of the engine tensorrt, but",

@@ -22,8 +22,8 @@ from typing import Any, cast
 import torch
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.base import Account, TokenOutput
 from llm_service.engines.base import Request as EngineRequest
-from llm_service.engines.base import TokenOutput
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.launch import start_engine
 from llm_service.engines.torch.model_runner import ModelRunner
@@ -65,6 +65,7 @@ from .values import (
     Result,
     SamplingConfig,
     SchedulerConfig,
+    TimingMetrics,
     UInt64,
 )
 
@@ -98,6 +99,7 @@ __all__ = [
     "Result",
     "SamplingConfig",
     "SchedulerConfig",
+    "TimingMetrics",
 ]
 
 FAULT = "CUDA error: an illegal memory access was encountered"
@@ -361,7 +363,7 @@ class Executor:
 
     async def _serve(self, request_id: int, request: Request, begun: threading.Event) -> None:
         begun.set()
-        answer = Answer(request_id, request)
+        answer = Answer(request_id, request, account := Account())
         if request.allotted_time_ms is not None:
             seconds = request.allotted_time_ms.total_seconds()
             self._loop.call_later(seconds, self._end_early, request_id, FinishReason.TIMED_OUT)
@@ -374,7 +376,7 @@ class Executor:
             params = self.limits.params(request)
             self._active[id(prompt)] = (request_id, request)
             priority = round(1000 * request.priority)
-            wanted = EngineRequest(prompt, params, priority)
+            wanted = EngineRequest(prompt, params, priority, account=account)
             async with aclosing(self._engine.generate(wanted)) as outputs:
                 async for output in outputs:
                     self.at_gate.release()
@@ -422,11 +424,12 @@ class Executor:
 class Answer:
     """One request's responses so far: deltas without the prompt, and their sizes."""
 
-    def __init__(self, request_id: int, request: Request) -> None:
+    def __init__(self, request_id: int, request: Request, account: Account) -> None:
         if not request.streaming or request.return_all_generated_tokens:
             raise NotImplementedError("the double streams deltas")
         self._request_id = request_id
         self._request = request
+        self._account = account
         self._held: list[int] = []
         self._log_probs: list[float] = []
         self._cached_token_count = 0
@@ -469,7 +472,11 @@ class Answer:
         metrics = None
         if self._request.output_config.return_perf_metrics:
             reused = self._cached_token_count // TOKENS_PER_BLOCK
-            metrics = RequestPerfMetrics(KvCacheMetrics(num_reused_blocks=reused))
+            started = timedelta(seconds=self._account.started_at or 0)
+            metrics = RequestPerfMetrics(
+                KvCacheMetrics(num_reused_blocks=reused),
+                TimingMetrics(first_scheduled_time=started),
+            )
         result = Result(
             is_final=is_final,
             output_token_ids=[token_ids],

@@ -351,9 +351,22 @@ class KvCacheMetrics:
 
 
 @dataclass
+class TimingMetrics:
+    """Times of std::chrono::steady_clock, which pybind11 and nanobind make timedeltas of."""
+
+    arrival_time: timedelta = timedelta()
+    first_scheduled_time: timedelta = timedelta()
+    first_token_time: timedelta = timedelta()
+    last_token_time: timedelta = timedelta()
+    kv_cache_transfer_start: timedelta = timedelta()
+    kv_cache_transfer_end: timedelta = timedelta()
+    kv_cache_size: int = 0
+
+
+@dataclass
 class RequestPerfMetrics:
     kv_cache_metrics: KvCacheMetrics = field(default_factory=KvCacheMetrics)
-    timing_metrics: Any = None
+    timing_metrics: TimingMetrics = field(default_factory=TimingMetrics)
     speculative_decoding: Any = None
     first_iter: int | None = None
     last_iter: int | None = None

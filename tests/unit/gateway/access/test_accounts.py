@@ -6,7 +6,7 @@ import pytest
 
 from gateway.access.accounts import Accounts
 from gateway.access.callers import Caller, Policy
-from gateway.access.errors import (
+from gateway.caller_limits import (
     CallerConcurrencyError,
     CallerImagesError,
     CallerRequestsError,

@@ -6,8 +6,8 @@ from datetime import datetime, timezone
 
 import pytest
 
-from gateway.access.accounts import Rate
 from gateway.anthropic.rate_headers import rate_headers as anthropic_headers
+from gateway.caller_limits import Rate
 from gateway.openai.rate_headers import duration, rate_headers
 
 

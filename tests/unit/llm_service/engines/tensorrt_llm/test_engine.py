@@ -216,6 +216,19 @@ async def test_no_more_tokens_are_cached_than_the_prompt_has(
     assert {output.cached_token_count for output in outputs} == {len(PICTURE.token_ids) - 1}
 
 
+async def test_an_executor_that_tells_no_times_begins_at_none(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double = importlib.import_module("tensorrt_llm.bindings.executor")
+    untold = double.TimingMetrics()  # as of a request that was never scheduled
+    monkeypatch.setattr(double, "TimingMetrics", lambda **_: untold)
+    engine, account = await start(), Account()
+    request = Request(PICTURE, SamplingParams(max_tokens=2), account=account)
+    async with aclosing(engine.generate(request)) as outputs:
+        assert [output async for output in outputs]
+    assert account.started_at is None
+
+
 async def test_reuse_can_be_turned_off(start: Start) -> None:
     engine = await start(reuse=False)
     for _ in range(2):

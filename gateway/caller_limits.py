@@ -1,8 +1,30 @@
-"""What a caller is told that has used up what its key gives it."""
+"""What a caller is told of its own limits: how far it is from them, and that it has reached one."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from protos.errors import OverloadedError
+
+Kind = Literal["requests", "tokens", "images"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How far a caller is from one of its limits.
+
+    Attributes:
+        kind: what is counted.
+        limit: units a minute.
+        remaining: units that it may use at once.
+        reset_seconds: time until it may use all of the limit at once.
+    """
+
+    kind: Kind
+    limit: int
+    remaining: int
+    reset_seconds: float
 
 
 class CallerLimitError(OverloadedError):
