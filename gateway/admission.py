@@ -78,20 +78,21 @@ async def _admitted(
     for generation in generations:
         _check(request[CALLER], generation)
     image_count = sum(len(each.images) for each in generations)
-    if (tokens := account.tokens) is None:
+    if not account.counts_tokens:
         account.use(images=image_count)
         yield
         return
     estimate = await _estimate(request.app, generations, deadline)
     reserved = sum(estimate.of_prompt(each) + estimate.of_outputs(each) for each in generations)
-    account.use(images=image_count, tokens=reserved)
+    taking = account.use(images=image_count, tokens=reserved)
     try:
         yield
     finally:
         # Whatever that raises: while it is under way, a cancellation may look like an error.
         is_gone = request.transport is None
         untold = estimate.of_prompt if is_gone else _nothing
-        tokens.settle(reserved, request[RECORD].used_token_count(untold))
+        if taking:
+            taking.settle(request[RECORD].used_token_count(untold))
 
 
 def _nothing(_: GenerationRequest) -> int:
