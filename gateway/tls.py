@@ -27,6 +27,8 @@ logger = structlog.get_logger()
 RECORD_BYTE_COUNT = 16 * 1024
 # Of a long answer, what is encrypted at a time.
 PIECE_BYTE_COUNT = 256 * 1024
+# What TLS itself may have to say to a client that takes nothing; to new keys it is 30 bytes each.
+MAX_UNHEARD_BYTE_COUNT = 16 * 1024
 # How OpenSSL calls first bytes that are not TLS at all.
 NOT_TLS = frozenset({"HTTP_REQUEST", "WRONG_VERSION_NUMBER"})
 PLAIN_TEXT = b"this port speaks TLS: ask for https://\n"
@@ -130,6 +132,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._protocol = protocol
         self._failures = failures
         self._is_agreed = False
+        self._unheard_byte_count = 0
         self._wire: asyncio.Transport
 
     # What the socket's transport calls:
@@ -158,11 +161,11 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._agree()
             received, is_end = self._decrypted()
         except ssl.SSLWantReadError:
-            self._send()
+            self._reply()
         except ssl.SSLError as error:
             self._fail(error)
         else:
-            self._send()
+            self._reply()
             if received:
                 self._protocol.data_received(received)
             if is_end:
@@ -182,6 +185,17 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLWantReadError:
             return b"".join(records), False
         return b"".join(records), True
+
+    def _reply(self) -> None:
+        """Sends what TLS itself answers; ends a client that asks on and on, and takes nothing."""
+        if self._wire.get_write_buffer_size():
+            self._unheard_byte_count += self._outgoing.pending
+        else:
+            self._unheard_byte_count = 0
+        if self._unheard_byte_count > MAX_UNHEARD_BYTE_COUNT:
+            self._wire.abort()
+        else:
+            self._send()
 
     def _fail(self, error: ssl.SSLError) -> None:
         if not self._is_agreed:
