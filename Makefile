@@ -10,7 +10,7 @@ WORKERS := -n 2 --dist loadgroup
 # Property tests draw the same examples each time; `make test-all` looks for new ones.
 SAME_EXAMPLES := --hypothesis-profile=ci
 
-.PHONY: help demo serve test test-all test-clients test-containers lint types protos locks libraries bench clean
+.PHONY: help demo serve test test-all test-clients test-containers lint types audit protos locks libraries bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -63,7 +63,7 @@ test-clients: $(VENV)/demo.stamp ## other projects' clients against our server (
 test-containers: $(VENV)/dev.stamp ## build the images and run them: docker, podman (CONTAINER_BASE=image TORCH_INDEX_URL=)
 	$(BIN)/pytest tests/containers -v -rs
 
-lint: $(VENV)/dev.stamp ## ruff, import contracts, buf
+lint: $(VENV)/dev.stamp ## ruff (security rules too), import contracts, buf
 	$(BIN)/ruff format --diff .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
@@ -72,6 +72,9 @@ lint: $(VENV)/dev.stamp ## ruff, import contracts, buf
 types: $(VENV)/dev.stamp ## strict mypy
 	$(BIN)/mypy
 	$(BIN)/mypy tests
+
+audit: $(VENV)/dev.stamp ## ask online whether weaknesses of what locks/ names are known
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python locks/audit.py
 
 protos: $(VENV)/dev.stamp ## generate protos/internvl/v1/*_pb2*
 	PATH=$(CURDIR)/$(BIN):$$PATH protos/generate.sh

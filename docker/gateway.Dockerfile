@@ -24,5 +24,5 @@ ENV INTERNVL_GATEWAY_HOST=0.0.0.0
 EXPOSE 8000
 # Alive, whether or not it finds its services: a new gateway would find them no better.
 HEALTHCHECK --start-period=30s --interval=10s --timeout=6s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health/live', timeout=5)"]
+    CMD ["internvl-probe", "http://127.0.0.1:8000/health/live"]
 ENTRYPOINT ["internvl-gateway"]

@@ -32,7 +32,7 @@ USER 10001
 ENV HOME=/tmp USER=service OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=300
 EXPOSE 50051
 HEALTHCHECK --start-period=15m --interval=10s --timeout=6s \
-    CMD ["python", "-c", "import grpc, sys; from grpc_health.v1 import health_pb2, health_pb2_grpc; answer = health_pb2_grpc.HealthStub(grpc.insecure_channel('127.0.0.1:50051')).Check(health_pb2.HealthCheckRequest(), timeout=5); sys.exit(answer.status != answer.SERVING)"]
+    CMD ["internvl-probe", "127.0.0.1:50051"]
 # The vendor's: it takes the image's CUDA libraries where the machine's driver is older than they are.
 ENTRYPOINT ["/opt/nvidia/nvidia_entrypoint.sh"]
 CMD ["internvl-vision", "--host", "0.0.0.0", "--engine", "tensorrt"]
@@ -60,5 +60,5 @@ ENV HOME=/tmp USER=service OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=300
 ENV INTERNVL_VISION_HOST=0.0.0.0
 EXPOSE 50051
 HEALTHCHECK --start-period=15m --interval=10s --timeout=6s \
-    CMD ["python", "-c", "import grpc, sys; from grpc_health.v1 import health_pb2, health_pb2_grpc; answer = health_pb2_grpc.HealthStub(grpc.insecure_channel('127.0.0.1:50051')).Check(health_pb2.HealthCheckRequest(), timeout=5); sys.exit(answer.status != answer.SERVING)"]
+    CMD ["internvl-probe", "127.0.0.1:50051"]
 ENTRYPOINT ["internvl-vision"]

@@ -45,7 +45,7 @@ async def serve(settings: Settings, metrics: Metrics) -> None:
         async with supervisor().watching(lambda: True):
             await stop.wait()
         logger.info("draining", service="gateway")
-        supervisor().drains()
+        supervisor().drains(settings.drain_seconds)
 
 
 def warn_of_strangers(settings: Settings) -> None:
@@ -61,9 +61,10 @@ def warn_of_strangers(settings: Settings) -> None:
 
 def main() -> None:
     """Serves OpenAI HTTP until SIGTERM; exit status 1 when it cannot start."""
+    supervisor()  # first, while its variables have reached no other process
     raise_descriptor_limit()
     settings = read_settings(Settings)
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_lines_per_second)
     keep_freed_memory(block_byte_count=LEAST_IMAGE_BLOCK_BYTE_COUNT)
     metrics = Metrics()
     try:

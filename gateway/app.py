@@ -10,7 +10,10 @@ from functools import partial
 from aiohttp import web
 
 from gateway import handlers, middlewares, traces
+from gateway.access.accounts import Accounts
+from gateway.access.gateways import shared_out
 from gateway.access.reloading import open_key_ring
+from gateway.access.usage_log import UsageLog
 from gateway.bodies import expect_nothing
 from gateway.chat import ChatPipeline
 from gateway.connections import Connection, Connections
@@ -23,6 +26,7 @@ from gateway.dialects.responses import RESPONSES
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
+    ACCOUNTS,
     CONNECTIONS,
     DIALECT_BY_PATH,
     KEY_RING,
@@ -36,6 +40,7 @@ from gateway.keys import (
     SETTINGS,
     TOKENS,
     TRAFFIC,
+    USAGE_LOG,
 )
 from gateway.listening import listen
 from gateway.memory import Memory
@@ -92,13 +97,15 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     )
     app[SETTINGS] = settings
     app[TRAFFIC] = Traffic(settings.max_request_count)
+    app[ACCOUNTS] = Accounts()
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
     app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
     app[DIALECT_BY_PATH] = {each.path: each for each in (*DIALECTS, MESSAGES_COUNT)}
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
-    app.cleanup_ctx.extend([_pools, _key_ring, _services])
+    # The first to begin is the last to end.
+    app.cleanup_ctx.extend([_usage_log, _pools, _key_ring, _services, _gateways])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
@@ -130,6 +137,17 @@ def _post(
     dialect: Dialect, handler: Callable[[Dialect, web.Request], Awaitable[web.StreamResponse]]
 ) -> web.RouteDef:
     return web.post(dialect.path, partial(handler, dialect), expect_handler=expect_nothing)
+
+
+async def _usage_log(app: web.Application) -> AsyncIterator[None]:
+    path = app[SETTINGS].usage_log
+    if path is None:
+        app[USAGE_LOG] = None
+        yield
+        return
+    app[USAGE_LOG] = log = UsageLog(path, app[METRICS].usage_log_failures.inc)
+    async with log.open():
+        yield
 
 
 async def _pools(app: web.Application) -> AsyncIterator[None]:
@@ -182,6 +200,11 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         )
         app[PIPELINE] = ChatPipeline(images, app[PAIR])
         app[TOKENS] = TokenCounter(images, app[PAIR])
+        yield
+
+
+async def _gateways(app: web.Application) -> AsyncIterator[None]:
+    async with shared_out(app[ACCOUNTS], app[SETTINGS].gateway_count):
         yield
 
 

@@ -50,7 +50,8 @@ class TokenCounter:
             NotFoundError: no replica answers to the model's name.
             ServiceError: with the JSON path of the field at fault.
         """
-        await self._pair.llm_info(request.model, deadline)
+        info = await self._pair.llm_info(request.model, deadline)
+        record.model = info.model
         images = await self._images.fetch(request, attachments, deadline, record)
         prompt = {path: value for path, value in request.fields.items() if path.startswith(PROMPT)}
         fields = {

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from gateway.access.accounts import Account, Accounts
 from gateway.access.callers import Caller
 from gateway.access.keyring import KeyRing
+from gateway.access.usage_log import UsageLog
 from gateway.chat import ChatPipeline
 from gateway.connections import Connections
 from gateway.counting import TokenCounter
@@ -25,6 +27,7 @@ from gateway.traffic import Traffic
 SETTINGS = web.AppKey("settings", Settings)
 METRICS = web.AppKey("metrics", Metrics)
 TRAFFIC = web.AppKey("traffic", Traffic)
+ACCOUNTS = web.AppKey("accounts", Accounts)
 MEMORY = web.AppKey("memory", Memory)
 POOLS = web.AppKey("pools", Pools)
 CONNECTIONS = web.AppKey("connections", Connections)
@@ -33,6 +36,7 @@ PIPELINE = web.AppKey("pipeline", ChatPipeline)
 TOKENS = web.AppKey("tokens", TokenCounter)
 PAIR = web.AppKey("pair", ServicePair)
 REPLICAS = web.AppKey("replicas", Replicas)
+USAGE_LOG: web.AppKey[UsageLog | None] = web.AppKey("usage_log")
 # None: no key is asked for.
 KEY_RING: web.AppKey[KeyRing | None] = web.AppKey("key_ring")
 
@@ -41,3 +45,4 @@ DIALECT_BY_PATH: web.AppKey[Mapping[str, Dialect]] = web.AppKey("dialect_by_path
 REQUEST_ID = web.RequestKey("request_id", str)
 RECORD = web.RequestKey("record", RequestRecord)
 CALLER = web.RequestKey("caller", Caller)
+ACCOUNT = web.RequestKey("account", Account)

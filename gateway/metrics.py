@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.access.metrics import CallerMetrics
+from gateway.caller_limits import CALLER_LIMIT_ERRORS
 from gateway.connections import Connections
 from gateway.memory import Memory
 from gateway.record import STAGES, RequestRecord
@@ -57,6 +58,7 @@ class Metrics:
 
     Attributes:
         registry: what is scraped.
+        usage_log_failures: writes to the usage log that failed.
         callers: those by the names of keys.
     """
 
@@ -95,12 +97,15 @@ class Metrics:
         self._attempts = self._counter(
             "attempts", "Offers of calls beyond their first, and why.", "service", "reason"
         )
+        self.usage_log_failures = self._counter(
+            "usage_log_failures", "Writes to the usage log that failed, and are tried again."
+        )
         # Found once: that takes longer than to count. And made before the first event, which
         # Prometheus would not see as a rise otherwise.
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._images = {name: images.labels(source) for source, name in IMAGE_COUNTS.items()}
         self._tokens = {name: tokens.labels(kind) for kind, name in TOKEN_COUNTS.items()}
-        for reason in BY_REASON:
+        for reason in (*BY_REASON, *(error.reason for error in CALLER_LIMIT_ERRORS)):
             self._refusals.labels(reason)
         for service in ("vision", "llm"):
             for error in (OverloadedError, UnavailableError):

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.access.authentication import InvalidKeyError, authenticated
 from gateway.access.callers import ANYBODY, Caller
+from gateway.admission import account_of
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import (
     CALLER,
@@ -22,10 +23,13 @@ from gateway.keys import (
     ORIGINS,
     RECORD,
     REQUEST_ID,
+    USAGE_LOG,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
-from gateway.paths import HEALTH_PATHS, OPEN_PATHS, QUIET_PATHS, guidance
+from gateway.openai.rate_headers import rate_headers
+from gateway.paths import HEALTH_PATHS, OPEN_PATHS, guidance
 from gateway.record import RequestRecord
+from gateway.request_lines import CLIENT_CLOSED_REQUEST, write_lines
 from protos.errors import (
     AccessDeniedError,
     InvalidArgumentError,
@@ -38,9 +42,6 @@ logger = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# What nginx logs when the client went away before the answer.
-CLIENT_CLOSED_REQUEST = 499
-
 IGNORED_KEY = "x-internvl-ignored"
 
 
@@ -89,6 +90,10 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
             response.headers[dialect.request_id_key] = request[REQUEST_ID]
     if RECORD in request and (names := request[RECORD].ignored_fields):
         response.headers[IGNORED_KEY] = names
+    if CALLER in request and (account := account_of(request)):
+        dialect = request.app[DIALECT_BY_PATH].get(request.path)
+        written = dialect.rate_headers if dialect else rate_headers
+        response.headers.extend(written(account.rates()))
     response.headers.extend(request.app[ORIGINS].answer_headers(request.headers))
 
 
@@ -142,8 +147,8 @@ def _caller(request: web.Request) -> Caller:
 
 @web.middleware
 async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Counts a request when it is over, and logs a line: what it cost, never what it said."""
-    record = request[RECORD] = RequestRecord()
+    """Notes what a request cost when it is over, before its client has the answer's end."""
+    request[RECORD] = RequestRecord()
     status = 500
     try:
         response = await handler(request)
@@ -152,11 +157,9 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = CLIENT_CLOSED_REQUEST
         raise
     finally:
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource else "none"
-        log = logger.debug if route in QUIET_PATHS else logger.info
-        log("request", route=route, status=status, total_seconds=record.elapsed(), **record.costs())
-        request.app[METRICS].count_request(route, status, record)
+        usage = write_lines(request, status)
+    if usage and (usage_log := request.app[USAGE_LOG]):
+        await usage_log.written(usage)
     return response
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yarl
 from pydantic import (
@@ -49,6 +49,8 @@ OUTER_LIMITS = (
     ("image_fetch_seconds", "request_seconds"),
     ("max_queue_seconds", "request_seconds"),
 )
+
+AccessLog = Literal["failed", "requests", "all"]
 
 
 def _request_seconds(options: dict[str, Any]) -> float:
@@ -123,8 +125,23 @@ class Settings(ServingSettings):
     """Most images in one request."""
     max_image_host_count: int = Field(default=16, ge=1)
     """Most hosts that the image URLs of one request lead to, redirects included."""
+    gateway_count: str = Field(
+        default="1",
+        pattern="^([1-9][0-9]{0,5}|dns:.+)$",
+        coerce_numbers_to_str=True,
+        json_schema_extra={"type": ["integer", "string"]},
+    )
+    """Gateways among which the limits of each API key are shared out: each counts by itself, and
+    gives a share of them, rounded up. A number, or a name that has the addresses of all of them, as
+    a headless service has: dns:///NAME."""
     strict_fields: bool = False
     """Refuse requests with fields that this server does not know, rather than ignore these."""
+    access_log: AccessLog = "requests"
+    """Which requests have a line in the log: failed, those that the server failed; requests, all
+    but questions for its health and load, and for the page; all. Failed ones are warnings."""
+    usage_log: Path | None = None
+    """File to which a JSON line is added for each request: who used what. Default: none is
+    written."""
     server_timing: bool = False
     """Tell every client where the time of its chat request went and where its pictures came from:
     in the header Server-Timing, of a stream in a comment before its end. Without it those are told

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from functools import partial
 from typing import Any, cast
 
 import structlog
 
 from gateway.listening import RareEvent
+from gateway.pools import Pool
 from protos.process.reload import on_reload
 from protos.process.tls import TLSFileError, TLSFiles
 from protos.process.watched_files import watching
@@ -38,11 +39,12 @@ PLAIN_ANSWER = (
 class Certificates:
     """What HTTP's clients are shown, and asked for, as the files have it now."""
 
-    def __init__(self, files: TLSFiles) -> None:
-        """Reads nothing yet."""
+    def __init__(self, files: TLSFiles, pool: Pool) -> None:
+        """Reads nothing yet; `pool` is where it will."""
         self._files = files
         self._context: ssl.SSLContext  # for connections that begin
         self._failures = RareEvent("tls_handshake_failed")
+        self._pool = pool
 
     async def read(self) -> None:
         """Reads the files for the first time.
@@ -50,11 +52,11 @@ class Certificates:
         Raises:
             TLSFileError: one cannot be used.
         """
-        self._context = await asyncio.to_thread(make_context, self._files)
+        self._context = await self._pool.run(make_context, self._files)
 
     def reread(self) -> None:
         """Reads the files anew, in a thread; what cannot be used leaves what was there before."""
-        self._rereading = asyncio.get_running_loop().run_in_executor(None, self._reread)
+        self._rereading = asyncio.create_task(self._pool.run(self._reread))
 
     def _reread(self) -> None:
         try:
@@ -102,8 +104,9 @@ async def encrypting(
     if files is None:
         yield serve
         return
-    certificates = Certificates(files)
-    with on_reload(certificates.reread):
+    with closing(Pool("certificates", 1)) as pool, ExitStack() as exits:
+        certificates = Certificates(files, pool)
+        exits.enter_context(on_reload(certificates.reread))
         async with watching(files.paths, certificates.reread):
             await certificates.read()
             yield partial(certificates.connect, serve)

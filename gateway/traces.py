@@ -39,11 +39,9 @@ REQUEST_ATTRIBUTES = {
     "sampling.presence_penalty": "gen_ai.request.presence_penalty",
 }
 JSON_FIELDS = ("guided.json_object", "guided.json_schema")
-# What clients write as a model's name may be anything.
-MAX_NAME_LENGTH = 256
 REQUEST_DURATION = "gen_ai.server.request.duration"
-TIME_TO_FIRST_TOKEN = "gen_ai.server.time_to_first_token"
-TIME_PER_OUTPUT_TOKEN = "gen_ai.server.time_per_output_token"
+TIME_TO_FIRST_TOKEN = "gen_ai.server.time_to_first_token"  # noqa: S105 - a metric
+TIME_PER_OUTPUT_TOKEN = "gen_ai.server.time_per_output_token"  # noqa: S105 - a metric
 # In seconds; the conventions' advice.
 HISTOGRAMS: Mapping[str, Sequence[float]] = {
     REQUEST_DURATION: (
@@ -131,6 +129,8 @@ def generating(
             failure = error_type(error)
             raise
         finally:
+            if record.model:  # else the name is none of ours, but a client's words
+                chat.set("gen_ai.request.model", generations[0].model or None)
             chat.set("gen_ai.response.id", dialect.answer_id_prefix + request[REQUEST_ID])
             _tell(chat, record, failure, stream=stream)
             _observe(record, failure, {**common, **_server(request)})
@@ -151,8 +151,6 @@ def _asked(generations: Sequence[GenerationRequest], *, stream: bool) -> dict[st
         for field, attribute in REQUEST_ATTRIBUTES.items()
         if field in first.fields
     }
-    if first.model:
-        attributes["gen_ai.request.model"] = first.model[:MAX_NAME_LENGTH]
     if (choice_count := len(generations) * first.choice_count) != 1:
         attributes["gen_ai.request.choice.count"] = choice_count
     attributes["gen_ai.request.stream"] = stream

@@ -28,6 +28,7 @@ from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import is_loopback, read_settings
 from protos.process.shared_memory import SlotReader, sharing
+from protos.process.supervisor import supervisor
 from protos.signature import EmbeddingKey, EmbeddingKeyError
 
 logger = structlog.get_logger()
@@ -40,13 +41,15 @@ SWITCH_SECONDS = 0.0002
 def main() -> None:
     """Serves a language model over gRPC until it is told to stop; status 1 when the engine dies."""
     exit_on_stop_signals()
+    supervisor()  # first, while its variables have reached no other process
     keep_freed_memory()
     settings = read_settings(ProgramSettings)
     if settings.check is not None:
         check(partial(inspect, settings))
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_lines_per_second)
     try:
-        info, engine = load(settings)
+        with supervisor().loading(str(settings.checkpoint)):
+            info, engine = load(settings)
     except (CheckpointError, EngineStartError, OSError, MemoryError) as error:
         logger.error("start_failed", error=str(error) or "there is no memory left")
         sys.exit(1)

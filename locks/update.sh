@@ -32,8 +32,8 @@ without_torch build.txt - <<< $'hatchling\neditables'
 without_torch dev.txt pyproject.toml --extra dev
 without_torch demo.txt pyproject.toml --extra demo
 without_torch test.txt pyproject.toml --extra test
-without_torch gateway.txt pyproject.toml
-without_torch models.txt pyproject.toml --extra torch
+without_torch gateway.txt pyproject.toml --extra otel
+without_torch models.txt pyproject.toml --extra torch --extra otel
 # shellcheck disable=SC2046
 compile torch.txt "${everywhere[@]}" --constraint "$everything" pyproject.toml --extra torch \
   $(left_out $(names locks/models.txt))
@@ -42,10 +42,11 @@ compile torch.txt "${everywhere[@]}" --constraint "$everything" pyproject.toml -
 # that all of that goes with; what the image must keep as it is stays out.
 linux=(--python-version 3.12 --python-platform x86_64-manylinux_2_28)
 grep -viE '^(#|mpi4py|nvidia-modelopt|tensorrt|onnx_graphsurgeon|polygraphy)' "$trtllm" \
-  | uv pip compile --quiet --no-annotate "${linux[@]}" - pyproject.toml --extra build \
+  | uv pip compile --quiet --no-annotate "${linux[@]}" - pyproject.toml --extra build --extra otel \
     --output-file "$vendors"
 held=$(names "$vendors" | grep -E '^(torch|triton|nvidia-.*|cuda-.*|numpy|llguidance|setuptools|sympy|networkx|mpmath|jinja2|markupsafe|filelock|fsspec)$')
 # Not constraints.txt: the image's torch is another one.
 uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate \
   --custom-compile-command 'make locks' "${linux[@]}" --constraint "$vendors" \
-  $(left_out $held) pyproject.toml --extra build --output-file locks/tensorrt.txt
+  $(left_out $held) pyproject.toml --extra build --extra otel \
+  --output-file locks/tensorrt.txt

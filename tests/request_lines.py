@@ -25,3 +25,9 @@ async def request_line(events: Iterable[Mapping[str, Any]], route: str) -> Mappi
 def request_lines(events: Iterable[Mapping[str, Any]], route: str) -> list[Mapping[str, Any]]:
     """Returns the lines of this route so far."""
     return [one for one in events if one["event"] == "request" and one["route"] == route]
+
+
+def gateway_lines(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the gateway's lines, and not those of services in the same process."""
+    routes = ("/", "none")
+    return [one for one in events if one["event"] == "request" and one["route"].startswith(routes)]

@@ -19,6 +19,7 @@ from protos.process.embedding_key import read_embedding_key
 from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import read_settings
 from protos.process.shared_memory import SlotWriter, sharing
+from protos.process.supervisor import supervisor
 from protos.signature import EmbeddingKeyError
 from protos.transport import MESSAGE_OVERHEAD_BYTE_COUNT
 from vision_service.batcher import TileBatcher
@@ -40,11 +41,12 @@ logger = structlog.get_logger()
 def main() -> None:
     """Runs the service; exits with 1 when it cannot start or when its engine dies."""
     exit_on_stop_signals()
+    supervisor()  # first, while its variables have reached no other process
     keep_freed_memory()
     settings = read_settings(ProgramSettings)
     if settings.check is not None:
         check(functools.partial(inspect, settings))
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_lines_per_second)
     try:
         healthy = asyncio.run(run(settings))
     except (CheckpointError, EmbeddingKeyError, EngineStartError, OSError, MemoryError) as error:
@@ -63,7 +65,8 @@ async def run(settings: Settings) -> bool:
         OSError: the address cannot be bound, or the folder of the shared memory not be used.
     """
     logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)
-    config, engine = await asyncio.to_thread(load, settings)
+    with supervisor().loading(str(settings.checkpoint)):
+        config, engine = await asyncio.to_thread(load, settings)
     async with (
         shared_memory(settings) as memory,
         open_service(settings, config, engine, memory) as service,

@@ -225,7 +225,7 @@ class TileBatcher:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            logger.error("batch_out_of_memory", exc_info=error)
+            logger.error("batch_out_of_memory", error=str(error), exc_info=error)
             self._refuse(jobs, sum(map(len, parts)))
             return
         self._in_flight.append(_Batch(jobs, encoding, started_at))
@@ -264,7 +264,7 @@ class TileBatcher:
     def _on_worker_end(self, worker: Future[None]) -> None:
         self._loop.call_soon_threadsafe(self._fail_all)
         if error := worker.exception():
-            logger.error("engine_died", exc_info=error)
+            logger.error("engine_died", error=str(error), exc_info=error)
 
     def _post(self, job: _Job, result: EncodedTiles | OverloadedError | None) -> None:
         self._loop.call_soon_threadsafe(self._settle, job, result)

@@ -29,7 +29,7 @@ from protos.process.probe import HEALTHY
 from protos.process.settings import read_settings
 
 # How this machine reaches a server that listens on all of its addresses.
-LOOPBACKS = MappingProxyType({"0.0.0.0": LOOPBACK, "::": "::1"})
+LOOPBACKS = MappingProxyType({"0.0.0.0": LOOPBACK, "::": "::1"})  # noqa: S104 - read, not bound
 NOT_STARTED = "waiting"
 
 

@@ -9,11 +9,11 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-from pydantic_settings import SettingsConfigDict, SettingsError
+from pydantic_settings import SettingsConfigDict
 
 from gateway.local.processes import GATEWAY, TITLES, StartError
 from gateway.local.settings import Settings
+from protos.process.option_sources import ConfigFile, Environment, merged
 from protos.process.probe import ProbeTLS
 from protos.process.settings import ServingSettings
 from protos.process.tls import TLSFiles
@@ -119,12 +119,13 @@ def _files_of(name: str, config: Path | None) -> TLSFiles | None:
     """Returns what a program will find in its variables and its table of the config file."""
 
     class Program(ServingSettings):
-        model_config = SettingsConfigDict(env_prefix=f"INTERNVL_{name.upper()}_", extra="ignore")
+        model_config = SettingsConfigDict(env_prefix=f"INTERNVL_{name.upper()}_")
 
-    try:
-        return (Program(config=config) if config else Program()).tls
-    except (ValidationError, SettingsError):
-        return None  # the program itself will say what is wrong
+    # What is wrong in them the program itself will say.
+    table = ConfigFile(Program, config, "--config").values
+    values = merged(table, Environment(Program).values)
+    files = [values.get(option) for option in ("tls_certificate_file", "tls_key_file")]
+    return TLSFiles(Path(str(files[0])), Path(str(files[1]))) if all(files) else None
 
 
 def authority_file(settings: Settings) -> Path:

@@ -188,7 +188,7 @@ class ServiceProcess(Service):
         """
         if self._locked_log is None:
             self.reserve()
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603 - our own modules
             [sys.executable, "-m", self.module, *self.arguments, "--port", str(self.port)],
             stdin=subprocess.DEVNULL,
             stdout=self._locked_log,

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2
 
+from gateway.pools import Pool
 from gateway.services.renewed_channel import keep_connected, open_renewed_channel
 from gateway.services.routing import OFFER_COUNT, ROUTING_KEY, allow_hash_keys, service_config
 from gateway.tasks import owning
@@ -80,10 +81,14 @@ NO_ANSWER = (UnavailableError, DeadlineError, OverloadedError)
 # After a line in the log that says that a service is unavailable, or denies us something.
 QUIET_SECONDS = 1.0
 _quiet_until: dict[tuple[str, str], float] = {}
-# What grpc says of a handshake that failed, and what that means; the first that it holds counts.
+# What grpc says of a handshake that failed, and what that means; the first that is found counts.
+WRONG_NAME = (
+    "the service's certificate is not for the name that stands in its address, or in"
+    " --service-server-name"
+)
 HANDSHAKE_HINTS = {
-    "Hostname Verification": "the service's certificate is not for the name that stands in its"
-    " address, or in --service-server-name",
+    "Hostname Verification": WRONG_NAME,
+    "not in peer certificate": WRONG_NAME,  # before 1.85
     "certificate has expired": "the service's certificate has expired",
     "CERTIFICATE_VERIFY_FAILED": "the service's certificate is signed by none of the authorities in"
     " --service-ca-file",
@@ -133,21 +138,23 @@ async def open_channel(
         async with plain, owning(asyncio.create_task(keep_connected(plain))):
             yield plain
         return
-    connect = partial(_connect, address, options, tls)
     is_served = partial(
         check_health, name=service, service=SPOKEN_NAMES[service], seconds=HEALTH_SECONDS
     )
-    async with (
-        open_renewed_channel(connect, is_served, tls.files.paths, tls.poll_seconds) as renewed,
-        warning_daily(tls.files),
-    ):
-        yield renewed
+    pool = Pool("certificates", 1)
+    connect = partial(_connect, address, options, tls, pool)
+    with closing(pool):
+        async with (
+            open_renewed_channel(connect, is_served, tls.files.paths, tls.poll_seconds) as renewed,
+            warning_daily(tls.files),
+        ):
+            yield renewed
 
 
 async def _connect(
-    address: str, options: Sequence[tuple[str, Any]], tls: ServiceTLS
+    address: str, options: Sequence[tuple[str, Any]], tls: ServiceTLS, pool: Pool
 ) -> grpc.aio.Channel:
-    credentials = await asyncio.to_thread(client_credentials, tls.files)
+    credentials = await pool.run(client_credentials, tls.files)
     name = [("grpc.default_authority", tls.server_name)] if tls.server_name else []
     return grpc.aio.secure_channel(address, credentials, options=[*options, *name])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ logger = structlog.get_logger()
 
 Connect = Callable[[], Awaitable[grpc.aio.Channel]]
 IsServed = Callable[[grpc.aio.Channel], Awaitable[None]]
-# Calls on a channel that takes no more of them have a deadline of their own: at most a day.
-LONGEST_CALL_SECONDS = 86_400.0
 # Until a service is asked again whether it takes a connection.
 RETRY_SECONDS = 2.0
 
@@ -31,10 +29,18 @@ class RenewedChannel(grpc.aio.Channel):
 
     Attributes:
         latest: the channel that takes new calls.
+        calls: those of the latest channel that have not ended.
     """
 
     def __init__(self, latest: grpc.aio.Channel) -> None:
         self.latest = latest
+        self.calls: set[grpc.aio.Call] = set()
+
+    def replace(self, successor: grpc.aio.Channel) -> Coroutine[Any, Any, None]:
+        """Lets another channel take new calls; what is returned ends the former with its last."""
+        former, calls = self.latest, self.calls
+        self.latest, self.calls = successor, set()
+        return _close(former, [*calls])
 
     def unary_unary(self, *args: Any, **options: Any) -> Any:
         return _Method(self, lambda channel: channel.unary_unary(*args, **options))
@@ -82,7 +88,17 @@ class _Method:
         if self._latest is not self._channel.latest:
             self._latest = self._channel.latest
             self._call = self._of(self._latest)
-        return self._call(*args, **options)
+        call, calls = self._call(*args, **options), self._channel.calls
+        calls.add(call)
+        call.add_done_callback(calls.discard)
+        return call
+
+
+async def _close(channel: grpc.aio.Channel, calls: Sequence[grpc.aio.Call]) -> None:
+    """Closes a channel after its last calls; gRPC's own `close` waits for all only since 1.85."""
+    for call in calls:
+        await call.code()
+    await channel.close()
 
 
 @asynccontextmanager
@@ -127,8 +143,7 @@ async def _renew(
         while True:
             async with owning(asyncio.create_task(keep_connected(channel.latest))):
                 successor = await _successor(connect, is_served, changed)
-            former, channel.latest = channel.latest, successor
-            closing.add(ending := asyncio.create_task(former.close(LONGEST_CALL_SECONDS)))
+            closing.add(ending := asyncio.create_task(channel.replace(successor)))
             ending.add_done_callback(closing.discard)
     finally:
         async with owning(*closing):

@@ -430,7 +430,7 @@ def _trials(grammars: Sequence[str]) -> list[str]:
     program = [sys.executable, "-I", str(Path(guide_trial.__file__))]
     sent = json.dumps(grammars).encode()
     try:
-        trial = subprocess.run(
+        trial = subprocess.run(  # noqa: S603 - our own module
             program, input=sent, capture_output=True, timeout=TRIAL_SECONDS, check=True
         )
     except subprocess.CalledProcessError as error:

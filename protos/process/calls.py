@@ -251,7 +251,7 @@ def _told(error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     if is_out_of_memory(error):
-        logger.error("call_out_of_memory", exc_info=error)
+        logger.error("call_out_of_memory", error=str(error), exc_info=error)
         return OverloadedError("the service has no memory for this call", retry_after=1.0)
     logger.error("bug", exc_info=error)
     return ServiceError("internal error; the service's log has it under this request id")

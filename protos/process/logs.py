@@ -1,19 +1,27 @@
 """Log set-up for every process, and the request id as context variable and call metadata.
 
-One JSON object (or, for people, one coloured line) an event on standard error. Prompts, images and
-URLs are never logged at info level or above.
+One JSON object (or, for people, one coloured line) an event on standard error. Prompts, images,
+URLs and keys are never logged, at no level.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import uuid
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
 
+from protos.process.log_sampling import InfoSampler
+from protos.process.tracebacks import (
+    log_unhandled,
+    wordless_traceback,
+    write_wordless_traceback,
+)
 from protos.process.tracing import trace_metadata
 
 REQUEST_ID_KEY = "x-request-id"
@@ -22,34 +30,69 @@ LogFormat = Literal["json", "console"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 
-def configure(level: LogLevel, fmt: LogFormat) -> None:
-    """Sends structlog's events and the standard library's warnings to standard error."""
-    shared: list[structlog.typing.Processor] = [
+DEFAULT_LINES_PER_SECOND = 100.0
+# What asyncio writes behind its own words: the arguments of callbacks, which may be bytes of a
+# body, and tasks with the texts of their exceptions.
+ASYNCIO_VALUES = re.compile(r"[(<][^)].*|\n.*", re.DOTALL)
+
+
+def configure(
+    level: LogLevel, fmt: LogFormat, lines_per_second: float = DEFAULT_LINES_PER_SECOND
+) -> None:
+    """Sends structlog's events and the standard library's warnings to standard error.
+
+    Above `lines_per_second` info lines of some requests are left out (`InfoSampler`).
+    """
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # Plain tracebacks: richer ones print local variables, which may hold prompts.
-    renderer: list[structlog.typing.Processor] = (
-        [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ]
-        if fmt == "json"
-        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-    )
+    renderer = _json_renderer() if fmt == "json" else _console_renderer()
     structlog.configure(
-        processors=[*shared, *renderer],
+        processors=[*shared, InfoSampler(lines_per_second), *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
     )
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
+        foreign_pre_chain=[_without_values, *shared],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+        use_get_message=False,  # the arguments of libraries' lines may be what a client sent
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log_unhandled()
+
+
+def _json_renderer() -> list[Processor]:
+    # In ASCII: nothing in it can end a line, or tell a terminal what to do.
+    return [
+        structlog.processors.ExceptionRenderer(wordless_traceback),
+        structlog.processors.JSONRenderer(ensure_ascii=True),
+    ]
+
+
+def _console_renderer() -> list[Processor]:
+    return [
+        _printable,
+        structlog.dev.ConsoleRenderer(
+            exception_formatter=write_wordless_traceback, repr_native_str=True
+        ),
+    ]
+
+
+def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Escapes an event's name as the renderer does all else: a library's may have line breaks."""
+    if not str(event["event"]).isprintable():
+        event["event"] = repr(event["event"])
+    return event
+
+
+def _without_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    if event["_record"].name == "asyncio":
+        event["event"] = ASYNCIO_VALUES.sub("", event["event"]).rstrip()
+    return event
 
 
 def new_request_id() -> str:

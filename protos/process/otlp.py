@@ -188,11 +188,18 @@ def _resource(service_name: str) -> Resource:
     ours = Resource.create(
         {
             "service.name": service_name,
-            "service.version": metadata.version("internvl-serving"),
+            "service.version": _version(),
             "service.instance.id": str(uuid.uuid4()),
         }
     )
     return ours.merge(OTELResourceDetector().detect())
+
+
+def _version() -> str:
+    try:
+        return metadata.version("internvl-serving")
+    except metadata.PackageNotFoundError:  # the code runs from its files
+        return ""
 
 
 def _end(*providers: TracerProvider | MeterProvider) -> None:

@@ -227,7 +227,7 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
             async with supervisor().watching(service.is_healthy):
                 healthy = await _wait_until(stop, service.is_healthy)
             logger.info("draining", service=service.name, engine_healthy=healthy)
-            supervisor().drains()
+            supervisor().drains(settings.drain_notice_seconds + settings.drain_seconds)
     return healthy
 
 

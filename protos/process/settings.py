@@ -31,7 +31,7 @@ from typing_extensions import Self
 
 from protos.checkpoint.location import CheckpointFolder, require_folder
 from protos.checkpoint.section import CheckpointError
-from protos.process.logs import LogFormat, LogLevel
+from protos.process.logs import DEFAULT_LINES_PER_SECOND, LogFormat, LogLevel
 from protos.process.option_errors import (
     Contradiction,
     ContradictionsError,
@@ -209,6 +209,10 @@ class ServingSettings(Options):
     """Least severe event that is logged."""
     log_format: LogFormat = "json"
     """How events are written: json for machines, console for people."""
+    log_lines_per_second: float = Field(default=DEFAULT_LINES_PER_SECOND, gt=0)
+    """Above so many info lines of requests a second, those of some requests are left out, the same
+    requests in each process. Warnings, errors and requests of 10 s and more are always logged; the
+    next line has left_out_count."""
     otlp_endpoint: Annotated[str, AfterValidator(_usable_collector)] | None = None
     """URL of an OpenTelemetry collector that gets traces, and from the gateway histograms, e.g.
     http://localhost:4317; needs the extra otel. The rest is told by OpenTelemetry's own variables,

@@ -50,7 +50,7 @@ NONCE_BYTE_COUNT = 32
 # How long the size is that follows a slot's nonce, big-endian.
 SIZE_BYTE_COUNT = 8
 # Linux's file system in memory, where each user has a folder unless told otherwise.
-DEVICE = Path("/dev/shm")
+DEVICE = Path("/dev/shm")  # noqa: S108 - folders in it are their users' own
 # From a slot's beginning to its data; slots begin at multiples of it.
 ALIGNMENT = 4096
 # What one thread reads at a time. A thread that ends such a piece may have to wait for the

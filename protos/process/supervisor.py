@@ -13,6 +13,8 @@ from threading import Event, Thread
 
 # A supervisor that does not read does not hold up the process.
 SEND_SECONDS = 1.0
+# What a process may take to end beyond its drain.
+END_SECONDS = 15.0
 # While a start makes progress, it is given so much more time, so often.
 EXTENSION_SECONDS, EXTENSION_POLL_SECONDS = 60.0, 10.0
 # What counts as progress: the share of one core that the process has used since.
@@ -44,9 +46,10 @@ class Supervisor:
         """Says that requests are taken."""
         self.tell("READY=1", f"STATUS=serving on {host}:{port}")
 
-    def drains(self) -> None:
-        """Says that the process is about to end, once its requests have ended."""
-        self.tell("STOPPING=1", "STATUS=draining")
+    def drains(self, seconds: float) -> None:
+        """Says that the process ends once its requests have, which may take so many seconds."""
+        microseconds = (seconds + END_SECONDS) * 1e6
+        self.tell("STOPPING=1", "STATUS=draining", f"EXTEND_TIMEOUT_USEC={microseconds:.0f}")
 
     def rereads(self) -> None:
         """Says that files are read anew; READY=1 ends that."""

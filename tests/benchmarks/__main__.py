@@ -24,6 +24,7 @@ from tests.benchmarks import (
     preprocessing,
     preprocessing_threads,
     start,
+    tracing,
     transfer,
     transfer_tls,
 )
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "page": page.run,
     "keys": keys.run,
     "access": access.run,
+    "tracing": tracing.run,
 }
 PROGRAM = "python -m tests.benchmarks"
 HERE = Path(__file__).parents[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -30,9 +29,9 @@ The hops are those of transfer.md: one from the vision service into a table as t
 it, and two in a whole chat request of one token through the gateway's `ChatPipeline`. TLS encrypts
 both of the gateway's connections (TLS 1.3 with AES-GCM, as gRPC chooses); mutual TLS has the
 gateway show a certificate as well, whose name the services look up at each call. In shared memory
-the rows are not encrypted: only where they lie goes over the connections. CPU times are means per
-run; "middle" is the reader, or the gateway's pipeline; "CPU" is the sum. Medians of the wall time;
-all ways take turns, and each has services of its own."""
+the rows are not encrypted: only where they lie goes over the connections. "middle" is the reader,
+or the gateway's pipeline; "CPU" is the sum of the three. Medians; all ways take turns, and each has
+services of its own."""
 
 CPU_CLOCKS = ("vision_cpu", "middle_cpu", "llm_cpu")
 Way = Callable[[], Awaitable[Mapping[str, float]]]
@@ -70,14 +69,15 @@ def run(progress: Callable[[str], None]) -> Report:
     report = Report(
         title="Transfer of a 27.3 MB embedding under TLS, milliseconds",
         compared=COMPARED,
-        columns=("way", "wall", "vision CPU", "middle CPU", "LLM CPU", "CPU", "wall / plain"),
+        columns=("way", "wall", "vision CPU", "middle CPU", "LLM CPU", "CPU", "CPU / plain"),
     )
+    cpus = {
+        name: [median_ms(seconds[clock]) for clock in CPU_CLOCKS] for name, seconds in costs.items()
+    }
     for name, seconds in costs.items():
-        cpus = [statistics.mean(seconds[clock]) * 1e3 for clock in CPU_CLOCKS]
-        plain = median_ms(costs[f"{name.partition(',')[0]}, plain"]["wall"])
-        wall = median_ms(seconds["wall"])
-        cells = [f"{ms:.1f}" for ms in (wall, *cpus, sum(cpus))]
-        report.add(name, [*cells, f"{wall / plain:.2f}"], seconds)
+        plain = sum(cpus[f"{name.partition(',')[0]}, {PLAIN}"])
+        cells = [f"{ms:.1f}" for ms in (median_ms(seconds["wall"]), *cpus[name], sum(cpus[name]))]
+        report.add(name, [*cells, f"{sum(cpus[name]) / plain:.2f}"], seconds)
     return report
 
 

@@ -15,6 +15,7 @@ from protos.errors import InvalidArgumentError, ServiceError
 from protos.identity import content_digest, recipe_digest
 from protos.internvl.v1 import llm_pb2
 from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, embedding_of, stack
+from tests.request_lines import gateway_lines
 
 CAT, DOG = b"a cat", b"a dog"
 
@@ -515,7 +516,7 @@ async def test_one_line_in_the_log_and_no_content() -> None:
     with structlog.testing.capture_logs() as logs:
         async with stack() as gateway:
             await gateway.chat(messages=user(picture(CAT), text("tell me a secret")))
-    (line,) = [line for line in logs if line["event"] == "request"]
+    (line,) = gateway_lines(logs)
     assert line["status"] == 200
     assert line["image_count"] == 1
     assert line["encoded_image_count"] == 1
@@ -550,7 +551,7 @@ async def test_unknown_fields_are_named_in_the_answers_head_and_in_the_log() -> 
                     await response.read()
             async with gateway.http.post("/v1/chat/completions", json=chat_body()) as response:
                 assert "x-internvl-ignored" not in response.headers
-    lines = [line["ignored_fields"] for line in logs if line["event"] == "request"]
+    lines = [line["ignored_fields"] for line in gateway_lines(logs)]
     assert lines == ["wizardry, name_of_spell"] * 2 + [None]
     assert "secret" not in str(logs)
 

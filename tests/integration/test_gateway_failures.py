@@ -45,6 +45,7 @@ from tests.fakes import (
     running_llm,
     stack,
 )
+from tests.request_lines import gateway_lines
 
 CHAT = "/v1/chat/completions"
 pytestmark = pytest.mark.timeout(30)  # most of these would otherwise wait for ever when they fail
@@ -473,7 +474,7 @@ async def test_a_client_that_leaves_is_logged_as_499() -> None:
         async with stack(llm=ScriptedLLM(stalls=True)) as gateway:
             await leave(gateway, gateway.llm.stalled)
             await happening(gateway.llm.cancelled)
-    assert [line["status"] for line in logs if line["event"] == "request"] == [499]
+    assert [line["status"] for line in gateway_lines(logs)] == [499]
 
 
 async def test_an_unknown_model_is_404_before_anything_is_fetched() -> None:
@@ -588,5 +589,5 @@ async def test_a_bug_in_the_stream_breaks_the_connection(monkeypatch: pytest.Mon
         ):
             with pytest.raises(aiohttp.ClientPayloadError):
                 await response.read()
-    (line,) = [line for line in logs if line["event"] == "request"]
+    (line,) = gateway_lines(logs)
     assert (line["status"], line["error"]) == (500, "INTERNAL")

@@ -24,6 +24,7 @@ from gateway.settings import Settings
 from protos.errors import OverloadedError, ServiceError
 from tests.fakes import ScriptedLLM, ScriptedVision, chat_body, happening, stack
 from tests.integration.test_gateway_process import failed_start, running_process
+from tests.request_lines import gateway_lines
 
 CHAT = "/v1/chat/completions"
 PREFIX = "internvl_gateway_"
@@ -50,7 +51,7 @@ def about(*images: bytes, **fields: Any) -> dict[str, Any]:
 
 
 def request_line(events: list[Any]) -> dict[str, Any]:
-    (line,) = [event for event in events if event["event"] == "request"]
+    (line,) = gateway_lines(events)
     return dict(line)
 
 

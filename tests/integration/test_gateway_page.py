@@ -14,6 +14,7 @@ from gateway.page.files import INDEX, page_files
 from gateway.page.handlers import CONTENT_SECURITY_POLICY
 from tests.fakes import Gateway, stack
 from tests.integration.test_gateway_connections import answer_to
+from tests.request_lines import gateway_lines
 
 LIBRARY = "/page/libraries/marked.esm.js"
 FONT = "/page/libraries/inter-latin.woff2"
@@ -143,7 +144,7 @@ async def levels(gateway: Gateway, path: str) -> list[str]:
     with structlog.testing.capture_logs() as logs:
         async with gateway.http.get(path) as response:
             await response.read()
-    return [entry["log_level"] for entry in logs if entry["event"] == "request"]
+    return [line["log_level"] for line in gateway_lines(logs)]
 
 
 async def test_the_log_has_a_line_of_each_only_when_it_is_to_have_all() -> None:

@@ -253,6 +253,19 @@ async def test_a_caller_that_is_not_sampled_leaves_no_spans(receiver: Receiver) 
     assert {span.trace_id for span in receiver.spans} == {http.trace_id}
 
 
+async def test_who_has_no_key_makes_no_span_and_no_key_is_told(receiver: Receiver) -> None:
+    headers = {"traceparent": TRACEPARENT, "Authorization": f"Bearer {CANARY}-of-a-wrong-key"}
+    async with stack(api_key=f"{CANARY}-of-the-right-key") as gateway:
+        async with gateway.http.post(CHAT, json=chat_body(), headers=headers) as response:
+            assert response.status == 401
+        headers["Authorization"] = f"Bearer {CANARY}-of-the-right-key"
+        async with gateway.http.post(CHAT, json=chat_body(), headers=headers) as response:
+            assert response.status == 200
+    (http,) = await receiver.wait_for(HTTP_SPAN)
+    assert http.attributes["internvl.caller"] not in ("anybody", "")
+    assert CANARY.encode() not in b"".join(receiver.raw)
+
+
 async def test_what_everybody_asks_for_all_the_time_has_no_span(receiver: Receiver) -> None:
     async with stack() as gateway:
         for path in ("/", "/health/ready", "/v1/status", "/openapi.json", "/unknown", f"/{CANARY}"):

@@ -18,17 +18,21 @@ from typing import Any, NamedTuple
 
 import grpc
 import pytest
+import trustme
 import yaml
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from pydantic_settings import CliApp
 
 from gateway.app import running_gateway
 from gateway.settings import Settings as GatewaySettings
-from protos.process.settings import EngineOptions, ServingSettings
+from protos.process.settings import EngineOptions, GrpcSettings, ServingSettings
+from tests.https import issue
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+# What goes on top of these for TLS.
+ENCRYPTED = yaml.safe_load((ROOT / "docker" / "compose.tls.yaml").read_text())["services"]
 PACKAGES = ("gateway", "vision_service", "llm_service")
 HEALTH = health_pb2.HealthCheckResponse
 # How NVIDIA's images start: it ends as the program that it is given.
@@ -115,9 +119,9 @@ class Image(NamedTuple):
         (check,) = self.values("HEALTHCHECK")
         command = check.partition("CMD ")[2]
         assert str(self.port) in command
-        python, *words = json.loads(command.replace(str(self.port), str(port)))
-        assert python == "python"
-        return [sys.executable, *words]
+        program, *words = json.loads(command.replace(str(self.port), str(port)))
+        assert program == "internvl-probe"
+        return [sys.executable, "-m", "protos.process.probe", *words]
 
 
 GATEWAY = Image("gateway", "")
@@ -221,7 +225,7 @@ def test_the_exposed_port_is_the_one_listened_on(
 
 async def run_probe(image: Image, port: int) -> int:
     process = await asyncio.create_subprocess_exec(
-        *image.probe(port), stderr=asyncio.subprocess.DEVNULL
+        *image.probe(port), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     return await process.wait()
 
@@ -273,8 +277,9 @@ def test_compose_sets_options_that_the_program_has(
     image = image_of(service)
     (tmp_path / "embedding_key").write_bytes(bytes(32))
     # A variable without a value is the user's own, if there is one.
+    users = {f"{image.prefix}OTLP_ENDPOINT": "http://collector:4317"}
     variables = {
-        name: default(str(value or 1)).replace("/run/secrets", str(tmp_path))
+        name: default(str(value or users.get(name, 1))).replace("/run/secrets", str(tmp_path))
         for name, value in SERVICES[service]["environment"].items()
     }
     command = [default(word) for word in SERVICES[service].get("command", image.command)]
@@ -382,14 +387,49 @@ def test_compose_serves_the_toy_model_unless_told_otherwise() -> None:
         assert (ROOT / "docker" / source / "config.json").is_file()
 
 
-def test_compose_itself_takes_the_file() -> None:
+@pytest.mark.parametrize("service", SERVICES)
+def test_compose_with_tls_names_files_of_the_folder(
+    service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image, container = image_of(service), ENCRYPTED[service]
+    (tmp_path / "embedding_key").write_bytes(bytes(32))
+    (tmp_path / "keys.yaml").write_text("keys: []\n")
+    written = issue(trustme.CA(), tmp_path / "own", "gateway", "vision", "llm")
+    name = image.prefix.removeprefix("INTERNVL_").rstrip("_").lower()
+    for path, copy in zip(written, (f"{name}.crt", f"{name}.key", "ca.crt"), strict=True):
+        shutil.copy(path, tmp_path / copy)
+    variables = SERVICES[service]["environment"] | container["environment"]
+    here = {
+        name: re.sub("^(/run/secrets|/tls|/keys)/", f"{tmp_path}/", default(str(value or 1)))
+        for name, value in variables.items()
+    }
+    command = [default(word) for word in SERVICES[service].get("command", image.command)]
+    settings = settings_in(image, here, command, monkeypatch)
+    assert settings.tls
+    if image == GATEWAY:
+        assert isinstance(settings, GatewaySettings)
+        assert settings.service_tls
+        assert settings.api_keys_file
+    else:
+        assert isinstance(settings, GrpcSettings)
+        assert settings.client_names == frozenset({"gateway"})
+    assert all(volume.endswith(":ro") for volume in container["volumes"])
+    words = container["healthcheck"]["test"][1:]
+    assert words[0] == "internvl-probe"
+    assert f":{image.port}" in words[1]
+    files = [word.replace("/tls", str(tmp_path)) for word in words if word.startswith("/tls/")]
+    assert all(Path(file).is_file() for file in files)
+
+
+def test_compose_itself_takes_the_files() -> None:
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], check=False).returncode:
         pytest.skip("docker compose is not installed")
-    file = str(ROOT / "docker" / "compose.yaml")
+    plain, encrypted = (str(ROOT / "docker" / f"compose{kind}.yaml") for kind in ("", ".tls"))
     for profile in ("cpu", "gpu"):
-        command = [docker, "compose", "-f", file, "--profile", profile, "config", "--quiet"]
-        subprocess.run(command, check=True)
+        for files in (["-f", plain], ["-f", plain, "-f", encrypted]):
+            command = [docker, "compose", *files, "--profile", profile, "config", "--quiet"]
+            subprocess.run(command, check=True)
 
 
 @EVERY_IMAGE

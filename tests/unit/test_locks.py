@@ -15,6 +15,7 @@ LOCKS = ROOT / "locks"
 # Files of one environment, by the extra that they hold whole.
 EXTRAS = {
     "": ("gateway",),
+    "otel": ("gateway",),
     "test": ("test",),
     "demo": ("demo", "torch"),
     "torch": ("models", "torch"),

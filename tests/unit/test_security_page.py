@@ -13,7 +13,7 @@ from protos.process.settings import GrpcSettings, ServingSettings
 from vision_service.settings import Settings as VisionSettings
 
 ROOT = Path(__file__).parents[2]
-LIMIT = re.compile(r"max_\w+|\w+_seconds|\w+_byte_count")
+LIMIT = re.compile(r"max_\w+|\w+_seconds|\w+_byte_count|\w+_per_second")
 GROUPS: tuple[tuple[str, type[ServingSettings], frozenset[str]], ...] = (
     ("gateway", GatewaySettings, frozenset()),
     ("vision", VisionSettings, frozenset(GrpcSettings.model_fields)),

@@ -78,7 +78,7 @@ class WorkerProcess:
         with theirs:
             number = theirs.fileno()
             arguments = map(str, (number, os.getpid(), thread_count))
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", PROGRAM, *arguments],
                 pass_fds=(number,),
                 stdin=subprocess.DEVNULL,

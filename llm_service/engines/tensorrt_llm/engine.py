@@ -242,7 +242,7 @@ class TensorRTLLMEngine:
         try:
             request_id = self._executor.enqueue_request(request)
         except RuntimeError as error:
-            logger.error("enqueue_failed", exc_info=error)
+            logger.error("enqueue_failed", error=str(error), exc_info=error)
             self._stopping.set()
             raise engine_dead() from error
         self._submitted[submission.client_id] = (request_id, request)
@@ -319,7 +319,7 @@ class TensorRTLLMEngine:
                 self._publish_load()
         except Exception as error:
             # Whatever it is: in the log it has its traceback, and `_end` tells the callers.
-            logger.error("engine_died", exc_info=error)
+            logger.error("engine_died", error=str(error), exc_info=error)
         finally:
             self._end()
 

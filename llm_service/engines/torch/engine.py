@@ -211,7 +211,7 @@ class TorchEngine:
                     self._publish_load()
         except Exception as error:
             # Whatever it is: in the log it has its traceback, and `_end` tells the callers.
-            logger.error("engine_died", exc_info=error)
+            logger.error("engine_died", error=str(error), exc_info=error)
         finally:
             self._end()
 
@@ -257,7 +257,7 @@ class TorchEngine:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            logger.error("step_out_of_memory", exc_info=error)
+            logger.error("step_out_of_memory", error=str(error), exc_info=error)
             for sequence in scheduled:
                 self._fail(sequence, _out_of_memory(len(scheduled)))
             return

@@ -203,7 +203,7 @@ class Sequence:
 
     def _random(self, drawn_count: int) -> Random:
         """Returns its random numbers behind those that its first tokens have taken."""
-        numbers = Random(self.params.unsigned_seed)
+        numbers = Random(self.params.unsigned_seed)  # noqa: S311 - samples
         for _ in range(drawn_count):
             numbers.random()
         return numbers

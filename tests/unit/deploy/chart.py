@@ -88,11 +88,23 @@ EVERYTHING = merged(
         "gateway": {**ANY_POD, "service": {"type": "LoadBalancer", "port": 80}},
         "vision": {**ANY_POD, "engine": "tensorrt", "gpuCount": 1, "runtimeClassName": "nvidia"},
         "llm": {**ANY_POD, "engine": "tensorrt_llm", "gpuCount": 4, "runtimeClassName": "nvidia"},
+        "traces": {"otlpEndpoint": "http://collector.monitoring:4317"},
         "networkPolicy": {
             "gatewayFrom": [{"namespaceSelector": {"matchLabels": {"ingress": "yes"}}}],
             "metricsFrom": [{"namespaceSelector": {"matchLabels": {"monitoring": "yes"}}}],
             "imageEgress": [],
         },
+    },
+)
+ENCRYPTED: Values = merged(
+    ON_A_HOST,
+    {
+        "tls": {
+            "enabled": True,
+            "secrets": {name: f"{name}-certificate" for name in COMPONENTS},
+        },
+        "apiKeys": {"existingSecret": "keys", "secretKey": "ours.yaml"},
+        "gateway": {"tls": {"existingSecret": "chat-example-com"}},
     },
 )
 CASES: dict[str, Values] = {
@@ -101,6 +113,7 @@ CASES: dict[str, Values] = {
     "gpu, autoscaled": merged(example("gpu-8b"), example("autoscaled")),
     "nothing": NOTHING,
     "everything": EVERYTHING,
+    "encrypted": ENCRYPTED,
 }
 
 

@@ -24,9 +24,12 @@ SETTINGS: dict[str, type[ServingSettings]] = {
 }
 # What other values, or the chart itself, decide.
 OWN = {
-    "host", "port", "metrics-port", "vision-address", "llm-address", "checkpoint",
+    "host", "port", "metrics-port", "otlp-endpoint", "vision-address", "llm-address", "checkpoint",
     "embedding-key-file", "engine", "served-model-name", "tensorrt.plan",
     "tensorrt-llm.engine-folder", "tensorrt-llm.mpi-mode", "print-config",
+    "tls-certificate-file", "tls-key-file", "tls-client-ca-file", "tls-client-names",
+    "service-ca-file", "service-certificate-file", "service-key-file", "service-server-name",
+    "api-keys-file",
 }  # fmt: skip
 KEPT = (
     "type", "enum", "items", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",

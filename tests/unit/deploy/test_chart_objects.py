@@ -187,6 +187,17 @@ def test_the_services_are_reached_from_the_gateway_alone() -> None:
         assert policies[name]["spec"]["egress"] == []
 
 
+@pytest.mark.parametrize("name", ["vision", "llm", "gateway"])
+def test_all_reach_the_collector_that_gets_traces(name: str) -> None:
+    traced = merged(ON_A_HOST, {"traces": {"otlpEndpoint": "https://collector:4317"}})
+    given = {
+        port["port"]
+        for rule in of_kind(rendered(traced), "NetworkPolicy")[name]["spec"]["egress"]
+        for port in rule["ports"]
+    }
+    assert {53, 4317, 4318} <= given
+
+
 def test_who_restricts_who_asks_still_has_helms_test() -> None:
     policy = of_kind(rendered(EVERYTHING), "NetworkPolicy")["gateway"]["spec"]
     *given, test = policy["ingress"][0]["from"]
@@ -285,6 +296,22 @@ def secret_names(documents: list[Document]) -> list[str | None]:
         for found in map(deployments.__getitem__, COMPONENTS)
     ]
     return [names[0] if names else None for names in secrets]
+
+
+def test_certificates_and_api_keys_are_mounted_as_folders_that_change() -> None:
+    """A file that is mounted by itself (subPath) keeps what it had at the pod's start."""
+    deployments = of_kind(rendered(CASES["encrypted"]), "Deployment")
+    for name in COMPONENTS:
+        volumes = {
+            volume["name"]: volume["secret"]["secretName"]
+            for volume in pod(deployments[name])["volumes"]
+            if "secret" in volume
+        }
+        assert volumes.pop("tls") == f"{name}-certificate"
+        if name == "gateway":
+            assert volumes == {"https": "chat-example-com", "api-keys": "keys"}
+        mounts = container(deployments[name])["volumeMounts"]
+        assert not any("subPath" in mount for mount in mounts if "secrets" in mount["mountPath"])
 
 
 def test_a_downloads_secrets_stay_secrets() -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import grpc
 import pytest
+import trustme
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from pydantic_settings import CliApp
 
 from gateway.settings import Settings as GatewaySettings
 from llm_service.settings import ProgramSettings as LLMSettings
 from protos.process.settings import EngineOptions, ServingSettings
+from tests.https import issue
 from tests.unit.deploy.chart import (
     CASES,
     COMPONENTS,
@@ -43,7 +45,8 @@ SETTINGS: dict[str, type[ServingSettings]] = {
 NAMES = {"vision": "internvl.v1.VisionService", "llm": "internvl.v1.LLMService"}
 CHECKPOINT = ROOT / "models" / "demo" / "checkpoint"
 HEALTH = health_pb2.HealthCheckResponse
-KEY_FILE = "/run/secrets/embedding/embedding.key"
+SECRETS = "/run/secrets"
+KEYS = f"keys:\n  - name: someone\n    sha256: {'ab' * 32}\n"
 
 
 def variables(component: str) -> set[str]:
@@ -62,8 +65,13 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         self._monkeypatch = monkeypatch
-        self._key = folder / "embedding.key"
-        self._key.write_bytes(bytes(32))
+        self._secrets = folder / "secrets"
+        for name in ("embedding", "api-keys"):
+            (self._secrets / name).mkdir(parents=True)
+        (self._secrets / "embedding" / "embedding.key").write_bytes(bytes(32))
+        (self._secrets / "api-keys" / "keys.yaml").write_text(KEYS)
+        for name in ("tls", "https"):  # as cert-manager names what is in them
+            issue(trustme.CA(), self._secrets / name, "internvl.example")
 
     def settings(self, component: str, deployment: Document) -> Any:
         """Returns what the program of a container reads from its variables and arguments."""
@@ -83,7 +91,7 @@ class Machine:
         return CliApp.run(SETTINGS[component], cli_args=arguments)
 
     def _here(self, value: str) -> str:
-        return {"/checkpoint": str(CHECKPOINT), KEY_FILE: str(self._key)}.get(value, value)
+        return value.replace("/checkpoint", str(CHECKPOINT)).replace(SECRETS, str(self._secrets))
 
 
 @pytest.fixture
@@ -102,8 +110,16 @@ def test_the_program_takes_its_options(case: str, component: str, machine: Machi
     assert settings.port == ports["http" if component == "gateway" else "grpc"]
     if "metrics" in ports:
         assert settings.metrics_port == ports["metrics"]
+    traces = CASES[case].get("traces", {})
+    assert settings.otlp_endpoint == traces.get("otlpEndpoint")
     assert settings.log_level == ("warning" if "extraArgs" in values else "info")
-    if component != "gateway":
+    is_encrypted = case == "encrypted"
+    assert bool(settings.tls) is is_encrypted
+    if component == "gateway":
+        assert bool(settings.service_tls) is bool(settings.api_keys_file) is is_encrypted
+    else:
+        names = {"internvl-gateway.models.svc.cluster.local"} if is_encrypted else None
+        assert settings.client_names == names
         assert settings.engine == values.get("engine", "torch")
         assert settings.embedding_key_file.name == "embedding.key"
         assert not settings.reflection
@@ -116,7 +132,8 @@ def test_paths_are_those_that_are_mounted(case: str, component: str) -> None:
     mounts = tuple(mount["mountPath"] for mount in found["volumeMounts"])
     paths = [each["value"] for each in found["env"] if each.get("value", "").startswith("/")]
     engine = CASES[case].get(component, {}).get("engine", "torch")
-    assert len(paths) == (2 if engine == "torch" else 3)
+    encrypted = 3 if case == "encrypted" else 0
+    assert len(paths) == (2 if engine == "torch" else 3) + encrypted
     assert all(path.startswith(mounts) for path in paths)
 
 
@@ -172,26 +189,28 @@ def test_probes_name_the_services_health(component: str) -> None:
     assert found["livenessProbe"]["timeoutSeconds"] > 20
 
 
-def test_the_gateways_probes_are_its_routes() -> None:
-    found = container(of_kind(rendered(ON_A_HOST), "Deployment")["gateway"])
+@pytest.mark.parametrize(("case", "scheme"), [("demo", "HTTP"), ("encrypted", "HTTPS")])
+def test_the_gateways_probes_are_its_routes(case: str, scheme: str) -> None:
+    found = container(of_kind(rendered(CASES[case]), "Deployment")["gateway"])
     paths = [found[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
     assert paths == [
-        {"path": f"/health/{path}", "port": "http"} for path in ("live", "ready", "live")
+        {"path": f"/health/{path}", "port": "http", "scheme": scheme}
+        for path in ("live", "ready", "live")
     ]
 
 
-def liveness(component: str, port: int) -> list[str]:
-    """Returns the command of a service's liveness probe, with a port in the place of its own."""
-    deployment = of_kind(rendered(ON_A_HOST), "Deployment")[component]
-    python, *words = container(deployment)["livenessProbe"]["exec"]["command"]
-    assert python == "python"
-    own = str(container_ports(deployment)["grpc"])
-    assert own in words[-1]
-    return [sys.executable, *words[:-1], words[-1].replace(own, str(port))]
+def probe(component: str, port: int, kind: str = "liveness", case: str = "demo") -> list[str]:
+    """Returns the command of a service's probe, with a port in the place of its own."""
+    deployment = of_kind(rendered(CASES[case]), "Deployment")[component]
+    program, address, *words = container(deployment)[f"{kind}Probe"]["exec"]["command"]
+    assert program == "internvl-probe"
+    assert address == f"127.0.0.1:{container_ports(deployment)['grpc']}"
+    return [sys.executable, "-m", "protos.process.probe", f"127.0.0.1:{port}", *words]
 
 
 async def exit_status(command: list[str]) -> int:
-    process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    quiet = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet)
     return await process.wait()
 
 
@@ -202,9 +221,43 @@ async def test_a_service_that_drains_is_alive_and_one_that_does_not_answer_is_no
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     await servicer.set("", HEALTH.NOT_SERVING)
-    assert await exit_status(liveness("vision", port)) == 0
+    assert await exit_status(probe("vision", port)) == 0
     await server.stop(None)
-    assert await exit_status(liveness("vision", port)) != 0
+    assert await exit_status(probe("vision", port)) != 0
+
+
+@pytest.mark.parametrize("component", SERVICES)
+async def test_an_encrypted_service_is_asked_by_its_own_certificate(
+    component: str, tmp_path: Path
+) -> None:
+    """For kubelet has none."""
+    files = issue(trustme.CA(), tmp_path / "tls", "internvl.example")
+    pair = (files.key.read_bytes(), files.certificate.read_bytes())
+    credentials = grpc.ssl_server_credentials([pair], files.authorities.read_bytes(), True)
+    server = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    for status, expected in ((HEALTH.NOT_SERVING, 1), (HEALTH.SERVING, 0)):
+        await servicer.set(NAMES[component], status)
+        for kind in ("startup", "readiness"):
+            command = probe(component, port, kind, "encrypted")
+            own = [word.replace(SECRETS, str(tmp_path)) for word in command]
+            assert await exit_status(own) == expected
+    await server.stop(None)
+
+
+def test_helms_test_asks_as_the_gateway_speaks() -> None:
+    for case, url in (("demo", "http://"), ("encrypted", "https://")):
+        (tester,) = of_kind(rendered(CASES[case]), "Pod")["test-ready"]["spec"]["containers"]
+        program, address, *words = tester["command"]
+        assert program == "internvl-probe"
+        assert address == f"{url}internvl-gateway:8000/health/ready"
+        mounts = tuple(mount["mountPath"] for mount in tester.get("volumeMounts", ()))
+        files = [word.partition("=")[2] for word in words if "-file=" in word]
+        assert all(file.startswith(mounts) for file in files)
+        assert bool(files) is (case == "encrypted")
 
 
 def test_mpirun_is_told_to_drain_and_waited_for() -> None:

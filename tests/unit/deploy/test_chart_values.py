@@ -53,6 +53,10 @@ REFUSED_TOGETHER: dict[str, tuple[Values, str]] = {
         "checkpoint: 0 sources are given; set one of",
     ),
     "two checkpoints": ({"checkpoint": {"existingClaim": "x"}}, "checkpoint: 2 sources are given"),
+    "no certificate": (
+        {"tls": {"enabled": True, "secrets": {"gateway": "a", "llm": "b"}}},
+        "tls.secrets.vision: none is given; each of the three needs a certificate",
+    ),
     "no engines": (
         {"vision": {"engine": "tensorrt", "gpuCount": 1}},
         "engines: 0 sources are given",

@@ -175,7 +175,7 @@ def test_an_api_key_that_can_be_guessed_or_not_be_sent_is_refused(
     with pytest.raises(SystemExit):
         read_settings(Settings)
     told = capsys.readouterr().err
-    assert told.startswith("--api-key: a key has 16 to 512 characters")
+    assert told.startswith("INTERNVL_GATEWAY_API_KEY: a key has 16 to 512 characters")
     assert "SECRET" not in told
 
 

@@ -82,8 +82,7 @@ class User:
     def events(self, name: str) -> dict[str, dict[str, Any]]:
         """Returns the events in a service's log, by name."""
         text = (self.state / f"{name}.log").read_text()
-        lines = [line for line in text.splitlines() if line.startswith("{")]  # and not of gRPC's
-        return {event["event"]: event for event in map(json.loads, lines)}
+        return {event["event"]: event for event in map(json.loads, text.splitlines())}
 
     def leave(self) -> None:
         """Kills what still runs."""

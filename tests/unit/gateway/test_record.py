@@ -152,9 +152,9 @@ def test_the_line_names_all_stages_and_no_clock(clock: Clock) -> None:
         "image_token_count": 4,
         "cached_token_count": 16,
         "output_token_count": 5,
+        "model": None,
         "error": "NOT_FOUND",
         "caller": None,
-        "model": None,
         "ignored_fields": None,
     }
 

@@ -15,6 +15,9 @@
 {{- fail (printf "engines: %d sources are given; an engine of TensorRT needs one of engines.existingClaim and engines.hostPath" (len $engines)) -}}
 {{- end -}}
 {{- range $component := list "gateway" "vision" "llm" -}}
+{{- if and $.Values.tls.enabled (not (get $.Values.tls.secrets $component)) -}}
+{{- fail (printf "tls.secrets.%s: none is given; each of the three needs a certificate" $component) -}}
+{{- end -}}
 {{- $scaling := (get $.Values $component).autoscaling -}}
 {{- if gt $scaling.minReplicas $scaling.maxReplicas -}}
 {{- fail (printf "%s.autoscaling: minReplicas is %v; maxReplicas, %v, must be at least that" $component $scaling.minReplicas $scaling.maxReplicas) -}}

@@ -34,9 +34,19 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 
 {{- define "internvl.metricsPort" -}}9090{{- end }}
 
+{{/* What the gateway speaks with its clients. */}}
+{{- define "internvl.scheme" -}}
+{{- if .Values.gateway.tls.existingSecret }}https{{ else }}http{{ end -}}
+{{- end }}
+
+{{/* The whole name of a Service, for which its certificate is; of (root, component). */}}
+{{- define "internvl.host" -}}
+{{- printf "%s-%s.%s.svc.%s" (include "internvl.name" .root) .component .root.Release.Namespace .root.Values.clusterDomain -}}
+{{- end }}
+
 {{/* The address of a service as gRPC's resolver takes it: all its pods; of (root, component). */}}
 {{- define "internvl.address" -}}
-{{- printf "dns:///%s-%s.%s.svc.%s:%s" (include "internvl.name" .root) .component .root.Release.Namespace .root.Values.clusterDomain (include "internvl.port" .component) -}}
+{{- printf "dns:///%s:%s" (include "internvl.host" .) (include "internvl.port" .component) -}}
 {{- end }}
 
 {{- define "internvl.keySecret" -}}

@@ -17,10 +17,31 @@ port: {{ include "internvl.port" .component }}
 {{- if .root.Values.metrics.enabled }}
 metrics-port: {{ include "internvl.metricsPort" . }}
 {{- end }}
+{{- with .root.Values.traces.otlpEndpoint }}
+otlp-endpoint: {{ . | quote }}
+{{- end }}
 {{- if eq .component "gateway" }}
 vision-address: {{ include "internvl.address" (dict "root" .root "component" "vision") }}
 llm-address: {{ include "internvl.address" (dict "root" .root "component" "llm") }}
+{{- if .root.Values.tls.enabled }}
+service-ca-file: /run/secrets/tls/ca.crt
+service-certificate-file: /run/secrets/tls/tls.crt
+service-key-file: /run/secrets/tls/tls.key
+{{- end }}
+{{- if .root.Values.gateway.tls.existingSecret }}
+tls-certificate-file: /run/secrets/https/tls.crt
+tls-key-file: /run/secrets/https/tls.key
+{{- end }}
+{{- if .root.Values.apiKeys.existingSecret }}
+api-keys-file: /run/secrets/api-keys/keys.yaml
+{{- end }}
 {{- else }}
+{{- if .root.Values.tls.enabled }}
+tls-certificate-file: /run/secrets/tls/tls.crt
+tls-key-file: /run/secrets/tls/tls.key
+tls-client-ca-file: /run/secrets/tls/ca.crt
+tls-client-names: [{{ .root.Values.tls.gatewayName | default (include "internvl.host" (dict "root" .root "component" "gateway")) | quote }}]
+{{- end }}
 checkpoint: /checkpoint
 embedding-key-file: /run/secrets/embedding/embedding.key
 engine: {{ $values.engine }}

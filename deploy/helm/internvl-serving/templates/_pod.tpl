@@ -30,50 +30,63 @@ seccompProfile: { type: RuntimeDefault }
 {{- end }}
 
 {{- define "internvl.gatewayProbes" -}}
+{{- $scheme := include "internvl.scheme" . | upper -}}
 startupProbe:
-  httpGet: { path: /health/live, port: http }
+  httpGet: { path: /health/live, port: http, scheme: {{ $scheme }} }
   periodSeconds: 1
   failureThreshold: 60
 # It may wait 5 s for the services' health, and as long again for what they run.
 readinessProbe:
-  httpGet: { path: /health/ready, port: http }
+  httpGet: { path: /health/ready, port: http, scheme: {{ $scheme }} }
   periodSeconds: 5
   timeoutSeconds: 11
   failureThreshold: 3
 # Alive, whether or not it finds its services: a new gateway would find them no better.
 livenessProbe:
-  httpGet: { path: /health/live, port: http }
+  httpGet: { path: /health/live, port: http, scheme: {{ $scheme }} }
   periodSeconds: 20
   timeoutSeconds: 15
   failureThreshold: 6
 {{- end }}
 
+{{/* The program that asks a service for its health: it shows the service's own certificate, and
+     trusts no other; of (root, component). */}}
+{{- define "internvl.probe" -}}
+{{- $probe := list "internvl-probe" (printf "127.0.0.1:%s" (include "internvl.port" .component)) -}}
+{{- if .root.Values.tls.enabled -}}
+{{- $certificate := "/run/secrets/tls/tls.crt" -}}
+{{- $probe = concat $probe (list "--server-certificate-file" $certificate "--certificate-file" $certificate "--key-file" "/run/secrets/tls/tls.key") -}}
+{{- end -}}
+{{- toJson (concat $probe .words) -}}
+{{- end }}
+
+{{/* How a service is asked whether it serves: kubelet's own probe speaks no TLS; of (root,
+     component). */}}
+{{- define "internvl.serves" -}}
+{{- $service := eq .component "llm" | ternary "internvl.v1.LLMService" "internvl.v1.VisionService" -}}
+{{- if .root.Values.tls.enabled -}}
+exec: { command: {{ include "internvl.probe" (merge (dict "words" (list "--service" $service)) .) }} }
+timeoutSeconds: 10
+{{- else -}}
+grpc: { port: {{ include "internvl.port" .component }}, service: {{ $service }} }
+timeoutSeconds: 5
+{{- end }}
+{{- end }}
+
 {{/* Probes of a gRPC service; of (root, component). */}}
 {{- define "internvl.serviceProbes" -}}
-{{- $port := include "internvl.port" .component -}}
-{{- $service := eq .component "llm" | ternary "internvl.v1.LLMService" "internvl.v1.VisionService" -}}
 startupProbe:
-  grpc: { port: {{ $port }}, service: {{ $service }} }
+  {{- include "internvl.serves" . | nindent 2 }}
   periodSeconds: 5
-  timeoutSeconds: 5
   failureThreshold: {{ divf (get .root.Values .component).startupSeconds 5 | ceil | int }}
 readinessProbe:
-  grpc: { port: {{ $port }}, service: {{ $service }} }
+  {{- include "internvl.serves" . | nindent 2 }}
   periodSeconds: 5
-  timeoutSeconds: 5
   failureThreshold: 2
 # Any answer will do: a service that is NOT_SERVING drains, or its decoders are all busy, and a new
 # one would lose what this one holds. A gRPC probe cannot say so. A dead engine ends its process.
 livenessProbe:
-  exec:
-    command:
-      - python
-      - -c
-      - >-
-        import grpc;
-        from grpc_health.v1 import health_pb2, health_pb2_grpc;
-        channel = grpc.insecure_channel("127.0.0.1:{{ $port }}", [("grpc.enable_http_proxy", 0)]);
-        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=20)
+  exec: { command: {{ include "internvl.probe" (merge (dict "words" (list "--alive" "--seconds" "20")) .) }} }
   periodSeconds: 60
   timeoutSeconds: 30
   failureThreshold: 3
@@ -108,9 +121,30 @@ preStop:
 {{- if ne ((get .root.Values .component).engine | default "torch") "torch" }}true{{ end -}}
 {{- end }}
 
+{{/* A volume that is a Secret; of (name, secret). */}}
+{{- define "internvl.secretVolume" -}}
+- name: {{ .name }}
+  secret: { secretName: {{ .secret }}, defaultMode: 0440 }
+{{- end }}
+
 {{- define "internvl.volumes" -}}
 - name: tmp
   emptyDir: { sizeLimit: {{ .root.Values.tmpSizeLimit }} }
+{{- if .root.Values.tls.enabled }}
+{{ include "internvl.secretVolume" (dict "name" "tls" "secret" (get .root.Values.tls.secrets .component)) }}
+{{- end }}
+{{- if eq .component "gateway" }}
+{{- with .root.Values.gateway.tls.existingSecret }}
+{{ include "internvl.secretVolume" (dict "name" "https" "secret" .) }}
+{{- end }}
+{{- with .root.Values.apiKeys.existingSecret }}
+- name: api-keys
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items: [{ key: {{ $.root.Values.apiKeys.secretKey }}, path: keys.yaml }]
+{{- end }}
+{{- end }}
 {{- if ne .component "gateway" }}
 {{ include "internvl.volume" (dict "name" "checkpoint" "source" .root.Values.checkpoint) }}
 - name: embedding-key
@@ -133,6 +167,18 @@ preStop:
 
 {{- define "internvl.volumeMounts" -}}
 - { name: tmp, mountPath: /tmp }
+{{- /* Whole folders: a file that is mounted by itself stays as it was. */}}
+{{- if .root.Values.tls.enabled }}
+- { name: tls, mountPath: /run/secrets/tls, readOnly: true }
+{{- end }}
+{{- if eq .component "gateway" }}
+{{- if .root.Values.gateway.tls.existingSecret }}
+- { name: https, mountPath: /run/secrets/https, readOnly: true }
+{{- end }}
+{{- if .root.Values.apiKeys.existingSecret }}
+- { name: api-keys, mountPath: /run/secrets/api-keys, readOnly: true }
+{{- end }}
+{{- end }}
 {{- if ne .component "gateway" }}
 - name: checkpoint
   mountPath: /checkpoint
