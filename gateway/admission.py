@@ -116,8 +116,9 @@ async def _estimate(
 def _check(caller: Caller, generation: GenerationRequest) -> None:
     check_model(caller, generation.model)
     # The contract's priority is the other way round: the highest goes first.
-    priority = -generation.fields.get("priority", 0)
-    check_priority(caller, priority, generation.name_field("priority"))
+    if priority := -generation.fields.get("priority", 0):
+        # To name a field takes a look at all that there are: 0.15 ms.
+        check_priority(caller, priority, generation.name_field("priority"))
     for image in generation.images:
         if scheme_of(image.source.url) == "file":
             check_file(caller, image.name_field("url"))

@@ -234,12 +234,20 @@ class RequestRecord:
         return stages | rest
 
     def counts(self) -> dict[str, int | None]:
-        """Returns what it used, by the names of the log's line; None: it is not known."""
-        return {
+        """Returns what it used, by the names of the log's line; None: it is not known.
+
+        Of an answer that did not come to its end, as many tokens as the LLM service has told.
+        """
+        counts = {
             name: value
             for name, value in vars(self).items()
             if name.endswith("_count") and not name.startswith("_")
         }
+        prompts = [tally.prompt_token_count for tally in self.tallies]
+        if told := [count for count in prompts if count is not None]:
+            outputs = (tally.output_token_count for tally in self.tallies)
+            counts |= {"prompt_token_count": sum(told), "output_token_count": sum(outputs)}
+        return counts
 
     def _time(self, stage: Stage, start: float) -> None:
         self.stage_seconds[stage] = round(time.monotonic() - start, 6)

@@ -33,6 +33,8 @@ Location = tuple[int | str, ...]
 SUBCOMMAND = get_args(CliSubCommand)[1]
 # What a config file may hold; a program reads the table named in its variables' prefix.
 CONFIG_TABLES = ("serve", "vision", "llm", "gateway")
+# What they say is of one run, and is over when the file is read.
+OUTSIDE_OPTIONS = ("config", "print_config")
 # Of pydantic-settings, which has no exception of its own for a list that is no JSON.
 UNREADABLE_LIST = re.compile(r"Parsing error encountered for (?P<option>\S+): (?P<reason>.*)")
 
@@ -284,7 +286,13 @@ class ConfigFile(Source):
             if name not in CONFIG_TABLES or not isinstance(table, dict)
         ]
         table = tables.get(self._table)
-        return table if isinstance(table, dict) else {}
+        options = table if isinstance(table, dict) else {}
+        self.faults += [
+            f"{self.name((name,))}: it is for the command line or a variable"
+            for name in options
+            if name in OUTSIDE_OPTIONS
+        ]
+        return options
 
     def name(self, location: Location) -> str:
         """Returns the file, the table and the option in it."""

@@ -149,22 +149,34 @@ class OTLPExporter:
 def open_exporter(
     service_name: str, endpoint: str, histograms: Mapping[str, Sequence[float]]
 ) -> Iterator[OTLPExporter]:
-    """Yields what exports to a collector; on leaving it has FLUSH_SECONDS for what is left."""
+    """Yields what exports to a collector; on leaving it has FLUSH_SECONDS for what is left.
+
+    Raises:
+        OSError: a variable of OpenTelemetry's has a value that its SDK does not take.
+    """
     # By the variable rather than by an argument: OTLP over HTTP adds its paths to that alone.
     os.environ[OTEL_EXPORTER_OTLP_ENDPOINT] = endpoint
-    spans, metrics = _exporters(otlp_protocol())
-    resource = _resource(service_name)
-    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-    tracers.add_span_processor(BatchSpanProcessor(spans))
-    meters = None
-    if histograms:
-        readers = [PeriodicExportingMetricReader(metrics)]
-        meters = MeterProvider(readers, resource, shutdown_on_exit=False)
+    try:
+        tracers, meters = _providers(_resource(service_name), has_histograms=bool(histograms))
+    except Exception as error:  # ValueError, and some that are Exceptions alone
+        raise OSError(f"one of the variables OTEL_* cannot be used: {error}") from error
     with _complaints_logged():
         try:
             yield OTLPExporter(tracers.get_tracer(__name__), meters, histograms)
         finally:
             _end(*([tracers] if meters is None else [tracers, meters]))
+
+
+def _providers(
+    resource: Resource, *, has_histograms: bool
+) -> tuple[TracerProvider, MeterProvider | None]:
+    spans, metrics = _exporters(otlp_protocol())
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+    tracers.add_span_processor(BatchSpanProcessor(spans))
+    if not has_histograms:
+        return tracers, None
+    readers = [PeriodicExportingMetricReader(metrics)]
+    return tracers, MeterProvider(readers, resource, shutdown_on_exit=False)
 
 
 def _exporters(protocol: OTLPProtocol) -> tuple[SpanExporter, MetricExporter]:

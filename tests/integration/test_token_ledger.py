@@ -241,16 +241,18 @@ async def test_what_is_counted_in_the_end_is_what_was_used(
         async with aiohttp.ClientSession(
             gateway.url, connector=connector, timeout=aiohttp.ClientTimeout()
         ) as http:
+            # Else all of the thousand would ask the service at once what it runs.
+            await (await http.get("/v1/models", headers=ALICE)).read()
             with capture_logs():  # to write a thousand lines takes longer than to answer
                 statuses = await asyncio.gather(*(carry_out(plan, http, llm) for plan in plans))
         await until(lambda: account.in_flight_count == 0, seconds=60)
     admitted = [plan for plan, status in zip(plans, statuses, strict=True) if status != 429]
+    # All that may happen has happened, and nothing else: a 503 would be of a machine that is busy.
+    refused = {429} if tokens_per_minute < 10**6 else set()
+    assert set(statuses) == {0, 200, 400, 500} | refused
+    fates = Counter((plan.form, plan.scripts[0].fate, plan.is_stream) for plan in admitted)
+    assert len(fates) == 3 * (4 * 2 + 1) + 2
     requests, tokens = account.rates()
     assert tokens.limit - tokens.remaining == sum(plan.used() for plan in admitted)
     assert tokens.remaining >= 0
     assert requests.remaining == 0
-    # All that may happen has happened.
-    assert set(statuses) == {0, 200, 400, 500} | ({429} if len(admitted) < REQUEST_COUNT else set())
-    assert (len(admitted) == REQUEST_COUNT) is (tokens_per_minute == 10**6)
-    fates = Counter((plan.form, plan.scripts[0].fate, plan.is_stream) for plan in admitted)
-    assert len(fates) == 3 * (4 * 2 + 1) + 2
