@@ -10,6 +10,8 @@ from functools import partial
 from aiohttp import web
 
 from gateway import handlers, middlewares, traces
+from gateway.access.accounts import Accounts
+from gateway.access.gateways import shared_out
 from gateway.access.reloading import open_key_ring
 from gateway.access.usage_log import UsageLog
 from gateway.bodies import expect_nothing
@@ -24,6 +26,7 @@ from gateway.dialects.responses import RESPONSES
 from gateway.images.downloads import open_downloads
 from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.keys import (
+    ACCOUNTS,
     CONNECTIONS,
     DIALECT_BY_PATH,
     KEY_RING,
@@ -94,6 +97,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     )
     app[SETTINGS] = settings
     app[TRAFFIC] = Traffic(settings.max_request_count)
+    app[ACCOUNTS] = Accounts()
     app[MEMORY] = Memory(settings.max_held_byte_count)
     app[CONNECTIONS] = Connections(settings.connection_limits)
     app[ORIGINS] = AllowedOrigins(settings.allowed_origins)
@@ -101,7 +105,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     app[METRICS] = metrics
     metrics.registry.register(LoadCollector(app[TRAFFIC], app[CONNECTIONS], app[MEMORY]))
     # The first to begin is the last to end.
-    app.cleanup_ctx.extend([_usage_log, _pools, _key_ring, _services])
+    app.cleanup_ctx.extend([_usage_log, _pools, _key_ring, _services, _gateways])
     app.on_response_prepare.append(middlewares.sign)
     app.add_routes(
         [
@@ -196,6 +200,11 @@ async def _services(app: web.Application) -> AsyncIterator[None]:
         )
         app[PIPELINE] = ChatPipeline(images, app[PAIR])
         app[TOKENS] = TokenCounter(images, app[PAIR])
+        yield
+
+
+async def _gateways(app: web.Application) -> AsyncIterator[None]:
+    async with shared_out(app[ACCOUNTS], app[SETTINGS].gateway_count):
         yield
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from aiohttp import web
 
+from gateway.admission import visiting
 from gateway.bodies import receive
 from gateway.images.data_urls import Body
 from gateway.images.json_paths import JSONPath
@@ -28,12 +29,14 @@ async def arrived(
     Raises:
         UnavailableError: the gateway drains.
         OverloadedError: there is no place for it, or no memory.
+        CallerLimitError: its caller has too many in flight, or has sent too many in a minute.
         ServiceError, HTTPException: what `receive` raises.
     """
     app = request.app
     deadline = asyncio.get_running_loop().time() + app[SETTINGS].request_seconds
     with (
         app[TRAFFIC].arrival(),
+        visiting(request),
         app[MEMORY].share() as share,
         _connection_until(deadline, request),
     ):

@@ -17,7 +17,7 @@ import structlog
 from gateway.events import ChatEvent, Usage
 from gateway.generation import GenerationRequest
 from gateway.images.data_urls import Attachments
-from gateway.record import RequestRecord
+from gateway.record import RequestRecord, TokenTally
 from gateway.request_images import FetchedImage, NamedImage, RequestImages
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE
 from gateway.services.llm import Generation
@@ -86,12 +86,13 @@ class ChatPipeline:
         await self._check_guide(request, deadline)
         images = await self._images.fetch(request, attachments, deadline, record)
         turn = _Turn(request, images, deadline, record)
+        tally = record.tally(request)
         async with AsyncExitStack() as exits:
             info, generation, first = await self._begin(turn, exits)
             record.model = info.model
             record.note_first_token()
             current_span().event("first_token")
-            async with aclosing(_noted(generation, first, record)) as events:
+            async with aclosing(_noted(generation, first, record, tally)) as events:
                 yield info, events
 
     async def _check_guide(self, request: GenerationRequest, deadline: float) -> None:
@@ -213,12 +214,13 @@ class ChatPipeline:
 
 
 async def _noted(
-    generation: Generation, first: ChatEvent | None, record: RequestRecord
+    generation: Generation, first: ChatEvent | None, record: RequestRecord, tally: TokenTally
 ) -> AsyncGenerator[ChatEvent, None]:
     event = first
     with record.timed("decode"):
         while event is not None:
             record.note_event(event)
+            tally.note_event(event)
             if isinstance(event, Usage):
                 _tell_usage(current_span(), event)
             yield event

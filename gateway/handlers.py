@@ -8,12 +8,15 @@ from functools import partial
 
 from aiohttp import web
 
+from gateway.access.permissions import check_model, may_use_model
+from gateway.admission import admit_prompt, admitted
 from gateway.arrivals import arrived
 from gateway.batches import answering_all
 from gateway.chat import Answering
 from gateway.dialects.base import Call, Dialect
 from gateway.event_stream import EventStream
 from gateway.keys import (
+    CALLER,
     PAIR,
     PIPELINE,
     POOLS,
@@ -57,9 +60,9 @@ async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse
         generations = call.generations
         answer = _stream if call.stream else _collect
         with generating(request, dialect, generations, stream=call.stream):
-            return await answer(
-                request, call, generations[0].model, answering_all(ask, generations)
-            )
+            async with admitted(request, generations, deadline):
+                answering = answering_all(ask, generations)
+                return await answer(request, call, generations[0].model, answering)
 
 
 async def count_input(dialect: Dialect, request: web.Request) -> web.Response:
@@ -67,6 +70,7 @@ async def count_input(dialect: Dialect, request: web.Request) -> web.Response:
     async with arrived(request, dialect.image_places) as (body, deadline):
         call = await _parsed(dialect, request, body.text)
         (prompt,) = call.generations
+        admit_prompt(request, prompt)
         counter = request.app[TOKENS]
         count = await counter.count(prompt, body.attachments, deadline, request[RECORD])
     return web.json_response({"input_tokens": count.prompt_token_count})
@@ -141,14 +145,16 @@ async def refuse_stored(_: web.Request) -> web.Response:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """GET /v1/models: each name of the model."""
+    """GET /v1/models: each name of the model that the caller may use."""
     info = await request.app[PAIR].llm.ask_model_info(_probe_deadline())
-    return web.json_response(model_list(*(_model_object(name, info) for name in info.names)))
+    names = [name for name in info.names if may_use_model(request[CALLER], name)]
+    return web.json_response(model_list(*(_model_object(name, info) for name in names)))
 
 
 async def get_model(request: web.Request) -> web.Response:
     """GET /v1/models/{id}."""
     name = request.match_info["id"]
+    check_model(request[CALLER], name)
     info = await request.app[PAIR].llm.ask_model_info(_probe_deadline())
     info.check_serves(name)
     return web.json_response(_model_object(name, info))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from gateway.access.accounts import Account, Accounts
 from gateway.access.callers import Caller
 from gateway.access.keyring import KeyRing
 from gateway.access.usage_log import UsageLog
@@ -26,6 +27,7 @@ from gateway.traffic import Traffic
 SETTINGS = web.AppKey("settings", Settings)
 METRICS = web.AppKey("metrics", Metrics)
 TRAFFIC = web.AppKey("traffic", Traffic)
+ACCOUNTS = web.AppKey("accounts", Accounts)
 MEMORY = web.AppKey("memory", Memory)
 POOLS = web.AppKey("pools", Pools)
 CONNECTIONS = web.AppKey("connections", Connections)
@@ -43,3 +45,4 @@ DIALECT_BY_PATH: web.AppKey[Mapping[str, Dialect]] = web.AppKey("dialect_by_path
 REQUEST_ID = web.RequestKey("request_id", str)
 RECORD = web.RequestKey("record", RequestRecord)
 CALLER = web.RequestKey("caller", Caller)
+ACCOUNT = web.RequestKey("account", Account)

@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from gateway.access.metrics import CallerMetrics
+from gateway.caller_limits import CALLER_LIMIT_ERRORS
 from gateway.connections import Connections
 from gateway.memory import Memory
 from gateway.record import STAGES, RequestRecord
@@ -104,7 +105,7 @@ class Metrics:
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._images = {name: images.labels(source) for source, name in IMAGE_COUNTS.items()}
         self._tokens = {name: tokens.labels(kind) for kind, name in TOKEN_COUNTS.items()}
-        for reason in BY_REASON:
+        for reason in (*BY_REASON, *(error.reason for error in CALLER_LIMIT_ERRORS)):
             self._refusals.labels(reason)
         for service in ("vision", "llm"):
             for error in (OverloadedError, UnavailableError):

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from gateway.access.authentication import InvalidKeyError, authenticated
 from gateway.access.callers import ANYBODY, Caller
+from gateway.admission import account_of
 from gateway.connections import SERVER_NAME, Connection
 from gateway.keys import (
     CALLER,
@@ -25,6 +26,7 @@ from gateway.keys import (
     USAGE_LOG,
 )
 from gateway.openai.errors import HTTPRefusalError, error_response
+from gateway.openai.rate_headers import rate_headers
 from gateway.paths import HEALTH_PATHS, OPEN_PATHS, guidance
 from gateway.record import RequestRecord
 from gateway.request_lines import CLIENT_CLOSED_REQUEST, write_lines
@@ -88,6 +90,10 @@ async def sign(request: web.Request, response: web.StreamResponse) -> None:
             response.headers[dialect.request_id_key] = request[REQUEST_ID]
     if RECORD in request and (names := request[RECORD].ignored_fields):
         response.headers[IGNORED_KEY] = names
+    if CALLER in request and (account := account_of(request)):
+        dialect = request.app[DIALECT_BY_PATH].get(request.path)
+        written = dialect.rate_headers if dialect else rate_headers
+        response.headers.extend(written(account.rates()))
     response.headers.extend(request.app[ORIGINS].answer_headers(request.headers))
 
 

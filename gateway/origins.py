@@ -22,7 +22,14 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@,*]+|null|\*")
 METHODS = "GET, HEAD, POST"
 USUAL_HEADERS = "authorization, content-type, x-api-key, x-request-id"
 HEADER_NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+( *, *[A-Za-z0-9!#$%&'*+.^_`|~-]+)*")
-EXPOSED_HEADERS = "x-request-id, request-id, retry-after, x-internvl-ignored, server-timing"
+LIMITED = ("requests", "tokens", "images")
+EXPOSED_HEADERS = ", ".join(
+    [
+        *("x-request-id", "request-id", "retry-after", "retry-after-ms"),
+        *("x-internvl-ignored", "server-timing"),
+        *(f"x-ratelimit-{what}-{of}" for of in LIMITED for what in ("limit", "remaining", "reset")),
+    ]
+)
 # How long a browser keeps the answer to a preflight; Chrome at most two hours.
 PREFLIGHT_SECONDS = 7200
 

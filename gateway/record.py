@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from gateway.events import ChatEvent, EngineTimings, Finished, FinishReason, Usage
+from gateway.events import (
+    ChatEvent,
+    EngineTimings,
+    Finished,
+    FinishReason,
+    TextDelta,
+    Usage,
+)
+from gateway.generation import GenerationRequest
 from gateway.services.messages import EmbeddingHeader, EmbeddingTrailer, EncodeTimings
 
 Stage = Literal["body", "fetch", "encode_wait", "transfer", "prefill", "first_token", "decode"]
@@ -32,6 +40,31 @@ class Picture:
         if self.header is None:
             return "llm"
         return "vision_cache" if self.header.cache_hit else "encoded"
+
+
+@dataclass
+class TokenTally:
+    """What the LLM service has told so far of one generation's tokens.
+
+    Attributes:
+        request: the generation.
+        prompt_token_count: None until it is told, with the first token.
+        output_token_count: of all choices.
+    """
+
+    request: GenerationRequest
+    prompt_token_count: int | None = None
+    output_token_count: int = 0
+
+    def note_event(self, event: ChatEvent) -> None:
+        """A part of the answer has come; the usage, which comes last, goes before the rest."""
+        if isinstance(event, TextDelta):
+            self.output_token_count += event.token_count
+            if event.prompt_token_count is not None:
+                self.prompt_token_count = event.prompt_token_count
+        elif isinstance(event, Usage):
+            self.prompt_token_count = event.prompt_token_count
+            self.output_token_count = event.output_token_count
 
 
 @dataclass
@@ -59,6 +92,7 @@ class RequestRecord:
         encoded_tile_count: how many tiles these had.
         model: the model that answers, by its own name.
         finish_reasons: why the choices have ended that have.
+        tallies: of the generations that the LLM service was asked for, complete or not.
         prompt_token_count: of a complete answer, as all counts of tokens.
         error: the reason of the error that it ended with.
         caller: the name of the caller's key; None before it is known.
@@ -69,6 +103,7 @@ class RequestRecord:
     pictures: list[Picture] = field(default_factory=list)
     slowest_encode: EncodeTimings = EncodeTimings()
     fastest_engine: EngineTimings | None = None
+    tallies: list[TokenTally] = field(default_factory=list)
     image_count: int = 0
     reused_image_count: int = 0
     cached_image_count: int = 0
@@ -147,6 +182,27 @@ class RequestRecord:
             self._time("prefill", self._handed_at)
             self._time("first_token", self.arrival)
 
+    def tally(self, request: GenerationRequest) -> TokenTally:
+        """Returns what counts the tokens of a generation that is about to be asked for."""
+        self.tallies.append(TokenTally(request))
+        return self.tallies[-1]
+
+    def used_token_count(self, untold: Callable[[GenerationRequest], int]) -> int:
+        """Returns the tokens of prompts and outputs, complete or not.
+
+        Args:
+            untold: tells the tokens of a prompt of which the LLM service has not.
+        """
+        return sum(
+            tally.output_token_count
+            + (
+                untold(tally.request)
+                if tally.prompt_token_count is None
+                else tally.prompt_token_count
+            )
+            for tally in self.tallies
+        )
+
     def note_event(self, event: ChatEvent) -> None:
         """A part of the answer has come; the last one of each generation tells the tokens."""
         if isinstance(event, Finished):
@@ -168,7 +224,7 @@ class RequestRecord:
         stages = {f"{stage}_seconds": self.stage_seconds.get(stage) for stage in STAGES}
         untold = (
             *("arrival", "stage_seconds", "pictures"),
-            *("slowest_encode", "fastest_engine", "finish_reasons"),
+            *("slowest_encode", "fastest_engine", "finish_reasons", "tallies"),
         )
         rest = {
             name: value
@@ -178,12 +234,20 @@ class RequestRecord:
         return stages | rest
 
     def counts(self) -> dict[str, int | None]:
-        """Returns what it used, by the names of the log's line; None: it is not known."""
-        return {
+        """Returns what it used, by the names of the log's line; None: it is not known.
+
+        Of an answer that did not come to its end, as many tokens as the LLM service has told.
+        """
+        counts = {
             name: value
             for name, value in vars(self).items()
             if name.endswith("_count") and not name.startswith("_")
         }
+        prompts = [tally.prompt_token_count for tally in self.tallies]
+        if told := [count for count in prompts if count is not None]:
+            outputs = (tally.output_token_count for tally in self.tallies)
+            counts |= {"prompt_token_count": sum(told), "output_token_count": sum(outputs)}
+        return counts
 
     def _time(self, stage: Stage, start: float) -> None:
         self.stage_seconds[stage] = round(time.monotonic() - start, 6)

@@ -125,6 +125,15 @@ class Settings(ServingSettings):
     """Most images in one request."""
     max_image_host_count: int = Field(default=16, ge=1)
     """Most hosts that the image URLs of one request lead to, redirects included."""
+    gateway_count: str = Field(
+        default="1",
+        pattern="^([1-9][0-9]{0,5}|dns:.+)$",
+        coerce_numbers_to_str=True,
+        json_schema_extra={"type": ["integer", "string"]},
+    )
+    """Gateways among which the limits of each API key are shared out: each counts by itself, and
+    gives a share of them, rounded up. A number, or a name that has the addresses of all of them, as
+    a headless service has: dns:///NAME."""
     strict_fields: bool = False
     """Refuse requests with fields that this server does not know, rather than ignore these."""
     access_log: AccessLog = "requests"

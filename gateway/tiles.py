@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import Field, ValidationError
 
+from gateway.admission import visiting
 from gateway.fields import image_options
 from gateway.keys import PAIR
 from gateway.openai.refusals import refusal, shown
@@ -42,6 +43,11 @@ class PlannedImage(ImageURL):
 
 async def tiles(request: web.Request) -> web.Response:
     """GET /v1/tiles: columns and rows of the grid, and the tokens that it costs."""
+    with visiting(request):
+        return await _tiles(request)
+
+
+async def _tiles(request: web.Request) -> web.Response:
     image = read_query(list(request.query.items()))
     deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
     pair = request.app[PAIR]

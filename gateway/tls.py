@@ -207,13 +207,26 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             rest = rest[self._tls.write(rest[:PIECE_BYTE_COUNT]) :]
             self._send()
 
+    def can_write_eof(self) -> bool:
+        """Says whether the client can be told of the end while it still sends."""
+        return self._wire.can_write_eof()
+
+    def write_eof(self) -> None:
+        """Tells the client that nothing more comes."""
+        if not self._wire.is_closing():
+            self._say_goodbye()
+            self._wire.write_eof()
+
     def close(self) -> None:
         """Ends the connection when all is sent, without waiting for the client's goodbye."""
         if not self._wire.is_closing():
-            with suppress(ssl.SSLError):  # it waits for the client's, or nothing was agreed on
-                self._tls.unwrap()
-            self._send()
+            self._say_goodbye()
             self._wire.close()
+
+    def _say_goodbye(self) -> None:
+        with suppress(ssl.SSLError):  # it waits for the client's, or nothing was agreed on
+            self._tls.unwrap()
+        self._send()
 
     def abort(self) -> None:
         """Ends the connection at once."""

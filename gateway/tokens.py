@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from gateway.access.permissions import check_model
+from gateway.admission import admit_prompt
 from gateway.arrivals import arrived
 from gateway.dialects.chat import ChatCall
 from gateway.generation import GenerationRequest
-from gateway.keys import PAIR, POOLS, RECORD, SETTINGS, TOKENS
+from gateway.keys import CALLER, PAIR, POOLS, RECORD, SETTINGS, TOKENS
 from gateway.openai.tokenizing import (
     TokenizeChatRequest,
     TokenizeRequest,
@@ -27,8 +29,10 @@ async def tokenize(request: web.Request) -> web.Response:
         strict = app[SETTINGS].strict_fields
         asked = await app[POOLS].json.run(parse_tokenize_request, body.text, strict)
         request[RECORD].ignored_fields = asked.ignored_fields
+        prompt = _prompt(asked)
+        admit_prompt(request, prompt)
         count = await app[TOKENS].count(
-            _prompt(asked),
+            prompt,
             body.attachments,
             deadline,
             request[RECORD],
@@ -62,6 +66,7 @@ async def detokenize(request: web.Request) -> web.Response:
         strict = app[SETTINGS].strict_fields
         asked = await app[POOLS].json.run(parse_detokenize_request, body.text, strict)
         request[RECORD].ignored_fields = asked.ignored_fields
+        check_model(request[CALLER], asked.model)
         await app[PAIR].llm_info(asked.model, deadline)
         text = await app[PAIR].llm.detokenize(asked.tokens, _place_in_tokens, deadline)
         return web.json_response({"prompt": text})

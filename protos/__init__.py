@@ -16,3 +16,9 @@ A module may enter here if both ends of a call must agree on it, or if all three
   `server.py` a gRPC server from health to drain, `calls.py` what happens to each of its calls,
   `doctor.py` what this machine can run.
 """
+
+import os
+
+# Read when gRPC is imported. What it writes below errors is no line of our logs, and it does so of
+# each handshake that fails: strangers could fill a disk with it.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -6,11 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gateway.caller_limits import Rate
 from gateway.events import ChatEvent
 from gateway.generation import GenerationRequest
 from gateway.images.json_paths import JSONPath
 from gateway.openai.answers import AnswerHead
 from gateway.openai.errors import error_body
+from gateway.openai.rate_headers import rate_headers
 from gateway.openapi.operation import Operation
 from protos.errors import ServiceError
 
@@ -83,6 +85,7 @@ class Dialect:
         operation: describes it.
         answer_id_prefix: how its answers' ids begin, before the request's id.
         request_id_key: a further header for the request's id; None: there is none.
+        rate_headers: writes the headers that tell how far a caller is from its limits.
         image_places: where images are that arrive in base64; None: wherever a data: URL is.
     """
 
@@ -92,4 +95,5 @@ class Dialect:
     operation: Operation
     answer_id_prefix: str = ""
     request_id_key: str | None = None
+    rate_headers: Callable[[Sequence[Rate]], dict[str, str]] = rate_headers
     image_places: Collection[JSONPath] | None = None

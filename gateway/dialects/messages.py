@@ -23,6 +23,7 @@ from gateway.anthropic.known_fields import (
     TOOL,
     TOOL_CHOICE,
 )
+from gateway.anthropic.rate_headers import rate_headers
 from gateway.anthropic.requests import (
     Block,
     ImageSource,
@@ -159,6 +160,7 @@ def _dialect(path: str, model: type[PromptRequest], operation: Operation) -> Dia
         operation,
         answer_id_prefix="msg_",
         request_id_key="request-id",
+        rate_headers=rate_headers,
         image_places=IMAGE_PLACES,
     )
 

@@ -12,7 +12,7 @@ from gateway.images.budget import ImageBudget
 from gateway.images.data_urls import Attachments, decode_data_url
 from gateway.images.downloads import Downloads
 from gateway.images.file_urls import read_file_url
-from gateway.images.http_urls import stripped
+from gateway.images.http_urls import MAX_URL_LENGTH, scheme_of, stripped
 from gateway.memory import HeldFile
 from gateway.pools import Pools
 from protos.errors import (
@@ -24,10 +24,7 @@ from protos.errors import (
 )
 from protos.process.tracing import current_span
 
-# Far above what is in use: parsing a URL takes the longer the longer it is.
-MAX_URL_LENGTH = 16 * 1024
 SCHEMES = ("http", "https", "file", "data")
-SCHEME = re.compile(r"(?P<name>[a-z][a-z0-9+.-]*):", re.IGNORECASE)
 # Of a picture's file: the first bytes of PNG, JPEG, GIF, WebP and BMP in base64, or anything long.
 BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR|Qk[0-3])|[A-Za-z0-9+/_-]{256}")
 
@@ -91,9 +88,7 @@ class ImageFetcher:
             file = attachments.take(url)
             budget.spend(file.byte_count)
             return file
-        # Only the begin may be long: a data URL.
-        match = SCHEME.match(stripped(url[:MAX_URL_LENGTH]))
-        scheme = match["name"].lower() if match else ""
+        scheme = scheme_of(url)
         if scheme in SCHEMES:  # or it would be a client's words
             current_span().set("source", scheme)
         if scheme in ("http", "https"):

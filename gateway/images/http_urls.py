@@ -17,7 +17,9 @@ NO_LINE_WHITESPACE = str.maketrans("", "", "\t\n\r")
 HTTP_URL = re.compile(
     r"(?P<scheme>https?)://(?P<authority>[^/?#]+)(?P<target>[^#]*)", re.IGNORECASE | re.DOTALL
 )
-SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+SCHEME = re.compile(r"(?P<name>[a-z][a-z0-9+.-]*):", re.IGNORECASE)
+# Far above what is in use: parsing a URL takes the longer the longer it is.
+MAX_URL_LENGTH = 16 * 1024
 # Of yarl's hosts, in which names are ASCII: what else DNS or a socket might understand is refused.
 HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.IGNORECASE)
 SURROGATES = ("utf-8", "surrogateescape")  # for bytes of a Location header that are not UTF-8
@@ -27,6 +29,12 @@ UNWRITABLE = re.compile(rb"[^\x21-\x7e]")  # in a request line
 def stripped(url: str) -> str:
     """Returns the URL without what browsers pass over: blanks around it, line ends within."""
     return url.strip(C0_CONTROL_OR_SPACE).translate(NO_LINE_WHITESPACE)
+
+
+def scheme_of(url: str) -> str:
+    """Returns the scheme of a URL in lower case; empty where it has none."""
+    match = SCHEME.match(stripped(url[:MAX_URL_LENGTH]))  # the rest may be long: a data: URL
+    return match["name"].lower() if match else ""
 
 
 def read_http_url(url: str) -> yarl.URL:

@@ -28,6 +28,8 @@ from gateway.local.stack import Stack
 from protos.process.probe import HEALTHY
 from protos.process.settings import read_settings
 
+# Options of ours that all three are told where they are given.
+SHARED = ("config", "log_level", "log_format", "log_lines_per_second", "otlp_endpoint")
 # How this machine reaches a server that listens on all of its addresses.
 LOOPBACKS = MappingProxyType({"0.0.0.0": LOOPBACK, "::": "::1"})  # noqa: S104 - read, not bound
 NOT_STARTED = "waiting"
@@ -124,7 +126,7 @@ def make_stack(settings: Settings) -> Stack:
     host = LOOPBACKS.get(settings.host, settings.host)
     certificates = make_certificates(settings, host)
     shared = ["--drain-seconds", str(settings.drain_seconds)]
-    for name in ("config", "log_level", "log_format"):
+    for name in SHARED:
         if name in settings.model_fields_set:
             shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
     roots = json.dumps([str(root) for root in settings.file_root])

@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
+from gateway.caller_limits import CallerLimitError
 from protos.errors import BY_REASON, Code, NotFoundError, OverloadedError, ServiceError
 
 DEFAULT_STATUS = 500
@@ -26,7 +27,6 @@ CODES = {
     "INTERNAL": "server_error",
     "INVALID_FIELD": "invalid_value",
     "NOT_FOUND": "model_not_found",
-    "QUEUE_FULL": "rate_limit_exceeded",
 }
 TYPES = {403: "permission_error", 429: "rate_limit_error"}
 HTTP_CODES = {
@@ -79,6 +79,8 @@ def error_body(error: ServiceError) -> dict[str, Any]:
 def _code(error: ServiceError) -> str:
     if isinstance(error, HTTPRefusalError):
         return HTTP_CODES.get(error.status, "invalid_request")
+    if isinstance(error, OverloadedError):
+        return "rate_limit_exceeded"
     return CODES.get(error.reason, error.reason.lower())
 
 
@@ -89,13 +91,26 @@ def error_response(error: ServiceError, body: dict[str, Any] | None = None) -> w
         error: what has happened.
         body: the JSON of it; None for OpenAI's.
     """
-    seconds = error.retry_after
-    if seconds is None and isinstance(error, OverloadedError):
-        seconds = OVERLOAD_RETRY_SECONDS
-    headers = {} if seconds is None else {"Retry-After": str(max(1, math.ceil(seconds)))}
+    headers = _retry_headers(error)
     if isinstance(error, HTTPRefusalError) and error.allow:
         headers["Allow"] = error.allow
     status = http_status(error)
     if status == 401:
         headers[hdrs.WWW_AUTHENTICATE] = CHALLENGE
     return web.json_response(body or error_body(error), status=status, headers=headers)
+
+
+def _retry_headers(error: ServiceError) -> dict[str, str]:
+    seconds = error.retry_after
+    if isinstance(error, CallerLimitError):
+        # The SDKs of OpenAI and Anthropic come again, by milliseconds, unless they are told not to.
+        if seconds is None:
+            return {"x-should-retry": "false"}
+        return {**_retry_after(seconds), "retry-after-ms": str(math.ceil(1000 * seconds))}
+    if seconds is None and isinstance(error, OverloadedError):
+        seconds = OVERLOAD_RETRY_SECONDS
+    return {} if seconds is None else _retry_after(seconds)
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}

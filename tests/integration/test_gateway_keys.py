@@ -7,9 +7,12 @@ import json
 import os
 import shutil
 import signal
+import socket
+import ssl
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from itertools import count
@@ -20,6 +23,7 @@ import anthropic
 import openai
 import pytest
 import structlog.testing
+import trustme
 import yaml
 
 from gateway.access.new_keys import add_to_file, entry_of, new_key
@@ -39,7 +43,8 @@ from tests.fakes import (
     happening,
     stack,
 )
-from tests.integration.test_gateway_connections import answer_to, connected, error_of
+from tests.https import https_options, issue
+from tests.integration.test_gateway_connections import answer_to, connected, error_of, port_of
 from tests.integration.test_gateway_metrics import about, read, request_line
 from tests.integration.test_gateway_process import running_process
 from tests.wrong_keys import RULES, wrong_keys
@@ -190,6 +195,31 @@ async def test_what_is_sent_on_without_a_key_stays_unread() -> None:
     assert answer.startswith(b"HTTP/1.1 401")
     assert left > length / 2
     assert left <= before
+
+
+@pytest.mark.parametrize("is_encrypted", [False, True])
+async def test_who_still_sends_without_a_key_can_read_why_not(
+    is_encrypted: bool, tmp_path: Path
+) -> None:
+    """The answer ends before the reset that unread bytes lead to."""
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n".encode()
+
+    def talk(port: int, context: ssl.SSLContext | None) -> bytes:
+        with socket.create_connection(("127.0.0.1", port)) as plain, ExitStack() as exits:
+            connection = plain
+            if context:
+                ends_badly = {"suppress_ragged_eofs": False}
+                secure = context.wrap_socket(plain, server_hostname="127.0.0.1", **ends_badly)
+                connection = exits.enter_context(secure)
+            connection.sendall(head + bytes(1_000_000))
+            time.sleep(0.3)
+            return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+    files = issue(trustme.CA(), tmp_path / "server", "127.0.0.1")
+    options = https_options(files) if is_encrypted else {}
+    async with stack(api_key=KEY, **options) as gateway:
+        answer = await asyncio.to_thread(talk, port_of(gateway), gateway.tls)
+    assert error_of(answer)["message"] == MISSING
 
 
 async def test_a_refusal_without_a_body_leaves_the_connection() -> None:

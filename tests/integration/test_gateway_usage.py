@@ -144,6 +144,8 @@ async def test_a_client_that_leaves_has_its_line(tmp_path: Path, stream: bool) -
         await happening(gateway.llm.cancelled)
     (line,) = usage_lines(path)
     assert (line["status"], line["outcome"]) == (499, "client_gone")
+    # As many tokens as the service had told before it stalled.
+    assert (line["prompt_token_count"], line["output_token_count"]) == (30, 3)
 
 
 async def test_what_is_no_use_has_none(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ OWN = {
     "tensorrt-llm.engine-folder", "tensorrt-llm.mpi-mode", "print-config",
     "tls-certificate-file", "tls-key-file", "tls-client-ca-file", "tls-client-names",
     "service-ca-file", "service-certificate-file", "service-key-file", "service-server-name",
-    "api-keys-file",
+    "api-keys-file", "gateway-count",
 }  # fmt: skip
 KEPT = (
     "type", "enum", "items", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",

@@ -54,6 +54,8 @@ CUSTOM = {
     "PodMonitor": {"selector", "podTargetLabels", "podMetricsEndpoints"},
     "PrometheusRule": {"groups"},
 }  # fmt: skip
+# What selects pods that have another name.
+SELECTED = {"gateways": "gateway"}
 LONG_NAMES = ["a" * 53, "a" * 52 + "b", "internvl-for-the-photographs-of-the-department-a"]
 
 
@@ -129,7 +131,8 @@ def test_the_same_labels_select_a_deployments_pods_and_no_others(case: str) -> N
     for kind, selector in selectors.items():
         for name, found in of_kind(documents, kind).items():
             wanted = selector(found).items()
-            assert [each for each, labels in pods.items() if wanted <= labels.items()] == [name]
+            selected = [each for each, labels in pods.items() if wanted <= labels.items()]
+            assert selected == [SELECTED.get(name, name)]
 
 
 @EVERY_CASE
@@ -151,7 +154,7 @@ def test_services_and_policies_name_ports_that_containers_have(case: str) -> Non
     deployments = of_kind(documents, "Deployment")
     for name, service in of_kind(documents, "Service").items():
         (port,) = service["spec"]["ports"]
-        assert port["targetPort"] in container_ports(deployments[name])
+        assert port["targetPort"] in container_ports(deployments[SELECTED.get(name, name)])
     for name, policy in of_kind(documents, "NetworkPolicy").items():
         opened = {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]}
         assert opened == set(container_ports(deployments[name]).values())
@@ -175,6 +178,17 @@ def test_the_gateway_asks_for_all_pods_of_the_services(case: str) -> None:
         host = f"{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local"
         address = f"dns:///{host}:{service['spec']['ports'][0]['port']}"
         assert variables[f"INTERNVL_GATEWAY_{name.upper()}_ADDRESS"] == address
+
+
+def test_gateways_count_those_that_get_requests() -> None:
+    """Each gives its share of a key's limits."""
+    documents = rendered(CASES["encrypted"])
+    service = of_kind(documents, "Service")["gateways"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert not service["spec"].get("publishNotReadyAddresses")
+    env = container(of_kind(documents, "Deployment")["gateway"])["env"]
+    (count,) = (one["value"] for one in env if one["name"] == "INTERNVL_GATEWAY_GATEWAY_COUNT")
+    assert count == f"dns:///{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local"
 
 
 def test_the_services_are_reached_from_the_gateway_alone() -> None:

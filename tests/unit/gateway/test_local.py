@@ -82,8 +82,7 @@ class User:
     def events(self, name: str) -> dict[str, dict[str, Any]]:
         """Returns the events in a service's log, by name."""
         text = (self.state / f"{name}.log").read_text()
-        lines = [line for line in text.splitlines() if line.startswith("{")]  # and not of gRPC's
-        return {event["event"]: event for event in map(json.loads, lines)}
+        return {event["event"]: event for event in map(json.loads, text.splitlines())}
 
     def leave(self) -> None:
         """Kills what still runs."""
@@ -267,6 +266,22 @@ def test_made_certificates_are_for_their_user_alone_and_new_each_time(tmp_path: 
         with pytest.raises(ssl.SSLError):  # the authority's own key is none of them
             context.load_cert_chain(folder / "ca.crt", folder / "gateway.key")
     assert len(seen) == 2
+
+
+def test_what_is_given_for_all_three_reaches_them(tmp_path: Path) -> None:
+    settings = Settings(
+        checkpoint=tmp_path,
+        port=0,
+        state_folder=tmp_path,
+        log_level="debug",
+        log_format="console",
+        log_lines_per_second=7,
+        otlp_endpoint="http://127.0.0.1:4317",
+    )
+    for service in make_stack(settings).services:
+        told = " ".join(service.arguments)
+        assert "--log-level debug --log-format console --log-lines-per-second 7" in told
+        assert "--otlp-endpoint http://127.0.0.1:4317" in told
 
 
 def test_dev_tls_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ tls-key-file: /run/secrets/https/tls.key
 {{- end }}
 {{- if .root.Values.apiKeys.existingSecret }}
 api-keys-file: /run/secrets/api-keys/keys.yaml
+gateway-count: {{ printf "dns:///%s" (include "internvl.host" (dict "root" .root "component" "gateways")) }}
 {{- end }}
 {{- else }}
 {{- if .root.Values.tls.enabled }}
