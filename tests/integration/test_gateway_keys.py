@@ -208,8 +208,9 @@ async def test_who_still_sends_without_a_key_can_read_why_not(
         with socket.create_connection(("127.0.0.1", port)) as plain, ExitStack() as exits:
             connection = plain
             if context:
-                ends_badly = {"suppress_ragged_eofs": False}
-                secure = context.wrap_socket(plain, server_hostname="127.0.0.1", **ends_badly)
+                secure = context.wrap_socket(
+                    plain, server_hostname="127.0.0.1", suppress_ragged_eofs=False
+                )
                 connection = exits.enter_context(secure)
             connection.sendall(head + bytes(1_000_000))
             time.sleep(0.3)
