@@ -446,10 +446,12 @@ async def test_keys_that_stay_serve_through_all_changes(tmp_path: Path) -> None:
             assert await status_of(gateway, {"x-api-key": last}) == 200
             path.write_text("keys: [")
             await reread()
+            seen = statuses.total()
+            while statuses.total() < seen + 8:  # each of the four has begun anew since
+                await asyncio.sleep(0.001)
         is_over.set()
         await asyncio.gather(*tasks)
     assert statuses.keys() == {200}
-    assert statuses[200] > 100
 
 
 async def test_a_stream_goes_on_though_its_key_is_taken_away(tmp_path: Path) -> None:
