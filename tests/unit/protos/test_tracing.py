@@ -60,6 +60,19 @@ def test_what_is_no_url_of_a_collector_is_refused(
     )
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["https://me:canary@localhost:4317", "http://localhost:canary"]
+)
+def test_a_collectors_url_has_no_password_and_a_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: str
+) -> None:
+    with pytest.raises(SystemExit):
+        settings_of(monkeypatch, endpoint)
+    told = capsys.readouterr().err
+    assert told.startswith("--otlp-endpoint: ")
+    assert "me:" not in told
+
+
 def test_an_unknown_protocol_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
