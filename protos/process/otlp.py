@@ -52,7 +52,11 @@ def _unix_ns(monotonic: float) -> int:
 
 
 class OTLPSpan:
-    """A span of the SDK's."""
+    """A span of the SDK's.
+
+    The context of before is set again rather than got back by its token: the generator of a call
+    that is given up may be closed in another task, where the token is of no use.
+    """
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
@@ -74,7 +78,8 @@ class OTLPSpan:
         self._span.set_status(trace.StatusCode.ERROR)
 
     def __enter__(self) -> OTLPSpan:
-        self._token = context.attach(trace.set_span_in_context(self._span))
+        self._former = context.get_current()
+        context.attach(trace.set_span_in_context(self._span))
         return self
 
     def __exit__(
@@ -83,7 +88,7 @@ class OTLPSpan:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        context.detach(self._token)
+        context.attach(self._former)
         if error is not None and not isinstance(error, GeneratorExit):
             self.fail(error_type(error))
         self._span.end()
@@ -135,11 +140,12 @@ class OTLPExporter:
     @contextmanager
     def continued(self, metadata: Metadata) -> Iterator[None]:
         headers = {name.lower(): value for name, value in metadata if name.lower() in W3C.fields}
-        token = context.attach(W3C.extract(headers, context.Context()))
+        former = context.get_current()
+        context.attach(W3C.extract(headers, context.Context()))
         try:
             yield
         finally:
-            context.detach(token)
+            context.attach(former)
 
     def observe(self, name: str, seconds: float, attributes: Mapping[str, Value]) -> None:
         self._histograms[name].record(seconds, _named(attributes))

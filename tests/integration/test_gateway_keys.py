@@ -428,6 +428,7 @@ async def test_keys_that_stay_serve_through_all_changes(tmp_path: Path) -> None:
     """Under load, while others come and go, and the file is broken in between."""
     path = key_file(tmp_path, alice=KEY)
     statuses: Counter[int] = Counter()
+    answered = asyncio.Event()
     is_over = asyncio.Event()
 
     async def ask(gateway: Gateway, index: int) -> None:
@@ -436,6 +437,7 @@ async def test_keys_that_stay_serve_through_all_changes(tmp_path: Path) -> None:
             async with gateway.http.post(CHAT, json=body, headers=BEARER) as response:
                 await response.read()
                 statuses[response.status] += 1
+                answered.set()
 
     async with rereading(), stack(api_keys_file=path, max_request_count=1000) as gateway:
         tasks = [asyncio.create_task(ask(gateway, index)) for index in range(4)]
@@ -446,10 +448,12 @@ async def test_keys_that_stay_serve_through_all_changes(tmp_path: Path) -> None:
             assert await status_of(gateway, {"x-api-key": last}) == 200
             path.write_text("keys: [")
             await reread()
+            for _ in range(8):
+                answered.clear()
+                await answered.wait()
         is_over.set()
         await asyncio.gather(*tasks)
     assert statuses.keys() == {200}
-    assert statuses[200] > 100
 
 
 async def test_a_stream_goes_on_though_its_key_is_taken_away(tmp_path: Path) -> None:
