@@ -81,16 +81,16 @@ def make_context(files: TLSFiles) -> ssl.SSLContext:
     """
     assert files.certificate
     files.read()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.authorities)
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.authorities)
+        context.load_cert_chain(files.certificate, files.key)
+    except OSError as error:  # since they were checked they have been changed
+        raise TLSFileError(f"{' and '.join(map(str, files.paths))} are being written") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     if files.authorities:
         context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(files.certificate, files.key)
-    except OSError as error:  # since they were checked they have been changed
-        raise TLSFileError(f"{files.certificate} and {files.key} are being written") from error
     return context
 
 

@@ -15,7 +15,7 @@ import trustme
 
 from gateway.listening import RareEvent
 from gateway.tls import MAX_UNHEARD_BYTE_COUNT, TLSTransport, make_context
-from protos.process.tls import TLSFiles
+from protos.process.tls import TLSFileError, TLSFiles
 from tests.https import issue
 
 REQUESTED = 1  # of the other end, too, new keys are asked for
@@ -97,3 +97,14 @@ def test_who_makes_tls_talk_and_does_not_listen_is_cut_off(tmp_path: Path) -> No
         ours.shutdown(socket.SHUT_RDWR)
         client.join()
     assert 0 < wire.most_unsent_byte_count < 2 * MAX_UNHEARD_BYTE_COUNT
+
+
+@pytest.mark.parametrize("name", ["certificate", "key", "authorities"])
+def test_a_file_that_changes_while_it_is_read_is_a_fault_of_files(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = issue(trustme.CA(), tmp_path / "server", "localhost")
+    path: Path = getattr(files, name)
+    monkeypatch.setattr(TLSFiles, "read", lambda _: path.write_text("half of it"))
+    with pytest.raises(TLSFileError, match="being written"):
+        make_context(TLSFiles(*files))
