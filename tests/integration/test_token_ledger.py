@@ -22,8 +22,13 @@ from tests.fakes import MODEL, LLMContext, ScriptedLLM, choice_count, stack
 from tests.known_callers import KnownCallers, until
 
 REQUEST_COUNT = 1000
-# On a busy machine the thousand take long, and none may end for that.
-PATIENCE: dict[str, Any] = {"header_seconds": 600, "body_seconds": 600, "request_seconds": 3600}
+# On a busy machine the thousand take long: none may end for that, nor begin its stream.
+PATIENCE: dict[str, Any] = {
+    "header_seconds": 600,
+    "body_seconds": 600,
+    "request_seconds": 3600,
+    "sse_keep_alive_seconds": 0,
+}
 ALICE = {"Authorization": "alice"}
 # In a pair with the texts of a script's deltas, which have no such word.
 LAST_WORD = "END"
