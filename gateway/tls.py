@@ -25,8 +25,8 @@ logger = structlog.get_logger()
 
 # A record holds at most this.
 RECORD_BYTE_COUNT = 16 * 1024
-# Of a long answer, what is encrypted at a time.
-PIECE_BYTE_COUNT = 256 * 1024
+# What goes through OpenSSL at a time: each connection keeps the room for as much, both ways.
+PIECE_BYTE_COUNT = 64 * 1024
 # What TLS itself may have to say to a client that takes nothing; to new keys it is 30 bytes each.
 MAX_UNHEARD_BYTE_COUNT = 16 * 1024
 # How OpenSSL calls first bytes that are not TLS at all.
@@ -156,6 +156,12 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Goes on with the handshake, or hands on what the bytes mean."""
+        rest = memoryview(data)
+        while rest and not self._wire.is_closing():
+            self._take(rest[:PIECE_BYTE_COUNT])
+            rest = rest[PIECE_BYTE_COUNT:]
+
+    def _take(self, data: memoryview) -> None:
         self._incoming.write(data)
         try:
             self._agree()
