@@ -47,7 +47,7 @@ serve: $(VENV)/demo.stamp ## start the three services and keep them up (Ctrl-C s
 	$(BIN)/internvl-serve $(if $(or $(findstring --checkpoint,$(ARGS)),$(findstring --config,$(ARGS))),,$(TOY)) $(ARGS)
 
 test: $(BASE_VENV)/stamp lint types ## lint, types and every test that ends within minutes
-	$(BASE_VENV)/bin/pytest $(WORKERS) $(SAME_EXAMPLES) $(BASE_TESTS)
+	$(BASE_VENV)/bin/pytest $(WORKERS) $(SAME_EXAMPLES) $(BASE_TESTS) -m 'not slow'
 	$(BIN)/pytest $(WORKERS) $(SAME_EXAMPLES) $(addprefix --ignore=,$(BASE_TESTS)) -m 'not slow and not gpu'
 
 test-all: $(BASE_VENV)/stamp lint types ## every test, those of the demo model's training too

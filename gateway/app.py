@@ -225,17 +225,17 @@ async def running_gateway(settings: Settings, metrics: Metrics | None = None) ->
     """
     app = create_app(settings, metrics or Metrics())
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
-    await runner.setup()
-    assert runner.server
-    serve = partial(
-        Connection,
-        runner.server,
-        app[CONNECTIONS],
-        access_log=None,
-        logger=QUIET,
-        auto_decompress=False,  # compressed bodies are refused
-    )
     try:
+        await runner.setup()
+        assert runner.server
+        serve = partial(
+            Connection,
+            runner.server,
+            app[CONNECTIONS],
+            access_log=None,
+            logger=QUIET,
+            auto_decompress=False,  # compressed bodies are refused
+        )
         with ExitStack() as exits:
             listeners = await listen(settings.host, settings.port)
             for listener in listeners:

@@ -158,6 +158,7 @@ async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise
     finally:
         usage = write_lines(request, status)
+        request[RECORD].tallies.clear()  # they hold its text; aiohttp keeps it until the next one
     if usage and (usage_log := request.app[USAGE_LOG]):
         await usage_log.written(usage)
     return response

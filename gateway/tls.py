@@ -27,6 +27,8 @@ logger = structlog.get_logger()
 RECORD_BYTE_COUNT = 16 * 1024
 # Of a long answer, what is encrypted at a time.
 PIECE_BYTE_COUNT = 256 * 1024
+# What TLS itself may have to say to a client that takes nothing; to new keys it is 30 bytes each.
+MAX_UNHEARD_BYTE_COUNT = 16 * 1024
 # How OpenSSL calls first bytes that are not TLS at all.
 NOT_TLS = frozenset({"HTTP_REQUEST", "WRONG_VERSION_NUMBER"})
 PLAIN_TEXT = b"this port speaks TLS: ask for https://\n"
@@ -79,16 +81,16 @@ def make_context(files: TLSFiles) -> ssl.SSLContext:
     """
     assert files.certificate
     files.read()
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.authorities)
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.authorities)
+        context.load_cert_chain(files.certificate, files.key)
+    except OSError as error:  # since they were checked they have been changed
+        raise TLSFileError(f"{' and '.join(map(str, files.paths))} are being written") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     if files.authorities:
         context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(files.certificate, files.key)
-    except OSError as error:  # since they were checked they have been changed
-        raise TLSFileError(f"{files.certificate} and {files.key} are being written") from error
     return context
 
 
@@ -130,6 +132,7 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._protocol = protocol
         self._failures = failures
         self._is_agreed = False
+        self._unheard_byte_count = 0
         self._wire: asyncio.Transport
 
     # What the socket's transport calls:
@@ -158,11 +161,11 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             self._agree()
             received, is_end = self._decrypted()
         except ssl.SSLWantReadError:
-            self._send()
+            self._reply()
         except ssl.SSLError as error:
             self._fail(error)
         else:
-            self._send()
+            self._reply()
             if received:
                 self._protocol.data_received(received)
             if is_end:
@@ -182,6 +185,17 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLWantReadError:
             return b"".join(records), False
         return b"".join(records), True
+
+    def _reply(self) -> None:
+        """Sends what TLS itself answers; ends a client that asks on and on, and takes nothing."""
+        if self._wire.get_write_buffer_size():
+            self._unheard_byte_count += self._outgoing.pending
+        else:
+            self._unheard_byte_count = 0
+        if self._unheard_byte_count > MAX_UNHEARD_BYTE_COUNT:
+            self._wire.abort()
+        else:
+            self._send()
 
     def _fail(self, error: ssl.SSLError) -> None:
         if not self._is_agreed:
@@ -207,13 +221,26 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
             rest = rest[self._tls.write(rest[:PIECE_BYTE_COUNT]) :]
             self._send()
 
+    def can_write_eof(self) -> bool:
+        """Says whether the client can be told of the end while it still sends."""
+        return self._wire.can_write_eof()
+
+    def write_eof(self) -> None:
+        """Tells the client that nothing more comes."""
+        if not self._wire.is_closing():
+            self._say_goodbye()
+            self._wire.write_eof()
+
     def close(self) -> None:
         """Ends the connection when all is sent, without waiting for the client's goodbye."""
         if not self._wire.is_closing():
-            with suppress(ssl.SSLError):  # it waits for the client's, or nothing was agreed on
-                self._tls.unwrap()
-            self._send()
+            self._say_goodbye()
             self._wire.close()
+
+    def _say_goodbye(self) -> None:
+        with suppress(ssl.SSLError):  # it waits for the client's, or nothing was agreed on
+            self._tls.unwrap()
+        self._send()
 
     def abort(self) -> None:
         """Ends the connection at once."""

@@ -117,7 +117,7 @@ def generating(
     if not is_exporting():
         yield
         return
-    common = _common(generations[0])
+    common, server = _common(generations[0]), _server(request)  # a client may be gone at the end
     failure: str | None = None
     record = request[RECORD]
     name = f"gateway {common['gen_ai.operation.name']}"
@@ -133,7 +133,7 @@ def generating(
                 chat.set("gen_ai.request.model", generations[0].model or None)
             chat.set("gen_ai.response.id", dialect.answer_id_prefix + request[REQUEST_ID])
             _tell(chat, record, failure, stream=stream)
-            _observe(record, failure, {**common, **_server(request)})
+            _observe(record, failure, {**common, **server})
 
 
 def _common(generation: GenerationRequest) -> dict[str, Value]:

@@ -55,7 +55,7 @@ def _asked(pins: list[str], options: list[str]) -> list[dict[str, Any]]:
         file.flush()
         command = ["uv", "tool", "run", PIP_AUDIT, "--disable-pip", "--no-deps", "--format", "json"]
         command += ["--progress-spinner", "off", "--requirement", file.name, *options]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - uv
     try:
         found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except ValueError:

@@ -178,7 +178,7 @@ def _order() -> Order | None:
 
 def _is_held(order: Order, old: Size, new: Size) -> bool:
     """Whether two passes in that order have the bits of one call."""
-    noise = Random(0).randbytes(old[0] * old[1])  # numpy's takes 25 ms to import  # noqa: S311
+    noise = Random(0).randbytes(old[0] * old[1])  # noqa: S311 - numpy's is slow to import
     image, axis = Image.frombytes("L", old, noise), int(order(old, new))
     between = _resized(image, _with(old, axis, new[axis]))
     return _resized(between, new).tobytes() == _resized(image, new).tobytes()

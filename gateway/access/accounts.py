@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from gateway.access.callers import Caller, Policy
-from gateway.access.meters import Meter
+from gateway.access.meters import Meter, Taking
 from gateway.caller_limits import (
     CallerConcurrencyError,
     CallerImagesError,
@@ -60,9 +60,9 @@ class Account:
             meter.change_limit(limit)
 
     @property
-    def tokens(self) -> Meter | None:
-        """What counts its tokens; None where nothing limits them."""
-        return self._meters.get("tokens")
+    def counts_tokens(self) -> bool:
+        """Whether a limit asks for it."""
+        return "tokens" in self._meters
 
     def rates(self) -> Sequence[Rate]:
         """Returns how far it is from each limit that it has."""
@@ -92,8 +92,11 @@ class Account:
         finally:
             self.in_flight_count -= 1
 
-    def use(self, *, requests: int = 0, images: int = 0, tokens: int = 0) -> None:
+    def use(self, *, requests: int = 0, images: int = 0, tokens: int = 0) -> Taking | None:
         """Counts what a request uses.
+
+        Returns:
+            The tokens, to be settled; None where nothing limits them.
 
         Raises:
             CallerLimitError: one of the limits does not allow it; nothing is counted.
@@ -106,8 +109,8 @@ class Account:
         taken = [(kind, count) for kind, count in wanted if count and kind in self._meters]
         for kind, count in taken:
             self._check(kind, count)
-        for kind, count in taken:
-            self._meters[kind].take(count)
+        takings = {kind: self._meters[kind].take(count) for kind, count in taken}
+        return takings.get("tokens")
 
     def _check(self, kind: Kind, count: int) -> None:
         meter = self._meters[kind]

@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 # In nanoseconds, as the clock counts.
 MINUTE = 60 * 10**9
+
+
+class Taking:
+    """Units that were taken at a time, as far as they have not drained: they do so in their order.
+
+    Attributes:
+        level: what they add to the meter's.
+    """
+
+    def __init__(self, meter: Meter, count: int) -> None:
+        self.level = count * MINUTE
+        self._meter = meter
+        self._count = count
+
+    def settle(self, used_count: int) -> None:
+        """Counts, once, what was used in the place of what was taken for it.
+
+        What was taken and has drained meanwhile is gone; what is beyond it has to drain yet.
+        """
+        if used_count > self._count:
+            self._meter.take(used_count - self._count)
+        else:
+            self._meter.give_back(self, self._count - used_count)
 
 
 class Meter:
@@ -23,6 +47,7 @@ class Meter:
         """Nothing is used yet. `clock` tells nanoseconds, and never goes back."""
         self.limit = limit
         self._level = 0
+        self._takings: deque[Taking] = deque()  # the sum of their levels is the level
         self._clock = clock
         self._time = clock()
 
@@ -30,7 +55,7 @@ class Meter:
         """Holds to another limit from now on; what was used beyond it is forgiven."""
         if limit != self.limit:
             self._drain()
-            self._level = min(self._level, limit * MINUTE)
+            self._lower(self._level - limit * MINUTE)
             self.limit = limit
 
     @property
@@ -51,20 +76,31 @@ class Meter:
         excess = self._level + (count - self.limit) * MINUTE
         return -(-excess // self.limit) if excess > 0 else 0
 
-    def take(self, count: int) -> None:
+    def take(self, count: int) -> Taking:
         """Counts units as used, whether or not there is room."""
         self._drain()
-        self._level += count * MINUTE
+        self._takings.append(taking := Taking(self, count))
+        self._level += taking.level
+        return taking
 
-    def settle(self, reserved_count: int, used_count: int) -> None:
-        """Counts what was used in the place of what was taken for it.
-
-        What was taken and has drained meanwhile is gone; what is beyond it has to drain yet.
-        """
+    def give_back(self, taking: Taking, count: int) -> None:
+        """Counts units as not used, as far as they have not drained."""
         self._drain()
-        self._level = max(0, self._level + (used_count - reserved_count) * MINUTE)
+        part = min(count * MINUTE, taking.level)
+        taking.level -= part
+        self._level -= part
 
     def _drain(self) -> None:
         now = self._clock()
-        self._level = max(0, self._level - (now - self._time) * self.limit)
+        self._lower((now - self._time) * self.limit)
         self._time = now
+
+    def _lower(self, amount: int) -> None:
+        while self._takings and amount > 0:
+            first = self._takings[0]
+            part = min(amount, first.level)
+            first.level -= part
+            self._level -= part
+            amount -= part
+            if not first.level:
+                self._takings.popleft()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from gateway.access.authentication import FAULTS, AuthenticationFault
@@ -18,20 +20,20 @@ class CallerMetrics:
     """The counters of callers; where no keys are asked for, they stay empty."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
+        requests = Counter(
             "internvl_gateway_caller_requests",
             "Requests by the name of the key that came with them.",
             ["caller", "status"],
             registry=registry,
         )
-        self._tokens = Counter(
+        tokens = Counter(
             "internvl_gateway_caller_tokens",
             "Tokens of complete answers by the name of the key: in their prompts, of these from the"
             " KV cache, and in their outputs.",
             ["caller", "kind"],
             registry=registry,
         )
-        self._images = Counter(
+        images = Counter(
             "internvl_gateway_caller_images",
             "Images that requests referred to, by the name of the key.",
             ["caller"],
@@ -48,6 +50,10 @@ class CallerMetrics:
             "1: the file of keys cannot be used as it is now, and those of before still hold.",
             registry=registry,
         )
+        # Found once: that takes longer than to count. Names are bounded, and so are these.
+        self._requests_of = cache(requests.labels)
+        self._tokens_of = cache(tokens.labels)
+        self._images_of = cache(images.labels)
         self._names: set[str] = set()
         for fault in FAULTS:  # before the first one, which would be no rise otherwise
             self._failures.labels(fault)
@@ -57,12 +63,12 @@ class CallerMetrics:
         if record.caller is None or record.caller == ANYBODY.name:
             return
         caller = self._label(record.caller)
-        self._requests.labels(caller, status).inc()
+        self._requests_of(caller, status).inc()
         if record.image_count:
-            self._images.labels(caller).inc(record.image_count)
+            self._images_of(caller).inc(record.image_count)
         for kind in KINDS:
             if count := getattr(record, f"{kind}_token_count"):
-                self._tokens.labels(caller, kind).inc(count)
+                self._tokens_of(caller, kind).inc(count)
 
     def _label(self, name: str) -> str:
         if name not in self._names and len(self._names) >= MAX_NAME_COUNT:

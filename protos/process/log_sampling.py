@@ -12,6 +12,9 @@ from structlog.typing import EventDict, WrappedLogger
 # A request that takes longer has its lines: with 256 in flight that is 26 a second at most.
 SLOW_SECONDS = 10.0
 WINDOW_SECONDS = 1.0
+# The most lines of a second, as a multiple of those that are meant. A flood whose ids nobody chose
+# has nearly so many in its first second, when its rate is not known yet.
+MOST_TIMES = 5
 
 
 class InfoSampler:
@@ -21,6 +24,8 @@ class InfoSampler:
     keep those of the same requests, and one that keeps fewer keeps some of the other's. Warnings,
     errors, lines of slow requests and lines of no request are always written. The next line that
     is written has `left_out_count`, the number of those before it that were not.
+
+    A client chooses its requests' ids, and so whether their lines are kept; MOST_TIMES bounds them.
     """
 
     def __init__(
@@ -30,6 +35,7 @@ class InfoSampler:
         self._clock = clock
         self._window_end = 0.0
         self._count = self._last_count = 0  # of this second and of the one before
+        self._kept_count = 0  # of this second
         self._left_out_count = 0
 
     def __call__(self, _: WrappedLogger, level: str, event: EventDict) -> EventDict:
@@ -44,18 +50,20 @@ class InfoSampler:
 
     def _is_kept(self, request_id: str, event: EventDict) -> bool:
         self._note()
+        if event.get("total_seconds", 0.0) >= SLOW_SECONDS:
+            return True
         most = max(self._count, self._last_count)
-        return (
-            most <= self._lines_per_second
-            or event.get("total_seconds", 0.0) >= SLOW_SECONDS
-            or fraction(request_id) * most < self._lines_per_second
-        )
+        is_kept = (
+            most <= self._lines_per_second or fraction(request_id) * most < self._lines_per_second
+        ) and self._kept_count < MOST_TIMES * self._lines_per_second
+        self._kept_count += is_kept
+        return is_kept
 
     def _note(self) -> None:
         if (now := self._clock()) >= self._window_end:
             is_next = now < self._window_end + WINDOW_SECONDS
             self._last_count = self._count if is_next else 0
-            self._count, self._window_end = 0, now + WINDOW_SECONDS
+            self._count, self._kept_count, self._window_end = 0, 0, now + WINDOW_SECONDS
         self._count += 1
 
 

@@ -10,23 +10,29 @@ from pathlib import Path
 from pydantic import BaseModel, SecretStr
 from pydantic_settings import BaseSettings
 
-from protos.process.option_sources import Location, Source, holds, table_of
+from protos.process.option_sources import (
+    OUTSIDE_OPTIONS,
+    Location,
+    Source,
+    holds,
+    table_of,
+)
 
-# They say what to do with the others, and with this run alone.
-LEFT_OUT = ("config", "print_config")
+DEFAULT = "default"
 
 
 def printed(settings: BaseSettings, sources: Sequence[Source]) -> str:
     """Returns the file: each option with where its value comes from.
 
-    What TOML has no value for, and what is secret, stands in a comment.
+    Defaults stand in comments, so that they stay defaults: some follow other options, or the
+    machine. So does what is secret, which the file does not have.
     """
     table = table_of(type(settings))
     engine = getattr(settings, "engine", "")
     lines = [f"[{table}]"]
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if name not in LEFT_OUT and not isinstance(value, BaseModel):
+        if name not in OUTSIDE_OPTIONS and not isinstance(value, BaseModel):
             lines.append(_line((name,), value, sources))
     if isinstance(group := getattr(settings, engine, None), BaseModel):
         lines += ["", f"[{table}.{engine}]"]
@@ -35,9 +41,10 @@ def printed(settings: BaseSettings, sources: Sequence[Source]) -> str:
 
 
 def _line(location: Location, value: object, sources: Sequence[Source]) -> str:
-    text = toml(value)
+    text, origin = toml(value), _origin(location, sources)
     line = f"{location[-1]} = {text}" if text else f"# {location[-1]}: {_unsaid(value)}"
-    return f"{line}  # {_origin(location, sources)}"
+    mark = "# " if text and origin == DEFAULT else ""
+    return f"{mark}{line}  # {origin}"
 
 
 def _unsaid(value: object) -> str:
@@ -45,7 +52,7 @@ def _unsaid(value: object) -> str:
 
 
 def _origin(location: Location, sources: Sequence[Source]) -> str:
-    return next((one.name(location) for one in sources if holds(one.values, location)), "default")
+    return next((one.name(location) for one in sources if holds(one.values, location)), DEFAULT)
 
 
 def toml(value: object) -> str:

@@ -33,6 +33,10 @@ Location = tuple[int | str, ...]
 SUBCOMMAND = get_args(CliSubCommand)[1]
 # What a config file may hold; a program reads the table named in its variables' prefix.
 CONFIG_TABLES = ("serve", "vision", "llm", "gateway")
+# What they say is of one run, and is over when the file is read.
+OUTSIDE_OPTIONS = ("config", "print_config")
+# How like two names are, as difflib counts it, of which one is the other with a slip: GATWAY.
+NEAR = 0.93
 # Of pydantic-settings, which has no exception of its own for a list that is no JSON.
 UNREADABLE_LIST = re.compile(r"Parsing error encountered for (?P<option>\S+): (?P<reason>.*)")
 
@@ -229,7 +233,9 @@ class Environment(Source):
         return f"{self._prefix}{'_'.join(names)}".upper()
 
     def refuse_unknown(self, other_programs: Sequence[str]) -> None:
-        """Adds a fault for each variable that begins as the program's do, and is none.
+        """Adds a fault for each variable that seems to be meant for the program, and is none of it.
+
+        That is what begins as its variables do, and what begins as no program's, but else is one.
 
         Args:
             other_programs: what stands behind this beginning in other programs' variables.
@@ -238,16 +244,19 @@ class Environment(Source):
         known = {self._variable(path) for path in paths}
         # What is none of a group's options is refused by the group.
         groups = {self._variable(path[:1]) for path in paths if len(path) > 1}
-        others = [f"{group}_" for group in groups] + [
-            self._prefix + each for each in other_programs
-        ]
+        others = (*(f"{group}_" for group in groups), *map(self._prefix.__add__, other_programs))
+        programs = tuple(f"INTERNVL_{table.upper()}_" for table in CONFIG_TABLES)
         for name in sorted(self._set - known - groups):
-            if (
-                self._prefix
-                and name.startswith(self._prefix)
-                and not name.startswith(tuple(others))
-            ):
+            if name.startswith(self._prefix):
+                is_meant = not name.startswith(others)
+            else:
+                is_meant = not name.startswith(programs) and _is_near(name, known)
+            if self._prefix and is_meant:
                 self.faults.append(no_such_option(name, name, known))
+
+
+def _is_near(name: str, known: Iterable[str]) -> bool:
+    return bool(difflib.get_close_matches(name, known, 1, NEAR))
 
 
 class ConfigFile(Source):
@@ -284,7 +293,13 @@ class ConfigFile(Source):
             if name not in CONFIG_TABLES or not isinstance(table, dict)
         ]
         table = tables.get(self._table)
-        return table if isinstance(table, dict) else {}
+        options = table if isinstance(table, dict) else {}
+        self.faults += [
+            f"{self.name((name,))}: it is for the command line or a variable"
+            for name in options
+            if name in OUTSIDE_OPTIONS
+        ]
+        return options
 
     def name(self, location: Location) -> str:
         """Returns the file, the table and the option in it."""

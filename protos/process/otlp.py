@@ -52,7 +52,11 @@ def _unix_ns(monotonic: float) -> int:
 
 
 class OTLPSpan:
-    """A span of the SDK's."""
+    """A span of the SDK's.
+
+    The context of before is set again rather than got back by its token: the generator of a call
+    that is given up may be closed in another task, where the token is of no use.
+    """
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
@@ -74,7 +78,8 @@ class OTLPSpan:
         self._span.set_status(trace.StatusCode.ERROR)
 
     def __enter__(self) -> OTLPSpan:
-        self._token = context.attach(trace.set_span_in_context(self._span))
+        self._former = context.get_current()
+        context.attach(trace.set_span_in_context(self._span))
         return self
 
     def __exit__(
@@ -83,7 +88,7 @@ class OTLPSpan:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        context.detach(self._token)
+        context.attach(self._former)
         if error is not None and not isinstance(error, GeneratorExit):
             self.fail(error_type(error))
         self._span.end()
@@ -135,11 +140,12 @@ class OTLPExporter:
     @contextmanager
     def continued(self, metadata: Metadata) -> Iterator[None]:
         headers = {name.lower(): value for name, value in metadata if name.lower() in W3C.fields}
-        token = context.attach(W3C.extract(headers, context.Context()))
+        former = context.get_current()
+        context.attach(W3C.extract(headers, context.Context()))
         try:
             yield
         finally:
-            context.detach(token)
+            context.attach(former)
 
     def observe(self, name: str, seconds: float, attributes: Mapping[str, Value]) -> None:
         self._histograms[name].record(seconds, _named(attributes))
@@ -149,22 +155,34 @@ class OTLPExporter:
 def open_exporter(
     service_name: str, endpoint: str, histograms: Mapping[str, Sequence[float]]
 ) -> Iterator[OTLPExporter]:
-    """Yields what exports to a collector; on leaving it has FLUSH_SECONDS for what is left."""
+    """Yields what exports to a collector; on leaving it has FLUSH_SECONDS for what is left.
+
+    Raises:
+        OSError: a variable of OpenTelemetry's has a value that its SDK does not take.
+    """
     # By the variable rather than by an argument: OTLP over HTTP adds its paths to that alone.
     os.environ[OTEL_EXPORTER_OTLP_ENDPOINT] = endpoint
-    spans, metrics = _exporters(otlp_protocol())
-    resource = _resource(service_name)
-    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-    tracers.add_span_processor(BatchSpanProcessor(spans))
-    meters = None
-    if histograms:
-        readers = [PeriodicExportingMetricReader(metrics)]
-        meters = MeterProvider(readers, resource, shutdown_on_exit=False)
+    try:
+        tracers, meters = _providers(_resource(service_name), has_histograms=bool(histograms))
+    except Exception as error:  # ValueError, and some that are Exceptions alone
+        raise OSError(f"one of the variables OTEL_* cannot be used: {error}") from error
     with _complaints_logged():
         try:
             yield OTLPExporter(tracers.get_tracer(__name__), meters, histograms)
         finally:
             _end(*([tracers] if meters is None else [tracers, meters]))
+
+
+def _providers(
+    resource: Resource, *, has_histograms: bool
+) -> tuple[TracerProvider, MeterProvider | None]:
+    spans, metrics = _exporters(otlp_protocol())
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+    tracers.add_span_processor(BatchSpanProcessor(spans))
+    if not has_histograms:
+        return tracers, None
+    readers = [PeriodicExportingMetricReader(metrics)]
+    return tracers, MeterProvider(readers, resource, shutdown_on_exit=False)
 
 
 def _exporters(protocol: OTLPProtocol) -> tuple[SpanExporter, MetricExporter]:

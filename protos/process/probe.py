@@ -163,6 +163,10 @@ def _ask(options: Namespace) -> tuple[bool, str]:
 
 
 def _tls(options: Namespace) -> ProbeTLS | None:
+    if bool(options.key_file) != bool(options.certificate_file):
+        raise ValueError("--certificate-file and --key-file need each other")
+    if options.server_certificate_file and options.ca_file:
+        raise ValueError("--ca-file and --server-certificate-file exclude each other")
     trusted = options.server_certificate_file or options.ca_file
     if not trusted and not options.certificate_file:
         return None

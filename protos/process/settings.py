@@ -114,6 +114,11 @@ def _usable_collector(endpoint: str) -> str:
     url = urlsplit(endpoint)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError("a collector's URL begins with http:// or https:// and a host")
+    if url.username is not None:
+        raise ValueError(
+            "a collector's URL is shown, and so holds no password; OTEL_EXPORTER_OTLP_HEADERS may"
+        )
+    _ = url.port  # raises ValueError where it is none
     otlp_protocol()
     try:
         version("opentelemetry-exporter-otlp")  # which requires the SDK

@@ -102,4 +102,5 @@ def supervisor() -> Supervisor:
     address = os.environ.pop("NOTIFY_SOCKET", "")
     microseconds = os.environ.pop("WATCHDOG_USEC", "")
     is_meant = os.environ.pop("WATCHDOG_PID", "") in ("", str(os.getpid()))
-    return Supervisor(address, int(microseconds) / 1e6 if microseconds and is_meant else None)
+    is_number = microseconds.isdigit() and int(microseconds) > 0  # 0 is no watchdog, to sd_notify
+    return Supervisor(address, int(microseconds) / 1e6 if is_number and is_meant else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import ssl
 import statistics
 import tempfile
@@ -21,16 +22,16 @@ from gateway.access.new_keys import entry_of, new_key
 from gateway.local.health import SILENT
 from gateway.local.processes import ServiceProcess
 from protos.process.probe import HEALTHY
-from tests.benchmarks.measurement import cpu_seconds, take_turns
+from tests.benchmarks.measurement import cpu_seconds
 from tests.benchmarks.report import Report
 from tests.benchmarks.scripted_services import MODEL
 from tests.benchmarks.transfer import ScriptedService
 from tests.https import issue
 
 KEY_COUNT = 100
-BLOCK_COUNT = 40
+BLOCK_COUNT, WARM_UP_COUNT = 150, 5
 # One after the other, and at a time.
-LONE_COUNT, CROWD_COUNT, CROWD_REQUEST_COUNT = 25, 16, 160
+LONE_COUNT, CROWD_COUNT, CROWD_REQUEST_COUNT = 8, 16, 48
 CHAT = "/v1/chat/completions"
 BODY = json.dumps(
     {
@@ -46,10 +47,11 @@ once, so that the shares told are the highest that the options can have. Keys: t
 {KEY_COUNT}. Limits: of requests, tokens, images and concurrency, all too wide to be reached. TLS:
 of the gateway's clients, on connections that stay. p50 is of one client that asks {LONE_COUNT}
 times, one after the other; requests/s are of {CROWD_COUNT} clients with {CROWD_REQUEST_COUNT}
-requests. Blocks of both take turns among the gateways, {BLOCK_COUNT} times; each difference is the
-median of those between a gateway's block and the one without options in the same turn. CPU time is
-the gateway process's for one request of the crowd. Client, gateway and services share the machine's
-cores: what TLS costs the client is in the p50 and the requests/s as well."""
+requests. Blocks of both take turns among the gateways, {BLOCK_COUNT} times, in an order drawn anew
+each time; each difference is the median of those between a gateway's block and the one without
+options in the same turn. CPU time is the gateway process's for one request of the crowd. Client,
+gateway and services share the machine's cores: what TLS costs the client is in the p50 and the
+requests/s as well."""
 PLAIN = "none"
 
 
@@ -189,7 +191,12 @@ async def _measure(ways: Mapping[str, Way]) -> dict[str, list[Block]]:
             connector = aiohttp.TCPConnector(limit=CROWD_COUNT, ssl=way.tls or True)
             session = aiohttp.ClientSession(way.url, connector=connector, headers=way.headers)
             blocks[name] = partial(_block, await exits.enter_async_context(session), way.gateway)
-        return await take_turns(blocks, BLOCK_COUNT, warm_up_count=2)
+        chance = random.Random(0)
+        taken: dict[str, list[Block]] = {name: [] for name in blocks}
+        for _ in range(WARM_UP_COUNT + BLOCK_COUNT):
+            for name in chance.sample(list(blocks), len(blocks)):
+                taken[name].append(await blocks[name]())
+    return {name: own[WARM_UP_COUNT:] for name, own in taken.items()}
 
 
 async def _block(session: aiohttp.ClientSession, gateway: GatewayProcess) -> Block:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.access.callers import Policy
+from gateway.generation import GenerationRequest
 from gateway.metrics import Metrics
 from protos.errors import InvalidArgumentError, ServiceError
 from tests.fakes import MODEL, Gateway, ScriptedLLM, ScriptedVision, chat_body, happening, stack
@@ -79,6 +81,14 @@ async def test_every_answer_tells_how_far_the_limits_are(monkeypatch: pytest.Mon
                 assert response.headers["x-ratelimit-remaining-requests"] == "58"
         status, _, headers = await post(gateway, CHAT, {"messages": 1})
         assert (status, headers["x-ratelimit-remaining-requests"]) == (400, "57")
+
+
+async def test_a_connection_holds_nothing_of_a_request_that_is_over() -> None:
+    """It waits for the next one, and the memory of the last one's text is no longer counted."""
+    async with stack() as gateway:
+        assert (await gateway.chat())[0] == 200
+        gc.collect()
+        assert not [each for each in gc.get_objects() if isinstance(each, GenerationRequest)]
 
 
 async def test_whom_nobody_limits_is_told_nothing() -> None:

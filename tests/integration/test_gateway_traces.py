@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -365,6 +365,26 @@ async def test_a_cancelled_request_is_told(receiver: Receiver) -> None:
     assert http.attributes["error.type"] == "CANCELLED"
     (chat,) = receiver.named("gateway chat")
     assert chat.attributes["error.type"] == "CANCELLED"
+    (point,) = await receiver.wait_for_points(1)
+    assert point.attributes["server.address"] == "127.0.0.1", "though the connection is gone"
+
+
+async def test_a_call_that_another_task_ends_is_no_trouble(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")  # is put back
+    logs.configure("info", "json")
+
+    async def call() -> AsyncGenerator[int, None]:
+        with tracing.continued([]), tracing.span("body"):
+            yield 1
+
+    with receiving() as receiver, tracing.exporting("internvl-gateway", receiver.endpoint):
+        answers = call()
+        await anext(answers)
+        await asyncio.create_task(answers.aclose())
+    assert receiver.named("body")
+    assert "telemetry_failed" not in capsys.readouterr().err
 
 
 async def test_the_histograms_count_requests(receiver: Receiver) -> None:

@@ -16,7 +16,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.access import usage_log
+from gateway.access.key_file import KeyFileError
+from gateway.app import running_gateway
+from gateway.settings import Settings
 from protos.errors import ContextLengthError, InvalidArgumentError, UnavailableError
+from protos.process import logs
 from tests.fakes import Gateway, ScriptedLLM, ScriptedVision, chat_body, happening, stack
 from tests.integration.test_gateway_process import failed_start, running_process
 from tests.request_lines import gateway_lines
@@ -165,6 +169,20 @@ async def test_a_file_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> N
     (line,) = output.splitlines()
     assert status == 1
     assert json.loads(line)["error"].startswith(f"cannot write the usage log {tmp_path}/nowhere")
+
+
+async def test_a_start_that_fails_later_closes_what_is_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (keys := tmp_path / "keys.yaml").write_text(f"keys: [{{name: a, sha256: {'ab' * 32}}}]\n")
+    settings = Settings(port=0, usage_log=tmp_path / "usage", api_keys_file=keys)
+    keys.write_text("half a file")
+    logs.configure("info", "json")
+    with pytest.raises(KeyFileError):
+        async with running_gateway(settings):
+            pass
+    await asyncio.get_running_loop().shutdown_asyncgens()  # as at the process's end
+    assert capsys.readouterr().err == ""
 
 
 async def test_a_full_disk_fails_no_request_and_loses_no_line() -> None:

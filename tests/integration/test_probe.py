@@ -120,3 +120,20 @@ async def test_wrong_words_are_told(tmp_path: Path) -> None:
     assert "nowhere" in said
     assert "Traceback" not in said
     assert (await probe())[0] == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--key-file", "a.key"],
+        ["--certificate-file", "a.crt"],
+        ["--ca-file", "ca.crt", "--server-certificate-file", "a.crt"],
+    ],
+)
+async def test_nobody_is_asked_in_plain_text_for_half_of_the_options_of_tls(
+    words: list[str],
+) -> None:
+    async with service() as (address, _):
+        status, said = await probe(address, *words)
+    assert status == 1
+    assert "each other" in said

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from protos.process.supervisor import Supervisor
+from protos.process.supervisor import Supervisor, supervisor
 from tests.notify_socket import Message, NotifySocket, notify_socket
 
 WATCHDOG_SECONDS = 0.4
@@ -152,6 +152,19 @@ async def test_nobody_is_told_where_nobody_asks() -> None:
         pass
     async with supervisor.watching(lambda: True):
         supervisor.drains(1)
+
+
+@pytest.mark.parametrize("microseconds", ["0", "soon", "-1"])
+async def test_a_watchdog_without_a_time_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, microseconds: str
+) -> None:
+    with notify_socket(tmp_path) as listener:
+        monkeypatch.setenv("NOTIFY_SOCKET", listener.address)
+        monkeypatch.setenv("WATCHDOG_USEC", microseconds)
+        one = supervisor.__wrapped__()  # what a process of its own would get
+        async with one.watching(lambda: True):
+            await asyncio.sleep(0.05)
+        assert not listener.waiting()
 
 
 def test_a_supervisor_that_is_gone_stops_nobody(tmp_path: Path) -> None:

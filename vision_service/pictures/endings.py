@@ -69,7 +69,8 @@ def _tails(data: bytes) -> Iterator[bytes]:
     restarts = RESTART.findall(data)
     first = restarts[-1][0] + 1 if restarts else 0
     for seed, beginning in enumerate(BEGINNINGS):
-        body = random.Random(seed).randbytes(TAIL_BYTE_COUNT).replace(b"\xff", b"\xfe")  # noqa: S311
+        noise = random.Random(seed).randbytes(TAIL_BYTE_COUNT)  # noqa: S311 - filler
+        body = noise.replace(b"\xff", b"\xfe")
         pieces = [body[place : place + 64] for place in range(0, TAIL_BYTE_COUNT, 64)]
         if restarts or RESTART_INTERVAL in data:
             pieces = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import structlog
 
-from protos.process.log_sampling import SLOW_SECONDS, InfoSampler
+from protos.process.log_sampling import SLOW_SECONDS, InfoSampler, fraction
 
 IDS = [f"request-{number}" for number in range(20_000)]
 
@@ -92,3 +92,16 @@ def test_after_a_flood_all_is_written_again() -> None:
     kept(sampler, clock, IDS, rate=5000)
     clock.now += 3
     assert len(kept(sampler, clock, IDS[:500], rate=50)) == 500
+
+
+def test_a_client_that_chooses_its_ids_fills_no_disk() -> None:
+    clock = Clock()
+    sampler = InfoSampler(100, clock)
+    chosen = [name for name in IDS if fraction(name) < 0.01] * 50
+    assert len(chosen) > 5000
+    lines = kept(sampler, clock, chosen, rate=5000)
+    assert len(lines) <= 500 * (len(chosen) / 5000 + 1)
+    last = offer(sampler, "warning")
+    assert last
+    left_out_count = sum(line.get("left_out_count", 0) for line in [*lines, last])
+    assert left_out_count == len(chosen) - len(lines)

@@ -196,3 +196,25 @@ def test_an_unreadable_file_hides_nothing_else(
     told = attempt.refusal(capsys, "--config", str(attempt.file), "--port", "x")
     assert told[0] == f"--config: there is no file {attempt.file}"
     assert [line.partition(":")[0] for line in told[1:]] == ["--model", "--port"]
+
+
+def test_a_file_says_neither_which_file_to_read_nor_to_print_and_end(
+    attempt: Attempt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt.file.write_text('[llm]\nmodel = "m"\nconfig = "other.toml"\nprint_config = true\n')
+    assert attempt.refusal(capsys, "--config", str(attempt.file)) == [
+        f"{attempt.file}: [llm] {name}: it is for the command line or a variable"
+        for name in ("config", "print_config")
+    ]
+
+
+def test_a_slip_in_a_programs_name_is_told_and_others_variables_are_not(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INTERNVL_LM_API_KEY", SECRET)
+    monkeypatch.setenv("INTERNVL_VISION_METRICS_PORT", "1")
+    monkeypatch.setenv("INTERNVL_GATEWAY_API_KEY", SECRET)
+    monkeypatch.setenv("INTERNVL_DEMO_PORT", "1")
+    assert attempt.refusal(capsys, "--model", "m") == [
+        "INTERNVL_LM_API_KEY: there is no such option; did you mean INTERNVL_LLM_API_KEY?"
+    ]

@@ -77,16 +77,16 @@ def test_each_value_stands_with_where_it_comes_from(
     text = print_config(Settings, "--name", "c", "--no-reflection")
     expected = [
         "[llm]",
-        'host = "127.0.0.1"  # default',
+        '# host = "127.0.0.1"  # default',
         f"port = 5  # {file}: [llm] port",
         "# metrics_port: none  # default",
-        "drain_seconds = 30.0  # default",
-        'engine = "fast"  # default',
+        "# drain_seconds = 30.0  # default",
+        '# engine = "fast"  # default',
         "reflection = false  # --no-reflection",
         'name = "c"  # --name',
         'names = ["x", "y"]  # INTERNVL_LLM_NAMES',
         "# folder: none  # default",
-        "longest = inf  # default",
+        "# longest = inf  # default",
         "# api_key: a secret  # INTERNVL_LLM_API_KEY",
         "",
         "[llm.fast]",
@@ -126,6 +126,26 @@ def test_each_program_reads_back_what_it_prints(
     meant = read_settings(cls).model_dump(exclude={"config"})
     monkeypatch.setattr("sys.argv", ["program", "--config", str(file)])
     assert read_settings(cls).model_dump(exclude={"config"}) == meant
+
+
+def test_limits_that_others_make_useless_by_default_are_not_printed_as_wishes(
+    print_config: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = print_config(GatewaySettings, "--max-body-byte-count", "100000")
+    (file := tmp_path / "site.toml").write_text(text)
+    monkeypatch.setattr("sys.argv", ["program", "--config", str(file)])
+    settings = read_settings(GatewaySettings)
+    assert settings.max_body_byte_count == 100_000 < settings.max_text_byte_count
+
+
+def test_a_default_that_follows_another_option_goes_on_to(
+    print_config: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = print_config(VisionSettings, "--checkpoint", str(tmp_path))
+    (file := tmp_path / "site.toml").write_text(text)
+    assert "reflection = true" in text
+    monkeypatch.setattr("sys.argv", ["program", "--config", str(file), "--host", "0.0.0.0"])
+    assert not read_settings(VisionSettings).reflection
 
 
 def test_wrong_options_are_told_instead(

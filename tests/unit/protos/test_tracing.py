@@ -60,6 +60,19 @@ def test_what_is_no_url_of_a_collector_is_refused(
     )
 
 
+@pytest.mark.parametrize(
+    "endpoint", ["https://me:canary@localhost:4317", "http://localhost:canary"]
+)
+def test_a_collectors_url_has_no_password_and_a_port(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], endpoint: str
+) -> None:
+    with pytest.raises(SystemExit):
+        settings_of(monkeypatch, endpoint)
+    told = capsys.readouterr().err
+    assert told.startswith("--otlp-endpoint: ")
+    assert "me:" not in told
+
+
 def test_an_unknown_protocol_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,3 +94,25 @@ def test_a_missing_extra_is_named(
     with pytest.raises(SystemExit):
         settings_of(monkeypatch, ENDPOINT)
     assert "pip install 'internvl-serving[otel]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "lzma"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096"),
+    ],
+)
+def test_a_variable_that_the_sdk_does_not_take_is_no_bug_of_ours(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")  # is put back
+    monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(OSError, match=r"one of the variables OTEL_\* cannot be used: .+"),
+        tracing.exporting("internvl-gateway", ENDPOINT, {}),
+    ):
+        pass
+    assert not tracing.is_exporting()

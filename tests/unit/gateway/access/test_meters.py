@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.meters import MINUTE, Meter
+from gateway.access.meters import MINUTE, Meter, Taking
 
 
 class Clock:
@@ -42,8 +42,7 @@ def test_a_minutes_limit_may_be_taken_at_once_and_comes_back_evenly() -> None:
 def test_more_than_was_taken_has_to_drain_before_anything_is_taken_again() -> None:
     clock = Clock()
     meter = Meter(100, clock)
-    meter.take(40)
-    meter.settle(40, 250)
+    meter.take(40).settle(250)
     assert meter.room == 0
     clock.nanoseconds += 3 * MINUTE // 2
     assert (meter.room, meter.nanoseconds_until(1)) == (0, MINUTE // 100)
@@ -113,19 +112,63 @@ def test_settled_in_any_order_what_was_used_is_what_counts(
     spendings: list[tuple[int, int]], data: Any
 ) -> None:
     meter = Meter(10**6, Clock())  # which stands still: nothing drains
-    for reserved, _ in spendings:
-        meter.take(reserved)
-    for reserved, used in data.draw(st.permutations(spendings)):
-        meter.settle(reserved, used)
+    takings = [(meter.take(reserved), used) for reserved, used in spendings]
+    for taking, used in data.draw(st.permutations(takings)):
+        taking.settle(used)
     assert meter.room == 10**6 - sum(used for _, used in spendings)
 
 
 def test_what_has_drained_is_not_given_back_twice() -> None:
     clock = Clock()
     meter = Meter(60, clock)
-    meter.take(10)
+    taking = meter.take(10)
     clock.nanoseconds += MINUTE
-    meter.settle(10, 0)
+    taking.settle(0)
     assert meter.room == 60
     meter.take(60)
     assert meter.nanoseconds_until(1) == pytest.approx(10**9)
+
+
+def test_what_has_drained_is_not_given_back_from_what_others_took() -> None:
+    """Else who lets long requests end all at once would get many minutes' limits at once."""
+    clock = Clock()
+    meter = Meter(60, clock)
+    takings = []
+    for _ in range(5):
+        takings.append(meter.take(60))
+        clock.nanoseconds += MINUTE
+    meter.take(60)
+    for taking in takings:
+        taking.settle(0)
+    assert meter.room == 0
+
+
+@given(
+    limit=st.integers(1, 1000),
+    steps=st.lists(
+        st.tuples(st.integers(0, MINUTE), st.integers(1, 1000), st.integers(0, 9)), max_size=40
+    ),
+    data=st.data(),
+)
+def test_no_window_uses_more_than_the_limit_and_what_comes_back_in_it(
+    limit: int, steps: list[tuple[int, int, int]], data: Any
+) -> None:
+    """Whenever reservations are settled: by what was used of them in the end."""
+    clock = Clock()
+    meter = Meter(limit, clock)
+    used: list[tuple[int, int]] = []
+    open_takings: list[tuple[int, Taking, int]] = []
+    for pause, count, choice in steps:
+        clock.nanoseconds += pause
+        if open_takings and choice < 5:
+            moment, taking, reserved = open_takings.pop(choice % len(open_takings))
+            taking.settle(spent := data.draw(st.integers(0, reserved)))
+            used.append((moment, spent))
+        elif count <= limit and not meter.nanoseconds_until(count):
+            open_takings.append((clock.nanoseconds, meter.take(count), count))
+    used.sort()
+    for first, (begin, _) in enumerate(used):
+        total = 0
+        for moment, spent in used[first:]:
+            total += spent
+            assert total * MINUTE <= limit * (MINUTE + moment - begin)
