@@ -251,10 +251,12 @@ async def test_what_is_counted_in_the_end_is_what_was_used(
             with capture_logs():  # to write a thousand lines takes longer than to answer
                 statuses = await asyncio.gather(*(carry_out(plan, http, llm) for plan in plans))
         await until(lambda: account.in_flight_count == 0, seconds=60)
-    admitted = [plan for plan, status in zip(plans, statuses, strict=True) if status != 429]
-    # All that may happen has happened, and nothing else: a 503 would be of a machine that is busy.
+    # On a busy machine the service may seem to be gone, before it has said anything: 503.
+    answers = zip(plans, statuses, strict=True)
+    admitted = [plan for plan, status in answers if status not in (429, 503)]
+    # All that may happen has happened, and nothing else.
     refused = {429} if tokens_per_minute < 10**6 else set()
-    assert set(statuses) == {0, 200, 400, 500} | refused
+    assert set(statuses) - {503} == {0, 200, 400, 500} | refused
     fates = Counter((plan.form, plan.scripts[0].fate, plan.is_stream) for plan in admitted)
     assert len(fates) == 3 * (4 * 2 + 1) + 2
     requests, tokens = account.rates()
