@@ -151,9 +151,6 @@ class Settings(EngineSettings):
         if self.max_batch_tile_count > self.max_queued_tile_count:
             sentence = "no batch is full, as so many tiles never wait"
             yield Contradiction(("max_batch_tile_count", "max_queued_tile_count"), sentence)
-        if self.shared_memory_folder and not self.shared_memory_byte_count:
-            sentence = "the folder is not used where no memory may be shared"
-            yield Contradiction(("shared_memory_folder", "shared_memory_byte_count"), sentence)
 
     @property
     def model_name(self) -> str:

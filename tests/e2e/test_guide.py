@@ -12,13 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from string import Template
-from typing import TypeVar
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +32,7 @@ from llm_service.doctor import DoctorSettings as LLMDoctorSettings
 from llm_service.selftest import SelftestSettings as LLMSelftestSettings
 from llm_service.settings import Settings as LLMSettings
 from models.demo import DEMO_CHECKPOINT
+from protos.process.option_sources import ConfigFile
 from vision_service.checkpoint import VisionConfig
 from vision_service.doctor import DoctorSettings as VisionDoctorSettings
 from vision_service.engines.torch.intern_vit import VisionModel
@@ -50,7 +51,6 @@ PROGRAMS: dict[str, type[BaseSettings]] = {
     "vision_service.selftest": VisionSelftestSettings,
     "llm_service.selftest": LLMSelftestSettings,
 }
-Settings = TypeVar("Settings", bound=BaseSettings)
 PORTS = ("50051", "50052", "8000")
 PICTURE_URL = "https://example.com"
 BETWEEN = "--- next block ---"
@@ -320,8 +320,10 @@ def _vision_gib(size: str) -> float:
     return 2 * sum(parameter.numel() for parameter in model.parameters()) / 2**30
 
 
-def _of_file(cls: type[Settings], file: Path) -> Settings:
-    return CliApp.run(cls, cli_args=["--config", str(file)])
+def _table(cls: type[BaseSettings], file: Path) -> Mapping[str, Any]:
+    table = ConfigFile(cls, file, "--config")
+    assert table.faults == []
+    return table.values
 
 
 @pytest.mark.parametrize(
@@ -333,16 +335,17 @@ def test_the_file_of_a_size_has_the_tables_options(size: str, gpu_count: str, ca
     file = ROOT / "docs" / "configs" / f"InternVL2_5-{size}.toml"
     assert f"(configs/{file.name})" in PAGE
     checkpoint, engines = f"/models/InternVL2_5-{size}", f"/models/engines/{size}"
-    vision = _of_file(VisionSettings, file)
+    vision = VisionSettings(**_table(VisionSettings, file))
     assert (str(vision.checkpoint), str(vision.tensorrt.plan)) == (checkpoint, f"{engines}/vision")
-    llm = _of_file(LLMSettings, file)
+    llm = LLMSettings(**_table(LLMSettings, file))
     assert (str(llm.checkpoint), llm.kv_cache_byte_count) == (checkpoint, int(cache))
     assert str(llm.tensorrt_llm.engine_folder) == f"{engines}/llm"
     assert f"-n {gpu_count} internvl-llm" in file.read_text() or gpu_count == "1"
     if gpu_count == "1":
-        assert str(_of_file(ServeSettings, file).checkpoint) == checkpoint
+        assert _table(ServeSettings, file)["checkpoint"] == checkpoint
     else:
-        assert _of_file(GatewaySettings, file).llm_address == f"127.0.0.1:{llm.port}"
+        gateway = GatewaySettings(**_table(GatewaySettings, file))
+        assert gateway.llm_address == f"127.0.0.1:{llm.port}"
 
 
 def test_the_file_on_the_page_is_the_8bs() -> None:

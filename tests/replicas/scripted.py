@@ -30,6 +30,7 @@ from tests.fakes import LLMContext, ScriptedLLM, ScriptedVision, VisionContext
 
 logger = structlog.get_logger()
 ROUTING_KEY = "x-internvl-routing-key"
+EVERY_LINE = 1e9
 
 
 class Options(GrpcSettings):
@@ -208,7 +209,8 @@ def main() -> None:
     """Serves until SIGTERM."""
     exit_on_stop_signals()
     options = CliApp.run(Options)
-    logs.configure(options.log_level, options.log_format)
+    # What a test counts is in the log: no line may be left out.
+    logs.configure(options.log_level, options.log_format, EVERY_LINE)
     asyncio.run(serve(service_of(options), options))
 
 

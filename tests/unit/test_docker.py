@@ -400,8 +400,9 @@ def test_compose_with_tls_names_files_of_the_folder(
         shutil.copy(path, tmp_path / copy)
     variables = SERVICES[service]["environment"] | container["environment"]
     here = {
-        name: re.sub("^(/run/secrets|/tls|/keys)/", f"{tmp_path}/", default(str(value or 1)))
+        name: re.sub("^(/run/secrets|/tls|/keys)/", f"{tmp_path}/", default(str(value)))
         for name, value in variables.items()
+        if value is not None  # as the shell has it, which is nothing
     }
     command = [default(word) for word in SERVICES[service].get("command", image.command)]
     settings = settings_in(image, here, command, monkeypatch)

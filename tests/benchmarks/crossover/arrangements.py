@@ -11,6 +11,7 @@ from typing import Protocol
 from unittest.mock import patch
 
 from gateway.local.processes import DRAIN_SECONDS, ServiceProcess
+from tests.benchmarks.serving.product import EVERY_LINE
 
 START_SECONDS = 300.0
 
@@ -143,7 +144,7 @@ class Deployment:
         try:
             for group in ([*self.visions, *self.llms], self.gateways):
                 for service in group:
-                    with patch.dict(os.environ, self._environments[service]):
+                    with patch.dict(os.environ, EVERY_LINE | {**self._environments[service]}):
                         service.start()
                 for service in group:
                     service.wait_serving(START_SECONDS)

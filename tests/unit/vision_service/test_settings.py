@@ -75,10 +75,6 @@ def test_settings_are_frozen() -> None:
             "--max-batch-tile-count, --max-queued-tile-count: no batch is full",
         ),
         (
-            ["--shared-memory-folder", "/dev/shm", "--shared-memory-byte-count", "0"],
-            "--shared-memory-folder, --shared-memory-byte-count: the folder is not used",
-        ),
-        (
             ["--tensorrt.plan", "p"],
             "--tensorrt.plan: an option of the engine tensorrt, but",
         ),
