@@ -339,7 +339,8 @@ def test_two_trees_take_turns(tmp_path: Path) -> None:
     older = tmp_path / "older"
     for package in PACKAGES:
         shutil.copytree(HERE / package, older / package)
-    _remove_line(older / "llm_service" / "clock.py", '            ("prompt", self._arrival')
+    _replace(older / "vision_service" / "embedding.py", '"worker_wait"', '"another"')
+    _replace(older / "llm_service" / "clock.py", '("prompt", self', '("another", self')
     assert program.main([*FAST, "--out", str(tmp_path / "out"), "--baseline", str(older)]) == 0
     parts = _parts(tmp_path / "out")
     assert [*parts] == [
@@ -359,11 +360,10 @@ def test_two_trees_take_turns(tmp_path: Path) -> None:
     assert all(map(all, now[WORKER].values()))
 
 
-def _remove_line(file: Path, start: str) -> None:
-    lines = file.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if not line.startswith(start)]
-    assert len(kept) == len(lines) - 1
-    file.write_text("".join(kept))
+def _replace(file: Path, text: str, other: str) -> None:
+    content = file.read_text()
+    assert content.count(text) == 1
+    file.write_text(content.replace(text, other))
 
 
 def _parts(folder: Path) -> dict[str, Any]:
