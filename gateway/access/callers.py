@@ -56,5 +56,7 @@ class Caller(BaseModel):
     policy: Policy
 
 
-# Where no keys are asked for.
-ANYBODY = Caller(name="anybody", policy=Policy(may_use=("priority", "file")))
+# Where no keys are asked for: all that there is; `priority` has 32 bits.
+ANYBODY = Caller(
+    name="anybody", policy=Policy(may_use=("priority", "file"), most_urgent_priority=1 - 2**31)
+)

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import structlog
 
-from gateway.access.callers import Caller, Policy
+from gateway.access.callers import ANYBODY, Caller
 from gateway.access.key_file import KeyFileError, read_key_file
 from gateway.access.keyring import Key, digest_of
 
 logger = structlog.get_logger()
 
 OWN_NAME = "default"
-# All that anybody may do where no key is asked for: `priority` has 32 bits.
-OWN_POLICY = Policy(may_use=("priority", "file"), most_urgent_priority=1 - 2**31)
 # What a client can send in a header, and nobody guesses soon.
 SECRET = re.compile(r"[!-~]{16,512}")
 
@@ -34,7 +32,7 @@ def own_key(secret: str) -> Key:
             "a key has 16 to 512 characters, all of them ASCII and none a space;"
             " `internvl-gateway-keys new NAME` makes one"
         )
-    caller = Caller(name=OWN_NAME, policy=OWN_POLICY)
+    caller = Caller(name=OWN_NAME, policy=ANYBODY.policy)
     return Key(caller, (digest_of(secret.encode()),))
 
 

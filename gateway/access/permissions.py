@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.access.callers import ANYBODY, Caller
+from gateway.access.callers import Caller
 from protos.errors import AccessDeniedError
 
 
@@ -27,11 +27,9 @@ def check_model(caller: Caller, name: str) -> None:
 def check_priority(caller: Caller, priority: int, field: str) -> None:
     """Raises AccessDeniedError unless a caller may give a request this priority.
 
-    Lower ones go first; 0 is what a request has that gives none.
+    Lower ones go first; it is not 0, which a request has that gives none.
     """
     policy = caller.policy
-    if caller is ANYBODY or priority == 0:
-        return
     if "priority" not in policy.may_use:
         raise AccessDeniedError(
             f"the priority is {priority}; the key {caller.name!r} may give none", field=field
