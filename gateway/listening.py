@@ -6,11 +6,12 @@ import asyncio
 import errno
 import os
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
+
+from protos.process.rarely import Rarely
 
 logger = structlog.get_logger()
 
@@ -28,14 +29,14 @@ class RareEvent:
     def __init__(self, name: str) -> None:
         self._name = name
         self._count = 0
-        self._quiet_until = 0.0
+        self._rarely = Rarely(QUIET_SECONDS)
 
     def note(self, **details: object) -> None:
         """Counts the event, and logs it with details unless one was logged a moment ago."""
         self._count += 1
-        if (now := time.monotonic()) >= self._quiet_until:
+        if self._rarely.lets():
             logger.warning(self._name, count=self._count, **details)
-            self._count, self._quiet_until = 0, now + QUIET_SECONDS
+            self._count = 0
 
 
 async def listen(host: str, port: int) -> list[socket.socket]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from protos.errors import (
 )
 from protos.process.credentials import client_credentials
 from protos.process.logs import request_metadata
+from protos.process.rarely import Rarely
 from protos.process.settings import KIB
 from protos.process.tls import TLSFiles, warning_daily
 from protos.process.watched_files import POLL_SECONDS
@@ -80,7 +80,8 @@ HEALTH_SECONDS = 5.0
 NO_ANSWER = (UnavailableError, DeadlineError, OverloadedError)
 # After a line in the log that says that a service is unavailable, or denies us something.
 QUIET_SECONDS = 1.0
-_quiet_until: dict[tuple[str, str], float] = {}
+# Of a service that is gone each request asks often.
+_rarely = Rarely(QUIET_SECONDS)
 # What grpc says of a handshake that failed, and what that means; the first that is found counts.
 WRONG_NAME = (
     "the service's certificate is not for the name that stands in its address, or in"
@@ -192,26 +193,17 @@ def _service_error(service: str, error: grpc.aio.AioRpcError) -> ServiceError:
     if isinstance(failure, UnavailableError) or _broke_off(error):
         # grpc's own text holds addresses: for the log, not for clients.
         details = error.details() or ""
-        if _may_log("unavailable", service):
+        if _rarely.lets(("unavailable", service)):
             logger.warning("unavailable", service=service, details=details, **_hint(details))
         return UnavailableError(f"the {service} service is unavailable", retry_after=1)
     if isinstance(failure, AccessDeniedError):
         # It denies the gateway something, not the gateway's client.
-        if _may_log("denied", service):
+        if _rarely.lets(("denied", service)):
             logger.error("denied", service=service, details=failure.message)
         return ServiceError(f"the {service} service refused what the gateway passed on to it")
     if isinstance(failure, DeadlineError):
         return DeadlineError(f"the {service} service did not end within the request's time")
     return failure
-
-
-def _may_log(event: str, service: str) -> bool:
-    """Lets it be logged once in a while: of a service that is gone each request asks often."""
-    now = time.monotonic()
-    if now < _quiet_until.get((event, service), 0.0):
-        return False
-    _quiet_until[event, service] = now + QUIET_SECONDS
-    return True
 
 
 def _hint(details: str) -> dict[str, str]:

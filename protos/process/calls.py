@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -27,6 +26,7 @@ from protos.process.call_record import accounted
 from protos.process.credentials import peer_names
 from protos.process.logs import bind_request_id, request_id_of
 from protos.process.memory import is_out_of_memory
+from protos.process.rarely import Rarely
 from protos.status import to_status
 
 logger = structlog.get_logger()
@@ -112,7 +112,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         """
         self._on_error = on_error
         self._client_names = client_names
-        self._quiet_until = 0.0
+        self._rarely = Rarely(QUIET_SECONDS)  # who calls in vain may do so often
         self._places = Places(max_call_count)
         self._side_places: dict[str, Places] = defaultdict(lambda: Places(MAX_SIDE_CALL_COUNT))
 
@@ -173,21 +173,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if self._client_names is None or method.startswith(HEALTH):
             return
         if self._client_names.isdisjoint(names := peer_names(context)):
-            self._log_stranger(names, context.peer())
+            if self._rarely.lets():
+                logger.warning(
+                    "caller_denied",
+                    names=names,
+                    address=context.peer(),
+                    warning="the certificate has none of the names in --tls-client-names",
+                )
             raise AccessDeniedError(
                 f"the caller's certificate is for {', '.join(names) or 'no name'}, which is none of"
                 " this service's clients"
-            )
-
-    def _log_stranger(self, names: Sequence[str], address: str) -> None:
-        """Logs it once in a while: who calls in vain may do so often."""
-        if (now := time.monotonic()) >= self._quiet_until:
-            self._quiet_until = now + QUIET_SECONDS
-            logger.warning(
-                "caller_denied",
-                names=names,
-                address=address,
-                warning="the certificate has none of the names in --tls-client-names",
             )
 
     def _places_of(self, method: str) -> Places:

@@ -22,6 +22,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from protos.process.rarely import Rarely
 from protos.process.settings import OTLPProtocol, otlp_protocol
 from protos.process.tracing import FLUSH_SECONDS, Kind, Metadata, Span, Value, error_type
 
@@ -250,10 +251,8 @@ class _Complaints(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._quiet_until = 0.0
+        self._rarely = Rarely(QUIET_SECONDS)
 
     def emit(self, record: logging.LogRecord) -> None:
-        now = time.monotonic()
-        if now >= self._quiet_until:
-            self._quiet_until = now + QUIET_SECONDS
+        if self._rarely.lets():
             logger.warning("telemetry_failed", details=record.getMessage())

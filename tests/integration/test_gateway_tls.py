@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from protos.process.rarely import Rarely
 from tests.certificates import Authority, write_files
 from tests.fakes import stack
 
@@ -69,7 +70,7 @@ async def test_a_gateway_that_cannot_call_is_not_ready_and_its_log_says_why(
     words: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.services.channel.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.services.channel._rarely", Rarely(0.0))
     settings |= change
     if not settings["service_ca_file"]:
         settings["service_server_name"] = ""

@@ -19,6 +19,7 @@ from gateway.services.renewed_channel import RenewedChannel
 from gateway.tasks import owning
 from protos.errors import AccessDeniedError, ServiceError, UnavailableError
 from protos.process.credentials import client_credentials
+from protos.process.rarely import Rarely
 from protos.process.server import Service, running_server
 from protos.process.tls import TLSFiles
 from protos.status import from_rpc_error
@@ -103,7 +104,7 @@ def authority() -> Authority:
 
 @pytest.fixture(autouse=True)
 def _no_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.services.channel.QUIET_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.services.channel._rarely", Rarely(0.0))
 
 
 @pytest.fixture
