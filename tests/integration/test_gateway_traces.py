@@ -35,6 +35,18 @@ TRACEPARENT = f"00-{TRACE_ID}-{CALLER_SPAN_ID}-01"
 NEAR = 0.04
 CANARY = "canary-c0ffee"
 TEXT_BYTE_COUNT = 10_000
+# Of a request: all that its span has an attribute for.
+OPTIONS = {
+    "max_tokens": 7,
+    "temperature": 0.5,
+    "top_p": 0.25,
+    "top_k": 3,
+    "seed": 11,
+    "frequency_penalty": 0.125,
+    "presence_penalty": -0.5,
+    "n": 2,
+    "stream": True,
+}
 
 
 @pytest.fixture
@@ -91,18 +103,7 @@ async def test_a_request_is_one_tree_below_its_callers_span(receiver: Receiver) 
 
 
 async def test_what_is_asked_and_answered_has_the_conventions_names(receiver: Receiver) -> None:
-    asked = {
-        "max_tokens": 7,
-        "temperature": 0.5,
-        "top_p": 0.25,
-        "top_k": 3,
-        "seed": 11,
-        "frequency_penalty": 0.125,
-        "presence_penalty": -0.5,
-        "n": 2,
-        "stream": True,
-        "response_format": {"type": "json_object"},
-    }
+    asked = {**OPTIONS, "response_format": {"type": "json_object"}}
     async with stack(ScriptedVision(cache_hit=True)) as gateway:
         spans = await trace_of(receiver, gateway, **asked, **about(b"cat", b"dog", b"cat"))
     chat, http = one(spans, "gateway chat").attributes, one(spans, HTTP_SPAN).attributes
@@ -432,21 +433,10 @@ async def test_all_that_the_catalog_has_is_told(receiver: Receiver) -> None:
     """The tests above show what it is; this, that no name stands in the catalog for nothing."""
     vision = ScriptedVision(failures=[OverloadedError("full"), OverloadedError("full")])
     failures: list[ServiceError] = [UnavailableError("gone"), ServiceError("broken")]
-    options = {
-        "max_tokens": 7,
-        "temperature": 0.5,
-        "top_p": 0.25,
-        "top_k": 3,
-        "seed": 11,
-        "frequency_penalty": 0.125,
-        "presence_penalty": -0.5,
-        "n": 2,
-        "stream": True,
-    }
     llm = ScriptedLLM(failures=failures)
     async with stack(vision, llm, max_text_byte_count=TEXT_BYTE_COUNT) as gateway:
-        await gateway.read_chat(**options, **about(b"cat"))
-        await gateway.read_chat(**options, **about(b"cat"))
+        await gateway.read_chat(**OPTIONS, **about(b"cat"))
+        await gateway.read_chat(**OPTIONS, **about(b"cat"))
         vision.failures.append(InvalidImageError("bad"))
         await gateway.read_chat(**about(b"dog"))
         bad = {"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -197,7 +197,22 @@ def receiving() -> Iterator[Receiver]:
     """Runs a collector in threads of its own: the loop of a test may stand still meanwhile."""
     receiver = Receiver()
     server = grpc.server(ThreadPoolExecutor(2))
-    server.add_generic_rpc_handlers((_traces_handler(receiver), _metrics_handler(receiver)))
+    server.add_generic_rpc_handlers(
+        (
+            _handler(
+                TRACE_SERVICE,
+                trace_service_pb2.ExportTraceServiceRequest,
+                trace_service_pb2.ExportTraceServiceResponse,
+                receiver.take_spans,
+            ),
+            _handler(
+                METRICS_SERVICE,
+                metrics_service_pb2.ExportMetricsServiceRequest,
+                metrics_service_pb2.ExportMetricsServiceResponse,
+                receiver.take_metrics,
+            ),
+        )
+    )
     receiver.endpoint = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
@@ -206,31 +221,16 @@ def receiving() -> Iterator[Receiver]:
         server.stop(None).wait()
 
 
-def _traces_handler(receiver: Receiver) -> grpc.GenericRpcHandler:
-    def export(
-        request: trace_service_pb2.ExportTraceServiceRequest, _: Any
-    ) -> trace_service_pb2.ExportTraceServiceResponse:
-        receiver.take_spans(request)
-        return trace_service_pb2.ExportTraceServiceResponse()
+def _handler(
+    service: str, request: Any, response: Any, take: Callable[[Any], None]
+) -> grpc.GenericRpcHandler:
+    """Returns what serves a collector's one method, by its messages' classes."""
+
+    def export(message: Any, _: Any) -> Any:
+        take(message)
+        return response()
 
     handler = grpc.unary_unary_rpc_method_handler(
-        export,
-        trace_service_pb2.ExportTraceServiceRequest.FromString,
-        trace_service_pb2.ExportTraceServiceResponse.SerializeToString,
+        export, request.FromString, response.SerializeToString
     )
-    return grpc.method_handlers_generic_handler(TRACE_SERVICE, {"Export": handler})
-
-
-def _metrics_handler(receiver: Receiver) -> grpc.GenericRpcHandler:
-    def export(
-        request: metrics_service_pb2.ExportMetricsServiceRequest, _: Any
-    ) -> metrics_service_pb2.ExportMetricsServiceResponse:
-        receiver.take_metrics(request)
-        return metrics_service_pb2.ExportMetricsServiceResponse()
-
-    handler = grpc.unary_unary_rpc_method_handler(
-        export,
-        metrics_service_pb2.ExportMetricsServiceRequest.FromString,
-        metrics_service_pb2.ExportMetricsServiceResponse.SerializeToString,
-    )
-    return grpc.method_handlers_generic_handler(METRICS_SERVICE, {"Export": handler})
+    return grpc.method_handlers_generic_handler(service, {"Export": handler})
