@@ -145,6 +145,7 @@ async def test_axe_finds_nothing_while_an_answer_comes_and_when_it_fails(visit: 
         await expect(person.answer).to_contain_text("word word")
         assert await violations(person) == []
         await (await person.button("answer.stop")).click()
+        await person.answered()  # the page takes no question before
         llm.late_failure, llm.texts = EngineDeadError("it died"), ["half"]
         await person.ask("Again")
         await expect(person.answer.locator(".answer-error")).to_be_visible()
