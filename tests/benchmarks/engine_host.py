@@ -47,9 +47,10 @@ TITLE = "A decode step on the host, by stage"
 COMPARED = """\
 Microseconds a step of the engine's thread, means over all steps of the window: sequences that
 generate side by side, each after a prompt of random tokens. Nobody else wants the interpreter:
-outputs go to an event loop that drops them. A stage's time is without that of the stages within
-it; "waits" is where the thread waits for the device; "host" is the step without that, on the clock
-and, "CPU", on the thread's own. The clock itself takes some microseconds a step."""
+outputs go to an event loop that drops them. "Waits" is where the thread waits for the device,
+"host" the step without that. "CPU" is the thread's own time, and then that of each stage, without
+that of the stages within it: of the step itself, of scheduling, of the inputs, and so on. The clock
+itself takes some microseconds a step."""
 WAITS = "waits"
 STAGES: Stages = {
     "step": (TorchEngine, "_step"),
@@ -169,11 +170,10 @@ def _in_thread(engine: TorchEngine, call: Callable[[], object]) -> None:
 
 def _microseconds(clock: StageClock) -> Mapping[str, float]:
     steps = clock.counts["step"]
-    spent = {stage: clock.seconds[stage] / steps * 1e6 for stage in STAGES}
-    step = sum(spent.values())
-    cpu = sum(clock.cpu_seconds.values()) - clock.cpu_seconds[WAITS]
-    host = {"host": step - spent[WAITS], "host, CPU": cpu / steps * 1e6}
-    return {"whole step": step, **host, **spent}
+    cpu = {stage: clock.cpu_seconds[stage] / steps * 1e6 for stage in STAGES if stage != WAITS}
+    wall = sum(clock.seconds.values()) / steps * 1e6
+    waits = clock.seconds[WAITS] / steps * 1e6
+    return {"whole step": wall, WAITS: waits, "host": wall - waits, "CPU": sum(cpu.values()), **cpu}
 
 
 @contextmanager

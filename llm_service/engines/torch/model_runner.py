@@ -25,6 +25,7 @@ from llm_service.engines.torch.step_graphs import (
 )
 from llm_service.engines.torch.step_inputs import StepInputs
 from llm_service.engines.torch.step_outputs import StepOutputs
+from llm_service.engines.torch.token_histories import TokenHistories
 from llm_service.engines.torch.transfer import LargeUpload, upload, uploaded
 
 
@@ -56,6 +57,7 @@ class ModelRunner:
         self._rotation = rotary_table(config.head_dim, config.rope_theta, length, self.device)
         # One more for the padding of decodes.
         self._last_tokens = torch.zeros(max_running + 1, dtype=torch.int64, device=self.device)
+        self._histories = TokenHistories(self.vocabulary_size, self.device)
         self._tables = BlockTables(max_running, -(-length // block_size), block_size)
         self._table_upload = LargeUpload(self.device)
         places = torch.arange(max_running, dtype=torch.int32, device=self.device)
@@ -85,7 +87,7 @@ class ModelRunner:
             await_masks(sampled)  # while the device computes the logits
             sampled, ranked = self._not_held_back(sampled, ranked)
             masks = guide_masks(sampled, self.vocabulary_size)
-        choice = sample(ranked, sampled, masks)
+        choice = sample(ranked, sampled, masks, self._histories)
         if choice.token_ids is not ranked.best or self._decode_graphs(inputs) is None:
             slots = [sequence.slot for sequence in sampled]
             self._last_tokens[uploaded(slots, torch.int64, self.device)] = choice.token_ids

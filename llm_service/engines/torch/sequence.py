@@ -15,7 +15,6 @@ from protos.errors import ServiceError
 if TYPE_CHECKING:
     from llm_service.engines.guides import TokenMatcher
     from llm_service.engines.torch.mask import Mask
-    from llm_service.engines.torch.token_history import TokenHistory
 
 
 class Status(Enum):
@@ -59,7 +58,7 @@ class Sequence:
         unscored_count: last tokens of the prompt whose log probabilities are wanted, and not
             computed by any step so far.
         fault: what the engine has ended it for; None as a rule.
-        history: what the sampler's penalties look at; None until they do.
+        history: marks its row of the TokenHistories; None until penalties look at it.
         finish_reason: why it ended; None while it goes on.
     """
 
@@ -99,7 +98,7 @@ class Sequence:
         self.void_count = 0
         self.unscored_count = self.prompt_length - 1 if params.wants_prompt_logprobs else 0
         self.fault: ServiceError | None = None
-        self.history: TokenHistory | None = None
+        self.history: object | None = None
         self.finish_reason: FinishReason | None = None
         self._max_length = self.prompt_length + max_tokens
         self._digests = PrefixDigests(prompt, vocabulary_size)
