@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from msgspec import Struct
+
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
 from protos.identity import EmbeddingId
@@ -112,8 +114,7 @@ class Request:
     account: Account = field(default_factory=Account, compare=False)
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True):
     """The natural logarithm of one token's probability, and of its most probable alternatives'.
 
     Attributes:
@@ -157,8 +158,7 @@ class LogprobTable:
             ]
 
 
-@dataclass(frozen=True)
-class TokenOutput:
+class TokenOutput(Struct, frozen=True):
     """What one engine step added to a sequence.
 
     Attributes:
