@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ class StepInputs:
     Attributes:
         sequences: in the order of their tokens.
         decode_count: D.
-        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A decode's
-            token that is still in flight has the id -1 - its sequence's slot.
-        sampled: the sequences whose last token is among the T.
-        sampled_rows: where those tokens stand.
+        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A token that
+            is still in flight has the id -1 - its sequence's slot.
+        sampled: the sequences whose last token is among the T, each once more for each draft.
+        sampled_rows: where those tokens stand, and the drafts after them.
         scored: tokens of prompts whose log probabilities are wanted.
     """
 
@@ -55,13 +54,19 @@ class StepInputs:
             _write_span(rows[:, end - sequence.scheduled_count : end], sequence, block_size)
         of_others = zip(others, ends[len(decodes) :].tolist(), strict=True)
         scored = [_scored(sequence, end) for sequence, end in of_others if sequence.unscored_count]
-        sampled = [item.is_sampled for item in sequences]
+        sampled: list[Sequence] = []
+        sampled_rows: list[int] = []
+        for sequence, end in zip(sequences, ends.tolist(), strict=True):
+            if sequence.is_sampled:
+                count = 1 + len(sequence.drafts)
+                sampled += [sequence] * count
+                sampled_rows += range(end - count, end)
         return cls(
             sequences=sequences,
             decode_count=len(decodes),
             rows=rows,
-            sampled=list(compress(sequences, sampled)),
-            sampled_rows=list(compress((ends - 1).tolist(), sampled)),
+            sampled=sampled,
+            sampled_rows=sampled_rows,
             scored=[tokens for tokens in scored if tokens.token_ids],
         )
 
@@ -125,9 +130,17 @@ def _write_span(rows: Array, sequence: Sequence, block_size: int) -> None:
     end = begin + sequence.scheduled_count
     places = np.arange(begin, end)
     blocks = np.array(sequence.block_table, np.int64)
-    rows[0] = sequence.token_ids[begin:end]
+    rows[0] = _scheduled_ids(sequence)
     rows[1] = places
     rows[2] = blocks[places // block_size] * block_size + places % block_size
+
+
+def _scheduled_ids(sequence: Sequence) -> list[int]:
+    begin = sequence.computed_count
+    known = sequence.token_ids[begin : begin + sequence.scheduled_count]
+    if len(known) == sequence.scheduled_count:
+        return known
+    return [*(known or [-1 - sequence.slot]), *sequence.drafts]
 
 
 def _scored(sequence: Sequence, end: int) -> ScoredTokens:
