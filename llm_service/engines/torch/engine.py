@@ -311,6 +311,8 @@ class TorchEngine:
         if self._drafts is not None:
             draft_count -= len(sequence.verified)  # those of a later step are still in flight
             self._drafts = self._drafts.after(draft_count, count - 1)
+        if count > 1:
+            self._scheduler.blocks.register(sequence)
         if sequence.has_ended:
             self._scheduler.finish(sequence)
         elif len(finite) < len(tokens):
