@@ -7,7 +7,7 @@ import random
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -304,7 +304,7 @@ def _params(chance: random.Random, max_tokens: int = 60) -> SamplingParams:
     return replace(params, **chance.choice(list(_kinds(chance))))
 
 
-def _kinds(chance: random.Random) -> Iterator[dict[str, object]]:
+def _kinds(chance: random.Random) -> Iterator[dict[str, Any]]:
     yield {}
     yield {"logprob_count": chance.randrange(3)}
     yield {"temperature": chance.choice([0.1, 0.7]), "logprob_count": 2}
