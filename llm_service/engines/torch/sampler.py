@@ -12,6 +12,7 @@ from itertools import groupby
 
 import torch
 
+from llm_service.engines.torch.ranked import Ranked, told
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.token_history import TokenHistory
 from llm_service.engines.torch.transfer import upload, uploaded
@@ -25,16 +26,14 @@ class Choice:
 
     Attributes:
         token_ids: [S] int64.
-        peaks: [S], the largest logit of each row as the decoder gave it. It is no finite number
-            where the row has NaN, +infinity, or nothing but -infinity: nothing is sampled of that.
-            Where some are -infinity the row is right: their tokens have no probability either way.
+        told: [S] int64, the same as the host gets them; see Ranked.
         logprobs: [S, 1 + MAX_LOGPROB_COUNT] float32, of the token and of the most probable ones;
             None if no sequence wants any.
         top: [S, MAX_LOGPROB_COUNT] int64, the most probable ones.
     """
 
     token_ids: torch.Tensor
-    peaks: torch.Tensor
+    told: torch.Tensor
     logprobs: torch.Tensor | None = None
     top: torch.Tensor | None = None
 
@@ -55,24 +54,22 @@ def guide_masks(sequences: List[Sequence], vocabulary_size: int) -> torch.Tensor
     return masks
 
 
-def sample(logits: torch.Tensor, sequences: List[Sequence], masks: torch.Tensor | None) -> Choice:
+def sample(ranked: Ranked, sequences: List[Sequence], masks: torch.Tensor | None) -> Choice:
     """Chooses the next token of each sequence.
 
     Args:
-        logits: [S, vocabulary_size], any float dtype.
-        sequences: S sequences that have not ended; one with drafts stands there once more for each,
+        ranked: the logits of S sequences.
+        sequences: those, none of which has ended; one with drafts stands there once more for each,
             one after the other.
         masks: of `guide_masks`; None if no sequence has a guide.
 
     Returns:
         The choice. A row of NaN gives some token and no error here, which would be all sequences':
-        its peak tells.
+        the host is told.
     """
-    if masks is None and all(sequence.params.is_plain for sequence in sequences):
-        peaks, token_ids = logits.max(-1)
-        return Choice(token_ids, peaks)
-    peaks = logits.amax(-1)  # before masks make infinities
-    logits = logits.float()
+    if masks is None and all(sequence.is_plain for sequence in sequences):
+        return Choice(ranked.best, ranked.told)
+    logits = ranked.logits.float()
     for row, sequence in zip(logits, sequences, strict=True):
         _adjust(row, sequence)
     if masks is not None:
@@ -85,7 +82,8 @@ def sample(logits: torch.Tensor, sequences: List[Sequence], masks: torch.Tensor 
             rows = uploaded(indexes, torch.int64, logits.device)
             token_ids[rows] = _draw(logits[rows], [sequences[i] for i in indexes])
     _remember(token_ids, sequences)
-    return Choice(token_ids, peaks, *_logprobs(token_ids, logits, sequences))
+    shown = told(token_ids, ranked.is_finite)
+    return Choice(token_ids, shown, *_logprobs(token_ids, logits, sequences))
 
 
 def _adjust(logits: torch.Tensor, sequence: Sequence) -> None:

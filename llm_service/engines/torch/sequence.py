@@ -33,6 +33,7 @@ class Sequence:
     Attributes:
         prompt: what it began with.
         params: how its tokens are chosen.
+        is_plain: what they say of that: the sampler asks in every step.
         matcher: which tokens may come next; None where all may.
         mask: the matcher's for the next token, on its way or there; None without a matcher.
         order: sequences with a smaller one come first: by priority, then by arrival.
@@ -80,6 +81,7 @@ class Sequence:
     ) -> None:
         self.prompt = prompt
         self.params = params
+        self.is_plain = params.is_plain
         self.matcher = matcher
         self.mask: Mask | None = None
         self.order = order

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llm_service.engines.base import Prompt
+from llm_service.engines.torch.ranked import Ranked
 from llm_service.engines.torch.sampler import sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.sampling import SamplingParams
@@ -58,7 +59,9 @@ def _sequence(params: SamplingParams) -> Sequence:
 
 
 def _sampled(logits: list[torch.Tensor], sequences: list[Sequence]) -> list[int]:
-    token_ids: list[int] = sample(torch.stack(logits), sequences, None).token_ids.tolist()
+    token_ids: list[int] = sample(
+        Ranked.of(torch.stack(logits)), sequences, None
+    ).token_ids.tolist()
     return token_ids
 
 
