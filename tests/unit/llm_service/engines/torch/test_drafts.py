@@ -15,6 +15,7 @@ import torch
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import DraftTotals, LLMEngine, Prompt, TokenOutput
 from llm_service.engines.create import create_engine
+from llm_service.engines.torch import weights
 from llm_service.engines.torch.drafts import Drafter, TokenLookup
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.sequence import Sequence
@@ -22,6 +23,7 @@ from llm_service.engines.torch.step_outputs import StepOutputs
 from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings, TorchOptions
 from tests.unit.llm_service.engines.torch.answers import ENDS, NO_ROWS, outputs_of
+from tests.unit.llm_service.engines.torch.replays import Replay, TiledKernels, replayed
 from tests.unit.llm_service.engines.torch.tiny import (
     QWEN2,
     random_tensors,
@@ -84,6 +86,16 @@ class Starter:
         return Pair(plain, await self.engine(checkpoint, DRAFT_COUNT, **options))
 
 
+@pytest.fixture(params=["in turn", "overlapping", "graphs"])
+def runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Replay]:
+    """How steps run: as on a CPU; with a token in flight, as on CUDA; by its graphs besides."""
+    monkeypatch.setattr(ModelRunner, "overlaps", request.param != "in turn")
+    if request.param != "graphs":
+        return []
+    monkeypatch.setattr(weights, "kernels_for", lambda *_: TiledKernels())
+    return replayed(monkeypatch)
+
+
 @pytest.fixture
 async def starter() -> AsyncGenerator[Starter, None]:
     starter = Starter()
@@ -108,29 +120,24 @@ async def test_a_chain_is_written_in_few_steps(starter: Starter, chain: Path) ->
     assert drafts.accepted_token_count > 0.8 * drafts.drafted_token_count
 
 
-@pytest.mark.parametrize("overlaps", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 async def test_same_tokens_and_log_probabilities(
-    starter: Starter, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, seed: int, overlaps: bool
+    runs: list[Replay], starter: Starter, checkpoint: Path, seed: int
 ) -> None:
-    """Batches of all kinds of requests, prompts that repeat themselves, in random order.
-
-    Where steps overlap, as on CUDA, drafts are made behind a token that is still in flight.
-    """
-    monkeypatch.setattr(ModelRunner, "overlaps", overlaps)
+    """Batches of all kinds of requests, prompts that repeat themselves, in random order."""
     chance = random.Random(seed)
     pair = await starter.pair(checkpoint, max_running_sequence_count=chance.choice([4, 16]))
     requests = [(_prompt(chance), _params(chance)) for _ in range(10)]
     await _compare(pair, requests)
     assert _drafts(pair.drafting).accepted_token_count > 0
+    assert not runs or any(replay.count for replay in runs)
 
 
-@pytest.mark.parametrize("overlaps", [False, True])
+@pytest.mark.usefixtures("runs")
 async def test_same_tokens_where_sequences_are_preempted(
-    starter: Starter, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, overlaps: bool
+    starter: Starter, checkpoint: Path
 ) -> None:
     """Of the cache's 20 blocks, six sequences want 16 each; drafts are given up before that."""
-    monkeypatch.setattr(ModelRunner, "overlaps", overlaps)
     chance = random.Random(7)
     pair = await starter.pair(
         checkpoint, kv_cache_byte_count=20 * 4 * 2 * 2 * 2 * 8 * 4, max_step_token_count=16
