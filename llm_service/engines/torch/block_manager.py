@@ -119,4 +119,4 @@ class BlockManager:
             del self._blocks[digest]
 
     def _missing_count(self, sequence: Sequence) -> int:
-        return -(-sequence.length // self.block_size) - len(sequence.block_table)
+        return -(-sequence.needed_length // self.block_size) - len(sequence.block_table)

@@ -10,7 +10,7 @@ from llm_service.engines.torch.compiled.create import compiled_decode
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.base import BatchLayout, TileSet, rotary_table
 from llm_service.engines.torch.kv_cache import zeros
-from llm_service.engines.torch.mask_pool import await_masks
+from llm_service.engines.torch.mask_pool import await_masks, mask_count
 from llm_service.engines.torch.prompt_scores import PromptScores
 from llm_service.engines.torch.ranked import Ranked
 from llm_service.engines.torch.sampler import guide_masks, sample
@@ -43,6 +43,7 @@ class ModelRunner:
         block_size: int,
         max_running: int,
         max_step_token_count: int = TOKEN_SIZES[-1],
+        max_sampled_count: int = 0,
     ) -> None:
         config = decoder.config
         self.device, self.dtype = decoder.embedding.weight.device, decoder.dtype
@@ -65,7 +66,10 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
         if decoder.kernels.tile_size is not None:
             self._graphs = self._record(
-                decoder.kernels.tile_size, block_count, max_step_token_count
+                decoder.kernels.tile_size,
+                block_count,
+                max_step_token_count,
+                max(max_running, max_sampled_count),
             )
         self._compiled = compiled_decode(decoder, self._kv_cache, self._rotation)
 
@@ -84,8 +88,8 @@ class ModelRunner:
         states, ranked = self._states_and_ranked(inputs)
         sampled, masks = inputs.sampled, None
         if any(sequence.mask is not None for sequence in sampled):
-            await_masks(sampled)  # while the device computes the logits
-            sampled, ranked = self._not_held_back(sampled, ranked)
+            await_masks(dict.fromkeys(sampled))  # while the device computes the logits
+            sampled, ranked = self._with_masks(sampled, ranked)
             masks = guide_masks(sampled, self.vocabulary_size)
         choice = sample(ranked, sampled, masks, self._histories)
         if choice.token_ids is not ranked.best or self._decode_graphs(inputs) is None:
@@ -96,10 +100,13 @@ class ModelRunner:
             scores = PromptScores(self._decoder, states[len(inputs.sampled) :], inputs.scored)
         return StepOutputs(sampled, choice, scores)
 
-    def _not_held_back(
-        self, sampled: list[Sequence], ranked: Ranked
-    ) -> tuple[list[Sequence], Ranked]:
-        kept = [index for index, sequence in enumerate(sampled) if not sequence.is_held_back]
+    def _with_masks(self, sampled: list[Sequence], ranked: Ranked) -> tuple[list[Sequence], Ranked]:
+        """Leaves out what has no mask: of a sequence all, or what follows some of its drafts."""
+        kept: list[int] = []
+        row = 0
+        for sequence in dict.fromkeys(sampled):
+            kept += range(row, row + mask_count(sequence))
+            row += 1 + len(sequence.drafts)
         if len(kept) == len(sampled):
             return sampled, ranked
         rows = uploaded(kept, torch.int64, self.device)
@@ -260,11 +267,14 @@ class ModelRunner:
         return states
 
     @torch.inference_mode()
-    def _record(self, tile_size: int, padding_block: int, max_step_token_count: int) -> StepGraphs:
+    def _record(
+        self, tile_size: int, padding_block: int, max_step_token_count: int, max_sampled_count: int
+    ) -> StepGraphs:
         padding = [[0], [0], [padding_block * self._block_size]]
         limits = StepLimits(
             max_running=len(self._decode_tiles),
             max_token_count=max_step_token_count,
+            max_sampled_count=max_sampled_count,
             table_width=-(-len(self._rotation) // self._block_size),
             tile_size=tile_size,
             takes_whole_tiles=self._decoder.kernels.takes_whole_tiles(
