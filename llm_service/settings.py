@@ -54,6 +54,9 @@ class TorchOptions(EngineOptions):
     """Most tokens in one step of the engine; longer prompts are read in several steps. The next
     tokens of all answers wait for a step: fewer tokens make them smoother. Default: 512 on the CPU,
     on CUDA 2048; a step there in which answers go on has at most 1024."""
+    host_cache_byte_count: int = Field(default=0, ge=0, le=LARGEST_BYTE_COUNT)
+    """Page-locked memory beside a GPU for what its KV cache drops, taken at the start: prompts that
+    begin alike find it there, and it is copied back instead of computed. 0: none."""
 
 
 class TensorRTLLMOptions(EngineOptions):
