@@ -153,6 +153,7 @@ class TorchEngine:
             startable_sequence_count=self._startable_count,
             preemption_count=self._preemption_count,
             drafts=self._drafts,
+            host_cache=self._host_cache_load,
         )
 
     def is_healthy(self) -> bool:
@@ -372,6 +373,7 @@ class TorchEngine:
         self._free_kv_token_count = blocks.free_count * blocks.block_size
         self._startable_count = self._scheduler.startable_count
         self._preemption_count = self._scheduler.preemption_count
+        self._host_cache_load = blocks.host_cache_load
 
     def _end(self) -> None:
         """Fails every request that is in the engine or was posted before it ended."""

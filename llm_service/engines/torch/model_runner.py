@@ -74,6 +74,11 @@ class ModelRunner:
         self._compiled = compiled_decode(decoder, self._kv_cache, self._rotation)
 
     @property
+    def kv_cache(self) -> torch.Tensor:
+        """[layers, 2, blocks + 1, block_size, kv_heads, head_dim]."""
+        return self._kv_cache
+
+    @property
     def overlaps(self) -> bool:
         """Whether a step's outputs come later, so that the next step can be prepared meanwhile."""
         return self.device.type == "cuda"
