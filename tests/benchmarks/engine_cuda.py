@@ -30,10 +30,12 @@ from llm_service.settings import Settings, TorchOptions
 from protos.errors import ServiceError
 from protos.process.settings import GIB
 from tests.benchmarks import engine_parts
+from tests.benchmarks.beside import beside
 from tests.benchmarks.engine_parts import Sizes, Subject
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report, ReportBook
 from tests.benchmarks.shapes import FAMILIES, open_shape
+from tests.benchmarks.vision_cuda import bench_of
 
 TITLE = "The torch engine on one GPU, random weights"
 PART_SECONDS = 180.0
@@ -42,6 +44,7 @@ ENGINE_PARTS: Mapping[str, Callable[[Subject], Awaitable[list[Report]]]] = {
     "prefill": engine_parts.prefill,
     "turns": engine_parts.turns,
     "host": engine_parts.host,
+    "beside": beside,
 }
 PARTS = (*ENGINE_PARTS, "transformers")
 # What may befall a part without making the others vain.
@@ -128,7 +131,8 @@ class Bench:
         print(f"{self.shape} engine: warm after {time.perf_counter() - started:.1f} s", flush=True)
         threads = set(threading.enumerate()) - threads_before
         prompts = Prompts(served.config, torch.bfloat16, self.scale.sizes.row_count)
-        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS[self.shape])
+        tower = bench_of(torch.device(self.device), tiny=self.scale.tiny)
+        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS[self.shape], tower)
         try:
             for part in parts:
                 with self._attempt(part) as load_before:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from llm_service.engines.torch.kernels.base import TileSet
+from llm_service.engines.torch.streams import capture_stream
 
 # One sequence, few, then by eights.
 DECODE_SIZES = (1, 2, 4, *range(8, 513, 8))
@@ -212,6 +213,6 @@ def _record(
     torch.cuda.synchronize()
     pool = next((graph.pool() for graph, _ in others.values()), None)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=capture_stream()):
         logits = step(*arguments)
     return graph, logits
