@@ -29,13 +29,10 @@ from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import is_loopback, read_settings
 from protos.process.shared_memory import SlotReader, sharing
 from protos.process.supervisor import supervisor
+from protos.process.threads import give_lock_away_soon
 from protos.signature import EmbeddingKey, EmbeddingKeyError
 
 logger = structlog.get_logger()
-
-# The engine's thread gives the interpreter's lock away with each call of the device's, and waits so
-# long for it while the event loop computes; Python's own 5 ms are a whole step.
-SWITCH_SECONDS = 0.0002
 
 
 def main() -> None:
@@ -57,7 +54,7 @@ def main() -> None:
 
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
-    sys.setswitchinterval(SWITCH_SECONDS)
+    give_lock_away_soon()
     try:
         async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
             service = make_service(settings, info, engine, Metrics(engine), memory)
