@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
+from typing import Any
 
 import structlog
 import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.admission import (
+    Outputs,
+    alarm,
     check_queue,
     check_tokens,
     engine_dead,
     output_room,
     seconds_left,
-    time_over,
 )
 from llm_service.engines.base import (
     EngineLoad,
@@ -33,6 +34,7 @@ from llm_service.engines.base import (
     TokenOutput,
 )
 from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.steps import Message, OutputSink, QueueSink
 from llm_service.engines.torch.finiteness import not_finite
 from llm_service.engines.torch.mask_pool import MaskPool
 from llm_service.engines.torch.model_runner import ModelRunner
@@ -50,18 +52,15 @@ WARM_UP_TOKEN_COUNT = 40
 RETRY_AFTER_SECONDS = 1.0
 logger = structlog.get_logger()
 
-Outputs = asyncio.Queue[TokenOutput | ServiceError]
-Message = tuple[Outputs, TokenOutput | ServiceError]
-
 
 class TorchEngine:
-    """An LLMEngine with a thread of its own.
+    """A StepEngine with a thread of its own.
 
     The thread owns scheduler, runner and all sequences. The event loop posts calls to its inbox
-    (add a sequence, abort one, stop) and gets outputs by `call_soon_threadsafe`; there are no
-    locks. Besides that the thread publishes plain values that others read: its load, and whether
-    it has ended. It sets the latter before it empties its inbox for the last time, and `generate`
-    reads it after posting, so no request can fall between the two.
+    (add a sequence, abort one, stop), and the thread puts outputs into sinks; there are no locks.
+    Besides that the thread publishes plain values that others read: its load, and whether it has
+    ended. It sets the latter before it empties its inbox for the last time, and `submit` reads it
+    after posting, so no request can fall between the two.
 
     A sequence whose logits are no numbers ends, and the others go on. What it has computed nobody
     shares any more; who has done so, and so has no numbers either, is computed anew.
@@ -92,7 +91,8 @@ class TorchEngine:
         self._request_count = 0  # the event loop's
         self._arrivals = count()  # the event loop's
         # The thread's:
-        self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, Outputs]] = {}
+        self._callers: dict[Sequence, tuple[OutputSink, Any]] = {}
+        self._watchers: list[OutputSink] = []
         # With all of a step's sequences: the device may still be copying the prompt table of one
         # whose request is over, and its memory must not become another's meanwhile.
         self._in_flight: deque[tuple[list[Sequence], StepOutputs]] = deque()
@@ -108,20 +108,10 @@ class TorchEngine:
         self._thread.start()
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
-        check_tokens(request, self._config)
-        max_tokens = output_room(request.prompt, request.params.max_tokens, self.context_length)
-        sequence = await self._sequence(request, max_tokens)
-        waiting_count = self.load().waiting_sequence_count
-        account = request.account
-        check_queue(waiting_count, self._max_waiting_count, account, has_ended=self._ended)
         outputs: Outputs = asyncio.Queue()
-        with _alarm(outputs, request.deadline):
-            self._request_count += 1
-            account.sequence_count += 1
-            self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
-            try:
-                if self._ended:
-                    raise engine_dead()
+        leave = await self.submit(request, QueueSink(asyncio.get_running_loop()), outputs)
+        try:
+            with alarm(outputs, request.deadline):
                 finished = False
                 while not finished:
                     output = await outputs.get()
@@ -129,10 +119,28 @@ class TorchEngine:
                         raise output
                     yield output
                     finished = output.finish_reason is not None
-            finally:
-                self._request_count -= 1
-                account.sequence_count -= 1
-                self._inbox.put(partial(self._abort, sequence))
+        finally:
+            leave()
+
+    async def submit(self, request: Request, sink: OutputSink, key: Any) -> Callable[[], None]:
+        check_tokens(request, self._config)
+        max_tokens = output_room(request.prompt, request.params.max_tokens, self.context_length)
+        sequence = await self._sequence(request, max_tokens)
+        waiting_count = self.load().waiting_sequence_count
+        account = request.account
+        check_queue(waiting_count, self._max_waiting_count, account, has_ended=self._ended)
+        seconds_left(request.deadline)
+        self._request_count += 1
+        account.sequence_count += 1
+        leave = partial(self._leave, sequence)
+        self._inbox.put(partial(self._add, sequence, sink, key))
+        if self._ended:
+            leave()
+            raise engine_dead()
+        return leave
+
+    def watch(self, sink: OutputSink) -> None:
+        self._watchers.append(sink)
 
     async def check_guide(self, guide: OutputGuide) -> None:
         await self._guides.compiled(guide)
@@ -175,8 +183,13 @@ class TorchEngine:
             account=request.account,
         )
 
-    def _add(self, sequence: Sequence, loop: asyncio.AbstractEventLoop, outputs: Outputs) -> None:
-        self._callers[sequence] = (loop, outputs)
+    def _leave(self, sequence: Sequence) -> None:
+        self._request_count -= 1
+        sequence.account.sequence_count -= 1
+        self._inbox.put(partial(self._abort, sequence))
+
+    def _add(self, sequence: Sequence, sink: OutputSink, key: Any) -> None:
+        self._callers[sequence] = (sink, key)
         self._masks.order([sequence])
         self._scheduler.add(sequence)
 
@@ -211,6 +224,7 @@ class TorchEngine:
                     self._step()
                 else:
                     self._publish_load()
+                    self._tell({})
         except Exception as error:
             # Whatever it is: in the log it has its traceback, and `_end` tells the callers.
             logger.error("engine_died", error=str(error), exc_info=error)
@@ -328,18 +342,16 @@ class TorchEngine:
         self._tell({sequence: fault})
 
     def _tell(self, outputs: Mapping[Sequence, TokenOutput | ServiceError]) -> None:
-        """Hands outputs to their callers: one wake-up of an event loop for all of them."""
-        messages: defaultdict[asyncio.AbstractEventLoop, list[Message]] = defaultdict(list)
+        """Hands outputs to their callers: one call of a sink for all of them."""
+        messages: dict[OutputSink, list[Message]] = {sink: [] for sink in self._watchers}
         for sequence, output in outputs.items():
             if sequence in self._callers:
-                loop, queue = self._callers[sequence]
-                messages[loop].append((queue, output))
+                sink, key = self._callers[sequence]
+                messages.setdefault(sink, []).append((key, output))
             if isinstance(output, ServiceError) or output.finish_reason is not None:
                 self._callers.pop(sequence, None)
-        for loop, of_loop in messages.items():
-            # A closed loop has no callers left.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_put_all, of_loop)
+        for sink, of_sink in messages.items():
+            sink.put(of_sink)
 
     def _publish_load(self) -> None:
         blocks = self._scheduler.blocks
@@ -364,28 +376,6 @@ def _output(token: SampledToken) -> TokenOutput | ServiceError:
         cached_token_count=token.sequence.cached_count or 0,
         logprobs=() if token.logprob is None else (token.logprob,),
     )
-
-
-@contextlib.contextmanager
-def _alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
-    """Puts the end of a request's time into its queue when it comes, unless it is left before.
-
-    Raises:
-        DeadlineError: it is over already.
-    """
-    if (seconds := seconds_left(deadline)) is None:
-        yield
-        return
-    alarm = asyncio.get_running_loop().call_later(seconds, outputs.put_nowait, time_over())
-    try:
-        yield
-    finally:
-        alarm.cancel()
-
-
-def _put_all(messages: list[Message]) -> None:
-    for queue, output in messages:
-        queue.put_nowait(output)
 
 
 def _out_of_memory(sequence_count: int) -> OverloadedError:

@@ -17,9 +17,9 @@ import pytest
 
 pytest.importorskip("msgspec")
 
-import msgspec  # noqa: E402
+import msgspec
 
-from protos.process.engine_link import (  # noqa: E402
+from protos.process.engine_link import (
     HEAD,
     MAX_MESSAGE_BYTE_COUNT,
     EngineLink,
@@ -30,7 +30,7 @@ from protos.process.engine_link import (  # noqa: E402
     connect,
     start_own_host,
 )
-from tests.echo_part import Echo, Facts  # noqa: E402
+from tests.echo_part import Echo, Facts
 
 PART = "tests.echo_part"
 SECONDS = 30.0
