@@ -33,10 +33,12 @@ from llm_service.settings import Settings, TorchOptions
 from protos.errors import ServiceError
 from protos.process.settings import GIB
 from tests.benchmarks import engine_parts, speculation
+from tests.benchmarks.beside import beside
 from tests.benchmarks.engine_parts import Sizes, Subject
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report, ReportBook
 from tests.benchmarks.shapes import FAMILIES, open_shape
+from tests.benchmarks.vision_cuda import bench_of
 
 TITLE = "The torch engine on one GPU, random weights"
 PART_SECONDS = 180.0
@@ -47,6 +49,7 @@ ENGINE_PARTS: Mapping[str, Part] = {
     "prefill": engine_parts.prefill,
     "turns": engine_parts.turns,
     "host": engine_parts.host,
+    "beside": beside,
 }
 PARTS = (*ENGINE_PARTS, "speculation", "offload", "transformers")
 # What may befall a part without making the others vain.
@@ -163,7 +166,8 @@ class Bench:
         print(f"{self.shape} engine: warm after {time.perf_counter() - started:.1f} s", flush=True)
         threads = set(threading.enumerate()) - threads_before
         prompts = Prompts(served.config, torch.bfloat16, self.scale.sizes.row_count)
-        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS[self.shape])
+        tower = bench_of(torch.device(self.device), tiny=self.scale.tiny)
+        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS[self.shape], tower)
         try:
             for name, part in parts.items():
                 with self._attempt(name) as load_before:

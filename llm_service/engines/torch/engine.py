@@ -44,6 +44,7 @@ from llm_service.engines.torch.prompt_scores import ScoredPrompt
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
 from llm_service.engines.torch.step_outputs import SampledToken, StepOutputs
+from llm_service.engines.torch.streams import use_stream
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import NonFiniteError, OverloadedError, ServiceError
 from protos.process.memory import is_out_of_memory
@@ -225,6 +226,7 @@ class TorchEngine:
 
     def _run(self) -> None:
         try:
+            use_stream(self._runner.stream)
             while self._take_calls():
                 if self._scheduler.has_work:
                     self._step()

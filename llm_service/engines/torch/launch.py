@@ -19,6 +19,7 @@ from llm_service.engines.torch.host_memory import check_host_cache, page_locked
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.start_memory import StartMemory
+from llm_service.engines.torch.streams import engine_stream
 from llm_service.engines.torch.weights import load_decoder, stored_types
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     stored = stored_types(settings.checkpoint, device, dtype, settings.torch.quantization)
     memory = StartMemory.of(settings, config, device, dtype, stored)
     memory.check()
-    with memory.enough():
+    with memory.enough(), torch.cuda.stream(engine_stream(device)):
         decoder = load_decoder(settings.checkpoint, config, device, dtype, stored)
         guides = GuideCompiler(tokenizer, config.vocabulary_size)
         return _engine(settings, decoder, guides, memory.kv_cache)
