@@ -159,6 +159,12 @@ class EngineLink:
         self._loop.add_reader(self._connection, self._on_readable)
         self._loop.call_soon(self._hand_out)
 
+    def is_open(self) -> bool:
+        """Whether the other side is still there; for any thread, and without waiting."""
+        poll = select.poll()
+        poll.register(self._connection, 0)  # the end of the stream is told in any case
+        return not poll.poll(0)
+
     def close(self) -> None:
         """Ends the link: the other side sees the end of the stream; nobody is called any more."""
         with self._sending:
