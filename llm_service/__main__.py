@@ -11,6 +11,7 @@ import structlog
 from llm_service.checkpoint import created_unix_seconds
 from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
+from llm_service.engines.pacing import Pacing
 from llm_service.generator import Generator
 from llm_service.inspection import inspect
 from llm_service.metrics import Metrics
@@ -115,7 +116,8 @@ def make_service(
     max_byte_count = settings.max_table_byte_count
     arena = page_locked_arena(max_byte_count)
     tables = TableCache(max_byte_count, embedding_key(settings), memory, arena)
-    servicer = LLMServicer(Generator(info, engine, tables, metrics))
+    pacing = Pacing(settings.max_messages_per_second)
+    servicer = LLMServicer(Generator(info, engine, tables, metrics, pacing))
     return Service(
         name=SERVICE_NAME,
         register=servicer.register,

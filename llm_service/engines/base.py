@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from llm_service.engines.pacing import UNPACED, Pacing
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
 from protos.identity import EmbeddingId
@@ -103,6 +104,7 @@ class Request:
         deadline: when the output must be complete, on the clock of `time.monotonic`; None leaves
             the time free.
         account: one for all choices of a request, which compete with others as one.
+        pacing: how often its output is given out; tokens that come faster are given together.
     """
 
     prompt: Prompt
@@ -110,6 +112,7 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     account: Account = field(default_factory=Account, compare=False)
+    pacing: Pacing = field(default=UNPACED, compare=False)
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class LogprobTable:
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """What one engine step added to a sequence.
+    """What one engine step added to a sequence, or several did.
 
     Attributes:
         token_ids: the new tokens, an ending token included.

@@ -33,6 +33,7 @@ from llm_service.engines.base import (
     TokenOutput,
 )
 from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.output_queue import OutputQueue
 from llm_service.engines.torch.finiteness import not_finite
 from llm_service.engines.torch.mask_pool import MaskPool
 from llm_service.engines.torch.model_runner import ModelRunner
@@ -49,8 +50,7 @@ WARM_UP_TOKEN_COUNT = 40
 RETRY_AFTER_SECONDS = 1.0
 logger = structlog.get_logger()
 
-Outputs = asyncio.Queue[TokenOutput | ServiceError]
-Message = tuple[Outputs, TokenOutput | ServiceError]
+Message = tuple[OutputQueue, TokenOutput | ServiceError]
 
 
 class TorchEngine:
@@ -91,7 +91,7 @@ class TorchEngine:
         self._request_count = 0  # the event loop's
         self._arrivals = count()  # the event loop's
         # The thread's:
-        self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, Outputs]] = {}
+        self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, OutputQueue]] = {}
         # With all of a step's sequences: the device may still be copying the prompt table of one
         # whose request is over, and its memory must not become another's meanwhile.
         self._in_flight: deque[tuple[list[Sequence], StepOutputs]] = deque()
@@ -113,8 +113,10 @@ class TorchEngine:
         waiting_count = self.load().waiting_sequence_count
         account = request.account
         check_queue(waiting_count, self._max_waiting_count, account, has_ended=self._ended)
-        outputs: Outputs = asyncio.Queue()
-        with _alarm(outputs, request.deadline):
+        with (
+            contextlib.closing(OutputQueue(request.pacing)) as outputs,
+            _alarm(outputs, request.deadline),
+        ):
             self._request_count += 1
             account.sequence_count += 1
             self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
@@ -123,9 +125,7 @@ class TorchEngine:
                     raise engine_dead()
                 finished = False
                 while not finished:
-                    output = await outputs.get()
-                    if isinstance(output, ServiceError):
-                        raise output
+                    output = await outputs.take()
                     yield output
                     finished = output.finish_reason is not None
             finally:
@@ -174,7 +174,9 @@ class TorchEngine:
             account=request.account,
         )
 
-    def _add(self, sequence: Sequence, loop: asyncio.AbstractEventLoop, outputs: Outputs) -> None:
+    def _add(
+        self, sequence: Sequence, loop: asyncio.AbstractEventLoop, outputs: OutputQueue
+    ) -> None:
         self._callers[sequence] = (loop, outputs)
         self._masks.order([sequence])
         self._scheduler.add(sequence)
@@ -365,7 +367,7 @@ def _output(token: SampledToken) -> TokenOutput | ServiceError:
 
 
 @contextlib.contextmanager
-def _alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
+def _alarm(outputs: OutputQueue, deadline: float | None) -> Iterator[None]:
     """Puts the end of a request's time into its queue when it comes, unless it is left before.
 
     Raises:
@@ -374,7 +376,7 @@ def _alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
     if (seconds := seconds_left(deadline)) is None:
         yield
         return
-    alarm = asyncio.get_running_loop().call_later(seconds, outputs.put_nowait, time_over())
+    alarm = asyncio.get_running_loop().call_later(seconds, outputs.put, time_over())
     try:
         yield
     finally:
@@ -383,7 +385,7 @@ def _alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
 
 def _put_all(messages: list[Message]) -> None:
     for queue, output in messages:
-        queue.put_nowait(output)
+        queue.put(output)
 
 
 def _out_of_memory(sequence_count: int) -> OverloadedError:
