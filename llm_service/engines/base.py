@@ -180,6 +180,21 @@ class TokenOutput:
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: LogprobTable | None = None
 
+    def by_token(self) -> list[TokenOutput]:
+        """Returns an output of each token; itself where it has no more than one."""
+        if len(self.token_ids) < 2:
+            return [self]
+        last = len(self.token_ids) - 1
+        return [
+            TokenOutput(
+                [token_id],
+                self.finish_reason if index == last else None,
+                self.cached_token_count,
+                self.logprobs[index : index + 1],
+            )
+            for index, token_id in enumerate(self.token_ids)
+        ]
+
 
 @dataclass(frozen=True)
 class StepTotals:

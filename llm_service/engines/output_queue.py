@@ -15,9 +15,8 @@ from protos.errors import ServiceError
 class OutputQueue:
     """Outputs of one sequence, of which the caller takes all that have come as one.
 
-    The first tokens, the last ones and an error are there for the caller at once; others once the
-    pacing's seconds have passed since it took some. Nothing runs meanwhile: the first output that
-    comes too early sets a timer. All of it is the event loop's.
+    The first tokens, the last ones and an error are there for the caller at once; others at the
+    pacing's next turn after it took some, or at once when that is over. The event loop's.
     """
 
     def __init__(self, pacing: Pacing) -> None:
@@ -27,9 +26,9 @@ class OutputQueue:
         self._error: ServiceError | None = None
         self._is_over = False
         self._has_begun = False
-        self._due = 0.0
+        self._due = 0.0  # of the loop's time
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._has_turn = False
 
     def put(self, output: TokenOutput | ServiceError) -> None:
         """Adds an output, or the error that ends the sequence; nothing after its end."""
@@ -60,7 +59,7 @@ class OutputQueue:
             return self._outputs.popleft()
         outputs, self._outputs = self._outputs, deque()
         self._begin()
-        self._due = self._loop.time() + self._pacing.seconds
+        self._due = self._pacing.turn_after(self._loop.time())
         return _joined(outputs)
 
     def close(self) -> None:
@@ -83,15 +82,18 @@ class OutputQueue:
             await self._waiter
         finally:
             self._waiter = None
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
 
     def _wake_when_due(self) -> None:
         if self._is_due:
             self._wake()
-        elif self._timer is None:
-            self._timer = self._loop.call_at(self._due, self._wake)
+        elif not self._has_turn:
+            self._has_turn = True
+            self._pacing.call_at(self._due, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._has_turn = False
+        if self._outputs:
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

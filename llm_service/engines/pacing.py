@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+
 
 class Pacing:
     """Shares the messages that a process may send in a second among its streams.
 
     A message costs this process, the gateway and the client about as much with ten tokens as with
-    one. So each of N streams is given what has come at most once in N / max_messages_per_second
-    seconds, which is no bound where the engine's steps take longer.
+    one. So N streams have a turn every N / max_messages_per_second seconds, in which each is given
+    what has come. Where an engine's step takes longer, that holds nothing back. The turn is the
+    same for all, as messages that are sent together cost less.
+
+    The event loop's.
 
     Attributes:
         stream_count: streams that have begun and not ended.
@@ -16,12 +22,24 @@ class Pacing:
 
     def __init__(self, max_messages_per_second: float) -> None:
         self._max_messages_per_second = max_messages_per_second
+        self._waiting: list[Callable[[], None]] = []
         self.stream_count = 0
 
-    @property
-    def seconds(self) -> float:
-        """From one message of a stream to its next, with as many streams as there are now."""
-        return self.stream_count / self._max_messages_per_second
+    def turn_after(self, moment: float) -> float:
+        """Returns when the turn after this moment is, both of the loop's time."""
+        seconds = self.stream_count / self._max_messages_per_second
+        return (moment // seconds + 1) * seconds if seconds else moment
+
+    def call_at(self, turn: float, wake: Callable[[], None]) -> None:
+        """Calls it at a turn, or at an earlier one that others wait for."""
+        self._waiting.append(wake)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_at(turn, self._call_all)
+
+    def _call_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for wake in waiting:
+            wake()
 
 
 UNPACED = Pacing(float("inf"))

@@ -18,7 +18,8 @@ from pathlib import Path
 import aiohttp
 
 from gateway.local.processes import ServiceProcess
-from tests.benchmarks.crossover.clients import Answer, ask
+from protos.process.logs import new_request_id
+from tests.benchmarks.crossover.clients import receive
 from tests.benchmarks.measurement import cpu_seconds
 from tests.benchmarks.report import Report
 from tests.benchmarks.scripted_services import MODEL, STEP_SECONDS
@@ -39,8 +40,28 @@ One process more has the clients. CPU time is that of a whole process for one to
 {ROUND_COUNT} rounds. "Paced" has the default --max-messages-per-second, "every token" no bound. "At
 best" is the milliseconds a token that follow where each process has a core of its own: those of the
 engine's step, or of all streams' tokens in the process that has most to do with them. Measured are
-the rest: tokens an arrival; milliseconds a token (TPOT) and between arrivals. Where the processes
+the rest: tokens a message; milliseconds a token (TPOT) and between arrivals. Where the processes
 share fewer cores, or others use them, these say less than the CPU times."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        token_count: its tokens.
+        message_count: events that brought some.
+        arrivals: when events came, one or several at a time.
+    """
+
+    token_count: int
+    message_count: int
+    arrivals: Sequence[float]
+
+    @property
+    def token_seconds(self) -> float:
+        """Of each token after the first (TPOT)."""
+        return (self.arrivals[-1] - self.arrivals[0]) / (self.token_count - 1)
 
 
 @dataclass(frozen=True)
@@ -53,12 +74,12 @@ class Load:
     @property
     def token_count(self) -> int:
         """Tokens of all answers."""
-        return sum(answer.output_token_count for answer in self.answers)
+        return sum(answer.token_count for answer in self.answers)
 
     @property
-    def tokens_per_arrival(self) -> float:
-        """Tokens of all answers by how often any came."""
-        return self.token_count / sum(len(answer.arrivals) for answer in self.answers)
+    def message_count(self) -> int:
+        """Messages of all answers."""
+        return sum(answer.message_count for answer in self.answers)
 
     @property
     def gaps(self) -> list[float]:
@@ -97,7 +118,7 @@ def run(progress: Callable[[str], None]) -> Report:
         compared=COMPARED,
         columns=(
             *("messages, streams", "LLM service", "gateway", "client", "at best, ms a token"),
-            *("tokens an arrival", "TPOT p50, ms", "gap p50", "gap p99"),
+            *("tokens a message", "TPOT p50, ms", "gap p50", "gap p99"),
         ),
     )
     for way in _measure():
@@ -161,24 +182,27 @@ async def _ask_side_by_side(url: str, stream_count: int) -> list[Answer]:
         }
     ).encode()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        answers = await asyncio.gather(*(ask(http, url, body) for _ in range(stream_count)))
-    for answer in answers:
-        if answer.output_token_count != TOKEN_COUNTS[stream_count]:
-            raise ValueError(f"{answer.output_token_count} tokens came: {answer.error}")
-    return answers
+        return await asyncio.gather(*(_ask(http, url, body) for _ in range(stream_count)))
+
+
+async def _ask(http: aiohttp.ClientSession, url: str, body: bytes) -> Answer:
+    stream = await receive(http, url, body, new_request_id())
+    *chunks, usage = map(json.loads, stream.events())
+    texts = [choice["delta"].get("content") for chunk in chunks for choice in chunk["choices"]]
+    return Answer(usage["usage"]["completion_tokens"], len([*filter(None, texts)]), stream.arrivals)
 
 
 def _add(report: Report, case: str, stream_count: int, loads: Sequence[Load]) -> None:
     costs = {name: [load.cpu[name] / load.token_count for load in loads] for name in PROCESSES}
     medians = {name: statistics.median(seconds) for name, seconds in costs.items()}
     best = max(STEP_SECONDS, stream_count * max(medians.values()))
-    tpots = [statistics.median(it.output_token_seconds for it in load.answers) for load in loads]
+    tpots = [statistics.median(it.token_seconds for it in load.answers) for load in loads]
     gaps = [gap for load in loads for gap in load.gaps]
     milliseconds = (statistics.median(tpots), *_p50_and_p99(gaps))
     cells = [
         *(f"{1e6 * median:.0f}" for median in medians.values()),
         f"{1e3 * best:.2f}",
-        f"{statistics.median(load.tokens_per_arrival for load in loads):.1f}",
+        f"{statistics.median(load.token_count / load.message_count for load in loads):.1f}",
         *(f"{1e3 * seconds:.2f}" for seconds in milliseconds),
     ]
     report.add(case, cells, {**costs, "TPOT": tpots})
