@@ -162,7 +162,7 @@ class LogprobTable:
 
 @dataclass(frozen=True)
 class TokenOutput:
-    """What one engine step added to a sequence, or several did.
+    """What an engine's step added to a sequence, or what several steps did.
 
     Attributes:
         token_ids: the new tokens, an ending token included.

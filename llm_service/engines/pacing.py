@@ -26,9 +26,9 @@ class Pacing:
         self.stream_count = 0
 
     def turn_after(self, moment: float) -> float:
-        """Returns when the turn after this moment is, both of the loop's time."""
+        """Returns when the turn is that follows the one next to this moment, of the loop's time."""
         seconds = self.stream_count / self._max_messages_per_second
-        return (moment // seconds + 1) * seconds if seconds else moment
+        return (round(moment / seconds) + 1) * seconds if seconds else moment
 
     def call_at(self, turn: float, wake: Callable[[], None]) -> None:
         """Calls it at a turn, or at an earlier one that others wait for."""
