@@ -414,7 +414,7 @@ async def test_choices_leave_room_in_the_queue_for_others(
 
     async def choice() -> int:
         async with aclosing(engine.generate(Request(PROMPT, LONG, account=account))) as outputs:
-            return len([output async for output in outputs])
+            return sum([len(output.token_ids) async for output in outputs])
 
     tasks += (asyncio.ensure_future(choice()) for _ in range(6))
     await asyncio.sleep(0)
