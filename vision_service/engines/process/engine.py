@@ -47,7 +47,7 @@ def start_engine(settings: Settings) -> ProcessEngine:
         if settings.engine_process == "own":
             link, process = start_own_host(PART)
         else:
-            link, process = connect(settings.engine_process), None
+            link, process = connect(str(settings.engine_process)), None
     except OSError as error:
         raise EngineStartError(f"there is no host for the engine: {error}") from error
     try:
