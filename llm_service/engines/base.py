@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from msgspec import Struct
+
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
 from protos.identity import EmbeddingId
@@ -112,8 +114,7 @@ class Request:
     account: Account = field(default_factory=Account, compare=False)
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True):
     """The natural logarithm of one token's probability, and of its most probable alternatives'.
 
     Attributes:
@@ -157,8 +158,7 @@ class LogprobTable:
             ]
 
 
-@dataclass(frozen=True)
-class TokenOutput:
+class TokenOutput(Struct, frozen=True):
     """What one engine step added to a sequence.
 
     Attributes:
@@ -200,6 +200,42 @@ class StepTotals:
 
 
 @dataclass(frozen=True)
+class DraftTotals:
+    """What an engine's drafts of tokens have come to since it was started.
+
+    Attributes:
+        drafted_token_count: those that steps have verified.
+        accepted_token_count: those of them that were right.
+    """
+
+    drafted_token_count: int = 0
+    accepted_token_count: int = 0
+
+    def after(self, drafted_count: int, accepted_count: int) -> DraftTotals:
+        """Returns the totals after one sequence's drafts more."""
+        return DraftTotals(
+            self.drafted_token_count + drafted_count, self.accepted_token_count + accepted_count
+        )
+
+
+@dataclass(frozen=True)
+class HostCacheLoad:
+    """What an engine keeps in host memory of what its KV cache has dropped.
+
+    Attributes:
+        used_token_count: tokens that it holds.
+        total_token_count: tokens that it has room for.
+        loaded_token_count: tokens that went back to the KV cache so far.
+        evicted_token_count: tokens that made room for others so far.
+    """
+
+    used_token_count: int
+    total_token_count: int
+    loaded_token_count: int
+    evicted_token_count: int
+
+
+@dataclass(frozen=True)
 class EngineLoad:
     """The engine's load at one moment.
 
@@ -213,6 +249,8 @@ class EngineLoad:
         preemption_count: how often a sequence gave its room back so far, to be computed anew
             later; None for an engine that does not tell.
         steps: those so far.
+        drafts: those so far; None for an engine that makes none.
+        host_cache: that beside the KV cache; None where there is none.
     """
 
     running_sequence_count: int
@@ -222,6 +260,8 @@ class EngineLoad:
     steps: StepTotals = StepTotals()
     startable_sequence_count: int = 0
     preemption_count: int | None = None
+    drafts: DraftTotals | None = None
+    host_cache: HostCacheLoad | None = None
 
 
 class LLMEngine(Protocol):
