@@ -103,7 +103,7 @@ class IdleGraph:
 
 
 class DroppingSink:
-    """Takes outputs for callers that take no time."""
+    """Stands for callers that take no time."""
 
     def put(self, messages: Sequence[Message]) -> None:
         pass
@@ -139,9 +139,8 @@ def measure(engine: TorchEngine, config: LLMConfig, load: Load) -> Mapping[str, 
         Request(prompts.text(load.prompt_token_count), params) for _ in range(load.batch_size)
     ]
     sequences = [asyncio.run(engine._sequence(one, load.max_tokens)) for one in requests]
-    sink = DroppingSink()
     for sequence in sequences:
-        engine._inbox.put(partial(engine._add, sequence, sink, None))
+        engine._inbox.put(partial(engine._add, sequence, DroppingSink(), sequence))
     while min(sequence.output_length for sequence in sequences) < 4:
         time.sleep(0.01)
     clock = StageClock(STAGES)
