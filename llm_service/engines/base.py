@@ -200,6 +200,42 @@ class StepTotals:
 
 
 @dataclass(frozen=True)
+class DraftTotals:
+    """What an engine's drafts of tokens have come to since it was started.
+
+    Attributes:
+        drafted_token_count: those that steps have verified.
+        accepted_token_count: those of them that were right.
+    """
+
+    drafted_token_count: int = 0
+    accepted_token_count: int = 0
+
+    def after(self, drafted_count: int, accepted_count: int) -> DraftTotals:
+        """Returns the totals after one sequence's drafts more."""
+        return DraftTotals(
+            self.drafted_token_count + drafted_count, self.accepted_token_count + accepted_count
+        )
+
+
+@dataclass(frozen=True)
+class HostCacheLoad:
+    """What an engine keeps in host memory of what its KV cache has dropped.
+
+    Attributes:
+        used_token_count: tokens that it holds.
+        total_token_count: tokens that it has room for.
+        loaded_token_count: tokens that went back to the KV cache so far.
+        evicted_token_count: tokens that made room for others so far.
+    """
+
+    used_token_count: int
+    total_token_count: int
+    loaded_token_count: int
+    evicted_token_count: int
+
+
+@dataclass(frozen=True)
 class EngineLoad:
     """The engine's load at one moment.
 
@@ -213,6 +249,8 @@ class EngineLoad:
         preemption_count: how often a sequence gave its room back so far, to be computed anew
             later; None for an engine that does not tell.
         steps: those so far.
+        drafts: those so far; None for an engine that makes none.
+        host_cache: that beside the KV cache; None where there is none.
     """
 
     running_sequence_count: int
@@ -222,6 +260,8 @@ class EngineLoad:
     steps: StepTotals = StepTotals()
     startable_sequence_count: int = 0
     preemption_count: int | None = None
+    drafts: DraftTotals | None = None
+    host_cache: HostCacheLoad | None = None
 
 
 class LLMEngine(Protocol):

@@ -50,6 +50,13 @@ class ScriptedVisionEngine:
         """See VisionEngine."""
         return FinishedBatch([self.encode(tiles) for tiles in images])
 
+    def is_alive(self) -> bool:
+        """See VisionEngine."""
+        return True
+
+    def close(self) -> None:
+        """See VisionEngine."""
+
 
 class ScriptedLLMEngine(IdleEngine):
     """An LLMEngine that answers any prompt with one token at once."""

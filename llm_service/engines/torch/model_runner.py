@@ -10,7 +10,7 @@ from llm_service.engines.torch.compiled.create import compiled_decode
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.base import BatchLayout, TileSet, rotary_table
 from llm_service.engines.torch.kv_cache import zeros
-from llm_service.engines.torch.mask_pool import await_masks
+from llm_service.engines.torch.mask_pool import await_masks, mask_count
 from llm_service.engines.torch.prompt_scores import PromptScores
 from llm_service.engines.torch.ranked import Ranked
 from llm_service.engines.torch.sampler import guide_masks, sample
@@ -25,6 +25,7 @@ from llm_service.engines.torch.step_graphs import (
 )
 from llm_service.engines.torch.step_inputs import StepInputs
 from llm_service.engines.torch.step_outputs import StepOutputs
+from llm_service.engines.torch.streams import current_stream
 from llm_service.engines.torch.token_histories import TokenHistories
 from llm_service.engines.torch.transfer import LargeUpload, upload, uploaded
 
@@ -34,6 +35,10 @@ class ModelRunner:
 
     The last block belongs to nobody: a CUDA graph's padding writes there. On CUDA `run` returns
     before the device has worked; a token that is in flight is read from where the device left it.
+
+    Attributes:
+        stream: the thread's when the runner was made, in which all of its steps belong; None on the
+            CPU.
     """
 
     def __init__(
@@ -43,9 +48,11 @@ class ModelRunner:
         block_size: int,
         max_running: int,
         max_step_token_count: int = TOKEN_SIZES[-1],
+        max_sampled_count: int = 0,
     ) -> None:
         config = decoder.config
         self.device, self.dtype = decoder.embedding.weight.device, decoder.dtype
+        self.stream = current_stream(self.device)
         self._decoder = decoder
         self._block_size = block_size
         self.vocabulary_size = config.vocabulary_size
@@ -65,9 +72,17 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
         if decoder.kernels.tile_size is not None:
             self._graphs = self._record(
-                decoder.kernels.tile_size, block_count, max_step_token_count
+                decoder.kernels.tile_size,
+                block_count,
+                max_step_token_count,
+                max(max_running, max_sampled_count),
             )
         self._compiled = compiled_decode(decoder, self._kv_cache, self._rotation)
+
+    @property
+    def kv_cache(self) -> torch.Tensor:
+        """[layers, 2, blocks + 1, block_size, kv_heads, head_dim]."""
+        return self._kv_cache
 
     @property
     def overlaps(self) -> bool:
@@ -84,8 +99,8 @@ class ModelRunner:
         states, ranked = self._states_and_ranked(inputs)
         sampled, masks = inputs.sampled, None
         if any(sequence.mask is not None for sequence in sampled):
-            await_masks(sampled)  # while the device computes the logits
-            sampled, ranked = self._not_held_back(sampled, ranked)
+            await_masks(dict.fromkeys(sampled))  # while the device computes the logits
+            sampled, ranked = self._with_masks(sampled, ranked)
             masks = guide_masks(sampled, self.vocabulary_size)
         choice = sample(ranked, sampled, masks, self._histories)
         if choice.token_ids is not ranked.best or self._decode_graphs(inputs) is None:
@@ -96,10 +111,13 @@ class ModelRunner:
             scores = PromptScores(self._decoder, states[len(inputs.sampled) :], inputs.scored)
         return StepOutputs(sampled, choice, scores)
 
-    def _not_held_back(
-        self, sampled: list[Sequence], ranked: Ranked
-    ) -> tuple[list[Sequence], Ranked]:
-        kept = [index for index, sequence in enumerate(sampled) if not sequence.is_held_back]
+    def _with_masks(self, sampled: list[Sequence], ranked: Ranked) -> tuple[list[Sequence], Ranked]:
+        """Leaves out what has no mask: of a sequence all, or what follows some of its drafts."""
+        kept: list[int] = []
+        row = 0
+        for sequence in dict.fromkeys(sampled):
+            kept += range(row, row + mask_count(sequence))
+            row += 1 + len(sequence.drafts)
         if len(kept) == len(sampled):
             return sampled, ranked
         rows = uploaded(kept, torch.int64, self.device)
@@ -260,11 +278,14 @@ class ModelRunner:
         return states
 
     @torch.inference_mode()
-    def _record(self, tile_size: int, padding_block: int, max_step_token_count: int) -> StepGraphs:
+    def _record(
+        self, tile_size: int, padding_block: int, max_step_token_count: int, max_sampled_count: int
+    ) -> StepGraphs:
         padding = [[0], [0], [padding_block * self._block_size]]
         limits = StepLimits(
             max_running=len(self._decode_tiles),
             max_token_count=max_step_token_count,
+            max_sampled_count=max_sampled_count,
             table_width=-(-len(self._rotation) // self._block_size),
             tile_size=tile_size,
             takes_whole_tiles=self._decoder.kernels.takes_whole_tiles(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as List
 from dataclasses import dataclass
+from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -48,12 +49,16 @@ class Choice:
 def guide_masks(sequences: List[Sequence], vocabulary_size: int) -> torch.Tensor:
     """Returns which tokens the guides allow: [S, ceil(vocabulary_size / 32)] int32 of bits.
 
-    The masks have come. The row of a sequence without a guide allows all.
+    The masks have come: that of the next token, then those after drafts. The row of a sequence
+    without a guide allows all.
     """
     masks = torch.full((len(sequences), -(-vocabulary_size // 32)), -1, dtype=torch.int32)
-    for row, sequence in zip(masks, sequences, strict=True):
+    first = 0
+    for sequence, same in groupby(sequences):
+        end = first + len(list(same))
         if sequence.mask is not None:
-            row.copy_(sequence.mask.bits)
+            masks[first:end] = sequence.mask.bits[: end - first]
+        first = end
     return masks
 
 
@@ -67,7 +72,8 @@ def sample(
 
     Args:
         ranked: the logits of S sequences.
-        sequences: those, none of which has ended.
+        sequences: those, none of which has ended; one with drafts stands there once more for each,
+            one after the other.
         masks: of `guide_masks`; None if no sequence has a guide.
         histories: of all sequences; those of penalised ones are brought up to the choice.
 

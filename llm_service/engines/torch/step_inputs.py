@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import compress
 
 import numpy as np
 import torch
@@ -22,12 +21,12 @@ class StepInputs:
     Attributes:
         sequences: in the order of their tokens.
         decode_count: D.
-        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A decode's
-            token that is still in flight has the id -1 - its sequence's slot.
+        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A token that
+            is still in flight has the id -1 - its sequence's slot.
         slots: [sequences] int64, the sequences' slots.
         tables: their block tables, by slot.
-        sampled: the sequences whose last token is among the T.
-        sampled_rows: where those tokens stand.
+        sampled: the sequences whose last token is among the T, each once more for each draft.
+        sampled_rows: where those tokens stand, and the drafts after them.
         scored: tokens of prompts whose log probabilities are wanted.
     """
 
@@ -65,15 +64,20 @@ class StepInputs:
             _write_span(rows[:2, end - sequence.scheduled_count : end], sequence)
         rows[2] = tables.cache_places(np.repeat(slots, counts), rows[1])
         scored = [_scored(sequence, end) for sequence, end in of_others if sequence.unscored_count]
-        sampled = [sequence.is_sampled for sequence in sequences]
+        sampled = [
+            (sequence, row)
+            for sequence, end in zip(sequences, ends, strict=True)
+            if sequence.is_sampled
+            for row in range(end - 1 - len(sequence.drafts), end)
+        ]
         return cls(
             sequences=sequences,
             decode_count=len(decodes),
             rows=rows,
             slots=slots,
             tables=tables,
-            sampled=list(compress(sequences, sampled)),
-            sampled_rows=list(compress((end - 1 for end in ends), sampled)),
+            sampled=[sequence for sequence, _ in sampled],
+            sampled_rows=[row for _, row in sampled],
             scored=[tokens for tokens in scored if tokens.token_ids],
         )
 
@@ -127,8 +131,16 @@ def _decode_token(sequence: Sequence, vocabulary_size: int) -> int | None:
 def _write_span(rows: Array, sequence: Sequence) -> None:
     begin = sequence.computed_count
     end = begin + sequence.scheduled_count
-    rows[0] = sequence.token_ids[begin:end]
+    rows[0] = _scheduled_ids(sequence)
     rows[1] = np.arange(begin, end)
+
+
+def _scheduled_ids(sequence: Sequence) -> list[int]:
+    begin = sequence.computed_count
+    known = sequence.token_ids[begin : begin + sequence.scheduled_count]
+    if len(known) == sequence.scheduled_count:
+        return known
+    return [*(known or [-1 - sequence.slot]), *sequence.drafts]
 
 
 def _scored(sequence: Sequence, end: int) -> ScoredTokens:
