@@ -1,7 +1,7 @@
 """What a decode step costs the engine's thread, by stage: with a device that does nothing, or CUDA.
 
 `python -m tests.benchmarks.engine_host --out DIR [--device cuda] [--shape 1B] [--batch 1 64 ...]`
-Nobody else wants the interpreter meanwhile: outputs go to an event loop that drops them.
+Nobody else wants the interpreter meanwhile: outputs go to callers that take no time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from llm_service.__main__ import load
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import Request
+from llm_service.engines.steps import Message
 from llm_service.engines.torch import launch, model_runner, step_graphs
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.kernels.base import BatchLayout
@@ -47,7 +48,7 @@ TITLE = "A decode step on the host, by stage"
 COMPARED = """\
 Microseconds a step of the engine's thread, means over all steps of the window: sequences that
 generate side by side, each after a prompt of random tokens. Nobody else wants the interpreter:
-outputs go to an event loop that drops them. "Waits" is where the thread waits for the device,
+outputs go to callers that take no time. "Waits" is where the thread waits for the device,
 "host" the step without that. "CPU" is the thread's own time, and then that of each stage, without
 that of the stages within it: of the step itself, of scheduling, of the inputs, and so on. The clock
 itself takes some microseconds a step."""
@@ -101,10 +102,10 @@ class IdleGraph:
         pass
 
 
-class DroppingLoop:
-    """Stands for the event loop of callers that take no time."""
+class DroppingSink:
+    """Stands for callers that take no time."""
 
-    def call_soon_threadsafe(self, callback: Callable[..., object], *arguments: object) -> None:
+    def put(self, messages: Sequence[Message]) -> None:
         pass
 
 
@@ -138,9 +139,9 @@ def measure(engine: TorchEngine, config: LLMConfig, load: Load) -> Mapping[str, 
         Request(prompts.text(load.prompt_token_count), params) for _ in range(load.batch_size)
     ]
     sequences = [asyncio.run(engine._sequence(one, load.max_tokens)) for one in requests]
-    loop = cast("asyncio.AbstractEventLoop", DroppingLoop())
+    sink = DroppingSink()
     for sequence in sequences:
-        engine._inbox.put(partial(engine._add, sequence, loop, asyncio.Queue()))
+        engine._inbox.put(partial(engine._add, sequence, sink, None))
     while min(sequence.output_length for sequence in sequences) < 4:
         time.sleep(0.01)
     clock = StageClock(STAGES)
