@@ -44,13 +44,6 @@ MAX_RESIZING_THREAD_COUNT = 16
 EngineName = Literal["torch", "tensorrt"]
 
 
-def check_engine_process(value: str) -> str:
-    """Returns it; raises ValueError if it is neither a word that we know nor a path."""
-    if value not in ("auto", "none", "own") and "/" not in value:
-        raise ValueError("it is auto, none, own, or the path of a socket, with a /")
-    return value
-
-
 def decoder_count() -> int:
     """Returns how many processes decode: more than one, so that a slow image leaves a way."""
     return 4 if (os.cpu_count() or 1) >= 4 else 2
@@ -100,9 +93,6 @@ class Settings(EngineSettings):
     """Name that GetModelInfo reports; default: the checkpoint folder's name, or the hub's."""
     engine: EngineName = "torch"
     """What runs the model."""
-    engine_process: Annotated[str, AfterValidator(check_engine_process)] = "auto"
-    """Where the engine runs: none, which is in this service's process; own, which is in one of its
-    own; or the path of the socket of an engine host that others use, too. auto: none."""
     torch: TorchOptions = TorchOptions()
     """Options of the torch engine."""
     tensorrt: TensorrtOptions = TensorrtOptions()

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from protos.process.engine_link import EngineLink
 from vision_service.engines.base import VisionEngine
@@ -43,6 +43,7 @@ async def _host(hosted: HostedVisionEngine, link: EngineLink) -> None:
     hosted.begin(link)
     link.listen(hosted.receive, over.set)
     while hosted.poll() and not over.is_set():
-        await asyncio.sleep(POLL_SECONDS)
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(over.wait(), POLL_SECONDS)
     link.close()
     await hosted.close()

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import structlog
 import torch
-from pydantic import BaseModel
 
 from protos.checkpoint.section import CheckpointError
 from protos.process.engine_link import EngineLink, Frame
 from protos.process.memory import is_out_of_memory
+from protos.process.settings import built
 from vision_service.checkpoint import VisionConfig
 from vision_service.decoding.shared import MemoryFile
 from vision_service.engines.base import (
@@ -45,7 +45,7 @@ def start(settings: bytes, descriptors: tuple[int, ...]) -> HostedVisionEngine:
     """Loads the engine of a vision service's settings; raises START_ERRORS, and MemoryError."""
     for number in descriptors:  # none is meant for us
         os.close(number)
-    options = read_settings(settings)
+    options = built(Settings, msgspec.json.decode(settings))
     config = VisionConfig.from_checkpoint(options.checkpoint)
     engine = create_engine(options, config)
     layout = SlotLayout(
@@ -56,13 +56,6 @@ def start(settings: bytes, descriptors: tuple[int, ...]) -> HostedVisionEngine:
         dtype_name(engine.dtype),
     )
     return HostedVisionEngine(engine, layout)
-
-
-def read_settings(data: bytes) -> Settings:
-    """Returns settings from JSON, whatever this process's own variables say."""
-    settings = Settings.__new__(Settings)
-    BaseModel.__init__(settings, **msgspec.json.decode(data))
-    return settings
 
 
 class HostedVisionEngine:

@@ -235,7 +235,7 @@ def told(outputs: list[TokenOutput]) -> list[TokenLogprob]:
     tables = [output.prompt_logprobs for output in outputs]
     count = sum(table is not None for table in tables)
     assert all(tables[:count])
-    assert [len(output.token_ids) for output in outputs] == [0] * count + [1] * (
+    assert [bool(output.token_ids) for output in outputs] == [False] * count + [True] * (
         len(outputs) - count
     )
     return [score for table in tables if table for part in table.parts(100) for score in part]
