@@ -166,7 +166,7 @@ class Sequence:
     @property
     def awaits_mask(self) -> bool:
         """Whether it cannot be sampled until its mask has come, however long that takes."""
-        return self.mask is not None and self.mask.is_slow and not self.mask.has_come.is_set()
+        return self.mask is not None and self.mask.is_slow and not self.mask.has_come
 
     @property
     def is_sampled(self) -> bool:
