@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -178,9 +179,8 @@ def _microseconds(clock: StageClock) -> Mapping[str, float]:
 
 
 @contextmanager
-def idle_engine(folder: Path, max_running: int) -> Iterator[tuple[LLMConfig, TorchEngine]]:
+def idle_engine(max_running: int) -> Iterator[tuple[LLMConfig, TorchEngine]]:
     """Yields an engine whose device does nothing: the host alone takes time."""
-    write_random_checkpoint(folder)
 
     def record(
         step: Callable[..., Any], arguments: tuple[Any, ...], _: object
@@ -188,14 +188,16 @@ def idle_engine(folder: Path, max_running: int) -> Iterator[tuple[LLMConfig, Tor
         return IdleGraph(), step(*arguments)
 
     with (
+        TemporaryDirectory() as folder,
         patch.object(step_graphs, "_record", record),
         patch("llm_service.engines.torch.weights.kernels_for", lambda *_: IdleKernels()),
         patch.object(model_runner, "compiled_decode", lambda *_: None),
         patch.object(ModelRunner, "overlaps", True),
         patch.object(launch, "CPU_BLOCK_SIZE", launch.CUDA_BLOCK_SIZE),
-        _engine(_settings(folder, "cpu", max_running, GIB)) as started,
     ):
-        yield started
+        write_random_checkpoint(Path(folder))
+        with _engine(_settings(Path(folder), "cpu", max_running, GIB)) as started:
+            yield started
 
 
 @contextmanager
@@ -239,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cuda":
         opened = cuda_engine(options.checkpoints, options.shape, largest, options.kv_gib)
     else:
-        opened = idle_engine(options.out / "checkpoint", largest)
+        opened = idle_engine(largest)
     with opened as (config, engine):
         for kind in options.kind:
             for size in options.batch:
