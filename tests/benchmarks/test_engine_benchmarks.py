@@ -17,7 +17,7 @@ from gateway.local.stack import Stack
 from llm_service.checkpoint import LLMConfig
 from protos.checkpoint.weight_files import weight_files
 from tests import random_checkpoint
-from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda
+from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda, engine_host
 from tests.benchmarks.prompts import LENGTH_SPREAD, Prompts
 from tests.random_checkpoint import write_random_checkpoint
 from tests.served_model import CUSTOMERS_MODEL
@@ -114,6 +114,16 @@ def test_a_failed_part_is_counted_and_the_next_one_runs(
     printed = capfd.readouterr()
     assert "failed: 8B decode" in printed.out
     assert "2 steps are missing" in printed.err
+
+
+def test_engine_host_has_every_stage_of_all_kinds(tmp_path: Path) -> None:
+    engine_host.main(["--out", str(tmp_path), "--batch", "1", "3", "--seconds", "0.1"])
+    (part,) = json.loads((tmp_path / "engine_host.json").read_text()).values()
+    _, _, *rows = [line.strip("| ").split(" | ") for line in part["table"].split("\n")]
+    cases = [f"{size} {kind}" for kind in engine_host.KINDS for size in (1, 3)]
+    assert [row[0].strip() for row in rows] == cases
+    assert all(float(cell) >= 0 for row in rows for cell in row[1:])
+    assert all(float(row[3]) > 0 for row in rows)  # the host's time
 
 
 def test_a_checkpoint_in_several_files_holds_the_same_tensors(

@@ -64,20 +64,21 @@ class StepInputs:
             _write_span(rows[:2, end - sequence.scheduled_count : end], sequence)
         rows[2] = tables.cache_places(np.repeat(slots, counts), rows[1])
         scored = [_scored(sequence, end) for sequence, end in of_others if sequence.unscored_count]
-        sampled = [
-            (sequence, row)
-            for sequence, end in zip(sequences, ends, strict=True)
-            if sequence.is_sampled
-            for row in range(end - 1 - len(sequence.drafts), end)
-        ]
+        sampled: list[Sequence] = []
+        sampled_rows: list[int] = []
+        for sequence, end in zip(sequences, ends, strict=True):
+            if sequence.is_sampled:
+                count = 1 + len(sequence.drafts)
+                sampled += [sequence] * count
+                sampled_rows += range(end - count, end)
         return cls(
             sequences=sequences,
             decode_count=len(decodes),
             rows=rows,
             slots=slots,
             tables=tables,
-            sampled=[sequence for sequence, _ in sampled],
-            sampled_rows=[row for _, row in sampled],
+            sampled=sampled,
+            sampled_rows=sampled_rows,
             scored=[tokens for tokens in scored if tokens.token_ids],
         )
 
