@@ -308,7 +308,8 @@ class TorchEngine:
 
         A sequence that has ended since its step began gets no token any more.
         """
-        groups = _by_sequence(sampled) if self._drafts else [[token] for token in sampled]
+        is_drafting = self._drafts is not None
+        groups = _by_sequence(sampled) if is_drafting else [[token] for token in sampled]
         outputs = {
             tokens[0].sequence: self._taken(tokens) for tokens in groups if self._counts(tokens[0])
         }
@@ -322,7 +323,9 @@ class TorchEngine:
     def _taken(self, tokens: list[SampledToken]) -> TokenOutput | ServiceError:
         """Appends what a step has sampled of one sequence; returns what to tell of it."""
         sequence, draft_count = tokens[0].sequence, len(tokens[0].sequence.verified)
-        finite = list(takewhile(attrgetter("is_finite"), tokens))
+        finite = tokens
+        if len(tokens) > 1:
+            finite = list(takewhile(attrgetter("is_finite"), tokens))
         count = sequence.extend([token.token_id for token in finite])
         if self._drafts is not None:
             draft_count -= len(sequence.verified)  # those of a later step are still in flight
