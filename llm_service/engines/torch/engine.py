@@ -350,7 +350,9 @@ class TorchEngine:
     def _taken_of(self, tokens: list[SampledToken]) -> TokenOutput | ServiceError:
         """Appends what a step has sampled of one sequence; returns what to tell of it."""
         sequence, draft_count = tokens[0].sequence, len(tokens[0].sequence.verified)
-        finite = list(takewhile(attrgetter("is_finite"), tokens))
+        finite = tokens
+        if len(tokens) > 1:
+            finite = list(takewhile(attrgetter("is_finite"), tokens))
         count = sequence.extend([token.token_id for token in finite])
         if self._drafts is not None:
             draft_count -= len(sequence.verified)  # those of a later step are still in flight

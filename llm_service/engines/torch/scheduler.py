@@ -50,7 +50,7 @@ class Scheduler:
         max_step_token_count: int,
         max_running_count: int,
         max_mixed_token_count: int | None = None,
-        max_sampled_count: int = 0,
+        max_decode_count: int = 0,
     ) -> None:
         """Makes an empty one.
 
@@ -60,8 +60,7 @@ class Scheduler:
             max_running_count: slots.
             max_mixed_token_count: most tokens of a step beside sequences that write, which wait
                 for it; None: as of any step.
-            max_sampled_count: most tokens that a step samples, where drafts make more than one of a
-                sequence.
+            max_decode_count: most sequences and drafts of a step.
         """
         self.blocks = blocks
         self.waiting: list[Sequence] = []
@@ -69,7 +68,7 @@ class Scheduler:
         self.preemption_count = 0
         self._max_step_token_count = max_step_token_count
         self._max_mixed_token_count = max_mixed_token_count or max_step_token_count
-        self._max_sampled_count = max_sampled_count
+        self._max_decode_count = max_decode_count
         self._free_slots = list(reversed(range(max_running_count)))
         self._share = max(1, max_running_count // 4)
         self._held_counts: Counter[Account] = Counter()
@@ -107,7 +106,7 @@ class Scheduler:
         for sequence in self.running:
             if sequence.is_ready:
                 (decoding if sequence.uncomputed_count == 1 else reading).append(sequence)
-        draft_room = self._max_sampled_count - len(self.running) - len(self.waiting)
+        draft_room = self._max_decode_count - len(self.running) - len(self.waiting)
         for sequence in decoding:
             if sequence.drafts:
                 draft_room -= self._fit_drafts(sequence, min(budget - 1, draft_room))

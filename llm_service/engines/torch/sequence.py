@@ -239,7 +239,7 @@ class Sequence:
             token_ids: what one step has sampled: its token, then one after each of its drafts.
 
         Returns:
-            How many were added: none behind the last one of all.
+            How many were added. The last token of all is never a draft.
         """
         self.append(token_ids[0])
         if self.pending_count or not self.verified:
@@ -247,7 +247,7 @@ class Sequence:
         drafts, self.verified = self.verified, []
         count = 1
         for draft, token_id in zip(drafts, token_ids[1:], strict=False):
-            if self.finish_reason is not None or draft != self.token_ids[-1]:
+            if draft != self.token_ids[-1]:
                 break
             self.length += 1
             self.append(token_id)
