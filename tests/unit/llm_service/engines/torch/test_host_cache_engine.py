@@ -46,7 +46,7 @@ def beside_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save_and_spoil(copies: BlockCopies, blocks: Sequence[int], slots: Sequence[int]) -> None:
         save(copies, blocks, slots)
-        copies._blocks[list(blocks)] = torch.nan
+        copies._blocks[list(blocks)] = -1  # as words: all bits, which is NaN
 
     monkeypatch.setattr(launch, "check_host_cache", lambda *_: None)
     monkeypatch.setattr(launch, "page_locked", lambda count: torch.empty(count, dtype=torch.uint8))
@@ -132,12 +132,16 @@ async def test_answers_are_those_of_recomputation(checkpoint: Path) -> None:
 def test_a_host_cache_without_room_for_a_block_is_refused(checkpoint: Path) -> None:
     settings = _settings(checkpoint, 10, 1)
     options = settings.torch.model_copy(update={"host_cache_byte_count": BLOCK_BYTE_COUNT - 1})
-    with pytest.raises(EngineStartError, match="the host cache has 1023 bytes, and one block needs"):
+    with pytest.raises(
+        EngineStartError, match="the host cache has 1023 bytes, and one block needs"
+    ):
         _start(settings.model_copy(update={"torch": options}))
 
 
 def test_a_cpu_has_no_use_for_it(checkpoint: Path) -> None:
-    with pytest.raises(EngineStartError, match="host_cache_byte_count is 1024, but on a CPU the KV"):
+    with pytest.raises(
+        EngineStartError, match="host_cache_byte_count is 1024, but on a CPU the KV"
+    ):
         _start(_settings(checkpoint, 10, 1))
 
 
