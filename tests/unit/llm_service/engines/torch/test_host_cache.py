@@ -29,16 +29,20 @@ NOTHING: Content = (-1,)
 
 @dataclass
 class Arrival:
-    """A copy that comes to its end when somebody says so, or waits for it."""
+    """A copy that ends, after those before it, when somebody says so or waits for it."""
 
     copied: list[tuple[int, Content]]
     blocks: dict[int, Content]
+    earlier: list[Arrival]
     has_come: bool = False
 
     def hold(self) -> None:
-        """Comes, and writes what it copies, whoever has the blocks by now."""
-        if not self.has_come:
-            self.blocks.update(self.copied)
+        """Ends, and writes what it copies, whoever has the blocks by now."""
+        if self.has_come:
+            return
+        for arrival in self.earlier:
+            arrival.hold()
+        self.blocks.update(self.copied)
         self.has_come = True
 
 
@@ -65,7 +69,8 @@ class Contents:
         """Reads the slots at once, and writes the blocks later."""
         contents = [self.slots[slot] for slot in slots]
         self.blocks.update(dict.fromkeys(blocks, NOTHING))
-        arrival = Arrival(list(zip(blocks, contents, strict=True)), self.blocks)
+        copied = list(zip(blocks, contents, strict=True))
+        arrival = Arrival(copied, self.blocks, self.arrivals[-1:])
         self.arrivals.append(arrival)
         return cast(Moment, arrival)
 
