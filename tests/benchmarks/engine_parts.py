@@ -21,6 +21,7 @@ from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report
 from tests.benchmarks.timeline import ask
 from tests.benchmarks.transformers_model import random_llama
+from tests.benchmarks.vision_cuda import Bench
 
 COLUMNS = ("figure", "p50", "p99", "reach")
 REPEATED, NEW = "a length repeated", "lengths not seen before"
@@ -84,13 +85,14 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine that is measured: its prompts, its threads, and what to reach."""
+    """An engine that is measured: its prompts, its threads, what to reach, a tower beside it."""
 
     engine: LLMEngine
     prompts: Prompts
     threads: Collection[Thread]
     sizes: Sizes
     goals: Mapping[str, str]
+    tower: Bench
 
 
 async def decode(subject: Subject) -> list[Report]:

@@ -24,7 +24,7 @@ from tests.served_model import CUSTOMERS_MODEL
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TINY = ["--device", "cpu", "--tiny"]
-ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "offload", "transformers"]
+ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "beside", "offload", "transformers"]
 
 
 def test_engine_cpu_on_a_tiny_model() -> None:

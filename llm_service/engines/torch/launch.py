@@ -19,6 +19,7 @@ from llm_service.engines.torch.host_memory import check_host_cache, page_locked
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.start_memory import StartMemory
+from llm_service.engines.torch.streams import engine_stream
 from llm_service.engines.torch.weights import load_decoder, stored_types
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
@@ -63,7 +64,7 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     stored = stored_types(settings.checkpoint, device, dtype, settings.torch.quantization)
     memory = StartMemory.of(settings, config, device, dtype, stored)
     memory.check()
-    with memory.enough():
+    with memory.enough(), torch.cuda.stream(engine_stream(device)):
         decoder = load_decoder(settings.checkpoint, config, device, dtype, stored)
         guides = GuideCompiler(tokenizer, config.vocabulary_size)
         return _engine(settings, decoder, guides, memory.kv_cache)
@@ -82,12 +83,17 @@ def _engine(
     )
     block_size = settings.torch.block_size or (CUDA_BLOCK_SIZE if is_cuda else CPU_BLOCK_SIZE)
     block_count = _block_count(settings, decoder, block_size, kv_byte_count)
-    runner = ModelRunner(decoder, block_count, block_size, running_count, step_token_count)
+    draft_count = settings.torch.draft_token_count
+    # Where few sequences run, their drafts have the room for the logits of many.
+    sampled_count = max(running_count, 1 + draft_count)
+    runner = ModelRunner(
+        decoder, block_count, block_size, running_count, step_token_count, sampled_count
+    )
     blocks = BlockManager(block_count, block_size, _host_cache(settings.torch, runner.kv_cache))
-    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count)
+    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count, sampled_count)
     waiting_count = settings.max_waiting_sequence_count
     try:
-        return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count)
+        return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count, draft_count)
     except NonFiniteError as error:
         raise EngineStartError(broken_start(decoder)) from error
 
