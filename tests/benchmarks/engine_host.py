@@ -213,6 +213,7 @@ def _engine(settings: Settings) -> Iterator[tuple[LLMConfig, TorchEngine]]:
 def _settings(folder: Path, device: Any, max_running: int, byte_count: int) -> Settings:
     dtype: Any = "float32" if device == "cpu" else "auto"
     return Settings(
+        engine_process="none",
         checkpoint=folder,
         torch=TorchOptions(device=device, dtype=dtype, thread_count=1),
         kv_cache_byte_count=byte_count,
