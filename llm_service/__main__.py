@@ -11,6 +11,7 @@ import structlog
 from llm_service.checkpoint import created_unix_seconds
 from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
+from llm_service.engines.pacing import Pacing
 from llm_service.engines.process.engine import ProcessEngine
 from llm_service.engines.process.launch import is_elsewhere, start_engine
 from llm_service.generator import Generator
@@ -118,7 +119,8 @@ def make_service(
     max_byte_count = settings.max_table_byte_count
     arena = _arena(engine, max_byte_count)
     tables = TableCache(max_byte_count, embedding_key(settings), memory, arena)
-    servicer = LLMServicer(Generator(info, engine, tables, metrics))
+    pacing = Pacing(settings.max_messages_per_second)
+    servicer = LLMServicer(Generator(info, engine, tables, metrics, pacing))
     return Service(
         name=SERVICE_NAME,
         register=servicer.register,

@@ -119,6 +119,10 @@ class Settings(EngineSettings):
     allow_priority: bool = False
     """Whether a request may come before others by its priority; else one that has any is
     refused."""
+    max_messages_per_second: float = Field(default=5000.0, gt=0)
+    """Most messages with new text in a second, of all answers together. Where tokens come faster,
+    a message holds several of its answer's: fewer make more tokens a second, more make them
+    smoother. The first token and the last are never held back, nor is any of a few answers."""
     max_call_count: int = Field(default=512, ge=1)
     """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)

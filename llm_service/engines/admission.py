@@ -8,7 +8,8 @@ import time
 from collections.abc import Collection, Iterator
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import Account, Prompt, Request, TokenOutput
+from llm_service.engines.base import Account, Prompt, Request
+from llm_service.engines.output_queue import OutputQueue
 from protos.errors import (
     ContextLengthError,
     DeadlineError,
@@ -16,10 +17,7 @@ from protos.errors import (
     InvalidArgumentError,
     InvalidTensorError,
     OverloadedError,
-    ServiceError,
 )
-
-Outputs = asyncio.Queue[TokenOutput | ServiceError]
 
 RETRY_AFTER_SECONDS = 1.0
 
@@ -110,7 +108,7 @@ def seconds_left(deadline: float | None) -> float | None:
 
 
 @contextlib.contextmanager
-def alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
+def alarm(outputs: OutputQueue, deadline: float | None) -> Iterator[None]:
     """Puts the end of a request's time into its queue when it comes, unless it is left before.
 
     Raises:
@@ -119,7 +117,7 @@ def alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
     if (seconds := seconds_left(deadline)) is None:
         yield
         return
-    handle = asyncio.get_running_loop().call_later(seconds, outputs.put_nowait, time_over())
+    handle = asyncio.get_running_loop().call_later(seconds, outputs.put, time_over())
     try:
         yield
     finally:

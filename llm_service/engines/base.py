@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
 
+from llm_service.engines.pacing import UNPACED, Pacing
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
 from protos.identity import EmbeddingId
@@ -105,6 +106,7 @@ class Request:
         deadline: when the output must be complete, on the clock of `time.monotonic`; None leaves
             the time free.
         account: one for all choices of a request, which compete with others as one.
+        pacing: how often its output is given out; tokens that come faster are given together.
     """
 
     prompt: Prompt
@@ -112,6 +114,7 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     account: Account = field(default_factory=Account, compare=False)
+    pacing: Pacing = field(default=UNPACED, compare=False)
 
 
 class TokenLogprob(Struct, frozen=True):
@@ -159,7 +162,7 @@ class LogprobTable:
 
 
 class TokenOutput(Struct, frozen=True):
-    """What one engine step added to a sequence.
+    """What an engine's step added to a sequence, or what several steps did.
 
     Attributes:
         token_ids: the new tokens, an ending token included.
@@ -176,6 +179,21 @@ class TokenOutput(Struct, frozen=True):
     cached_token_count: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: LogprobTable | None = None
+
+    def by_token(self) -> list[TokenOutput]:
+        """Returns an output of each token; itself where it has no more than one."""
+        if len(self.token_ids) < 2:
+            return [self]
+        last = len(self.token_ids) - 1
+        return [
+            TokenOutput(
+                [token_id],
+                self.finish_reason if index == last else None,
+                self.cached_token_count,
+                self.logprobs[index : index + 1],
+            )
+            for index, token_id in enumerate(self.token_ids)
+        ]
 
 
 @dataclass(frozen=True)

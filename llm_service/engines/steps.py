@@ -45,7 +45,7 @@ class StepEngine(LLMEngine, Protocol):
 
 @dataclass(frozen=True)
 class QueueSink:
-    """Puts outputs into queues of one event loop, the keys, and wakes it once a step."""
+    """Puts outputs into OutputQueues of one event loop, the keys, and wakes it once a step."""
 
     loop: asyncio.AbstractEventLoop
 
@@ -57,4 +57,4 @@ class QueueSink:
 
 def _put_all(messages: Sequence[Message]) -> None:
     for queue, output in messages:
-        queue.put_nowait(output)
+        queue.put(output)

@@ -24,6 +24,7 @@ from tests.benchmarks import (
     preprocessing,
     preprocessing_threads,
     start,
+    streams,
     tracing,
     transfer,
     transfer_tls,
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "page": page.run,
     "keys": keys.run,
     "access": access.run,
+    "streams": streams.run,
     "tracing": tracing.run,
 }
 PROGRAM = "python -m tests.benchmarks"

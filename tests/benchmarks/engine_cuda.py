@@ -145,6 +145,7 @@ class Bench:
 
     def _settings(self) -> Settings:
         return Settings(
+            engine_process="none",
             checkpoint=self.checkpoint,
             torch=TorchOptions(device=self.device),
             kv_cache_byte_count=self.scale.kv_cache_byte_count,
@@ -154,6 +155,7 @@ class Bench:
         """Returns a small KV cache with another in host memory, which a CPU has no use for."""
         byte_count = self.scale.host_cache_byte_count if self.device == "cuda" else 0
         return Settings(
+            engine_process="none",
             checkpoint=self.checkpoint,
             torch=TorchOptions(device=self.device, host_cache_byte_count=byte_count),
             kv_cache_byte_count=self.scale.offload_kv_cache_byte_count,
@@ -188,6 +190,7 @@ class Bench:
 
     def _torch_engine(self, draft_token_count: int) -> TorchEngine:
         settings = Settings(
+            engine_process="none",
             checkpoint=self.checkpoint,
             torch=TorchOptions(device=self.device, draft_token_count=draft_token_count),
             kv_cache_byte_count=self.scale.kv_cache_byte_count,

@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from weakref import WeakKeyDictionary
@@ -15,8 +15,9 @@ import msgspec
 import structlog
 import torch
 
-from llm_service.engines.admission import Outputs, alarm, engine_dead
+from llm_service.engines.admission import alarm, engine_dead
 from llm_service.engines.base import Account, EngineLoad, Request, TokenOutput
+from llm_service.engines.output_queue import OutputQueue
 from llm_service.engines.process.messages import (
     Checked,
     CheckGuide,
@@ -46,7 +47,7 @@ END_SECONDS = 10.0
 class _Caller:
     """Who waits for a request's outputs."""
 
-    outputs: Outputs
+    outputs: OutputQueue
     account: Account
 
 
@@ -84,17 +85,14 @@ class ProcessEngine:
         self._listen()
         if self._ended:
             raise engine_dead()
-        outputs: Outputs = asyncio.Queue()
         key = next(self._keys)
-        with alarm(outputs, request.deadline):
+        with closing(OutputQueue(request.pacing)) as outputs, alarm(outputs, request.deadline):
             self._callers[key] = _Caller(outputs, request.account)
             try:
                 self._send(key, request)
                 finished = False
                 while not finished:
-                    output = await outputs.get()
-                    if isinstance(output, ServiceError):
-                        raise output
+                    output = await outputs.take()
                     yield output
                     finished = output.finish_reason is not None
             finally:
@@ -167,10 +165,10 @@ class ProcessEngine:
                 callers[key].account.start(moment)
         for output in step.outputs:
             if output.key in callers:
-                callers[output.key].outputs.put_nowait(output_of(output))
+                callers[output.key].outputs.put(output_of(output))
         for key, error in step.faults:
             if key in callers:
-                callers[key].outputs.put_nowait(error_of(error))
+                callers[key].outputs.put(error_of(error))
 
     def _lose(self) -> None:
         logger.error(
@@ -181,7 +179,7 @@ class ProcessEngine:
     def _fail_all(self) -> None:
         self._ended = True
         for caller in self._callers.values():
-            caller.outputs.put_nowait(engine_dead())
+            caller.outputs.put(engine_dead())
         for check in self._checks.values():
             if not check.done():
                 check.set_result(engine_dead())

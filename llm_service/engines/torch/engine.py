@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import closing
 from functools import partial
 from itertools import count, groupby, takewhile
 from operator import attrgetter
@@ -18,7 +19,6 @@ import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.admission import (
-    Outputs,
     alarm,
     check_queue,
     check_tokens,
@@ -36,6 +36,7 @@ from llm_service.engines.base import (
     TokenOutput,
 )
 from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.output_queue import OutputQueue
 from llm_service.engines.steps import Message, OutputSink, QueueSink
 from llm_service.engines.torch.finiteness import not_finite
 from llm_service.engines.torch.mask_pool import MaskPool
@@ -113,19 +114,17 @@ class TorchEngine:
         self._thread.start()
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
-        outputs: Outputs = asyncio.Queue()
-        leave = await self.submit(request, QueueSink(asyncio.get_running_loop()), outputs)
-        try:
-            with alarm(outputs, request.deadline):
-                finished = False
-                while not finished:
-                    output = await outputs.get()
-                    if isinstance(output, ServiceError):
-                        raise output
-                    yield output
-                    finished = output.finish_reason is not None
-        finally:
-            leave()
+        with closing(OutputQueue(request.pacing)) as outputs:
+            leave = await self.submit(request, QueueSink(asyncio.get_running_loop()), outputs)
+            try:
+                with alarm(outputs, request.deadline):
+                    finished = False
+                    while not finished:
+                        output = await outputs.take()
+                        yield output
+                        finished = output.finish_reason is not None
+            finally:
+                leave()
 
     async def submit(self, request: Request, sink: OutputSink, key: Any) -> Callable[[], None]:
         check_tokens(request, self._config)

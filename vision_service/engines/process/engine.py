@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import cycle
+from pathlib import Path
 
 import msgspec
 import torch
@@ -44,10 +45,10 @@ def start_engine(settings: Settings) -> ProcessEngine:
         EngineStartError: the process or its engine cannot start; its own sentence.
     """
     try:
-        if settings.engine_process == "own":
-            link, process = start_own_host(PART)
-        else:
+        if isinstance(settings.engine_process, Path):
             link, process = connect(str(settings.engine_process)), None
+        else:
+            link, process = start_own_host(PART)
     except OSError as error:
         raise EngineStartError(f"there is no host for the engine: {error}") from error
     try:

@@ -91,14 +91,12 @@ def _prompts(count: int) -> list[Prompt]:
 
 
 def _close_to(expected: list[TokenOutput]) -> list[object]:
-    return [
-        (output.token_ids, pytest.approx([top for _, top in output.logprobs[0].top], abs=1e-5))
-        for output in expected
-    ]
+    return [(ids, pytest.approx(best, abs=1e-5)) for ids, best in _told(expected)]
 
 
-def _told(outputs: list[TokenOutput]) -> list[object]:
-    return [(output.token_ids, [top for _, top in output.logprobs[0].top]) for output in outputs]
+def _told(outputs: list[TokenOutput]) -> list[tuple[int, list[float]]]:
+    scores = [score for output in outputs for score in output.logprobs]
+    return [(score.token_id, [top for _, top in score.top]) for score in scores]
 
 
 @pytest.mark.usefixtures("beside_a_cpu")
