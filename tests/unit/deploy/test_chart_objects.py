@@ -266,7 +266,7 @@ def test_what_is_mounted_is_there_and_only_scratch_can_be_written_to(case: str) 
         mounts = container(deployment)["volumeMounts"]
         assert {mount["name"] for mount in mounts} == set(volumes)
         writable = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
-        assert writable <= {"/tmp", "/dev/shm", "/scratch"}
+        assert writable <= {"/tmp", "/dev/shm", "/scratch", "/mps"}
 
 
 def test_the_manuals_values_have_both_services_share_memory() -> None:
