@@ -85,8 +85,8 @@ def test_its_embeddings_are_those_of_an_engine_here(
 
 @pytest.mark.gpu
 def test_its_embeddings_are_those_of_a_gpu_here(tmp_path: Path) -> None:
-    options = {"torch": {"device": "cuda", "dtype": "float32"}}
-    settings = settings_of(write_checkpoint(tmp_path), **options)
+    options: dict[str, object] = {"torch": {"device": "cuda", "dtype": "float32"}}
+    settings = settings_of(write_checkpoint(tmp_path), "own", **options)
     here = create_engine(settings, VisionConfig.from_checkpoint(tmp_path))
     with started(settings) as engine:
         batches = [engine.submit([TILES[one : one + 1], TILES[2:]]) for one in (0, 1) * 4]
