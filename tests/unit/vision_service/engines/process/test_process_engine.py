@@ -118,7 +118,7 @@ time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as service:
         assert service.stdout is not None
-        host = int(service.stdout.readline())
+        host = next(int(line) for line in service.stdout if line.strip().isdigit())  # not the log
         os.kill(host, 0)
         service.kill()
     end = time.monotonic() + PATIENCE_SECONDS
