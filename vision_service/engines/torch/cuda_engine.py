@@ -172,6 +172,7 @@ class _Graphs:
         self, model: Model, tile_shape: tuple[int, ...], max_count: int, stream: torch.cuda.Stream
     ) -> None:
         self.max_tile_count = max_count
+        self._model = model  # a graph has the addresses of the weights, and does not keep them
         self._tiles = torch.zeros(max_count, *tile_shape, dtype=torch.uint8, device="cuda")
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._rows: dict[int, torch.Tensor] = {}
