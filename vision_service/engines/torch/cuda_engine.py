@@ -201,7 +201,10 @@ class _Graphs:
         with torch.cuda.stream(stream):
             self._model(tiles)  # compiles kernels and makes handles, which a capture must not do
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        # By itself a recording forbids calls that other threads may make, for another engine.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        ):
             self._rows[count] = self._model(tiles)
         self._graphs[count] = graph
 
