@@ -59,6 +59,12 @@ def _counters(load: EngineLoad) -> Iterator[Metric]:
     if load.preemption_count is not None:  # an engine that does not tell has no such metric
         text = "Sequences that gave their room back, to be computed anew."
         counts.append(("preemptions", text, load.preemption_count))
+    if load.drafts is not None:
+        drafted, accepted = load.drafts.drafted_token_count, load.drafts.accepted_token_count
+        counts += [
+            ("drafted_tokens", "Drafts of tokens that the engine's steps verified.", drafted),
+            ("accepted_draft_tokens", "Those of them that were right.", accepted),
+        ]
     for name, text, value in counts:
         yield CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
 

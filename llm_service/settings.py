@@ -27,6 +27,8 @@ from protos.process.settings import (
 LARGEST_SEQUENCE_COUNT = 65_536
 # Far more than any machine has, and few enough for PyTorch to count.
 LARGEST_BYTE_COUNT = 2**60
+# A GPU computes so many tokens in about the time of one.
+LARGEST_DRAFT_TOKEN_COUNT = 31
 EngineName = Literal["torch", "tensorrt_llm"]
 Quantization = Literal["none", "int8"]
 
@@ -54,6 +56,10 @@ class TorchOptions(EngineOptions):
     """Most tokens in one step of the engine; longer prompts are read in several steps. The next
     tokens of all answers wait for a step: fewer tokens make them smoother. Default: 512 on the CPU,
     on CUDA 2048; a step there in which answers go on has at most 1024."""
+    draft_token_count: int = Field(default=0, ge=0, le=LARGEST_DRAFT_TOKEN_COUNT)
+    """Most guesses of an answer's next tokens that one step verifies. A guess is what followed the
+    last tokens where they stood before, in the prompt or in the answer; answers stay the same, and
+    those that repeat such text are written faster. Default: none."""
 
 
 class TensorRTLLMOptions(EngineOptions):

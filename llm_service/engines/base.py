@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from msgspec import Struct
+
 from llm_service.engines.pacing import UNPACED, Pacing
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
@@ -115,8 +117,7 @@ class Request:
     pacing: Pacing = field(default=UNPACED, compare=False)
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True):
     """The natural logarithm of one token's probability, and of its most probable alternatives'.
 
     Attributes:
@@ -160,8 +161,7 @@ class LogprobTable:
             ]
 
 
-@dataclass(frozen=True)
-class TokenOutput:
+class TokenOutput(Struct, frozen=True):
     """What an engine's step added to a sequence, or what several steps did.
 
     Attributes:
@@ -218,6 +218,25 @@ class StepTotals:
 
 
 @dataclass(frozen=True)
+class DraftTotals:
+    """What an engine's drafts of tokens have come to since it was started.
+
+    Attributes:
+        drafted_token_count: those that steps have verified.
+        accepted_token_count: those of them that were right.
+    """
+
+    drafted_token_count: int = 0
+    accepted_token_count: int = 0
+
+    def after(self, drafted_count: int, accepted_count: int) -> DraftTotals:
+        """Returns the totals after one sequence's drafts more."""
+        return DraftTotals(
+            self.drafted_token_count + drafted_count, self.accepted_token_count + accepted_count
+        )
+
+
+@dataclass(frozen=True)
 class EngineLoad:
     """The engine's load at one moment.
 
@@ -231,6 +250,7 @@ class EngineLoad:
         preemption_count: how often a sequence gave its room back so far, to be computed anew
             later; None for an engine that does not tell.
         steps: those so far.
+        drafts: those so far; None for an engine that makes none.
     """
 
     running_sequence_count: int
@@ -240,6 +260,7 @@ class EngineLoad:
     steps: StepTotals = StepTotals()
     startable_sequence_count: int = 0
     preemption_count: int | None = None
+    drafts: DraftTotals | None = None
 
 
 class LLMEngine(Protocol):

@@ -26,10 +26,13 @@ import torch
 
 from llm_service.__main__ import load
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.torch.engine import TorchEngine
+from llm_service.engines.torch.launch import start_engine
+from llm_service.model import read_model
 from llm_service.settings import Settings, TorchOptions
 from protos.errors import ServiceError
 from protos.process.settings import GIB
-from tests.benchmarks import engine_parts
+from tests.benchmarks import engine_parts, speculation
 from tests.benchmarks.engine_parts import Sizes, Subject
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report, ReportBook
@@ -37,13 +40,14 @@ from tests.benchmarks.shapes import FAMILIES, open_shape
 
 TITLE = "The torch engine on one GPU, random weights"
 PART_SECONDS = 180.0
+DRAFT_TOKEN_COUNT = 8
 ENGINE_PARTS: Mapping[str, Callable[[Subject], Awaitable[list[Report]]]] = {
     "decode": engine_parts.decode,
     "prefill": engine_parts.prefill,
     "turns": engine_parts.turns,
     "host": engine_parts.host,
 }
-PARTS = (*ENGINE_PARTS, "transformers")
+PARTS = (*ENGINE_PARTS, "speculation", "transformers")
 # What may befall a part without making the others vain.
 FAILURES = (RuntimeError, ValueError, OSError, ServiceError)
 GOALS: Mapping[str, Mapping[str, str]] = {
@@ -64,11 +68,12 @@ class Scale:
 
     tiny: bool
     sizes: Sizes
+    speculation: speculation.Sizes
     kv_cache_byte_count: int
 
 
 # 32 sequences of 4,300 tokens take 17 GiB in the 8B's shape.
-WHOLE = Scale(False, Sizes(), 24 * GIB)
+WHOLE = Scale(False, Sizes(), speculation.Sizes(), 24 * GIB)
 TINY = Scale(
     True,
     Sizes(
@@ -87,6 +92,7 @@ TINY = Scale(
         reference_token_count=3,
         reference_repeat_count=1,
     ),
+    speculation.Sizes(answer_token_count=20, prompt_token_counts={1: 120, 2: 30}, repeat_count=1),
     GIB // 4,
 )
 
@@ -96,6 +102,7 @@ class Bench:
     """One shape's measurements: what is started where, and where the results go.
 
     Attributes:
+        draft_token_count: of the part "speculation".
         failures: the parts that failed.
     """
 
@@ -104,6 +111,7 @@ class Bench:
     device: Literal["cpu", "cuda"]
     scale: Scale
     book: ReportBook
+    draft_token_count: int
     failures: list[str] = field(default_factory=list)
 
     def run(self, parts: Sequence[str]) -> None:
@@ -112,6 +120,10 @@ class Bench:
         if own := [part for part in parts if part in ENGINE_PARTS]:
             with self._attempt("engine"):
                 asyncio.run(self._run_engine_parts(own))
+        if "speculation" in parts:
+            with self._attempt("speculation") as load_before:
+                reports = asyncio.run(self._run_speculation())
+                self._write("speculation", reports, load_before)
         if "transformers" in parts:
             with self._attempt("transformers") as load_before:
                 self._write("transformers", self._run_transformers(), load_before)
@@ -135,6 +147,26 @@ class Bench:
                     self._write(part, await ENGINE_PARTS[part](subject), load_before)
         finally:
             await engine.close()
+
+    async def _run_speculation(self) -> list[Report]:
+        counts = {"none": 0, "drafts": self.draft_token_count}
+        engines = {name: self._torch_engine(count) for name, count in counts.items()}
+        config = LLMConfig.from_checkpoint(self.checkpoint)
+        prompts, sizes = Prompts(config, torch.bfloat16, 1), self.scale.speculation
+        try:
+            return [await speculation.measure(engines, prompts, sizes, self.draft_token_count)]
+        finally:
+            for engine in engines.values():
+                await engine.close()
+
+    def _torch_engine(self, draft_token_count: int) -> TorchEngine:
+        settings = Settings(
+            checkpoint=self.checkpoint,
+            torch=TorchOptions(device=self.device, draft_token_count=draft_token_count),
+            kv_cache_byte_count=self.scale.kv_cache_byte_count,
+        )
+        config, tokenizer, _ = read_model(settings)
+        return start_engine(settings, config, tokenizer)
 
     def _run_transformers(self) -> list[Report]:
         config, device = LLMConfig.from_checkpoint(self.checkpoint), torch.device(self.device)
@@ -170,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for shape in options.shape:
         with open_shape(options.checkpoints, shape, options.device, options.tiny) as checkpoint:
             scale = TINY if options.tiny else WHOLE
-            bench = Bench(shape, checkpoint, options.device, scale, book)
+            bench = Bench(shape, checkpoint, options.device, scale, book, options.draft_token_count)
             bench.run(options.part)
             failures += bench.failures
     if failures:
@@ -183,6 +215,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--shape", nargs="+", choices=FAMILIES, default=["8B"])
+    parser.add_argument(
+        "--draft-token-count", type=int, default=DRAFT_TOKEN_COUNT, help="of the part speculation"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try this program")
     parser.add_argument("--checkpoints", type=Path, help="keep and use again what is written here")

@@ -9,12 +9,13 @@ import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 
 import structlog
 import torch
+from msgspec.structs import replace
 from tensorrt_llm.bindings import executor
 
 from llm_service.checkpoint import LLMConfig

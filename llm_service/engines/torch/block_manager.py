@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 
 from llm_service.engines.torch.sequence import Sequence
@@ -90,7 +91,7 @@ class BlockManager:
                 # What nobody can find again is handed out before what may be asked for.
                 self._free[block] = None
                 self._free.move_to_end(block, last=block in self._digests)
-        del sequence.block_table[:]
+        sequence.block_table = array("i")  # another one: see BlockTables
         sequence.registered_count = 0
 
     def forget(self, sequence: Sequence) -> None:
@@ -118,4 +119,4 @@ class BlockManager:
             del self._blocks[digest]
 
     def _missing_count(self, sequence: Sequence) -> int:
-        return -(-sequence.length // self.block_size) - len(sequence.block_table)
+        return -(-sequence.needed_length // self.block_size) - len(sequence.block_table)

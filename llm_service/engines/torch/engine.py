@@ -9,7 +9,8 @@ import time
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from functools import partial
-from itertools import count
+from itertools import count, groupby, takewhile
+from operator import attrgetter
 from queue import SimpleQueue
 
 import structlog
@@ -25,6 +26,7 @@ from llm_service.engines.admission import (
     time_over,
 )
 from llm_service.engines.base import (
+    DraftTotals,
     EngineLoad,
     Prompt,
     Request,
@@ -73,6 +75,7 @@ class TorchEngine:
         runner: ModelRunner,
         guides: GuideCompiler,
         max_waiting_count: int,
+        max_draft_count: int = 0,
     ) -> None:
         """Runs a first sequence, and starts the thread.
 
@@ -86,6 +89,7 @@ class TorchEngine:
         self._runner = runner
         self._guides = guides
         self._max_waiting_count = max_waiting_count
+        self._max_draft_count = max_draft_count
         self._total_kv_token_count = blocks.block_count * blocks.block_size
         self.context_length = min(config.max_position_embeddings, self._total_kv_token_count)
         self._request_count = 0  # the event loop's
@@ -96,6 +100,7 @@ class TorchEngine:
         # whose request is over, and its memory must not become another's meanwhile.
         self._in_flight: deque[tuple[list[Sequence], StepOutputs]] = deque()
         self._steps = StepTotals()
+        self._drafts = DraftTotals() if max_draft_count else None
         self._is_stalled = False
         self._stopping = False
         self._ended = False
@@ -147,6 +152,7 @@ class TorchEngine:
             steps=self._steps,
             startable_sequence_count=self._startable_count,
             preemption_count=self._preemption_count,
+            drafts=self._drafts,
         )
 
     def is_healthy(self) -> bool:
@@ -172,6 +178,7 @@ class TorchEngine:
             order=(-request.priority, next(self._arrivals)),
             matcher=matcher,
             account=request.account,
+            max_draft_count=self._max_draft_count,
         )
 
     def _add(
@@ -287,14 +294,34 @@ class TorchEngine:
 
         A sequence that has ended since its step began gets no token any more.
         """
-        sampled = [token for token in sampled if self._counts(token)]
-        for token in sampled:
-            token.sequence.append(token.token_id)
-            if token.sequence.has_ended:
-                self._scheduler.finish(token.sequence)
-        self._masks.order(token.sequence for token in sampled if not token.sequence.has_ended)
+        groups = _by_sequence(sampled) if self._drafts else [[token] for token in sampled]
+        outputs = {
+            tokens[0].sequence: self._taken(tokens) for tokens in groups if self._counts(tokens[0])
+        }
+        going_on = [sequence for sequence in outputs if not sequence.has_ended]
+        for sequence in going_on:
+            sequence.guess()
+        self._masks.order(going_on)
         self._publish_load()
-        self._tell({token.sequence: _output(token) for token in sampled})
+        self._tell(outputs)
+
+    def _taken(self, tokens: list[SampledToken]) -> TokenOutput | ServiceError:
+        """Appends what a step has sampled of one sequence; returns what to tell of it."""
+        sequence, draft_count = tokens[0].sequence, len(tokens[0].sequence.verified)
+        finite = list(takewhile(attrgetter("is_finite"), tokens))
+        count = sequence.extend([token.token_id for token in finite])
+        if self._drafts is not None:
+            draft_count -= len(sequence.verified)  # those of a later step are still in flight
+            self._drafts = self._drafts.after(draft_count, count - 1)
+        if count > 1:
+            self._scheduler.blocks.register(sequence)
+        if sequence.has_ended:
+            self._scheduler.finish(sequence)
+        elif len(finite) < len(tokens):
+            # No kernel must read what a draft has left: a NaN, times 0, is NaN.
+            sequence.drafter = None
+            self._scheduler.restart(sequence)
+        return _output(finite[:count])
 
     def _counts(self, token: SampledToken) -> bool:
         """Returns whether a token is its sequence's next one; where it is none, sees to that."""
@@ -357,13 +384,19 @@ class TorchEngine:
         self._masks.close()
 
 
-def _output(token: SampledToken) -> TokenOutput | ServiceError:
-    return token.sequence.failure or TokenOutput(
-        token_ids=[token.token_id],
-        finish_reason=token.sequence.finish_reason,
-        cached_token_count=token.sequence.cached_count or 0,
-        logprobs=() if token.logprob is None else (token.logprob,),
+def _output(tokens: list[SampledToken]) -> TokenOutput | ServiceError:
+    sequence = tokens[0].sequence
+    return sequence.failure or TokenOutput(
+        token_ids=[token.token_id for token in tokens],
+        finish_reason=sequence.finish_reason,
+        cached_token_count=sequence.cached_count or 0,
+        logprobs=tuple(token.logprob for token in tokens if token.logprob is not None),
     )
+
+
+def _by_sequence(sampled: list[SampledToken]) -> list[list[SampledToken]]:
+    """Returns what a step has sampled, that of one sequence together."""
+    return [list(tokens) for _, tokens in groupby(sampled, attrgetter("sequence"))]
 
 
 @contextlib.contextmanager

@@ -77,12 +77,17 @@ def _engine(
     )
     block_size = settings.torch.block_size or (CUDA_BLOCK_SIZE if is_cuda else CPU_BLOCK_SIZE)
     block_count = _block_count(settings, decoder, block_size, kv_byte_count)
-    runner = ModelRunner(decoder, block_count, block_size, running_count, step_token_count)
+    draft_count = settings.torch.draft_token_count
+    # Where few sequences run, their drafts have the room for the logits of many.
+    sampled_count = max(running_count, 1 + draft_count)
+    runner = ModelRunner(
+        decoder, block_count, block_size, running_count, step_token_count, sampled_count
+    )
     blocks = BlockManager(block_count, block_size)
-    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count)
+    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count, sampled_count)
     waiting_count = settings.max_waiting_sequence_count
     try:
-        return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count)
+        return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count, draft_count)
     except NonFiniteError as error:
         raise EngineStartError(broken_start(decoder)) from error
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from llm_service.engines.torch.mask import Mask
+from llm_service.engines.torch.mask import SLOW_SECONDS, Mask
 from llm_service.engines.torch.sequence import Sequence
 
 # So long a step may wait for its masks, all together.
@@ -52,14 +52,17 @@ class MaskPool:
             thread.shutdown(cancel_futures=True)
 
     def _mask(self, sequence: Sequence) -> Mask | None:
-        if sequence.matcher is None:
+        matcher = sequence.matcher
+        if matcher is None:
             return None
-        output_length = sequence.output_length
+        if max(matcher.expected_seconds, matcher.ahead_seconds) > SLOW_SECONDS:
+            sequence.drafts = []
         return Mask(
-            sequence.matcher,
-            sequence.token_ids[-1:] if output_length else [],
+            matcher,
+            sequence.take_unmatched(),
+            sequence.drafts.copy(),
             self._vocabulary_size,
-            may_end=output_length >= sequence.params.min_tokens,
+            may_end=sequence.output_length >= sequence.params.min_tokens,
         )
 
     def _compute(self, masks: list[Mask]) -> None:
@@ -74,7 +77,7 @@ class MaskPool:
         computed.add_done_callback(lambda future: self._post(future.result))
 
 
-def await_masks(sequences: list[Sequence]) -> None:
+def await_masks(sequences: Iterable[Sequence]) -> None:
     """Waits for the masks of sequences that are to be sampled, all together for a moment.
 
     Sequences whose masks have not come then are held back. The others' accounts are charged.
@@ -88,3 +91,14 @@ def await_masks(sequences: list[Sequence]) -> None:
                 mask.matcher.charge()
             else:
                 sequence.is_held_back = mask.is_slow = True
+
+
+def mask_count(sequence: Sequence) -> int:
+    """Returns after how many tokens a sequence can be sampled: its last one, and its drafts.
+
+    After all of them without a guide. `await_masks` has waited for it.
+    """
+    if sequence.is_held_back:
+        return 0
+    count = 1 + len(sequence.drafts)
+    return count if sequence.mask is None else min(count, sequence.mask.count)

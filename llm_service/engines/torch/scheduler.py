@@ -47,6 +47,7 @@ class Scheduler:
         max_step_token_count: int,
         max_running_count: int,
         max_mixed_token_count: int | None = None,
+        max_sampled_count: int = 0,
     ) -> None:
         """Makes an empty one.
 
@@ -56,6 +57,8 @@ class Scheduler:
             max_running_count: slots.
             max_mixed_token_count: most tokens of a step beside sequences that write, which wait
                 for it; None: as of any step.
+            max_sampled_count: most tokens that a step samples, where drafts make more than one of a
+                sequence.
         """
         self.blocks = blocks
         self.waiting: list[Sequence] = []
@@ -63,6 +66,7 @@ class Scheduler:
         self.preemption_count = 0
         self._max_step_token_count = max_step_token_count
         self._max_mixed_token_count = max_mixed_token_count or max_step_token_count
+        self._max_sampled_count = max_sampled_count
         self._free_slots = list(reversed(range(max_running_count)))
         self._share = max(1, max_running_count // 4)
         self._held_counts: Counter[Account] = Counter()
@@ -100,7 +104,10 @@ class Scheduler:
         for sequence in self.running:
             if sequence.is_ready:
                 (decoding if sequence.uncomputed_count == 1 else reading).append(sequence)
+        draft_room = self._max_sampled_count - len(self.running) - len(self.waiting)
         for sequence in decoding:
+            if sequence.drafts:
+                draft_room -= self._fit_drafts(sequence, min(budget - 1, draft_room))
             if budget == 0 or not self._make_room(sequence):
                 break
             scheduled.append(sequence)
@@ -164,9 +171,16 @@ class Scheduler:
             readers.append(newcomer)
 
     def _schedule_tokens(self, sequence: Sequence, budget: int) -> int:
-        sequence.scheduled_count = min(sequence.uncomputed_count, budget)
+        sequence.scheduled_count = min(sequence.uncomputed_count + len(sequence.drafts), budget)
         self.blocks.register(sequence)
         return sequence.scheduled_count
+
+    def _fit_drafts(self, sequence: Sequence, room: int) -> int:
+        """Leaves a sequence as many drafts as there is room for, and returns how many."""
+        del sequence.drafts[max(0, room) :]
+        if not self.blocks.can_hold(sequence):  # nobody gives blocks back for guesses
+            sequence.drafts = []
+        return len(sequence.drafts)
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Gives a running sequence its blocks, preempting the last ones where none are left.
@@ -203,6 +217,7 @@ class Scheduler:
         self.preemption_count += 1
         self._stop_running(sequence)
         sequence.computed_count = 0
+        sequence.drafts = []
         sequence.status = Status.WAITING
         self.add(sequence)
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import compress
-from typing import Any
 
 import numpy as np
 import torch
 
+from llm_service.engines.torch.block_tables import Array, BlockTables
 from llm_service.engines.torch.kernels.base import PrefillSpan
 from llm_service.engines.torch.prompt_scores import ScoredTokens
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.transfer import uploaded
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,44 +21,63 @@ class StepInputs:
     Attributes:
         sequences: in the order of their tokens.
         decode_count: D.
-        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A decode's
-            token that is still in flight has the id -1 - its sequence's slot.
-        sampled: the sequences whose last token is among the T.
-        sampled_rows: where those tokens stand.
+        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A token that
+            is still in flight has the id -1 - its sequence's slot.
+        slots: [sequences] int64, the sequences' slots.
+        tables: their block tables, by slot.
+        sampled: the sequences whose last token is among the T, each once more for each draft.
+        sampled_rows: where those tokens stand, and the drafts after them.
         scored: tokens of prompts whose log probabilities are wanted.
     """
 
     sequences: list[Sequence]
     decode_count: int
     rows: Array
+    slots: Array
+    tables: BlockTables
     sampled: list[Sequence]
     sampled_rows: list[int]
     scored: list[ScoredTokens]
 
     @classmethod
-    def of(cls, scheduled: list[Sequence], block_size: int, vocabulary_size: int) -> StepInputs:
-        """Writes down the sequences' scheduled tokens."""
+    def of(cls, scheduled: list[Sequence], tables: BlockTables, vocabulary_size: int) -> StepInputs:
+        """Writes down the sequences' scheduled tokens; their block tables are up to date then."""
         decodes: list[Sequence] = []
+        token_ids: list[int] = []
         others: list[Sequence] = []
         for sequence in scheduled:
-            kind = decodes if _is_decode(sequence, vocabulary_size) else others
-            kind.append(sequence)
+            token_id = _decode_token(sequence, vocabulary_size)
+            if token_id is None:
+                others.append(sequence)
+            else:
+                decodes.append(sequence)
+                token_ids.append(token_id)
         sequences = decodes + others
-        ends = np.cumsum([sequence.scheduled_count for sequence in sequences])
+        slots = tables.slots(sequences)
+        counts = [sequence.scheduled_count for sequence in sequences]
+        ends = np.cumsum(counts).tolist()
         rows = np.empty((3, ends[-1]), np.int64)
-        for index, sequence in enumerate(decodes):
-            rows[:, index] = _decode_row(sequence, block_size)
-        for sequence, end in zip(others, ends[len(decodes) :], strict=True):
-            _write_span(rows[:, end - sequence.scheduled_count : end], sequence, block_size)
-        of_others = zip(others, ends[len(decodes) :].tolist(), strict=True)
+        rows[0, : len(decodes)] = token_ids
+        rows[1, : len(decodes)] = [sequence.computed_count for sequence in decodes]
+        of_others = list(zip(others, ends[len(decodes) :], strict=True))
+        for sequence, end in of_others:
+            _write_span(rows[:2, end - sequence.scheduled_count : end], sequence)
+        rows[2] = tables.cache_places(np.repeat(slots, counts), rows[1])
         scored = [_scored(sequence, end) for sequence, end in of_others if sequence.unscored_count]
-        sampled = [item.is_sampled for item in sequences]
+        sampled = [
+            (sequence, row)
+            for sequence, end in zip(sequences, ends, strict=True)
+            if sequence.is_sampled
+            for row in range(end - 1 - len(sequence.drafts), end)
+        ]
         return cls(
             sequences=sequences,
             decode_count=len(decodes),
             rows=rows,
-            sampled=list(compress(sequences, sampled)),
-            sampled_rows=list(compress((ends - 1).tolist(), sampled)),
+            slots=slots,
+            tables=tables,
+            sampled=[sequence for sequence, _ in sampled],
+            sampled_rows=[row for _, row in sampled],
             scored=[tokens for tokens in scored if tokens.token_ids],
         )
 
@@ -70,17 +86,14 @@ class StepInputs:
         """T."""
         return int(self.rows.shape[1])
 
-    def block_tables(self, count: int) -> Array:
-        """Returns [count, W] int32: the blocks of the first sequences, then their first again.
+    @property
+    def is_decodes_alone(self) -> bool:
+        """Whether every token is a decode, and each is sampled."""
+        return self.decode_count == self.token_count == len(self.sampled)
 
-        What is read of a sequence's padding is its own: another's NaN, times 0, would be NaN.
-        """
-        tables = [sequence.block_table for sequence in self.sequences[:count]]
-        joined = np.zeros((count, max(map(len, tables), default=0)), np.int32)
-        for row, table in zip(joined, tables, strict=True):
-            row[: len(table)] = table
-            row[len(table) :] = table[0]
-        return joined
+    def block_tables(self, count: int) -> Array:
+        """Returns [count, W] int32: see BlockTables.rows."""
+        return self.tables.of(self.slots[:count])
 
     def tiles(self, size: int, begin: int = 0) -> Array:
         """Returns [N, 3] int32: the tokens from the sequence `begin` on, in tiles as TileSet's.
@@ -104,30 +117,30 @@ class StepInputs:
         )
 
 
-def _is_decode(sequence: Sequence, vocabulary_size: int) -> bool:
-    """Whether one ordinary token is scheduled: no row of the prompt table, and none to score."""
-    place = sequence.computed_count
+def _decode_token(sequence: Sequence, vocabulary_size: int) -> int | None:
+    """Returns the one ordinary token that is scheduled; None where it is not one, or is scored."""
     if sequence.scheduled_count != 1 or sequence.unscored_count:
-        return False
-    return place >= len(sequence.token_ids) or sequence.token_ids[place] < vocabulary_size
-
-
-def _decode_row(sequence: Sequence, block_size: int) -> tuple[int, int, int]:
+        return None
     place = sequence.computed_count
-    token_ids = sequence.token_ids
-    token_id = token_ids[place] if place < len(token_ids) else -1 - sequence.slot
-    block, offset = divmod(place, block_size)
-    return token_id, place, sequence.block_table[block] * block_size + offset
+    if place >= len(sequence.token_ids):
+        return -1 - sequence.slot
+    token_id = sequence.token_ids[place]
+    return token_id if token_id < vocabulary_size else None
 
 
-def _write_span(rows: Array, sequence: Sequence, block_size: int) -> None:
+def _write_span(rows: Array, sequence: Sequence) -> None:
     begin = sequence.computed_count
     end = begin + sequence.scheduled_count
-    places = np.arange(begin, end)
-    blocks = np.array(sequence.block_table, np.int64)
-    rows[0] = sequence.token_ids[begin:end]
-    rows[1] = places
-    rows[2] = blocks[places // block_size] * block_size + places % block_size
+    rows[0] = _scheduled_ids(sequence)
+    rows[1] = np.arange(begin, end)
+
+
+def _scheduled_ids(sequence: Sequence) -> list[int]:
+    begin = sequence.computed_count
+    known = sequence.token_ids[begin : begin + sequence.scheduled_count]
+    if len(known) == sequence.scheduled_count:
+        return known
+    return [*(known or [-1 - sequence.slot]), *sequence.drafts]
 
 
 def _scored(sequence: Sequence, end: int) -> ScoredTokens:
