@@ -60,6 +60,9 @@ class TorchOptions(EngineOptions):
     """Most guesses of an answer's next tokens that one step verifies. A guess is what followed the
     last tokens where they stood before, in the prompt or in the answer; answers stay the same, and
     those that repeat such text are written faster. Default: none."""
+    host_cache_byte_count: int = Field(default=0, ge=0, le=LARGEST_BYTE_COUNT)
+    """Page-locked memory beside a GPU for what its KV cache drops, taken at the start: prompts that
+    begin alike find it there, and it is copied back instead of computed. 0: none."""
 
 
 class TensorRTLLMOptions(EngineOptions):

@@ -237,6 +237,23 @@ class DraftTotals:
 
 
 @dataclass(frozen=True)
+class HostCacheLoad:
+    """What an engine keeps in host memory of what its KV cache has dropped.
+
+    Attributes:
+        used_token_count: tokens that it holds.
+        total_token_count: tokens that it has room for.
+        loaded_token_count: tokens that went back to the KV cache so far.
+        evicted_token_count: tokens that made room for others so far.
+    """
+
+    used_token_count: int
+    total_token_count: int
+    loaded_token_count: int
+    evicted_token_count: int
+
+
+@dataclass(frozen=True)
 class EngineLoad:
     """The engine's load at one moment.
 
@@ -251,6 +268,7 @@ class EngineLoad:
             later; None for an engine that does not tell.
         steps: those so far.
         drafts: those so far; None for an engine that makes none.
+        host_cache: that beside the KV cache; None where there is none.
     """
 
     running_sequence_count: int
@@ -261,6 +279,7 @@ class EngineLoad:
     startable_sequence_count: int = 0
     preemption_count: int | None = None
     drafts: DraftTotals | None = None
+    host_cache: HostCacheLoad | None = None
 
 
 class LLMEngine(Protocol):

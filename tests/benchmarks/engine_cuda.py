@@ -33,21 +33,25 @@ from llm_service.settings import Settings, TorchOptions
 from protos.errors import ServiceError
 from protos.process.settings import GIB
 from tests.benchmarks import engine_parts, speculation
+from tests.benchmarks.beside import beside
 from tests.benchmarks.engine_parts import Sizes, Subject
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report, ReportBook
 from tests.benchmarks.shapes import FAMILIES, open_shape
+from tests.benchmarks.vision_cuda import bench_of
 
 TITLE = "The torch engine on one GPU, random weights"
 PART_SECONDS = 180.0
 DRAFT_TOKEN_COUNT = 8
-ENGINE_PARTS: Mapping[str, Callable[[Subject], Awaitable[list[Report]]]] = {
+Part = Callable[[Subject], Awaitable[list[Report]]]
+ENGINE_PARTS: Mapping[str, Part] = {
     "decode": engine_parts.decode,
     "prefill": engine_parts.prefill,
     "turns": engine_parts.turns,
     "host": engine_parts.host,
+    "beside": beside,
 }
-PARTS = (*ENGINE_PARTS, "speculation", "transformers")
+PARTS = (*ENGINE_PARTS, "speculation", "offload", "transformers")
 # What may befall a part without making the others vain.
 FAILURES = (RuntimeError, ValueError, OSError, ServiceError)
 GOALS: Mapping[str, Mapping[str, str]] = {
@@ -56,6 +60,7 @@ GOALS: Mapping[str, Mapping[str, str]] = {
         "decode 8": "<= 7.0",
         "decode 32": "<= 10.5",
         "prefill 3383": "<= 80",
+        "hit": "<= 10",
     },
     "1B": {},
     "3.5-8B": {},
@@ -70,10 +75,12 @@ class Scale:
     sizes: Sizes
     speculation: speculation.Sizes
     kv_cache_byte_count: int
+    offload_kv_cache_byte_count: int
+    host_cache_byte_count: int
 
 
-# 32 sequences of 4,300 tokens take 17 GiB in the 8B's shape.
-WHOLE = Scale(False, Sizes(), speculation.Sizes(), 24 * GIB)
+# 32 sequences of 4,300 tokens take 17 GiB in the 8B's shape; 24 conversations of 3,400, 10.
+WHOLE = Scale(False, Sizes(), speculation.Sizes(), 24 * GIB, 6 * GIB, 14 * GIB)
 TINY = Scale(
     True,
     Sizes(
@@ -91,8 +98,12 @@ TINY = Scale(
         reference_batch_sizes=(1, 2),
         reference_token_count=3,
         reference_repeat_count=1,
+        conversation_count=3,
+        listener_count=1,
     ),
     speculation.Sizes(answer_token_count=20, prompt_token_counts={1: 120, 2: 30}, repeat_count=1),
+    GIB // 4,
+    GIB // 4,
     GIB // 4,
 )
 
@@ -117,34 +128,50 @@ class Bench:
     def run(self, parts: Sequence[str]) -> None:
         """Runs the parts."""
         _free_memory()  # of the shape before
-        if own := [part for part in parts if part in ENGINE_PARTS]:
+        if own := {part: ENGINE_PARTS[part] for part in parts if part in ENGINE_PARTS}:
             with self._attempt("engine"):
-                asyncio.run(self._run_engine_parts(own))
+                asyncio.run(self._run_engine_parts(own, self._settings()))
         if "speculation" in parts:
             with self._attempt("speculation") as load_before:
                 reports = asyncio.run(self._run_speculation())
                 self._write("speculation", reports, load_before)
+        if "offload" in parts:
+            with self._attempt("engine with a host cache"):
+                own = {"offload": engine_parts.offload}
+                asyncio.run(self._run_engine_parts(own, self._offload_settings()))
         if "transformers" in parts:
             with self._attempt("transformers") as load_before:
                 self._write("transformers", self._run_transformers(), load_before)
 
-    async def _run_engine_parts(self, parts: Sequence[str]) -> None:
-        threads_before = set(threading.enumerate())
-        settings = Settings(
+    def _settings(self) -> Settings:
+        return Settings(
             checkpoint=self.checkpoint,
             torch=TorchOptions(device=self.device),
             kv_cache_byte_count=self.scale.kv_cache_byte_count,
         )
+
+    def _offload_settings(self) -> Settings:
+        """Returns a small KV cache with another in host memory, which a CPU has no use for."""
+        byte_count = self.scale.host_cache_byte_count if self.device == "cuda" else 0
+        return Settings(
+            checkpoint=self.checkpoint,
+            torch=TorchOptions(device=self.device, host_cache_byte_count=byte_count),
+            kv_cache_byte_count=self.scale.offload_kv_cache_byte_count,
+        )
+
+    async def _run_engine_parts(self, parts: Mapping[str, Part], settings: Settings) -> None:
+        threads_before = set(threading.enumerate())
         started = time.perf_counter()
         served, engine = load(settings)
         print(f"{self.shape} engine: warm after {time.perf_counter() - started:.1f} s", flush=True)
         threads = set(threading.enumerate()) - threads_before
         prompts = Prompts(served.config, torch.bfloat16, self.scale.sizes.row_count)
-        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS[self.shape])
+        tower = bench_of(torch.device(self.device), tiny=self.scale.tiny)
+        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS[self.shape], tower)
         try:
-            for part in parts:
-                with self._attempt(part) as load_before:
-                    self._write(part, await ENGINE_PARTS[part](subject), load_before)
+            for name, part in parts.items():
+                with self._attempt(name) as load_before:
+                    self._write(name, await part(subject), load_before)
         finally:
             await engine.close()
 

@@ -25,8 +25,7 @@ import torch
 from llm_service.__main__ import load
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import Request
-from llm_service.engines.output_queue import OutputQueue
-from llm_service.engines.pacing import UNPACED
+from llm_service.engines.steps import Message
 from llm_service.engines.torch import launch, model_runner, step_graphs
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.kernels.base import BatchLayout
@@ -103,10 +102,10 @@ class IdleGraph:
         pass
 
 
-class DroppingLoop:
-    """Stands for the event loop of callers that take no time."""
+class DroppingSink:
+    """Stands for callers that take no time."""
 
-    def call_soon_threadsafe(self, callback: Callable[..., object], *arguments: object) -> None:
+    def put(self, messages: Sequence[Message]) -> None:
         pass
 
 
@@ -140,9 +139,8 @@ def measure(engine: TorchEngine, config: LLMConfig, load: Load) -> Mapping[str, 
         Request(prompts.text(load.prompt_token_count), params) for _ in range(load.batch_size)
     ]
     sequences = [asyncio.run(engine._sequence(one, load.max_tokens)) for one in requests]
-    loop = cast("asyncio.AbstractEventLoop", DroppingLoop())
     for sequence in sequences:
-        engine._inbox.put(partial(engine._add, sequence, loop, OutputQueue(UNPACED)))
+        engine._inbox.put(partial(engine._add, sequence, DroppingSink(), sequence))
     while min(sequence.output_length for sequence in sequences) < 4:
         time.sleep(0.01)
     clock = StageClock(STAGES)

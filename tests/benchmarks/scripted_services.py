@@ -62,6 +62,13 @@ class ScriptedVisionEngine:
         """See VisionEngine."""
         return FinishedBatch([self.encode(tiles) for tiles in images])
 
+    def is_alive(self) -> bool:
+        """See VisionEngine."""
+        return True
+
+    def close(self) -> None:
+        """See VisionEngine."""
+
 
 class ScriptedSequence:
     """A sequence of so many tokens, those of a text over and over."""

@@ -24,7 +24,7 @@ from tests.served_model import CUSTOMERS_MODEL
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TINY = ["--device", "cpu", "--tiny"]
-ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "transformers"]
+ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "beside", "offload", "transformers"]
 
 
 def test_engine_cpu_on_a_tiny_model() -> None:
@@ -76,7 +76,7 @@ def test_a_variants_variables_reach_its_services_alone(
 def test_engine_cuda_in_one_process(tmp_path: Path, shape: str) -> None:
     out = ["--out", str(tmp_path), "--shape", shape]
     assert engine_cuda.main([*TINY, *out, "--part", *ONE_PROCESS_PARTS]) == 0
-    assert len(_parts(tmp_path)) == len(ONE_PROCESS_PARTS) + 1  # the host's are two
+    assert len(_parts(tmp_path)) == len(ONE_PROCESS_PARTS) + 2  # the host's are two, as offload's
 
 
 @pytest.mark.slow

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import closing
 from functools import partial
 from itertools import count, groupby, takewhile
 from operator import attrgetter
 from queue import SimpleQueue
+from typing import Any
 
 import structlog
 import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.admission import (
+    alarm,
     check_queue,
     check_tokens,
     engine_dead,
     output_room,
     seconds_left,
-    time_over,
 )
 from llm_service.engines.base import (
     DraftTotals,
@@ -36,6 +37,7 @@ from llm_service.engines.base import (
 )
 from llm_service.engines.guides import GuideCompiler
 from llm_service.engines.output_queue import OutputQueue
+from llm_service.engines.steps import Message, OutputSink, QueueSink
 from llm_service.engines.torch.finiteness import not_finite
 from llm_service.engines.torch.mask_pool import MaskPool
 from llm_service.engines.torch.model_runner import ModelRunner
@@ -43,6 +45,7 @@ from llm_service.engines.torch.prompt_scores import ScoredPrompt
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
 from llm_service.engines.torch.step_outputs import SampledToken, StepOutputs
+from llm_service.engines.torch.streams import use_stream
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import NonFiniteError, OverloadedError, ServiceError
 from protos.process.memory import is_out_of_memory
@@ -52,17 +55,15 @@ WARM_UP_TOKEN_COUNT = 40
 RETRY_AFTER_SECONDS = 1.0
 logger = structlog.get_logger()
 
-Message = tuple[OutputQueue, TokenOutput | ServiceError]
-
 
 class TorchEngine:
-    """An LLMEngine with a thread of its own.
+    """A StepEngine with a thread of its own.
 
     The thread owns scheduler, runner and all sequences. The event loop posts calls to its inbox
-    (add a sequence, abort one, stop) and gets outputs by `call_soon_threadsafe`; there are no
-    locks. Besides that the thread publishes plain values that others read: its load, and whether
-    it has ended. It sets the latter before it empties its inbox for the last time, and `generate`
-    reads it after posting, so no request can fall between the two.
+    (add a sequence, abort one, stop), and the thread puts outputs into sinks; there are no locks.
+    Besides that the thread publishes plain values that others read: its load, and whether it has
+    ended. It sets the latter before it empties its inbox for the last time, and `submit` reads it
+    after posting, so no request can fall between the two.
 
     A sequence whose logits are no numbers ends, and the others go on. What it has computed nobody
     shares any more; who has done so, and so has no numbers either, is computed anew.
@@ -95,7 +96,8 @@ class TorchEngine:
         self._request_count = 0  # the event loop's
         self._arrivals = count()  # the event loop's
         # The thread's:
-        self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, OutputQueue]] = {}
+        self._callers: dict[Sequence, tuple[OutputSink, Any]] = {}
+        self._watchers: list[OutputSink] = []
         # With all of a step's sequences: the device may still be copying the prompt table of one
         # whose request is over, and its memory must not become another's meanwhile.
         self._in_flight: deque[tuple[list[Sequence], StepOutputs]] = deque()
@@ -112,31 +114,37 @@ class TorchEngine:
         self._thread.start()
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        with closing(OutputQueue(request.pacing)) as outputs:
+            leave = await self.submit(request, QueueSink(asyncio.get_running_loop()), outputs)
+            try:
+                with alarm(outputs, request.deadline):
+                    finished = False
+                    while not finished:
+                        output = await outputs.take()
+                        yield output
+                        finished = output.finish_reason is not None
+            finally:
+                leave()
+
+    async def submit(self, request: Request, sink: OutputSink, key: Any) -> Callable[[], None]:
         check_tokens(request, self._config)
         max_tokens = output_room(request.prompt, request.params.max_tokens, self.context_length)
         sequence = await self._sequence(request, max_tokens)
         waiting_count = self.load().waiting_sequence_count
         account = request.account
         check_queue(waiting_count, self._max_waiting_count, account, has_ended=self._ended)
-        with (
-            contextlib.closing(OutputQueue(request.pacing)) as outputs,
-            _alarm(outputs, request.deadline),
-        ):
-            self._request_count += 1
-            account.sequence_count += 1
-            self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
-            try:
-                if self._ended:
-                    raise engine_dead()
-                finished = False
-                while not finished:
-                    output = await outputs.take()
-                    yield output
-                    finished = output.finish_reason is not None
-            finally:
-                self._request_count -= 1
-                account.sequence_count -= 1
-                self._inbox.put(partial(self._abort, sequence))
+        seconds_left(request.deadline)
+        self._request_count += 1
+        account.sequence_count += 1
+        leave = partial(self._leave, sequence)
+        self._inbox.put(partial(self._add, sequence, sink, key))
+        if self._ended:
+            leave()
+            raise engine_dead()
+        return leave
+
+    def watch(self, sink: OutputSink) -> None:
+        self._watchers.append(sink)
 
     async def check_guide(self, guide: OutputGuide) -> None:
         await self._guides.compiled(guide)
@@ -153,6 +161,7 @@ class TorchEngine:
             startable_sequence_count=self._startable_count,
             preemption_count=self._preemption_count,
             drafts=self._drafts,
+            host_cache=self._host_cache_load,
         )
 
     def is_healthy(self) -> bool:
@@ -181,10 +190,13 @@ class TorchEngine:
             max_draft_count=self._max_draft_count,
         )
 
-    def _add(
-        self, sequence: Sequence, loop: asyncio.AbstractEventLoop, outputs: OutputQueue
-    ) -> None:
-        self._callers[sequence] = (loop, outputs)
+    def _leave(self, sequence: Sequence) -> None:
+        self._request_count -= 1
+        sequence.account.sequence_count -= 1
+        self._inbox.put(partial(self._abort, sequence))
+
+    def _add(self, sequence: Sequence, sink: OutputSink, key: Any) -> None:
+        self._callers[sequence] = (sink, key)
         self._masks.order([sequence])
         self._scheduler.add(sequence)
 
@@ -213,11 +225,13 @@ class TorchEngine:
 
     def _run(self) -> None:
         try:
+            use_stream(self._runner.stream)
             while self._take_calls():
                 if self._scheduler.has_work:
                     self._step()
                 else:
                     self._publish_load()
+                    self._tell({})
         except Exception as error:
             # Whatever it is: in the log it has its traceback, and `_end` tells the callers.
             logger.error("engine_died", error=str(error), exc_info=error)
@@ -355,18 +369,16 @@ class TorchEngine:
         self._tell({sequence: fault})
 
     def _tell(self, outputs: Mapping[Sequence, TokenOutput | ServiceError]) -> None:
-        """Hands outputs to their callers: one wake-up of an event loop for all of them."""
-        messages: defaultdict[asyncio.AbstractEventLoop, list[Message]] = defaultdict(list)
+        """Hands outputs to their callers: one call of a sink for all of them."""
+        messages: dict[OutputSink, list[Message]] = {sink: [] for sink in self._watchers}
         for sequence, output in outputs.items():
             if sequence in self._callers:
-                loop, queue = self._callers[sequence]
-                messages[loop].append((queue, output))
+                sink, key = self._callers[sequence]
+                messages.setdefault(sink, []).append((key, output))
             if isinstance(output, ServiceError) or output.finish_reason is not None:
                 self._callers.pop(sequence, None)
-        for loop, of_loop in messages.items():
-            # A closed loop has no callers left.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_put_all, of_loop)
+        for sink, of_sink in messages.items():
+            sink.put(of_sink)
 
     def _publish_load(self) -> None:
         blocks = self._scheduler.blocks
@@ -374,6 +386,7 @@ class TorchEngine:
         self._free_kv_token_count = blocks.free_count * blocks.block_size
         self._startable_count = self._scheduler.startable_count
         self._preemption_count = self._scheduler.preemption_count
+        self._host_cache_load = blocks.host_cache_load
 
     def _end(self) -> None:
         """Fails every request that is in the engine or was posted before it ended."""
@@ -397,28 +410,6 @@ def _output(tokens: list[SampledToken]) -> TokenOutput | ServiceError:
 def _by_sequence(sampled: list[SampledToken]) -> list[list[SampledToken]]:
     """Returns what a step has sampled, that of one sequence together."""
     return [list(tokens) for _, tokens in groupby(sampled, attrgetter("sequence"))]
-
-
-@contextlib.contextmanager
-def _alarm(outputs: OutputQueue, deadline: float | None) -> Iterator[None]:
-    """Puts the end of a request's time into its queue when it comes, unless it is left before.
-
-    Raises:
-        DeadlineError: it is over already.
-    """
-    if (seconds := seconds_left(deadline)) is None:
-        yield
-        return
-    alarm = asyncio.get_running_loop().call_later(seconds, outputs.put, time_over())
-    try:
-        yield
-    finally:
-        alarm.cancel()
-
-
-def _put_all(messages: list[Message]) -> None:
-    for queue, output in messages:
-        queue.put(output)
 
 
 def _out_of_memory(sequence_count: int) -> OverloadedError:

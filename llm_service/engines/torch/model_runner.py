@@ -25,6 +25,7 @@ from llm_service.engines.torch.step_graphs import (
 )
 from llm_service.engines.torch.step_inputs import StepInputs
 from llm_service.engines.torch.step_outputs import StepOutputs
+from llm_service.engines.torch.streams import current_stream
 from llm_service.engines.torch.token_histories import TokenHistories
 from llm_service.engines.torch.transfer import LargeUpload, upload, uploaded
 
@@ -34,6 +35,10 @@ class ModelRunner:
 
     The last block belongs to nobody: a CUDA graph's padding writes there. On CUDA `run` returns
     before the device has worked; a token that is in flight is read from where the device left it.
+
+    Attributes:
+        stream: the thread's when the runner was made, in which all of its steps belong; None on the
+            CPU.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class ModelRunner:
     ) -> None:
         config = decoder.config
         self.device, self.dtype = decoder.embedding.weight.device, decoder.dtype
+        self.stream = current_stream(self.device)
         self._decoder = decoder
         self._block_size = block_size
         self.vocabulary_size = config.vocabulary_size
@@ -72,6 +78,11 @@ class ModelRunner:
                 max(max_running, max_sampled_count),
             )
         self._compiled = compiled_decode(decoder, self._kv_cache, self._rotation)
+
+    @property
+    def kv_cache(self) -> torch.Tensor:
+        """[layers, 2, blocks + 1, block_size, kv_heads, head_dim]."""
+        return self._kv_cache
 
     @property
     def overlaps(self) -> bool:

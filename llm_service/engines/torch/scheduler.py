@@ -34,6 +34,9 @@ class Scheduler:
     blocks as it grows. When none is left, the last sequence in the order gives its blocks back and
     is computed anew later.
 
+    What a sequence finds in host memory is copied while steps of others go on. One such copy is
+    begun a step; a step waits for it where there is nothing else to do.
+
     Attributes:
         blocks: the KV cache's.
         waiting: sequences that wait for their turn, first ones first.
@@ -118,9 +121,11 @@ class Scheduler:
         readers = [sequence for sequence in reading if sequence.status is Status.RUNNING]
         budget = self._read(scheduled, readers, budget)
         while budget > 0 and (admitted := self._admit()) is not None:
+            if admitted.is_arriving:
+                break
             scheduled.append(admitted)
             budget -= self._schedule_tokens(admitted, budget)
-        return scheduled
+        return scheduled or self._schedule_arriving(budget)
 
     def take_unreadable(self) -> list[Sequence]:
         """Returns the sequences that the latest step has ended for rows that nobody holds."""
@@ -166,11 +171,12 @@ class Scheduler:
             newcomer = self._next_waiting()
             if self._held_counts[newcomer.account] or newcomer.uncomputed_count >= longest:
                 break
-            if self._admit() is None:
+            if self._admit() is None or newcomer.is_arriving:
                 break
             readers.append(newcomer)
 
     def _schedule_tokens(self, sequence: Sequence, budget: int) -> int:
+        sequence.await_arrival()
         sequence.scheduled_count = min(sequence.uncomputed_count + len(sequence.drafts), budget)
         self.blocks.register(sequence)
         return sequence.scheduled_count
@@ -181,6 +187,16 @@ class Scheduler:
         if not self.blocks.can_hold(sequence):  # nobody gives blocks back for guesses
             sequence.drafts = []
         return len(sequence.drafts)
+
+    def _schedule_arriving(self, budget: int) -> list[Sequence]:
+        """Schedules a sequence whose blocks are on their way, if no other goes on meanwhile."""
+        if not all(item.arrival is not None or item.awaits_mask for item in self.running):
+            return []
+        for sequence in self.running:
+            if sequence.arrival is not None and sequence.is_ready_on_arrival:
+                self._schedule_tokens(sequence, budget)
+                return [sequence]
+        return []
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Gives a running sequence its blocks, preempting the last ones where none are left.

@@ -15,6 +15,7 @@ from protos.errors import ServiceError
 
 if TYPE_CHECKING:
     from llm_service.engines.guides import TokenMatcher
+    from llm_service.engines.torch.block_copies import Moment
     from llm_service.engines.torch.mask import Mask
 
 
@@ -57,6 +58,8 @@ class Sequence:
         cached_count: prompt tokens that were in the cache when the sequence was first admitted;
             None before.
         shared_count: leading tokens that were in the cache when it was last admitted.
+        arrival: when all of these are there that come from the host cache; None once a step waits
+            for it, or nothing comes.
         trusts_cache: whether it may use what others have computed.
         void_count: tokens in flight that do not count.
         unscored_count: last tokens of the prompt whose log probabilities are wanted, and not
@@ -102,6 +105,7 @@ class Sequence:
         self.required_count = _required_count(prompt, vocabulary_size)
         self.cached_count: int | None = None
         self.shared_count = 0
+        self.arrival: Moment | None = None
         self.trusts_cache = True
         self.void_count = 0
         self.unscored_count = self.prompt_length - 1 if params.wants_prompt_logprobs else 0
@@ -135,7 +139,12 @@ class Sequence:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next step can compute tokens of it.
+        """Whether the next step can compute tokens of it at once."""
+        return not self.is_arriving and self.is_ready_on_arrival
+
+    @property
+    def is_ready_on_arrival(self) -> bool:
+        """Whether the next step can compute tokens of it, be it after waiting for its arrival.
 
         Not after its last token. A matcher, and a new admission, must know the token in flight. A
         mask that is slow must be there before the token that it is for is sampled. How many tokens
@@ -148,6 +157,11 @@ class Sequence:
         if self.matcher is None:
             return True
         return not (self.pending_count or (self.awaits_mask and self.uncomputed_count == 1))
+
+    @property
+    def is_arriving(self) -> bool:
+        """Whether blocks of its prefix are still on their way from the host cache."""
+        return self.arrival is not None and not self.arrival.has_come
 
     @property
     def awaits_mask(self) -> bool:
@@ -183,6 +197,12 @@ class Sequence:
             digest = self._digests.next(self.token_ids[start : start + block_size])
             self._block_digests.append(digest)
         return self._block_digests[index]
+
+    def await_arrival(self) -> None:
+        """Has the device's next step wait for blocks that are on their way."""
+        if self.arrival is not None:
+            self.arrival.hold()
+            self.arrival = None
 
     def mark_launched(self) -> None:
         """Counts the step's tokens as computed, and the one that it samples as in flight."""

@@ -17,6 +17,7 @@ import torch
 from llm_service.engines.torch.kernels.base import TileSet
 from llm_service.engines.torch.ranked import Ranked
 from llm_service.engines.torch.step_inputs import StepInputs
+from llm_service.engines.torch.streams import capture_stream
 from llm_service.engines.torch.transfer import RowsUpload
 
 # One sequence, few, then by eights.
@@ -244,6 +245,6 @@ def _record(
     torch.cuda.synchronize()
     pool = next((graph.pool() for graph, _ in others.values()), None)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=capture_stream()):
         output = step(*arguments)
     return Graph(graph, output)

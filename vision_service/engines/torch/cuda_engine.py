@@ -86,24 +86,52 @@ class CudaEngine:
     @torch.inference_mode()
     def submit(self, images: Sequence[torch.Tensor]) -> CudaBatch:
         """Takes a batch of at most max_batch_tile_count tiles."""
+        slot = self._free_slot()
+        counts = [len(tiles) for tiles in images]
+        host_tiles = slot.host_tiles[: sum(counts)]
+        torch.cat(list(images), out=host_tiles)
+        # PyTorch keeps this page-locked memory for later batches.
+        shape, dtype = slot.rows.shape[1:], self.dtype
+        embeddings = [torch.empty(n, *shape, dtype=dtype, pin_memory=True) for n in counts]
+        return self._launch(slot, host_tiles, embeddings)
+
+    @torch.inference_mode()
+    def submit_in_place(
+        self, tiles: torch.Tensor, tile_counts: Sequence[int], rows: torch.Tensor
+    ) -> CudaBatch:
+        """Takes a batch of at most max_batch_tile_count tiles."""
+        return self._launch(self._free_slot(), tiles, torch.split(rows, list(tile_counts)))
+
+    def is_alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def _free_slot(self) -> _Slot:
         slot = next(self._slots)
         slot.free.synchronize()
-        counts = [len(tiles) for tiles in images]
-        tile_count = sum(counts)
-        torch.cat(list(images), out=slot.host_tiles[:tile_count])
+        return slot
+
+    def _launch(
+        self, slot: _Slot, host_tiles: torch.Tensor, embeddings: Sequence[torch.Tensor]
+    ) -> CudaBatch:
+        tile_count = len(host_tiles)
         with torch.cuda.stream(self._upload):
-            slot.tiles[:tile_count].copy_(slot.host_tiles[:tile_count], non_blocking=True)
+            slot.tiles[:tile_count].copy_(host_tiles, non_blocking=True)
         self._compute.wait_stream(self._upload)
         with torch.cuda.stream(self._compute):
             padding = self._graphs.run(slot.tiles, tile_count, slot.rows)
             slot.sums[:tile_count] = tile_sums(slot.rows[:tile_count])
         self._download.wait_stream(self._compute)
         with torch.cuda.stream(self._download):
-            parts = torch.split(slot.rows[:tile_count], counts)
-            embeddings = [_to_host(part) for part in parts]
-            sums = _to_host(slot.sums[:tile_count])
+            parts = torch.split(slot.rows[:tile_count], list(map(len, embeddings)))
+            for part, embedding in zip(parts, embeddings, strict=True):
+                embedding.copy_(part, non_blocking=True)
+            sums = torch.empty(tile_count, dtype=torch.float32, pin_memory=True)
+            sums.copy_(slot.sums[:tile_count], non_blocking=True)
             slot.free.record()
-        return CudaBatch(embeddings, padding, sums, slot.free)
+        return CudaBatch(list(embeddings), padding, sums, slot.free)
 
 
 @dataclass(frozen=True)
@@ -131,12 +159,6 @@ class _Slot:
             torch.empty(tile_count, dtype=torch.float32, device="cuda"),
             torch.cuda.Event(blocking=True),  # type: ignore[no-untyped-call] # torch leaves it untyped
         )
-
-
-def _to_host(rows: torch.Tensor) -> torch.Tensor:
-    """Starts a copy into page-locked memory; PyTorch keeps that memory for later copies."""
-    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-    return host.copy_(rows, non_blocking=True)
 
 
 def _new_stream() -> torch.cuda.Stream:

@@ -112,11 +112,11 @@ async def test_a_chain_is_written_in_few_steps(starter: Starter, chain: Path) ->
     before = drafting.load().steps.step_count
     outputs = await outputs_of(drafting, prompt, params)
     assert _token_ids(outputs) == _token_ids(expected)
-    assert len(expected) == 200
-    assert max(len(output.token_ids) for output in outputs) == 1 + DRAFT_COUNT
-    assert drafting.load().steps.step_count - before < 80
+    assert len(_token_ids(expected)) == 200
+    step_count = drafting.load().steps.step_count - before
+    assert step_count < 80
     drafts = _drafts(drafting)
-    assert drafts.accepted_token_count == 200 - len(outputs)
+    assert drafts.accepted_token_count >= 200 - step_count
     assert drafts.accepted_token_count > 0.8 * drafts.drafted_token_count
 
 
