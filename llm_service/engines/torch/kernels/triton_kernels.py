@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llm_service.engines.torch.kernels import triton_programs
 from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms, TileSet
+from llm_service.engines.torch.kernels.triton_fp8 import TritonFp8
 
 # tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
 MIN_DOT_SIZE = 16
@@ -38,6 +39,7 @@ class TritonKernels:
     def __init__(self, group_size: int) -> None:
         """Takes the number of query heads that share a key/value head."""
         self._padded_group = int(triton.next_power_of_2(group_size))
+        self.fp8 = TritonFp8()
 
     @property
     def tile_size(self) -> int:
