@@ -5,6 +5,7 @@ A row is quantised by its largest number, which becomes 448: a program has a who
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LARGEST: tl.constexpr = tl.constexpr(448.0)
 # Of a row of zeros, which stays one.
@@ -12,7 +13,10 @@ SMALLEST_SCALE: tl.constexpr = tl.constexpr(1e-30)
 
 
 @triton.jit
-def quantise(hidden, values, scales, width, padded: tl.constexpr):
+def quantise(hidden, values, scales, width, padded: tl.constexpr, overlaps: tl.constexpr):
+    if overlaps:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, padded)
     mask = column < width
@@ -32,8 +36,12 @@ def add_rms_norm(
     width,
     has_update: tl.constexpr,
     padded: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
     """As `triton_programs.add_rms_norm`, whose rounded result is quantised."""
+    if overlaps:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, padded)
     mask = column < width
@@ -48,8 +56,11 @@ def add_rms_norm(
 
 
 @triton.jit
-def silu_multiply(gate_up, values, scales, width, padded: tl.constexpr):
+def silu_multiply(gate_up, values, scales, width, padded: tl.constexpr, overlaps: tl.constexpr):
     """As `triton_programs.silu_multiply`, whose rounded result is quantised."""
+    if overlaps:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, padded)
     mask = column < width
@@ -68,37 +79,68 @@ def _store(exact, row, column, mask, values, scales, width):
 
 
 @triton.jit
-def project_one(
+def project_few(
     values,
     scales,
     weight,
     weight_scales,
     bias,
     output,
+    token_count,
     row_count,
     width,
     has_bias: tl.constexpr,
+    tokens: tl.constexpr,
     rows: tl.constexpr,
     step: tl.constexpr,
+    is_even: tl.constexpr,
+    ahead: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
-    """One program some outputs: the products of one token's values and rows of the weight."""
+    """One program some rows of the weight, whose products with a few tokens it computes.
+
+    `rows` divide `row_count`; with `is_even` the step divides the width. With `overlaps` a program
+    starts while the launch before still runs, and fetches `ahead` steps of its weights meanwhile.
+    """
     row = tl.program_id(0) * rows + tl.arange(0, rows)
-    is_row = row < row_count
-    begin = row.to(tl.int64)[:, None] * width
-    total = tl.zeros([rows, step], tl.float32)
+    column = tl.arange(0, step)
+    factors = weight + row.to(tl.int64)[:, None] * width + column[None, :]
+    if overlaps:
+        gdc_launch_dependents()
+        if ahead > 0:
+            line = tl.arange(0, ahead)
+            _prefetch(weight + row.to(tl.int64)[:, None] * width + line[None, :] * 128)
+    factor_scale = tl.load(weight_scales + row)
+    if overlaps:
+        gdc_wait()
+    token = tl.arange(0, tokens)
+    is_token = token < token_count
+    multiplied = values + token[None, :] * width + column[:, None]
+    total = tl.zeros([rows, tokens], tl.float32)
     for start in range(0, width, step):
-        column = start + tl.arange(0, step)
-        mask = column < width
-        # The weights pass the cache by: there are more of them than it holds.
-        factor = tl.load(
-            weight + begin + column[None, :],
-            is_row[:, None] & mask[None, :],
-            0.0,
-            eviction_policy="evict_first",
-        )
-        value = tl.load(values + column, mask, 0.0).to(tl.float32)
-        total += factor.to(tl.float32) * value[None, :]
-    result = tl.sum(total, 1) * (tl.load(scales) * tl.load(weight_scales + row, is_row, 0.0))
+        if is_even:
+            # The weights pass the cache by: there are more of them than it holds.
+            factor = tl.load(factors + start, eviction_policy="evict_first")
+            value = tl.load(multiplied + start, is_token[None, :], 0.0)
+        else:
+            mask = start + column < width
+            factor = tl.load(factors + start, mask[None, :], 0.0, eviction_policy="evict_first")
+            value = tl.load(multiplied + start, is_token[None, :] & mask[:, None], 0.0)
+        total = tl.dot(factor, value, total)
+    result = total * factor_scale[:, None] * tl.load(scales + token, is_token, 0.0)[None, :]
     if has_bias:
-        result += tl.load(bias + row, is_row, 0.0).to(tl.float32)
-    tl.store(output + row, result, is_row)
+        result += tl.load(bias + row).to(tl.float32)[:, None]
+    place = output + token[None, :].to(tl.int64) * row_count + row[:, None]
+    tl.store(place, result, is_token[None, :])
+
+
+@triton.jit
+def _prefetch(pointers):
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [pointers],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

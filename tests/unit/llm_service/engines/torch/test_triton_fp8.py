@@ -86,8 +86,8 @@ def test_silu(fp8: Fp8Kernels, width: int) -> None:
     _assert_same(fp8.silu_multiply(gate_up), EMULATED.silu_multiply(gate_up))
 
 
-@pytest.mark.parametrize(("in_size", "out_size"), [(896, 64), (4864, 16), (128, 1152)])
-@pytest.mark.parametrize("token_count", [1, *((2, 3, 16, 40, 300) if HAS_CUDA else ())])
+@pytest.mark.parametrize(("in_size", "out_size"), [(896, 64), (4864, 16), (144, 9728), (16, 48)])
+@pytest.mark.parametrize("token_count", [1, 3, 17, 40, 64, *((65, 300) if HAS_CUDA else ())])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_projection(
     fp8: Fp8Kernels, in_size: int, out_size: int, token_count: int, has_bias: bool
