@@ -1,6 +1,7 @@
 """The torch engine on one GPU, with the released shapes and random weights.
 
-`python -m tests.benchmarks.engine_cuda --out DIR [--shape 8B] [--part decode prefill ...]`
+`python -m tests.benchmarks.engine_cuda --out DIR [--shape 8B] [--part decode prefill ...]`, with
+`--quantization fp8` the engine in float8.
 The whole product is measured by tests.benchmarks.serving.
 """
 
@@ -20,13 +21,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
 from llm_service.__main__ import load
 from llm_service.checkpoint import LLMConfig
-from llm_service.settings import Settings, TorchOptions
+from llm_service.settings import Quantization, Settings, TorchOptions
 from protos.errors import ServiceError
 from protos.process.settings import GIB
 from tests.benchmarks import engine_parts
@@ -53,8 +54,7 @@ GOALS: Mapping[str, Mapping[str, str]] = {
         "decode 32": "<= 10.5",
         "prefill 3383": "<= 80",
     },
-    "1B": {},
-    "3.5-8B": {},
+    "8B in fp8": {"decode 1": "<= 2.9", "prefill 3383": "<= 55"},
 }
 
 
@@ -96,6 +96,7 @@ class Bench:
     """One shape's measurements: what is started where, and where the results go.
 
     Attributes:
+        quantization: of the engine.
         failures: the parts that failed.
     """
 
@@ -104,7 +105,14 @@ class Bench:
     device: Literal["cpu", "cuda"]
     scale: Scale
     book: ReportBook
+    quantization: Quantization
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def subject(self) -> str:
+        """What runs."""
+        ending = "" if self.quantization == "none" else f" in {self.quantization}"
+        return self.shape + ending
 
     def run(self, parts: Sequence[str]) -> None:
         """Runs the parts."""
@@ -120,15 +128,17 @@ class Bench:
         threads_before = set(threading.enumerate())
         settings = Settings(
             checkpoint=self.checkpoint,
-            torch=TorchOptions(device=self.device),
+            torch=TorchOptions(device=self.device, quantization=self.quantization),
             kv_cache_byte_count=self.scale.kv_cache_byte_count,
         )
         started = time.perf_counter()
         served, engine = load(settings)
-        print(f"{self.shape} engine: warm after {time.perf_counter() - started:.1f} s", flush=True)
+        print(
+            f"{self.subject} engine: warm after {time.perf_counter() - started:.1f} s", flush=True
+        )
         threads = set(threading.enumerate()) - threads_before
         prompts = Prompts(served.config, torch.bfloat16, self.scale.sizes.row_count)
-        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS[self.shape])
+        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS.get(self.subject, {}))
         try:
             for part in parts:
                 with self._attempt(part) as load_before:
@@ -158,8 +168,8 @@ class Bench:
     def _write(self, part: str, reports: Sequence[Report], load_before: float) -> None:
         command = shlex.join(["python", "-m", "tests.benchmarks.engine_cuda", *sys.argv[1:]])
         for report in reports:
-            self.book.put(f"{self.shape} {report.title}", report, command, load_before)
-            print(f"\n{self.shape} {report.title}\n\n{report.table()}\n", flush=True)
+            self.book.put(f"{self.subject} {report.title}", report, command, load_before)
+            print(f"\n{self.subject} {report.title}\n\n{report.table()}\n", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for shape in options.shape:
         with open_shape(options.checkpoints, shape, options.device, options.tiny) as checkpoint:
             scale = TINY if options.tiny else WHOLE
-            bench = Bench(shape, checkpoint, options.device, scale, book)
+            bench = Bench(shape, checkpoint, options.device, scale, book, options.quantization)
             bench.run(options.part)
             failures += bench.failures
     if failures:
@@ -184,6 +194,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--shape", nargs="+", choices=FAMILIES, default=["8B"])
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--quantization", choices=get_args(Quantization), default="none")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try this program")
     parser.add_argument("--checkpoints", type=Path, help="keep and use again what is written here")
     return parser.parse_args(arguments)
