@@ -69,8 +69,9 @@ def _is_secret(schema: Schema) -> bool:
 def _schema(schema: Schema) -> Schema:
     """Returns what a value must be; null is how Helm takes a default away, and no value."""
     given, *others = _alternatives(schema)
-    if others:
-        return {"anyOf": [_schema(one) for one in (given, *others)]}
+    if others:  # words and a path: any text
+        (kind,) = {each["type"] for each in (given, *others)}
+        given = {"type": kind}
     kept = {key: given[key] for key in KEPT if key in given}
     if "items" in kept:
         kept["items"] = {"type": kept["items"]["type"]}
