@@ -11,13 +11,16 @@ import structlog
 from llm_service.checkpoint import created_unix_seconds
 from llm_service.engines.base import EngineStartError, LLMEngine
 from llm_service.engines.create import create_engine
+from llm_service.engines.pacing import Pacing
+from llm_service.engines.process.engine import ProcessEngine
+from llm_service.engines.process.launch import is_elsewhere, start_engine
 from llm_service.generator import Generator
 from llm_service.inspection import inspect
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo, read_model
 from llm_service.servicer import SERVICE_NAME, LLMServicer
 from llm_service.settings import ProgramSettings, Settings
-from llm_service.table_arena import page_locked_arena
+from llm_service.table_arena import TableArena, page_locked_arena
 from llm_service.tables import TableCache
 from protos.checkpoint.fingerprint import CheckpointFingerprint
 from protos.checkpoint.section import CheckpointError
@@ -29,13 +32,10 @@ from protos.process.server import Service, exit_on_stop_signals, serve
 from protos.process.settings import is_loopback, read_settings
 from protos.process.shared_memory import SlotReader, sharing
 from protos.process.supervisor import supervisor
+from protos.process.threads import give_lock_away_soon
 from protos.signature import EmbeddingKey, EmbeddingKeyError
 
 logger = structlog.get_logger()
-
-# The engine's thread gives the interpreter's lock away with each call of the device's, and waits so
-# long for it while the event loop computes; Python's own 5 ms are a whole step.
-SWITCH_SECONDS = 0.0002
 
 
 def main() -> None:
@@ -57,7 +57,6 @@ def main() -> None:
 
 
 async def _run(settings: Settings, info: ModelInfo, engine: LLMEngine) -> int:
-    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
             service = make_service(settings, info, engine, Metrics(engine), memory)
@@ -80,7 +79,12 @@ def load(settings: Settings) -> tuple[ModelInfo, LLMEngine]:
     config, tokenizer, template = read_model(settings)
     created = created_unix_seconds(settings.checkpoint)
     fingerprint = CheckpointFingerprint.from_checkpoint(settings.checkpoint)
-    engine = create_engine(settings, config, tokenizer)  # last: nobody would close it
+    # Last: nobody would close it.
+    if is_elsewhere(settings):
+        engine: LLMEngine = start_engine(settings)
+    else:
+        give_lock_away_soon()
+        engine = create_engine(settings, config, tokenizer)
     give_back_freed_memory()  # to read a tokenizer takes 100 MB more than to have it
     model, *aliases = settings.model_names
     info = ModelInfo(
@@ -113,9 +117,10 @@ def make_service(
         EmbeddingKeyError: the key cannot be used.
     """
     max_byte_count = settings.max_table_byte_count
-    arena = page_locked_arena(max_byte_count)
+    arena = _arena(engine, max_byte_count)
     tables = TableCache(max_byte_count, embedding_key(settings), memory, arena)
-    servicer = LLMServicer(Generator(info, engine, tables, metrics))
+    pacing = Pacing(settings.max_messages_per_second)
+    servicer = LLMServicer(Generator(info, engine, tables, metrics, pacing))
     return Service(
         name=SERVICE_NAME,
         register=servicer.register,
@@ -124,6 +129,12 @@ def make_service(
         reflection=settings.reflection,
         metrics=metrics,
     )
+
+
+def _arena(engine: LLMEngine, byte_count: int) -> TableArena:
+    if isinstance(engine, ProcessEngine):
+        return engine.arena
+    return page_locked_arena(byte_count)
 
 
 def embedding_key(settings: Settings) -> EmbeddingKey | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from llm_service.call_reader import CallReader
 from llm_service.detokenizer import Detokenizer, StopStrings
-from llm_service.engines.base import FinishReason, LLMEngine, Request, TokenLogprob
+from llm_service.engines.base import FinishReason, LLMEngine, Request, TokenLogprob, TokenOutput
 from llm_service.sampling import MIN_SEED, SamplingParams
 from llm_service.tools.base import ToolCallDelta
 
@@ -156,8 +156,8 @@ async def generate_text(
     Raises:
         ServiceError: whatever the engine raises.
     """
-    output_token_count = 0
     untold = request.prompt.token_ids[:1] if request.params.wants_prompt_logprobs else []
+    text = ChoiceText(request.params, detokenizer, stop_strings, calls)
     async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
             if untold:
@@ -166,32 +166,91 @@ async def generate_text(
                 for tokens in output.prompt_logprobs.parts(PROMPT_PART_TOKEN_COUNT):
                     yield PromptLogprobs(tokens)
                 continue
-            output_token_count += len(output.token_ids)
-            visible = _visible(output.token_ids, request.params, output.finish_reason)
-            text = detokenizer.push(visible)
-            is_last = output.finish_reason is not None
-            if is_last:
-                text += detokenizer.finish()
-            tool_calls: Sequence[ToolCallDelta] = ()
-            if calls is not None:
-                text, tool_calls = calls.push(text)
-                text += calls.finish() if is_last else ""
-            text, stop_string = stop_strings.push(text)
-            reason = "stop" if stop_string is not None else output.finish_reason
-            if stop_string is not None:
-                tool_calls = ()
-            elif is_last or (calls is not None and calls.has_begun):
-                text += stop_strings.finish()
-            yield TextDelta(text, output.token_ids, output.logprobs, tool_calls=tool_calls)
-            if reason is not None:
-                yield TextEnd(reason, stop_string, output_token_count, output.cached_token_count)
+            delta, end = text.push(output)
+            yield delta
+            if end is not None:
+                yield end
                 return
 
 
-def _visible(
-    token_ids: Sequence[int], params: SamplingParams, reason: FinishReason | None
-) -> Sequence[int]:
+class ChoiceText:
+    """The text of a choice, its calls and its end, from its tokens."""
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        detokenizer: Detokenizer,
+        stop_strings: StopStrings,
+        calls: CallReader | None,
+    ) -> None:
+        self._params = params
+        self._detokenizer = detokenizer
+        self._stop_strings = stop_strings
+        self._calls = calls
+        self._output_token_count = 0
+
+    def push(self, output: TokenOutput) -> tuple[TextDelta, TextEnd | None]:
+        """Returns what an output adds, and the end if it is there.
+
+        Tokens after the one that completes a stop string are left out, as if they had never been.
+        """
+        parts = [output] if self._stop_strings.is_empty else output.by_token()
+        texts: list[str] = []
+        pieces: list[ToolCallDelta] = []
+        token_count, reason, stop_string = 0, output.finish_reason, None
+        for part in parts:
+            token_count += len(part.token_ids)
+            text, new_pieces, stop_string = self._read(part)
+            texts.append(text)
+            pieces += new_pieces
+            if stop_string is not None:
+                reason = "stop"
+                break
+        delta = TextDelta(
+            "".join(texts),
+            output.token_ids[:token_count],
+            output.logprobs[:token_count],
+            tool_calls=joined_calls(pieces),
+        )
+        self._output_token_count += token_count
+        if reason is None:
+            return delta, None
+        count = self._output_token_count
+        return delta, TextEnd(reason, stop_string, count, output.cached_token_count)
+
+    def _read(self, output: TokenOutput) -> tuple[str, Sequence[ToolCallDelta], str | None]:
+        """Returns new text, new pieces of calls, and the stop string that ends it, if one does."""
+        text = self._detokenizer.push(_visible(output, self._params))
+        is_last, calls = output.finish_reason is not None, self._calls
+        if is_last:
+            text += self._detokenizer.finish()
+        pieces: Sequence[ToolCallDelta] = ()
+        if calls is not None:
+            text, pieces = calls.push(text)
+            text += calls.finish() if is_last else ""
+        text, stop_string = self._stop_strings.push(text)
+        if stop_string is not None:
+            return text, (), stop_string
+        if is_last or (calls is not None and calls.has_begun):
+            text += self._stop_strings.finish()
+        return text, pieces, None
+
+
+def joined_calls(pieces: Sequence[ToolCallDelta]) -> Sequence[ToolCallDelta]:
+    """Returns one piece of each call for its consecutive ones."""
+    if len(pieces) < 2:
+        return pieces
+    joined: dict[int, ToolCallDelta] = {}
+    for piece in pieces:
+        if first := joined.get(piece.call_index):
+            piece = replace(first, arguments=first.arguments + piece.arguments)
+        joined[piece.call_index] = piece
+    return [*joined.values()]
+
+
+def _visible(output: TokenOutput, params: SamplingParams) -> Sequence[int]:
     """Returns the ids without the one that ended the sequence."""
-    if reason == "stop" and token_ids and token_ids[-1] in params.stop_token_ids:
+    token_ids = output.token_ids
+    if output.finish_reason == "stop" and token_ids and token_ids[-1] in params.stop_token_ids:
         return token_ids[:-1]
     return token_ids

@@ -68,6 +68,11 @@ class StopStrings:
         self._strings = strings
         self._held = ""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is none."""
+        return not self._strings
+
     def push(self, text: str) -> tuple[str, str | None]:
         """Returns the text that is certain, and the stop string if one was met.
 

@@ -24,6 +24,7 @@ from llm_service.choices import (
 from llm_service.clock import RequestClock, running_clock
 from llm_service.detokenizer import Detokenizer, StopStrings
 from llm_service.engines.base import EngineLoad, LLMEngine, Prompt, Request, RowsNeededError
+from llm_service.engines.pacing import UNPACED, Pacing
 from llm_service.images import RequestImages
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
@@ -155,9 +156,15 @@ class Generator:
     """
 
     def __init__(
-        self, info: ModelInfo, engine: LLMEngine, tables: TableCache, metrics: Metrics
+        self,
+        info: ModelInfo,
+        engine: LLMEngine,
+        tables: TableCache,
+        metrics: Metrics,
+        pacing: Pacing = UNPACED,
     ) -> None:
         self.info = info
+        self._pacing = pacing
         self._engine = engine
         self._tables = tables
         self._metrics = metrics
@@ -295,7 +302,13 @@ class Generator:
         self, prompt: Prompt, generation: Generation, clock: RequestClock
     ) -> AsyncGenerator[Event, None]:
         """Yields all that follows Wanted."""
-        request = Request(prompt, generation.params, generation.priority, generation.deadline)
+        request = Request(
+            prompt,
+            generation.params,
+            generation.priority,
+            generation.deadline,
+            pacing=self._pacing,
+        )
         clock.ask(request.account)
         call_record().note(
             prompt_token_count=len(prompt.token_ids), image_token_count=len(prompt.prompt_table)

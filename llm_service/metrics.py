@@ -8,7 +8,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from llm_service.engines.base import EngineLoad, LLMEngine
+from llm_service.engines.base import EngineLoad, HostCacheLoad, LLMEngine
 from protos.process.metrics import FIRST_TOKEN_BUCKETS
 from protos.process.service_metrics import ServiceMetrics
 
@@ -47,7 +47,23 @@ class EngineCollector(Collector):
         cache.add_metric(["free"], load.free_kv_token_count)
         cache.add_metric(["used"], used_token_count)
         yield cache
+        if load.host_cache is not None:
+            yield from _host_cache(load.host_cache)
         yield from _counters(load)
+
+
+def _host_cache(load: HostCacheLoad) -> Iterator[Metric]:
+    prefix = f"{PREFIX}_host_cache"
+    text = "Tokens that fit into host memory beside the KV cache."
+    room = GaugeMetricFamily(f"{prefix}_tokens", text, labels=["part"])
+    room.add_metric(["free"], load.total_token_count - load.used_token_count)
+    room.add_metric(["used"], load.used_token_count)
+    yield room
+    for name, text, value in (
+        ("loaded", "Tokens that went back to the KV cache.", load.loaded_token_count),
+        ("evicted", "Tokens that made room for others.", load.evicted_token_count),
+    ):
+        yield CounterMetricFamily(f"{prefix}_{name}_tokens", text, value=value)
 
 
 def _counters(load: EngineLoad) -> Iterator[Metric]:
@@ -59,6 +75,12 @@ def _counters(load: EngineLoad) -> Iterator[Metric]:
     if load.preemption_count is not None:  # an engine that does not tell has no such metric
         text = "Sequences that gave their room back, to be computed anew."
         counts.append(("preemptions", text, load.preemption_count))
+    if load.drafts is not None:
+        drafted, accepted = load.drafts.drafted_token_count, load.drafts.accepted_token_count
+        counts += [
+            ("drafted_tokens", "Drafts of tokens that the engine's steps verified.", drafted),
+            ("accepted_draft_tokens", "Those of them that were right.", accepted),
+        ]
     for name, text, value in counts:
         yield CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
 

@@ -27,6 +27,8 @@ from protos.process.settings import (
 LARGEST_SEQUENCE_COUNT = 65_536
 # Far more than any machine has, and few enough for PyTorch to count.
 LARGEST_BYTE_COUNT = 2**60
+# A GPU computes so many tokens in about the time of one.
+LARGEST_DRAFT_TOKEN_COUNT = 31
 EngineName = Literal["torch", "tensorrt_llm"]
 Quantization = Literal["none", "int8", "fp8"]
 
@@ -57,6 +59,13 @@ class TorchOptions(EngineOptions):
     """Most tokens in one step of the engine; longer prompts are read in several steps. The next
     tokens of all answers wait for a step: fewer tokens make them smoother. Default: 512 on the CPU,
     on CUDA 2048; a step there in which answers go on has at most 1024."""
+    draft_token_count: int = Field(default=0, ge=0, le=LARGEST_DRAFT_TOKEN_COUNT)
+    """Most guesses of an answer's next tokens that one step verifies. A guess is what followed the
+    last tokens where they stood before, in the prompt or in the answer; answers stay the same, and
+    those that repeat such text are written faster: on a GPU with 7, on a CPU with 3. Default: 0."""
+    host_cache_byte_count: int = Field(default=0, ge=0, le=LARGEST_BYTE_COUNT)
+    """Page-locked memory beside a GPU for what its KV cache drops, taken at the start: prompts that
+    begin alike find it there, and it is copied back instead of computed. 0: none."""
 
 
 class TensorRTLLMOptions(EngineOptions):
@@ -113,6 +122,10 @@ class Settings(EngineSettings):
     allow_priority: bool = False
     """Whether a request may come before others by its priority; else one that has any is
     refused."""
+    max_messages_per_second: float = Field(default=5000.0, gt=0)
+    """Most messages with new text in a second, of all answers together. Where tokens come faster,
+    a message holds several of its answer's: fewer make more tokens a second, more make them
+    smoother. The first token and the last are never held back, nor is any of a few answers."""
     max_call_count: int = Field(default=512, ge=1)
     """Most calls at a time; more are refused."""
     max_image_count: int = Field(default=64, ge=1)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import math
+import mmap
+import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 import torch
@@ -40,11 +44,13 @@ class TableArena:
         begin = self._take(-(-byte_count // ALIGNMENT) * ALIGNMENT)
         if begin is None:
             return torch.empty(tuple(shape), dtype=dtype)
-        # This object goes with the last tensor over it: a view does not keep the tensor that it is
-        # a view of.
-        part = (ctypes.c_uint8 * byte_count).from_address(self._memory.data_ptr() + begin)
-        weakref.finalize(part, self._leave, begin).atexit = False
-        return torch.frombuffer(part, dtype=dtype).view(tuple(shape))
+        return part_of(self._memory, begin, shape, dtype, partial(self._leave, begin))
+
+    def offset(self, table: torch.Tensor) -> int | None:
+        """Returns where a table begins in the memory; None where it lies elsewhere."""
+        begin = table.data_ptr() - self._memory.data_ptr()
+        is_inside = 0 <= begin < self._memory.nbytes and table.is_contiguous()
+        return begin if is_inside else None
 
     def _take(self, byte_count: int) -> int | None:
         with self._taking:
@@ -58,8 +64,75 @@ class TableArena:
         self._left.append(begin)
 
 
+class SharedArena(TableArena):
+    """An arena in memory that another process maps, too.
+
+    Attributes:
+        file: the memory's descriptor.
+        byte_count: its size.
+    """
+
+    def __init__(self, byte_count: int) -> None:
+        """Takes no memory before it is used.
+
+        Raises:
+            OSError: the system has no files in memory, or not so large ones.
+        """
+        self.file = memory_file(byte_count)
+        self.byte_count = byte_count
+        super().__init__(mapped(self.file, byte_count))
+
+
+def memory_file(byte_count: int) -> int:
+    """Returns the descriptor of a new file of zeros in memory, which never becomes shorter.
+
+    Reading a map's pages that are no more would kill a process.
+
+    Raises:
+        OSError: the system has none, or not so large ones.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise OSError("memory is shared with another process on Linux alone")
+    number = os.memfd_create("image-embeddings", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(number, byte_count)
+        fcntl.fcntl(number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    except OSError:
+        os.close(number)
+        raise
+    return number
+
+
+def mapped(number: int, byte_count: int) -> torch.Tensor:
+    """Returns [byte_count] uint8, the memory of a file that the processes that map it share."""
+    return torch.frombuffer(mmap.mmap(number, byte_count), dtype=torch.uint8)
+
+
+def part_of(
+    memory: torch.Tensor,
+    begin: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    leave: Callable[[], None],
+) -> torch.Tensor:
+    """Returns a tensor that is a part of memory [bytes], which it keeps.
+
+    `leave` is called when the last tensor over the part has gone, on whichever thread that is.
+    """
+    # This object goes with the last tensor over it: a view does not keep the tensor that it is
+    # a view of.
+    byte_count = math.prod(shape) * dtype.itemsize
+    part = (ctypes.c_uint8 * byte_count).from_address(memory.data_ptr() + begin)
+    weakref.finalize(part, _leave, memory, leave).atexit = False
+    return torch.frombuffer(part, dtype=dtype).view(tuple(shape))
+
+
 # Where no GPU reads tables, they are in ordinary memory.
 NO_ARENA = TableArena(torch.empty(0, dtype=torch.uint8))
+
+
+def _leave(_: torch.Tensor, leave: Callable[[], None]) -> None:
+    leave()
 
 
 def page_locked_arena(byte_count: int) -> TableArena:
@@ -71,3 +144,13 @@ def page_locked_arena(byte_count: int) -> TableArena:
     except RuntimeError as error:
         logger.warning("tables_not_page_locked", byte_count=byte_count, error=str(error))
         return NO_ARENA
+
+
+def page_lock(memory: torch.Tensor) -> None:
+    """Page-locks memory that is there already, if this process uses a GPU, and can have it."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # PyTorch's
+        return
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call] # PyTorch's
+    status = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+    if int(status):
+        logger.warning("tables_not_page_locked", byte_count=memory.nbytes, error=str(status))

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext
 
 import structlog
 
@@ -27,7 +27,7 @@ from vision_service.cache import EmbeddingCache
 from vision_service.checkpoint import VisionConfig
 from vision_service.encoder import ImageEncoder, ModelInfo
 from vision_service.engines.base import EngineStartError, VisionEngine
-from vision_service.engines.create import create_engine
+from vision_service.engines.placement import place_engine
 from vision_service.inspection import inspect
 from vision_service.metrics import Metrics
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
@@ -67,17 +67,18 @@ async def run(settings: Settings) -> bool:
     logger.info("loading", checkpoint=str(settings.checkpoint), engine=settings.engine)
     with supervisor().loading(str(settings.checkpoint)):
         config, engine = await asyncio.to_thread(load, settings)
-    async with (
-        shared_memory(settings) as memory,
-        open_service(settings, config, engine, memory) as service,
-    ):
-        return await serve(service, settings)
+    with closing(engine):
+        async with (
+            shared_memory(settings) as memory,
+            open_service(settings, config, engine, memory) as service,
+        ):
+            return await serve(service, settings)
 
 
 def load(settings: Settings) -> tuple[VisionConfig, VisionEngine]:
     """Reads the checkpoint and returns its configuration and the warm engine; errors as `run`."""
     config = VisionConfig.from_checkpoint(settings.checkpoint)
-    return config, create_engine(settings, config)
+    return config, place_engine(settings, config)
 
 
 @asynccontextmanager

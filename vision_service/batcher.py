@@ -76,6 +76,7 @@ class _Batch:
     """The images that the engine has parts of, in the order of the parts."""
 
     jobs: list[_Job]
+    tile_count: int
     encoding: EncodingBatch
     started_at: float
 
@@ -122,7 +123,7 @@ class TileBatcher:
 
     def is_healthy(self) -> bool:
         """Whether the engine still works."""
-        return not self._worker.done()
+        return not self._worker.done() and self._engine.is_alive()
 
     async def encode(self, tiles: torch.Tensor) -> EncodedTiles:
         """Returns the embeddings of one image's tiles.
@@ -223,21 +224,26 @@ class TileBatcher:
         try:
             encoding = self._engine.submit(parts)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            logger.error("batch_out_of_memory", error=str(error), exc_info=error)
-            self._refuse(jobs, sum(map(len, parts)))
+            self._refuse(jobs, sum(map(len, parts)), error)
             return
-        self._in_flight.append(_Batch(jobs, encoding, started_at))
+        self._in_flight.append(_Batch(jobs, sum(map(len, parts)), encoding, started_at))
 
-    def _refuse(self, jobs: list[_Job], tile_count: int) -> None:
+    def _refuse(self, jobs: list[_Job], tile_count: int, error: Exception) -> None:
+        """Ends a batch's images for want of memory; raises any other error."""
+        if not is_out_of_memory(error):
+            raise error
+        logger.error("batch_out_of_memory", error=str(error), exc_info=error)
         for job in jobs:
             if job in self._waiting:
                 self._waiting.remove(job)
             self._post(job, _out_of_memory(tile_count))
 
     def _finish_batch(self, batch: _Batch) -> None:
-        parts = batch.encoding.wait()
+        try:
+            parts = batch.encoding.wait()
+        except (RuntimeError, MemoryError) as error:
+            self._refuse(batch.jobs, batch.tile_count, error)
+            return
         now = time.perf_counter()
         seconds = now - max(batch.started_at, self._engine_free_at)
         self._engine_free_at = now

@@ -8,10 +8,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 from gateway.local.certificates import authority_file, make_certificates
+from gateway.local.engines import EngineHost, require_one_device
 from gateway.local.health import page_url
+from gateway.local.mps import MultiProcessService
 from gateway.local.ports import LOOPBACK, free_port, is_free
 from gateway.local.processes import (
     ENDED,
@@ -63,6 +66,7 @@ def serve() -> int:
         ended = None
     _say("stopping; a second Ctrl-C does not wait for the requests in flight")
     stack.stop(settings.drain_seconds)
+    _quit_mps(settings.state_folder, is_used=settings.mps)
     forget(settings.state_folder)
     if ended is None or ended.returncode == 0:  # `internvl-serve stop` was here
         return 0
@@ -85,6 +89,8 @@ def _start(settings: Settings) -> Stack:
     settings.state_folder.mkdir(parents=True, exist_ok=True)
     _refuse_a_second(settings)
     stack = make_stack(settings)
+    if settings.mps:
+        multi_process_service(settings.state_folder).start()
     started: dict[str, float] = {}
 
     def progress(service: ServiceProcess) -> None:
@@ -94,15 +100,27 @@ def _start(settings: Settings) -> Stack:
             _say(f"{service.title}: starting; its log is {service.log}")
         else:
             seconds = time.monotonic() - started[service.name]
-            _say(f"{service.title}: serves on port {service.port} after {seconds:.0f} s")
+            place = f"serves on port {service.port}" if service.port else "is there"
+            _say(f"{service.title}: {place} after {seconds:.0f} s")
 
     try:
         stack.start(settings.start_seconds, progress)
     except BaseException:
+        _quit_mps(settings.state_folder, is_used=settings.mps)
         if started:
             forget(settings.state_folder)
         raise
     return stack
+
+
+def multi_process_service(folder: Path) -> MultiProcessService:
+    """Returns the daemon of what is started from a state folder."""
+    return MultiProcessService(folder / "mps")
+
+
+def _quit_mps(folder: Path, *, is_used: bool) -> None:
+    if is_used:
+        multi_process_service(folder).quit()
 
 
 def _refuse_a_second(settings: Settings) -> None:
@@ -119,8 +137,13 @@ def make_stack(settings: Settings) -> Stack:
     """Returns the three services as the options have them, yet to be started.
 
     Raises:
-        StartError: the port for clients is not to be had, or certificates cannot be made.
+        StartError: the port for clients is not to be had, certificates cannot be made, or one
+            process cannot have both engines.
     """
+    engines = None
+    if settings.one_gpu_process:
+        require_one_device(settings.config)
+        engines = EngineHost(settings.state_folder)
     model, *aliases = settings.model_names
     ports = (free_port(settings.vision_port), free_port(settings.llm_port), _port(settings))
     host = LOOPBACKS.get(settings.host, settings.host)
@@ -157,6 +180,8 @@ def make_stack(settings: Settings) -> Stack:
             *certificates.arguments(GATEWAY),
         ],
         probes={name: certificates.probe(name) for name in TITLES},
+        engines=engines,
+        variables=multi_process_service(settings.state_folder).variables if settings.mps else {},
     )
 
 
@@ -180,6 +205,7 @@ def _record(settings: Settings, stack: Stack) -> Record:
         checkpoint=str(settings.checkpoint),
         drain_seconds=settings.drain_seconds,
         services=[ServiceRecord.of(service) for service in stack.services],
+        mps=settings.mps,
     )
 
 
@@ -195,7 +221,7 @@ def status() -> int:
     healths = [service.health() if service.pid else NOT_STARTED for service in services]
     for service, health in zip(services, healths, strict=True):
         pid = str(service.pid) if health not in (ENDED, NOT_STARTED) else "-"
-        rows.append((service.name, str(service.port), pid, health, record.checkpoint))
+        rows.append((service.name, str(service.port or "-"), pid, health, record.checkpoint))
     _show(rows)
     for service, health in zip(services, healths, strict=True):
         if health == ENDED:
@@ -223,6 +249,7 @@ def stop() -> int:
         _say(f"stopping {record.model}; requests in flight get {record.drain_seconds:g} s")
         stop_services(services, record.drain_seconds)
         _say("stopped")
+    _quit_mps(settings.state_folder, is_used=record is not None and record.mps)
     forget(settings.state_folder)
     return 0
 

@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from gateway.local.health import gateway_health, grpc_health
 from gateway.local.ports import LOOPBACK, free_port
 from protos.process.probe import HEALTHY, ProbeTLS
 
-GATEWAY = "gateway"
+GATEWAY, ENGINES = "gateway", "engines"
 TITLES = {"vision": "vision service", "llm": "LLM service", GATEWAY: GATEWAY}
 ENDED = "ended"
 POLL_SECONDS = 0.1
@@ -43,7 +44,7 @@ class Service:
     lives, also after `kill -9`, and also when its id has been given to another process.
 
     Attributes:
-        name: vision, llm or gateway, as its log is named.
+        name: vision, llm, gateway or engines, as its log is named.
         log: the file that gets what it prints.
         port, host: where it listens.
         pid: its process, which leads a session of its own; 0 before it is started.
@@ -68,7 +69,7 @@ class Service:
     @property
     def title(self) -> str:
         """Its name in a sentence."""
-        return TITLES.get(self.name, self.name)
+        return "engine host" if self.name == ENGINES else TITLES.get(self.name, self.name)
 
     @property
     def address(self) -> str:
@@ -97,6 +98,8 @@ class Service:
             return ENDED
         if self.name == GATEWAY:
             return gateway_health(self.url, self.tls)
+        if self.name == ENGINES:
+            return HEALTHY  # an engine that is dead ends it
         return grpc_health(self.address, self.tls)
 
     def terminate(self) -> None:
@@ -127,13 +130,21 @@ class Service:
 
 
 def stop_services(services: Sequence[Service], drain_seconds: float) -> None:
-    """Stops the gateway, and the services behind it when its requests have ended."""
-    for is_gateway in (True, False):
-        group = [service for service in services if (service.name == GATEWAY) == is_gateway]
+    """Stops the gateway, the services behind it when its requests have ended, then their engines.
+
+    An engine host listens to its services alone: one that is still there then has none.
+    """
+    engines = [service for service in services if service.name == ENGINES]
+    gateways = [service for service in services if service.name == GATEWAY]
+    others = [service for service in services if service not in (*engines, *gateways)]
+    for group in (gateways, others):
         for service in group:
             service.terminate()
         for service in group:
             service.wait_ended(drain_seconds)
+    for service in engines:
+        service.kill()
+        service.wait_ended()
 
 
 class ServiceProcess(Service):
@@ -142,6 +153,7 @@ class ServiceProcess(Service):
     Attributes:
         module: what `python -m` runs.
         arguments: its command line, without the port.
+        variables: of its environment, beside ours.
     """
 
     def __init__(
@@ -152,13 +164,20 @@ class ServiceProcess(Service):
         port: int = 0,
         host: str = LOOPBACK,
         tls: ProbeTLS | None = None,
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(log, port or free_port(), host=host, tls=tls)
         self.module = module
         self.arguments = [*arguments]
+        self.variables = variables
         self._process: subprocess.Popen[bytes] | None = None
         self._locked_log: IO[bytes] | None = None
         self._log_start = 0
+
+    @property
+    def words(self) -> list[str]:
+        """Its command line."""
+        return [*self.arguments, "--port", str(self.port)]
 
     def reserve(self) -> None:
         """Takes the lock of the log, which `start` hands on to the process.
@@ -189,11 +208,11 @@ class ServiceProcess(Service):
         if self._locked_log is None:
             self.reserve()
         self._process = subprocess.Popen(  # noqa: S603 - our own modules
-            [sys.executable, "-m", self.module, *self.arguments, "--port", str(self.port)],
+            [sys.executable, "-m", self.module, *self.words],
             stdin=subprocess.DEVNULL,
             stdout=self._locked_log,
             stderr=self._locked_log,
-            env=_environment(),
+            env={**_environment(), **self.variables},
             # So that Ctrl-C does not end all three at once: the gateway's requests need the others.
             start_new_session=True,
         )

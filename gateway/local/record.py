@@ -52,6 +52,7 @@ class Record:
         checkpoint: its folder.
         drain_seconds: what requests in flight get at the end.
         services: in the order in which they start.
+        mps: whether NVIDIA's multi-process service was started for them.
     """
 
     url: str
@@ -59,6 +60,7 @@ class Record:
     checkpoint: str
     drain_seconds: float
     services: list[ServiceRecord]
+    mps: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:

@@ -59,6 +59,13 @@ class Settings(ServingSettings):
     served_model_name: ModelNames = ()
     """Name under which the model is served; default: the checkpoint folder's name, or the hub's.
     Given several times, or as a JSON list, the others are names for it too."""
+    one_gpu_process: bool = False
+    """Have one process hold the engines of both services, on the GPU that they share: the vision
+    tower's work and the language model's go side by side there. It ends with them, and they with
+    it. Its log is engines.log. Without a GPU nothing is gained by it."""
+    mps: bool = False
+    """Run both services under NVIDIA's multi-process service, whose daemon is started, and ended
+    with them: part of what one process gains. It needs nvidia-cuda-mps-control."""
     file_root: Annotated[tuple[AbsolutePath, ...], NoDecode, BeforeValidator(split_folders)] = ()
     """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
     None: they are refused."""
@@ -72,16 +79,19 @@ class Settings(ServingSettings):
     start_seconds: float = Field(default=1800.0, gt=0)
     """Longest time for one service to load."""
     state_folder: AbsolutePath = Field(default_factory=default_state_folder)
-    """Folder of the three logs, and of what status and stop have to know. Each folder serves one
+    """Folder of the logs, and of what status and stop have to know. Each folder serves one
     checkpoint at a time. Default: internvl in $XDG_STATE_HOME or ~/.local/state."""
 
     def contradictions(self) -> Iterator[Contradiction]:
-        """Yields a checkpoint that is not there, and two certificates."""
+        """Yields a checkpoint that is not there, two certificates, and two ways to share a GPU."""
         yield from super().contradictions()
         yield from missing_checkpoint(self.checkpoint)
         if self.dev_tls and self.tls:
             sentence = "the one makes certificates, and the other has one"
             yield Contradiction(("dev_tls", "tls_certificate_file"), sentence)
+        if self.one_gpu_process and self.mps:
+            sentence = "with one process there are no several for it"
+            yield Contradiction(("one_gpu_process", "mps"), sentence)
 
     @property
     def model_names(self) -> tuple[str, ...]:

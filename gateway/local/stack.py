@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from gateway.local.engines import EngineHost
 from gateway.local.gpus import has_gpu
 from gateway.local.ports import LOOPBACK
 from gateway.local.processes import (
@@ -25,10 +26,12 @@ class Stack:
     """The three services, as a context manager.
 
     They start at once, except where there is a GPU: the KV cache takes most of the memory that is
-    left of it, so the vision service takes its own first.
+    left of it, so the vision service takes its own first. Before them starts the engine host, if
+    there is one.
 
     Attributes:
         vision, llm, gateway: the processes; their logs are in the folder.
+        engines: the process that has the engines of both services; None: they have their own.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class Stack:
         llm_arguments: Sequence[str] = (),
         gateway_arguments: Sequence[str] = (),
         probes: Mapping[str, ProbeTLS | None] = MappingProxyType({}),
+        engines: EngineHost | None = None,
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Starts nothing yet.
 
@@ -56,14 +61,20 @@ class Stack:
             llm_arguments: further options of the LLM service.
             gateway_arguments: options of the gateway.
             probes: by its name, how a process that speaks TLS is asked for its health.
+            engines: the host of both services' engines; None: each has its own.
+            variables: of the environment of whoever has an engine, beside ours.
         """
         model = ["--checkpoint", str(checkpoint), *service_arguments]
+        if engines is not None:
+            model += ["--engine-process", str(engines.socket)]
+        self.engines = engines
         self.vision = ServiceProcess(
             "vision_service",
             [*model, *vision_arguments],
             folder / "vision.log",
             ports[0],
             tls=probes.get("vision"),
+            variables=variables,
         )
         self.llm = ServiceProcess(
             "llm_service",
@@ -71,6 +82,7 @@ class Stack:
             folder / "llm.log",
             ports[1],
             tls=probes.get("llm"),
+            variables=variables,
         )
         self.gateway = ServiceProcess(
             "gateway",
@@ -87,8 +99,9 @@ class Stack:
 
     @property
     def services(self) -> list[ServiceProcess]:
-        """The three, in the order in which they start."""
-        return [self.vision, self.llm, self.gateway]
+        """All of them, in the order in which they start."""
+        engines = [self.engines] if self.engines is not None else []
+        return [*engines, self.vision, self.llm, self.gateway]
 
     @property
     def url(self) -> str:
@@ -119,7 +132,7 @@ class Stack:
         """
         self._reserve()
         try:
-            for group in [[one] for one in self.services] if has_gpu() else [self.services]:
+            for group in self._groups():
                 for service in group:
                     service.start()
                     progress(service)
@@ -129,6 +142,13 @@ class Stack:
         except BaseException:
             self.stop()
             raise
+
+    def _groups(self) -> list[list[ServiceProcess]]:
+        """Returns those that start at a time."""
+        if has_gpu():
+            return [[one] for one in self.services]
+        services = [self.vision, self.llm, self.gateway]
+        return [services] if self.engines is None else [[self.engines], services]
 
     def stop(self, drain_seconds: float = DRAIN_SECONDS) -> None:
         """Stops the three when their calls have ended; after a second Ctrl-C, at once."""
@@ -151,7 +171,11 @@ class Stack:
             raise
 
     def wait_for_an_end(self) -> ServiceProcess:
-        """Returns the first of the three that ends."""
-        while not (ended := [one for one in self.services if one.returncode is not None]):
+        """Returns the first of them that ends; an engine host that has ended well went with one."""
+        while not (ended := [one for one in self.services if self._has_ended(one)]):
             time.sleep(POLL_SECONDS)
         return ended[0]
+
+    def _has_ended(self, service: ServiceProcess) -> bool:
+        status = service.returncode
+        return status is not None and (status != 0 or service is not self.engines)

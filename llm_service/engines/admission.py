@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import Account, Prompt, Request
+from llm_service.engines.output_queue import OutputQueue
 from protos.errors import (
     ContextLengthError,
     DeadlineError,
@@ -102,6 +105,23 @@ def seconds_left(deadline: float | None) -> float | None:
     if (seconds := deadline - time.monotonic()) <= 0:
         raise time_over()
     return seconds
+
+
+@contextlib.contextmanager
+def alarm(outputs: OutputQueue, deadline: float | None) -> Iterator[None]:
+    """Puts the end of a request's time into its queue when it comes, unless it is left before.
+
+    Raises:
+        DeadlineError: it is over already.
+    """
+    if (seconds := seconds_left(deadline)) is None:
+        yield
+        return
+    handle = asyncio.get_running_loop().call_later(seconds, outputs.put, time_over())
+    try:
+        yield
+    finally:
+        handle.cancel()
 
 
 def time_over() -> DeadlineError:

@@ -6,6 +6,9 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from msgspec import Struct
+
+from llm_service.engines.pacing import UNPACED, Pacing
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import UnavailableError
 from protos.identity import EmbeddingId
@@ -103,6 +106,7 @@ class Request:
         deadline: when the output must be complete, on the clock of `time.monotonic`; None leaves
             the time free.
         account: one for all choices of a request, which compete with others as one.
+        pacing: how often its output is given out; tokens that come faster are given together.
     """
 
     prompt: Prompt
@@ -110,10 +114,10 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     account: Account = field(default_factory=Account, compare=False)
+    pacing: Pacing = field(default=UNPACED, compare=False)
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(Struct, frozen=True):
     """The natural logarithm of one token's probability, and of its most probable alternatives'.
 
     Attributes:
@@ -157,9 +161,8 @@ class LogprobTable:
             ]
 
 
-@dataclass(frozen=True)
-class TokenOutput:
-    """What one engine step added to a sequence.
+class TokenOutput(Struct, frozen=True):
+    """What an engine's step added to a sequence, or what several steps did.
 
     Attributes:
         token_ids: the new tokens, an ending token included.
@@ -176,6 +179,21 @@ class TokenOutput:
     cached_token_count: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     prompt_logprobs: LogprobTable | None = None
+
+    def by_token(self) -> list[TokenOutput]:
+        """Returns an output of each token; itself where it has no more than one."""
+        if len(self.token_ids) < 2:
+            return [self]
+        last = len(self.token_ids) - 1
+        return [
+            TokenOutput(
+                [token_id],
+                self.finish_reason if index == last else None,
+                self.cached_token_count,
+                self.logprobs[index : index + 1],
+            )
+            for index, token_id in enumerate(self.token_ids)
+        ]
 
 
 @dataclass(frozen=True)
@@ -200,6 +218,42 @@ class StepTotals:
 
 
 @dataclass(frozen=True)
+class DraftTotals:
+    """What an engine's drafts of tokens have come to since it was started.
+
+    Attributes:
+        drafted_token_count: those that steps have verified.
+        accepted_token_count: those of them that were right.
+    """
+
+    drafted_token_count: int = 0
+    accepted_token_count: int = 0
+
+    def after(self, drafted_count: int, accepted_count: int) -> DraftTotals:
+        """Returns the totals after one sequence's drafts more."""
+        return DraftTotals(
+            self.drafted_token_count + drafted_count, self.accepted_token_count + accepted_count
+        )
+
+
+@dataclass(frozen=True)
+class HostCacheLoad:
+    """What an engine keeps in host memory of what its KV cache has dropped.
+
+    Attributes:
+        used_token_count: tokens that it holds.
+        total_token_count: tokens that it has room for.
+        loaded_token_count: tokens that went back to the KV cache so far.
+        evicted_token_count: tokens that made room for others so far.
+    """
+
+    used_token_count: int
+    total_token_count: int
+    loaded_token_count: int
+    evicted_token_count: int
+
+
+@dataclass(frozen=True)
 class EngineLoad:
     """The engine's load at one moment.
 
@@ -213,6 +267,8 @@ class EngineLoad:
         preemption_count: how often a sequence gave its room back so far, to be computed anew
             later; None for an engine that does not tell.
         steps: those so far.
+        drafts: those so far; None for an engine that makes none.
+        host_cache: that beside the KV cache; None where there is none.
     """
 
     running_sequence_count: int
@@ -222,6 +278,8 @@ class EngineLoad:
     steps: StepTotals = StepTotals()
     startable_sequence_count: int = 0
     preemption_count: int | None = None
+    drafts: DraftTotals | None = None
+    host_cache: HostCacheLoad | None = None
 
 
 class LLMEngine(Protocol):
@@ -233,7 +291,7 @@ class LLMEngine(Protocol):
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
-        """Yields the tokens that follow the request's prompt, as they are made.
+        """Yields the tokens that follow the request's prompt, as its pacing gives them out.
 
         Closing the generator cancels the sequence: its memory is free within one engine step.
 

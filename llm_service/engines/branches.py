@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import torch
@@ -25,6 +26,10 @@ class Branch(Protocol):
         """Returns the branch in which a token leads on; None where it leads nowhere."""
         ...
 
+    def copy(self) -> Branch:
+        """Returns one at the same place, which goes on alone: some 5 microseconds."""
+        ...
+
     def error(self) -> str:
         """Returns what llguidance says of a branch that ended; empty if nothing."""
         ...
@@ -45,6 +50,11 @@ class GrammarBranch:
 
     def after(self, token_id: int) -> Branch | None:
         return self if self._matcher.consume_token(token_id) else None
+
+    def copy(self) -> GrammarBranch:
+        branch = copy(self)
+        branch._matcher = self._matcher.deep_copy()
+        return branch
 
     def error(self) -> str:
         return self._matcher.get_error()
@@ -70,6 +80,11 @@ class TextBranch:
         branch: Branch | None = self._calls
         for token_id in after:
             branch = branch and branch.after(token_id)
+        return branch
+
+    def copy(self) -> TextBranch:
+        branch = copy(self)
+        branch._calls = self._calls.copy()
         return branch
 
     def error(self) -> str:

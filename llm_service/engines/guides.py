@@ -6,6 +6,7 @@ llguidance does the matching; grammars.py has what its languages are.
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import re
 import subprocess
@@ -62,6 +63,8 @@ TRIAL_SECONDS = 30.0
 # large or the tokens before it were new to its lexer. Where a grammar is ambiguous it takes more
 # with every token: llguidance's limits, which count, let it come to half a second.
 MAX_MASK_SECONDS = 0.2
+# Masks of drafts are worth no more.
+MAX_AHEAD_SECONDS = 0.001
 # What a request may use up besides, over all its choices: so much at once, and so much a token.
 MASK_CREDIT_SECONDS = 1.0
 SECONDS_PER_MASK = 0.01
@@ -258,6 +261,7 @@ class TokenMatcher:
             From then on only stop tokens are allowed, but the output does not belong to the
             language.
         seconds: CPU time that the latest mask took.
+        ahead_seconds: CPU time of those that were computed ahead with it.
     """
 
     def __init__(
@@ -281,9 +285,11 @@ class TokenMatcher:
         self._branches = list(branches)
         self._stop_token_ids = stop_token_ids
         self._ends = token_bits(stop_token_ids, vocabulary.size)
+        self._others = ~self._ends
         self._account = account
         self.failure: InvalidArgumentError | None = None
         self.seconds = 0.0
+        self.ahead_seconds = 0.0
 
     @property
     def expected_seconds(self) -> float:
@@ -298,11 +304,34 @@ class TokenMatcher:
         self.fill_mask(row, may_end=may_end)
         self.seconds = self._account.latest_mask_seconds = time.thread_time() - started
 
+    def look_ahead(self, token_ids: Sequence[int], rows: Sequence[torch.Tensor]) -> int:
+        """Fills the masks after each of some tokens, should they be chosen.
+
+        Returns:
+            How many: it ends at what cannot be chosen, and where it takes long.
+        """
+        self.ahead_seconds = 0.0
+        if not token_ids:
+            return 0
+        started = time.thread_time()
+        ahead = copy.copy(self)
+        ahead._branches = [branch.copy() for branch in self._branches]
+        count = 0
+        for token_id, row in zip(token_ids, rows, strict=True):
+            ahead.accept(token_id)
+            ahead.fill_mask(row)
+            is_late = time.thread_time() - started > MAX_AHEAD_SECONDS
+            if ahead.failure is not None or is_late or token_id in self._stop_token_ids:
+                break
+            count += 1
+        self.ahead_seconds = time.thread_time() - started
+        return count
+
     def charge(self) -> None:
         """Has the account pay for the latest mask, and fails where it costs more than it may."""
         account = self._account
         account.mask_count += 1
-        account.mask_seconds += self.seconds
+        account.mask_seconds += self.seconds + self.ahead_seconds
         limit = MASK_CREDIT_SECONDS + SECONDS_PER_MASK * account.mask_count
         if self.seconds > MAX_MASK_SECONDS:
             self._fail_for_cost(f"one token took {self.seconds:.3g} s", MAX_MASK_SECONDS)
@@ -322,7 +351,7 @@ class TokenMatcher:
         """
         if self.failure is None:
             is_whole = self._fill(row)
-            row &= ~self._ends
+            row &= self._others
             if is_whole:
                 if may_end or not row.any():
                     row |= self._ends

@@ -301,6 +301,11 @@ class EngineSettings(GrpcSettings):
 
     engine: str
     """What runs the model."""
+    engine_process: Literal["auto", "own", "none"] | Path = "auto"
+    """Where the engine is: in a process of its own (own), which ends with this one; in this one
+    (none); or in an engine host that somebody else has started, by the path of its socket. auto:
+    own where the engine torch of the LLM service is on CUDA, so that what serves requests takes
+    none of the time in which the GPU's next step is prepared; else none."""
     embedding_key_file: Annotated[Path, AfterValidator(_readable_key)] | None = None
     """File of at least 32 random bytes, the same for all vision and LLM services: with it a vision
     service signs the embeddings that it makes, and an LLM service takes no others. Default: none
@@ -390,20 +395,25 @@ def _validated(
     left out, and the rest is validated once more.
     """
     try:
-        return _built(cls, values), []
+        return built(cls, values), []
     except ValidationError as error:
         findings = Findings(cls, error, sources)
     contradictions = findings.contradictions
     if not contradictions:
         try:
-            _built(cls, repaired(cls, values, findings))
+            built(cls, repaired(cls, values, findings))
         except ValidationError as error:
             contradictions = Findings(cls, error, sources).contradictions
     untouched = [each for each in contradictions if not findings.touches(each)]
     return None, [*findings.sentences(), *map(findings.sentence, untouched)]
 
 
-def _built(cls: type[OptionsType], values: Mapping[str, Any]) -> OptionsType:
+def built(cls: type[OptionsType], values: Mapping[str, Any]) -> OptionsType:
+    """Returns the settings of these values alone; no other source is looked at.
+
+    Raises:
+        ValidationError: they are wrong.
+    """
     settings = cls.__new__(cls)
     BaseModel.__init__(settings, **values)  # its own __init__ would look at the environment again
     return settings

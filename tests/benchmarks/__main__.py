@@ -18,12 +18,14 @@ from tests.benchmarks import (
     access,
     cpu_threads,
     engine_cpu,
+    engine_process,
     first_token,
     keys,
     page,
     preprocessing,
     preprocessing_threads,
     start,
+    streams,
     tracing,
     transfer,
     transfer_tls,
@@ -43,6 +45,8 @@ BENCHMARKS = {
     "page": page.run,
     "keys": keys.run,
     "access": access.run,
+    "streams": streams.run,
+    "engine_process": engine_process.run,
     "tracing": tracing.run,
 }
 PROGRAM = "python -m tests.benchmarks"

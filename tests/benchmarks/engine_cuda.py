@@ -27,24 +27,32 @@ import torch
 
 from llm_service.__main__ import load
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.torch.engine import TorchEngine
+from llm_service.engines.torch.launch import start_engine
+from llm_service.model import read_model
 from llm_service.settings import Quantization, Settings, TorchOptions
 from protos.errors import ServiceError
 from protos.process.settings import GIB
-from tests.benchmarks import engine_parts
+from tests.benchmarks import engine_parts, speculation
+from tests.benchmarks.beside import beside
 from tests.benchmarks.engine_parts import Sizes, Subject
 from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report, ReportBook
 from tests.benchmarks.shapes import FAMILIES, open_shape
+from tests.benchmarks.vision_cuda import bench_of
 
 TITLE = "The torch engine on one GPU, random weights"
 PART_SECONDS = 180.0
-ENGINE_PARTS: Mapping[str, Callable[[Subject], Awaitable[list[Report]]]] = {
+DRAFT_TOKEN_COUNT = 7
+Part = Callable[[Subject], Awaitable[list[Report]]]
+ENGINE_PARTS: Mapping[str, Part] = {
     "decode": engine_parts.decode,
     "prefill": engine_parts.prefill,
     "turns": engine_parts.turns,
     "host": engine_parts.host,
+    "beside": beside,
 }
-PARTS = (*ENGINE_PARTS, "transformers")
+PARTS = (*ENGINE_PARTS, "speculation", "offload", "transformers")
 # What may befall a part without making the others vain.
 FAILURES = (RuntimeError, ValueError, OSError, ServiceError)
 GOALS: Mapping[str, Mapping[str, str]] = {
@@ -53,6 +61,7 @@ GOALS: Mapping[str, Mapping[str, str]] = {
         "decode 8": "<= 7.0",
         "decode 32": "<= 10.5",
         "prefill 3383": "<= 80",
+        "hit": "<= 10",
     },
     "8B in fp8": {"decode 1": "<= 2.9", "prefill 3383": "<= 55"},
 }
@@ -64,11 +73,14 @@ class Scale:
 
     tiny: bool
     sizes: Sizes
+    speculation: speculation.Sizes
     kv_cache_byte_count: int
+    offload_kv_cache_byte_count: int
+    host_cache_byte_count: int
 
 
-# 32 sequences of 4,300 tokens take 17 GiB in the 8B's shape.
-WHOLE = Scale(False, Sizes(), 24 * GIB)
+# 32 sequences of 4,300 tokens take 17 GiB in the 8B's shape; 24 conversations of 3,400, 10.
+WHOLE = Scale(False, Sizes(), speculation.Sizes(), 24 * GIB, 6 * GIB, 14 * GIB)
 TINY = Scale(
     True,
     Sizes(
@@ -86,7 +98,12 @@ TINY = Scale(
         reference_batch_sizes=(1, 2),
         reference_token_count=3,
         reference_repeat_count=1,
+        conversation_count=3,
+        listener_count=1,
     ),
+    speculation.Sizes(answer_token_count=20, prompt_token_counts={1: 120, 2: 30}, repeat_count=1),
+    GIB // 4,
+    GIB // 4,
     GIB // 4,
 )
 
@@ -96,6 +113,7 @@ class Bench:
     """One shape's measurements: what is started where, and where the results go.
 
     Attributes:
+        draft_token_count: of the part "speculation".
         quantization: of the engine.
         failures: the parts that failed.
     """
@@ -105,6 +123,7 @@ class Bench:
     device: Literal["cpu", "cuda"]
     scale: Scale
     book: ReportBook
+    draft_token_count: int
     quantization: Quantization
     failures: list[str] = field(default_factory=list)
 
@@ -117,20 +136,41 @@ class Bench:
     def run(self, parts: Sequence[str]) -> None:
         """Runs the parts."""
         _free_memory()  # of the shape before
-        if own := [part for part in parts if part in ENGINE_PARTS]:
+        if own := {part: ENGINE_PARTS[part] for part in parts if part in ENGINE_PARTS}:
             with self._attempt("engine"):
-                asyncio.run(self._run_engine_parts(own))
+                asyncio.run(self._run_engine_parts(own, self._settings()))
+        if "speculation" in parts:
+            with self._attempt("speculation") as load_before:
+                reports = asyncio.run(self._run_speculation())
+                self._write("speculation", reports, load_before)
+        if "offload" in parts:
+            with self._attempt("engine with a host cache"):
+                own = {"offload": engine_parts.offload}
+                asyncio.run(self._run_engine_parts(own, self._offload_settings()))
         if "transformers" in parts:
             with self._attempt("transformers") as load_before:
                 self._write("transformers", self._run_transformers(), load_before)
 
-    async def _run_engine_parts(self, parts: Sequence[str]) -> None:
-        threads_before = set(threading.enumerate())
-        settings = Settings(
+    def _settings(self) -> Settings:
+        return Settings(
+            engine_process="none",
             checkpoint=self.checkpoint,
             torch=TorchOptions(device=self.device, quantization=self.quantization),
             kv_cache_byte_count=self.scale.kv_cache_byte_count,
         )
+
+    def _offload_settings(self) -> Settings:
+        """Returns a small KV cache with another in host memory, which a CPU has no use for."""
+        byte_count = self.scale.host_cache_byte_count if self.device == "cuda" else 0
+        return Settings(
+            engine_process="none",
+            checkpoint=self.checkpoint,
+            torch=TorchOptions(device=self.device, host_cache_byte_count=byte_count),
+            kv_cache_byte_count=self.scale.offload_kv_cache_byte_count,
+        )
+
+    async def _run_engine_parts(self, parts: Mapping[str, Part], settings: Settings) -> None:
+        threads_before = set(threading.enumerate())
         started = time.perf_counter()
         served, engine = load(settings)
         print(
@@ -138,13 +178,36 @@ class Bench:
         )
         threads = set(threading.enumerate()) - threads_before
         prompts = Prompts(served.config, torch.bfloat16, self.scale.sizes.row_count)
-        subject = Subject(engine, prompts, threads, self.scale.sizes, GOALS.get(self.subject, {}))
+        tower = bench_of(torch.device(self.device), tiny=self.scale.tiny)
+        goals = GOALS.get(self.subject, {})
+        subject = Subject(engine, prompts, threads, self.scale.sizes, goals, tower)
         try:
-            for part in parts:
-                with self._attempt(part) as load_before:
-                    self._write(part, await ENGINE_PARTS[part](subject), load_before)
+            for name, part in parts.items():
+                with self._attempt(name) as load_before:
+                    self._write(name, await part(subject), load_before)
         finally:
             await engine.close()
+
+    async def _run_speculation(self) -> list[Report]:
+        counts = {"none": 0, "drafts": self.draft_token_count}
+        engines = {name: self._torch_engine(count) for name, count in counts.items()}
+        config = LLMConfig.from_checkpoint(self.checkpoint)
+        prompts, sizes = Prompts(config, torch.bfloat16, 1), self.scale.speculation
+        try:
+            return [await speculation.measure(engines, prompts, sizes, self.draft_token_count)]
+        finally:
+            for engine in engines.values():
+                await engine.close()
+
+    def _torch_engine(self, draft_token_count: int) -> TorchEngine:
+        settings = Settings(
+            engine_process="none",
+            checkpoint=self.checkpoint,
+            torch=TorchOptions(device=self.device, draft_token_count=draft_token_count),
+            kv_cache_byte_count=self.scale.kv_cache_byte_count,
+        )
+        config, tokenizer, _ = read_model(settings)
+        return start_engine(settings, config, tokenizer)
 
     def _run_transformers(self) -> list[Report]:
         config, device = LLMConfig.from_checkpoint(self.checkpoint), torch.device(self.device)
@@ -180,7 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for shape in options.shape:
         with open_shape(options.checkpoints, shape, options.device, options.tiny) as checkpoint:
             scale = TINY if options.tiny else WHOLE
-            bench = Bench(shape, checkpoint, options.device, scale, book, options.quantization)
+            bench = Bench(
+                shape,
+                checkpoint,
+                options.device,
+                scale,
+                book,
+                options.draft_token_count,
+                options.quantization,
+            )
             bench.run(options.part)
             failures += bench.failures
     if failures:
@@ -193,6 +264,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the reports")
     parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--shape", nargs="+", choices=FAMILIES, default=["8B"])
+    parser.add_argument(
+        "--draft-token-count", type=int, default=DRAFT_TOKEN_COUNT, help="of the part speculation"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--quantization", choices=get_args(Quantization), default="none")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes, to try this program")

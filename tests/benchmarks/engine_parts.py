@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from threading import Thread
 
 import torch
 
 from llm_service.checkpoint import LLMConfig
-from llm_service.engines.base import LLMEngine
+from llm_service.engines.base import LLMEngine, Prompt
 from tests.benchmarks.crossover.figures import percentile_ms
 from tests.benchmarks.crowd import Crowd, crowd
 from tests.benchmarks.host_profile import DeviceTrace, StackSampler, warm_up_trace
@@ -19,6 +21,7 @@ from tests.benchmarks.prompts import Prompts
 from tests.benchmarks.report import Report
 from tests.benchmarks.timeline import ask
 from tests.benchmarks.transformers_model import random_llama
+from tests.benchmarks.vision_cuda import Bench
 
 COLUMNS = ("figure", "p50", "p99", "reach")
 REPEATED, NEW = "a length repeated", "lengths not seen before"
@@ -38,6 +41,15 @@ length, and in turn with them others (seeded), of which no two are alike."""
 TRANSFORMERS_COMPARED = """\
 `generate` of transformers on a Llama of the same shape with random weights: SDPA, its default KV
 cache, greedy; prompts of random tokens of the same length in one batch."""
+OFFLOAD_COMPARED = """\
+Conversations about an image each (virtual rows), more of them than the KV cache holds. The time to
+the first token of each first question; of the next one at once, when the prefix is in the KV cache;
+and of the next one after all others, when the host cache alone has it. A hit's cost is what the
+last takes longer than the one before."""
+BESIDE_COMPARED = """\
+The time between two tokens of sequences that generate side by side: alone; beside further
+questions, one conversation after the other, whose prefixes are in the KV cache; beside such whose
+prefixes come from the host cache, for which as much goes there."""
 HOST_COMPARED = """\
 What a decode step costs the host, from a trace of all calls to the GPU (which slows the step down:
 its undisturbed time is in the first row). "GPU busy" is the sum of its kernels and copies; "waits"
@@ -66,17 +78,21 @@ class Sizes:
     reference_batch_sizes: tuple[int, ...] = (1, 8)
     reference_token_count: int = 24
     reference_repeat_count: int = 4
+    # As many are more than the offload part's KV cache holds.
+    conversation_count: int = 24
+    listener_count: int = 8
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An engine that is measured: its prompts, its threads, and what to reach."""
+    """An engine that is measured: its prompts, its threads, what to reach, a tower beside it."""
 
     engine: LLMEngine
     prompts: Prompts
     threads: Collection[Thread]
     sizes: Sizes
     goals: Mapping[str, str]
+    tower: Bench
 
 
 async def decode(subject: Subject) -> list[Report]:
@@ -133,6 +149,76 @@ async def turns(subject: Subject) -> list[Report]:
     add_ratio(report, "first turn: new lengths over the repeated one", warm[NEW], warm[REPEATED])
     add_ratio(report, "second over first", warm["second turn"], warm[NEW], "<= 0.10")
     return [report]
+
+
+async def offload(subject: Subject) -> list[Report]:
+    """Measures what a prefix in host memory costs who asks for it, and all others."""
+    sizes = subject.sizes
+    rows = f"{sizes.row_count} rows"
+    hits = Report(f"host cache, {rows}, milliseconds to the first token", OFFLOAD_COMPARED, COLUMNS)
+    first, cached, loaded = [], [], []
+    conversations = []
+    for _ in range(sizes.conversation_count):
+        prompt = subject.prompts.first_turn(sizes.row_count)
+        first.append(await _answered(subject, prompt))
+        prompt = subject.prompts.next_turn(prompt, [])
+        cached.append(await _answered(subject, prompt))
+        conversations.append(prompt)
+    before = _loaded_token_count(subject)
+    for index, prompt in enumerate(conversations):
+        conversations[index] = subject.prompts.next_turn(prompt, [])
+        loaded.append(await _answered(subject, conversations[index]))
+    token_count = (_loaded_token_count(subject) - before) / len(conversations)
+    add_times(hits, "first turn", {"engine": first[2:]}, "")
+    add_times(hits, "next turn, from the KV cache", {"engine": cached[2:]}, "")
+    add_times(hits, f"next turn, {token_count:.0f} tokens from the host cache", {"": loaded}, "")
+    cost = [each - percentile_ms(cached, 50) / 1e3 for each in loaded]
+    add_times(hits, "a hit's cost", {"engine": cost}, subject.goals.get("hit", ""))
+    add_ratio(hits, "from the host cache over first", loaded, first[2:], "<= 0.15")
+    return [hits, await _beside(subject, conversations)]
+
+
+async def _beside(subject: Subject, conversations: Sequence[Prompt]) -> Report:
+    report = Report("decode beside the host cache, milliseconds a step", BESIDE_COMPARED, COLUMNS)
+    sizes, seconds = subject.sizes, subject.sizes.window_seconds
+    few = conversations[-1:]
+    async with _crowd(subject, sizes.listener_count) as running:
+        add_times(report, "alone", {"engine": await running.watch(seconds)}, "")
+        for name, asked in (("the KV cache", few), ("the host cache", conversations)):
+            await _answered(subject, asked[0])
+            async with _conversing(subject, asked) as counts:
+                steps = await running.watch(2 * seconds)
+            figure = f"beside {sum(counts) / 2 / seconds:.0f} turns a second from {name}"
+            add_times(report, figure, {"engine": steps}, "")
+    return report
+
+
+@asynccontextmanager
+async def _conversing(subject: Subject, prompts: Sequence[Prompt]) -> AsyncIterator[list[int]]:
+    """Asks further questions, one after the other; yields a list that grows by 1 with each."""
+    counts: list[int] = []
+
+    async def converse() -> None:
+        for prompt in cycle(prompts):
+            await _answered(subject, subject.prompts.next_turn(prompt, []))
+            counts.append(1)
+
+    task = asyncio.create_task(converse())
+    try:
+        yield counts
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _answered(subject: Subject, prompt: Prompt) -> float:
+    return (await ask(subject.engine, prompt, 1)).first_token_seconds
+
+
+def _loaded_token_count(subject: Subject) -> int:
+    cache = subject.engine.load().host_cache
+    return 0 if cache is None else cache.loaded_token_count
 
 
 async def host(subject: Subject) -> list[Report]:

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
+import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import closing
+from itertools import cycle, islice
 
 import torch
 from pydantic_settings import CliApp
@@ -15,6 +19,8 @@ from pydantic_settings import CliApp
 from llm_service.__main__ import make_service
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import Request, RowsNeededError, TokenOutput
+from llm_service.engines.output_queue import OutputQueue
+from llm_service.engines.pacing import Pacing
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
 from llm_service.settings import Settings as LLMSettings
@@ -31,6 +37,12 @@ from vision_service.engines.torch.engine import FinishedBatch
 from vision_service.settings import Settings as VisionSettings
 
 MODEL = "scripted"
+# Those of a 1B on a large GPU with 32 sequences.
+STEP_SECONDS = 0.00155
+ANSWER = """\
+The picture shows a red panda (Ailurus fulgens) that sits on a mossy branch and looks to the left.
+Its fur is reddish-brown, the face has white marks; behind it there are "green" leaves, blurred.
+1. The animal is in the middle. 2. Nothing is written anywhere — 没有文字. """
 
 
 class ScriptedVisionEngine:
@@ -50,16 +62,84 @@ class ScriptedVisionEngine:
         """See VisionEngine."""
         return FinishedBatch([self.encode(tiles) for tiles in images])
 
+    def is_alive(self) -> bool:
+        """See VisionEngine."""
+        return True
+
+    def close(self) -> None:
+        """See VisionEngine."""
+
+
+class ScriptedSequence:
+    """A sequence of so many tokens, those of a text over and over."""
+
+    def __init__(self, token_ids: Sequence[int], token_count: int, pacing: Pacing) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.outputs = OutputQueue(pacing)
+        self._token_ids = islice(cycle(token_ids), token_count)
+        self._left_count = token_count
+
+    def output(self) -> TokenOutput:
+        """Returns the next token."""
+        self._left_count -= 1
+        return TokenOutput([next(self._token_ids)], None if self._left_count else "length")
+
 
 class ScriptedLLMEngine(IdleEngine):
-    """An LLMEngine that answers any prompt with one token at once."""
+    """An LLMEngine that answers any prompt with a token at once, and a further one in each step.
+
+    Its thread computes nothing, and hands a step's tokens on as the torch engine's does.
+    """
 
     context_length = 1 << 20
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self._token_ids = token_ids
+        self._running: dict[ScriptedSequence, None] = {}
+        self._has_work = threading.Event()
+        threading.Thread(target=self._run, name="scripted-engine", daemon=True).start()
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
         if not all(image.is_held for image in request.prompt.images):
             raise RowsNeededError("there is no KV cache to stand for an image")
-        yield TokenOutput([1], "length")
+        sequence = ScriptedSequence(self._token_ids, request.params.max_tokens or 1, request.pacing)
+        with closing(sequence.outputs) as outputs:
+            outputs.put(output := sequence.output())
+            if output.finish_reason is None:
+                self._running[sequence] = None
+                self._has_work.set()
+            try:
+                finished = False
+                while not finished:
+                    output = await outputs.take()
+                    yield output
+                    finished = output.finish_reason is not None
+            finally:
+                self._running.pop(sequence, None)
+
+    def _run(self) -> None:
+        next_step = time.perf_counter()
+        while self._has_work.wait():
+            next_step = max(next_step + STEP_SECONDS, time.perf_counter())
+            time.sleep(max(0.0, next_step - time.perf_counter()))
+            self._step()
+
+    def _step(self) -> None:
+        self._has_work.clear()  # before it looks for some: who adds any sets it
+        running = [*self._running]
+        if not running:
+            return
+        self._has_work.set()
+        outputs = [(sequence, sequence.output()) for sequence in running]
+        for sequence, output in outputs:
+            if output.finish_reason is not None:
+                self._running.pop(sequence, None)
+        running[0].loop.call_soon_threadsafe(_put, outputs)
+
+
+def _put(outputs: Sequence[tuple[ScriptedSequence, TokenOutput]]) -> None:
+    for sequence, output in outputs:
+        sequence.outputs.put(output)
 
 
 async def serve_vision(settings: VisionSettings) -> None:
@@ -89,7 +169,7 @@ async def serve_llm(settings: LLMSettings) -> None:
         max_upload_seconds=settings.max_upload_seconds,
         created_unix_seconds=0,
     )
-    engine = ScriptedLLMEngine()
+    engine = ScriptedLLMEngine(tokenizer.encode(ANSWER))
     async with sharing(settings.shared_memory_folder, SlotReader.open) as memory:
         await serve(make_service(settings, info, engine, Metrics(engine), memory), settings)
 

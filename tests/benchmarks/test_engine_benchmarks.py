@@ -17,14 +17,14 @@ from gateway.local.stack import Stack
 from llm_service.checkpoint import LLMConfig
 from protos.checkpoint.weight_files import weight_files
 from tests import random_checkpoint
-from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda, fp8_accuracy
+from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda, engine_host, fp8_accuracy
 from tests.benchmarks.prompts import LENGTH_SPREAD, Prompts
 from tests.random_checkpoint import write_random_checkpoint
 from tests.served_model import CUSTOMERS_MODEL
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TINY = ["--device", "cpu", "--tiny"]
-ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "transformers"]
+ONE_PROCESS_PARTS = ["decode", "prefill", "turns", "host", "beside", "offload", "transformers"]
 
 
 def test_engine_cpu_on_a_tiny_model() -> None:
@@ -76,7 +76,7 @@ def test_a_variants_variables_reach_its_services_alone(
 def test_engine_cuda_in_one_process(tmp_path: Path, shape: str) -> None:
     out = ["--out", str(tmp_path), "--shape", shape]
     assert engine_cuda.main([*TINY, *out, "--part", *ONE_PROCESS_PARTS]) == 0
-    assert len(_parts(tmp_path)) == len(ONE_PROCESS_PARTS) + 1  # the host's are two
+    assert len(_parts(tmp_path)) == len(ONE_PROCESS_PARTS) + 2  # the host's are two, as offload's
 
 
 def test_engine_cuda_in_float8_has_a_name_of_its_own(tmp_path: Path) -> None:
@@ -131,6 +131,16 @@ def test_a_failed_part_is_counted_and_the_next_one_runs(
     printed = capfd.readouterr()
     assert "failed: 8B decode" in printed.out
     assert "2 steps are missing" in printed.err
+
+
+def test_engine_host_has_every_stage_of_all_kinds(tmp_path: Path) -> None:
+    engine_host.main(["--out", str(tmp_path), "--batch", "1", "3", "--seconds", "0.1"])
+    (part,) = json.loads((tmp_path / "engine_host.json").read_text()).values()
+    _, _, *rows = [line.strip("| ").split(" | ") for line in part["table"].split("\n")]
+    cases = [f"{size} {kind}" for kind in engine_host.KINDS for size in (1, 3)]
+    assert [row[0].strip() for row in rows] == cases
+    assert all(float(cell) >= 0 for row in rows for cell in row[1:])
+    assert all(float(row[3]) > 0 for row in rows)  # the host's time
 
 
 def test_a_checkpoint_in_several_files_holds_the_same_tensors(

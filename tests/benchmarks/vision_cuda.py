@@ -179,7 +179,7 @@ def random_model(config: VisionConfig, device: torch.device) -> VisionModel:
 def ways(bench: Bench, exact: VisionModel) -> Iterator[Way]:
     """Yields the ways, each ready to run; the one that compiles for a while comes last."""
     yield _model_way(bench, "PyTorch", WrittenModel(_cast(bench, exact), bench.config))
-    ours = _our_model(bench, exact)
+    ours = our_model(bench, exact)
     yield _model_way(bench, "ours", ours)
     if bench.is_cuda:
         yield from _engine_ways(bench, ours)
@@ -194,7 +194,8 @@ def _cast(bench: Bench, exact: VisionModel) -> VisionModel:
     return model.eval().requires_grad_(False)
 
 
-def _our_model(bench: Bench, exact: VisionModel) -> FusedVisionModel:
+def our_model(bench: Bench, exact: VisionModel) -> FusedVisionModel:
+    """Returns the engine's model with the weights of one in float32."""
     operations = TORCH_OPERATIONS
     if bench.is_cuda:
         from vision_service.engines.torch.triton_programs import OPERATIONS

@@ -11,6 +11,7 @@ import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import LLMEngine
+from llm_service.engines.pacing import UNPACED, Pacing
 from llm_service.generator import Generator
 from llm_service.metrics import Metrics
 from llm_service.model import ModelInfo
@@ -56,6 +57,7 @@ async def serving(
     key: EmbeddingKey | None = None,
     allows_priority: bool = False,
     memory: SlotReader | None = None,
+    pacing: Pacing = UNPACED,
 ) -> AsyncIterator[grpc.aio.Channel]:
     """Serves an engine of CONFIG's model; yields a channel to it."""
     info = ModelInfo(
@@ -73,7 +75,7 @@ async def serving(
     )
     tables = TableCache(table_byte_count, key, memory)
     metrics = metrics or Metrics(engine)
-    servicer = LLMServicer(Generator(info, engine, tables, metrics))
+    servicer = LLMServicer(Generator(info, engine, tables, metrics, pacing))
     service = Service(
         SERVICE_NAME,
         servicer.register,

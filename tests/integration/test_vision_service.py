@@ -637,7 +637,7 @@ async def test_a_dead_engine_fails_calls_and_ends_the_service(
         assert isinstance(await client.refusal(IMAGE_B), EngineDeadError)
         assert isinstance(await client.refusal(IMAGE_B), EngineDeadError)
     # `run` returns False, whereupon the process exits with 1.
-    monkeypatch.setattr(vision_main, "create_engine", lambda *_: fake_engine)
+    monkeypatch.setattr(vision_main, "place_engine", lambda *_: fake_engine)
     monkeypatch.setattr(vision_main, "serve", lambda service, _: serve_one(service))
     settings = Settings(checkpoint=CHECKPOINT, preprocess_thread_count=2)
     assert await vision_main.run(settings) is False
@@ -666,14 +666,39 @@ def started_process(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def test_the_process_serves_and_ends_on_sigterm() -> None:
-    with started_process("--checkpoint", str(CHECKPOINT), "--port", "0") as process:
+@pytest.mark.parametrize("place", ["none", "own"])
+def test_the_process_serves_and_ends_on_sigterm(place: str) -> None:
+    options = ("--checkpoint", str(CHECKPOINT), "--port", "0", "--engine-process", place)
+    with started_process(*options) as process:
         assert process.stderr is not None
         log = list(itertools.takewhile(lambda line: '"serving"' not in line, process.stderr))
         process.send_signal(signal.SIGTERM)
         log += process.stderr
     assert process.returncode == 0
     assert any('"draining"' in line for line in log)
+
+
+def test_the_process_ends_when_its_engines_does() -> None:
+    options = ("--checkpoint", str(CHECKPOINT), "--port", "0", "--engine-process", "own")
+    with started_process(*options) as process:
+        assert process.stderr is not None
+        assert any('"serving"' in line for line in process.stderr)
+        try:
+            (host,) = children(process.pid, "protos.process.engine_host")
+            os.kill(host, signal.SIGKILL)
+            log = process.stderr.read()
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert '"engine_healthy": false' in log
+
+
+def children(pid: int, program: str) -> list[int]:
+    """Returns the children of a process that run a module."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    numbers = [number for file in threads for number in file.read_text(encoding="utf-8").split()]
+    lines = {int(number): Path(f"/proc/{number}/cmdline").read_bytes() for number in numbers}
+    return [number for number, line in lines.items() if program.encode() in line]
 
 
 def test_a_missing_checkpoint_is_one_sentence(tmp_path: Path) -> None:

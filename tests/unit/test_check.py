@@ -71,6 +71,13 @@ def test_the_llm_service_says_what_a_checkpoint_is(check: Check) -> None:
     }
 
 
+def test_the_llm_service_says_what_a_host_cache_holds(check: Check) -> None:
+    words = ("--torch.host-cache-byte-count", "3000000")
+    status, text, _ = check("llm", SHIPPED_GOLDEN_DIR / "tiny-internlm2", *words)
+    assert status == 0
+    assert facts_of(text)["host cache"] == "2.9 MiB of host memory, 7,812 tokens in 16 bits"
+
+
 def test_the_vision_service_says_what_a_checkpoint_is(check: Check) -> None:
     status, text, _ = check("vision", SHIPPED_GOLDEN_DIR / "tiny-qwen2")
     assert status == 0

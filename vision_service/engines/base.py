@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -35,7 +35,8 @@ class EncodingBatch(Protocol):
     def wait(self) -> list[torch.Tensor]:
         """Returns the embeddings, image by image: [n, tokens_per_tile, hidden].
 
-        They are on the CPU, and share memory neither with each other nor with the engine.
+        They are on the CPU, and share memory neither with each other nor with the engine. What
+        `submit` may raise for want of memory, this may raise too.
         """
         ...
 
@@ -86,6 +87,32 @@ class VisionEngine(Protocol):
 
         On a GPU it returns before the embeddings are there, so that the next batch can be submitted
         meanwhile; with two in flight it waits for the first.
+        """
+        ...
+
+    def is_alive(self) -> bool:
+        """Returns False once it is known that all batches will fail; for any thread."""
+        ...
+
+    def close(self) -> None:
+        """Frees what of the engine is in another process; no batch is in flight."""
+        ...
+
+
+@runtime_checkable
+class InPlaceEngine(Protocol):
+    """A VisionEngine that takes tiles from the caller's memory, and puts embeddings into it."""
+
+    def submit_in_place(
+        self, tiles: torch.Tensor, tile_counts: Sequence[int], rows: torch.Tensor
+    ) -> EncodingBatch:
+        """Takes a batch as `submit` does, but copies nothing.
+
+        Args:
+            tiles: [n, 3, tile_size, tile_size] uint8, best in page-locked memory; of the engine's
+                until the batch was waited for, as the rows are.
+            tile_counts: how many of them each image has.
+            rows: [n, tokens_per_tile, hidden] of `dtype`, where the embeddings go.
         """
         ...
 

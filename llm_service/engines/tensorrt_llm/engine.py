@@ -9,12 +9,13 @@ import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 
 import structlog
 import torch
+from msgspec.structs import replace
 from tensorrt_llm.bindings import executor
 
 from llm_service.checkpoint import LLMConfig
@@ -35,6 +36,7 @@ from llm_service.engines.base import (
     dtype_name,
 )
 from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.output_queue import OutputQueue
 from llm_service.engines.tensorrt_llm.engine_folder import EngineFolder
 from llm_service.engines.tensorrt_llm.logits import (
     Constraint,
@@ -93,7 +95,7 @@ class TensorRTLLMEngine:
         # The event loop's:
         self._turns = turns
         self._client_ids = count(1)
-        self._outputs: dict[int, asyncio.Queue[Delta]] = {}
+        self._streams: dict[int, _Stream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         # The calls' thread's. A request is kept because the executor reads its table.
         self._submitted: dict[int, tuple[int, executor.Request]] = {}
@@ -123,46 +125,37 @@ class TensorRTLLMEngine:
         waiting_count, account = self.load().waiting_sequence_count, request.account
         check_queue(waiting_count, self._max_waiting_count, account, has_ended=self._ended)
         submission = Submission(next(self._client_ids), request, max_tokens, constraint)
-        deltas: asyncio.Queue[Delta] = asyncio.Queue()
-        self._outputs[submission.client_id] = deltas
+        stream = _Stream(submission, OutputQueue(request.pacing))
+        self._streams[submission.client_id] = stream
         account.sequence_count += 1
         try:
             async with (
                 self._turns.turn(request),
-                aclosing(self._submitted_outputs(submission, deltas)) as outputs,
+                aclosing(self._submitted_outputs(stream)) as outputs,
             ):
                 async for output in outputs:
                     yield output
         finally:
             account.sequence_count -= 1
-            del self._outputs[submission.client_id]
+            del self._streams[submission.client_id]
+            stream.outputs.close()
 
-    async def _submitted_outputs(
-        self, submission: Submission, deltas: asyncio.Queue[Delta]
-    ) -> AsyncGenerator[TokenOutput, None]:
+    async def _submitted_outputs(self, stream: _Stream) -> AsyncGenerator[TokenOutput, None]:
         """Yields what the executor makes of a request whose turn it is."""
         if self._ended:
             raise engine_dead()
-        constraint = submission.constraint
-        submitted = self._calls.submit(self._submit, submission)
+        submitted = self._calls.submit(self._submit, stream.submission)
         finished = False
         try:
             await asyncio.wrap_future(submitted)
             while not finished:
-                delta = await deltas.get()
-                finished = delta.is_final
-                if finished and constraint is not None and constraint.failure is not None:
-                    raise constraint.failure
-                if delta.error is not None:
-                    raise delta.error
-                if delta.started_at is not None:
-                    submission.request.account.start(delta.started_at)
-                self._check_finite(delta.output)
-                if delta.output.token_ids or finished:
-                    yield _counted(delta.output, len(submission.request.prompt.token_ids))
+                output = await stream.outputs.take()
+                yield output
+                finished = output.finish_reason is not None
         finally:
             if not self._ended:
-                self._calls.submit(self._release, submission.client_id, is_over=finished)
+                client_id = stream.submission.client_id
+                self._calls.submit(self._release, client_id, is_over=stream.is_over)
 
     async def check_guide(self, guide: OutputGuide) -> None:
         params = SamplingParams(guide=guide)
@@ -171,7 +164,7 @@ class TensorRTLLMEngine:
 
     def load(self) -> EngineLoad:
         """Returns the load; a request that the executor has not counted yet counts as waiting."""
-        count = len(self._outputs)  # once: the loop changes it meanwhile
+        count = len(self._streams)  # once: the loop changes it meanwhile
         running = min(self._active_count, count)
         return EngineLoad(
             running_sequence_count=running,
@@ -356,11 +349,49 @@ class TensorRTLLMEngine:
         if deltas is None:
             deltas = [
                 Delta(client_id, TokenOutput([], None), engine_dead())
-                for client_id in self._outputs
+                for client_id in self._streams
             ]
         for delta in deltas:
-            if (queue := self._outputs.get(delta.client_id)) is not None:
-                queue.put_nowait(delta)
+            if (stream := self._streams.get(delta.client_id)) is not None:
+                stream.is_over = delta.is_final
+                self._put(delta, stream)
+
+    def _put(self, delta: Delta, stream: _Stream) -> None:
+        """Hands on what a delta has come to; one that adds nothing is passed over."""
+        try:
+            output = self._output(delta, stream.submission)
+        except ServiceError as error:
+            stream.outputs.put(error)
+            return
+        if output.token_ids or delta.is_final:
+            stream.outputs.put(output)
+
+    def _output(self, delta: Delta, submission: Submission) -> TokenOutput:
+        """Returns what a delta adds; raises the error that ends its request."""
+        constraint = submission.constraint
+        if delta.is_final and constraint is not None and constraint.failure is not None:
+            raise constraint.failure
+        if delta.error is not None:
+            raise delta.error
+        if delta.started_at is not None:
+            submission.request.account.start(delta.started_at)
+        self._check_finite(delta.output)
+        return _counted(delta.output, len(submission.request.prompt.token_ids))
+
+
+@dataclass
+class _Stream:
+    """What the executor makes of a request.
+
+    Attributes:
+        submission: the request.
+        outputs: for its caller.
+        is_over: whether the executor has done with it.
+    """
+
+    submission: Submission
+    outputs: OutputQueue
+    is_over: bool = False
 
 
 def _counted(output: TokenOutput, prompt_length: int) -> TokenOutput:

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import closing
 from functools import partial
-from itertools import count
+from itertools import count, groupby, takewhile
+from operator import attrgetter
 from queue import SimpleQueue
+from typing import Any
 
 import structlog
 import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.admission import (
+    alarm,
     check_queue,
     check_tokens,
     engine_dead,
     output_room,
     seconds_left,
-    time_over,
 )
 from llm_service.engines.base import (
+    DraftTotals,
     EngineLoad,
     Prompt,
     Request,
@@ -33,6 +36,8 @@ from llm_service.engines.base import (
     TokenOutput,
 )
 from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.output_queue import OutputQueue
+from llm_service.engines.steps import Message, OutputSink, QueueSink
 from llm_service.engines.torch.finiteness import not_finite
 from llm_service.engines.torch.mask_pool import MaskPool
 from llm_service.engines.torch.model_runner import ModelRunner
@@ -40,6 +45,7 @@ from llm_service.engines.torch.prompt_scores import ScoredPrompt
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.sequence import Sequence, Status
 from llm_service.engines.torch.step_outputs import SampledToken, StepOutputs
+from llm_service.engines.torch.streams import use_stream
 from llm_service.sampling import OutputGuide, SamplingParams
 from protos.errors import NonFiniteError, OverloadedError, ServiceError
 from protos.process.memory import is_out_of_memory
@@ -49,18 +55,15 @@ WARM_UP_TOKEN_COUNT = 40
 RETRY_AFTER_SECONDS = 1.0
 logger = structlog.get_logger()
 
-Outputs = asyncio.Queue[TokenOutput | ServiceError]
-Message = tuple[Outputs, TokenOutput | ServiceError]
-
 
 class TorchEngine:
-    """An LLMEngine with a thread of its own.
+    """A StepEngine with a thread of its own.
 
     The thread owns scheduler, runner and all sequences. The event loop posts calls to its inbox
-    (add a sequence, abort one, stop) and gets outputs by `call_soon_threadsafe`; there are no
-    locks. Besides that the thread publishes plain values that others read: its load, and whether
-    it has ended. It sets the latter before it empties its inbox for the last time, and `generate`
-    reads it after posting, so no request can fall between the two.
+    (add a sequence, abort one, stop), and the thread puts outputs into sinks; there are no locks.
+    Besides that the thread publishes plain values that others read: its load, and whether it has
+    ended. It sets the latter before it empties its inbox for the last time, and `submit` reads it
+    after posting, so no request can fall between the two.
 
     A sequence whose logits are no numbers ends, and the others go on. What it has computed nobody
     shares any more; who has done so, and so has no numbers either, is computed anew.
@@ -73,6 +76,7 @@ class TorchEngine:
         runner: ModelRunner,
         guides: GuideCompiler,
         max_waiting_count: int,
+        max_draft_count: int = 0,
     ) -> None:
         """Runs a first sequence, and starts the thread.
 
@@ -86,16 +90,19 @@ class TorchEngine:
         self._runner = runner
         self._guides = guides
         self._max_waiting_count = max_waiting_count
+        self._max_draft_count = max_draft_count
         self._total_kv_token_count = blocks.block_count * blocks.block_size
         self.context_length = min(config.max_position_embeddings, self._total_kv_token_count)
         self._request_count = 0  # the event loop's
         self._arrivals = count()  # the event loop's
         # The thread's:
-        self._callers: dict[Sequence, tuple[asyncio.AbstractEventLoop, Outputs]] = {}
+        self._callers: dict[Sequence, tuple[OutputSink, Any]] = {}
+        self._watchers: list[OutputSink] = []
         # With all of a step's sequences: the device may still be copying the prompt table of one
         # whose request is over, and its memory must not become another's meanwhile.
         self._in_flight: deque[tuple[list[Sequence], StepOutputs]] = deque()
         self._steps = StepTotals()
+        self._drafts = DraftTotals() if max_draft_count else None
         self._is_stalled = False
         self._stopping = False
         self._ended = False
@@ -107,31 +114,37 @@ class TorchEngine:
         self._thread.start()
 
     async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        with closing(OutputQueue(request.pacing)) as outputs:
+            leave = await self.submit(request, QueueSink(asyncio.get_running_loop()), outputs)
+            try:
+                with alarm(outputs, request.deadline):
+                    finished = False
+                    while not finished:
+                        output = await outputs.take()
+                        yield output
+                        finished = output.finish_reason is not None
+            finally:
+                leave()
+
+    async def submit(self, request: Request, sink: OutputSink, key: Any) -> Callable[[], None]:
         check_tokens(request, self._config)
         max_tokens = output_room(request.prompt, request.params.max_tokens, self.context_length)
         sequence = await self._sequence(request, max_tokens)
         waiting_count = self.load().waiting_sequence_count
         account = request.account
         check_queue(waiting_count, self._max_waiting_count, account, has_ended=self._ended)
-        outputs: Outputs = asyncio.Queue()
-        with _alarm(outputs, request.deadline):
-            self._request_count += 1
-            account.sequence_count += 1
-            self._inbox.put(partial(self._add, sequence, asyncio.get_running_loop(), outputs))
-            try:
-                if self._ended:
-                    raise engine_dead()
-                finished = False
-                while not finished:
-                    output = await outputs.get()
-                    if isinstance(output, ServiceError):
-                        raise output
-                    yield output
-                    finished = output.finish_reason is not None
-            finally:
-                self._request_count -= 1
-                account.sequence_count -= 1
-                self._inbox.put(partial(self._abort, sequence))
+        seconds_left(request.deadline)
+        self._request_count += 1
+        account.sequence_count += 1
+        leave = partial(self._leave, sequence)
+        self._inbox.put(partial(self._add, sequence, sink, key))
+        if self._ended:
+            leave()
+            raise engine_dead()
+        return leave
+
+    def watch(self, sink: OutputSink) -> None:
+        self._watchers.append(sink)
 
     async def check_guide(self, guide: OutputGuide) -> None:
         await self._guides.compiled(guide)
@@ -147,6 +160,8 @@ class TorchEngine:
             steps=self._steps,
             startable_sequence_count=self._startable_count,
             preemption_count=self._preemption_count,
+            drafts=self._drafts,
+            host_cache=self._host_cache_load,
         )
 
     def is_healthy(self) -> bool:
@@ -172,10 +187,16 @@ class TorchEngine:
             order=(-request.priority, next(self._arrivals)),
             matcher=matcher,
             account=request.account,
+            max_draft_count=self._max_draft_count,
         )
 
-    def _add(self, sequence: Sequence, loop: asyncio.AbstractEventLoop, outputs: Outputs) -> None:
-        self._callers[sequence] = (loop, outputs)
+    def _leave(self, sequence: Sequence) -> None:
+        self._request_count -= 1
+        sequence.account.sequence_count -= 1
+        self._inbox.put(partial(self._abort, sequence))
+
+    def _add(self, sequence: Sequence, sink: OutputSink, key: Any) -> None:
+        self._callers[sequence] = (sink, key)
         self._masks.order([sequence])
         self._scheduler.add(sequence)
 
@@ -204,11 +225,13 @@ class TorchEngine:
 
     def _run(self) -> None:
         try:
+            use_stream(self._runner.stream)
             while self._take_calls():
                 if self._scheduler.has_work:
                     self._step()
                 else:
                     self._publish_load()
+                    self._tell({})
         except Exception as error:
             # Whatever it is: in the log it has its traceback, and `_end` tells the callers.
             logger.error("engine_died", error=str(error), exc_info=error)
@@ -285,14 +308,64 @@ class TorchEngine:
 
         A sequence that has ended since its step began gets no token any more.
         """
-        sampled = [token for token in sampled if self._counts(token)]
-        for token in sampled:
-            token.sequence.append(token.token_id)
-            if token.sequence.has_ended:
-                self._scheduler.finish(token.sequence)
-        self._masks.order(token.sequence for token in sampled if not token.sequence.has_ended)
+        if self._drafts is None:
+            outputs = {
+                token.sequence: self._taken(token) for token in sampled if self._counts(token)
+            }
+        else:
+            outputs = self._verified(sampled)
+        self._masks.order(
+            sequence for sequence in outputs if sequence.status is not Status.FINISHED
+        )
         self._publish_load()
-        self._tell({token.sequence: _output(token) for token in sampled})
+        self._tell(outputs)
+
+    def _taken(self, token: SampledToken) -> TokenOutput | ServiceError:
+        """Appends a sequence's next token; returns what to tell of it."""
+        sequence = token.sequence
+        sequence.append(token.token_id)
+        failure = sequence.failure
+        if failure is not None or sequence.finish_reason is not None:
+            self._scheduler.finish(sequence)
+        return failure or TokenOutput(
+            [token.token_id],
+            sequence.finish_reason,
+            sequence.cached_count or 0,
+            () if token.logprob is None else (token.logprob,),
+        )
+
+    def _verified(self, sampled: list[SampledToken]) -> dict[Sequence, TokenOutput | ServiceError]:
+        """Appends the next tokens of sequences that may have drafts, and has drafts guessed."""
+        groups = [list(tokens) for _, tokens in groupby(sampled, attrgetter("sequence"))]
+        outputs = {
+            tokens[0].sequence: self._taken_of(tokens)
+            for tokens in groups
+            if self._counts(tokens[0])
+        }
+        for sequence in outputs:
+            if sequence.status is not Status.FINISHED:
+                sequence.guess()
+        return outputs
+
+    def _taken_of(self, tokens: list[SampledToken]) -> TokenOutput | ServiceError:
+        """Appends what a step has sampled of one sequence; returns what to tell of it."""
+        sequence, draft_count = tokens[0].sequence, len(tokens[0].sequence.verified)
+        finite = tokens
+        if len(tokens) > 1:
+            finite = list(takewhile(attrgetter("is_finite"), tokens))
+        count = sequence.extend([token.token_id for token in finite])
+        if self._drafts is not None:
+            draft_count -= len(sequence.verified)  # those of a later step are still in flight
+            self._drafts = self._drafts.after(draft_count, count - 1)
+        if count > 1:
+            self._scheduler.blocks.register(sequence)
+        if sequence.has_ended:
+            self._scheduler.finish(sequence)
+        elif len(finite) < len(tokens):
+            # No kernel must read what a draft has left: a NaN, times 0, is NaN.
+            sequence.drafter = None
+            self._scheduler.restart(sequence)
+        return _output(finite[:count])
 
     def _counts(self, token: SampledToken) -> bool:
         """Returns whether a token is its sequence's next one; where it is none, sees to that."""
@@ -326,18 +399,16 @@ class TorchEngine:
         self._tell({sequence: fault})
 
     def _tell(self, outputs: Mapping[Sequence, TokenOutput | ServiceError]) -> None:
-        """Hands outputs to their callers: one wake-up of an event loop for all of them."""
-        messages: defaultdict[asyncio.AbstractEventLoop, list[Message]] = defaultdict(list)
+        """Hands outputs to their callers: one call of a sink for all of them."""
+        messages: dict[OutputSink, list[Message]] = {sink: [] for sink in self._watchers}
         for sequence, output in outputs.items():
             if sequence in self._callers:
-                loop, queue = self._callers[sequence]
-                messages[loop].append((queue, output))
+                sink, key = self._callers[sequence]
+                messages.setdefault(sink, []).append((key, output))
             if isinstance(output, ServiceError) or output.finish_reason is not None:
                 self._callers.pop(sequence, None)
-        for loop, of_loop in messages.items():
-            # A closed loop has no callers left.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_put_all, of_loop)
+        for sink, of_sink in messages.items():
+            sink.put(of_sink)
 
     def _publish_load(self) -> None:
         blocks = self._scheduler.blocks
@@ -345,6 +416,7 @@ class TorchEngine:
         self._free_kv_token_count = blocks.free_count * blocks.block_size
         self._startable_count = self._scheduler.startable_count
         self._preemption_count = self._scheduler.preemption_count
+        self._host_cache_load = blocks.host_cache_load
 
     def _end(self) -> None:
         """Fails every request that is in the engine or was posted before it ended."""
@@ -355,35 +427,14 @@ class TorchEngine:
         self._masks.close()
 
 
-def _output(token: SampledToken) -> TokenOutput | ServiceError:
-    return token.sequence.failure or TokenOutput(
-        token_ids=[token.token_id],
-        finish_reason=token.sequence.finish_reason,
-        cached_token_count=token.sequence.cached_count or 0,
-        logprobs=() if token.logprob is None else (token.logprob,),
+def _output(tokens: list[SampledToken]) -> TokenOutput | ServiceError:
+    sequence = tokens[0].sequence
+    return sequence.failure or TokenOutput(
+        token_ids=[token.token_id for token in tokens],
+        finish_reason=sequence.finish_reason,
+        cached_token_count=sequence.cached_count or 0,
+        logprobs=tuple(token.logprob for token in tokens if token.logprob is not None),
     )
-
-
-@contextlib.contextmanager
-def _alarm(outputs: Outputs, deadline: float | None) -> Iterator[None]:
-    """Puts the end of a request's time into its queue when it comes, unless it is left before.
-
-    Raises:
-        DeadlineError: it is over already.
-    """
-    if (seconds := seconds_left(deadline)) is None:
-        yield
-        return
-    alarm = asyncio.get_running_loop().call_later(seconds, outputs.put_nowait, time_over())
-    try:
-        yield
-    finally:
-        alarm.cancel()
-
-
-def _put_all(messages: list[Message]) -> None:
-    for queue, output in messages:
-        queue.put_nowait(output)
 
 
 def _out_of_memory(sequence_count: int) -> OverloadedError:

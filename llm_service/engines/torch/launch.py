@@ -9,14 +9,18 @@ from torch.nn import functional
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import EngineStartError
 from llm_service.engines.guides import GuideCompiler
+from llm_service.engines.torch.block_copies import BlockCopies, staged_block_count
 from llm_service.engines.torch.block_manager import BlockManager
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.engine import TorchEngine
 from llm_service.engines.torch.finiteness import broken_start
+from llm_service.engines.torch.host_cache import HostCache
+from llm_service.engines.torch.host_memory import check_host_cache, page_locked
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.quantization import check_quantization
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.start_memory import StartMemory
+from llm_service.engines.torch.streams import engine_stream
 from llm_service.engines.torch.weights import load_decoder, stored_types
 from llm_service.settings import Settings, TorchOptions
 from llm_service.tokenizer import Tokenizer
@@ -46,16 +50,18 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     Raises:
         CheckpointError: the weights do not fit the config.
         EngineStartError: there is no CUDA device or too little memory, weights are to be quantised
-            on CUDA, the KV cache would hold no block, or the first logits are not finite.
+            on CUDA or a host cache beside a CPU, the KV cache or the host cache would hold no
+            block, or the first logits are not finite.
     """
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch)
     dtype = _dtype(settings.torch, device)
+    check_host_cache(settings.torch, device)
     check_quantization(settings.torch.quantization, config, device, dtype)
     stored = stored_types(settings.checkpoint, device, dtype, settings.torch.quantization)
     memory = StartMemory.of(settings, config, device, dtype, stored)
     memory.check()
-    with memory.enough():
+    with memory.enough(), torch.cuda.stream(engine_stream(device)):
         decoder = load_decoder(settings.checkpoint, config, device, dtype, stored)
         guides = GuideCompiler(tokenizer, config.vocabulary_size)
         return _engine(settings, decoder, guides, memory.kv_cache)
@@ -74,14 +80,34 @@ def _engine(
     )
     block_size = settings.torch.block_size or (CUDA_BLOCK_SIZE if is_cuda else CPU_BLOCK_SIZE)
     block_count = _block_count(settings, decoder, block_size, kv_byte_count)
-    runner = ModelRunner(decoder, block_count, block_size, running_count, step_token_count)
-    blocks = BlockManager(block_count, block_size)
-    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count)
+    draft_count = settings.torch.draft_token_count
+    # Where few sequences run, their drafts have the room of many.
+    decode_count = max(running_count, 1 + draft_count)
+    runner = ModelRunner(decoder, block_count, block_size, decode_count, step_token_count)
+    blocks = BlockManager(block_count, block_size, _host_cache(settings.torch, runner.kv_cache))
+    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count, decode_count)
     waiting_count = settings.max_waiting_sequence_count
     try:
-        return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count)
+        return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count, draft_count)
     except NonFiniteError as error:
         raise EngineStartError(broken_start(decoder)) from error
+
+
+def _host_cache(options: TorchOptions, kv_cache: torch.Tensor) -> HostCache | None:
+    if not options.host_cache_byte_count:
+        return None
+    block_byte_count = kv_cache[:, :, 0].nbytes
+    slot_count = options.host_cache_byte_count // block_byte_count
+    if not slot_count:
+        raise EngineStartError(
+            f"the host cache has {options.host_cache_byte_count} bytes, and one block needs"
+            f" {block_byte_count}"
+        )
+    byte_count = slot_count * block_byte_count
+    cache = HostCache(BlockCopies(kv_cache, page_locked(byte_count)))
+    token_count = slot_count * kv_cache.shape[3]
+    logger.info("host_cache", host_token_count=token_count, byte_count=byte_count)
+    return cache
 
 
 def _device(options: TorchOptions) -> torch.device:
@@ -111,7 +137,10 @@ def _block_count(settings: Settings, decoder: Decoder, block_size: int, byte_cou
     block_byte_count = block_size * config.kv_values_per_token() * decoder.dtype.itemsize
     if not byte_count:
         free_byte_count, _ = torch.cuda.mem_get_info(weight.device)
-        byte_count = int(free_byte_count * settings.kv_cache_fraction)
+        slot_count = settings.torch.host_cache_byte_count // block_byte_count
+        staged_byte_count = 2 * staged_block_count(slot_count, block_byte_count) * block_byte_count
+        left_byte_count = free_byte_count - staged_byte_count
+        byte_count = max(1, int(left_byte_count * settings.kv_cache_fraction))
     block_count = byte_count // block_byte_count
     if block_count * block_size < 2:
         raise EngineStartError(

@@ -14,13 +14,16 @@ SLOW_SECONDS = 0.001
 
 
 class Mask:
-    """One step of a sequence's matcher.
+    """One step of a sequence's matcher, and what it says after drafts of further tokens.
 
     Attributes:
         matcher: the sequence's.
-        bits: [ceil(vocabulary_size / 32)] int32; to be read once it has come.
+        bits: [1 + drafts, ceil(vocabulary_size / 32)] int32: the next token's, then those after
+            each draft; to be read once they have come.
+        count: how many of them have been computed.
         is_slow: whether no step waits for it.
-        has_come: set when it is there.
+        has_come: whether it is there.
+        settled: set when all masks that were ordered with it are there, or are slow.
         is_wanted: whether its sequence still goes on; the engine's thread says so.
     """
 
@@ -28,17 +31,22 @@ class Mask:
         self,
         matcher: TokenMatcher,
         token_ids: Sequence[int],
+        drafts: Sequence[int],
         vocabulary_size: int,
+        settled: threading.Event,
         *,
         may_end: bool,
     ) -> None:
-        """Takes what TokenMatcher.advance needs to know."""
+        """Takes what TokenMatcher.advance and .look_ahead need to know."""
         self.matcher = matcher
-        self.bits = torch.empty(-(-vocabulary_size // 32), dtype=torch.int32)
+        self.bits = torch.empty(1 + len(drafts), -(-vocabulary_size // 32), dtype=torch.int32)
+        self.count = 0
         self.is_slow = self.is_expected_slow
-        self.has_come = threading.Event()
+        self.has_come = False
+        self.settled = settled
         self.is_wanted = True
         self._token_ids = token_ids
+        self._drafts = drafts
         self._may_end = may_end
 
     @property
@@ -50,5 +58,7 @@ class Mask:
         """Computes it: no work for the engine's thread."""
         if not self.is_wanted:
             return
-        self.matcher.advance(self._token_ids, self.bits, may_end=self._may_end)
-        self.has_come.set()
+        first, *others = self.bits.unbind()
+        self.matcher.advance(self._token_ids, first, may_end=self._may_end)
+        self.count = 1 + self.matcher.look_ahead(self._drafts, others)
+        self.has_come = True

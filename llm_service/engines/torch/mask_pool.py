@@ -7,11 +7,12 @@ steps until it has come, and the others go on.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from llm_service.engines.torch.mask import Mask
+from llm_service.engines.torch.mask import SLOW_SECONDS, Mask
 from llm_service.engines.torch.sequence import Sequence
 
 # So long a step may wait for its masks, all together.
@@ -37,44 +38,50 @@ class MaskPool:
     def order(self, sequences: Iterable[Sequence]) -> None:
         """Has the next masks of those sequences computed that have a guide."""
         quick: list[Mask] = []
+        settled = threading.Event()
         for sequence in sequences:
-            sequence.mask = mask = self._mask(sequence)
+            sequence.mask = mask = self._mask(sequence, settled)
             if mask is not None and mask.is_slow:
                 self._watch(self._slow.submit(mask.compute))
             elif mask is not None:
                 quick.append(mask)
         if quick:
-            self._watch(self._quick.submit(self._compute, quick))
+            self._watch(self._quick.submit(self._compute, quick, settled))
 
     def close(self) -> None:
         """Ends the threads, after the masks that they are at."""
         for thread in (self._quick, self._slow):
             thread.shutdown(cancel_futures=True)
 
-    def _mask(self, sequence: Sequence) -> Mask | None:
-        if sequence.matcher is None:
+    def _mask(self, sequence: Sequence, settled: threading.Event) -> Mask | None:
+        matcher = sequence.matcher
+        if matcher is None:
             return None
-        output_length = sequence.output_length
+        if max(matcher.expected_seconds, matcher.ahead_seconds) > SLOW_SECONDS:
+            sequence.drafts = []
         return Mask(
-            sequence.matcher,
-            sequence.token_ids[-1:] if output_length else [],
+            matcher,
+            sequence.take_unmatched(),
+            sequence.drafts.copy(),
             self._vocabulary_size,
-            may_end=output_length >= sequence.params.min_tokens,
+            settled,
+            may_end=sequence.output_length >= sequence.params.min_tokens,
         )
 
-    def _compute(self, masks: list[Mask]) -> None:
+    def _compute(self, masks: list[Mask], settled: threading.Event) -> None:
         for mask in masks:
             if mask.is_expected_slow:  # since another choice's mask was
                 mask.is_slow = True
                 self._watch(self._slow.submit(mask.compute))
             else:
                 mask.compute()
+        settled.set()
 
     def _watch(self, computed: Future[None]) -> None:
         computed.add_done_callback(lambda future: self._post(future.result))
 
 
-def await_masks(sequences: list[Sequence]) -> None:
+def await_masks(sequences: Iterable[Sequence]) -> None:
     """Waits for the masks of sequences that are to be sampled, all together for a moment.
 
     Sequences whose masks have not come then are held back. The others' accounts are charged.
@@ -82,9 +89,20 @@ def await_masks(sequences: list[Sequence]) -> None:
     deadline = time.perf_counter() + GRACE_SECONDS
     for sequence in sequences:
         if (mask := sequence.mask) is not None:
-            if not mask.is_slow:
-                mask.has_come.wait(max(0.0, deadline - time.perf_counter()))
-            if mask.has_come.is_set():
+            if not (mask.is_slow or mask.has_come):
+                mask.settled.wait(max(0.0, deadline - time.perf_counter()))
+            if mask.has_come:
                 mask.matcher.charge()
             else:
                 sequence.is_held_back = mask.is_slow = True
+
+
+def mask_count(sequence: Sequence) -> int:
+    """Returns after how many tokens a sequence can be sampled: its last one, and its drafts.
+
+    After all of them without a guide. `await_masks` has waited for it.
+    """
+    if sequence.is_held_back:
+        return 0
+    count = 1 + len(sequence.drafts)
+    return count if sequence.mask is None else min(count, sequence.mask.count)

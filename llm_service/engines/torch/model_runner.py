@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from llm_service.engines.torch.block_tables import Array, BlockTables
 from llm_service.engines.torch.compiled.create import compiled_decode
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.base import BatchLayout, TileSet, rotary_table
 from llm_service.engines.torch.kv_cache import zeros
-from llm_service.engines.torch.mask_pool import await_masks
+from llm_service.engines.torch.mask_pool import await_masks, mask_count
 from llm_service.engines.torch.prompt_scores import PromptScores
+from llm_service.engines.torch.ranked import Ranked
 from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_graphs import (
@@ -21,8 +23,10 @@ from llm_service.engines.torch.step_graphs import (
     StepGraphs,
     StepLimits,
 )
-from llm_service.engines.torch.step_inputs import Array, StepInputs
+from llm_service.engines.torch.step_inputs import StepInputs
 from llm_service.engines.torch.step_outputs import StepOutputs
+from llm_service.engines.torch.streams import current_stream
+from llm_service.engines.torch.token_histories import TokenHistories
 from llm_service.engines.torch.transfer import LargeUpload, upload, uploaded
 
 
@@ -31,6 +35,10 @@ class ModelRunner:
 
     The last block belongs to nobody: a CUDA graph's padding writes there. On CUDA `run` returns
     before the device has worked; a token that is in flight is read from where the device left it.
+
+    Attributes:
+        stream: the thread's when the runner was made, in which all of its steps belong; None on the
+            CPU.
     """
 
     def __init__(
@@ -41,8 +49,10 @@ class ModelRunner:
         max_running: int,
         max_step_token_count: int = TOKEN_SIZES[-1],
     ) -> None:
+        """Takes the cache's size, and how many decodes and tokens a step has at most."""
         config = decoder.config
         self.device, self.dtype = decoder.embedding.weight.device, decoder.dtype
+        self.stream = current_stream(self.device)
         self._decoder = decoder
         self._block_size = block_size
         self.vocabulary_size = config.vocabulary_size
@@ -52,7 +62,10 @@ class ModelRunner:
         # Longer prompts than the cache holds are refused at the door.
         length = min(config.max_position_embeddings, block_count * block_size)
         self._rotation = rotary_table(config.head_dim, config.rope_theta, length, self.device)
-        self._last_tokens = torch.zeros(max_running, dtype=torch.int64, device=self.device)
+        # One more for the padding of decodes.
+        self._last_tokens = torch.zeros(max_running + 1, dtype=torch.int64, device=self.device)
+        self._histories = TokenHistories(self.vocabulary_size, self.device)
+        self._tables = BlockTables(max_running, -(-length // block_size), block_size)
         self._table_upload = LargeUpload(self.device)
         places = torch.arange(max_running, dtype=torch.int32, device=self.device)
         self._decode_tiles = torch.stack([places, torch.ones_like(places), places], dim=1)
@@ -62,6 +75,11 @@ class ModelRunner:
                 decoder.kernels.tile_size, block_count, max_step_token_count
             )
         self._compiled = compiled_decode(decoder, self._kv_cache, self._rotation)
+
+    @property
+    def kv_cache(self) -> torch.Tensor:
+        """[layers, 2, blocks + 1, block_size, kv_heads, head_dim]."""
+        return self._kv_cache
 
     @property
     def overlaps(self) -> bool:
@@ -75,53 +93,68 @@ class ModelRunner:
         A sequence whose mask has not come is held back: its last token is computed again later.
         """
         inputs = self.inputs(scheduled)
-        states = self._states(inputs) if inputs.scored else None
-        sampled_count = len(inputs.sampled)
-        logits = (
-            self.logits(inputs) if states is None else self._decoder.logits(states[:sampled_count])
-        )
+        states, ranked = self._states_and_ranked(inputs)
         sampled, masks = inputs.sampled, None
         if any(sequence.mask is not None for sequence in sampled):
-            await_masks(sampled)  # while the device computes the logits
-            sampled, logits = self._not_held_back(sampled, logits)
+            await_masks(dict.fromkeys(sampled))  # while the device computes the logits
+            sampled, ranked = self._with_masks(sampled, ranked)
             masks = guide_masks(sampled, self.vocabulary_size)
-        choice = sample(logits, sampled, masks)
-        slots = [sequence.slot for sequence in sampled]
-        self._last_tokens[uploaded(slots, torch.int64, self.device)] = choice.token_ids
+        choice = sample(ranked, sampled, masks, self._histories)
+        if choice.token_ids is not ranked.best or self._decode_graphs(inputs) is None:
+            slots = [sequence.slot for sequence in sampled]
+            self._last_tokens[uploaded(slots, torch.int64, self.device)] = choice.token_ids
         scores = None
         if states is not None:
-            scores = PromptScores(self._decoder, states[sampled_count:], inputs.scored)
+            scores = PromptScores(self._decoder, states[len(inputs.sampled) :], inputs.scored)
         return StepOutputs(sampled, choice, scores)
 
-    def _not_held_back(
-        self, sampled: list[Sequence], logits: torch.Tensor
-    ) -> tuple[list[Sequence], torch.Tensor]:
-        kept = [index for index, sequence in enumerate(sampled) if not sequence.is_held_back]
+    def _with_masks(self, sampled: list[Sequence], ranked: Ranked) -> tuple[list[Sequence], Ranked]:
+        """Leaves out what has no mask: of a sequence all, or what follows some of its drafts."""
+        kept: list[int] = []
+        row = 0
+        for sequence in dict.fromkeys(sampled):
+            kept += range(row, row + mask_count(sequence))
+            row += 1 + len(sequence.drafts)
         if len(kept) == len(sampled):
-            return sampled, logits
+            return sampled, ranked
         rows = uploaded(kept, torch.int64, self.device)
-        return [sampled[index] for index in kept], logits[rows]
+        return [sampled[index] for index in kept], ranked.rows(rows)
 
     def inputs(self, scheduled: list[Sequence]) -> StepInputs:
         """Returns what the scheduled sequences mean to `logits`."""
-        return StepInputs.of(scheduled, self._block_size, self.vocabulary_size)
+        return StepInputs.of(scheduled, self._tables, self.vocabulary_size)
 
     @torch.inference_mode()
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """Returns [S, vocabulary_size], the logits after the last token of each that is sampled."""
-        rows = self._uploaded(inputs.rows)
-        decodes_alone = inputs.decode_count == inputs.token_count == len(inputs.sampled)
+        if (graphs := self._decode_graphs(inputs)) is not None:
+            return graphs.run(inputs).logits
         if self._graphs is None:
-            self._clear_begun_blocks(inputs)
-            if self._compiled and decodes_alone and self._compiled.fits(inputs.decode_count):
-                tables = inputs.block_tables(inputs.decode_count)
-                return self._compiled.run(self._embed(rows[0]), inputs.rows, tables)
-            return self._decoder.logits(self._launched(inputs, rows, inputs.sampled_rows))
-        if decodes_alone:
-            block_tables = self._uploaded(inputs.block_tables(inputs.decode_count))
-            return self._graphs.decode.run(rows, block_tables)
+            return self._launched_logits(inputs)
+        rows = self._uploaded(inputs.rows)
         sampled_rows = self._uploaded(np.array(inputs.sampled_rows, np.int64))
         return self._graphs.mixed.run(self._mixed_step(self._graphs, inputs, rows), sampled_rows)
+
+    def _decode_graphs(self, inputs: StepInputs) -> DecodeGraphs | None:
+        """Returns the graphs that compute a step, where these do: they keep the best tokens."""
+        return self._graphs.decode if self._graphs and inputs.is_decodes_alone else None
+
+    def _states_and_ranked(self, inputs: StepInputs) -> tuple[torch.Tensor | None, Ranked]:
+        """Returns what `_states` does where prompts are scored, and the ranked logits."""
+        if (graphs := self._decode_graphs(inputs)) is not None:
+            return None, graphs.run(inputs)
+        if not inputs.scored:
+            return None, Ranked.of(self.logits(inputs))
+        states = self._states(inputs)
+        return states, Ranked.of(self._decoder.logits(states[: len(inputs.sampled)]))
+
+    def _launched_logits(self, inputs: StepInputs) -> torch.Tensor:
+        rows = self._uploaded(inputs.rows)
+        self._clear_begun_blocks(inputs)
+        count = inputs.decode_count
+        if self._compiled and inputs.is_decodes_alone and self._compiled.fits(count):
+            return self._compiled.run(self._embed(rows[0]), inputs.rows, inputs.block_tables(count))
+        return self._decoder.logits(self._launched(inputs, rows, inputs.sampled_rows))
 
     def _states(self, inputs: StepInputs) -> torch.Tensor:
         """Returns [S + N, hidden_size]: what gives the logits of `logits`, and those of N scores.
@@ -203,18 +236,23 @@ class ModelRunner:
                 embeddings[places_of_rows] = self._table_upload(table).to(embeddings.dtype)
             begin += sequence.scheduled_count
 
-    def _decode(self, rows: torch.Tensor, block_tables: torch.Tensor) -> torch.Tensor:
-        """Returns the logits [D, vocabulary_size] of decodes alone."""
-        token_ids, places, slots = rows
+    def _decode(self, rows: torch.Tensor, block_tables: torch.Tensor) -> Ranked:
+        """Ranks the logits [D, vocabulary_size] of decodes alone, and keeps the best tokens.
+
+        Where another one is sampled, that is kept later.
+        """
+        token_ids, places, cache_places, slots = rows
         layout = BatchLayout(
             rotation=self._rotation[places],
-            slots=slots,
+            slots=cache_places,
             context_lengths=(places + 1).int(),
             block_tables=block_tables,
             tile_sets=(TileSet(self._decode_tiles[: len(places)], 1),),
         )
         hidden = self._decoder(self._embed(token_ids), self._kv_cache, layout)
-        return self._decoder.logits(hidden)
+        ranked = Ranked.of(self._decoder.logits(hidden))
+        self._last_tokens[slots] = ranked.best
+        return ranked
 
     def _mixed_states(
         self,

@@ -34,6 +34,9 @@ class Scheduler:
     blocks as it grows. When none is left, the last sequence in the order gives its blocks back and
     is computed anew later.
 
+    What a sequence finds in host memory is copied while steps of others go on. One such copy is
+    begun a step; a step waits for it where there is nothing else to do.
+
     Attributes:
         blocks: the KV cache's.
         waiting: sequences that wait for their turn, first ones first.
@@ -47,6 +50,7 @@ class Scheduler:
         max_step_token_count: int,
         max_running_count: int,
         max_mixed_token_count: int | None = None,
+        max_decode_count: int = 0,
     ) -> None:
         """Makes an empty one.
 
@@ -56,6 +60,7 @@ class Scheduler:
             max_running_count: slots.
             max_mixed_token_count: most tokens of a step beside sequences that write, which wait
                 for it; None: as of any step.
+            max_decode_count: most sequences and drafts of a step.
         """
         self.blocks = blocks
         self.waiting: list[Sequence] = []
@@ -63,6 +68,7 @@ class Scheduler:
         self.preemption_count = 0
         self._max_step_token_count = max_step_token_count
         self._max_mixed_token_count = max_mixed_token_count or max_step_token_count
+        self._max_decode_count = max_decode_count
         self._free_slots = list(reversed(range(max_running_count)))
         self._share = max(1, max_running_count // 4)
         self._held_counts: Counter[Account] = Counter()
@@ -100,7 +106,10 @@ class Scheduler:
         for sequence in self.running:
             if sequence.is_ready:
                 (decoding if sequence.uncomputed_count == 1 else reading).append(sequence)
+        draft_room = self._max_decode_count - len(self.running) - len(self.waiting)
         for sequence in decoding:
+            if sequence.drafts:
+                draft_room -= self._fit_drafts(sequence, min(budget - 1, draft_room))
             if budget == 0 or not self._make_room(sequence):
                 break
             scheduled.append(sequence)
@@ -111,9 +120,11 @@ class Scheduler:
         readers = [sequence for sequence in reading if sequence.status is Status.RUNNING]
         budget = self._read(scheduled, readers, budget)
         while budget > 0 and (admitted := self._admit()) is not None:
+            if admitted.is_arriving:
+                break
             scheduled.append(admitted)
             budget -= self._schedule_tokens(admitted, budget)
-        return scheduled
+        return scheduled or self._schedule_arriving(budget)
 
     def take_unreadable(self) -> list[Sequence]:
         """Returns the sequences that the latest step has ended for rows that nobody holds."""
@@ -159,14 +170,33 @@ class Scheduler:
             newcomer = self._next_waiting()
             if self._held_counts[newcomer.account] or newcomer.uncomputed_count >= longest:
                 break
-            if self._admit() is None:
+            if self._admit() is None or newcomer.is_arriving:
                 break
             readers.append(newcomer)
 
     def _schedule_tokens(self, sequence: Sequence, budget: int) -> int:
-        sequence.scheduled_count = min(sequence.uncomputed_count, budget)
+        if sequence.arrival is not None:
+            sequence.await_arrival()
+        sequence.scheduled_count = min(sequence.uncomputed_count + len(sequence.drafts), budget)
         self.blocks.register(sequence)
         return sequence.scheduled_count
+
+    def _fit_drafts(self, sequence: Sequence, room: int) -> int:
+        """Leaves a sequence as many drafts as there is room for, and returns how many."""
+        del sequence.drafts[max(0, room) :]
+        if not self.blocks.can_hold(sequence):  # nobody gives blocks back for guesses
+            sequence.drafts = []
+        return len(sequence.drafts)
+
+    def _schedule_arriving(self, budget: int) -> list[Sequence]:
+        """Schedules a sequence whose blocks are on their way, if no other goes on meanwhile."""
+        if not all(item.arrival is not None or item.awaits_mask for item in self.running):
+            return []
+        for sequence in self.running:
+            if sequence.arrival is not None and sequence.is_ready_on_arrival:
+                self._schedule_tokens(sequence, budget)
+                return [sequence]
+        return []
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Gives a running sequence its blocks, preempting the last ones where none are left.
@@ -174,12 +204,11 @@ class Scheduler:
         Returns:
             False when the sequence was itself the last, or has been preempted before.
         """
-        while sequence.status is Status.RUNNING and not self.blocks.can_hold(sequence):
+        while sequence.status is Status.RUNNING:
+            if self.blocks.allocate(sequence):
+                return True
             self._preempt(self.running[-1])
-        if sequence.status is not Status.RUNNING:
-            return False
-        self.blocks.allocate(sequence)
-        return True
+        return False
 
     def _share_slots(self) -> None:
         """Frees the slot of a request with more than its share for one that has less."""
@@ -203,6 +232,7 @@ class Scheduler:
         self.preemption_count += 1
         self._stop_running(sequence)
         sequence.computed_count = 0
+        sequence.drafts = []
         sequence.status = Status.WAITING
         self.add(sequence)
 

@@ -7,13 +7,18 @@ What a graph has room for beyond its step is padding, which writes to a block of
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from llm_service.engines.torch.kernels.base import TileSet
+from llm_service.engines.torch.ranked import Ranked
+from llm_service.engines.torch.step_inputs import StepInputs
+from llm_service.engines.torch.streams import capture_stream
+from llm_service.engines.torch.transfer import RowsUpload
 
 # One sequence, few, then by eights.
 DECODE_SIZES = (1, 2, 4, *range(8, 513, 8))
@@ -25,8 +30,12 @@ FURTHER_TOKEN_SIZE = 1024
 LARGE_STEP_TOKEN_COUNT = 768
 DECODE_SPLIT_COUNT = 4
 
-Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
-Decode = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Before the block table in a row of DecodeGraphs: 64 bytes, so that all tables are aligned alike.
+HEAD_SIZE = 16
+SLOT = 3
+
+Output = TypeVar("Output")
+Decode = Callable[[torch.Tensor, torch.Tensor], Ranked]
 Placed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[TileSet, ...]]
 Mixed = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, tuple[TileSet, ...], torch.Tensor], torch.Tensor
@@ -58,31 +67,53 @@ class StepLimits:
         return torch.zeros(shape, dtype=torch.int32, device=self.padding.device)
 
 
+class Graph(NamedTuple, Generic[Output]):
+    """A recorded step, and what a replay writes its output to."""
+
+    recording: torch.cuda.CUDAGraph
+    output: Output
+
+
 class DecodeGraphs:
-    """Replays decodes of `rows` [3, D] as StepInputs has them, and `block_tables` [D, W]."""
+    """Replays decodes, whose inputs come to the device in one copy.
+
+    A row of it has a sequence's token id, its place and its place in the cache, the sequence's
+    slot, and from HEAD_SIZE on the block table. Padding has the slot behind the last.
+    """
 
     def __init__(self, decode: Decode, limits: StepLimits) -> None:
-        """Records `decode`: the logits [D, vocabulary_size] of rows and block tables."""
+        """Records `decode`: what rows [4, D] int64 and block tables [D, W] give."""
         largest = limits.max_running
         self._sizes = [size for size in DECODE_SIZES if size < largest] + [largest]
-        self._padding = limits.padding
-        self._rows = limits.padding.repeat(1, largest)
-        self._block_tables = limits.zeros(largest, limits.table_width)
-        self._graphs: dict[int, Graph] = {}
+        self._padding = [*limits.padding.flatten().tolist(), largest]
+        self._inputs = limits.zeros(largest, HEAD_SIZE + limits.table_width)
+        self._inputs[:, : SLOT + 1] = torch.tensor(self._padding)
+        self._upload = RowsUpload(self._inputs)
+        self._graphs: dict[int, Graph[Ranked]] = {}
         for size in reversed(self._sizes):
-            arguments = (self._rows[:, :size], self._block_tables[:size])
-            self._graphs[size] = _record(decode, arguments, self._graphs)
+            step = partial(_decode_inputs, decode)
+            self._graphs[size] = _record(step, (self._inputs[:size],), self._graphs)
 
-    def run(self, rows: torch.Tensor, block_tables: torch.Tensor) -> torch.Tensor:
-        """Returns the logits [D, vocabulary_size], which the next run overwrites."""
-        count, width = block_tables.shape
+    def run(self, inputs: StepInputs) -> Ranked:
+        """Returns what decodes alone give; the next run overwrites it."""
+        count = inputs.decode_count
         size = self._sizes[bisect_left(self._sizes, count)]
-        self._rows[:, :count] = rows
-        self._rows[:, count:size] = self._padding
-        self._block_tables[:count, :width] = block_tables
-        graph, logits = self._graphs[size]
+        block_tables = inputs.block_tables(count)
+        rows = self._upload.begin()
+        rows[:count, :SLOT] = inputs.rows.T
+        rows[:count, SLOT] = inputs.slots
+        rows[:count, HEAD_SIZE : HEAD_SIZE + block_tables.shape[1]] = block_tables
+        rows[count:size, : SLOT + 1] = self._padding
+        self._upload.copy(size)
+        graph, ranked = self._graphs[size]
         graph.replay()
-        return logits[:count]
+        return ranked.head(count)
+
+
+def _decode_inputs(decode: Decode, inputs: torch.Tensor) -> Ranked:
+    heads = inputs[:, : SLOT + 1].T
+    rows = torch.empty(heads.shape, dtype=torch.int64, device=inputs.device).copy_(heads)
+    return decode(rows, inputs[:, HEAD_SIZE:])
 
 
 class MixedStep(NamedTuple):
@@ -120,7 +151,7 @@ class MixedGraphs:
         self._decodes = limits.zeros(limits.max_running, 3)
         self._tiles = limits.zeros(self._tile_count(largest), 3)
         self._sampled_rows = limits.zeros(limits.max_running).long()
-        self._graphs: dict[int, Graph] = {}
+        self._graphs: dict[int, Graph[torch.Tensor]] = {}
         for size in reversed(self._sizes):
             arguments = (*self._places(size), self._sampled_rows)
             self._graphs[size] = _record(mixed, arguments, self._graphs)
@@ -203,15 +234,18 @@ class StepGraphs:
 
 
 def _record(
-    step: Callable[..., torch.Tensor],
+    step: Callable[..., Output],
     arguments: tuple[Any, ...],
-    others: dict[int, Graph],
-) -> Graph:
+    others: Mapping[int, Graph[Output]],
+) -> Graph[Output]:
     """Records a step on these very tensors, in the memory that the other graphs use, too."""
     step(*arguments)  # compiles what is compiled at first use
     torch.cuda.synchronize()
     pool = next((graph.pool() for graph, _ in others.values()), None)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        logits = step(*arguments)
-    return graph, logits
+    # By itself a recording forbids calls that other threads may make, for another engine.
+    with torch.cuda.graph(
+        graph, pool=pool, stream=capture_stream(), capture_error_mode="thread_local"
+    ):
+        output = step(*arguments)
+    return Graph(graph, output)

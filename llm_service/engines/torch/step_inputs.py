@@ -4,64 +4,87 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
 
 import numpy as np
 import torch
 
+from llm_service.engines.torch.block_tables import Array, BlockTables
 from llm_service.engines.torch.kernels.base import PrefillSpan
 from llm_service.engines.torch.prompt_scores import ScoredTokens
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.transfer import uploaded
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 
 @dataclass(frozen=True)
 class StepInputs:
-    """T tokens of all scheduled sequences; the first D are decodes, one of each of D sequences.
+    """T tokens of all scheduled sequences; the first D are decodes, each a sequence's next token.
+
+    A sequence's drafts are decodes as well: a step stores all keys before it reads any.
 
     Attributes:
-        sequences: in the order of their tokens.
+        sequences: in the order of their tokens, each once more for each draft.
+        counts: how many of the tokens are each one's.
         decode_count: D.
-        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A decode's
-            token that is still in flight has the id -1 - its sequence's slot.
-        sampled: the sequences whose last token is among the T.
+        rows: [3, T] int64: token ids, places in their sequences, places in the cache. A token that
+            is still in flight has the id -1 - its sequence's slot.
+        slots: [sequences] int64, the sequences' slots.
+        tables: their block tables, by slot.
+        sampled: of `sequences` those whose last token is among the T, or a draft.
         sampled_rows: where those tokens stand.
         scored: tokens of prompts whose log probabilities are wanted.
     """
 
     sequences: list[Sequence]
+    counts: list[int]
     decode_count: int
     rows: Array
+    slots: Array
+    tables: BlockTables
     sampled: list[Sequence]
     sampled_rows: list[int]
     scored: list[ScoredTokens]
 
     @classmethod
-    def of(cls, scheduled: list[Sequence], block_size: int, vocabulary_size: int) -> StepInputs:
-        """Writes down the sequences' scheduled tokens."""
+    def of(cls, scheduled: list[Sequence], tables: BlockTables, vocabulary_size: int) -> StepInputs:
+        """Writes down the sequences' scheduled tokens; their block tables are up to date then."""
         decodes: list[Sequence] = []
+        token_ids: list[int] = []
+        places: list[int] = []
         others: list[Sequence] = []
         for sequence in scheduled:
-            kind = decodes if _is_decode(sequence, vocabulary_size) else others
-            kind.append(sequence)
+            token_id = _decode_token(sequence, vocabulary_size)
+            if token_id is None:
+                others.append(sequence)
+            else:
+                decodes.append(sequence)
+                token_ids.append(token_id)
+                places.append(sequence.computed_count)
+                for place, draft in enumerate(sequence.drafts, sequence.computed_count + 1):
+                    decodes.append(sequence)
+                    token_ids.append(draft)
+                    places.append(place)
         sequences = decodes + others
-        ends = np.cumsum([sequence.scheduled_count for sequence in sequences])
+        slots = tables.slots(sequences)
+        counts = [1] * len(decodes) + [sequence.scheduled_count for sequence in others]
+        ends = np.cumsum(counts).tolist()
         rows = np.empty((3, ends[-1]), np.int64)
-        for index, sequence in enumerate(decodes):
-            rows[:, index] = _decode_row(sequence, block_size)
-        for sequence, end in zip(others, ends[len(decodes) :], strict=True):
-            _write_span(rows[:, end - sequence.scheduled_count : end], sequence, block_size)
-        of_others = zip(others, ends[len(decodes) :].tolist(), strict=True)
+        rows[0, : len(decodes)] = token_ids
+        rows[1, : len(decodes)] = places
+        of_others = list(zip(others, ends[len(decodes) :], strict=True))
+        for sequence, end in of_others:
+            _write_span(rows[:2, end - sequence.scheduled_count : end], sequence)
+        rows[2] = tables.cache_places(np.repeat(slots, counts), rows[1])
         scored = [_scored(sequence, end) for sequence, end in of_others if sequence.unscored_count]
-        sampled = [item.is_sampled for item in sequences]
+        sampled = [sequence.is_sampled for sequence in sequences]
         return cls(
             sequences=sequences,
+            counts=counts,
             decode_count=len(decodes),
             rows=rows,
+            slots=slots,
+            tables=tables,
             sampled=list(compress(sequences, sampled)),
-            sampled_rows=list(compress((ends - 1).tolist(), sampled)),
+            sampled_rows=list(compress((end - 1 for end in ends), sampled)),
             scored=[tokens for tokens in scored if tokens.token_ids],
         )
 
@@ -70,17 +93,14 @@ class StepInputs:
         """T."""
         return int(self.rows.shape[1])
 
-    def block_tables(self, count: int) -> Array:
-        """Returns [count, W] int32: the blocks of the first sequences, then their first again.
+    @property
+    def is_decodes_alone(self) -> bool:
+        """Whether every token is a decode, and each is sampled."""
+        return self.decode_count == self.token_count == len(self.sampled)
 
-        What is read of a sequence's padding is its own: another's NaN, times 0, would be NaN.
-        """
-        tables = [sequence.block_table for sequence in self.sequences[:count]]
-        joined = np.zeros((count, max(map(len, tables), default=0)), np.int32)
-        for row, table in zip(joined, tables, strict=True):
-            row[: len(table)] = table
-            row[len(table) :] = table[0]
-        return joined
+    def block_tables(self, count: int) -> Array:
+        """Returns [count, W] int32: see BlockTables.rows."""
+        return self.tables.of(self.slots[:count])
 
     def tiles(self, size: int, begin: int = 0) -> Array:
         """Returns [N, 3] int32: the tokens from the sequence `begin` on, in tiles as TileSet's.
@@ -89,8 +109,8 @@ class StepInputs:
         as a rule: a program that begins last should not be the longest.
         """
         first_token, tiles = begin, []
-        for row, sequence in enumerate(self.sequences[begin:], begin):
-            end = first_token + sequence.scheduled_count
+        for row, count in enumerate(self.counts[begin:], begin):
+            end = first_token + count
             tiles += [
                 (first, min(size, end - first), row) for first in range(first_token, end, size)
             ]
@@ -104,30 +124,25 @@ class StepInputs:
         )
 
 
-def _is_decode(sequence: Sequence, vocabulary_size: int) -> bool:
-    """Whether one ordinary token is scheduled: no row of the prompt table, and none to score."""
+def _decode_token(sequence: Sequence, vocabulary_size: int) -> int | None:
+    """Returns the one ordinary token that is scheduled, drafts aside.
+
+    None where it is not one, or is scored.
+    """
+    if sequence.scheduled_count != 1 + len(sequence.drafts) or sequence.unscored_count:
+        return None
     place = sequence.computed_count
-    if sequence.scheduled_count != 1 or sequence.unscored_count:
-        return False
-    return place >= len(sequence.token_ids) or sequence.token_ids[place] < vocabulary_size
+    if place >= len(sequence.token_ids):
+        return -1 - sequence.slot
+    token_id = sequence.token_ids[place]
+    return token_id if token_id < vocabulary_size else None
 
 
-def _decode_row(sequence: Sequence, block_size: int) -> tuple[int, int, int]:
-    place = sequence.computed_count
-    token_ids = sequence.token_ids
-    token_id = token_ids[place] if place < len(token_ids) else -1 - sequence.slot
-    block, offset = divmod(place, block_size)
-    return token_id, place, sequence.block_table[block] * block_size + offset
-
-
-def _write_span(rows: Array, sequence: Sequence, block_size: int) -> None:
+def _write_span(rows: Array, sequence: Sequence) -> None:
     begin = sequence.computed_count
     end = begin + sequence.scheduled_count
-    places = np.arange(begin, end)
-    blocks = np.array(sequence.block_table, np.int64)
     rows[0] = sequence.token_ids[begin:end]
-    rows[1] = places
-    rows[2] = blocks[places // block_size] * block_size + places % block_size
+    rows[1] = np.arange(begin, end)
 
 
 def _scored(sequence: Sequence, end: int) -> ScoredTokens:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from llm_service.engines.base import TokenLogprob
 from llm_service.engines.torch.prompt_scores import PromptScores, ScoredPrompt
+from llm_service.engines.torch.ranked import NO_TOKEN
 from llm_service.engines.torch.sampler import Choice
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.transfer import download
 
 
-@dataclass(frozen=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """The next token of one sequence; `logprob` if its request asks for it.
 
     It is no token to go on with unless its logits are finite.
@@ -24,7 +23,11 @@ class SampledToken:
     sequence: Sequence
     token_id: int
     logprob: TokenLogprob | None
-    is_finite: bool
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its logits are."""
+        return self.token_id != NO_TOKEN
 
 
 class StepOutputs:
@@ -35,12 +38,11 @@ class StepOutputs:
     ) -> None:
         self._sequences = sequences
         self._scores = scores
-        self._token_ids = download(choice.token_ids)
-        self._peaks = download(choice.peaks)
+        self._token_ids = download(choice.told)
         self._logprobs = None if choice.logprobs is None else download(choice.logprobs)
         self._top = None if choice.top is None else download(choice.top)
         self._arrived: torch.cuda.Event | None = None
-        if choice.token_ids.is_cuda:
+        if choice.told.is_cuda:
             self._arrived = torch.cuda.current_stream().record_event()
 
     def read(self) -> list[SampledToken]:
@@ -48,24 +50,24 @@ class StepOutputs:
         if self._arrived is not None:
             self._arrived.synchronize()
         token_ids: list[int] = self._token_ids.tolist()
-        peaks: list[float] = self._peaks.tolist()
-        return [
-            SampledToken(
-                sequence, token_id, self._logprob(index, token_id), math.isfinite(peaks[index])
-            )
-            for index, (sequence, token_id) in enumerate(
-                zip(self._sequences, token_ids, strict=True)
-            )
-        ]
+        logprobs = self._token_logprobs(token_ids)
+        return list(map(SampledToken, self._sequences, token_ids, logprobs))
 
     def read_scores(self) -> list[ScoredPrompt]:
         """Returns the scores of the prompts that want them, once `read` has returned."""
         return [] if self._scores is None else self._scores.read()
 
-    def _logprob(self, index: int, token_id: int) -> TokenLogprob | None:
-        count = self._sequences[index].params.logprob_count
-        if count is None or self._logprobs is None or self._top is None:
-            return None
-        chosen, *best = self._logprobs[index].tolist()
-        top = tuple(zip(self._top[index].tolist(), best, strict=True))
-        return TokenLogprob(token_id, chosen, top[:count])
+    def _token_logprobs(self, token_ids: list[int]) -> list[TokenLogprob | None]:
+        if self._logprobs is None or self._top is None:
+            return [None] * len(token_ids)
+        counts = [sequence.params.logprob_count for sequence in self._sequences]
+        columns = counts, token_ids, self._logprobs.tolist(), self._top.tolist()
+        return [
+            None if count is None else _token_logprob(token_id, logprobs, top[:count])
+            for count, token_id, logprobs, top in zip(*columns, strict=True)
+        ]
+
+
+def _token_logprob(token_id: int, logprobs: list[float], top: list[int]) -> TokenLogprob:
+    chosen, *best = logprobs
+    return TokenLogprob(token_id, chosen, tuple(zip(top, best, strict=False)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -22,11 +24,55 @@ def uploaded(
 
 
 def download(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns memory on the host that holds the tensor once the device has come so far."""
+    """Returns memory on the host that holds the tensor once the device has come so far.
+
+    What the tensor holds later makes no difference to it.
+    """
     if not tensor.is_cuda:
-        return tensor
+        return tensor.clone()
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)
+
+
+class RowsUpload:
+    """Rows that are copied again and again, from page-locked memory that they are written into.
+
+    There are two places for them: one is written while the device still copies the other.
+    """
+
+    def __init__(self, destination: torch.Tensor) -> None:
+        """Takes the rows on the device, [N, ...]."""
+        self._destination = destination
+        self._turns = [_Turn(destination), _Turn(destination)]
+
+    def begin(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """Returns where to write the next rows, [N, ...]; what is there is of two copies before."""
+        self._turns.reverse()
+        return self._turns[0].wait()
+
+    def copy(self, count: int) -> None:
+        """Copies so many of the rows that have been written, and does not wait."""
+        self._turns[0].copy(self._destination, count)
+
+
+class _Turn:
+    """One of the places of a RowsUpload."""
+
+    def __init__(self, destination: torch.Tensor) -> None:
+        shape, dtype = destination.shape, destination.dtype
+        self._rows = torch.zeros(shape, dtype=dtype, pin_memory=destination.is_cuda)
+        self._array = self._rows.numpy()
+        self._has_copied: torch.cuda.Event | None = None
+
+    def wait(self) -> np.ndarray[Any, np.dtype[Any]]:
+        if self._has_copied is not None:
+            self._has_copied.synchronize()
+        return self._array
+
+    def copy(self, destination: torch.Tensor, count: int) -> None:
+        destination[:count].copy_(self._rows[:count], non_blocking=True)
+        if destination.is_cuda:
+            self._has_copied = torch.cuda.current_stream().record_event(self._has_copied)
 
 
 class LargeUpload:

@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm_service.choices import (
     PROMPT_PART_TOKEN_COUNT,
@@ -16,6 +19,7 @@ from llm_service.choices import (
     choice_request,
     generate_text,
     interleaved,
+    joined_calls,
     prompt_first,
 )
 from llm_service.detokenizer import Detokenizer, StopStrings
@@ -28,6 +32,7 @@ from llm_service.engines.base import (
     TokenOutput,
 )
 from llm_service.sampling import MAX_SEED, MIN_SEED, SamplingParams
+from llm_service.tools.base import ToolCallDelta
 from protos.errors import EngineDeadError
 from tests.idle_engine import IdleEngine
 from tests.real_tokenizers import real_tokenizer
@@ -174,6 +179,63 @@ async def test_all_tokens_of_the_prompt_come_first_in_parts(token_count: int) ->
         TokenLogprob(token_id, -float(token_id), ((9, -1.0),))
         for token_id in range(51, 50 + token_count)
     ]
+
+
+class Parts(IdleEngine):
+    """Gives out tokens so many at a time."""
+
+    def __init__(self, token_ids: Sequence[int], sizes: Sequence[int]) -> None:
+        self._token_ids = token_ids
+        self._ends = [end for end in accumulate(sizes) if end < len(token_ids)]
+
+    async def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
+        borders = [0, *self._ends, len(self._token_ids)]
+        for begin, end in pairwise(borders):
+            ids = [*self._token_ids[begin:end]]
+            reason: FinishReason | None = "length" if end == len(self._token_ids) else None
+            logprobs = tuple(TokenLogprob(token_id, -float(token_id)) for token_id in ids)
+            yield TokenOutput(ids, reason, cached_token_count=7, logprobs=logprobs)
+
+
+TEXTS = st.text("ab c\n🐼é", max_size=12)
+SIZES = st.lists(st.integers(1, 4), max_size=12)
+
+
+@settings(deadline=None)  # the first reads a tokenizer
+@given(TEXTS.filter(bool), SIZES, st.lists(TEXTS.filter(bool), max_size=2))
+def test_an_answer_is_the_same_however_many_tokens_come_at_a_time(
+    text: str, sizes: list[int], strings: list[str]
+) -> None:
+    async def answer(sizes: list[int]) -> tuple[str, list[int], list[TokenLogprob], TextEvent]:
+        events = generate_text(
+            Parts(encode(text), sizes),
+            Request(PROMPT, SamplingParams(logprob_count=0)),
+            Detokenizer(real_tokenizer(TOKENIZER)),
+            StopStrings(strings),
+        )
+        *told, end = [event async for event in events]
+        deltas = [event for event in told if isinstance(event, TextDelta)]
+        assert len(deltas) == len(told)
+        return (
+            "".join(delta.text for delta in deltas),
+            [token_id for delta in deltas for token_id in delta.token_ids],
+            [logprob for delta in deltas for logprob in delta.logprobs],
+            end,
+        )
+
+    assert asyncio.run(answer(sizes)) == asyncio.run(answer([1] * len(text) * 4))
+
+
+def test_pieces_of_a_call_that_come_together_are_one() -> None:
+    pieces = [
+        ToolCallDelta(0, "weather", "{"),
+        ToolCallDelta(0, "", "}"),
+        ToolCallDelta(1, "time", ""),
+        ToolCallDelta(1, "", "{"),
+        ToolCallDelta(1, "", "}"),
+    ]
+    joined = [ToolCallDelta(0, "weather", "{}"), ToolCallDelta(1, "time", "{}")]
+    assert joined_calls(pieces) == joined
 
 
 def test_seeds_of_choices_are_a_row_that_begins_anew_at_its_end() -> None:

@@ -1,5 +1,7 @@
 """What every engine promises to its callers; TensorRT-LLM is its double, which computes with torch.
 
+Each promises it at the other end of a link as well.
+
 What one engine alone promises is in engines/torch and engines/tensorrt_llm, test_engine.py.
 """
 
@@ -33,6 +35,7 @@ from protos.errors import (
     ServiceError,
 )
 from protos.process.settings import EngineOptions
+from tests.threaded_host import ThreadedEngine
 from tests.unit.llm_service.engines.tensorrt_llm.double import installed_double
 from tests.unit.llm_service.engines.tensorrt_llm.engine_folders import (
     engine_document,
@@ -85,6 +88,13 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(params=["here", "elsewhere"])
+def place(request: pytest.FixtureRequest) -> str:
+    """Where the engine is called: here, or at the other end of a link."""
+    named: str = request.param
+    return named
+
+
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     return Gate(monkeypatch)
@@ -92,7 +102,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 @pytest.fixture
 async def start(
-    name: str, checkpoint: Path, engine_folder: Path, gate: Gate
+    name: str, place: str, checkpoint: Path, engine_folder: Path, gate: Gate
 ) -> AsyncGenerator[Start, None]:
     """Starts engines on the tiny checkpoint; closes them after the test."""
     engines: list[LLMEngine] = []
@@ -114,7 +124,8 @@ async def start(
         return create_engine(settings, LLMConfig.from_checkpoint(checkpoint), tiny_tokenizer())
 
     async def started(**options: int) -> LLMEngine:
-        engines.append(await asyncio.to_thread(create, options))
+        engine = await asyncio.to_thread(create, options)
+        engines.append(engine if place == "here" else ThreadedEngine(engine))
         return engines[-1]
 
     yield started

@@ -58,6 +58,12 @@ class FakeEngine:
             raise error
         return FakeBatch(self, [self.encode(tiles) for tiles in images])
 
+    def is_alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
 
 @dataclass
 class FakeBatch:

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import torch
 
 from protos.errors import EngineDeadError, OverloadedError
 from tests.unit.vision_service.fakes import HIDDEN_SIZE, TOKENS_PER_TILE, FakeEngine, tiles_of
+from tests.unit.vision_service.linked import linked
 from vision_service.batcher import EncodedTiles, TileBatcher
+from vision_service.engines.base import VisionEngine
+from vision_service.engines.process.messages import SlotLayout
+
+
+@pytest.fixture(params=["here", "linked"], autouse=True)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has all tests run with the engine in this process, and with one behind a link."""
+    if request.param == "linked":
+        monkeypatch.setattr(sys.modules[__name__], "placed", behind_a_link)
+
+
+@contextmanager
+def placed(engine: FakeEngine, max_batch: int) -> Iterator[VisionEngine]:
+    yield engine
+
+
+@contextmanager
+def behind_a_link(engine: FakeEngine, max_batch: int) -> Iterator[VisionEngine]:
+    layout = SlotLayout(max_batch, 2, TOKENS_PER_TILE, HIDDEN_SIZE, "float32")
+    with linked(engine, layout) as remote:
+        yield remote
 
 
 @asynccontextmanager
 async def running_batcher(
     engine: FakeEngine, max_batch: int = 8, max_queued: int = 16
 ) -> AsyncIterator[TileBatcher]:
-    batcher = TileBatcher(engine, max_batch_tile_count=max_batch, max_queued_tile_count=max_queued)
-    async with batcher:
-        try:
-            yield batcher
-        finally:
-            engine.gate.set()
+    with placed(engine, max_batch) as used:
+        batcher = TileBatcher(
+            used, max_batch_tile_count=max_batch, max_queued_tile_count=max_queued
+        )
+        async with batcher:
+            try:
+                yield batcher
+            finally:
+                engine.gate.set()
 
 
 async def submitted(batcher: TileBatcher, *values: int) -> asyncio.Task[EncodedTiles]:
@@ -229,12 +255,13 @@ async def test_a_failing_engine_fails_every_image_and_health() -> None:
 
 async def test_closing_finishes_what_the_engine_has_and_ends_what_waits() -> None:
     engine = FakeEngine()
-    batcher = TileBatcher(engine, max_batch_tile_count=8, max_queued_tile_count=16)
-    async with batcher:
-        first = await occupied(batcher, engine)
-        waiting = await submitted(batcher, 1)  # no full batch: it stays where it may grow
-        # Leaving the block asks for the end before the loop comes to this.
-        asyncio.get_running_loop().call_soon(engine.gate.set)
+    with placed(engine, 8) as used:
+        batcher = TileBatcher(used, max_batch_tile_count=8, max_queued_tile_count=16)
+        async with batcher:
+            first = await occupied(batcher, engine)
+            waiting = await submitted(batcher, 1)  # no full batch: it stays where it may grow
+            # Leaving the block asks for the end before the loop comes to this.
+            asyncio.get_running_loop().call_soon(engine.gate.set)
     assert values_of(await first) == [0]
     with pytest.raises(EngineDeadError):
         await waiting

@@ -97,6 +97,12 @@ class TensorrtEngine:
             downloaded = self._stream.event()
         return TensorrtBatch(embeddings, sum(padding for _, padding in runs), sums, downloaded)
 
+    def is_alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
     def _run(self, tiles: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Returns the tiles' rows, and how many tiles were added to make the profile's least."""
         count = len(tiles)

@@ -86,24 +86,52 @@ class CudaEngine:
     @torch.inference_mode()
     def submit(self, images: Sequence[torch.Tensor]) -> CudaBatch:
         """Takes a batch of at most max_batch_tile_count tiles."""
+        slot = self._free_slot()
+        counts = [len(tiles) for tiles in images]
+        host_tiles = slot.host_tiles[: sum(counts)]
+        torch.cat(list(images), out=host_tiles)
+        # PyTorch keeps this page-locked memory for later batches.
+        shape, dtype = slot.rows.shape[1:], self.dtype
+        embeddings = [torch.empty(n, *shape, dtype=dtype, pin_memory=True) for n in counts]
+        return self._launch(slot, host_tiles, embeddings)
+
+    @torch.inference_mode()
+    def submit_in_place(
+        self, tiles: torch.Tensor, tile_counts: Sequence[int], rows: torch.Tensor
+    ) -> CudaBatch:
+        """Takes a batch of at most max_batch_tile_count tiles."""
+        return self._launch(self._free_slot(), tiles, torch.split(rows, list(tile_counts)))
+
+    def is_alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def _free_slot(self) -> _Slot:
         slot = next(self._slots)
         slot.free.synchronize()
-        counts = [len(tiles) for tiles in images]
-        tile_count = sum(counts)
-        torch.cat(list(images), out=slot.host_tiles[:tile_count])
+        return slot
+
+    def _launch(
+        self, slot: _Slot, host_tiles: torch.Tensor, embeddings: Sequence[torch.Tensor]
+    ) -> CudaBatch:
+        tile_count = len(host_tiles)
         with torch.cuda.stream(self._upload):
-            slot.tiles[:tile_count].copy_(slot.host_tiles[:tile_count], non_blocking=True)
+            slot.tiles[:tile_count].copy_(host_tiles, non_blocking=True)
         self._compute.wait_stream(self._upload)
         with torch.cuda.stream(self._compute):
             padding = self._graphs.run(slot.tiles, tile_count, slot.rows)
             slot.sums[:tile_count] = tile_sums(slot.rows[:tile_count])
         self._download.wait_stream(self._compute)
         with torch.cuda.stream(self._download):
-            parts = torch.split(slot.rows[:tile_count], counts)
-            embeddings = [_to_host(part) for part in parts]
-            sums = _to_host(slot.sums[:tile_count])
+            parts = torch.split(slot.rows[:tile_count], list(map(len, embeddings)))
+            for part, embedding in zip(parts, embeddings, strict=True):
+                embedding.copy_(part, non_blocking=True)
+            sums = torch.empty(tile_count, dtype=torch.float32, pin_memory=True)
+            sums.copy_(slot.sums[:tile_count], non_blocking=True)
             slot.free.record()
-        return CudaBatch(embeddings, padding, sums, slot.free)
+        return CudaBatch(list(embeddings), padding, sums, slot.free)
 
 
 @dataclass(frozen=True)
@@ -133,12 +161,6 @@ class _Slot:
         )
 
 
-def _to_host(rows: torch.Tensor) -> torch.Tensor:
-    """Starts a copy into page-locked memory; PyTorch keeps that memory for later copies."""
-    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-    return host.copy_(rows, non_blocking=True)
-
-
 def _new_stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch leaves it untyped
 
@@ -150,6 +172,8 @@ class _Graphs:
         self, model: Model, tile_shape: tuple[int, ...], max_count: int, stream: torch.cuda.Stream
     ) -> None:
         self.max_tile_count = max_count
+        # A graph reads the weights from where they were, and does not keep them there.
+        self._model = model
         self._tiles = torch.zeros(max_count, *tile_shape, dtype=torch.uint8, device="cuda")
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._rows: dict[int, torch.Tensor] = {}
@@ -157,7 +181,7 @@ class _Graphs:
         torch.cuda.synchronize()  # the weights are there, whichever stream brought them
         # The largest first: what it needs is enough for the others.
         for count in reversed(graph_tile_counts(max_count)):
-            self._capture(model, count, stream)
+            self._capture(count, stream)
 
     def run(self, tiles: torch.Tensor, tile_count: int, rows: torch.Tensor) -> int:
         """Encodes the first tiles into the first rows, on the current stream.
@@ -171,14 +195,17 @@ class _Graphs:
         rows[:tile_count].copy_(self._rows[count][:tile_count])
         return count - tile_count
 
-    def _capture(self, model: Model, count: int, stream: torch.cuda.Stream) -> None:
+    def _capture(self, count: int, stream: torch.cuda.Stream) -> None:
         logger.info("capturing_graph", tile_count=count)
         tiles = self._tiles[:count]
         with torch.cuda.stream(stream):
-            model(tiles)  # compiles kernels and makes handles, which a capture must not do
+            self._model(tiles)  # compiles kernels and makes handles, which a capture must not do
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            self._rows[count] = model(tiles)
+        # By itself a recording forbids calls that other threads may make, for another engine.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            self._rows[count] = self._model(tiles)
         self._graphs[count] = graph
 
 

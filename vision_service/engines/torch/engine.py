@@ -190,6 +190,12 @@ class TorchEngine:
         parts = torch.split(embeddings, [len(tiles) for tiles in images])
         return FinishedBatch([part.clone() for part in parts] if len(parts) > 1 else [embeddings])
 
+    def is_alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
 
 @dataclass(frozen=True)
 class FinishedBatch:

@@ -12,10 +12,10 @@ import structlog
 import torch
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.torch.block_tables import Array
 from llm_service.engines.torch.compiled import programs
 from llm_service.engines.torch.decoder import Decoder, Layer, Projection
 from llm_service.engines.torch.kernels.base import BatchLayout
-from llm_service.engines.torch.step_inputs import Array
 from protos.process.precision import fastest_of
 
 logger = structlog.get_logger()

@@ -7,10 +7,10 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 import tests.doubles
 from llm_service.engines.base import TokenOutput

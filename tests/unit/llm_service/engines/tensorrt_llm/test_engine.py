@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,11 @@ async def test_tokens_are_those_of_the_torch_engine(
 async def test_streams_what_responses_carry_and_drops_the_empty_ones(start: Start) -> None:
     engine = await start()
     outputs = await outputs_of(engine, params=SamplingParams(max_tokens=8))
-    assert [len(output.token_ids) for output in outputs] == [1, 2, 3, 1, 1, 0]
+    # Of these responses those are one that came before anybody took them.
+    ends = [*accumulate(len(output.token_ids) for output in outputs)]
+    assert set(ends) <= {1, 3, 6, 7, 8}
+    assert ends[-1] == 8
+    assert all(output.token_ids for output in outputs[:-1])
     assert outputs[-1].finish_reason == "length"
 
 

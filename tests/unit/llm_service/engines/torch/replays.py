@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from llm_service.engines.torch import step_graphs
 from llm_service.engines.torch.kernels.base import BatchLayout
 from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
+from llm_service.engines.torch.ranked import Ranked
 
 
 class TiledKernels(TorchKernels):
@@ -48,14 +49,18 @@ def _tiles(layout: BatchLayout) -> Iterator[tuple[int, int, int, int]]:
 class Replay:
     """Runs the recorded step again on the very tensors that it was recorded with."""
 
-    step: Callable[..., torch.Tensor]
+    step: Callable[..., Any]
     arguments: tuple[Any, ...]
-    logits: torch.Tensor
+    output: Any
     count: int = 0
 
     def replay(self) -> None:
         self.count += 1
-        self.logits.copy_(self.step(*self.arguments))
+        for place, value in zip(_tensors(self.output), self._computed(), strict=True):
+            place.copy_(value)
+
+    def _computed(self) -> Iterable[torch.Tensor]:
+        return _tensors(self.step(*self.arguments))
 
 
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replay]:
@@ -63,11 +68,17 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replay]:
     recorded: list[Replay] = []
 
     def record(
-        step: Callable[..., torch.Tensor], arguments: tuple[Any, ...], _: Any
-    ) -> tuple[Replay, torch.Tensor]:
-        replay = Replay(step, arguments, step(*arguments).clone())
+        step: Callable[..., Any], arguments: tuple[Any, ...], _: Any
+    ) -> tuple[Replay, torch.Tensor | Ranked]:
+        output = step(*arguments)
+        own = Ranked(*map(torch.clone, output)) if isinstance(output, Ranked) else output.clone()
+        replay = Replay(step, arguments, own)
         recorded.append(replay)
-        return replay, replay.logits
+        return replay, own
 
     monkeypatch.setattr(step_graphs, "_record", record)
     return recorded
+
+
+def _tensors(output: torch.Tensor | Ranked) -> Iterable[torch.Tensor]:
+    return output if isinstance(output, Ranked) else [output]

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from llm_service.checkpoint import LLMConfig
+from llm_service.engines.torch.block_tables import Array
 from llm_service.engines.torch.compiled import decode, programs
 from llm_service.engines.torch.compiled.create import compiled_decode
 from llm_service.engines.torch.compiled.decode import CompiledDecode
 from llm_service.engines.torch.decoder import Decoder
 from llm_service.engines.torch.kernels.base import BatchLayout, rotary_table
 from llm_service.engines.torch.kernels.torch_kernels import TorchKernels
-from llm_service.engines.torch.step_inputs import Array
 from llm_service.engines.torch.weights import destinations, empty_decoder
 from tests.unit.llm_service.engines.torch.tiny import EVERY_FAMILY, QWEN2, Config, write_checkpoint
 

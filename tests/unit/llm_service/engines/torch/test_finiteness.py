@@ -14,6 +14,7 @@ import torch
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import EngineStartError, ImageRows, LLMEngine, Prompt, RowsNeededError
 from llm_service.engines.create import create_engine
+from llm_service.engines.torch.block_tables import BlockTables
 from llm_service.engines.torch.model_runner import ModelRunner
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_inputs import StepInputs
@@ -263,7 +264,8 @@ def test_the_padding_of_a_block_table_is_the_sequences_own() -> None:
     short.block_table, long.block_table = array("i", [3, 4]), array("i", [9, 8, 7, 6])
     for sequence in (short, long):
         sequence.computed_count, sequence.scheduled_count = sequence.length - 1, 1
-    inputs = StepInputs.of([short, long], 4, 61)
+    short.slot, long.slot = 0, 1
+    inputs = StepInputs.of([short, long], BlockTables(2, 8, 4), 61)
     assert inputs.block_tables(2).tolist() == [[3, 4, 3, 3], [9, 8, 7, 6]]
 
 

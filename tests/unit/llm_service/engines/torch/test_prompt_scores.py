@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import LLMEngine, Prompt, Request, TokenLogprob, TokenOutput
@@ -234,7 +235,7 @@ def told(outputs: list[TokenOutput]) -> list[TokenLogprob]:
     tables = [output.prompt_logprobs for output in outputs]
     count = sum(table is not None for table in tables)
     assert all(tables[:count])
-    assert [len(output.token_ids) for output in outputs] == [0] * count + [1] * (
+    assert [bool(output.token_ids) for output in outputs] == [False] * count + [True] * (
         len(outputs) - count
     )
     return [score for table in tables if table for part in table.parts(100) for score in part]
@@ -309,7 +310,7 @@ async def test_alternatives_are_not_needed(checkpoint: Path) -> None:
     async with serving(checkpoint) as engine:
         expected = told(await outputs_of(engine, prompt, SCORED))
         bare = told(await outputs_of(engine, prompt, replace(SCORED, logprob_count=0)))
-    assert bare == [replace(score, top=()) for score in expected]
+    assert bare == [structs.replace(score, top=()) for score in expected]
 
 
 async def test_a_request_that_goes_while_its_prompt_is_scored_leaves_nothing(

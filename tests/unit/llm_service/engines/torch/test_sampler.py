@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from llm_service.engines.base import Prompt
+from llm_service.engines.torch.ranked import Ranked
 from llm_service.engines.torch.sampler import sample
 from llm_service.engines.torch.sequence import Sequence
+from llm_service.engines.torch.token_histories import TokenHistories
 from llm_service.sampling import SamplingParams
 
 VOCABULARY_SIZE = 23
@@ -52,13 +54,17 @@ def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
 def _sequence(params: SamplingParams) -> Sequence:
     sequence = Sequence(Prompt(PROMPT, torch.empty(2, 1)), params, 100, VOCABULARY_SIZE)
     for token_id in OUTPUT:
-        sequence.pending_count += 1
+        sequence.length += 1
         sequence.append(token_id)
     return sequence
 
 
 def _sampled(logits: list[torch.Tensor], sequences: list[Sequence]) -> list[int]:
-    token_ids: list[int] = sample(torch.stack(logits), sequences, None).token_ids.tolist()
+    for slot, sequence in enumerate(sequences):
+        sequence.slot = slot
+    ranked = Ranked.of(torch.stack(logits))
+    histories = TokenHistories(ranked.logits.shape[1], ranked.logits.device)
+    token_ids: list[int] = sample(ranked, sequences, None, histories).token_ids.tolist()
     return token_ids
 
 
@@ -164,3 +170,41 @@ def test_smallest_temperature_is_greedy() -> None:
     logits = _logits(3)
     params = SamplingParams(temperature=1e-45, seed=1)
     assert _sampled([logits], [_sequence(params)]) == [int(logits.argmax())]
+
+
+PENALISED = SamplingParams(frequency_penalty=1.3, repetition_penalty=1.2)
+
+
+def test_a_slot_forgets_the_sequence_that_had_it_before() -> None:
+    histories = TokenHistories(VOCABULARY_SIZE, torch.device("cpu"))
+    for seed in range(6):
+        logits, sequence = _logits(seed), _sequence(PENALISED)
+        sequence.slot = 1
+        choice = sample(Ranked.of(logits[None].clone()), [sequence], None, histories)
+        assert choice.token_ids.tolist() == [_expected(logits, PENALISED, 0)]
+
+
+def test_penalties_count_the_tokens_in_flight_and_those_of_a_new_start() -> None:
+    histories = TokenHistories(VOCABULARY_SIZE, torch.device("cpu"))
+    logits, sequence = _logits(4), _sequence(PENALISED)
+    chosen: list[int] = []
+    sequence.slot = 0
+    for step in range(8):
+        choice = sample(Ranked.of(logits[None].clone()), [sequence], None, histories)
+        sequence.length += 1
+        if step > 4:  # the host has not had it before the next one is sampled
+            sequence.append(chosen[-1])
+        chosen += choice.token_ids.tolist()
+        if step <= 3:
+            sequence.append(chosen[-1])
+        if step == 3:
+            sequence.start_over()
+    other = _sequence(PENALISED)
+    for token_id in chosen:
+        alone = TokenHistories(VOCABULARY_SIZE, torch.device("cpu"))
+        other.slot, other.history = 0, None
+        choice = sample(Ranked.of(logits[None].clone()), [other], None, alone)
+        assert choice.token_ids.tolist() == [token_id]
+        other.length += 1
+        other.append(token_id)
+    assert len(set(chosen)) > 3

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 
 import pytest
 import torch
 
+from llm_service.engines.base import Prompt
 from llm_service.engines.torch import step_graphs
+from llm_service.engines.torch.block_tables import BlockTables
 from llm_service.engines.torch.kernels.base import TileSet
+from llm_service.engines.torch.ranked import Ranked
+from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.step_graphs import (
     DecodeGraphs,
     MixedGraphs,
@@ -16,8 +21,11 @@ from llm_service.engines.torch.step_graphs import (
     StepLimits,
     token_sizes,
 )
+from llm_service.engines.torch.step_inputs import StepInputs
+from llm_service.sampling import SamplingParams
 from tests.unit.llm_service.engines.torch.replays import replayed
 
+DECODE_PADDING = torch.tensor([[0], [0], [99], [3]])
 PADDING = torch.tensor([[0], [0], [99]])
 LIMITS = StepLimits(
     max_running=3,
@@ -102,15 +110,28 @@ def test_there_is_a_graph_for_the_largest_step(monkeypatch: pytest.MonkeyPatch) 
 def test_decodes_are_padded_to_the_next_size() -> None:
     seen: list[Arguments] = []
 
-    def step(*arguments: torch.Tensor) -> torch.Tensor:
-        seen.append(tuple(argument.clone() for argument in arguments))
-        return arguments[0][:1].T
+    def step(rows: torch.Tensor, block_tables: torch.Tensor) -> Ranked:
+        seen.append((rows.clone(), block_tables.clone()))
+        return Ranked.of(rows.T.float())
 
     graphs = DecodeGraphs(step, LIMITS)
     for count in (3, 1, 3, 2):
-        rows = torch.full((3, count), 2)
-        tables = torch.full((count, 3), 3, dtype=torch.int32)
-        assert graphs.run(rows, tables).tolist() == [[2]] * count
-        size = seen[-1][0].shape[1]
-        assert size >= count
-        assert torch.equal(seen[-1][0][:, count:], PADDING.repeat(1, size - count))
+        assert graphs.run(_decodes(count)).logits.tolist() == [
+            [40 + slot, 4, 4 + 2 * slot, slot] for slot in range(count)
+        ]
+        rows, tables = seen[-1]
+        assert tables[:count, :3].tolist() == [[i, i + 1, i + 2] for i in range(count)]
+        assert rows.shape[1] >= count
+        assert torch.equal(rows[:, count:], DECODE_PADDING.repeat(1, rows.shape[1] - count))
+
+
+def _decodes(count: int) -> StepInputs:
+    """Returns the fifth tokens of so many sequences, whose blocks of 2 begin with their slots."""
+    sequences = []
+    for slot in range(count):
+        prompt = Prompt([1, 2, 3, 4, 40 + slot], torch.empty(0, 1))
+        sequence = Sequence(prompt, SamplingParams(), 3, 61)
+        sequence.slot, sequence.computed_count, sequence.scheduled_count = slot, 4, 1
+        sequence.block_table = array("i", [slot, slot + 1, slot + 2])
+        sequences.append(sequence)
+    return StepInputs.of(sequences, BlockTables(count, 4, 2), 61)

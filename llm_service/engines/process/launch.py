@@ -1,0 +1,88 @@
+"""From settings to an engine in another process."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from subprocess import Popen
+
+import msgspec
+import structlog
+import torch
+
+from llm_service.engines.base import EngineStartError
+from llm_service.engines.process.engine import ProcessEngine
+from llm_service.engines.process.messages import Facts
+from llm_service.settings import Settings
+from llm_service.table_arena import SharedArena
+from protos.process.engine_link import (
+    EngineLink,
+    HostFailedError,
+    Start,
+    await_ready,
+    connect,
+    start_own_host,
+)
+from protos.process.supervisor import supervisor
+
+logger = structlog.get_logger()
+
+PART = "llm_service.engines.process.host"
+PROGRAM = "llm_service.engines.process"
+# What mpirun's processes have: Open MPI's, and that of others.
+MPI_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+
+
+def is_elsewhere(settings: Settings) -> bool:
+    """Returns whether the settings have the engine in another process."""
+    if settings.engine_process != "auto":
+        return settings.engine_process != "none"
+    is_on_cuda = settings.torch.device != "cpu" and torch.cuda.is_available()
+    return settings.engine == "torch" and is_on_cuda
+
+
+def start_engine(settings: Settings) -> ProcessEngine:
+    """Starts the engine in the process that the settings name, and waits until it is warm.
+
+    Raises:
+        EngineStartError: there is no such process, or the engine cannot run there.
+    """
+    if settings.engine == "tensorrt_llm" and any(name in os.environ for name in MPI_VARIABLES):
+        raise EngineStartError(
+            "engine_process is not none, but mpirun starts this service as one of its ranks, which"
+            " have their part of the engine themselves: serve it with --engine-process none"
+        )
+    try:
+        arena = SharedArena(settings.max_table_byte_count)
+        link, process = _link(settings)
+    except OSError as error:
+        place = settings.engine_process
+        raise EngineStartError(f"engine_process is {place}, but: {error}") from error
+    try:
+        facts = await_ready(link, _start(settings), (arena.file,), supervisor().works)
+    except HostFailedError as error:
+        link.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+        raise EngineStartError(str(error)) from error
+    logger.info("engine_process", pid=None if process is None else process.pid)
+    return ProcessEngine(link, msgspec.msgpack.decode(facts, type=Facts), arena, process)
+
+
+def _link(settings: Settings) -> tuple[EngineLink, Popen[bytes] | None]:
+    if isinstance(settings.engine_process, Path):
+        return connect(str(settings.engine_process)), None
+    return start_own_host(PART, PROGRAM)
+
+
+def _start(settings: Settings) -> Start:
+    options = settings.model_dump(mode="json", exclude_unset=True, exclude={"check"})
+    return Start(
+        PART,
+        json.dumps(options).encode(),
+        settings.log_level,
+        settings.log_format,
+        settings.log_lines_per_second,
+    )
