@@ -1,4 +1,4 @@
-"""Triton programs around products in float8; `fp8_kernels` launches them.
+"""Triton programs around products in float8; `triton_fp8` launches them.
 
 A row is quantised by its largest number, which becomes 448: a program has a whole row.
 """
