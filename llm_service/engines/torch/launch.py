@@ -49,9 +49,9 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
 
     Raises:
         CheckpointError: the weights do not fit the config.
-        EngineStartError: there is no CUDA device or too little memory, weights are to be quantised
-            on CUDA or a host cache beside a CPU, the KV cache or the host cache would hold no
-            block, or the first logits are not finite.
+        EngineStartError: there is no CUDA device or too little memory, a quantization does not go
+            with the device, or a host cache with a CPU, the KV cache or the host cache would hold
+            no block, or the first logits are not finite.
     """
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch)

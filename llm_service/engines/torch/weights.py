@@ -25,9 +25,9 @@ from protos.checkpoint.section import CheckpointError
 from protos.checkpoint.tensor_heads import TensorSummary, element_types, require_shapes
 
 CONCURRENT_FILE_COUNT = 8
-# Numbers that are quantised at a time: on a CPU they stay in its cache, a GPU takes large steps.
+# Numbers that are quantised at a time: on a CPU they stay in its cache, a GPU takes larger steps.
 CPU_WIDENED_COUNT = 1024 * 1024
-CUDA_WIDENED_COUNT = 32 * CPU_WIDENED_COUNT
+CUDA_WIDENED_COUNT = 4 * CPU_WIDENED_COUNT
 QUANTISED = {"int8": torch.int8, "fp8": FP8}
 
 
@@ -134,6 +134,9 @@ def load_decoder(
         filling = [pool.submit(_fill_from, file, places) for file in files]
     for filled in filling:
         filled.result()
+    if device.type == "cuda":  # the threads have launched what others will read, and left room
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
     return decoder
 
 
@@ -237,11 +240,10 @@ def _quantise(rows: torch.Tensor, view: torch.Tensor, scale: torch.Tensor) -> No
 
     A few rows at a time: a head's numbers in float32 take gigabytes. The device computes them.
     """
-    rows = rows.to(view.device)
     count = max(1, (CUDA_WIDENED_COUNT if view.is_cuda else CPU_WIDENED_COUNT) // rows.shape[1])
     for begin in range(0, len(rows), count):
         some = slice(begin, begin + count)
-        view[some], scale[some] = quantised(rows[some], view.dtype)
+        view[some], scale[some] = quantised(rows[some].to(view.device), view.dtype)
 
 
 def _check_layer_count(checkpoint: Path, config: LLMConfig, names: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Triton programs around products in float8; `fp8_kernels` launches them.
+"""Triton programs around products in float8; `triton_fp8` launches them.
 
 A row is quantised by its largest number, which becomes 448: a program has a whole row.
 """
@@ -86,6 +86,8 @@ def project_few(
     weight_scales,
     bias,
     output,
+    partial,
+    arrivals,
     token_count,
     row_count,
     width,
@@ -94,22 +96,32 @@ def project_few(
     rows: tl.constexpr,
     step: tl.constexpr,
     is_even: tl.constexpr,
+    is_halved: tl.constexpr,
     ahead: tl.constexpr,
     overlaps: tl.constexpr,
 ):
-    """One program some rows of the weight, whose products with a few tokens it computes.
+    """One program some rows of the weight, or one half of them, times a few tokens.
 
-    `rows` divide `row_count`; with `is_even` the step divides the width. With `overlaps` a program
-    starts while the launch before still runs, and fetches `ahead` steps of its weights meanwhile.
+    `rows` divide `row_count`; with `is_even` the step divides the width, or its half. Of two halves
+    the later one adds both: the earlier one has left its sums in `partial`, and `arrivals` tells
+    which is which, zeros at rest. With `overlaps` a program starts while the launch before still
+    runs, and fetches `ahead` lines of each row meanwhile.
     """
     row = tl.program_id(0) * rows + tl.arange(0, rows)
+    half = tl.program_id(1)
+    begin, end = 0, width
+    if is_halved:
+        middle = tl.minimum(tl.cdiv(width, 2 * step) * step, width)
+        begin = tl.multiple_of(half * middle, 16)  # so wide are loads
+        end = middle + half * (width - middle)
     column = tl.arange(0, step)
-    factors = weight + row.to(tl.int64)[:, None] * width + column[None, :]
+    row_begin = weight + row.to(tl.int64)[:, None] * width
+    factors = row_begin + column[None, :]
     if overlaps:
         gdc_launch_dependents()
         if ahead > 0:
             line = tl.arange(0, ahead)
-            _prefetch(weight + row.to(tl.int64)[:, None] * width + line[None, :] * 128)
+            _prefetch(row_begin + begin + line[None, :] * 128)
     factor_scale = tl.load(weight_scales + row)
     if overlaps:
         gdc_wait()
@@ -117,21 +129,31 @@ def project_few(
     is_token = token < token_count
     multiplied = values + token[None, :] * width + column[:, None]
     total = tl.zeros([rows, tokens], tl.float32)
-    for start in range(0, width, step):
+    for start in range(begin, end, step):
         if is_even:
             # The weights pass the cache by: there are more of them than it holds.
             factor = tl.load(factors + start, eviction_policy="evict_first")
             value = tl.load(multiplied + start, is_token[None, :], 0.0)
         else:
-            mask = start + column < width
+            mask = start + column < end
             factor = tl.load(factors + start, mask[None, :], 0.0, eviction_policy="evict_first")
             value = tl.load(multiplied + start, is_token[None, :] & mask[:, None], 0.0)
         total = tl.dot(factor, value, total)
-    result = total * factor_scale[:, None] * tl.load(scales + token, is_token, 0.0)[None, :]
-    if has_bias:
-        result += tl.load(bias + row).to(tl.float32)[:, None]
-    place = output + token[None, :].to(tl.int64) * row_count + row[:, None]
-    tl.store(place, result, is_token[None, :])
+    place = token[None, :] * row_count + row[:, None]
+    is_last = True
+    if is_halved:
+        tl.store(partial + half * token_count * row_count + place, total, is_token[None, :])
+        tl.debug_barrier()  # all of it is there before it is told
+        is_last = tl.atomic_add(arrivals + tl.program_id(0), 1, sem="acq_rel") == 1
+    if is_last:
+        if is_halved:
+            tl.store(arrivals + tl.program_id(0), 0)
+            other = partial + (1 - half) * token_count * row_count + place
+            total += tl.load(other, is_token[None, :], 0.0, cache_modifier=".cg")
+        result = total * factor_scale[:, None] * tl.load(scales + token, is_token, 0.0)[None, :]
+        if has_bias:
+            result += tl.load(bias + row).to(tl.float32)[:, None]
+        tl.store(output + place, result, is_token[None, :])
 
 
 @triton.jit

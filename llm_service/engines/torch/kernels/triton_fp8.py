@@ -13,14 +13,15 @@ from llm_service.engines.torch.kernels.fp8 import FP8, QuantisedRows
 # Numbers of a row that one warp quantises.
 NUMBERS_PER_WARP = 512
 MAX_WARPS = 16
-# From more tokens on products are bound by arithmetic, and cuBLAS's.
+# Up to so many tokens products are bound by reading the weight; of more they are cuBLAS's.
 MOST_FEW_TOKENS = 64
 LEAST_TOKENS = 16
-ROWS = (64, 32)
-LEAST_PROGRAM_COUNT = 120
-PROJECTION_STEP = 128
+# Of a weight, what a program takes at a time: 64 rows are what Hopper's units multiply.
+ROWS, STEPS = (64, 32, 16), (256, 128)
+# Fewer programs than a GPU has multiprocessors leave some idle: then two share the rows.
+LEAST_PROGRAM_COUNT = 132
 WARPS, STAGES = 4, 4
-STEPS_AHEAD = 4
+LINES_AHEAD = 4
 # The first GPUs on which a launch can start while the one before still runs.
 OVERLAP_CAPABILITY = (9, 0)
 
@@ -31,7 +32,8 @@ class TritonFp8:
     def __init__(self) -> None:
         is_cuda = torch.cuda.is_available()
         overlaps = is_cuda and torch.cuda.get_device_capability() >= OVERLAP_CAPABILITY
-        self._launch = {"overlaps": overlaps} | ({"launch_pdl": True} if overlaps else {})
+        self._launch = {"overlaps": overlaps, "launch_pdl": overlaps}
+        self._counters: torch.Tensor | None = None
 
     def quantise(self, hidden: torch.Tensor) -> QuantisedRows:
         count, width = hidden.shape
@@ -99,28 +101,41 @@ class TritonFp8:
     ) -> torch.Tensor:
         token_count, (row_count, width) = len(rows.values), weight.shape
         output = torch.empty(token_count, row_count, dtype=rows.dtype, device=weight.device)
-        row_step = _row_step(row_count)
-        fp8_programs.project_few[(row_count // row_step,)](
+        row_step = next(step for step in ROWS if row_count % step == 0)
+        program_count = row_count // row_step
+        is_halved = program_count < LEAST_PROGRAM_COUNT
+        parts = 1 + is_halved
+        step = next((step for step in STEPS if width % (parts * step) == 0), STEPS[-1])
+        fp8_programs.project_few[(program_count, parts)](
             rows.values,
             rows.scales,
             weight,
             scale,
             bias,
             output,
+            rows.scales.new_empty(2, token_count, row_count) if is_halved else None,
+            self._arrivals(weight.device) if is_halved else None,
             token_count,
             row_count,
             width,
             has_bias=bias is not None,
             tokens=max(LEAST_TOKENS, int(triton.next_power_of_2(token_count))),
             rows=row_step,
-            step=PROJECTION_STEP,
-            is_even=width % PROJECTION_STEP == 0,
-            ahead=STEPS_AHEAD,
+            step=step,
+            is_even=width % (parts * step) == 0,
+            is_halved=is_halved,
+            ahead=LINES_AHEAD,
             num_warps=WARPS,
             num_stages=STAGES,
             **self._launch,
         )
         return output
+
+    def _arrivals(self, device: torch.device) -> torch.Tensor:
+        """Returns the programs' counters, which each launch leaves as zeros."""
+        if self._counters is None:
+            self._counters = torch.zeros(LEAST_PROGRAM_COUNT, dtype=torch.int32, device=device)
+        return self._counters
 
 
 def _empty_rows(hidden: torch.Tensor, width: int) -> QuantisedRows:
@@ -136,11 +151,3 @@ def _form(width: int) -> dict[str, Any]:
     """Returns how a program of a whole row is compiled."""
     padded = int(triton.next_power_of_2(width))
     return {"padded": padded, "num_warps": min(MAX_WARPS, max(1, padded // NUMBERS_PER_WARP))}
-
-
-def _row_step(row_count: int) -> int:
-    """Returns how many rows a program takes: a divisor, and not so many that the GPU has idle."""
-    for rows in ROWS:
-        if row_count % rows == 0 and row_count // rows >= LEAST_PROGRAM_COUNT:
-            return rows
-    return 16
