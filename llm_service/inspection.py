@@ -35,7 +35,7 @@ def inspect(settings: Settings) -> Facts:
         ("template", template.name),
         ("system text", template.system_text or "none"),
         *_token_facts(config, tokenizer),
-        *_memory_facts(config),
+        *_memory_facts(config, settings.torch.host_cache_byte_count),
     ]
 
 
@@ -74,13 +74,19 @@ def _token(tokenizer: Tokenizer, token_id: int) -> str:
     return f"{tokenizer.token_bytes(token_id).decode(errors='replace')} ({token_id})"
 
 
-def _memory_facts(config: LLMConfig) -> Facts:
+def _memory_facts(config: LLMConfig, host_cache_byte_count: int) -> Facts:
     context = config.max_position_embeddings
-    return [
+    facts = [
         weight_fact(partial(weight_byte_count, config)),
+        ("weights in fp8", gib(weight_byte_count(config, 1, SHORT_ITEMSIZE, SHORT_ITEMSIZE))),
         (
             "KV cache",
             f"{kv_byte_count(config, 1, SHORT_ITEMSIZE):,} bytes a token in 16 bits,"
             f" {gib(kv_byte_count(config, context, SHORT_ITEMSIZE))} for a whole context",
         ),
     ]
+    if host_cache_byte_count:
+        token_count = host_cache_byte_count // kv_byte_count(config, 1, SHORT_ITEMSIZE)
+        text = f"{gib(host_cache_byte_count)} of host memory, {token_count:,} tokens in 16 bits"
+        facts.append(("host cache", text))
+    return facts

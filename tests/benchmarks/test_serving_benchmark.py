@@ -24,10 +24,11 @@ from aiohttp.test_utils import TestServer
 
 from gateway.local.stack import Stack
 from tests.benchmarks.crossover.clients import Answer, ask
-from tests.benchmarks.crossover.workload import photos
+from tests.benchmarks.crossover.workload import Workload, photos
 from tests.benchmarks.report import ReportBook
 from tests.benchmarks.serving import __main__ as program
 from tests.benchmarks.serving.__main__ import HERE, Bench, Grid, client_process_count
+from tests.benchmarks.serving.chats import Chats, Kind, add_chats, chats_report, run_chats
 from tests.benchmarks.serving.product import Lines, Product, serving
 from tests.benchmarks.serving.stages import (
     ENGINE,
@@ -60,6 +61,8 @@ VISION = {
 LLM = {"prompt_seconds": 0.5, "first_token_seconds": 0.58}
 FAST = ["--device", "cpu", "--tiny", "--clients", "1", "2", "--tokens", "4"]
 FAST += ["--seconds", "0.2", "--warm-seconds", "0.1", "--tiles", "13", "--turns", "1"]
+# Of one tile, with what the template has around it.
+PICTURE_TOKEN_COUNT = 256
 PACKAGES = ("protos", "vision_service", "llm_service", "gateway")
 
 
@@ -320,6 +323,29 @@ def test_loads_on_the_shipped_model(
             assert min(row.stages[stage]) >= 0, stage
     assert len({one.prompt_token_count for one in bench.rows[1].whole}) > 1
     assert "1 tiles, 2 clients, now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "picture_counts"),
+    [("questions", [2, 2, 2]), ("pictures", [1, 2, 2]), ("window", [2, 2, 2])],
+)
+def test_chats_on_the_shipped_model(served: Stack, kind: Kind, picture_counts: list[int]) -> None:
+    workload = Workload(
+        CUSTOMERS_MODEL, photos(1, shrink=2), 1, 4, seed="chats", word_counts=(1, 3)
+    )
+    chats = Chats(kind, user_count=2, turn_count=3, picture_count=2, patch_count=1)
+    rounds = run_chats(served.url, workload, chats)
+    report = chats_report()
+    add_chats(report, "now", rounds)
+    assert [row[0] for row in report.rows] == [f"now, turn {number}" for number in (1, 2, 3)]
+    prompts = [[turn.prompt_token_count for turn in turns] for turns in rounds]
+    assert all(len(counts) == 2 for counts in prompts)
+    assert [round(min(counts) / PICTURE_TOKEN_COUNT) for counts in prompts] == picture_counts
+    cached = [min(turn.cached_token_count for turn in turns) for turns in rounds]
+    if kind == "window":
+        assert max(cached) < PICTURE_TOKEN_COUNT
+    else:
+        assert cached[0] < PICTURE_TOKEN_COUNT <= cached[2]
 
 
 def test_pictures_of_other_tiles_end_the_run(served: Stack, tmp_path: Path) -> None:

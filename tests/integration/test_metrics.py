@@ -14,7 +14,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from llm_service.engines.base import DraftTotals, EngineLoad, Request, StepTotals, TokenOutput
+from llm_service.engines.base import (
+    DraftTotals,
+    EngineLoad,
+    HostCacheLoad,
+    Request,
+    StepTotals,
+    TokenOutput,
+)
 from llm_service.metrics import Metrics
 from protos.errors import NonFiniteError
 from protos.internvl.v1 import llm_pb2_grpc
@@ -44,7 +51,14 @@ class BusyEngine(IdleEngine):
 
     def load(self) -> EngineLoad:
         return EngineLoad(
-            3, 5, 700, 1000, StepTotals(11, 1.5, 13), preemption_count=17, drafts=DraftTotals(19, 7)
+            3,
+            5,
+            700,
+            1000,
+            StepTotals(11, 1.5, 13),
+            preemption_count=17,
+            drafts=DraftTotals(19, 7),
+            host_cache=HostCacheLoad(19, 100, 23, 29),
         )
 
 
@@ -72,6 +86,9 @@ async def test_the_engines_load_and_the_answers_are_counted() -> None:
     assert after["output_token_seconds_sum"] == pytest.approx(expected)
     assert after["backlog_seconds"] == 0
     assert after["preemptions_total"] == 17
+    assert (after["host_cache_tokens/free"], after["host_cache_tokens/used"]) == (81, 19)
+    assert after["host_cache_loaded_tokens_total"] == 23
+    assert after["host_cache_evicted_tokens_total"] == 29
     assert (after["drafted_tokens_total"], after["accepted_draft_tokens_total"]) == (19, 7)
 
 
@@ -87,6 +104,7 @@ def test_an_engine_has_no_metric_of_what_it_does_not_count(
     assert registry.get_sample_value(f"{LLM}drafted_tokens_total") is None
     assert registry.get_sample_value(f"{LLM}preemptions_total") == engine_count
     assert registry.get_sample_value(f"{LLM}kv_cache_utilization") == 0
+    assert not any("host_cache" in metric.name for metric in registry.collect())
 
 
 class BrokenEngine(IdleEngine):

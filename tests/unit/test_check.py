@@ -66,8 +66,16 @@ def test_the_llm_service_says_what_a_checkpoint_is(check: Check) -> None:
         "end tokens": "</s> (2), <|im_end|> (372)",
         "typed tokens": "<quad> </quad> <ref> </ref> <box> </box>",
         "weights": "0.5 MiB in 16 bits (bfloat16, float16), 1.1 MiB in float32",
+        "weights in fp8": "0.3 MiB",
         "KV cache": "384 bytes a token in 16 bits, 12.0 MiB for a whole context",
     }
+
+
+def test_the_llm_service_says_what_a_host_cache_holds(check: Check) -> None:
+    words = ("--torch.host-cache-byte-count", "3000000")
+    status, text, _ = check("llm", SHIPPED_GOLDEN_DIR / "tiny-internlm2", *words)
+    assert status == 0
+    assert facts_of(text)["host cache"] == "2.9 MiB of host memory, 7,812 tokens in 16 bits"
 
 
 def test_the_vision_service_says_what_a_checkpoint_is(check: Check) -> None:

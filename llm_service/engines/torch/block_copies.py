@@ -63,9 +63,9 @@ class BlockCopies:
         """
         layer_count, _, block_count = kv_cache.shape[:3]
         self._device = kv_cache.device
-        # [blocks, pieces, values] and [slots, pieces, values].
-        self._blocks = kv_cache.view(2 * layer_count, block_count, -1).transpose(0, 1)
-        self._slots = memory.view(kv_cache.dtype).view(-1, *self._blocks.shape[1:])
+        # [blocks, pieces, words] and [slots, pieces, words].
+        self._blocks = _words(kv_cache.view(2 * layer_count, block_count, -1)).transpose(0, 1)
+        self._slots = memory.view(self._blocks.dtype).view(-1, *self._blocks.shape[1:])
         self.slot_count = len(self._slots)
         staged_count = staged_block_count(self.slot_count, self._slots[0].nbytes)
         shape = staged_count, *self._blocks.shape[1:]
@@ -122,6 +122,12 @@ class BlockCopies:
 
     def _index(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         return uploaded([block for _, block in pairs], torch.int64, self._device)
+
+
+def _words(values: torch.Tensor) -> torch.Tensor:
+    """Returns values as words of 8 bytes, of which a GPU copies more at a time, where they fit."""
+    row_byte_count = values.shape[-1] * values.itemsize
+    return values if row_byte_count % torch.int64.itemsize else values.view(torch.int64)
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream | None:

@@ -175,7 +175,8 @@ class Scheduler:
             readers.append(newcomer)
 
     def _schedule_tokens(self, sequence: Sequence, budget: int) -> int:
-        sequence.await_arrival()
+        if sequence.arrival is not None:
+            sequence.await_arrival()
         sequence.scheduled_count = min(sequence.uncomputed_count + len(sequence.drafts), budget)
         self.blocks.register(sequence)
         return sequence.scheduled_count
@@ -203,12 +204,11 @@ class Scheduler:
         Returns:
             False when the sequence was itself the last, or has been preempted before.
         """
-        while sequence.status is Status.RUNNING and not self.blocks.can_hold(sequence):
+        while sequence.status is Status.RUNNING:
+            if self.blocks.allocate(sequence):
+                return True
             self._preempt(self.running[-1])
-        if sequence.status is not Status.RUNNING:
-            return False
-        self.blocks.allocate(sequence)
-        return True
+        return False
 
     def _share_slots(self) -> None:
         """Frees the slot of a request with more than its share for one that has less."""

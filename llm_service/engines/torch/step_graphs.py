@@ -243,6 +243,9 @@ def _record(
     torch.cuda.synchronize()
     pool = next((graph.pool() for graph, _ in others.values()), None)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=capture_stream()):
+    # By itself a recording forbids calls that other threads may make, for another engine.
+    with torch.cuda.graph(
+        graph, pool=pool, stream=capture_stream(), capture_error_mode="thread_local"
+    ):
         output = step(*arguments)
     return Graph(graph, output)

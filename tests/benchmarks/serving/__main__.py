@@ -24,6 +24,7 @@ from protos.process.settings import GIB
 from tests.benchmarks.crossover.clients import Answer
 from tests.benchmarks.crossover.workload import TILE_COUNTS, Photo, Workload, photos
 from tests.benchmarks.report import Report, ReportBook
+from tests.benchmarks.serving.chats import KINDS, Chats, add_chats, chats_report, run_chats
 from tests.benchmarks.serving.load import Load, run_load, run_turns
 from tests.benchmarks.serving.product import Product, serving
 from tests.benchmarks.serving.table import (
@@ -47,6 +48,8 @@ CORES_A_CLIENT_PROCESS, MAX_CLIENT_PROCESS_COUNT = 4, 8
 WARM_CLIENT_COUNT = 32
 TURN_TOKEN_COUNT = 16
 TINY_SHRINK = 8
+# Of the photos that chats are about, before their cap.
+CHAT_TILE_COUNT = 13
 KV_CACHE_BYTE_COUNT, TINY_KV_CACHE_BYTE_COUNT = 24 * GIB, GIB // 4
 
 
@@ -59,6 +62,7 @@ class Grid:
         token_count: tokens of an answer.
         seconds, warm_seconds: how long requests are sent, of each load and before the first.
         turn_count: conversations of two turns; 0 for none.
+    chats: longer ones, of each kind.
     """
 
     tile_counts: Sequence[int]
@@ -67,6 +71,7 @@ class Grid:
     seconds: float
     warm_seconds: float
     turn_count: int
+    chats: Sequence[Chats] = ()
 
 
 @dataclass
@@ -107,6 +112,8 @@ class Bench:
                     self._measure(product, tile_count, client_count)
         if self.grid.turn_count:
             self._measure_turns()
+        if self.grid.chats:
+            self._measure_chats()
         for product in self.products:
             for tile_count in self.grid.tile_counts:
                 _print(self.shape, stages_report(self.rows, product.name, tile_count))
@@ -161,6 +168,16 @@ class Bench:
                 self._put(report)
         _print(self.shape, report)
 
+    def _measure_chats(self) -> None:
+        report = chats_report()
+        for chats in self.grid.chats:
+            for product in self.products:
+                workload = self._workload(product, CHAT_TILE_COUNT, "chats", TURN_TOKEN_COUNT)
+                turns = self.clients.submit(run_chats, product.url, workload, chats).result()
+                add_chats(report, f"{chats}, {product.name}", turns)
+                self._put(report)
+        _print(self.shape, report)
+
     def _ask(self, product: Product, load: Load) -> list[Answer]:
         return run_load(self.clients, self.client_process_count, product.url, load)
 
@@ -192,9 +209,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds=options.seconds,
         warm_seconds=options.warm_seconds,
         turn_count=options.turns,
+        chats=[
+            Chats(kind, options.chats, options.chat_turns, options.chat_pictures)
+            for kind in options.chat_kinds
+            if options.chats
+        ],
     )
     shrink = TINY_SHRINK if options.tiny else 1
-    pictures = {count: photos(count, shrink=shrink) for count in grid.tile_counts}
+    tile_counts = {*grid.tile_counts, *([CHAT_TILE_COUNT] if grid.chats else [])}
+    pictures = {count: photos(count, shrink=shrink) for count in tile_counts}
     return sum(_measure_shape(shape, options, grid, pictures, book) for shape in options.shape)
 
 
@@ -269,6 +292,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         const=20,
         help="so many conversations of two turns, too",
     )
+    parser.add_argument("--chats", type=int, default=0, help="users of longer conversations, too")
+    parser.add_argument("--chat-turns", type=int, default=8)
+    parser.add_argument("--chat-pictures", type=int, default=5, help="most in one prompt")
+    parser.add_argument("--chat-kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument(
         "--baseline", type=Path, metavar="TREE", help="another source tree, load by load in turn"
     )

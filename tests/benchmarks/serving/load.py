@@ -55,7 +55,7 @@ def _run_share(url: str, load: Load, share: Sequence[int], begin: float) -> list
 async def _ask_side_by_side(
     url: str, load: Load, share: Sequence[int], begin: float
 ) -> list[Answer]:
-    async with _session() as http:
+    async with session() as http:
         runs = (_ask_in_turn(http, url, load, client, begin) for client in share)
         answers = await asyncio.gather(*runs)
     return [answer for own in answers for answer in own]
@@ -85,10 +85,20 @@ def run_turns(url: str, workload: Workload, conversation_count: int) -> list[tup
     return asyncio.run(_converse(url, workload, conversation_count))
 
 
+@dataclass(frozen=True)
+class Turn:
+    """An answer in a conversation: seconds to its first token, its text, its prompt's tokens."""
+
+    seconds: float
+    text: str
+    prompt_token_count: int
+    cached_token_count: int
+
+
 async def _converse(
     url: str, workload: Workload, conversation_count: int
 ) -> list[tuple[float, float]]:
-    async with _session() as http:
+    async with session() as http:
         return [
             await _two_turns(http, url, workload, number) for number in range(conversation_count)
         ]
@@ -98,27 +108,37 @@ async def _two_turns(
     http: aiohttp.ClientSession, url: str, workload: Workload, number: int
 ) -> tuple[float, float]:
     question: dict[str, Any] = json.loads(workload.question(number).body)
-    first, answer = await _turn(http, url, question)
+    first = await take_turn(http, url, question)
     text = workload.text(random.Random(f"{workload.seed} {number} again"))
     question["messages"] += [
-        {"role": "assistant", "content": answer},
+        {"role": "assistant", "content": first.text},
         {"role": "user", "content": text},
     ]
-    second, _ = await _turn(http, url, question)
-    return first, second
+    second = await take_turn(http, url, question)
+    return first.seconds, second.seconds
 
 
-async def _turn(
-    http: aiohttp.ClientSession, url: str, question: Mapping[str, Any]
-) -> tuple[float, str]:
-    """Returns the seconds to the first token, and the answer."""
+async def take_turn(http: aiohttp.ClientSession, url: str, question: Mapping[str, Any]) -> Turn:
+    """Asks a question.
+
+    Raises:
+        ValueError: the answer broke off.
+    """
     stream = await receive(http, url, json.dumps(question).encode(), new_request_id())
     chunks = [json.loads(event) for event in stream.events()]
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     text = "".join(delta.get("content") or "" for delta in deltas)
-    return stream.arrivals[0] - stream.sent, text
+    usage = next(chunk["usage"] for chunk in chunks if chunk.get("usage"))
+    details = usage.get("prompt_tokens_details") or {}
+    return Turn(
+        stream.arrivals[0] - stream.sent,
+        text,
+        usage["prompt_tokens"],
+        details.get("cached_tokens", 0),
+    )
 
 
-def _session() -> aiohttp.ClientSession:
+def session() -> aiohttp.ClientSession:
+    """Returns one for as many requests as are sent, however long they take."""
     connector = aiohttp.TCPConnector(limit=0)
     return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))

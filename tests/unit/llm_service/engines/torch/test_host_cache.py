@@ -29,16 +29,20 @@ NOTHING: Content = (-1,)
 
 @dataclass
 class Arrival:
-    """A copy that comes to its end when somebody says so, or waits for it."""
+    """A copy that ends, after those before it, when somebody says so or waits for it."""
 
     copied: list[tuple[int, Content]]
     blocks: dict[int, Content]
+    earlier: list[Arrival]
     has_come: bool = False
 
     def hold(self) -> None:
-        """Comes, and writes what it copies, whoever has the blocks by now."""
-        if not self.has_come:
-            self.blocks.update(self.copied)
+        """Ends, and writes what it copies, whoever has the blocks by now."""
+        if self.has_come:
+            return
+        for arrival in self.earlier:
+            arrival.hold()
+        self.blocks.update(self.copied)
         self.has_come = True
 
 
@@ -65,7 +69,8 @@ class Contents:
         """Reads the slots at once, and writes the blocks later."""
         contents = [self.slots[slot] for slot in slots]
         self.blocks.update(dict.fromkeys(blocks, NOTHING))
-        arrival = Arrival(list(zip(blocks, contents, strict=True)), self.blocks)
+        copied = list(zip(blocks, contents, strict=True))
+        arrival = Arrival(copied, self.blocks, self.arrivals[-1:])
         self.arrivals.append(arrival)
         return cast(Moment, arrival)
 
@@ -227,6 +232,28 @@ def test_the_least_recently_used_goes_first_and_of_a_prefix_its_end() -> None:
     assert _run(scheduler, contents, _sequence([*_prompt(10), 1])) == 6
 
 
+def test_what_is_used_again_stays() -> None:
+    scheduler, contents = _scheduler(block_count=5, slot_count=8)
+    for first in (10, 30, 10, 50, 70):  # the first is loaded, and dropped again
+        _run(scheduler, contents, _sequence(_prompt(first)))
+    found = [scheduler.blocks.cached_count(_sequence([*_prompt(first), 1])) for first in (10, 30)]
+    assert found == [8, 2]
+
+
+def test_of_a_loaded_prefix_the_end_goes_first() -> None:
+    scheduler, contents = _scheduler(block_count=5, slot_count=5)
+    for first in (10, 30, 10):
+        _run(scheduler, contents, _sequence([*_prompt(first), 1]))
+    cache = scheduler.blocks.host_cache
+    assert cache is not None
+    digests = [_sequence(_prompt(10)).block_digest(index, BLOCK_SIZE) for index in range(4)]
+    held = [digest in cache for digest in digests if digest is not None]
+    assert held == [True] * 4
+    cache.save([(b"other", 0), (b"another", 1)])
+    held = [digest in cache for digest in digests if digest is not None]
+    assert held == [True, True, False, False]
+
+
 def test_blocks_that_are_loaded_are_not_overwritten_by_those_that_they_replace() -> None:
     scheduler, contents = _scheduler(block_count=5, slot_count=4)  # room for one prompt alone
     prompts = [[*_prompt(first), 1] for first in (10, 30, 10)]
@@ -261,6 +288,20 @@ def test_others_go_on_while_blocks_arrive_and_who_shares_them_waits_too() -> Non
     assert first.block_table[:4] == second.block_table[:4]
     contents.arrive()
     assert _step(scheduler, contents) == [writing, first, second]
+
+
+def test_a_prompt_that_is_read_does_not_wait_for_a_shorter_one_that_arrives() -> None:
+    scheduler, contents = _scheduler(block_count=40, slot_count=40, budget=6)
+    _run(scheduler, contents, _sequence(_prompt(10)))
+    _run(scheduler, contents, _sequence([1] * 79))
+    long, short = _sequence([2] * 30, arrival=1), _sequence([*_prompt(10), 1], 2, arrival=2)
+    scheduler.add(long)
+    _step(scheduler, contents)
+    scheduler.add(short)
+    assert [_step(scheduler, contents) for _ in range(2)] == [[long]] * 2
+    assert short.status is Status.RUNNING
+    contents.arrive()
+    assert short in _step(scheduler, contents)
 
 
 def test_where_nobody_else_goes_on_the_step_waits_for_the_blocks() -> None:

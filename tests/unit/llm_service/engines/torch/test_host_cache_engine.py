@@ -46,7 +46,7 @@ def beside_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save_and_spoil(copies: BlockCopies, blocks: Sequence[int], slots: Sequence[int]) -> None:
         save(copies, blocks, slots)
-        copies._blocks[list(blocks)] = torch.nan
+        copies._blocks[list(blocks)] = -1  # as words: all bits, which is NaN
 
     monkeypatch.setattr(launch, "check_host_cache", lambda *_: None)
     monkeypatch.setattr(launch, "page_locked", lambda count: torch.empty(count, dtype=torch.uint8))
