@@ -115,20 +115,24 @@ def part_of(
     dtype: torch.dtype,
     leave: Callable[[], None],
 ) -> torch.Tensor:
-    """Returns a tensor in memory [bytes] that somebody keeps until `leave` is called.
+    """Returns a tensor that is a part of memory [bytes], which it keeps.
 
-    That is when the last tensor over it has gone, on whichever thread.
+    `leave` is called when the last tensor over the part has gone, on whichever thread that is.
     """
     # This object goes with the last tensor over it: a view does not keep the tensor that it is
     # a view of.
     byte_count = math.prod(shape) * dtype.itemsize
     part = (ctypes.c_uint8 * byte_count).from_address(memory.data_ptr() + begin)
-    weakref.finalize(part, leave).atexit = False
+    weakref.finalize(part, _leave, memory, leave).atexit = False
     return torch.frombuffer(part, dtype=dtype).view(tuple(shape))
 
 
 # Where no GPU reads tables, they are in ordinary memory.
 NO_ARENA = TableArena(torch.empty(0, dtype=torch.uint8))
+
+
+def _leave(_: torch.Tensor, leave: Callable[[], None]) -> None:
+    leave()
 
 
 def page_locked_arena(byte_count: int) -> TableArena:

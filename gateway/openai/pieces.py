@@ -11,6 +11,9 @@ JSONObject = dict[str, Any]
 
 LEAST_LOGPROB = -9999.0
 DONE = b"data: [DONE]\n\n"
+# json.dumps would make one of them each time.
+_ASCII = json.JSONEncoder(separators=(",", ":"))
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def sse_event(data: JSONObject) -> bytes:
@@ -23,12 +26,12 @@ def in_ascii(value: Any) -> str:
 
     In ASCII: there are clients that take U+2028 and its like for the end of a line.
     """
-    return json.dumps(value, separators=(",", ":"))
+    return _ASCII.encode(value)
 
 
 def compact(value: Any) -> str:
     """Returns JSON without spaces."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _COMPACT.encode(value)
 
 
 def usage_json(usage: Usage) -> JSONObject:

@@ -291,7 +291,7 @@ class LLMEngine(Protocol):
         ...
 
     def generate(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
-        """Yields the tokens that follow the request's prompt, as they are made.
+        """Yields the tokens that follow the request's prompt, as its pacing gives them out.
 
         Closing the generator cancels the sequence: its memory is free within one engine step.
 

@@ -285,6 +285,7 @@ class TokenMatcher:
         self._branches = list(branches)
         self._stop_token_ids = stop_token_ids
         self._ends = token_bits(stop_token_ids, vocabulary.size)
+        self._others = ~self._ends
         self._account = account
         self.failure: InvalidArgumentError | None = None
         self.seconds = 0.0
@@ -309,6 +310,9 @@ class TokenMatcher:
         Returns:
             How many: it ends at what cannot be chosen, and where it takes long.
         """
+        self.ahead_seconds = 0.0
+        if not token_ids:
+            return 0
         started = time.thread_time()
         ahead = copy.copy(self)
         ahead._branches = [branch.copy() for branch in self._branches]
@@ -347,7 +351,7 @@ class TokenMatcher:
         """
         if self.failure is None:
             is_whole = self._fill(row)
-            row &= ~self._ends
+            row &= self._others
             if is_whole:
                 if may_end or not row.any():
                     row |= self._ends

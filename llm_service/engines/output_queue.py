@@ -21,7 +21,6 @@ class OutputQueue:
 
     def __init__(self, pacing: Pacing) -> None:
         self._pacing = pacing
-        self._loop = asyncio.get_running_loop()
         self._outputs: deque[TokenOutput] = deque()
         self._error: ServiceError | None = None
         self._is_over = False
@@ -59,7 +58,7 @@ class OutputQueue:
             return self._outputs.popleft()
         outputs, self._outputs = self._outputs, deque()
         self._begin()
-        self._due = self._pacing.turn_after(self._loop.time())
+        self._due = self._pacing.turn_after(_now())
         return _joined(outputs)
 
     def close(self) -> None:
@@ -72,10 +71,10 @@ class OutputQueue:
 
     @property
     def _is_due(self) -> bool:
-        return self._is_over or bool(self._outputs and self._loop.time() >= self._due)
+        return self._is_over or bool(self._outputs and _now() >= self._due)
 
     async def _wait(self) -> None:
-        self._waiter = self._loop.create_future()
+        self._waiter = asyncio.get_running_loop().create_future()
         if self._outputs:
             self._wake_when_due()
         try:
@@ -98,6 +97,10 @@ class OutputQueue:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _joined(outputs: Collection[TokenOutput]) -> TokenOutput:

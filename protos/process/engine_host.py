@@ -32,6 +32,7 @@ import structlog
 
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
+from protos.process.collector import freeze_started
 from protos.process.engine_link import EngineLink, Failed, Frame, Loading, Ready, Start
 from protos.process.threads import give_lock_away_soon
 
@@ -147,6 +148,7 @@ class EngineHost:
         finally:
             signs.cancel()
         self._engines.append(engine)
+        freeze_started()
         link.send(Ready(msgspec.msgpack.encode(engine.facts)))
         engine.begin(link)
         return engine

@@ -18,6 +18,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection
 
 from protos.process.calls import CallInterceptor
+from protos.process.collector import freeze_started
 from protos.process.credentials import server_credentials
 from protos.process.exposure import warn_of_plain_text
 from protos.process.health import HealthServicer
@@ -201,6 +202,7 @@ async def serve(service: Service, settings: GrpcSettings) -> bool:
     Raises:
         OSError: an address cannot be bound, or a file of TLS not be used.
     """
+    freeze_started()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in STOP_SIGNALS:

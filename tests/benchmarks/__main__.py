@@ -18,6 +18,7 @@ from tests.benchmarks import (
     access,
     cpu_threads,
     engine_cpu,
+    engine_process,
     first_token,
     keys,
     page,
@@ -45,6 +46,7 @@ BENCHMARKS = {
     "keys": keys.run,
     "access": access.run,
     "streams": streams.run,
+    "engine_process": engine_process.run,
     "tracing": tracing.run,
 }
 PROGRAM = "python -m tests.benchmarks"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -25,6 +26,15 @@ Both engines in one process, each with a thread of its own: the vision tower enc
 many tiles without a pause, while the language model generates for so many sequences, or reads one
 prompt after another. "Share" is the rate beside the other over the rate alone; "combined" is the
 sum of both shares: 1 is what taking turns gives."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a language model does a second: alone, beside a tower, and the tower's tiles then."""
+
+    alone: float
+    together: float
+    tiles: float
 
 
 @dataclass
@@ -74,32 +84,27 @@ class Tower:
 
 async def beside(subject: Subject) -> list[Report]:
     """Measures both engines alone and together."""
-    tower = make_tower(subject.tower)
-    report = Report("and a vision tower beside it, in one process", COMPARED, COLUMNS)
-    seconds = subject.sizes.window_seconds
+    tower, sizes = make_tower(subject.tower), subject.sizes
     with tower.encoding():
         begin = time.perf_counter()
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(sizes.window_seconds)
         tiles_alone = tower.rate(begin)
-    sizes = subject.sizes
-    batch_size = sizes.batch_sizes[-1]
-    prompts = [subject.prompts.text(sizes.prompt_token_count) for _ in range(batch_size)]
+    report = Report("and a vision tower beside it, in one process", COMPARED, COLUMNS)
+    prompts = [subject.prompts.text(sizes.prompt_token_count) for _ in range(sizes.batch_sizes[-1])]
     async with crowd(subject.engine, prompts, sizes.max_tokens) as running:
-        steps_alone = await _step_rate(running, seconds)
-        with tower.encoding():
-            begin = time.perf_counter()
-            steps = await _step_rate(running, seconds)
-            tiles = tower.rate(begin)
-    name = f"steps/s of {batch_size} sequences"
-    _add(report, name, (steps_alone, steps), (tiles_alone, tiles))
-    prompts_alone = await _prompt_rate(subject, seconds)
+        decode = await _rates(partial(_step_rate, running, sizes.window_seconds), tower)
+    _add(report, f"steps/s of {len(prompts)} sequences", decode, tiles_alone)
+    prefill = await _rates(partial(_prompt_rate, subject), tower)
+    _add(report, f"prompts/s of {sizes.prompt_token_count} tokens", prefill, tiles_alone)
+    return [report]
+
+
+async def _rates(measure: Callable[[], Awaitable[float]], tower: Tower) -> Rates:
+    alone = await measure()
     with tower.encoding():
         begin = time.perf_counter()
-        read = await _prompt_rate(subject, seconds)
-        tiles = tower.rate(begin)
-    name = f"prompts/s of {sizes.prompt_token_count} tokens"
-    _add(report, name, (prompts_alone, read), (tiles_alone, tiles))
-    return [report]
+        together = await measure()
+        return Rates(alone, together, tower.rate(begin))
 
 
 def make_tower(bench: Bench) -> Tower:
@@ -127,23 +132,25 @@ async def _step_rate(running: Crowd, seconds: float) -> float:
     return len(steps) / sum(steps)
 
 
-async def _prompt_rate(subject: Subject, seconds: float) -> float:
+async def _prompt_rate(subject: Subject) -> float:
     """Returns how many prompts a second are read, one after another; the first is not counted."""
     token_count = subject.sizes.prompt_token_count
     await ask(subject.engine, subject.prompts.text(token_count), 1)
     begin, count = time.perf_counter(), 0
-    while time.perf_counter() < begin + seconds:
+    while time.perf_counter() < begin + subject.sizes.window_seconds:
         await ask(subject.engine, subject.prompts.text(token_count), 1)
         count += 1
     return count / (time.perf_counter() - begin)
 
 
-def _add(
-    report: Report, name: str, rates: tuple[float, float], tile_rates: tuple[float, float]
-) -> None:
-    shares = [beside / alone for alone, beside in (rates, tile_rates)]
-    for figure, (alone, together), share in zip(
-        (name, f"tiles/s beside {name.split()[0]}"), (rates, tile_rates), shares, strict=True
+def _add(report: Report, name: str, rates: Rates, tiles_alone: float) -> None:
+    """Adds a row of the language model, one of the tower beside it, and the sum of their shares."""
+    unit, _, _ = name.partition(" ")
+    shares = []
+    for figure, alone, together in (
+        (name, rates.alone, rates.together),
+        (f"tiles/s beside {unit}", tiles_alone, rates.tiles),
     ):
-        report.add(figure, [f"{alone:.1f}", f"{together:.1f}", f"{share:.2f}"], {})
-    report.add(f"combined, {name.split()[0]}", ["1", "-", f"{sum(shares):.2f}"], {})
+        shares.append(together / alone)
+        report.add(figure, [f"{alone:.1f}", f"{together:.1f}", f"{shares[-1]:.2f}"], {})
+    report.add(f"combined, {unit}", ["1", "-", f"{sum(shares):.2f}"], {})

@@ -1,7 +1,7 @@
 """What a decode step costs the engine's thread, by stage: with a device that does nothing, or CUDA.
 
 `python -m tests.benchmarks.engine_host --out DIR [--device cuda] [--shape 1B] [--batch 1 64 ...]`
-Nobody else wants the interpreter meanwhile: outputs go to an event loop that drops them.
+Nobody else wants the interpreter meanwhile: outputs go to callers that take no time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -48,7 +49,7 @@ TITLE = "A decode step on the host, by stage"
 COMPARED = """\
 Microseconds a step of the engine's thread, means over all steps of the window: sequences that
 generate side by side, each after a prompt of random tokens. Nobody else wants the interpreter:
-outputs go to an event loop that drops them. "Waits" is where the thread waits for the device,
+outputs go to callers that take no time. "Waits" is where the thread waits for the device,
 "host" the step without that. "CPU" is the thread's own time, and then that of each stage, without
 that of the stages within it: of the step itself, of scheduling, of the inputs, and so on. The clock
 itself takes some microseconds a step."""
@@ -139,8 +140,9 @@ def measure(engine: TorchEngine, config: LLMConfig, load: Load) -> Mapping[str, 
         Request(prompts.text(load.prompt_token_count), params) for _ in range(load.batch_size)
     ]
     sequences = [asyncio.run(engine._sequence(one, load.max_tokens)) for one in requests]
+    sink = DroppingSink()
     for sequence in sequences:
-        engine._inbox.put(partial(engine._add, sequence, DroppingSink(), sequence))
+        engine._inbox.put(partial(engine._add, sequence, sink, None))
     while min(sequence.output_length for sequence in sequences) < 4:
         time.sleep(0.01)
     clock = StageClock(STAGES)
@@ -177,9 +179,8 @@ def _microseconds(clock: StageClock) -> Mapping[str, float]:
 
 
 @contextmanager
-def idle_engine(folder: Path, max_running: int) -> Iterator[tuple[LLMConfig, TorchEngine]]:
+def idle_engine(max_running: int) -> Iterator[tuple[LLMConfig, TorchEngine]]:
     """Yields an engine whose device does nothing: the host alone takes time."""
-    write_random_checkpoint(folder)
 
     def record(
         step: Callable[..., Any], arguments: tuple[Any, ...], _: object
@@ -187,14 +188,16 @@ def idle_engine(folder: Path, max_running: int) -> Iterator[tuple[LLMConfig, Tor
         return IdleGraph(), step(*arguments)
 
     with (
+        TemporaryDirectory() as folder,
         patch.object(step_graphs, "_record", record),
         patch("llm_service.engines.torch.weights.kernels_for", lambda *_: IdleKernels()),
         patch.object(model_runner, "compiled_decode", lambda *_: None),
         patch.object(ModelRunner, "overlaps", True),
         patch.object(launch, "CPU_BLOCK_SIZE", launch.CUDA_BLOCK_SIZE),
-        _engine(_settings(folder, "cpu", max_running, GIB)) as started,
     ):
-        yield started
+        write_random_checkpoint(Path(folder))
+        with _engine(_settings(Path(folder), "cpu", max_running, GIB)) as started:
+            yield started
 
 
 @contextmanager
@@ -210,6 +213,7 @@ def _engine(settings: Settings) -> Iterator[tuple[LLMConfig, TorchEngine]]:
 def _settings(folder: Path, device: Any, max_running: int, byte_count: int) -> Settings:
     dtype: Any = "float32" if device == "cpu" else "auto"
     return Settings(
+        engine_process="none",
         checkpoint=folder,
         torch=TorchOptions(device=device, dtype=dtype, thread_count=1),
         kv_cache_byte_count=byte_count,
@@ -238,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.device == "cuda":
         opened = cuda_engine(options.checkpoints, options.shape, largest, options.kv_gib)
     else:
-        opened = idle_engine(options.out / "checkpoint", largest)
+        opened = idle_engine(largest)
     with opened as (config, engine):
         for kind in options.kind:
             for size in options.batch:

@@ -177,6 +177,7 @@ async def _ask_side_by_side(url: str, stream_count: int) -> list[Answer]:
             "model": MODEL,
             "messages": [{"role": "user", "content": "What do you see?"}],
             "max_tokens": TOKEN_COUNTS[stream_count],
+            "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }

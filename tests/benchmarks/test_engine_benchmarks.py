@@ -17,7 +17,7 @@ from gateway.local.stack import Stack
 from llm_service.checkpoint import LLMConfig
 from protos.checkpoint.weight_files import weight_files
 from tests import random_checkpoint
-from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda
+from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda, engine_host, fp8_accuracy
 from tests.benchmarks.prompts import LENGTH_SPREAD, Prompts
 from tests.random_checkpoint import write_random_checkpoint
 from tests.served_model import CUSTOMERS_MODEL
@@ -79,6 +79,23 @@ def test_engine_cuda_in_one_process(tmp_path: Path, shape: str) -> None:
     assert len(_parts(tmp_path)) == len(ONE_PROCESS_PARTS) + 2  # the host's are two, as offload's
 
 
+def test_engine_cuda_in_float8_has_a_name_of_its_own(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path), "--part", "prefill", "--quantization", "fp8"]
+    assert engine_cuda.main([*TINY, *out]) == 0
+    assert [*_parts(tmp_path)] == ["8B in fp8 prefill, milliseconds to the first token"]
+
+
+def test_float8_is_compared_on_golden_prompts(tmp_path: Path) -> None:
+    fp8_accuracy.main(["--out", str(tmp_path)])
+    (report,) = json.loads((tmp_path / "fp8_accuracy.json").read_text()).values()
+    rows = [line.strip("| ").split("|") for line in report["table"].splitlines()[2:]]
+    assert [row[0].strip() for row in rows] == ["tiny-qwen2", "tiny-internlm2"]
+    for _, tokens, mean, largest, flat, same in rows:
+        assert int(tokens) == 3 * 17
+        assert 0 < float(mean) < float(largest) < float(flat)
+        assert 50 < float(same.strip().rstrip("%")) < 100
+
+
 @pytest.mark.slow
 def test_parts_that_run_apart_are_joined_and_the_checkpoint_is_kept(tmp_path: Path) -> None:
     out = ["--out", str(tmp_path / "out"), "--checkpoints", str(tmp_path / "kept")]
@@ -114,6 +131,16 @@ def test_a_failed_part_is_counted_and_the_next_one_runs(
     printed = capfd.readouterr()
     assert "failed: 8B decode" in printed.out
     assert "2 steps are missing" in printed.err
+
+
+def test_engine_host_has_every_stage_of_all_kinds(tmp_path: Path) -> None:
+    engine_host.main(["--out", str(tmp_path), "--batch", "1", "3", "--seconds", "0.1"])
+    (part,) = json.loads((tmp_path / "engine_host.json").read_text()).values()
+    _, _, *rows = [line.strip("| ").split(" | ") for line in part["table"].split("\n")]
+    cases = [f"{size} {kind}" for kind in engine_host.KINDS for size in (1, 3)]
+    assert [row[0].strip() for row in rows] == cases
+    assert all(float(cell) >= 0 for row in rows for cell in row[1:])
+    assert all(float(row[3]) > 0 for row in rows)  # the host's time
 
 
 def test_a_checkpoint_in_several_files_holds_the_same_tensors(

@@ -22,6 +22,7 @@ import torch
 from protos.errors import EngineDeadError
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc, tensor_pb2
 from tests.integration.llm_calls import exchange, start, text_of, trailer
+from tests.known_callers import until
 from tests.random_checkpoint import TEXT_WIDTH, write_random_checkpoint
 
 OPTIONS = (
@@ -31,6 +32,7 @@ OPTIONS = (
 HOST = "protos.process.engine_host"
 PART = "llm_service.engines.process.host"
 ROW_COUNT = 256
+SOON_SECONDS = 60.0
 ENOUGH = 3000  # tokens, which take longer than any of this
 
 
@@ -46,7 +48,7 @@ class Service:
 
     def __init__(self, process: Process, channel: grpc.aio.Channel) -> None:
         self.process = process
-        self.stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)  # type: ignore[assignment]
+        self.stub: llm_pb2_grpc.LLMServiceAsyncStub = llm_pb2_grpc.LLMServiceStub(channel)
 
     @property
     def host(self) -> psutil.Process:
@@ -55,7 +57,7 @@ class Service:
         return host
 
     async def answer(self, *uploads: llm_pb2.GenerateRequest, images: tuple[str, ...] = ()) -> str:
-        requests = start("Hi", images, stop=llm_pb2.StopOptions(max_token_count=8))
+        requests = start("Hi", images, stop=llm_pb2.StopConditions(max_token_count=8))
         return text_of(await exchange(self.stub, requests, *uploads))
 
 
@@ -95,7 +97,7 @@ async def serving(checkpoint: Path, place: str = "own") -> AsyncIterator[Service
 
 
 def endless() -> llm_pb2.GenerateRequest:
-    ends = llm_pb2.StopOptions(max_token_count=ENOUGH, min_token_count=ENOUGH)
+    ends = llm_pb2.StopConditions(max_token_count=ENOUGH, min_token_count=ENOUGH)
     return start("Hi", stop=ends)
 
 
@@ -115,8 +117,18 @@ def picture(seed: int) -> list[llm_pb2.GenerateRequest]:
     ]
 
 
+async def all_running(service: Service, count: int) -> None:
+    async def watch() -> None:
+        load = llm_pb2.GetLoadRequest()
+        get_load = service.stub.GetLoad
+        while (await get_load(load)).running_sequence_count < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(watch(), SOON_SECONDS)
+
+
 async def has_ended(process: psutil.Process) -> None:
-    await asyncio.to_thread(process.wait, 30)
+    await asyncio.to_thread(process.wait, SOON_SECONDS)
 
 
 async def test_an_own_process_gives_the_answers_of_none_and_drains(checkpoint: Path) -> None:
@@ -153,8 +165,7 @@ async def test_the_death_of_the_engines_process_ends_all_calls_and_the_service(
             await exchange(service.stub, endless())
 
         calls = [asyncio.ensure_future(follow()) for _ in range(3)]
-        while (await service.stub.GetLoad(llm_pb2.GetLoadRequest())).running_sequence_count < 3:
-            await asyncio.sleep(0.01)
+        await all_running(service, 3)
         service.host.kill()
         failures = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(failure) for failure in failures] == [EngineDeadError] * 3
@@ -177,8 +188,7 @@ async def test_a_service_that_ends_while_it_loads_takes_the_process_with_it(
 ) -> None:
     async with started(checkpoint, "--engine-process", "own") as process:
         service = psutil.Process(process.pid)
-        while not service.children():
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(service.children()), SOON_SECONDS)
         (host,) = service.children()
         process.terminate()
         assert await process.wait() == 128 + signal.SIGTERM
@@ -204,7 +214,7 @@ async def test_ranks_of_mpirun_have_the_engine_themselves(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
-    engine = ("--engine", "tensorrt_llm", "--tensorrt_llm.engine-folder", str(tmp_path))
+    engine = ("--engine", "tensorrt_llm", "--tensorrt-llm.engine-folder", str(tmp_path))
     words = ["-m", "llm_service", "--checkpoint", str(checkpoint), "--engine-process", "own"]
     process = await asyncio.create_subprocess_exec(sys.executable, *words, *engine, stderr=PIPE)
     event = await log_event(process, "start_failed")
@@ -221,8 +231,7 @@ async def test_a_host_that_somebody_else_has_started_ends_with_its_service(
         sys.executable, "-m", HOST, "--socket", str(path), PART
     )
     try:
-        while not path.exists():
-            await asyncio.sleep(0.01)
+        await until(path.exists, SOON_SECONDS)
         async with serving(checkpoint, str(path)) as service:
             assert await service.answer()
             service.process.terminate()

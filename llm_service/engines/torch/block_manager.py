@@ -46,12 +46,17 @@ class BlockManager:
         """Returns whether enough blocks are free for the tokens of a running sequence."""
         return self._missing_count(sequence) <= self.free_count
 
-    def allocate(self, sequence: Sequence) -> None:
+    def allocate(self, sequence: Sequence) -> bool:
         """Gives the sequence the blocks that its tokens need beyond those it holds.
 
-        Ask `can_hold` first.
+        Returns:
+            False when too few are free; nothing has changed then.
         """
-        sequence.block_table.extend(self._handed_out(self._missing_count(sequence)))
+        if count := self._missing_count(sequence):
+            if count > self.free_count:
+                return False
+            sequence.block_table.extend(self._handed_out(count))
+        return True
 
     def cached_count(self, sequence: Sequence) -> int:
         """Returns how many leading tokens of a sequence that holds no block are in a cache."""
@@ -88,13 +93,15 @@ class BlockManager:
         admitted to the same step may use them already.
         """
         known = min(sequence.computed_count + sequence.scheduled_count, len(sequence.token_ids))
-        for index in range(sequence.registered_count, known // self.block_size):
+        if (count := known // self.block_size) == sequence.registered_count:
+            return
+        for index in range(sequence.registered_count, count):
             digest = sequence.block_digest(index, self.block_size)
             block = sequence.block_table[index]
             if digest is not None and digest not in self._blocks:
                 self._blocks[digest] = block
                 self._digests[block] = digest
-        sequence.registered_count = known // self.block_size
+        sequence.registered_count = count
 
     def release(self, sequence: Sequence) -> None:
         """Takes all blocks back.

@@ -308,21 +308,51 @@ class TorchEngine:
 
         A sequence that has ended since its step began gets no token any more.
         """
-        groups = _by_sequence(sampled) if self._drafts else [[token] for token in sampled]
-        outputs = {
-            tokens[0].sequence: self._taken(tokens) for tokens in groups if self._counts(tokens[0])
-        }
-        going_on = [sequence for sequence in outputs if not sequence.has_ended]
-        for sequence in going_on:
-            sequence.guess()
-        self._masks.order(going_on)
+        if self._drafts is None:
+            outputs = {
+                token.sequence: self._taken(token) for token in sampled if self._counts(token)
+            }
+        else:
+            outputs = self._verified(sampled)
+        self._masks.order(
+            sequence for sequence in outputs if sequence.status is not Status.FINISHED
+        )
         self._publish_load()
         self._tell(outputs)
 
-    def _taken(self, tokens: list[SampledToken]) -> TokenOutput | ServiceError:
+    def _taken(self, token: SampledToken) -> TokenOutput | ServiceError:
+        """Appends a sequence's next token; returns what to tell of it."""
+        sequence = token.sequence
+        sequence.append(token.token_id)
+        failure = sequence.failure
+        if failure is not None or sequence.finish_reason is not None:
+            self._scheduler.finish(sequence)
+        return failure or TokenOutput(
+            [token.token_id],
+            sequence.finish_reason,
+            sequence.cached_count or 0,
+            () if token.logprob is None else (token.logprob,),
+        )
+
+    def _verified(self, sampled: list[SampledToken]) -> dict[Sequence, TokenOutput | ServiceError]:
+        """Appends the next tokens of sequences that may have drafts, and has drafts guessed."""
+        groups = [list(tokens) for _, tokens in groupby(sampled, attrgetter("sequence"))]
+        outputs = {
+            tokens[0].sequence: self._taken_of(tokens)
+            for tokens in groups
+            if self._counts(tokens[0])
+        }
+        for sequence in outputs:
+            if sequence.status is not Status.FINISHED:
+                sequence.guess()
+        return outputs
+
+    def _taken_of(self, tokens: list[SampledToken]) -> TokenOutput | ServiceError:
         """Appends what a step has sampled of one sequence; returns what to tell of it."""
         sequence, draft_count = tokens[0].sequence, len(tokens[0].sequence.verified)
-        finite = list(takewhile(attrgetter("is_finite"), tokens))
+        finite = tokens
+        if len(tokens) > 1:
+            finite = list(takewhile(attrgetter("is_finite"), tokens))
         count = sequence.extend([token.token_id for token in finite])
         if self._drafts is not None:
             draft_count -= len(sequence.verified)  # those of a later step are still in flight
@@ -405,11 +435,6 @@ def _output(tokens: list[SampledToken]) -> TokenOutput | ServiceError:
         cached_token_count=sequence.cached_count or 0,
         logprobs=tuple(token.logprob for token in tokens if token.logprob is not None),
     )
-
-
-def _by_sequence(sampled: list[SampledToken]) -> list[list[SampledToken]]:
-    """Returns what a step has sampled, that of one sequence together."""
-    return [list(tokens) for _, tokens in groupby(sampled, attrgetter("sequence"))]
 
 
 def _out_of_memory(sequence_count: int) -> OverloadedError:

@@ -17,6 +17,7 @@ from llm_service.engines.torch.finiteness import broken_start
 from llm_service.engines.torch.host_cache import HostCache
 from llm_service.engines.torch.host_memory import check_host_cache, page_locked
 from llm_service.engines.torch.model_runner import ModelRunner
+from llm_service.engines.torch.quantization import check_quantization
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.start_memory import StartMemory
 from llm_service.engines.torch.streams import engine_stream
@@ -55,12 +56,8 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch)
     dtype = _dtype(settings.torch, device)
-    if dtype == torch.float16 and settings.torch.quantization != "none":
-        raise EngineStartError(
-            f"dtype is float16, in which sums of {settings.torch.quantization} numbers overflow:"
-            " serve it with --dtype bfloat16 or float32, or without --quantization"
-        )
     check_host_cache(settings.torch, device)
+    check_quantization(settings.torch.quantization, config, device, dtype)
     stored = stored_types(settings.checkpoint, device, dtype, settings.torch.quantization)
     memory = StartMemory.of(settings, config, device, dtype, stored)
     memory.check()
@@ -84,13 +81,11 @@ def _engine(
     block_size = settings.torch.block_size or (CUDA_BLOCK_SIZE if is_cuda else CPU_BLOCK_SIZE)
     block_count = _block_count(settings, decoder, block_size, kv_byte_count)
     draft_count = settings.torch.draft_token_count
-    # Where few sequences run, their drafts have the room for the logits of many.
-    sampled_count = max(running_count, 1 + draft_count)
-    runner = ModelRunner(
-        decoder, block_count, block_size, running_count, step_token_count, sampled_count
-    )
+    # Where few sequences run, their drafts have the room of many.
+    decode_count = max(running_count, 1 + draft_count)
+    runner = ModelRunner(decoder, block_count, block_size, decode_count, step_token_count)
     blocks = BlockManager(block_count, block_size, _host_cache(settings.torch, runner.kv_cache))
-    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count, sampled_count)
+    scheduler = Scheduler(blocks, step_token_count, running_count, mixed_token_count, decode_count)
     waiting_count = settings.max_waiting_sequence_count
     try:
         return TorchEngine(decoder.config, scheduler, runner, guides, waiting_count, draft_count)
@@ -119,13 +114,7 @@ def _device(options: TorchOptions) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if options.device == "cuda" and not has_cuda:
         raise EngineStartError("device is cuda, but PyTorch finds no CUDA device on this machine")
-    device = torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
-    if device.type == "cuda" and options.quantization != "none":
-        raise EngineStartError(
-            f"quantization is {options.quantization}, with which a CPU alone computes: serve it"
-            " with --device cpu, or without --quantization"
-        )
-    return device
+    return torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
 
 
 def _dtype(options: TorchOptions, device: torch.device) -> torch.dtype:

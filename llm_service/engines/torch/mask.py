@@ -22,7 +22,8 @@ class Mask:
             each draft; to be read once they have come.
         count: how many of them have been computed.
         is_slow: whether no step waits for it.
-        has_come: set when it is there.
+        has_come: whether it is there.
+        settled: set when all masks that were ordered with it are there, or are slow.
         is_wanted: whether its sequence still goes on; the engine's thread says so.
     """
 
@@ -32,6 +33,7 @@ class Mask:
         token_ids: Sequence[int],
         drafts: Sequence[int],
         vocabulary_size: int,
+        settled: threading.Event,
         *,
         may_end: bool,
     ) -> None:
@@ -40,7 +42,8 @@ class Mask:
         self.bits = torch.empty(1 + len(drafts), -(-vocabulary_size // 32), dtype=torch.int32)
         self.count = 0
         self.is_slow = self.is_expected_slow
-        self.has_come = threading.Event()
+        self.has_come = False
+        self.settled = settled
         self.is_wanted = True
         self._token_ids = token_ids
         self._drafts = drafts
@@ -55,7 +58,7 @@ class Mask:
         """Computes it: no work for the engine's thread."""
         if not self.is_wanted:
             return
-        first, *others = self.bits
+        first, *others = self.bits.unbind()
         self.matcher.advance(self._token_ids, first, may_end=self._may_end)
         self.count = 1 + self.matcher.look_ahead(self._drafts, others)
-        self.has_come.set()
+        self.has_come = True

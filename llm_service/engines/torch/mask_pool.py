@@ -7,6 +7,7 @@ steps until it has come, and the others go on.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,21 +38,22 @@ class MaskPool:
     def order(self, sequences: Iterable[Sequence]) -> None:
         """Has the next masks of those sequences computed that have a guide."""
         quick: list[Mask] = []
+        settled = threading.Event()
         for sequence in sequences:
-            sequence.mask = mask = self._mask(sequence)
+            sequence.mask = mask = self._mask(sequence, settled)
             if mask is not None and mask.is_slow:
                 self._watch(self._slow.submit(mask.compute))
             elif mask is not None:
                 quick.append(mask)
         if quick:
-            self._watch(self._quick.submit(self._compute, quick))
+            self._watch(self._quick.submit(self._compute, quick, settled))
 
     def close(self) -> None:
         """Ends the threads, after the masks that they are at."""
         for thread in (self._quick, self._slow):
             thread.shutdown(cancel_futures=True)
 
-    def _mask(self, sequence: Sequence) -> Mask | None:
+    def _mask(self, sequence: Sequence, settled: threading.Event) -> Mask | None:
         matcher = sequence.matcher
         if matcher is None:
             return None
@@ -62,16 +64,18 @@ class MaskPool:
             sequence.take_unmatched(),
             sequence.drafts.copy(),
             self._vocabulary_size,
+            settled,
             may_end=sequence.output_length >= sequence.params.min_tokens,
         )
 
-    def _compute(self, masks: list[Mask]) -> None:
+    def _compute(self, masks: list[Mask], settled: threading.Event) -> None:
         for mask in masks:
             if mask.is_expected_slow:  # since another choice's mask was
                 mask.is_slow = True
                 self._watch(self._slow.submit(mask.compute))
             else:
                 mask.compute()
+        settled.set()
 
     def _watch(self, computed: Future[None]) -> None:
         computed.add_done_callback(lambda future: self._post(future.result))
@@ -85,9 +89,9 @@ def await_masks(sequences: Iterable[Sequence]) -> None:
     deadline = time.perf_counter() + GRACE_SECONDS
     for sequence in sequences:
         if (mask := sequence.mask) is not None:
-            if not mask.is_slow:
-                mask.has_come.wait(max(0.0, deadline - time.perf_counter()))
-            if mask.has_come.is_set():
+            if not (mask.is_slow or mask.has_come):
+                mask.settled.wait(max(0.0, deadline - time.perf_counter()))
+            if mask.has_come:
                 mask.matcher.charge()
             else:
                 sequence.is_held_back = mask.is_slow = True

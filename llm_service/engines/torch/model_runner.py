@@ -48,8 +48,8 @@ class ModelRunner:
         block_size: int,
         max_running: int,
         max_step_token_count: int = TOKEN_SIZES[-1],
-        max_sampled_count: int = 0,
     ) -> None:
+        """Takes the cache's size, and how many decodes and tokens a step has at most."""
         config = decoder.config
         self.device, self.dtype = decoder.embedding.weight.device, decoder.dtype
         self.stream = current_stream(self.device)
@@ -72,10 +72,7 @@ class ModelRunner:
         self._graphs: StepGraphs | None = None
         if decoder.kernels.tile_size is not None:
             self._graphs = self._record(
-                decoder.kernels.tile_size,
-                block_count,
-                max_step_token_count,
-                max(max_running, max_sampled_count),
+                decoder.kernels.tile_size, block_count, max_step_token_count
             )
         self._compiled = compiled_decode(decoder, self._kv_cache, self._rotation)
 
@@ -278,14 +275,11 @@ class ModelRunner:
         return states
 
     @torch.inference_mode()
-    def _record(
-        self, tile_size: int, padding_block: int, max_step_token_count: int, max_sampled_count: int
-    ) -> StepGraphs:
+    def _record(self, tile_size: int, padding_block: int, max_step_token_count: int) -> StepGraphs:
         padding = [[0], [0], [padding_block * self._block_size]]
         limits = StepLimits(
             max_running=len(self._decode_tiles),
             max_token_count=max_step_token_count,
-            max_sampled_count=max_sampled_count,
             table_width=-(-len(self._rotation) // self._block_size),
             tile_size=tile_size,
             takes_whole_tiles=self._decoder.kernels.takes_whole_tiles(

@@ -52,14 +52,14 @@ def guide_masks(sequences: List[Sequence], vocabulary_size: int) -> torch.Tensor
     The masks have come: that of the next token, then those after drafts. The row of a sequence
     without a guide allows all.
     """
-    masks = torch.full((len(sequences), -(-vocabulary_size // 32)), -1, dtype=torch.int32)
-    first = 0
+    free = torch.full((1, -(-vocabulary_size // 32)), -1, dtype=torch.int32)
+    parts: list[torch.Tensor] = []
     for sequence, same in groupby(sequences):
-        end = first + len(list(same))
-        if sequence.mask is not None:
-            masks[first:end] = sequence.mask.bits[: end - first]
-        first = end
-    return masks
+        count = len(list(same))
+        parts.append(
+            free.expand(count, -1) if sequence.mask is None else sequence.mask.bits[:count]
+        )
+    return torch.cat(parts)
 
 
 def sample(

@@ -50,7 +50,7 @@ class Scheduler:
         max_step_token_count: int,
         max_running_count: int,
         max_mixed_token_count: int | None = None,
-        max_sampled_count: int = 0,
+        max_decode_count: int = 0,
     ) -> None:
         """Makes an empty one.
 
@@ -60,8 +60,7 @@ class Scheduler:
             max_running_count: slots.
             max_mixed_token_count: most tokens of a step beside sequences that write, which wait
                 for it; None: as of any step.
-            max_sampled_count: most tokens that a step samples, where drafts make more than one of a
-                sequence.
+            max_decode_count: most sequences and drafts of a step.
         """
         self.blocks = blocks
         self.waiting: list[Sequence] = []
@@ -69,7 +68,7 @@ class Scheduler:
         self.preemption_count = 0
         self._max_step_token_count = max_step_token_count
         self._max_mixed_token_count = max_mixed_token_count or max_step_token_count
-        self._max_sampled_count = max_sampled_count
+        self._max_decode_count = max_decode_count
         self._free_slots = list(reversed(range(max_running_count)))
         self._share = max(1, max_running_count // 4)
         self._held_counts: Counter[Account] = Counter()
@@ -107,7 +106,7 @@ class Scheduler:
         for sequence in self.running:
             if sequence.is_ready:
                 (decoding if sequence.uncomputed_count == 1 else reading).append(sequence)
-        draft_room = self._max_sampled_count - len(self.running) - len(self.waiting)
+        draft_room = self._max_decode_count - len(self.running) - len(self.waiting)
         for sequence in decoding:
             if sequence.drafts:
                 draft_room -= self._fit_drafts(sequence, min(budget - 1, draft_room))
@@ -176,7 +175,8 @@ class Scheduler:
             readers.append(newcomer)
 
     def _schedule_tokens(self, sequence: Sequence, budget: int) -> int:
-        sequence.await_arrival()
+        if sequence.arrival is not None:
+            sequence.await_arrival()
         sequence.scheduled_count = min(sequence.uncomputed_count + len(sequence.drafts), budget)
         self.blocks.register(sequence)
         return sequence.scheduled_count
@@ -204,12 +204,11 @@ class Scheduler:
         Returns:
             False when the sequence was itself the last, or has been preempted before.
         """
-        while sequence.status is Status.RUNNING and not self.blocks.can_hold(sequence):
+        while sequence.status is Status.RUNNING:
+            if self.blocks.allocate(sequence):
+                return True
             self._preempt(self.running[-1])
-        if sequence.status is not Status.RUNNING:
-            return False
-        self.blocks.allocate(sequence)
-        return True
+        return False
 
     def _share_slots(self) -> None:
         """Frees the slot of a request with more than its share for one that has less."""

@@ -39,7 +39,7 @@ class Sequence:
         order: sequences with a smaller one come first: by priority, then by arrival.
         account: whose it is.
         token_ids: prompt, then output; ids from the vocabulary size on are virtual tokens.
-        pending_count: tokens after those that steps in flight sample, drafts aside.
+        length: how many they are with those in flight, drafts aside.
         drafter: guesses its next tokens; None where they are not to be guessed.
         drafts: guesses of the tokens after all those, for the next step to verify.
         verified: the drafts of the step in flight.
@@ -89,7 +89,7 @@ class Sequence:
         self.order = order
         self.account = account or Account()
         self.token_ids = list(prompt.token_ids)
-        self.pending_count = 0
+        self.length = len(self.token_ids)
         self.drafter = self._drafter(max_draft_count, vocabulary_size)
         self.drafts: list[int] = []
         self.verified: list[int] = []
@@ -118,9 +118,9 @@ class Sequence:
         self._block_digests: list[bytes | None] = []
 
     @property
-    def length(self) -> int:
-        """Tokens, those in flight included."""
-        return len(self.token_ids) + self.pending_count
+    def pending_count(self) -> int:
+        """Tokens after the known ones that steps in flight sample, drafts aside."""
+        return self.length - len(self.token_ids)
 
     @property
     def output_length(self) -> int:
@@ -140,7 +140,7 @@ class Sequence:
     @property
     def is_ready(self) -> bool:
         """Whether the next step can compute tokens of it at once."""
-        return not self.is_arriving and self.is_ready_on_arrival
+        return self.is_ready_on_arrival and not self.is_arriving
 
     @property
     def is_ready_on_arrival(self) -> bool:
@@ -166,7 +166,7 @@ class Sequence:
     @property
     def awaits_mask(self) -> bool:
         """Whether it cannot be sampled until its mask has come, however long that takes."""
-        return self.mask is not None and self.mask.is_slow and not self.mask.has_come.is_set()
+        return self.mask is not None and self.mask.is_slow and not self.mask.has_come
 
     @property
     def is_sampled(self) -> bool:
@@ -211,7 +211,7 @@ class Sequence:
         if self.is_held_back:
             self.computed_count -= 1 + len(self.drafts)
         else:
-            self.pending_count += self.is_sampled
+            self.length += self.is_sampled
             self.verified, self.drafts = self.drafts, []
         self.computed_count += self.scheduled_count
         self.scheduled_count = 0
@@ -226,7 +226,6 @@ class Sequence:
 
     def append(self, token_id: int) -> None:
         """Adds the token that was in flight and decides whether it is the last."""
-        self.pending_count -= 1
         self.token_ids.append(token_id)
         if token_id in self.params.stop_token_ids:
             self.finish_reason = "stop"
@@ -240,7 +239,7 @@ class Sequence:
             token_ids: what one step has sampled: its token, then one after each of its drafts.
 
         Returns:
-            How many were added: none behind the last one of all.
+            How many were added. The last token of all is never a draft.
         """
         self.append(token_ids[0])
         if self.pending_count or not self.verified:
@@ -248,9 +247,9 @@ class Sequence:
         drafts, self.verified = self.verified, []
         count = 1
         for draft, token_id in zip(drafts, token_ids[1:], strict=False):
-            if self.finish_reason is not None or draft != self.token_ids[-1]:
+            if draft != self.token_ids[-1]:
                 break
-            self.pending_count += 1
+            self.length += 1
             self.append(token_id)
             count += 1
         if self.drafter is not None:
@@ -267,7 +266,7 @@ class Sequence:
 
     def drop(self) -> None:
         """Leaves out the token that was in flight."""
-        self.pending_count -= 1
+        self.length -= 1
         self.void_count = max(0, self.void_count - 1)
 
     def start_over(self) -> None:

@@ -49,7 +49,6 @@ class StepLimits:
     Attributes:
         max_running: most sequences.
         max_token_count: most tokens.
-        max_sampled_count: most tokens whose logits are wanted.
         table_width: W, the blocks of the longest context.
         tile_size: tokens of a tile.
         takes_whole_tiles: see Kernels.
@@ -58,7 +57,6 @@ class StepLimits:
 
     max_running: int
     max_token_count: int
-    max_sampled_count: int
     table_width: int
     tile_size: int
     takes_whole_tiles: bool
@@ -140,7 +138,7 @@ class MixedGraphs:
     """Replays steps of T tokens of any sequences, all of them in tiles."""
 
     def __init__(self, mixed: Mixed, limits: StepLimits, embedding: torch.Tensor) -> None:
-        """Records `mixed`: the logits [max_sampled_count, vocabulary_size] of what `run` takes.
+        """Records `mixed`: the logits [max_running, vocabulary_size] of what `run` takes.
 
         `embedding` is that of any token, [1, hidden_size].
         """
@@ -152,7 +150,7 @@ class MixedGraphs:
         self._block_tables = limits.zeros(limits.max_running, limits.table_width)
         self._decodes = limits.zeros(limits.max_running, 3)
         self._tiles = limits.zeros(self._tile_count(largest), 3)
-        self._sampled_rows = limits.zeros(limits.max_sampled_count).long()
+        self._sampled_rows = limits.zeros(limits.max_running).long()
         self._graphs: dict[int, Graph[torch.Tensor]] = {}
         for size in reversed(self._sizes):
             arguments = (*self._places(size), self._sampled_rows)
@@ -245,6 +243,9 @@ def _record(
     torch.cuda.synchronize()
     pool = next((graph.pool() for graph, _ in others.values()), None)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=capture_stream()):
+    # By itself a recording forbids calls that other threads may make, for another engine.
+    with torch.cuda.graph(
+        graph, pool=pool, stream=capture_stream(), capture_error_mode="thread_local"
+    ):
         output = step(*arguments)
     return Graph(graph, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import torch
@@ -16,21 +17,25 @@ from llm_service.engines.torch.transfer import uploaded
 
 @dataclass(frozen=True)
 class StepInputs:
-    """T tokens of all scheduled sequences; the first D are decodes, one of each of D sequences.
+    """T tokens of all scheduled sequences; the first D are decodes, each a sequence's next token.
+
+    A sequence's drafts are decodes as well: a step stores all keys before it reads any.
 
     Attributes:
-        sequences: in the order of their tokens.
+        sequences: in the order of their tokens, each once more for each draft.
+        counts: how many of the tokens are each one's.
         decode_count: D.
         rows: [3, T] int64: token ids, places in their sequences, places in the cache. A token that
             is still in flight has the id -1 - its sequence's slot.
         slots: [sequences] int64, the sequences' slots.
         tables: their block tables, by slot.
-        sampled: the sequences whose last token is among the T, each once more for each draft.
-        sampled_rows: where those tokens stand, and the drafts after them.
+        sampled: of `sequences` those whose last token is among the T, or a draft.
+        sampled_rows: where those tokens stand.
         scored: tokens of prompts whose log probabilities are wanted.
     """
 
     sequences: list[Sequence]
+    counts: list[int]
     decode_count: int
     rows: Array
     slots: Array
@@ -44,6 +49,7 @@ class StepInputs:
         """Writes down the sequences' scheduled tokens; their block tables are up to date then."""
         decodes: list[Sequence] = []
         token_ids: list[int] = []
+        places: list[int] = []
         others: list[Sequence] = []
         for sequence in scheduled:
             token_id = _decode_token(sequence, vocabulary_size)
@@ -52,32 +58,33 @@ class StepInputs:
             else:
                 decodes.append(sequence)
                 token_ids.append(token_id)
+                places.append(sequence.computed_count)
+                for place, draft in enumerate(sequence.drafts, sequence.computed_count + 1):
+                    decodes.append(sequence)
+                    token_ids.append(draft)
+                    places.append(place)
         sequences = decodes + others
         slots = tables.slots(sequences)
-        counts = [sequence.scheduled_count for sequence in sequences]
+        counts = [1] * len(decodes) + [sequence.scheduled_count for sequence in others]
         ends = np.cumsum(counts).tolist()
         rows = np.empty((3, ends[-1]), np.int64)
         rows[0, : len(decodes)] = token_ids
-        rows[1, : len(decodes)] = [sequence.computed_count for sequence in decodes]
+        rows[1, : len(decodes)] = places
         of_others = list(zip(others, ends[len(decodes) :], strict=True))
         for sequence, end in of_others:
             _write_span(rows[:2, end - sequence.scheduled_count : end], sequence)
         rows[2] = tables.cache_places(np.repeat(slots, counts), rows[1])
         scored = [_scored(sequence, end) for sequence, end in of_others if sequence.unscored_count]
-        sampled = [
-            (sequence, row)
-            for sequence, end in zip(sequences, ends, strict=True)
-            if sequence.is_sampled
-            for row in range(end - 1 - len(sequence.drafts), end)
-        ]
+        sampled = [sequence.is_sampled for sequence in sequences]
         return cls(
             sequences=sequences,
+            counts=counts,
             decode_count=len(decodes),
             rows=rows,
             slots=slots,
             tables=tables,
-            sampled=[sequence for sequence, _ in sampled],
-            sampled_rows=[row for _, row in sampled],
+            sampled=list(compress(sequences, sampled)),
+            sampled_rows=list(compress((end - 1 for end in ends), sampled)),
             scored=[tokens for tokens in scored if tokens.token_ids],
         )
 
@@ -102,8 +109,8 @@ class StepInputs:
         as a rule: a program that begins last should not be the longest.
         """
         first_token, tiles = begin, []
-        for row, sequence in enumerate(self.sequences[begin:], begin):
-            end = first_token + sequence.scheduled_count
+        for row, count in enumerate(self.counts[begin:], begin):
+            end = first_token + count
             tiles += [
                 (first, min(size, end - first), row) for first in range(first_token, end, size)
             ]
@@ -118,8 +125,11 @@ class StepInputs:
 
 
 def _decode_token(sequence: Sequence, vocabulary_size: int) -> int | None:
-    """Returns the one ordinary token that is scheduled; None where it is not one, or is scored."""
-    if sequence.scheduled_count != 1 or sequence.unscored_count:
+    """Returns the one ordinary token that is scheduled, drafts aside.
+
+    None where it is not one, or is scored.
+    """
+    if sequence.scheduled_count != 1 + len(sequence.drafts) or sequence.unscored_count:
         return None
     place = sequence.computed_count
     if place >= len(sequence.token_ids):
@@ -131,16 +141,8 @@ def _decode_token(sequence: Sequence, vocabulary_size: int) -> int | None:
 def _write_span(rows: Array, sequence: Sequence) -> None:
     begin = sequence.computed_count
     end = begin + sequence.scheduled_count
-    rows[0] = _scheduled_ids(sequence)
+    rows[0] = sequence.token_ids[begin:end]
     rows[1] = np.arange(begin, end)
-
-
-def _scheduled_ids(sequence: Sequence) -> list[int]:
-    begin = sequence.computed_count
-    known = sequence.token_ids[begin : begin + sequence.scheduled_count]
-    if len(known) == sequence.scheduled_count:
-        return known
-    return [*(known or [-1 - sequence.slot]), *sequence.drafts]
 
 
 def _scored(sequence: Sequence, end: int) -> ScoredTokens:

@@ -24,9 +24,12 @@ def uploaded(
 
 
 def download(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns memory on the host that holds the tensor once the device has come so far."""
+    """Returns memory on the host that holds the tensor once the device has come so far.
+
+    What the tensor holds later makes no difference to it.
+    """
     if not tensor.is_cuda:
-        return tensor
+        return tensor.clone()
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return pinned.copy_(tensor, non_blocking=True)
 

@@ -107,6 +107,10 @@ ENCRYPTED: Values = merged(
         "gateway": {"tls": {"existingSecret": "chat-example-com"}},
     },
 )
+SHARED_GPU: Values = merged(
+    ON_A_HOST,
+    {"mps": {"hostPath": "/run/mps"}, "vision": {"gpuCount": 1}, "llm": {"gpuCount": 1}},
+)
 CASES: dict[str, Values] = {
     "demo": example("demo-cpu"),
     "gpu": example("gpu-8b"),
@@ -114,6 +118,7 @@ CASES: dict[str, Values] = {
     "nothing": NOTHING,
     "everything": EVERYTHING,
     "encrypted": ENCRYPTED,
+    "shared GPU": SHARED_GPU,
 }
 
 

@@ -68,7 +68,10 @@ def _is_secret(schema: Schema) -> bool:
 
 def _schema(schema: Schema) -> Schema:
     """Returns what a value must be; null is how Helm takes a default away, and no value."""
-    (given,) = _alternatives(schema)
+    given, *others = _alternatives(schema)
+    if others:  # words and a path: any text
+        (kind,) = {each["type"] for each in (given, *others)}
+        given = {"type": kind}
     kept = {key: given[key] for key in KEPT if key in given}
     if "items" in kept:
         kept["items"] = {"type": kept["items"]["type"]}

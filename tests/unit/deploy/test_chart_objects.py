@@ -30,6 +30,7 @@ from tests.unit.deploy.chart import (
     RELEASE,
     ROOT,
     SERVICES,
+    SHARED_GPU,
     Document,
     chart,
     chart_file,
@@ -265,7 +266,7 @@ def test_what_is_mounted_is_there_and_only_scratch_can_be_written_to(case: str) 
         mounts = container(deployment)["volumeMounts"]
         assert {mount["name"] for mount in mounts} == set(volumes)
         writable = {mount["mountPath"] for mount in mounts if not mount.get("readOnly")}
-        assert writable <= {"/tmp", "/dev/shm", "/scratch"}
+        assert writable <= {"/tmp", "/dev/shm", "/scratch", "/mps"}
 
 
 def test_the_manuals_values_have_both_services_share_memory() -> None:
@@ -472,3 +473,17 @@ def test_images_are_the_engines_of_this_version() -> None:
     deployments = of_kind(rendered(tagged), "Deployment")
     assert container(deployments["vision"])["image"] == "internvl-vision:7"
     assert container(deployments["llm"])["image"] == "x/y:8"
+
+
+def test_pods_with_a_gpu_are_given_the_daemon_of_their_node() -> None:
+    deployments = of_kind(rendered(SHARED_GPU), "Deployment")
+    for component in SERVICES:
+        given = container(deployments[component])
+        assert {"name": "CUDA_MPS_PIPE_DIRECTORY", "value": "/mps"} in given["env"]
+        mounted = {mount["mountPath"]: mount["name"] for mount in given["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in pod(deployments[component])["volumes"]}
+        folders = [volumes[mounted[path]]["hostPath"]["path"] for path in ("/mps", "/dev/shm")]
+        assert folders == ["/run/mps", "/dev/shm"]
+    without_gpu = merged(SHARED_GPU, {"vision": {"gpuCount": 0}})
+    vision = of_kind(rendered(without_gpu), "Deployment")["vision"]
+    assert "mps" not in json.dumps(vision)

@@ -132,8 +132,8 @@ def test_paths_are_those_that_are_mounted(case: str, component: str) -> None:
     mounts = tuple(mount["mountPath"] for mount in found["volumeMounts"])
     paths = [each["value"] for each in found["env"] if each.get("value", "").startswith("/")]
     engine = CASES[case].get(component, {}).get("engine", "torch")
-    encrypted = 3 if case == "encrypted" else 0
-    assert len(paths) == (2 if engine == "torch" else 3) + encrypted
+    further = {"encrypted": 3, "shared GPU": 1}.get(case, 0)
+    assert len(paths) == (2 if engine == "torch" else 3) + further
     assert all(path.startswith(mounts) for path in paths)
 
 

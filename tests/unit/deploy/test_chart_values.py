@@ -61,6 +61,14 @@ REFUSED_TOGETHER: dict[str, tuple[Values, str]] = {
         {"vision": {"engine": "tensorrt", "gpuCount": 1}},
         "engines: 0 sources are given",
     ),
+    "a daemon for processes with a /dev/shm of their own": (
+        {
+            "mps": {"hostPath": "/run/mps"},
+            "engines": {"hostPath": "/engines"},
+            "llm": {"engine": "tensorrt_llm", "gpuCount": 1},
+        },
+        "mps.hostPath: it is for engines of torch",
+    ),
     "less than the least": (
         {"llm": {"autoscaling": {"minReplicas": 9}}},
         "llm.autoscaling: minReplicas is 9; maxReplicas, 8, must be at least that",

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.choices import (
@@ -201,6 +201,7 @@ TEXTS = st.text("ab c\n🐼é", max_size=12)
 SIZES = st.lists(st.integers(1, 4), max_size=12)
 
 
+@settings(deadline=None)  # the first reads a tokenizer
 @given(TEXTS.filter(bool), SIZES, st.lists(TEXTS.filter(bool), max_size=2))
 def test_an_answer_is_the_same_however_many_tokens_come_at_a_time(
     text: str, sizes: list[int], strings: list[str]

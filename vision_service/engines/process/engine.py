@@ -10,6 +10,7 @@ from itertools import cycle
 from pathlib import Path
 
 import msgspec
+import structlog
 import torch
 
 from protos.errors import EngineDeadError
@@ -21,6 +22,7 @@ from protos.process.engine_link import (
     connect,
     start_own_host,
 )
+from protos.process.supervisor import supervisor
 from vision_service.engines.base import DTYPES, EngineStartError
 from vision_service.engines.process.messages import (
     Encode,
@@ -32,6 +34,8 @@ from vision_service.engines.process.messages import (
 )
 from vision_service.engines.process.slots import SLOT_COUNT, SlotMemory
 from vision_service.settings import Settings
+
+logger = structlog.get_logger()
 
 PART = "vision_service.engines.process.host"
 # What an own process may take to end once its service has hung up.
@@ -50,7 +54,9 @@ def start_engine(settings: Settings) -> ProcessEngine:
         else:
             link, process = start_own_host(PART)
     except OSError as error:
-        raise EngineStartError(f"there is no host for the engine: {error}") from error
+        place = settings.engine_process
+        raise EngineStartError(f"engine_process is {place}, but: {error}") from error
+    logger.info("engine_process", pid=None if process is None else process.pid)
     try:
         return _engine(settings, link, process)
     except BaseException as error:
@@ -65,12 +71,14 @@ def _engine(
 ) -> ProcessEngine:
     start = Start(
         PART,
-        settings.model_dump_json(exclude_unset=True).encode(),
+        settings.model_dump_json(exclude_unset=True, exclude={"check"}).encode(),
         settings.log_level,
         settings.log_format,
         settings.log_lines_per_second,
     )
-    facts = msgspec.msgpack.decode(await_ready(link, start), type=Facts)
+    facts = msgspec.msgpack.decode(
+        await_ready(link, start, on_loading=supervisor().works), type=Facts
+    )
     if (frame := link.receive()) is None:
         raise HostFailedError("the process of the vision engine ended before it served")
     msgspec.msgpack.decode(frame.data, type=Memory)

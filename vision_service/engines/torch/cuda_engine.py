@@ -172,6 +172,8 @@ class _Graphs:
         self, model: Model, tile_shape: tuple[int, ...], max_count: int, stream: torch.cuda.Stream
     ) -> None:
         self.max_tile_count = max_count
+        # A graph reads the weights from where they were, and does not keep them there.
+        self._model = model
         self._tiles = torch.zeros(max_count, *tile_shape, dtype=torch.uint8, device="cuda")
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._rows: dict[int, torch.Tensor] = {}
@@ -179,7 +181,7 @@ class _Graphs:
         torch.cuda.synchronize()  # the weights are there, whichever stream brought them
         # The largest first: what it needs is enough for the others.
         for count in reversed(graph_tile_counts(max_count)):
-            self._capture(model, count, stream)
+            self._capture(count, stream)
 
     def run(self, tiles: torch.Tensor, tile_count: int, rows: torch.Tensor) -> int:
         """Encodes the first tiles into the first rows, on the current stream.
@@ -193,14 +195,17 @@ class _Graphs:
         rows[:tile_count].copy_(self._rows[count][:tile_count])
         return count - tile_count
 
-    def _capture(self, model: Model, count: int, stream: torch.cuda.Stream) -> None:
+    def _capture(self, count: int, stream: torch.cuda.Stream) -> None:
         logger.info("capturing_graph", tile_count=count)
         tiles = self._tiles[:count]
         with torch.cuda.stream(stream):
-            model(tiles)  # compiles kernels and makes handles, which a capture must not do
+            self._model(tiles)  # compiles kernels and makes handles, which a capture must not do
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
-            self._rows[count] = model(tiles)
+        # By itself a recording forbids calls that other threads may make, for another engine.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        ):
+            self._rows[count] = self._model(tiles)
         self._graphs[count] = graph
 
 

@@ -14,6 +14,9 @@
 {{- if and $wanted (ne (len $engines) 1) -}}
 {{- fail (printf "engines: %d sources are given; an engine of TensorRT needs one of engines.existingClaim and engines.hostPath" (len $engines)) -}}
 {{- end -}}
+{{- if and .Values.mps.hostPath (eq .Values.llm.engine "tensorrt_llm") -}}
+{{- fail "mps.hostPath: it is for engines of torch; the processes of tensorrt_llm have a /dev/shm of their own" -}}
+{{- end -}}
 {{- range $component := list "gateway" "vision" "llm" -}}
 {{- if and $.Values.tls.enabled (not (get $.Values.tls.secrets $component)) -}}
 {{- fail (printf "tls.secrets.%s: none is given; each of the three needs a certificate" $component) -}}

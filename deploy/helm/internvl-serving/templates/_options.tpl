@@ -63,6 +63,9 @@ tensorrt-llm.engine-folder: {{ printf "/engines/%s" $values.engineFolder | quote
 - name: INTERNVL_{{ upper $.component }}_{{ $option | replace "-" "_" | replace "." "_" | upper }}
   value: {{ include "internvl.optionText" $value | quote }}
 {{- end }}
+{{- if include "internvl.hasMps" . }}
+- { name: CUDA_MPS_PIPE_DIRECTORY, value: /mps }
+{{- end }}
 {{- with $values.extraEnv }}
 {{ toYaml . }}
 {{- end }}

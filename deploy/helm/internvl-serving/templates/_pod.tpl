@@ -121,6 +121,12 @@ preStop:
 {{- if ne ((get .root.Values .component).engine | default "torch") "torch" }}true{{ end -}}
 {{- end }}
 
+{{/* Whether a component is a client of the multi-process service: "true" or nothing; of (root,
+     component). */}}
+{{- define "internvl.hasMps" -}}
+{{- if and .root.Values.mps.hostPath (get .root.Values .component).gpuCount }}true{{ end -}}
+{{- end }}
+
 {{/* A volume that is a Secret; of (name, secret). */}}
 {{- define "internvl.secretVolume" -}}
 - name: {{ .name }}
@@ -155,6 +161,12 @@ preStop:
 {{- end }}
 {{- if include "internvl.hasEngines" . }}
 {{ include "internvl.volume" (dict "name" "engines" "source" .root.Values.engines) }}
+{{- end }}
+{{- if include "internvl.hasMps" . }}
+- name: mps
+  hostPath: { path: {{ .root.Values.mps.hostPath | quote }}, type: Directory }
+- name: mps-memory
+  hostPath: { path: /dev/shm, type: Directory }
 {{- end }}
 {{- if eq .component "llm" | and (include "internvl.hasEngines" .) }}
 - name: shared-memory
@@ -195,6 +207,10 @@ preStop:
   {{- with .root.Values.engines.subPath }}
   subPath: {{ . | quote }}
   {{- end }}
+{{- end }}
+{{- if include "internvl.hasMps" . }}
+- { name: mps, mountPath: /mps }
+- { name: mps-memory, mountPath: /dev/shm }
 {{- end }}
 {{- if eq .component "llm" | and (include "internvl.hasEngines" .) }}
 - { name: shared-memory, mountPath: /dev/shm }

@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llm_service.engines.torch.kernels import triton_programs
 from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms, TileSet
+from llm_service.engines.torch.kernels.triton_fp8 import TritonFp8
 
 # tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
 MIN_DOT_SIZE = 16
@@ -22,7 +23,8 @@ KEYS_PER_STEP = 64
 LEAST_PROGRAM_COUNT = 512
 MAX_SPLITS = 64
 WARPS, STAGES = 4, 3
-MAX_PROJECTION_STEP = 2048
+# Outputs that a program computes for one token, and weights that it takes of each at a time.
+PROJECTION_ROWS, MAX_PROJECTION_STEP = 4, 2048
 
 
 class TritonKernels:
@@ -38,6 +40,9 @@ class TritonKernels:
     def __init__(self, group_size: int) -> None:
         """Takes the number of query heads that share a key/value head."""
         self._padded_group = int(triton.next_power_of_2(group_size))
+        overlaps = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+        self._launch = {"overlaps": overlaps, "launch_pdl": overlaps}
+        self.fp8 = TritonFp8()
 
     @property
     def tile_size(self) -> int:
@@ -55,15 +60,18 @@ class TritonKernels:
         if len(hidden) != 1:
             return linear(hidden, weight, bias)
         output = hidden.new_empty(1, len(weight))
-        triton_programs.project_one[(len(weight),)](
+        triton_programs.project_one[(triton.cdiv(len(weight), PROJECTION_ROWS),)](
             hidden,
             weight,
             bias,
             output,
-            hidden.shape[1],
+            len(weight),
+            width=hidden.shape[1],
             has_bias=bias is not None,
+            rows=PROJECTION_ROWS,
             step=min(MAX_PROJECTION_STEP, triton.next_power_of_2(hidden.shape[1])),
-            num_warps=4,
+            num_warps=8,
+            **self._launch,
         )
         return output
 
@@ -84,6 +92,7 @@ class TritonKernels:
             has_update=update is not None,
             padded=triton.next_power_of_2(width),
             num_warps=8,
+            **self._launch,
         )
         return normed, total
 
@@ -92,7 +101,7 @@ class TritonKernels:
         product = gate_up.new_empty(token_count, width)
         block = 1024
         grid = (token_count, triton.cdiv(width, block))
-        triton_programs.silu_multiply[grid](gate_up, product, width, block=block)
+        triton_programs.silu_multiply[grid](gate_up, product, width, block=block, **self._launch)
         return product
 
     def rotate_and_store(
@@ -122,6 +131,7 @@ class TritonKernels:
             padded_heads=triton.next_power_of_2(group + 1),
             padded_half=triton.next_power_of_2(half),
             num_warps=2,
+            **self._launch,
         )
         return query
 
@@ -169,6 +179,7 @@ class TritonKernels:
             step=KEYS_PER_STEP,
             num_warps=WARPS,
             num_stages=STAGES if query.dtype.itemsize == 2 else 1,
+            **self._launch,
         )
 
     def _attend_split_tiles(
@@ -210,6 +221,7 @@ class TritonKernels:
             step=KEYS_PER_STEP,
             num_warps=WARPS,
             num_stages=STAGES,
+            **self._launch,
         )
         triton_programs.merge_splits[(token_count * heads,)](
             outputs,
@@ -219,6 +231,7 @@ class TritonKernels:
             padded_dim=padded_dim,
             splits=splits,
             num_warps=2,
+            **self._launch,
         )
 
 

@@ -3,10 +3,24 @@
 Each reads its inputs once and writes its outputs once. Lengths are read from memory, so that a CUDA
 graph replays a launch for any context. An argument that ends in `: tl.constexpr` is part of the
 compiled program.
+
+Launches may overlap (`overlaps`: programmatic dependent launch, from Hopper on): a launch begins as
+soon as all programs of the launch before it run. Until `_await_inputs` a program may read only what
+no program here has written in this step: weights, and where the batch stands. Every program comes
+there before it ends, for a launch is waited for by the next one alone.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _await_inputs(overlaps: tl.constexpr):
+    """Waits for the results of all launches so far; the next one may begin."""
+    if overlaps:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
@@ -20,22 +34,25 @@ def add_rms_norm(
     width,
     has_update: tl.constexpr,
     padded: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * width
     column = tl.arange(0, padded)
     mask = column < width
+    scale = tl.load(weight + column, mask, other=0.0)
+    _await_inputs(overlaps)
     x = tl.load(hidden + row + column, mask, other=0.0)
     if has_update:
         x += tl.load(update + row + column, mask, other=0.0)
         tl.store(total + row + column, x, mask)
     exact = x.to(tl.float32)
     exact *= tl.rsqrt(tl.sum(exact * exact) / width + eps)
-    scale = tl.load(weight + column, mask, other=0.0)
     tl.store(normed + row + column, exact.to(x.dtype) * scale, mask)
 
 
 @triton.jit
-def silu_multiply(gate_up, product, width, block: tl.constexpr):
+def silu_multiply(gate_up, product, width, block: tl.constexpr, overlaps: tl.constexpr):
+    _await_inputs(overlaps)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
     mask = column < width
@@ -63,6 +80,7 @@ def rotate_and_store(
     half: tl.constexpr,
     padded_heads: tl.constexpr,
     padded_half: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
     """One program a token and key/value head: its query heads, its key and its value."""
     token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -71,6 +89,8 @@ def rotate_and_store(
     in_pair = pair < half
     cosine = tl.load(rotation + token * 2 * half + pair, in_pair)
     sine = tl.load(rotation + token * 2 * half + half + pair, in_pair)
+    slot = tl.load(slots + token)
+    _await_inputs(overlaps)
     source = qkv + (token * kv_heads + kv_head) * (group + 2) * 2 * half
     mask = (head <= group) & in_pair
     first = tl.load(source + head * 2 * half + pair, mask, other=0.0)
@@ -92,7 +112,7 @@ def rotate_and_store(
     target = query + (token * kv_heads + kv_head) * group * 2 * half + head * 2 * half + pair
     tl.store(target, turned_first, (head < group) & in_pair)
     tl.store(target + half, turned_second, (head < group) & in_pair)
-    place = (tl.load(slots + token) * kv_heads + kv_head) * 2 * half + pair
+    place = (slot * kv_heads + kv_head) * 2 * half + pair
     is_key = (head == group) & in_pair
     tl.store(keys + place + head * 0, turned_first, is_key)
     tl.store(keys + place + head * 0 + half, turned_second, is_key)
@@ -131,6 +151,7 @@ def attend_tile(
     padded_dim: tl.constexpr,
     block_size: tl.constexpr,
     step: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
     """One program a tile, key/value head and split: attention over a part of the context.
 
@@ -140,9 +161,10 @@ def attend_tile(
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first = tl.load(tiles + tile * 3).to(tl.int64)
     count = tl.load(tiles + tile * 3 + 1)
+    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
+    _await_inputs(overlaps)
     if count == 0:  # a place that the step does not use
         return
-    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
     context = tl.load(context_lengths + first + count - 1)
     per_split = tl.cdiv(tl.cdiv(context, splits), step) * step
     begin = split * per_split
@@ -208,6 +230,7 @@ def attend_whole_tile(
     head_dim: tl.constexpr,
     block_size: tl.constexpr,
     step: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
     """One program a key/value head and tile, as `attend_tile`, over the whole context.
 
@@ -218,9 +241,10 @@ def attend_whole_tile(
     kv_head, tile = tl.program_id(0), tl.program_id(1)
     first = tl.load(tiles + tile * 3).to(tl.int64)
     count = tl.load(tiles + tile * 3 + 1)
+    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
+    _await_inputs(overlaps)
     if count == 0:  # a place that the step does not use
         return
-    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
     context = tl.load(context_lengths + first + count - 1)
     row = tl.arange(0, padded_rows)
     token, head = row // padded_group, row % padded_group
@@ -270,9 +294,16 @@ def attend_whole_tile(
 
 @triton.jit
 def merge_splits(
-    outputs, masses, merged, head_dim: tl.constexpr, padded_dim: tl.constexpr, splits: tl.constexpr
+    outputs,
+    masses,
+    merged,
+    head_dim: tl.constexpr,
+    padded_dim: tl.constexpr,
+    splits: tl.constexpr,
+    overlaps: tl.constexpr,
 ):
     """One program a token and query head: the parts, weighted by their softmax masses."""
+    _await_inputs(overlaps)
     head = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, splits)
     column = tl.arange(0, padded_dim)
@@ -286,17 +317,36 @@ def merge_splits(
 
 
 @triton.jit
-def project_one(hidden, weight, bias, output, width, has_bias: tl.constexpr, step: tl.constexpr):
-    """One program an output: the product of one token's hidden state and a row of the weight."""
-    row = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([step], tl.float32)
-    for start in range(0, width, step):
-        column = start + tl.arange(0, step)
-        mask = column < width
-        # The weights pass the cache by: there are more of them than it holds.
-        factor = tl.load(weight + row * width + column, mask, 0.0, eviction_policy="evict_first")
-        total += factor.to(tl.float32) * tl.load(hidden + column, mask, 0.0).to(tl.float32)
-    result = tl.sum(total)
+def project_one(
+    hidden,
+    weight,
+    bias,
+    output,
+    out_size,
+    width: tl.constexpr,
+    has_bias: tl.constexpr,
+    rows: tl.constexpr,
+    step: tl.constexpr,
+    overlaps: tl.constexpr,
+):
+    """One program some outputs: the products of one token's hidden state and rows of the weight."""
+    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)
+    is_row = row < out_size
+    column = tl.arange(0, step)
+    place = weight + tl.minimum(row, out_size - 1)[:, None] * width + column[None, :]
+    # The first weights are on their way before the hidden state is there. All pass the cache by:
+    # there are more of them than it holds.
+    mask = column < width
+    factor = tl.load(place, mask[None, :], 0.0, eviction_policy="evict_first")
+    _await_inputs(overlaps)
+    state = tl.load(hidden + column, mask, 0.0)
+    total = factor.to(tl.float32) * state.to(tl.float32)[None, :]
+    for start in tl.static_range(step, width, step):
+        mask = start + column < width
+        factor = tl.load(place + start, mask[None, :], 0.0, eviction_policy="evict_first")
+        state = tl.load(hidden + start + column, mask, 0.0)
+        total += factor.to(tl.float32) * state.to(tl.float32)[None, :]
+    result = tl.sum(total, 1)
     if has_bias:
-        result += tl.load(bias + row).to(tl.float32)
-    tl.store(output + row, result)
+        result += tl.load(bias + row, is_row, 0.0).to(tl.float32)
+    tl.store(output + row, result, is_row)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.engines.base import LogprobTable, TokenLogprob, TokenOutput
@@ -245,6 +245,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(STEPS, st.sampled_from([10, 500, 5000]), st.floats(0, 0.01))
 def test_nothing_is_lost_or_reordered(
     steps: list[tuple[int, int, float]], rate: float, busy_seconds: float

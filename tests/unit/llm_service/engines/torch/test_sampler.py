@@ -54,7 +54,7 @@ def _with_seed(params: SamplingParams, seed: int) -> SamplingParams:
 def _sequence(params: SamplingParams) -> Sequence:
     sequence = Sequence(Prompt(PROMPT, torch.empty(2, 1)), params, 100, VOCABULARY_SIZE)
     for token_id in OUTPUT:
-        sequence.pending_count += 1
+        sequence.length += 1
         sequence.append(token_id)
     return sequence
 
@@ -191,7 +191,7 @@ def test_penalties_count_the_tokens_in_flight_and_those_of_a_new_start() -> None
     sequence.slot = 0
     for step in range(8):
         choice = sample(Ranked.of(logits[None].clone()), [sequence], None, histories)
-        sequence.pending_count += 1
+        sequence.length += 1
         if step > 4:  # the host has not had it before the next one is sampled
             sequence.append(chosen[-1])
         chosen += choice.token_ids.tolist()
@@ -205,6 +205,6 @@ def test_penalties_count_the_tokens_in_flight_and_those_of_a_new_start() -> None
         other.slot, other.history = 0, None
         choice = sample(Ranked.of(logits[None].clone()), [other], None, alone)
         assert choice.token_ids.tolist() == [token_id]
-        other.pending_count += 1
+        other.length += 1
         other.append(token_id)
     assert len(set(chosen)) > 3

@@ -30,7 +30,6 @@ PADDING = torch.tensor([[0], [0], [99]])
 LIMITS = StepLimits(
     max_running=3,
     max_token_count=8,
-    max_sampled_count=3,
     table_width=4,
     tile_size=2,
     takes_whole_tiles=True,

@@ -83,6 +83,19 @@ def test_its_embeddings_are_those_of_an_engine_here(
     assert process.returncode == 0  # it has ended with its service
 
 
+@pytest.mark.gpu
+def test_its_embeddings_are_those_of_a_gpu_here(tmp_path: Path) -> None:
+    options: dict[str, object] = {"torch": {"device": "cuda", "dtype": "float32"}}
+    settings = settings_of(write_checkpoint(tmp_path), "own", **options)
+    here = create_engine(settings, VisionConfig.from_checkpoint(tmp_path))
+    with started(settings) as engine:
+        batches = [engine.submit([TILES[one : one + 1], TILES[2:]]) for one in (0, 1) * 4]
+        for one, batch in zip((0, 1) * 4, batches, strict=True):
+            expected = here.submit([TILES[one : one + 1], TILES[2:]]).wait()
+            assert torch.equal(torch.cat(batch.wait()), torch.cat(expected))
+            assert batch.are_finite() == [True, True]
+
+
 def test_who_kills_the_host_ends_the_engine(tmp_path: Path) -> None:
     with started(settings_of(write_checkpoint(tmp_path))) as engine:
         assert engine.is_alive()
@@ -105,7 +118,7 @@ time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as service:
         assert service.stdout is not None
-        host = int(service.stdout.readline())
+        host = next(int(line) for line in service.stdout if line.strip().isdigit())  # not the log
         os.kill(host, 0)
         service.kill()
     end = time.monotonic() + PATIENCE_SECONDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,23 @@ def test_embeddings_are_those_of_the_cpu(tmp_path: Path) -> None:
         tiles = image(tile_count, tile_count)
         expected = cpu.encode(tiles)
         torch.testing.assert_close(cuda.encode(tiles), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+def test_the_weights_stay_whatever_else_takes_memory(tmp_path: Path) -> None:
+    engine = engine_of(write_checkpoint(tmp_path, SMALL_6B), "cuda")
+    expected = engine.encode(image(5, 0))
+    gc.collect()
+    # Takes all that PyTorch believes to be free of what it has, piece by piece.
+    sizes = [2**power for power in range(24, 8, -1)]
+    taken = []
+    reserved = torch.cuda.memory_reserved()
+    for size in sizes:
+        while torch.cuda.memory_reserved() == reserved:
+            taken.append(torch.full((size,), 255, dtype=torch.uint8, device="cuda"))
+        reserved = torch.cuda.memory_reserved()
+    torch.cuda.synchronize()
+    assert torch.equal(engine.encode(image(5, 0)), expected)
 
 
 @pytest.mark.gpu
