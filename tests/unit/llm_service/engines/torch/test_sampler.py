@@ -11,7 +11,7 @@ import torch
 
 from llm_service.engines.base import Prompt
 from llm_service.engines.torch.ranked import Ranked
-from llm_service.engines.torch.sampler import sample
+from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.token_histories import TokenHistories
 from llm_service.sampling import SamplingParams
@@ -208,3 +208,11 @@ def test_penalties_count_the_tokens_in_flight_and_those_of_a_new_start() -> None
         other.length += 1
         other.append(token_id)
     assert len(set(chosen)) > 3
+
+
+def test_where_all_are_held_back_nothing_is_sampled() -> None:
+    masks = guide_masks([], VOCABULARY_SIZE)
+    assert masks.shape == (0, 1)
+    histories = TokenHistories(VOCABULARY_SIZE, torch.device("cpu"))
+    ranked = Ranked.of(_logits(1)[None].clone()).rows(torch.empty(0, dtype=torch.int64))
+    assert sample(ranked, [], masks, histories).token_ids.tolist() == []
