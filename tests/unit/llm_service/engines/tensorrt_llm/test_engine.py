@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +165,8 @@ async def test_tokens_are_those_of_the_torch_engine(
 async def test_streams_what_responses_carry_and_drops_the_empty_ones(start: Start) -> None:
     engine = await start()
     outputs = await outputs_of(engine, params=SamplingParams(max_tokens=8))
-    # Of these responses those are one that came before anybody took them.
-    ends = [*accumulate(len(output.token_ids) for output in outputs)]
-    assert set(ends) <= {1, 3, 6, 7, 8}
-    assert ends[-1] == 8
+    # Responses that come before anybody takes them are one output.
+    assert sum(len(output.token_ids) for output in outputs) == 8
     assert all(output.token_ids for output in outputs[:-1])
     assert outputs[-1].finish_reason == "length"
 
