@@ -23,6 +23,8 @@ KEYS_PER_STEP = 64
 LEAST_PROGRAM_COUNT = 512
 MAX_SPLITS = 64
 WARPS, STAGES = 4, 3
+# GPUs from this one on let a launch begin before the one before it ends.
+OVERLAPPING_CAPABILITY = (9, 0)
 # Outputs that a program computes for one token, and weights that it takes of each at a time.
 PROJECTION_ROWS, MAX_PROJECTION_STEP = 4, 2048
 
@@ -40,8 +42,10 @@ class TritonKernels:
     def __init__(self, group_size: int) -> None:
         """Takes the number of query heads that share a key/value head."""
         self._padded_group = int(triton.next_power_of_2(group_size))
-        overlaps = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
-        self._launch = {"overlaps": overlaps, "launch_pdl": overlaps}
+        self._can_overlap = (
+            torch.cuda.is_available()
+            and torch.cuda.get_device_capability() >= OVERLAPPING_CAPABILITY
+        )
         self.fp8 = TritonFp8()
 
     @property
@@ -71,7 +75,7 @@ class TritonKernels:
             rows=PROJECTION_ROWS,
             step=min(MAX_PROJECTION_STEP, triton.next_power_of_2(hidden.shape[1])),
             num_warps=8,
-            **self._launch,
+            **self._launch(1),
         )
         return output
 
@@ -92,7 +96,7 @@ class TritonKernels:
             has_update=update is not None,
             padded=triton.next_power_of_2(width),
             num_warps=8,
-            **self._launch,
+            **self._launch(token_count),
         )
         return normed, total
 
@@ -101,7 +105,9 @@ class TritonKernels:
         product = gate_up.new_empty(token_count, width)
         block = 1024
         grid = (token_count, triton.cdiv(width, block))
-        triton_programs.silu_multiply[grid](gate_up, product, width, block=block, **self._launch)
+        triton_programs.silu_multiply[grid](
+            gate_up, product, width, block=block, **self._launch(token_count)
+        )
         return product
 
     def rotate_and_store(
@@ -131,7 +137,7 @@ class TritonKernels:
             padded_heads=triton.next_power_of_2(group + 1),
             padded_half=triton.next_power_of_2(half),
             num_warps=2,
-            **self._launch,
+            **self._launch(token_count),
         )
         return query
 
@@ -179,7 +185,7 @@ class TritonKernels:
             step=KEYS_PER_STEP,
             num_warps=WARPS,
             num_stages=STAGES if query.dtype.itemsize == 2 else 1,
-            **self._launch,
+            **self._launch(len(query)),
         )
 
     def _attend_split_tiles(
@@ -221,7 +227,7 @@ class TritonKernels:
             step=KEYS_PER_STEP,
             num_warps=WARPS,
             num_stages=STAGES,
-            **self._launch,
+            **self._launch(len(query)),
         )
         triton_programs.merge_splits[(token_count * heads,)](
             outputs,
@@ -231,8 +237,13 @@ class TritonKernels:
             padded_dim=padded_dim,
             splits=splits,
             num_warps=2,
-            **self._launch,
+            **self._launch(len(query)),
         )
+
+    def _launch(self, token_count: int) -> dict[str, bool]:
+        """Launches overlap for one token: cuBLAS's, among which others stand, take no part."""
+        overlaps = self._can_overlap and token_count == 1
+        return {"overlaps": overlaps, "launch_pdl": overlaps}
 
 
 def _split_count(program_count: int) -> int:

@@ -5,9 +5,8 @@ graph replays a launch for any context. An argument that ends in `: tl.constexpr
 compiled program.
 
 Launches may overlap (`overlaps`: programmatic dependent launch, from Hopper on): a launch begins as
-soon as all programs of the launch before it run. Until `_await_inputs` a program may read only what
-no program here has written in this step: weights, and where the batch stands. Every program comes
-there before it ends, for a launch is waited for by the next one alone.
+soon as all programs of the launch before it run. Until `_await_inputs` a program may read weights
+alone, and write nothing. Every program comes there, for a launch waits only for the one before it.
 """
 
 import triton
@@ -16,11 +15,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _await_inputs(overlaps: tl.constexpr):
-    """Waits for the results of all launches so far; the next one may begin."""
-    if overlaps:
-        gdc_launch_dependents()
-        gdc_wait()
+def _await_inputs():
+    """Lets the next launch begin, and waits until all before this one are done."""
+    gdc_launch_dependents()
+    gdc_wait()
 
 
 @triton.jit
@@ -40,7 +38,8 @@ def add_rms_norm(
     column = tl.arange(0, padded)
     mask = column < width
     scale = tl.load(weight + column, mask, other=0.0)
-    _await_inputs(overlaps)
+    if overlaps:
+        _await_inputs()
     x = tl.load(hidden + row + column, mask, other=0.0)
     if has_update:
         x += tl.load(update + row + column, mask, other=0.0)
@@ -52,7 +51,8 @@ def add_rms_norm(
 
 @triton.jit
 def silu_multiply(gate_up, product, width, block: tl.constexpr, overlaps: tl.constexpr):
-    _await_inputs(overlaps)
+    if overlaps:
+        _await_inputs()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
     mask = column < width
@@ -83,14 +83,14 @@ def rotate_and_store(
     overlaps: tl.constexpr,
 ):
     """One program a token and key/value head: its query heads, its key and its value."""
+    if overlaps:
+        _await_inputs()
     token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     head = tl.arange(0, padded_heads)[:, None]
     pair = tl.arange(0, padded_half)[None, :]
     in_pair = pair < half
     cosine = tl.load(rotation + token * 2 * half + pair, in_pair)
     sine = tl.load(rotation + token * 2 * half + half + pair, in_pair)
-    slot = tl.load(slots + token)
-    _await_inputs(overlaps)
     source = qkv + (token * kv_heads + kv_head) * (group + 2) * 2 * half
     mask = (head <= group) & in_pair
     first = tl.load(source + head * 2 * half + pair, mask, other=0.0)
@@ -112,7 +112,7 @@ def rotate_and_store(
     target = query + (token * kv_heads + kv_head) * group * 2 * half + head * 2 * half + pair
     tl.store(target, turned_first, (head < group) & in_pair)
     tl.store(target + half, turned_second, (head < group) & in_pair)
-    place = (slot * kv_heads + kv_head) * 2 * half + pair
+    place = (tl.load(slots + token) * kv_heads + kv_head) * 2 * half + pair
     is_key = (head == group) & in_pair
     tl.store(keys + place + head * 0, turned_first, is_key)
     tl.store(keys + place + head * 0 + half, turned_second, is_key)
@@ -158,13 +158,14 @@ def attend_tile(
     A tile is some consecutive tokens of one sequence; its rows are each token's query heads. Online
     softmax (Milakov and Gimelshein, 2018), split along the context as in Flash-Decoding.
     """
+    if overlaps:
+        _await_inputs()
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first = tl.load(tiles + tile * 3).to(tl.int64)
     count = tl.load(tiles + tile * 3 + 1)
-    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
-    _await_inputs(overlaps)
     if count == 0:  # a place that the step does not use
         return
+    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
     context = tl.load(context_lengths + first + count - 1)
     per_split = tl.cdiv(tl.cdiv(context, splits), step) * step
     begin = split * per_split
@@ -238,13 +239,14 @@ def attend_whole_tile(
     `value_rows`, [step, head_dim] each), which Hopper copies without the program's threads.
     `scale` is in powers of two.
     """
+    if overlaps:
+        _await_inputs()
     kv_head, tile = tl.program_id(0), tl.program_id(1)
     first = tl.load(tiles + tile * 3).to(tl.int64)
     count = tl.load(tiles + tile * 3 + 1)
-    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
-    _await_inputs(overlaps)
     if count == 0:  # a place that the step does not use
         return
+    table = block_tables + tl.load(tiles + tile * 3 + 2).to(tl.int64) * table_width
     context = tl.load(context_lengths + first + count - 1)
     row = tl.arange(0, padded_rows)
     token, head = row // padded_group, row % padded_group
@@ -303,7 +305,8 @@ def merge_splits(
     overlaps: tl.constexpr,
 ):
     """One program a token and query head: the parts, weighted by their softmax masses."""
-    _await_inputs(overlaps)
+    if overlaps:
+        _await_inputs()
     head = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, splits)
     column = tl.arange(0, padded_dim)
@@ -338,7 +341,8 @@ def project_one(
     # there are more of them than it holds.
     mask = column < width
     factor = tl.load(place, mask[None, :], 0.0, eviction_policy="evict_first")
-    _await_inputs(overlaps)
+    if overlaps:
+        _await_inputs()
     state = tl.load(hidden + column, mask, 0.0)
     total = factor.to(tl.float32) * state.to(tl.float32)[None, :]
     for start in tl.static_range(step, width, step):
