@@ -53,7 +53,7 @@ def guide_masks(sequences: List[Sequence], vocabulary_size: int) -> torch.Tensor
     without a guide allows all.
     """
     free = torch.full((1, -(-vocabulary_size // 32)), -1, dtype=torch.int32)
-    parts: list[torch.Tensor] = []
+    parts = [free[:0]]  # all that there is where every sequence is held back
     for sequence, same in groupby(sequences):
         count = len(list(same))
         parts.append(

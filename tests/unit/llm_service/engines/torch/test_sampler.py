@@ -11,7 +11,7 @@ import torch
 
 from llm_service.engines.base import Prompt
 from llm_service.engines.torch.ranked import Ranked
-from llm_service.engines.torch.sampler import sample
+from llm_service.engines.torch.sampler import guide_masks, sample
 from llm_service.engines.torch.sequence import Sequence
 from llm_service.engines.torch.token_histories import TokenHistories
 from llm_service.sampling import SamplingParams
@@ -208,3 +208,7 @@ def test_penalties_count_the_tokens_in_flight_and_those_of_a_new_start() -> None
         other.length += 1
         other.append(token_id)
     assert len(set(chosen)) > 3
+
+
+def test_no_masks_where_every_sequence_is_held_back() -> None:
+    assert guide_masks([], 61).shape == (0, 2)
