@@ -78,6 +78,7 @@ def _memory_facts(config: LLMConfig, host_cache_byte_count: int) -> Facts:
     context = config.max_position_embeddings
     facts = [
         weight_fact(partial(weight_byte_count, config)),
+        ("weights in fp8", gib(weight_byte_count(config, 1, SHORT_ITEMSIZE, SHORT_ITEMSIZE))),
         (
             "KV cache",
             f"{kv_byte_count(config, 1, SHORT_ITEMSIZE):,} bytes a token in 16 bits,"

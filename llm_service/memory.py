@@ -6,11 +6,14 @@ from llm_service.checkpoint import LLMConfig
 
 
 def weight_byte_count(
-    config: LLMConfig, itemsize: int, embedding_itemsize: int | None = None
+    config: LLMConfig,
+    itemsize: int,
+    embedding_itemsize: int | None = None,
+    head_itemsize: int | None = None,
 ) -> int:
     """Returns what the weights take in elements of so many bytes, an untied head among them.
 
-    The embedding's have the size of the others unless another is given.
+    The embedding's and the head's have the size of the others unless another is given.
 
     The vectors, of norms and biases, are left out: they are less than a thousandth.
     """
@@ -18,8 +21,9 @@ def weight_byte_count(
     attention = 2 * hidden * (head_rows + config.kv_head_count * config.head_dim)
     feed_forward = 3 * hidden * config.intermediate_size
     end = config.vocabulary_size * hidden
-    others = end + config.layer_count * (attention + feed_forward)
-    return itemsize * others + (embedding_itemsize or itemsize) * end
+    layers = config.layer_count * (attention + feed_forward)
+    end_itemsizes = (embedding_itemsize or itemsize) + (head_itemsize or itemsize)
+    return itemsize * layers + end_itemsizes * end
 
 
 def kv_byte_count(config: LLMConfig, token_count: int, itemsize: int) -> int:

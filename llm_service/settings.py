@@ -30,7 +30,7 @@ LARGEST_BYTE_COUNT = 2**60
 # A GPU computes so many tokens in about the time of one.
 LARGEST_DRAFT_TOKEN_COUNT = 31
 EngineName = Literal["torch", "tensorrt_llm"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "int8", "fp8"]
 
 
 class TorchOptions(EngineOptions):
@@ -51,7 +51,10 @@ class TorchOptions(EngineOptions):
     quantization: Quantization = "none"
     """On a CPU, int8 keeps all weights but the embedding in half of bfloat16's memory: a scale a
     row, and what they are multiplied with stays as it is. Answers are written 1.5 to 1.9 times as
-    fast, and are no longer exactly the model's."""
+    fast, and are no longer exactly the model's. On a GPU of compute capability 8.9 or more, fp8
+    keeps the layers' matrices in 8-bit floats, a scale a row, and rounds what they are multiplied
+    with likewise, a scale a token. A CPU computes that too, slowly, to show what becomes of
+    answers."""
     max_step_token_count: int | None = Field(default=None, ge=1)
     """Most tokens in one step of the engine; longer prompts are read in several steps. The next
     tokens of all answers wait for a step: fewer tokens make them smoother. Default: 512 on the CPU,

@@ -43,9 +43,9 @@ TRANSFORMERS_COMPARED = """\
 cache, greedy; prompts of random tokens of the same length in one batch."""
 OFFLOAD_COMPARED = """\
 Conversations about an image each (virtual rows), more of them than the KV cache holds. The time to
-the first token of each first question; of the next one at once, when the prefix is in the KV cache;
-and of the next one after all others, when the host cache alone has it. A hit's cost is what the
-last takes longer than the one before."""
+the first token of each first question; of the third one at once, when the prefix is in the KV
+cache; and of the fourth one after all others, when the host cache alone has it. A hit's cost is
+what the last takes longer than the one before: both compute fewer tokens than a block has."""
 BESIDE_COMPARED = """\
 The time between two tokens of sequences that generate side by side: alone; beside further
 questions, one conversation after the other, whose prefixes are in the KV cache; beside such whose
@@ -78,9 +78,14 @@ class Sizes:
     reference_batch_sizes: tuple[int, ...] = (1, 8)
     reference_token_count: int = 24
     reference_repeat_count: int = 4
-    # As many are more than the offload part's KV cache holds.
-    conversation_count: int = 24
+    # Rows, and how many conversations about as many: more than the offload part's KV cache holds.
+    conversations: tuple[tuple[int, int], ...] = ((3328, 24), (5 * 3328, 6))
     listener_count: int = 8
+
+    @property
+    def largest_row_count(self) -> int:
+        """The most rows of a prompt."""
+        return max(self.row_count, *(row_count for row_count, _ in self.conversations))
 
 
 @dataclass(frozen=True)
@@ -153,29 +158,41 @@ async def turns(subject: Subject) -> list[Report]:
 
 async def offload(subject: Subject) -> list[Report]:
     """Measures what a prefix in host memory costs who asks for it, and all others."""
-    sizes = subject.sizes
-    rows = f"{sizes.row_count} rows"
-    hits = Report(f"host cache, {rows}, milliseconds to the first token", OFFLOAD_COMPARED, COLUMNS)
-    first, cached, loaded = [], [], []
-    conversations = []
-    for _ in range(sizes.conversation_count):
-        prompt = subject.prompts.first_turn(sizes.row_count)
+    report = Report("host cache, milliseconds to the first token", OFFLOAD_COMPARED, COLUMNS)
+    few, *larger = subject.sizes.conversations
+    conversations = await _add_hits(subject, report, *few)
+    beside = await _beside(subject, conversations)
+    for row_count, count in larger:
+        await _add_hits(subject, report, row_count, count)
+    return [report, beside]
+
+
+async def _add_hits(
+    subject: Subject, report: Report, row_count: int, conversation_count: int
+) -> list[Prompt]:
+    """Adds the rows of conversations about as many rows; returns their last prompts."""
+    first, cached, conversations = [], [], []
+    for _ in range(conversation_count):
+        prompt = subject.prompts.first_turn(row_count)
         first.append(await _answered(subject, prompt))
-        prompt = subject.prompts.next_turn(prompt, [])
-        cached.append(await _answered(subject, prompt))
-        conversations.append(prompt)
+        second = subject.prompts.next_turn(prompt, [])
+        await _answered(subject, second)
+        conversations.append(subject.prompts.next_turn(second, []))
+        cached.append(await _answered(subject, conversations[-1]))
     before = _loaded_token_count(subject)
-    for index, prompt in enumerate(conversations):
-        conversations[index] = subject.prompts.next_turn(prompt, [])
-        loaded.append(await _answered(subject, conversations[index]))
-    token_count = (_loaded_token_count(subject) - before) / len(conversations)
-    add_times(hits, "first turn", {"engine": first[2:]}, "")
-    add_times(hits, "next turn, from the KV cache", {"engine": cached[2:]}, "")
-    add_times(hits, f"next turn, {token_count:.0f} tokens from the host cache", {"": loaded}, "")
+    conversations = [subject.prompts.next_turn(prompt, []) for prompt in conversations]
+    loaded = [await _answered(subject, prompt) for prompt in conversations]
+    loaded_count = (_loaded_token_count(subject) - before) / conversation_count
     cost = [each - percentile_ms(cached, 50) / 1e3 for each in loaded]
-    add_times(hits, "a hit's cost", {"engine": cost}, subject.goals.get("hit", ""))
-    add_ratio(hits, "from the host cache over first", loaded, first[2:], "<= 0.15")
-    return [hits, await _beside(subject, conversations)]
+    goal = subject.goals.get(f"hit {row_count}", "")
+    name = f"{row_count} rows"
+    add_times(report, f"{name}, first turn", {"engine": first[1:]}, "")
+    add_times(report, f"{name}, from the KV cache", {"engine": cached[1:]}, "")
+    figure = f"{name}, {loaded_count:.0f} tokens from the host cache"
+    add_times(report, figure, {"engine": loaded}, "")
+    add_times(report, f"{name}, a hit's cost", {"engine": cost}, goal)
+    add_ratio(report, f"{name}, from the host cache over first", loaded, first[1:], "<= 0.15")
+    return conversations
 
 
 async def _beside(subject: Subject, conversations: Sequence[Prompt]) -> Report:

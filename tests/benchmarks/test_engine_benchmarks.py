@@ -17,7 +17,7 @@ from gateway.local.stack import Stack
 from llm_service.checkpoint import LLMConfig
 from protos.checkpoint.weight_files import weight_files
 from tests import random_checkpoint
-from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda, engine_host
+from tests.benchmarks import cpu_threads, engine_cpu, engine_cuda, engine_host, fp8_accuracy
 from tests.benchmarks.prompts import LENGTH_SPREAD, Prompts
 from tests.random_checkpoint import write_random_checkpoint
 from tests.served_model import CUSTOMERS_MODEL
@@ -77,6 +77,23 @@ def test_engine_cuda_in_one_process(tmp_path: Path, shape: str) -> None:
     out = ["--out", str(tmp_path), "--shape", shape]
     assert engine_cuda.main([*TINY, *out, "--part", *ONE_PROCESS_PARTS]) == 0
     assert len(_parts(tmp_path)) == len(ONE_PROCESS_PARTS) + 2  # the host's are two, as offload's
+
+
+def test_engine_cuda_in_float8_has_a_name_of_its_own(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path), "--part", "prefill", "--quantization", "fp8"]
+    assert engine_cuda.main([*TINY, *out]) == 0
+    assert [*_parts(tmp_path)] == ["8B in fp8 prefill, milliseconds to the first token"]
+
+
+def test_float8_is_compared_on_golden_prompts(tmp_path: Path) -> None:
+    fp8_accuracy.main(["--out", str(tmp_path)])
+    (report,) = json.loads((tmp_path / "fp8_accuracy.json").read_text()).values()
+    rows = [line.strip("| ").split("|") for line in report["table"].splitlines()[2:]]
+    assert [row[0].strip() for row in rows] == ["tiny-qwen2", "tiny-internlm2"]
+    for _, tokens, mean, largest, flat, same in rows:
+        assert int(tokens) == 3 * 17
+        assert 0 < float(mean) < float(largest) < float(flat)
+        assert 50 < float(same.strip().rstrip("%")) < 100
 
 
 @pytest.mark.slow

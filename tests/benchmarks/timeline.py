@@ -44,17 +44,25 @@ class Timeline:
         return (self.arrivals[-1] - self.arrivals[0]) / (len(self.arrivals) - 1)
 
 
-async def ask(engine: LLMEngine, prompt: Prompt, max_tokens: int) -> Timeline:
-    """Generates so many tokens, the most probable ones."""
+async def ask(
+    engine: LLMEngine, prompt: Prompt, max_tokens: int, temperature: float = 0.0
+) -> Timeline:
+    """Generates so many tokens, the most probable ones if the temperature is 0."""
     timeline = Timeline()
-    await follow(engine, prompt, max_tokens, timeline)
+    await follow(engine, prompt, max_tokens, timeline, temperature)
     return timeline
 
 
-async def follow(engine: LLMEngine, prompt: Prompt, max_tokens: int, timeline: Timeline) -> None:
+async def follow(
+    engine: LLMEngine,
+    prompt: Prompt,
+    max_tokens: int,
+    timeline: Timeline,
+    temperature: float = 0.0,
+) -> None:
     """Generates into a timeline that others watch."""
     # No stop tokens: the number of tokens is the benchmark's choice.
-    request = Request(prompt, SamplingParams(max_tokens=max_tokens))
+    request = Request(prompt, SamplingParams(temperature, max_tokens=max_tokens))
     async with aclosing(engine.generate(request)) as outputs:
         async for output in outputs:
             timeline.add(output.token_ids)

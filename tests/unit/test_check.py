@@ -66,6 +66,7 @@ def test_the_llm_service_says_what_a_checkpoint_is(check: Check) -> None:
         "end tokens": "</s> (2), <|im_end|> (372)",
         "typed tokens": "<quad> </quad> <ref> </ref> <box> </box>",
         "weights": "0.5 MiB in 16 bits (bfloat16, float16), 1.1 MiB in float32",
+        "weights in fp8": "0.3 MiB",
         "KV cache": "384 bytes a token in 16 bits, 12.0 MiB for a whole context",
     }
 

@@ -116,8 +116,7 @@ class HostedLLMEngine:
 
         The engine's thread calls it, thrice a step.
         """
-        is_news = _turns(self._engine.load()) != _turns(self._told)
-        if messages or is_news or any(each.started_at for each in [*self._unstarted.values()]):
+        if messages or self._has_news():
             self._tell(messages)
 
     def _tell(self, messages: Sequence[Message]) -> None:
@@ -132,6 +131,10 @@ class HostedLLMEngine:
             load = self._told = self._engine.load()
             is_healthy = self._engine.is_healthy()
             self._link.send(Step(outputs, faults, self._take_started(), load, is_healthy))
+
+    def _has_news(self) -> bool:
+        is_started = any(each.started_at is not None for each in [*self._unstarted.values()])
+        return is_started or _turns(self._engine.load()) != _turns(self._told)
 
     def _take_started(self) -> list[tuple[int, float]]:
         started = [

@@ -11,6 +11,7 @@ from torch import nn
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms, Kernels
+from llm_service.engines.torch.kernels.fp8 import FP8, QuantisedRows
 
 
 class Projection(nn.Module):
@@ -18,7 +19,8 @@ class Projection(nn.Module):
 
     Attributes:
         weight: may be of another type than what it is multiplied with, see Kernels.
-        scale: [out, 1] float32, of an int8 weight: what to multiply its rows by; else None.
+        scale: [out, 1] float32, of an int8 or float8 weight: what to multiply its rows by; else
+            None.
     """
 
     def __init__(self, kernels: Kernels, in_size: int, out_size: int, *, bias: bool) -> None:
@@ -31,12 +33,22 @@ class Projection(nn.Module):
     def store_as(self, dtype: torch.dtype) -> None:
         """Gives the weight, which is empty yet, another type."""
         self.weight = nn.Parameter(self.weight.to(dtype), requires_grad=False)
-        if dtype == torch.int8:
+        if dtype in (torch.int8, FP8):
             scale = torch.empty(len(self.weight), 1, device=self.weight.device)
             self.scale = nn.Parameter(scale, requires_grad=False)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[T, in] -> [T, out]"""
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the weight is in float8, and what it is multiplied with becomes so too."""
+        return self.weight.dtype == FP8
+
+    def forward(self, hidden: torch.Tensor | QuantisedRows) -> torch.Tensor:
+        """[T, in] -> [T, out]; rows that are quantised already are for a float8 weight."""
+        if self.scale is not None and self.is_fp8:
+            fp8 = self._kernels.fp8
+            rows = hidden if isinstance(hidden, QuantisedRows) else fp8.quantise(hidden)
+            return fp8.project(rows, self.weight, self.scale, self.bias)
+        assert isinstance(hidden, torch.Tensor)
         if self.scale is None:
             return self._kernels.project(hidden, self.weight, self.bias)
         product = self._kernels.project(hidden, self.weight, None)
@@ -54,10 +66,11 @@ class RMSNorm(nn.Module):
         self._kernels = kernels
 
     def forward(
-        self, hidden: torch.Tensor, update: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, hidden: torch.Tensor, update: torch.Tensor | None, *, in_fp8: bool = False
+    ) -> tuple[torch.Tensor | QuantisedRows, torch.Tensor]:
         """[T, hidden] twice -> the norm of their sum, and the sum."""
-        return self._kernels.add_rms_norm(hidden, update, self.weight, self._eps)
+        kernels = self._kernels.fp8 if in_fp8 else self._kernels
+        return kernels.add_rms_norm(hidden, update, self.weight, self._eps)
 
 
 class Attention(nn.Module):
@@ -85,7 +98,7 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        hidden: torch.Tensor,
+        hidden: torch.Tensor | QuantisedRows,
         cache: torch.Tensor,
         layout: BatchLayout,
         wanted_rows: torch.Tensor | None,
@@ -113,9 +126,10 @@ class FeedForward(nn.Module):
         self.down = Projection(kernels, width, config.hidden_size, bias=False)
         self._kernels = kernels
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor | QuantisedRows) -> torch.Tensor:
         """[T, hidden] -> [T, hidden]"""
-        output: torch.Tensor = self.down(self._kernels.silu_multiply(self.gate_up(hidden)))
+        kernels = self._kernels.fp8 if self.down.is_fp8 else self._kernels
+        output: torch.Tensor = self.down(kernels.silu_multiply(self.gate_up(hidden)))
         return output
 
 
@@ -141,9 +155,11 @@ class Layer(nn.Module):
 
         Both are [T, hidden], or the W wanted rows of it. All keys and values are stored.
         """
-        normalised, hidden = self.attention_norm(hidden, update)
+        in_fp8 = self.attention.qkv.is_fp8
+        normalised, hidden = self.attention_norm(hidden, update, in_fp8=in_fp8)
         update = self.attention(normalised, cache, layout, wanted_rows)
-        normalised, hidden = self.feed_forward_norm(_rows(hidden, wanted_rows), update)
+        hidden = _rows(hidden, wanted_rows)
+        normalised, hidden = self.feed_forward_norm(hidden, update, in_fp8=in_fp8)
         return hidden, self.feed_forward(normalised)
 
 
@@ -168,11 +184,25 @@ class Decoder(nn.Module):
         """The type of activations and KV cache."""
         return self.norm.weight.dtype
 
-    def store_as(self, matrices: torch.dtype, embedding: torch.dtype) -> None:
-        """Gives the weights, which are empty yet, other types than the activations'."""
-        for module in self.modules():
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the layers' matrices are in float8."""
+        return any(isinstance(it, Projection) and it.is_fp8 for it in self.layers.modules())
+
+    def store_as(
+        self, matrices: torch.dtype, embedding: torch.dtype, head: torch.dtype | None = None
+    ) -> None:
+        """Gives the weights, which are empty yet, other types than the activations'.
+
+        Args:
+            matrices: of all that is multiplied.
+            embedding: of the embedding.
+            head: of the head, by default as of other matrices.
+        """
+        for module in self.layers.modules():
             if isinstance(module, Projection):
                 module.store_as(matrices)
+        self.head.store_as(head or matrices)
         weight = self.embedding.weight.to(embedding)
         self.embedding.weight = nn.Parameter(weight, requires_grad=False)
 

@@ -17,6 +17,7 @@ from llm_service.engines.torch.finiteness import broken_start
 from llm_service.engines.torch.host_cache import HostCache
 from llm_service.engines.torch.host_memory import check_host_cache, page_locked
 from llm_service.engines.torch.model_runner import ModelRunner
+from llm_service.engines.torch.quantization import check_quantization
 from llm_service.engines.torch.scheduler import Scheduler
 from llm_service.engines.torch.start_memory import StartMemory
 from llm_service.engines.torch.streams import engine_stream
@@ -48,19 +49,15 @@ def start_engine(settings: Settings, config: LLMConfig, tokenizer: Tokenizer) ->
 
     Raises:
         CheckpointError: the weights do not fit the config.
-        EngineStartError: there is no CUDA device or too little memory, weights are to be quantised
-            on CUDA or a host cache beside a CPU, the KV cache or the host cache would hold no
-            block, or the first logits are not finite.
+        EngineStartError: there is no CUDA device or too little memory, a quantization does not go
+            with the device, or a host cache with a CPU, the KV cache or the host cache would hold
+            no block, or the first logits are not finite.
     """
     torch.set_num_threads(settings.torch.thread_count)
     device = _device(settings.torch)
     dtype = _dtype(settings.torch, device)
-    if dtype == torch.float16 and settings.torch.quantization != "none":
-        raise EngineStartError(
-            f"dtype is float16, in which sums of {settings.torch.quantization} numbers overflow:"
-            " serve it with --dtype bfloat16 or float32, or without --quantization"
-        )
     check_host_cache(settings.torch, device)
+    check_quantization(settings.torch.quantization, config, device, dtype)
     stored = stored_types(settings.checkpoint, device, dtype, settings.torch.quantization)
     memory = StartMemory.of(settings, config, device, dtype, stored)
     memory.check()
@@ -117,13 +114,7 @@ def _device(options: TorchOptions) -> torch.device:
     has_cuda = torch.cuda.is_available()
     if options.device == "cuda" and not has_cuda:
         raise EngineStartError("device is cuda, but PyTorch finds no CUDA device on this machine")
-    device = torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
-    if device.type == "cuda" and options.quantization != "none":
-        raise EngineStartError(
-            f"quantization is {options.quantization}, with which a CPU alone computes: serve it"
-            " with --device cpu, or without --quantization"
-        )
-    return device
+    return torch.device("cuda" if has_cuda and options.device != "cpu" else "cpu")
 
 
 def _dtype(options: TorchOptions, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ import torch
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import EngineStartError, dtype_name
 from llm_service.engines.torch.kv_cache import cpu_kv_cache_byte_count
+from llm_service.engines.torch.quantization import computes_fp8
 from llm_service.engines.torch.weights import StoredTypes
 from llm_service.memory import weight_byte_count
 from llm_service.settings import Settings
@@ -50,7 +51,8 @@ class StartMemory:
         """Looks at the device."""
         is_cuda = device.type == "cuda"
         free = _free_on_gpu(device) if is_cuda else free_host_memory()
-        weights = weight_byte_count(config, stored.matrices.itemsize, stored.embedding.itemsize)
+        types = (stored.matrices, stored.embedding, stored.head)
+        weights = weight_byte_count(config, *(it.itemsize for it in types))
         kv_cache = settings.kv_cache_byte_count or 0
         if not (kv_cache or is_cuda):
             left = free and replace(free, byte_count=max(0, free.byte_count - weights))
@@ -98,6 +100,8 @@ class StartMemory:
             ways.append(f"--torch.dtype bfloat16, which halves {halved}")
         if not self.is_cuda and self.stored.matrices != torch.int8 and self.weights > self.kv_cache:
             ways.append("--quantization int8, which halves all weights but the embedding")
+        if self.is_cuda and self.stored.matrices.itemsize == 2 and computes_fp8():
+            ways.append("--quantization fp8, which halves all weights but embedding and head")
         if self.is_cuda:
             ways.append("--engine tensorrt_llm with an engine built for several GPUs (--tp)")
         return [*ways, "a smaller model"]

@@ -18,16 +18,17 @@ from llm_service.decoders.family import GROUPED, ROOT, head_rows
 from llm_service.engines.torch.decoder import Attention, Decoder, Layer, Projection
 from llm_service.engines.torch.kernels.base import Kernels
 from llm_service.engines.torch.kernels.create import kernels_for
+from llm_service.engines.torch.kernels.fp8 import FP8, quantised
 from llm_service.settings import Quantization
 from protos.checkpoint.folder import checked_folder
 from protos.checkpoint.section import CheckpointError
 from protos.checkpoint.tensor_heads import TensorSummary, element_types, require_shapes
 
 CONCURRENT_FILE_COUNT = 8
-LARGEST_INT8 = 127
-WIDENED_COUNT = 1024 * 1024
-# Of a row of zeros, which stays one.
-SMALLEST_SCALE = 1e-30
+# Numbers that are quantised at a time: on a CPU they stay in its cache, a GPU takes larger steps.
+CPU_WIDENED_COUNT = 1024 * 1024
+CUDA_WIDENED_COUNT = 4 * CPU_WIDENED_COUNT
+QUANTISED = {"int8": torch.int8, "fp8": FP8}
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class StoredTypes:
     """The types in which weights are kept.
 
     Attributes:
-        matrices: of all that is multiplied.
+        matrices: of all that is multiplied in the layers.
         embedding: of the embedding, which is never quantised: a token reads one row of it.
+        head: of the head, whose rounding no later layer evens out: float8 leaves it alone.
     """
 
     matrices: torch.dtype
     embedding: torch.dtype
+    head: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Destination:
 
     Attributes:
         views: parts of a parameter, which take the tensor's rows one after the other.
-        scales: [rows, 1], of each view of int8; else none.
+        scales: [rows, 1], of each view that is quantised; else none.
         whole: the parameter, where the tensor is all of it.
     """
 
@@ -64,8 +67,8 @@ class Destination:
 
     @property
     def parts(self) -> tuple[torch.Tensor, ...]:
-        """All that the tensor's numbers are in."""
-        return self.views + self.scales
+        """Where the tensor's numbers are finite, these are, and only there."""
+        return self.scales or self.views
 
     def fill(self, tensor: torch.Tensor) -> None:
         """Takes a tensor of that shape: as it is where it can be mapped, else as a copy."""
@@ -92,7 +95,8 @@ def stored_types(
     types = element_types(checked_folder(checkpoint, (ROOT,)))
     stays = device.type == "cpu" and dtype == torch.float32 and types == ("BF16",)
     kept = torch.bfloat16 if stays else dtype
-    return StoredTypes(torch.int8 if quantization == "int8" else kept, kept)
+    matrices = QUANTISED.get(quantization, kept)
+    return StoredTypes(matrices, kept, kept if quantization == "fp8" else matrices)
 
 
 def load_decoder(
@@ -122,7 +126,7 @@ def load_decoder(
     decoder, _ = matching_decoder(checkpoint, config, kernels_for(device, config), files_of)
     decoder.to(dtype)
     if stored is not None:
-        decoder.store_as(stored.matrices, stored.embedding)
+        decoder.store_as(stored.matrices, stored.embedding, stored.head)
     _allocate(decoder, device)
     places = destinations(decoder)
     files = sorted(set(files_of.values()))
@@ -130,6 +134,9 @@ def load_decoder(
         filling = [pool.submit(_fill_from, file, places) for file in files]
     for filled in filling:
         filled.result()
+    if device.type == "cuda":  # the threads have launched what others will read, and left room
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
     return decoder
 
 
@@ -229,17 +236,14 @@ def _rows(projection: Projection, *ranges: range) -> Destination:
 
 
 def _quantise(rows: torch.Tensor, view: torch.Tensor, scale: torch.Tensor) -> None:
-    """Writes rows as int8 and what to multiply each with: its largest number becomes 127.
+    """Writes rows in the view's type, and what to multiply each with.
 
-    A few rows at a time: a head's numbers in float32 take gigabytes.
+    A few rows at a time: a head's numbers in float32 take gigabytes. The device computes them.
     """
-    count = max(1, WIDENED_COUNT // rows.shape[1])
+    count = max(1, (CUDA_WIDENED_COUNT if view.is_cuda else CPU_WIDENED_COUNT) // rows.shape[1])
     for begin in range(0, len(rows), count):
         some = slice(begin, begin + count)
-        wide = rows[some].float()
-        factors = (wide.abs().amax(1, keepdim=True) / LARGEST_INT8).clamp(min=SMALLEST_SCALE)
-        scale[some] = factors
-        view[some] = (wide / factors).round_()
+        view[some], scale[some] = quantised(rows[some].to(view.device), view.dtype)
 
 
 def _check_layer_count(checkpoint: Path, config: LLMConfig, names: Collection[str]) -> None:

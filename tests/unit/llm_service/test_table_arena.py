@@ -11,7 +11,16 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from llm_service.table_arena import ALIGNMENT, NO_ARENA, TableArena, page_locked_arena
+from llm_service.table_arena import (
+    ALIGNMENT,
+    NO_ARENA,
+    SharedArena,
+    TableArena,
+    mapped,
+    page_lock,
+    page_locked_arena,
+    part_of,
+)
 from llm_service.tables import joined_tables
 
 PART_COUNT = 4
@@ -136,6 +145,19 @@ def test_what_cannot_be_page_locked_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert [(log["event"], log["byte_count"]) for log in logs] == [
         ("tables_not_page_locked", 1 << 60)
     ]
+
+
+@pytest.mark.gpu
+def test_another_process_page_locks_its_map_of_the_arena() -> None:
+    torch.zeros(1, device="cuda")
+    arena = SharedArena(PART_COUNT * ALIGNMENT)
+    table = arena.new_table([4, 8], torch.bfloat16).fill_(3)
+    memory = mapped(arena.file, arena.byte_count)
+    page_lock(memory)
+    there = part_of(memory, 0, [4, 8], torch.bfloat16, lambda: None)
+    assert there.is_pinned()
+    assert not table.is_pinned()
+    assert torch.equal(there.to("cuda", non_blocking=True).cpu(), table)
 
 
 @pytest.mark.gpu

@@ -27,7 +27,7 @@ def compiled_decode(
         kv_cache: as CompiledDecode takes it.
         rotation: likewise.
     """
-    if kv_cache.device.type != "cpu" or decoder.dtype not in DTYPES:
+    if kv_cache.device.type != "cpu" or decoder.dtype not in DTYPES or decoder.is_fp8:
         return None
     try:
         from llm_service.engines.torch.compiled.decode import CompiledDecode

@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from llm_service.engines.torch.kernels.fp8 import Fp8Kernels
+
 
 @dataclass(frozen=True)
 class PrefillSpan:
@@ -99,6 +101,11 @@ class Kernels(Protocol):
     @property
     def row_multiple(self) -> int:
         """Rows of a large matrix that are computed fast are a multiple of this."""
+        ...
+
+    @property
+    def fp8(self) -> Fp8Kernels:
+        """The operations around matrices in float8."""
         ...
 
     def project(

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms
+from llm_service.engines.torch.kernels.emulated_fp8 import EmulatedFp8
 from llm_service.engines.torch.kernels.spans import attend_causally, split_spans
 
 # Numbers of a weight that are widened at a time: they stay in a core's cache until they are used.
@@ -17,6 +18,9 @@ class TorchKernels:
 
     tile_size: int | None = None
     row_multiple = 1
+
+    def __init__(self) -> None:
+        self.fp8 = EmulatedFp8(self)
 
     def takes_whole_tiles(self, block_size: int, head_dim: int) -> bool:
         return False

@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llm_service.engines.torch.kernels import triton_programs
 from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms, TileSet
+from llm_service.engines.torch.kernels.triton_fp8 import TritonFp8
 
 # tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
 MIN_DOT_SIZE = 16
@@ -41,6 +42,7 @@ class TritonKernels:
         self._padded_group = int(triton.next_power_of_2(group_size))
         overlaps = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
         self._launch = {"overlaps": overlaps, "launch_pdl": overlaps}
+        self.fp8 = TritonFp8()
 
     @property
     def tile_size(self) -> int:

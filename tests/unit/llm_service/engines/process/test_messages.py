@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from llm_service.engines.base import (
+    DraftTotals,
     EngineLoad,
+    HostCacheLoad,
     ImageRows,
     LogprobTable,
     Prompt,
@@ -72,7 +74,9 @@ PARAMS = SamplingParams(
     wants_prompt_logprobs=True,
     guide=SCHEMA,
 )
-LOAD = EngineLoad(3, 4, 5, 6, StepTotals(7, 0.25, 8), 9, 10)
+LOAD = EngineLoad(
+    3, 4, 5, 6, StepTotals(7, 0.25, 8), 9, 10, DraftTotals(11, 12), HostCacheLoad(13, 14, 15, 16)
+)
 
 
 def there(message: msgspec.Struct) -> Any:
@@ -108,6 +112,12 @@ def test_a_request_with_nothing_that_it_need_not_have() -> None:
 @pytest.mark.parametrize("guide", GUIDES)
 def test_guides(guide: OutputGuide) -> None:
     assert guide_of(there(CheckGuide(1, guide_message(guide))).guide) == guide
+
+
+def test_the_load_with_all_that_it_can_have() -> None:
+    for field in fields(EngineLoad):
+        assert getattr(LOAD, field.name) != field.default, f"{field.name} is not tested"
+    assert there(Step([], [], [], LOAD, True)).load == LOAD
 
 
 @pytest.mark.parametrize("kind", ERRORS.values())
