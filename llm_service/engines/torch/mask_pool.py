@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from llm_service.engines.guides import TokenMatcher
 from llm_service.engines.torch.mask import SLOW_SECONDS, Mask
 from llm_service.engines.torch.sequence import Sequence
 
@@ -37,13 +38,16 @@ class MaskPool:
 
     def order(self, sequences: Iterable[Sequence]) -> None:
         """Has the next masks of those sequences computed that have a guide."""
+        guided = [(one, one.matcher) for one in sequences if one.matcher is not None]
+        if not guided:
+            return
         quick: list[Mask] = []
         settled = threading.Event()
-        for sequence in sequences:
-            sequence.mask = mask = self._mask(sequence, settled)
-            if mask is not None and mask.is_slow:
+        for sequence, matcher in guided:
+            sequence.mask = mask = self._mask(sequence, matcher, settled)
+            if mask.is_slow:
                 self._watch(self._slow.submit(mask.compute))
-            elif mask is not None:
+            else:
                 quick.append(mask)
         if quick:
             self._watch(self._quick.submit(self._compute, quick, settled))
@@ -53,10 +57,7 @@ class MaskPool:
         for thread in (self._quick, self._slow):
             thread.shutdown(cancel_futures=True)
 
-    def _mask(self, sequence: Sequence, settled: threading.Event) -> Mask | None:
-        matcher = sequence.matcher
-        if matcher is None:
-            return None
+    def _mask(self, sequence: Sequence, matcher: TokenMatcher, settled: threading.Event) -> Mask:
         if max(matcher.expected_seconds, matcher.ahead_seconds) > SLOW_SECONDS:
             sequence.drafts = []
         return Mask(
