@@ -145,6 +145,19 @@ async def test_a_table_in_the_arena_gives_the_tokens_of_one_elsewhere(
     assert await tokens_of(engine, params, prompt) == await tokens_of(engine, params, elsewhere)
 
 
+async def test_a_request_that_cannot_be_sent_holds_up_no_other(
+    engine: ThreadedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SamplingParams(max_tokens=1)
+    refusal = Mock(side_effect=OSError("no descriptors are left"))
+    for _ in range(20):
+        with monkeypatch.context() as patch:
+            patch.setattr("llm_service.engines.process.engine.table_message", refusal)
+            with pytest.raises(OSError, match="no descriptors"):
+                await tokens_of(engine, one)
+        assert len(await asyncio.wait_for(tokens_of(engine, one), PATIENCE_SECONDS)) == 1
+
+
 async def test_a_bug_in_the_engines_process_fails_the_request_alone(
     engine: ThreadedEngine, torch_engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
