@@ -363,7 +363,6 @@ class TorchEngine:
             self._scheduler.finish(sequence)
         elif len(finite) < len(tokens):
             # No kernel must read what a draft has left: a NaN, times 0, is NaN.
-            sequence.drafter = None
             self._scheduler.restart(sequence)
         return _output(finite[:count])
 
@@ -383,9 +382,9 @@ class TorchEngine:
     def _recover(self, sequence: Sequence) -> None:
         """Ends a sequence whose logits are not finite, or gives it one more chance.
 
-        They may be another's fault, of which it shares blocks.
+        They may be another's fault, of which it shares blocks, or a draft's: see `_taken_of`.
         """
-        if sequence.shared_count:
+        if sequence.shared_count or sequence.verified:
             self._scheduler.blocks.forget(sequence)
             self._scheduler.restart(sequence)
         else:
