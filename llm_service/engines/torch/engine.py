@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import count, groupby, takewhile
 from operator import attrgetter
@@ -421,7 +421,8 @@ class TorchEngine:
         """Fails every request that is in the engine or was posted before it ended."""
         self._ended = True
         while not self._inbox.empty():
-            self._inbox.get()()
+            with suppress(BaseException):  # of further masks: the first has ended the engine
+                self._inbox.get()()
         self._tell({sequence: engine_dead() for sequence in self._callers})
         self._masks.close()
 
