@@ -110,13 +110,16 @@ def test_a_stream_alone_gives_each_token_as_it_comes(step_seconds: float) -> Non
     run_at_once(main)
 
 
-def test_streams_whose_steps_take_longer_are_not_held_back() -> None:
+@pytest.mark.parametrize("step_seconds", [0.0065, 0.0082])  # a turn takes 6.4 ms
+def test_streams_whose_steps_take_longer_are_not_held_back(step_seconds: float) -> None:
     async def main() -> None:
-        queues = [OutputQueue(Pacing(5000)) for _ in range(32)]
+        pacing = Pacing(5000)
+        queues = [OutputQueue(pacing) for _ in range(32)]
         taking = [asyncio.create_task(take_all(queue)) for queue in queues]
-        await put_in_steps(queues, 0.0082, 50)
+        await put_in_steps(queues, step_seconds, 50)
         for taken in await asyncio.gather(*taking):
-            assert all(len(one.token_ids) == 1 for _, one in taken)
+            moments = [moment for moment, _ in taken]
+            assert moments == pytest.approx([i * step_seconds for i in range(50)], abs=INSTANT)
 
     run_at_once(main)
 
