@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from subprocess import Popen
@@ -78,10 +77,9 @@ def _link(settings: Settings) -> tuple[EngineLink, Popen[bytes] | None]:
 
 
 def _start(settings: Settings) -> Start:
-    options = settings.model_dump(mode="json", exclude_unset=True, exclude={"check"})
     return Start(
         PART,
-        json.dumps(options).encode(),
+        settings.model_dump_json(exclude_unset=True, exclude={"check"}).encode(),
         settings.log_level,
         settings.log_format,
         settings.log_lines_per_second,
