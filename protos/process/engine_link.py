@@ -18,7 +18,6 @@ what the other sends by types of its own, and nothing else can come out of a fra
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import select
 import socket
@@ -68,10 +67,9 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     @classmethod
     def of(cls, part: str, settings: EngineSettings) -> Start:
         """Returns what asks for the engine of a service with these settings."""
-        options = settings.model_dump(mode="json", exclude_unset=True, exclude={"check"})
         return cls(
             part,
-            json.dumps(options).encode(),
+            settings.model_dump_json(exclude_unset=True, exclude={"check"}).encode(),
             settings.log_level,
             settings.log_format,
             settings.log_lines_per_second,

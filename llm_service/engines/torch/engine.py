@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from itertools import count, groupby, takewhile
 from operator import attrgetter
@@ -363,7 +363,6 @@ class TorchEngine:
             self._scheduler.finish(sequence)
         elif len(finite) < len(tokens):
             # No kernel must read what a draft has left: a NaN, times 0, is NaN.
-            sequence.drafter = None
             self._scheduler.restart(sequence)
         return _output(finite[:count])
 
@@ -383,9 +382,9 @@ class TorchEngine:
     def _recover(self, sequence: Sequence) -> None:
         """Ends a sequence whose logits are not finite, or gives it one more chance.
 
-        They may be another's fault, of which it shares blocks.
+        They may be another's fault, of which it shares blocks, or a draft's: see `_taken_of`.
         """
-        if sequence.shared_count:
+        if sequence.shared_count or sequence.verified:
             self._scheduler.blocks.forget(sequence)
             self._scheduler.restart(sequence)
         else:
@@ -422,7 +421,8 @@ class TorchEngine:
         """Fails every request that is in the engine or was posted before it ended."""
         self._ended = True
         while not self._inbox.empty():
-            self._inbox.get()()
+            with suppress(BaseException):  # of further masks: the first has ended the engine
+                self._inbox.get()()
         self._tell({sequence: engine_dead() for sequence in self._callers})
         self._masks.close()
 

@@ -106,10 +106,11 @@ class Scheduler:
         for sequence in self.running:
             if sequence.is_ready:
                 (decoding if sequence.uncomputed_count == 1 else reading).append(sequence)
-        draft_room = self._max_decode_count - len(self.running) - len(self.waiting)
+        room = min(self._max_decode_count, self._max_step_token_count)
+        draft_room = room - len(self.running) - len(self.waiting)
         for sequence in decoding:
             if sequence.drafts:
-                draft_room -= self._fit_drafts(sequence, min(budget - 1, draft_room))
+                draft_room -= self._fit_drafts(sequence, draft_room)
             if budget == 0 or not self._make_room(sequence):
                 break
             scheduled.append(sequence)

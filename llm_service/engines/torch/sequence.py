@@ -40,7 +40,7 @@ class Sequence:
         account: whose it is.
         token_ids: prompt, then output; ids from the vocabulary size on are virtual tokens.
         length: how many they are with those in flight, drafts aside.
-        drafter: guesses its next tokens; None where they are not to be guessed.
+        drafter: guesses its next tokens; None where they are not to be guessed, or no more.
         drafts: guesses of the tokens after all those, for the next step to verify.
         verified: the drafts of the step in flight.
         prompt_length: how many of the tokens are the prompt.
@@ -270,10 +270,11 @@ class Sequence:
         self.void_count = max(0, self.void_count - 1)
 
     def start_over(self) -> None:
-        """Goes back to the tokens that it has, to be computed by its own work alone."""
+        """Goes back to the tokens that it has, to be computed by its own work alone, undrafted."""
         self.void_count = self.pending_count
         self.trusts_cache = False
         self.history = None
+        self.drafter = None
         self.drafts, self.verified = [], []
         self.random.go_to(len(self.token_ids) - self.prompt_length)
 

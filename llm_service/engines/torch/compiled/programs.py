@@ -103,7 +103,9 @@ class Layer(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a step reads and writes: D tokens, each of a sequence of its own.
+    """What a step reads and writes: D tokens.
+
+    Several may be of one sequence: a layer's keys and values are all stored before any is read.
 
     Attributes:
         hidden: [D, hidden_size] float32, the tokens' embeddings; becomes the stream of the layers.

@@ -16,7 +16,7 @@ from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import ImageRows, Prompt, Request
 from llm_service.engines.create import create_engine
 from llm_service.engines.torch.engine import TorchEngine
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings, TorchOptions
 from protos.identity import EmbeddingId
 from tests.known_callers import until
@@ -106,7 +106,8 @@ async def test_all_of_a_steps_outputs_are_one_frame(
 async def test_leaving_frees_the_sequence_within_a_step(engine: ThreadedEngine, gate: Gate) -> None:
     async with aclosing(engine.generate(Request(PROMPT, LONG))) as outputs:
         await anext(outputs)
-    gate.close()
+        gate.close()
+    await engine.check_guide(Guide("regex", "a"))  # the host has had the message before this one
     step_count = len(gate.batches)
     gate.permit(2)
     await until(lambda: engine.load().running_sequence_count == 0, PATIENCE_SECONDS)

@@ -221,10 +221,14 @@ async def test_nothing_behind_the_end(starter: Starter, chain: Path) -> None:
     assert _drafts(pair.drafting).accepted_token_count
 
 
+@pytest.mark.parametrize("first", [0, 1])
 async def test_a_draft_without_numbers_is_no_fault_of_the_sequence(
-    starter: Starter, chain: Path, monkeypatch: pytest.MonkeyPatch
+    starter: Starter, chain: Path, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
-    """The logits after drafts are NaN once, as are their values, which PyTorch's kernels read."""
+    """The logits after drafts are NaN once, as are their values, which PyTorch's kernels read.
+
+    In the same step these make the logits before them NaN as well.
+    """
     monkeypatch.setattr(model_runner, "compiled_decode", lambda *_: None)
     pair = await starter.pair(chain)
     prompt, params = Prompt([3, 1, 4], NO_ROWS), SamplingParams(max_tokens=100)
@@ -236,7 +240,7 @@ async def test_a_draft_without_numbers_is_no_fault_of_the_sequence(
         rows = logits(runner, inputs)
         if inputs.is_decodes_alone and len(rows) > 1 and not broken:
             broken += 1
-            rows[1:] = torch.nan
+            rows[first:] = torch.nan
             for place in inputs.rows[2, 1:].tolist():
                 runner.kv_cache[:, :, place // BLOCK_SIZE, place % BLOCK_SIZE] = torch.nan
         return rows

@@ -37,6 +37,7 @@ from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings, TorchOptions
 from protos.errors import EngineDeadError, InvalidArgumentError, OverloadedError
 from tests.embedding_ids import embedding_id
+from tests.known_callers import until
 from tests.unit.llm_service.engines.torch.answers import (
     ENDS,
     HIDDEN_SIZE,
@@ -313,17 +314,33 @@ async def test_a_guide_that_takes_too_long_ends_its_request_alone(
     assert engine.load().free_kv_token_count == engine.load().total_kv_token_count
 
 
-async def test_a_mask_that_cannot_be_computed_ends_the_engine_and_nobody_hangs(
+async def test_masks_that_cannot_be_computed_end_the_engine_and_nobody_hangs(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Several fail while a step runs; the engine ends at the first, and comes upon the others."""
     engine = await start()
+    assert isinstance(engine, engine_module.TorchEngine)
+    may_fail = threading.Event()
 
     def broken(*_: object, **__: object) -> None:
+        assert may_fail.wait(PATIENCE_SECONDS)
         raise RuntimeError("no such pointer")
 
     monkeypatch.setattr(TokenMatcher, "fill_mask", broken)
-    with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(tokens_of(engine, guided("[a-c]+", max_tokens=3)), 30)
+    gate = Gate(monkeypatch)
+    gate.close()
+    requests = [asyncio.ensure_future(tokens_of(engine, SOME))]
+    await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
+    requests += [asyncio.ensure_future(tokens_of(engine, guided("[a-c]+"))) for _ in range(3)]
+    await until(lambda: engine._inbox.qsize() == 3, PATIENCE_SECONDS)
+    gate.entered.clear()
+    gate.permit(1)
+    await asyncio.to_thread(gate.entered.wait, PATIENCE_SECONDS)
+    may_fail.set()
+    await until(lambda: engine._inbox.qsize() == 3, PATIENCE_SECONDS)
+    gate.open()
+    ends = await asyncio.wait_for(asyncio.gather(*requests, return_exceptions=True), 30)
+    assert [type(end) for end in ends] == [EngineDeadError] * 4
     assert not engine.is_healthy()
 
 

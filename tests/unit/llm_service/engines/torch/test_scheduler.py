@@ -199,6 +199,21 @@ def test_decodes_that_fill_a_step_leave_room_to_read() -> None:
     _finish_step(scheduler, scheduled)
 
 
+def test_drafts_take_no_token_of_a_step_that_another_sequence_needs() -> None:
+    """Also where a step has fewer tokens than the device has room for decodes."""
+    scheduler = Scheduler(BlockManager(100, BLOCK_SIZE), 5, 8, max_decode_count=8)
+    decoding = [_sequence(1, 20) for _ in range(3)]
+    for sequence in decoding:
+        scheduler.add(sequence)
+    _finish_step(scheduler, scheduler.schedule())
+    late = _sequence(4, 1)
+    scheduler.add(late)
+    for sequence in decoding:
+        sequence.drafts = [0, 0, 0]
+    scheduler.schedule()
+    assert [one.scheduled_count for one in [*decoding, late]] == [2, 1, 1, 1]
+
+
 def test_newest_is_preempted_and_waits_before_all_others() -> None:
     scheduler = Scheduler(BlockManager(3, BLOCK_SIZE), max_step_token_count=50, max_running_count=2)
     older, newer, later = _sequence(4, 5), _sequence(3, 5), _sequence(1, 1)
