@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -154,3 +155,5 @@ def page_lock(memory: torch.Tensor) -> None:
     status = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
     if int(status):
         logger.warning("tables_not_page_locked", byte_count=memory.nbytes, error=str(status))
+        with suppress(RuntimeError):  # or the next kernel of this thread would raise the error
+            torch.ones(1, device="cuda")

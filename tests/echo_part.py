@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 
@@ -32,7 +33,11 @@ START_ERRORS = (NoEngineError,)
 
 
 class EchoEngine:
-    """Gives back what it gets; to "die" it dies, and "thread" is answered by another thread."""
+    """Gives back what it gets.
+
+    To "die" it dies, "thread" is answered by another thread, and "child" by the id of a child which
+    has all that is inheritable.
+    """
 
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -49,6 +54,9 @@ class EchoEngine:
             echo.memory += os.pread(number, 100, 0)
             os.close(number)
         self._is_healthy = echo.text != "die"
+        if echo.text == "child":
+            child = subprocess.Popen(["sleep", "3600"], close_fds=False)
+            echo = Echo(str(child.pid))
         if echo.text == "thread":
             threading.Thread(target=self._link.send, args=(echo,)).start()
         else:

@@ -43,6 +43,7 @@ class MultiProcessService:
                 " PATH"
             )
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        self.quit()  # one whose services were killed
         try:
             self._control("-d", check=True)
         except (subprocess.SubprocessError, OSError) as error:
@@ -56,10 +57,14 @@ class MultiProcessService:
             return  # it has gone, or its program has
 
     def _control(self, *arguments: str, order: str = "", check: bool = False) -> None:
+        # The daemon numbers those GPUs anew that it is restricted to; its clients, which have the
+        # same variable, choose among these numbers.
+        variables = {**os.environ, **self.variables}
+        variables.pop("CUDA_VISIBLE_DEVICES", None)
         subprocess.run(  # noqa: S603 - NVIDIA's program, with our own words
             [PROGRAM, *arguments],
             input=order,
-            env={**os.environ, **self.variables},
+            env=variables,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             timeout=CONTROL_SECONDS,

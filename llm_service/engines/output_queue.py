@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Sequence
 from itertools import chain
 
 from llm_service.engines.base import TokenOutput
 from llm_service.engines.pacing import Pacing
 from protos.errors import ServiceError
 
+# A caller that was long away finds many. Their message, with log probabilities, would be larger
+# than gRPC's may be, and hold up the event loop that makes it.
+MAX_JOINED_COUNT = 64
+
 
 class OutputQueue:
-    """Outputs of one sequence, of which the caller takes all that have come as one.
+    """Outputs of one sequence, of which the caller takes all that have come as one, or as a few.
 
     The first tokens, the last ones and an error are there for the caller at once; others at the
     pacing's next turn after it took some, or at once when that is over. The event loop's.
@@ -44,7 +48,8 @@ class OutputQueue:
     async def take(self) -> TokenOutput:
         """Returns what has come since it was last called, at least one output.
 
-        What is told of a prompt comes by itself.
+        What is told of a prompt comes by itself; what is more than MAX_JOINED_COUNT outputs comes
+        at the next calls, at once.
 
         Raises:
             ServiceError: the one that was put, once all before it has been taken.
@@ -56,9 +61,11 @@ class OutputQueue:
             raise self._error
         if self._outputs[0].prompt_logprobs is not None:
             return self._outputs.popleft()
-        outputs, self._outputs = self._outputs, deque()
+        count = min(len(self._outputs), MAX_JOINED_COUNT if self._pacing.joins else 1)
+        outputs = [self._outputs.popleft() for _ in range(count)]
         self._begin()
-        self._due = self._pacing.turn_after(_now())
+        if not self._outputs:
+            self._due = self._pacing.turn_after(_now())
         return _joined(outputs)
 
     def close(self) -> None:
@@ -103,9 +110,9 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _joined(outputs: Collection[TokenOutput]) -> TokenOutput:
+def _joined(outputs: Sequence[TokenOutput]) -> TokenOutput:
     """Returns consecutive outputs as one."""
-    *_, last = outputs
+    last = outputs[-1]
     if len(outputs) == 1:
         return last
     return TokenOutput(

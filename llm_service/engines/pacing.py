@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+
+# Of a turn: an event loop's timers may call so much too soon.
+EARLY_SHARE = 0.01
 
 
 class Pacing:
@@ -17,18 +21,20 @@ class Pacing:
     The event loop's.
 
     Attributes:
+        joins: whether a message may hold several outputs; not where nothing is bounded.
         stream_count: streams that have begun and not ended.
     """
 
     def __init__(self, max_messages_per_second: float) -> None:
         self._max_messages_per_second = max_messages_per_second
         self._waiting: list[Callable[[], None]] = []
+        self.joins = math.isfinite(max_messages_per_second)
         self.stream_count = 0
 
     def turn_after(self, moment: float) -> float:
-        """Returns when the turn is that follows the one next to this moment, of the loop's time."""
+        """Returns when the first turn is that begins after this moment, of the loop's time."""
         seconds = self.stream_count / self._max_messages_per_second
-        return (round(moment / seconds) + 1) * seconds if seconds else moment
+        return (math.floor(moment / seconds + EARLY_SHARE) + 1) * seconds if seconds else moment
 
     def call_at(self, turn: float, wake: Callable[[], None]) -> None:
         """Calls it at a turn, or at an earlier one that others wait for."""

@@ -96,8 +96,10 @@ class EngineHost:
     Engines are loaded one after the other, as each looks at how much memory is free.
     """
 
-    def __init__(self, parts: Mapping[str, Part]) -> None:
+    def __init__(self, parts: Mapping[str, Part], *, is_own: bool) -> None:
+        """Takes the parts, and whether they are for one service, with whose link all ends."""
         self._parts = parts
+        self.is_own = is_own
         self._loading = asyncio.Lock()
         self._engines: list[HostedEngine] = []
         self._over = asyncio.Event()
@@ -116,18 +118,16 @@ class EngineHost:
             except asyncio.TimeoutError:
                 continue
         status = 0 if self._over.is_set() else 1
+        # Engines that do not end by themselves, as one in the middle of its loading, end so.
+        timer = threading.Timer(END_SECONDS if self._engines else 0.0, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
         await asyncio.gather(*(engine.close() for engine in self._engines))
         return status
 
     def end(self) -> None:
-        """Ends the process: a service has gone, or broken the rules.
-
-        Where engines do not end by themselves, as one in the middle of its loading, they end so.
-        """
+        """Ends the process: a service has gone, or broken the rules."""
         self._over.set()
-        timer = threading.Timer(END_SECONDS if self._engines else 0.0, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
 
     async def start(
         self, link: EngineLink, start: Start, descriptors: tuple[int, ...]
@@ -160,6 +160,7 @@ class _Session:
     def __init__(self, host: EngineHost, link: EngineLink) -> None:
         self._host = host
         self._link = link
+        self._is_served = host.is_own
         self._starting: asyncio.Task[HostedEngine | None] | None = None
 
     def receive(self, frame: Frame) -> None:
@@ -174,20 +175,25 @@ class _Session:
             self._host.end()
 
     def end(self) -> None:
-        """Hung up; of who has asked for nothing that is nobody's loss."""
+        """Hung up; of who has asked for nothing, or was refused, that is nobody's loss."""
         self._link.close()
-        if self._starting is not None:
+        if self._is_served:
             self._host.end()
 
     def _start(self, frame: Frame) -> None:
         start = msgspec.msgpack.decode(frame.data, type=Start)
+        self._is_served = True
         self._starting = asyncio.create_task(self._host.start(self._link, start, frame.descriptors))
         self._starting.add_done_callback(self._started)
 
     def _started(self, starting: asyncio.Task[HostedEngine | None]) -> None:
-        if not starting.cancelled() and (error := starting.exception()) is not None:
+        if starting.cancelled():
+            return
+        if (error := starting.exception()) is not None:
             logger.error("engine_start_broken", error=str(error), exc_info=error)
             self._host.end()
+        elif starting.result() is None:
+            self._is_served = self._host.is_own
 
 
 async def _tell_of_loading(link: EngineLink) -> None:
@@ -197,8 +203,10 @@ async def _tell_of_loading(link: EngineLink) -> None:
 
 
 async def _host(parts: Mapping[str, Part], number: int | None, path: Path | None) -> int:
-    host = EngineHost(parts)
+    host = EngineHost(parts, is_own=number is not None)
     if number is not None:
+        # What an engine starts does not have it: the service would wait for the end of that, too.
+        os.set_inheritable(number, False)
         host.attach(socket.socket(fileno=number))
         return await host.run()
     assert path is not None
@@ -215,6 +223,7 @@ async def _host(parts: Mapping[str, Part], number: int | None, path: Path | None
 @contextmanager
 def _listening(listener: socket.socket, path: Path) -> Iterator[None]:
     """Listens at a path, for this user alone; nothing is there any more at the end."""
+    _remove_left(path)
     mask = os.umask(0o177)
     try:
         listener.bind(str(path))
@@ -225,6 +234,17 @@ def _listening(listener: socket.socket, path: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _remove_left(path: Path) -> None:
+    """Removes the socket of a host that was killed: it is there, and nobody listens."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        try:
+            connection.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
 
 
 async def _accept(host: EngineHost, listener: socket.socket) -> None:

@@ -33,7 +33,7 @@ from typing import Literal
 
 import msgspec
 
-from protos.process.settings import MIB
+from protos.process.settings import MIB, EngineSettings
 
 # Before a message: its bytes, and how many descriptors go with it.
 HEAD = struct.Struct(">IB")
@@ -52,7 +52,7 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
     Attributes:
         part: the module that has the engine; one of those that the host was started with.
-        settings: the service's, as JSON; for the part.
+        settings: the service's, as Python's JSON, which has infinity; for the part.
         log_level: of the host's log from then on, as the next two.
         log_format: likewise.
         log_lines_per_second: likewise.
@@ -63,6 +63,17 @@ class Start(msgspec.Struct, tag="start", frozen=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     log_lines_per_second: float = 100.0
+
+    @classmethod
+    def of(cls, part: str, settings: EngineSettings) -> Start:
+        """Returns what asks for the engine of a service with these settings."""
+        return cls(
+            part,
+            settings.model_dump_json(exclude_unset=True, exclude={"check"}).encode(),
+            settings.log_level,
+            settings.log_format,
+            settings.log_lines_per_second,
+        )
 
 
 class Loading(msgspec.Struct, tag="loading", frozen=True):

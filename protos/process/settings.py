@@ -176,6 +176,7 @@ class Options(BaseSettings):
         cli_implicit_flags=True,
         use_attribute_docstrings=True,
         extra="forbid",
+        ser_json_inf_nan="strings",  # which are read back: a time may be infinite
     )
 
     def contradictions(self) -> Iterator[Contradiction]:

@@ -87,9 +87,9 @@ class ProcessEngine:
             raise engine_dead()
         key = next(self._keys)
         with closing(OutputQueue(request.pacing)) as outputs, alarm(outputs, request.deadline):
+            self._send(key, request)
             self._callers[key] = _Caller(outputs, request.account)
             try:
-                self._send(key, request)
                 finished = False
                 while not finished:
                     output = await outputs.take()
@@ -137,13 +137,15 @@ class ProcessEngine:
 
     def _send(self, key: int, request: Request) -> None:
         table, file = table_message(request.prompt, self.arena)
-        if table.offset is not None:
-            self._tables[key] = request.prompt.prompt_table
         account = self._account_numbers.setdefault(request.account, key)
         message = generate_message(key, request, table, account)
-        self._link.send(message, () if file is None else (file,))
-        if file is not None:
-            os.close(file)
+        try:
+            self._link.send(message, () if file is None else (file,))
+        finally:
+            if file is not None:
+                os.close(file)
+        if table.offset is not None:
+            self._tables[key] = request.prompt.prompt_table
 
     def _receive(self, frame: Frame) -> None:
         message = self._decoder.decode(frame.data)

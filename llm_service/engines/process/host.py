@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
@@ -51,12 +53,13 @@ START_ERRORS = (CheckpointError, EngineStartError, OSError)
 
 def start(settings: bytes, descriptors: tuple[int, ...]) -> HostedLLMEngine:
     """Loads the engine of a service's settings; the descriptor is its arena's."""
-    options = built(Settings, msgspec.json.decode(settings))
+    options = built(Settings, json.loads(settings))
     config, tokenizer, _ = read_model(options)
     engine = create_engine(options, config, tokenizer)
     give_back_freed_memory()
     (number,) = descriptors
     arena = mapped(number, options.max_table_byte_count)
+    os.close(number)
     page_lock(arena)
     return HostedLLMEngine(engine, arena)
 
@@ -139,7 +142,7 @@ class HostedLLMEngine:
     def _take_started(self) -> list[tuple[int, float]]:
         started = [
             (key, account.started_at)
-            for key, account in [*self._unstarted.items()]
+            for key, account in self._unstarted.copy().items()
             if account.started_at is not None
         ]
         for key, _ in started:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from subprocess import Popen
@@ -60,7 +59,7 @@ def start_engine(settings: Settings) -> ProcessEngine:
         place = settings.engine_process
         raise EngineStartError(f"engine_process is {place}, but: {error}") from error
     try:
-        facts = await_ready(link, _start(settings), (arena.file,), supervisor().works)
+        facts = await_ready(link, Start.of(PART, settings), (arena.file,), supervisor().works)
     except HostFailedError as error:
         link.close()
         if process is not None:
@@ -75,14 +74,3 @@ def _link(settings: Settings) -> tuple[EngineLink, Popen[bytes] | None]:
     if isinstance(settings.engine_process, Path):
         return connect(str(settings.engine_process)), None
     return start_own_host(PART, PROGRAM)
-
-
-def _start(settings: Settings) -> Start:
-    options = settings.model_dump(mode="json", exclude_unset=True, exclude={"check"})
-    return Start(
-        PART,
-        json.dumps(options).encode(),
-        settings.log_level,
-        settings.log_format,
-        settings.log_lines_per_second,
-    )

@@ -98,9 +98,10 @@ class StartMemory:
         if self.dtype == torch.float32:
             halved = "both" if self.stored.matrices == self.dtype else "the KV cache"
             ways.append(f"--torch.dtype bfloat16, which halves {halved}")
-        if not self.is_cuda and self.stored.matrices != torch.int8 and self.weights > self.kv_cache:
+        is_quantised = self.stored.matrices.itemsize == 1
+        if not self.is_cuda and not is_quantised and self.weights > self.kv_cache:
             ways.append("--quantization int8, which halves all weights but the embedding")
-        if self.is_cuda and self.stored.matrices.itemsize == 2 and computes_fp8():
+        if self.is_cuda and self.stored.matrices == torch.bfloat16 and computes_fp8():
             ways.append("--quantization fp8, which halves all weights but embedding and head")
         if self.is_cuda:
             ways.append("--engine tensorrt_llm with an engine built for several GPUs (--tp)")

@@ -24,10 +24,11 @@ from pathlib import Path
 pipes = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"])
 order = sys.stdin.read()
 call = {{"words": sys.argv[1:], "order": order, "logs": os.environ["CUDA_MPS_LOG_DIRECTORY"]}}
+assert "CUDA_VISIBLE_DEVICES" not in os.environ
 with open({calls!r}, "a") as calls:
     calls.write(json.dumps(call) + "\\n")
 if sys.argv[1:] == ["-d"]:
-    (pipes / "control").touch()
+    (pipes / "control").touch(exist_ok=False)
 elif order == "quit":
     (pipes / "control").unlink()
 sys.exit({status})
@@ -132,11 +133,12 @@ def test_the_daemon_is_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     calls = install(tmp_path, monkeypatch)
     service = MultiProcessService(tmp_path / "mps")
     service.start()
+    service.start()  # after one whose services were killed
     assert (tmp_path / "mps" / "control").exists()
     assert (tmp_path / "mps").stat().st_mode & 0o777 == 0o700
     service.quit()
     assert not (tmp_path / "mps" / "control").exists()
-    started, ended = map(json.loads, calls.read_text().splitlines())
+    started, ended = map(json.loads, calls.read_text().splitlines()[-2:])
     assert (started["words"], started["logs"]) == (["-d"], str(tmp_path / "mps"))
     assert (ended["words"], ended["order"]) == ([], "quit")
 
@@ -174,4 +176,7 @@ def test_stop_ends_the_daemon(
         main()
     assert ended.value.code == 0
     assert "nothing is served" in capsys.readouterr().out  # what it was for has ended before it
-    assert [json.loads(line)["order"] for line in calls.read_text().splitlines()] == ["", "quit"]
+    assert [json.loads(line)["order"] for line in calls.read_text().splitlines()[-2:]] == [
+        "",
+        "quit",
+    ]

@@ -99,6 +99,12 @@ def test_what_this_machine_does_not_allow(
             " here. What helps: --quantization int8, which halves all weights but the embedding,"
             " or a smaller model",
         ),
+        (
+            1000,
+            ["--torch.dtype", "bfloat16", "--quantization", "fp8"],
+            "there is too little memory: the weights take 0.1 MiB in float8_e4m3fn; 0.0 MiB are"
+            " free here. What helps: a smaller model",
+        ),
     ],
 )
 def test_too_little_memory_is_seen_before_anything_is_loaded(

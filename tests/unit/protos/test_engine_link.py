@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -139,13 +139,32 @@ def test_a_host_whose_service_hangs_up_ends_whatever_it_does(own: Own, settings:
     assert process.wait(SECONDS) == 1
 
 
-def test_an_engine_that_dies_ends_its_host(own: Own) -> None:
+@pytest.mark.parametrize("settings", [b"", b"hangs"])
+def test_an_engine_that_dies_ends_its_host(own: Own, settings: bytes) -> None:
     link, process = own
-    start_echo(link)
+    start_echo(link, settings)
     link.send(Echo("die"))
     assert echo_of(link.receive(SECONDS)).text == "die"
     assert link.receive(SECONDS) is None
     assert process.wait(SECONDS) == 1
+
+
+def test_an_own_host_whose_service_has_died_before_it_asked_ends(own: Own) -> None:
+    link, process = own
+    link.close()
+    assert process.wait(SECONDS) is not None
+
+
+def test_what_an_engine_starts_does_not_hold_the_link_open(own: Own) -> None:
+    link, process = own
+    start_echo(link)
+    link.send(Echo("child"))
+    child = int(echo_of(link.receive(SECONDS)).text)
+    try:
+        process.kill()
+        assert link.receive(SECONDS) is None
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_host_takes_no_message_that_its_part_does_not_understand(own: Own) -> None:
@@ -211,18 +230,49 @@ def test_a_message_that_is_too_large_is_not_sent(pair: tuple[EngineLink, EngineL
         pair[0].send(Echo("a" * (MAX_MESSAGE_BYTE_COUNT + 1)))
 
 
-def test_a_shared_host_serves_who_connects_and_ends_with_the_first_of_them(tmp_path: Path) -> None:
-    path = tmp_path / "host"
+@contextmanager
+def shared_host(path: Path) -> Iterator[subprocess.Popen[bytes]]:
     program = [sys.executable, "-m", "protos.process.engine_host", "--socket", str(path), PART]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(program, env=environment) as process:
-        while not path.exists():
-            assert process.poll() is None
-        assert path.stat().st_mode & 0o777 == 0o600
+        try:
+            while not _is_heard(path):
+                assert process.poll() is None
+            yield process
+        finally:
+            process.kill()
+
+
+def _is_heard(path: Path) -> bool:
+    try:
         connect(str(path)).close()  # who asks for nothing ends nothing
+    except OSError:
+        return False
+    return True
+
+
+def test_a_shared_host_serves_who_connects_and_ends_with_the_first_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "host"
+    with shared_host(path) as process:
+        assert path.stat().st_mode & 0o777 == 0o600
+        with closing(connect(str(path))) as refused, pytest.raises(HostFailedError):
+            start_echo(refused, b"fail")
         with closing(connect(str(path))) as one, closing(connect(str(path))) as other:
             assert [start_echo(link, b"x").memory for link in (one, other)] == [b"x", b"x"]
             one.close()
             assert other.receive(SECONDS) is None
         assert process.wait(SECONDS) == 0
     assert not path.exists()
+
+
+def test_a_host_takes_the_place_of_one_that_was_killed_and_of_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "host"
+    with shared_host(path) as killed:
+        killed.kill()
+    assert path.is_socket()
+    with shared_host(path):
+        program = [sys.executable, "-m", "protos.process.engine_host", "--socket", str(path), PART]
+        second = subprocess.run(program, capture_output=True, check=False)
+        assert b"Address already in use" in second.stderr
+        with closing(connect(str(path))) as link:
+            assert start_echo(link, b"x").memory == b"x"

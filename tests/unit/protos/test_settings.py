@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +11,13 @@ import pytest
 from pydantic import BaseModel, field_validator
 from pydantic_settings import CliSubCommand, SettingsConfigDict
 
-from protos.process.settings import EngineOptions, EngineSettings, Options, read_settings
+from protos.process.settings import (
+    EngineOptions,
+    EngineSettings,
+    Options,
+    built,
+    read_settings,
+)
 
 
 class TorchOptions(EngineOptions):
@@ -185,3 +193,9 @@ def test_a_server_describes_itself_to_its_own_machine_alone(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["program", *words])
     assert read_settings(Settings).reflection is reflection
+
+
+def test_settings_are_the_same_in_another_process() -> None:
+    settings = built(Settings, {"drain_seconds": math.inf, "torch": {"device": "cuda"}, "port": 4})
+    text = settings.model_dump_json(exclude_unset=True)
+    assert built(Settings, json.loads(text)) == settings

@@ -69,13 +69,7 @@ def start_engine(settings: Settings) -> ProcessEngine:
 def _engine(
     settings: Settings, link: EngineLink, process: subprocess.Popen[bytes] | None
 ) -> ProcessEngine:
-    start = Start(
-        PART,
-        settings.model_dump_json(exclude_unset=True, exclude={"check"}).encode(),
-        settings.log_level,
-        settings.log_format,
-        settings.log_lines_per_second,
-    )
+    start = Start.of(PART, settings)
     facts = msgspec.msgpack.decode(
         await_ready(link, start, on_loading=supervisor().works), type=Facts
     )
@@ -166,6 +160,7 @@ class ProcessEngine:
 
     def embeddings(self, batch: ProcessBatch) -> list[torch.Tensor]:
         """Returns copies of what a slot has of a batch."""
+        del self._batches[batch.slot]  # which would keep them until the slot's next one
         rows = self._slots[batch.slot].rows[: sum(batch.tile_counts)]
         return [part.clone() for part in torch.split(rows, batch.tile_counts)]
 

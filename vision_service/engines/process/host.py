@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -45,7 +47,7 @@ def start(settings: bytes, descriptors: tuple[int, ...]) -> HostedVisionEngine:
     """Loads the engine of a vision service's settings; raises START_ERRORS, and MemoryError."""
     for number in descriptors:  # none is meant for us
         os.close(number)
-    options = built(Settings, msgspec.json.decode(settings))
+    options = built(Settings, json.loads(settings))
     config = VisionConfig.from_checkpoint(options.checkpoint)
     engine = create_engine(options, config)
     layout = SlotLayout(
@@ -128,3 +130,5 @@ def _page_lock(memory: torch.Tensor) -> None:
     status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)  # type: ignore[no-untyped-call]
     if int(status):
         logger.warning("slots_not_page_locked", byte_count=memory.nbytes, status=int(status))
+        with suppress(RuntimeError):  # or the next kernel of this thread would raise the error
+            torch.ones(1, device="cuda")

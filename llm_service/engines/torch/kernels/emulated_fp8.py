@@ -1,4 +1,4 @@
-"""Products in float8 on any device: the same numbers as a GPU's, in float32's arithmetic."""
+"""Products in float8 on any device, in float32's arithmetic."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from llm_service.engines.torch.kernels.fp8 import FP8, QuantisedRows, quantised
 class EmulatedFp8:
     """Fp8Kernels by other kernels, which take float8 weights beside float32 activations.
 
-    Products of two float8 numbers are exact in float32: the order of sums alone is the device's.
+    Products of two float8 numbers are exact in float32. A GPU's matrix units do not keep all bits
+    of their sums.
     """
 
     def __init__(self, kernels: Kernels) -> None:

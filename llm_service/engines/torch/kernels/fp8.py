@@ -56,7 +56,7 @@ class Fp8Kernels(Protocol):
         scale: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Returns rows x (weight x scale)^T + bias, [T, out], of sums in float32.
+        """Returns rows x (weight x scale)^T + bias, [T, out].
 
         Args:
             rows: of width `in`.

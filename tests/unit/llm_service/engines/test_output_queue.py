@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.engines.base import LogprobTable, TokenLogprob, TokenOutput
-from llm_service.engines.output_queue import OutputQueue
+from llm_service.engines.output_queue import MAX_JOINED_COUNT, OutputQueue
 from llm_service.engines.pacing import UNPACED, Pacing
 from protos.errors import EngineDeadError, ServiceError
 
@@ -110,13 +110,16 @@ def test_a_stream_alone_gives_each_token_as_it_comes(step_seconds: float) -> Non
     run_at_once(main)
 
 
-def test_streams_whose_steps_take_longer_are_not_held_back() -> None:
+@pytest.mark.parametrize("step_seconds", [0.0065, 0.0082])  # a turn takes 6.4 ms
+def test_streams_whose_steps_take_longer_are_not_held_back(step_seconds: float) -> None:
     async def main() -> None:
-        queues = [OutputQueue(Pacing(5000)) for _ in range(32)]
+        pacing = Pacing(5000)
+        queues = [OutputQueue(pacing) for _ in range(32)]
         taking = [asyncio.create_task(take_all(queue)) for queue in queues]
-        await put_in_steps(queues, 0.0082, 50)
+        await put_in_steps(queues, step_seconds, 50)
         for taken in await asyncio.gather(*taking):
-            assert all(len(one.token_ids) == 1 for _, one in taken)
+            moments = [moment for moment, _ in taken]
+            assert moments == pytest.approx([i * step_seconds for i in range(50)], abs=INSTANT)
 
     run_at_once(main)
 
@@ -158,6 +161,24 @@ def test_what_is_told_of_the_prompt_comes_by_itself() -> None:
         assert joined.token_ids == [1, 2, 3]
         assert [one.token_id for one in joined.logprobs] == [1, 2, 3]
         assert (joined.finish_reason, joined.cached_token_count) == (None, 7)
+
+    run_at_once(main)
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_what_waits_for_a_slow_caller_is_no_message_without_bound(is_over: bool) -> None:
+    count = 2 * MAX_JOINED_COUNT + 5
+
+    async def main() -> None:
+        with closing(OutputQueue(Pacing(1e-3))) as queue:
+            for index in range(count):
+                queue.put(output(index, is_last=is_over and index == count - 1))
+            taken = [await queue.take() for _ in range(3)]
+            assert [len(one.token_ids) for one in taken] == [MAX_JOINED_COUNT, MAX_JOINED_COUNT, 5]
+            assert ids_of([(0, one) for one in taken]) == [*range(count)]
+            reasons = [one.finish_reason for one in taken]
+            assert reasons == [None, None, "length" if is_over else None]
+            assert now() == 0
 
     run_at_once(main)
 

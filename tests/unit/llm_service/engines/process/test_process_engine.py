@@ -16,7 +16,7 @@ from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import ImageRows, Prompt, Request
 from llm_service.engines.create import create_engine
 from llm_service.engines.torch.engine import TorchEngine
-from llm_service.sampling import SamplingParams
+from llm_service.sampling import Guide, SamplingParams
 from llm_service.settings import Settings, TorchOptions
 from protos.identity import EmbeddingId
 from tests.known_callers import until
@@ -106,7 +106,8 @@ async def test_all_of_a_steps_outputs_are_one_frame(
 async def test_leaving_frees_the_sequence_within_a_step(engine: ThreadedEngine, gate: Gate) -> None:
     async with aclosing(engine.generate(Request(PROMPT, LONG))) as outputs:
         await anext(outputs)
-    gate.close()
+        gate.close()
+    await engine.check_guide(Guide("regex", "a"))  # the host has had the message before this one
     step_count = len(gate.batches)
     gate.permit(2)
     await until(lambda: engine.load().running_sequence_count == 0, PATIENCE_SECONDS)
@@ -143,6 +144,19 @@ async def test_a_table_in_the_arena_gives_the_tokens_of_one_elsewhere(
     elsewhere = Prompt(prompt.token_ids, prompt.prompt_table.clone(), cache_salt="another")
     params = SamplingParams(max_tokens=12)
     assert await tokens_of(engine, params, prompt) == await tokens_of(engine, params, elsewhere)
+
+
+async def test_a_request_that_cannot_be_sent_holds_up_no_other(
+    engine: ThreadedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = SamplingParams(max_tokens=1)
+    refusal = Mock(side_effect=OSError("no descriptors are left"))
+    for _ in range(20):
+        with monkeypatch.context() as patch:
+            patch.setattr("llm_service.engines.process.engine.table_message", refusal)
+            with pytest.raises(OSError, match="no descriptors"):
+                await tokens_of(engine, one)
+        assert len(await asyncio.wait_for(tokens_of(engine, one), PATIENCE_SECONDS)) == 1
 
 
 async def test_a_bug_in_the_engines_process_fails_the_request_alone(

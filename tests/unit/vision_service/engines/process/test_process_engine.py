@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_its_embeddings_are_those_of_an_engine_here(
     # What the service has been told counts in its host, not what variables say there.
     monkeypatch.setenv("INTERNVL_VISION_TORCH_DTYPE", "bfloat16")
     here = create_engine(settings_of(tmp_path), VisionConfig.from_checkpoint(tmp_path))
-    with started(settings_of(tmp_path)) as engine:
+    with started(settings_of(tmp_path, drain_seconds=float("inf"))) as engine:
         assert (engine.dtype, engine.weights_sha256) == (torch.float32, here.weights_sha256)
         assert torch.equal(engine.encode(TILES), here.encode(TILES))
         batch = engine.submit([TILES[:1], TILES[1:2]])
@@ -199,6 +200,14 @@ def test_want_of_memory_is_told_by_the_batch() -> None:
             refused.wait()
         assert float(taken.wait()[0].mean()) == 2
         assert engine.is_alive()
+
+
+def test_embeddings_are_their_callers_alone() -> None:
+    with linked(FakeEngine(), LAYOUT) as engine:
+        batch = engine.submit([tiles_of(1)])
+        kept = weakref.ref(batch.wait()[0])
+        del batch
+        assert kept() is None
 
 
 class InPlaceFake(FakeEngine):
