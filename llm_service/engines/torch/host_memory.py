@@ -41,19 +41,26 @@ def page_locked(byte_count: int) -> torch.Tensor:
     PyTorch's own allocator would take the next power of two.
 
     Raises:
-        EngineStartError: the system does not lock so much.
+        EngineStartError: the system does not give so much, or does not lock it.
     """
-    pages = mmap.mmap(-1, byte_count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        pages = mmap.mmap(-1, byte_count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise _refusal(byte_count, "had", str(error)) from error
     with contextlib.suppress(OSError):  # a kernel may have none
         pages.madvise(mmap.MADV_HUGEPAGE)
     memory = torch.frombuffer(pages, dtype=torch.uint8)
-    if error := int(_cuda().cudaHostRegister(memory.data_ptr(), byte_count, 0)):
-        raise EngineStartError(
-            f"{gib(byte_count)} of host memory cannot be page-locked (CUDA error {error}): serve it"
-            " with a smaller --torch.host-cache-byte-count"
-        )
+    if code := int(_cuda().cudaHostRegister(memory.data_ptr(), byte_count, 0)):
+        raise _refusal(byte_count, "page-locked", f"CUDA error {code}")
     weakref.finalize(pages, _unlock, memory.data_ptr()).atexit = False
     return memory
+
+
+def _refusal(byte_count: int, participle: str, reason: str) -> EngineStartError:
+    return EngineStartError(
+        f"{gib(byte_count)} of host memory cannot be {participle} ({reason}): serve it with a"
+        " smaller --torch.host-cache-byte-count"
+    )
 
 
 def _unlock(address: int) -> None:

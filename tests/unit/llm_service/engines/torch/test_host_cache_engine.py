@@ -157,3 +157,8 @@ def test_more_than_the_machine_has_is_refused_before_anything_is_loaded(
     with pytest.raises(EngineStartError) as caught:
         host_memory.check_host_cache(TorchOptions(host_cache_byte_count=2**31), cuda)
     assert str(caught.value) == sentence
+
+
+def test_memory_that_the_system_does_not_give_is_refused_by_its_own_option() -> None:
+    with pytest.raises(EngineStartError, match="cannot be had .* smaller --torch.host-cache-byte"):
+        host_memory.page_locked(2**60)
