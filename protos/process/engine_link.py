@@ -52,7 +52,7 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
     Attributes:
         part: the module that has the engine; one of those that the host was started with.
-        settings: the service's, as Python's JSON, which has infinity; for the part.
+        settings: the service's, as JSON; for the part.
         log_level: of the host's log from then on, as the next two.
         log_format: likewise.
         log_lines_per_second: likewise.
