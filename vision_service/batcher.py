@@ -224,14 +224,14 @@ class TileBatcher:
         try:
             encoding = self._engine.submit(parts)
         except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._refuse(jobs, sum(map(len, parts)), error)
             return
         self._in_flight.append(_Batch(jobs, sum(map(len, parts)), encoding, started_at))
 
     def _refuse(self, jobs: list[_Job], tile_count: int, error: Exception) -> None:
-        """Ends a batch's images for want of memory; raises any other error."""
-        if not is_out_of_memory(error):
-            raise error
+        """Ends a batch's images for want of memory."""
         logger.error("batch_out_of_memory", error=str(error), exc_info=error)
         for job in jobs:
             if job in self._waiting:
@@ -242,6 +242,8 @@ class TileBatcher:
         try:
             parts = batch.encoding.wait()
         except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             self._refuse(batch.jobs, batch.tile_count, error)
             return
         now = time.perf_counter()

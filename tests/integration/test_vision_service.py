@@ -70,10 +70,15 @@ HIDDEN_SIZE = 64
 
 
 @pytest.fixture(autouse=True)
-def blocking_calls_fail() -> Iterator[None]:
-    """A blocking call of the service in the event loop fails the test."""
-    with blockbuster_ctx("vision_service"):
-        yield
+async def blocking_calls_fail() -> AsyncIterator[None]:
+    """A blocking call of the service in the event loop fails the test.
+
+    gRPC waits for its thread when its last object is freed, wherever the garbage collector does
+    that: so there is one all the time.
+    """
+    async with grpc.aio.insecure_channel("127.0.0.1:9"):
+        with blockbuster_ctx("vision_service"):
+            yield
 
 
 class Client:
