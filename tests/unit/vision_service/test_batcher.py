@@ -184,8 +184,8 @@ async def test_a_batch_without_memory_ends_its_images_and_not_the_engine(error: 
     engine = FakeEngine()
     async with running_batcher(engine, max_batch=4) as batcher:
         first = await occupied(batcher, engine)
+        engine.submit_error = error  # first: the second batch may begin as soon as it is full
         others = [await submitted(batcher, *values) for values in ((1, 2), (3, 4, 5), (6,))]
-        engine.submit_error = error
         engine.gate.set()
         *ended, last = await asyncio.gather(*others, return_exceptions=True)
         assert values_of(await first) == [0]
