@@ -7,16 +7,17 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-LARGEST: tl.constexpr = tl.constexpr(448.0)
-# Of a row of zeros, which stays one.
-SMALLEST_SCALE: tl.constexpr = tl.constexpr(1e-30)
+from llm_service.engines.torch.kernels import fp8
+from llm_service.engines.torch.kernels.triton_programs import await_inputs
+
+LARGEST: tl.constexpr = tl.constexpr(fp8.LARGEST_FP8)
+SMALLEST_SCALE: tl.constexpr = tl.constexpr(fp8.SMALLEST_SCALE)
 
 
 @triton.jit
 def quantise(hidden, values, scales, width, padded: tl.constexpr, overlaps: tl.constexpr):
     if overlaps:
-        gdc_launch_dependents()
-        gdc_wait()
+        await_inputs()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, padded)
     mask = column < width
@@ -40,8 +41,7 @@ def add_rms_norm(
 ):
     """As `triton_programs.add_rms_norm`, whose rounded result is quantised."""
     if overlaps:
-        gdc_launch_dependents()
-        gdc_wait()
+        await_inputs()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, padded)
     mask = column < width
@@ -59,8 +59,7 @@ def add_rms_norm(
 def silu_multiply(gate_up, values, scales, width, padded: tl.constexpr, overlaps: tl.constexpr):
     """As `triton_programs.silu_multiply`, whose rounded result is quantised."""
     if overlaps:
-        gdc_launch_dependents()
-        gdc_wait()
+        await_inputs()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, padded)
     mask = column < width

@@ -9,6 +9,7 @@ import triton
 
 from llm_service.engines.torch.kernels import fp8_programs
 from llm_service.engines.torch.kernels.fp8 import FP8, QuantisedRows
+from llm_service.engines.torch.kernels.overlap import can_overlap, launch_options
 
 # Numbers of a row that one warp quantises.
 NUMBERS_PER_WARP = 512
@@ -22,17 +23,13 @@ ROWS, STEPS = (64, 32, 16), (256, 128)
 LEAST_PROGRAM_COUNT = 132
 WARPS, STAGES = 4, 4
 LINES_AHEAD = 4
-# The first GPUs on which a launch can start while the one before still runs.
-OVERLAP_CAPABILITY = (9, 0)
 
 
 class TritonFp8:
     """Fp8Kernels by programs of our own; large products of matrices are cuBLAS's."""
 
     def __init__(self) -> None:
-        is_cuda = torch.cuda.is_available()
-        overlaps = is_cuda and torch.cuda.get_device_capability() >= OVERLAP_CAPABILITY
-        self._launch = {"overlaps": overlaps, "launch_pdl": overlaps}
+        self._launch = launch_options(overlaps=can_overlap())
         self._counters: torch.Tensor | None = None
 
     def quantise(self, hidden: torch.Tensor) -> QuantisedRows:

@@ -11,6 +11,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from llm_service.engines.torch.kernels import triton_programs
 from llm_service.engines.torch.kernels.base import BatchLayout, HeadNorms, TileSet
+from llm_service.engines.torch.kernels.overlap import can_overlap, launch_options
 from llm_service.engines.torch.kernels.triton_fp8 import TritonFp8
 
 # tl.dot's smallest operand; fewer rows and narrower heads are padded to it.
@@ -23,8 +24,6 @@ KEYS_PER_STEP = 64
 LEAST_PROGRAM_COUNT = 512
 MAX_SPLITS = 64
 WARPS, STAGES = 4, 3
-# GPUs from this one on let a launch begin before the one before it ends.
-OVERLAPPING_CAPABILITY = (9, 0)
 # Outputs that a program computes for one token, and weights that it takes of each at a time.
 PROJECTION_ROWS, MAX_PROJECTION_STEP = 4, 2048
 
@@ -42,10 +41,7 @@ class TritonKernels:
     def __init__(self, group_size: int) -> None:
         """Takes the number of query heads that share a key/value head."""
         self._padded_group = int(triton.next_power_of_2(group_size))
-        self._can_overlap = (
-            torch.cuda.is_available()
-            and torch.cuda.get_device_capability() >= OVERLAPPING_CAPABILITY
-        )
+        self._can_overlap = can_overlap()
         self.fp8 = TritonFp8()
 
     @property
@@ -242,8 +238,7 @@ class TritonKernels:
 
     def _launch(self, token_count: int) -> dict[str, bool]:
         """Launches overlap for one token: cuBLAS's, among which others stand, take no part."""
-        overlaps = self._can_overlap and token_count == 1
-        return {"overlaps": overlaps, "launch_pdl": overlaps}
+        return launch_options(overlaps=self._can_overlap and token_count == 1)
 
 
 def _split_count(program_count: int) -> int:

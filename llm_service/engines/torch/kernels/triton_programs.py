@@ -5,7 +5,7 @@ graph replays a launch for any context. An argument that ends in `: tl.constexpr
 compiled program.
 
 Launches may overlap (`overlaps`: programmatic dependent launch, from Hopper on): a launch begins as
-soon as all programs of the launch before it run. Until `_await_inputs` a program may read weights
+soon as all programs of the launch before it run. Until `await_inputs` a program may read weights
 alone, and write nothing. Every program comes there, for a launch waits only for the one before it.
 """
 
@@ -15,7 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _await_inputs():
+def await_inputs():
     """Lets the next launch begin, and waits until all before this one are done."""
     gdc_launch_dependents()
     gdc_wait()
@@ -39,7 +39,7 @@ def add_rms_norm(
     mask = column < width
     scale = tl.load(weight + column, mask, other=0.0)
     if overlaps:
-        _await_inputs()
+        await_inputs()
     x = tl.load(hidden + row + column, mask, other=0.0)
     if has_update:
         x += tl.load(update + row + column, mask, other=0.0)
@@ -52,7 +52,7 @@ def add_rms_norm(
 @triton.jit
 def silu_multiply(gate_up, product, width, block: tl.constexpr, overlaps: tl.constexpr):
     if overlaps:
-        _await_inputs()
+        await_inputs()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * block + tl.arange(0, block)
     mask = column < width
@@ -84,7 +84,7 @@ def rotate_and_store(
 ):
     """One program a token and key/value head: its query heads, its key and its value."""
     if overlaps:
-        _await_inputs()
+        await_inputs()
     token, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     head = tl.arange(0, padded_heads)[:, None]
     pair = tl.arange(0, padded_half)[None, :]
@@ -159,7 +159,7 @@ def attend_tile(
     softmax (Milakov and Gimelshein, 2018), split along the context as in Flash-Decoding.
     """
     if overlaps:
-        _await_inputs()
+        await_inputs()
     tile, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first = tl.load(tiles + tile * 3).to(tl.int64)
     count = tl.load(tiles + tile * 3 + 1)
@@ -240,7 +240,7 @@ def attend_whole_tile(
     `scale` is in powers of two.
     """
     if overlaps:
-        _await_inputs()
+        await_inputs()
     kv_head, tile = tl.program_id(0), tl.program_id(1)
     first = tl.load(tiles + tile * 3).to(tl.int64)
     count = tl.load(tiles + tile * 3 + 1)
@@ -306,7 +306,7 @@ def merge_splits(
 ):
     """One program a token and query head: the parts, weighted by their softmax masses."""
     if overlaps:
-        _await_inputs()
+        await_inputs()
     head = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, splits)
     column = tl.arange(0, padded_dim)
@@ -342,7 +342,7 @@ def project_one(
     mask = column < width
     factor = tl.load(place, mask[None, :], 0.0, eviction_policy="evict_first")
     if overlaps:
-        _await_inputs()
+        await_inputs()
     state = tl.load(hidden + column, mask, 0.0)
     total = factor.to(tl.float32) * state.to(tl.float32)[None, :]
     for start in tl.static_range(step, width, step):
