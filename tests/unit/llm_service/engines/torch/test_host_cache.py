@@ -334,25 +334,21 @@ def test_the_blocks_of_one_that_is_aborted_while_they_arrive_can_be_anybodys() -
     assert heir.finish_reason == writing.finish_reason == "length"
 
 
-def test_a_preempted_sequence_comes_back_from_host_memory() -> None:
-    scheduler, contents = _scheduler(block_count=10, slot_count=20, max_running=2)
-    first, second = _sequence(_prompt(10, 5), 14), _sequence(_prompt(30, 9), 3, arrival=1)
+@pytest.mark.parametrize(("block_count", "count", "preemption_count"), [(10, 14, 0), (8, 11, 1)])
+def test_a_preempted_sequence_comes_back_from_host_memory(
+    block_count: int, count: int, preemption_count: int
+) -> None:
+    scheduler, contents = _scheduler(block_count=block_count, slot_count=20, max_running=2)
+    first, second = _sequence(_prompt(10, 5), count), _sequence(_prompt(30, 9), 3, arrival=1)
     for sequence in (first, second):
         scheduler.add(sequence)
     while scheduler.has_work:
         assert _step(scheduler, contents)
         contents.arrive()
-    assert scheduler.preemption_count == 0
-    scheduler, contents = _scheduler(block_count=8, slot_count=20, max_running=2)
-    first, second = _sequence(_prompt(10, 5), 11), _sequence(_prompt(30, 9), 3, arrival=1)
-    for sequence in (first, second):
-        scheduler.add(sequence)
-    while scheduler.has_work:
-        assert _step(scheduler, contents)
-        contents.arrive()
-    assert scheduler.preemption_count == 1
-    assert second.shared_count >= 8
-    assert _load(scheduler).loaded_token_count > 0
+    assert scheduler.preemption_count == preemption_count
+    if preemption_count:
+        assert second.shared_count >= 8
+        assert _load(scheduler).loaded_token_count > 0
 
 
 @pytest.mark.parametrize("slot_count", [20, 1])

@@ -186,14 +186,20 @@ def test_a_step_is_shorter_also_beside_one_whose_token_is_in_flight() -> None:
     assert long.scheduled_count == 10
 
 
-def test_decodes_that_fill_a_step_leave_room_to_read() -> None:
-    scheduler = Scheduler(BlockManager(100, BLOCK_SIZE), 8, 8, max_mixed_token_count=2)
+def _beside_decodes(scheduler: Scheduler) -> tuple[list[Sequence], Sequence]:
+    """Returns three sequences that decode, and one whose prompt is still to be read."""
     decoding = [_sequence(1, 20) for _ in range(3)]
     for sequence in decoding:
         scheduler.add(sequence)
     _finish_step(scheduler, scheduler.schedule())
     late = _sequence(4, 1)
     scheduler.add(late)
+    return decoding, late
+
+
+def test_decodes_that_fill_a_step_leave_room_to_read() -> None:
+    scheduler = Scheduler(BlockManager(100, BLOCK_SIZE), 8, 8, max_mixed_token_count=2)
+    decoding, late = _beside_decodes(scheduler)
     scheduled = scheduler.schedule()
     assert [one.scheduled_count for one in [*decoding, late]] == [1, 1, 1, 1]
     _finish_step(scheduler, scheduled)
@@ -202,12 +208,7 @@ def test_decodes_that_fill_a_step_leave_room_to_read() -> None:
 def test_drafts_take_no_token_of_a_step_that_another_sequence_needs() -> None:
     """Also where a step has fewer tokens than the device has room for decodes."""
     scheduler = Scheduler(BlockManager(100, BLOCK_SIZE), 5, 8, max_decode_count=8)
-    decoding = [_sequence(1, 20) for _ in range(3)]
-    for sequence in decoding:
-        scheduler.add(sequence)
-    _finish_step(scheduler, scheduler.schedule())
-    late = _sequence(4, 1)
-    scheduler.add(late)
+    decoding, late = _beside_decodes(scheduler)
     for sequence in decoding:
         sequence.drafts = [0, 0, 0]
     scheduler.schedule()
