@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import math
 import mmap
-import os
 import threading
 import weakref
 from collections import deque
@@ -18,11 +16,13 @@ import structlog
 import torch
 
 from protos.process.first_fit import FirstFit
+from protos.process.memory_file import MemoryFile
 
 logger = structlog.get_logger()
 
 # Parts begin at multiples of it.
 ALIGNMENT = 4096
+FILE_NAME = "image-embeddings"
 
 
 class TableArena:
@@ -69,8 +69,7 @@ class SharedArena(TableArena):
     """An arena in memory that another process maps, too.
 
     Attributes:
-        file: the memory's descriptor.
-        byte_count: its size.
+        file: the memory.
     """
 
     def __init__(self, byte_count: int) -> None:
@@ -79,29 +78,8 @@ class SharedArena(TableArena):
         Raises:
             OSError: the system has no files in memory, or not so large ones.
         """
-        self.file = memory_file(byte_count)
-        self.byte_count = byte_count
-        super().__init__(mapped(self.file, byte_count))
-
-
-def memory_file(byte_count: int) -> int:
-    """Returns the descriptor of a new file of zeros in memory, which never becomes shorter.
-
-    Reading a map's pages that are no more would kill a process.
-
-    Raises:
-        OSError: the system has none, or not so large ones.
-    """
-    if not hasattr(os, "memfd_create"):
-        raise OSError("memory is shared with another process on Linux alone")
-    number = os.memfd_create("image-embeddings", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(number, byte_count)
-        fcntl.fcntl(number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    except OSError:
-        os.close(number)
-        raise
-    return number
+        self.file = MemoryFile(FILE_NAME, byte_count)
+        super().__init__(mapped(self.file.number, byte_count))
 
 
 def mapped(number: int, byte_count: int) -> torch.Tensor:

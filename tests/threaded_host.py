@@ -28,7 +28,7 @@ class ThreadedEngine(ProcessEngine):
         """Takes the engine that it hosts, and closes with itself."""
         ours, theirs = socket.socketpair()
         arena = SharedArena(ARENA_BYTE_COUNT)
-        self.host = HostedLLMEngine(engine, mapped(arena.file, ARENA_BYTE_COUNT))
+        self.host = HostedLLMEngine(engine, mapped(arena.file.number, ARENA_BYTE_COUNT))
         super().__init__(EngineLink(ours), self.host.facts, arena)
         # As in a process of its own, the engine is called from one loop alone.
         self._thread = threading.Thread(

@@ -68,6 +68,15 @@ class OutputQueue:
             self._due = self._pacing.turn_after(_now())
         return _joined(outputs)
 
+    def __aiter__(self) -> OutputQueue:
+        """Returns what is taken, up to the sequence's end."""
+        return self
+
+    async def __anext__(self) -> TokenOutput:
+        if self._is_over and self._error is None and not self._outputs:
+            raise StopAsyncIteration
+        return await self.take()
+
     def close(self) -> None:
         """Ends the stream: others share its part."""
         self._pacing.stream_count -= self._has_begun

@@ -8,8 +8,7 @@ A service sends `Start`. The host answers with `Loading`, again and again while 
 with `Ready` or `Failed`. What follows are the part's own messages, both ways; each side decodes
 what the other sends by types of its own, and nothing else can come out of a frame.
 
-    service: link, process = start_own_host("llm_service.engines.process.host")
-             link = connect(path)                      a host that somebody else has started
+    service: link, process = open_link(place, "llm_service.engines.process.host")
              ready = await_ready(link, start, files)   blocks; HostFailedError
              link.listen(receive, end)                 in the event loop, from then on
              link.send(message)                        from any thread; never waits
@@ -29,9 +28,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import msgspec
+import structlog
 
 from protos.process.settings import MIB, EngineSettings
 
@@ -45,6 +46,9 @@ MAX_DESCRIPTOR_COUNT = 8
 RECEIVE_BYTE_COUNT = MIB
 SOCKET_BYTE_COUNT = 4 * MIB
 HOST_PROGRAM = "protos.process.engine_host"
+# What an own host may take to end once its link has: a little more than it takes by its own rules.
+END_SECONDS = 10.0
+logger = structlog.get_logger()
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
@@ -314,6 +318,32 @@ def start_own_host(
             ours.close()
             raise
     return EngineLink(ours), process
+
+
+def open_link(
+    place: Path | str, part: str, program: str = HOST_PROGRAM
+) -> tuple[EngineLink, subprocess.Popen[bytes] | None]:
+    """Returns a link to the host whose socket is at a path; else to a new one, and its process.
+
+    Args:
+        place: the option --engine-process.
+        part: as of `start_own_host`.
+        program: likewise.
+
+    Raises:
+        OSError: there is no such host, or no room for a process.
+    """
+    if isinstance(place, Path):
+        return connect(str(place)), None
+    return start_own_host(part, program)
+
+
+def await_host_end(process: subprocess.Popen[bytes]) -> None:
+    """Waits until an own host has ended, whose link has been closed; kills one that does not."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+    process.kill()
+    logger.info("engine_process_ended", pid=process.pid, status=process.wait())
 
 
 def connect(path: str) -> EngineLink:

@@ -130,7 +130,7 @@ async def _reading(
 async def _process_engine() -> AsyncIterator[tuple[ProcessEngine, int]]:
     arena = SharedArena(4096)
     link, process = start_own_host(PART)
-    facts = await asyncio.to_thread(await_ready, link, Start(PART, b""), (arena.file,))
+    facts = await asyncio.to_thread(await_ready, link, Start(PART, b""), (arena.file.number,))
     engine = ProcessEngine(link, msgspec.msgpack.decode(facts, type=Facts), arena, process)
     yield engine, process.pid
     await engine.close()

@@ -109,11 +109,8 @@ class ScriptedLLMEngine(IdleEngine):
                 self._running[sequence] = None
                 self._has_work.set()
             try:
-                finished = False
-                while not finished:
-                    output = await outputs.take()
+                async for output in outputs:
                     yield output
-                    finished = output.finish_reason is not None
             finally:
                 self._running.pop(sequence, None)
 

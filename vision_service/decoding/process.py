@@ -17,8 +17,9 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
+from protos.process.memory_file import MemoryFile
 from vision_service.decoding.messages import MAX_MESSAGE_BYTE_COUNT, Order, Reply, dump, load
-from vision_service.decoding.shared import MemoryFile, TilesFiles, tile_byte_count
+from vision_service.decoding.shared import FILE_NAME, TilesFiles, tile_byte_count
 from vision_service.tiling import Grid, TiledImage
 
 PROGRAM = "vision_service.decoding.worker"
@@ -150,7 +151,7 @@ class WorkerProcess:
         return _grid(reply, order), reply.seconds
 
     async def _reply_to(self, order: Order, data: bytes, *numbers: int) -> Reply:
-        image = MemoryFile(len(data))
+        image = MemoryFile(FILE_NAME, len(data))
         try:
             await asyncio.to_thread(image.write, data)
             self._send(order, [image.number, *numbers])

@@ -1,45 +1,18 @@
-"""Files in memory that two processes share by their descriptors."""
+"""What a decoding process and this one share through files in memory."""
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
-import tempfile
 import weakref
 from collections import deque
 
 import numpy as np
 
+from protos.process.memory_file import MemoryFile
 from vision_service.tiling import UInt8Array
 
-
-class MemoryFile:
-    """A file of zeros without a name; it goes with this object and the last map of it.
-
-    It never becomes shorter, where the system can promise that: reading a map's pages that are no
-    more kills a process.
-
-    Attributes:
-        number: its descriptor.
-        byte_count: its size.
-    """
-
-    def __init__(self, byte_count: int) -> None:
-        self.number = _create()
-        self.byte_count = byte_count
-        os.ftruncate(self.number, byte_count)
-        if hasattr(os, "memfd_create"):
-            fcntl.fcntl(self.number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-
-    def __del__(self) -> None:
-        os.close(self.number)
-
-    def write(self, data: bytes) -> None:
-        """Puts bytes at the beginning."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.pwrite(self.number, rest, len(data) - len(rest)) :]
+FILE_NAME = "picture"
 
 
 class TilesFiles:
@@ -55,7 +28,7 @@ class TilesFiles:
         """Returns a file of at least so many bytes, with whatever was in it."""
         if self._kept and (file := self._kept.popleft()).byte_count >= byte_count:
             return file
-        return MemoryFile(byte_count)
+        return MemoryFile(FILE_NAME, byte_count)
 
     def map(self, file: MemoryFile, tile_count: int, tile_size: int) -> UInt8Array:
         """Returns the tiles that a worker has put into a file, as `map_tiles`."""
@@ -84,11 +57,3 @@ def map_tiles(number: int, tile_count: int, tile_size: int) -> UInt8Array:
 def tile_byte_count(tile_count: int, tile_size: int) -> int:
     """Returns the bytes of so many tiles."""
     return tile_count * 3 * tile_size * tile_size
-
-
-def _create() -> int:
-    """Returns the descriptor of a new file that has no name."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("picture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 from collections.abc import AsyncGenerator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
 from weakref import WeakKeyDictionary
@@ -35,12 +34,9 @@ from llm_service.engines.process.tables import table_message
 from llm_service.sampling import OutputGuide
 from llm_service.table_arena import SharedArena
 from protos.errors import ServiceError
-from protos.process.engine_link import EngineLink, Frame
+from protos.process.engine_link import EngineLink, Frame, await_host_end
 
 logger = structlog.get_logger()
-
-# What the process may take to end once the link has: a little more than it takes by its own rules.
-END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -90,11 +86,8 @@ class ProcessEngine:
             self._send(key, request)
             self._callers[key] = _Caller(outputs, request.account)
             try:
-                finished = False
-                while not finished:
-                    output = await outputs.take()
+                async for output in outputs:
                     yield output
-                    finished = output.finish_reason is not None
             finally:
                 del self._callers[key]
                 self._link.send(Leave(key))
@@ -127,7 +120,7 @@ class ProcessEngine:
         self._fail_all()
         self._link.close()
         if self._process is not None:
-            await asyncio.to_thread(_await_end, self._process)
+            await asyncio.to_thread(await_host_end, self._process)
 
     def _listen(self) -> None:
         """Begins to, in the event loop that is the first to ask for anything."""
@@ -139,11 +132,7 @@ class ProcessEngine:
         table, file = table_message(request.prompt, self.arena)
         account = self._account_numbers.setdefault(request.account, key)
         message = generate_message(key, request, table, account)
-        try:
-            self._link.send(message, () if file is None else (file,))
-        finally:
-            if file is not None:
-                os.close(file)
+        self._link.send(message, () if file is None else (file.number,))
         if table.offset is not None:
             self._tables[key] = request.prompt.prompt_table
 
@@ -185,11 +174,3 @@ class ProcessEngine:
         for check in self._checks.values():
             if not check.done():
                 check.set_result(engine_dead())
-
-
-def _await_end(process: subprocess.Popen[bytes]) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(END_SECONDS)
-    process.kill()
-    status = process.wait()
-    logger.info("engine_process_ended", pid=process.pid, status=status)

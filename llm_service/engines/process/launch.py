@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from subprocess import Popen
 
 import msgspec
 import structlog
@@ -16,12 +14,11 @@ from llm_service.engines.process.messages import Facts
 from llm_service.settings import Settings
 from llm_service.table_arena import SharedArena
 from protos.process.engine_link import (
-    EngineLink,
     HostFailedError,
     Start,
+    await_host_end,
     await_ready,
-    connect,
-    start_own_host,
+    open_link,
 )
 from protos.process.supervisor import supervisor
 
@@ -54,23 +51,18 @@ def start_engine(settings: Settings) -> ProcessEngine:
         )
     try:
         arena = SharedArena(settings.max_table_byte_count)
-        link, process = _link(settings)
+        link, process = open_link(settings.engine_process, PART, PROGRAM)
     except OSError as error:
         place = settings.engine_process
         raise EngineStartError(f"engine_process is {place}, but: {error}") from error
     try:
-        facts = await_ready(link, Start.of(PART, settings), (arena.file,), supervisor().works)
+        facts = await_ready(
+            link, Start.of(PART, settings), (arena.file.number,), supervisor().works
+        )
     except HostFailedError as error:
         link.close()
         if process is not None:
-            process.kill()
-            process.wait()
+            await_host_end(process)
         raise EngineStartError(str(error)) from error
     logger.info("engine_process", pid=None if process is None else process.pid)
     return ProcessEngine(link, msgspec.msgpack.decode(facts, type=Facts), arena, process)
-
-
-def _link(settings: Settings) -> tuple[EngineLink, Popen[bytes] | None]:
-    if isinstance(settings.engine_process, Path):
-        return connect(str(settings.engine_process)), None
-    return start_own_host(PART, PROGRAM)

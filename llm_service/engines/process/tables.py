@@ -10,7 +10,8 @@ import torch
 
 from llm_service.engines.base import Prompt, dtype_name
 from llm_service.engines.process.messages import TableMessage
-from llm_service.table_arena import SharedArena, mapped, memory_file, part_of
+from llm_service.table_arena import FILE_NAME, SharedArena, mapped, part_of
+from protos.process.memory_file import MemoryFile
 
 DTYPES = {
     dtype_name(dtype): dtype
@@ -18,8 +19,8 @@ DTYPES = {
 }
 
 
-def table_message(prompt: Prompt, arena: SharedArena) -> tuple[TableMessage, int | None]:
-    """Returns where a prompt's table is, and the descriptor of a file of its own, if it has one.
+def table_message(prompt: Prompt, arena: SharedArena) -> tuple[TableMessage, MemoryFile | None]:
+    """Returns where a prompt's table is, and the file that it has for itself, if any.
 
     Rows that nobody holds are told by their number alone.
     """
@@ -60,8 +61,8 @@ def table_of(
     return memory.view(dtype).view(message.shape)
 
 
-def _file_with(table: torch.Tensor) -> int:
+def _file_with(table: torch.Tensor) -> MemoryFile:
     data = table.contiguous().flatten().view(torch.uint8)
-    number = memory_file(data.nbytes)
-    mapped(number, data.nbytes).copy_(data)
-    return number
+    file = MemoryFile(FILE_NAME, data.nbytes)
+    mapped(file.number, data.nbytes).copy_(data)
+    return file

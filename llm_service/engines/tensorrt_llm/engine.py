@@ -145,13 +145,10 @@ class TensorRTLLMEngine:
         if self._ended:
             raise engine_dead()
         submitted = self._calls.submit(self._submit, stream.submission)
-        finished = False
         try:
             await asyncio.wrap_future(submitted)
-            while not finished:
-                output = await stream.outputs.take()
+            async for output in stream.outputs:
                 yield output
-                finished = output.finish_reason is not None
         finally:
             if not self._ended:
                 client_id = stream.submission.client_id

@@ -118,11 +118,8 @@ class TorchEngine:
             leave = await self.submit(request, QueueSink(asyncio.get_running_loop()), outputs)
             try:
                 with alarm(outputs, request.deadline):
-                    finished = False
-                    while not finished:
-                        output = await outputs.take()
+                    async for output in outputs:
                         yield output
-                        finished = output.finish_reason is not None
             finally:
                 leave()
 

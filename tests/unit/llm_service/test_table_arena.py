@@ -152,7 +152,7 @@ def test_another_process_page_locks_its_map_of_the_arena() -> None:
     torch.zeros(1, device="cuda")
     arena = SharedArena(PART_COUNT * ALIGNMENT)
     table = arena.new_table([4, 8], torch.bfloat16).fill_(3)
-    memory = mapped(arena.file, arena.byte_count)
+    memory = mapped(arena.file.number, arena.file.byte_count)
     page_lock(memory)
     there = part_of(memory, 0, [4, 8], torch.bfloat16, lambda: None)
     assert there.is_pinned()

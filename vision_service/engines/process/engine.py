@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import cycle
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -18,9 +17,9 @@ from protos.process.engine_link import (
     EngineLink,
     HostFailedError,
     Start,
+    await_host_end,
     await_ready,
-    connect,
-    start_own_host,
+    open_link,
 )
 from protos.process.supervisor import supervisor
 from vision_service.engines.base import DTYPES, EngineStartError
@@ -38,8 +37,6 @@ from vision_service.settings import Settings
 logger = structlog.get_logger()
 
 PART = "vision_service.engines.process.host"
-# What an own process may take to end once its service has hung up.
-END_SECONDS = 10.0
 
 
 def start_engine(settings: Settings) -> ProcessEngine:
@@ -49,10 +46,7 @@ def start_engine(settings: Settings) -> ProcessEngine:
         EngineStartError: the process or its engine cannot start; its own sentence.
     """
     try:
-        if isinstance(settings.engine_process, Path):
-            link, process = connect(str(settings.engine_process)), None
-        else:
-            link, process = start_own_host(PART)
+        link, process = open_link(settings.engine_process, PART)
     except OSError as error:
         place = settings.engine_process
         raise EngineStartError(f"engine_process is {place}, but: {error}") from error
@@ -86,8 +80,7 @@ def _engine(
 def _hang_up(link: EngineLink, process: subprocess.Popen[bytes] | None) -> None:
     link.close()
     if process is not None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
+        await_host_end(process)
 
 
 class ProcessEngine:

@@ -17,9 +17,10 @@ import torch
 from protos.checkpoint.section import CheckpointError
 from protos.process.engine_link import EngineLink, Frame
 from protos.process.memory import is_out_of_memory
+from protos.process.memory_file import MemoryFile
 from protos.process.settings import built
 from vision_service.checkpoint import VisionConfig
-from vision_service.decoding.shared import MemoryFile
+from vision_service.decoding.shared import FILE_NAME
 from vision_service.engines.base import (
     EncodingBatch,
     EngineStartError,
@@ -69,7 +70,7 @@ class HostedVisionEngine:
     def __init__(self, engine: VisionEngine, layout: SlotLayout) -> None:
         """Makes the memory of both, page-locked where this process uses a GPU."""
         self._engine = engine
-        self._file = MemoryFile(byte_count(layout))
+        self._file = MemoryFile(FILE_NAME, byte_count(layout))
         memory = SlotMemory(self._file.number, layout)
         _page_lock(memory.whole)
         self._slots = memory.slots

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import pytest
 import torch
@@ -24,8 +25,8 @@ def arena() -> SharedArena:
 def sent(arena: SharedArena, table: torch.Tensor, *images: ImageRows) -> torch.Tensor:
     """Returns the table that the other side, with a map of its own, makes of a prompt's."""
     message, file = table_message(Prompt([1], table, images), arena)
-    files = () if file is None else (file,)
-    return table_of(message, files, mapped(arena.file, BYTE_COUNT), lambda: None)
+    files = () if file is None else (os.dup(file.number),)  # as a link does
+    return table_of(message, files, mapped(arena.file.number, BYTE_COUNT), lambda: None)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
@@ -62,7 +63,7 @@ def test_rows_that_nobody_holds_are_told_by_their_number(arena: SharedArena) -> 
 def test_its_part_is_left_with_the_last_view_of_it(arena: SharedArena) -> None:
     message, _ = table_message(Prompt([1], arena.new_table([3, 4], torch.float32)), arena)
     left: list[bool] = []
-    table = table_of(message, (), mapped(arena.file, BYTE_COUNT), lambda: left.append(True))
+    table = table_of(message, (), mapped(arena.file.number, BYTE_COUNT), lambda: left.append(True))
     row = table[1]
     del table
     gc.collect()
