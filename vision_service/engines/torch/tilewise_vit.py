@@ -24,7 +24,6 @@ class TilewiseVisionModel:
     def __init__(self, model: VisionModel, config: VisionConfig) -> None:
         self._model = model
         self._config = config
-        self._dtype = next(model.parameters()).dtype
         self._joint = self._memory(3 * config.hidden_size)
         self._inner = self._memory(config.intermediate_size)
         self._branch = self._memory(config.hidden_size)
@@ -35,7 +34,7 @@ class TilewiseVisionModel:
 
     def _memory(self, width: int) -> torch.Tensor:
         token_count = 1 + self._config.patches_per_edge**2
-        return torch.empty(token_count, width, dtype=self._dtype)
+        return next(self._model.parameters()).new_empty(token_count, width)
 
     def _embeddings(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[1, 3, S, S] -> [1, tokens_per_tile, output_size]."""
