@@ -1,4 +1,4 @@
-"""The HTTP interface: generations in every dialect, models, version, load, health."""
+"""The HTTP interface: generations in every dialect, models, tokenizer, version, load, health."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from gateway.openai.answers import (
     model_object,
     system_fingerprint,
 )
+from gateway.openai.completion_types import TokenizerInfo
 from gateway.openai.errors import HTTPRefusalError
 from gateway.openai.pieces import JSONObject
 from gateway.release import release
@@ -162,6 +163,17 @@ async def get_model(request: web.Request) -> web.Response:
 
 def _model_object(name: str, info: ModelInfo) -> JSONObject:
     return model_object(name, info.created_unix_seconds, info.max_context_token_count)
+
+
+async def tokenizer_info(request: web.Request) -> web.Response:
+    """GET /tokenizer_info: what the tokenizer calls its tokens, as vLLM tells it."""
+    info = await request.app[PAIR].llm.ask_model_info(_probe_deadline())
+    answer: TokenizerInfo = {
+        "bos_token": info.bos_token or None,
+        "eos_token": info.eos_token or None,
+        "model_max_length": info.max_context_token_count,
+    }
+    return web.json_response(answer)
 
 
 async def version(request: web.Request) -> web.Response:
