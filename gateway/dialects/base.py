@@ -86,7 +86,7 @@ class Dialect:
         answer_id_prefix: how its answers' ids begin, before the request's id.
         request_id_key: a further header for the request's id; None: there is none.
         rate_headers: writes the headers that tell how far a caller is from its limits.
-        image_places: where images are that arrive in base64; None: wherever a data: URL is.
+        image_places: where images are that arrive in base64.
     """
 
     path: str
@@ -96,4 +96,4 @@ class Dialect:
     answer_id_prefix: str = ""
     request_id_key: str | None = None
     rate_headers: Callable[[Sequence[Rate]], dict[str, str]] = rate_headers
-    image_places: Collection[JSONPath] | None = None
+    image_places: Collection[JSONPath] = ()
