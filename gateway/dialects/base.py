@@ -20,6 +20,10 @@ from protos.errors import ServiceError
 class WholeWriter(Protocol):
     """Collects an answer's events, and writes them as one JSON body."""
 
+    @property
+    def held_byte_count(self) -> int:
+        """Bytes of what it has collected."""
+
     def add(self, event: ChatEvent) -> None:
         """Takes the next event; choices are counted through all generations of the request."""
 
@@ -33,6 +37,10 @@ class WholeWriter(Protocol):
 
 class StreamWriter(Protocol):
     """Writes an answer's events as server-sent events."""
+
+    @property
+    def held_byte_count(self) -> int:
+        """Bytes of what it keeps for the end."""
 
     def event(self, event: ChatEvent) -> bytes:
         """Returns what is sent for the next event; may be nothing.
