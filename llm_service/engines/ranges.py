@@ -58,4 +58,5 @@ def _has_fraction(lower: float, upper: float, excluded: set[float]) -> bool:
 def _bounds(schemas: Sequence[Schema], name: str) -> list[float]:
     """Returns the numbers that a keyword has; of Draft 4 the exclusive ones are none."""
     values = (schema.get(name) for schema in schemas)
-    return [value for value in values if type(value) in (int, float) and abs(value) < math.inf]
+    numbers = (each for each in values if isinstance(each, int | float) and type(each) is not bool)
+    return [number for number in numbers if abs(number) < math.inf]
