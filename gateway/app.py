@@ -119,6 +119,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/v1/status", status),
             web.post("/tokenize", tokenize, expect_handler=expect_nothing),
             web.post("/detokenize", detokenize, expect_handler=expect_nothing),
+            web.get("/tokenizer_info", handlers.tokenizer_info),
             web.get("/version", handlers.version),
             web.get("/load", handlers.load),
             web.get("/health", handlers.ready),

@@ -20,7 +20,7 @@ OVERTIME_SECONDS = 1.0
 
 @asynccontextmanager
 async def arrived(
-    request: web.Request, image_places: Collection[JSONPath] | None = None
+    request: web.Request, image_places: Collection[JSONPath] = ()
 ) -> AsyncIterator[tuple[Body, float]]:
     """Yields a request's body, and when its answer must be over, in the event loop's time.
 

@@ -40,7 +40,7 @@ async def receive(
     request: web.Request,
     limits: BodyLimits,
     share: Share,
-    image_places: Collection[JSONPath] | None = None,
+    image_places: Collection[JSONPath],
 ) -> Body:
     """Returns a request's body; for `image_places` see `BodyReader`.
 
@@ -65,10 +65,10 @@ async def _read(
     request: web.Request,
     limits: BodyLimits,
     share: Share,
-    image_places: Collection[JSONPath] | None,
+    image_places: Collection[JSONPath],
 ) -> Body:
     from_loopback = _is_from_loopback(request)
-    reader = BodyReader(limits.content, share, from_loopback=from_loopback, places=image_places)
+    reader = BodyReader(limits.content, share, image_places, from_loopback=from_loopback)
     byte_count = 0
     async for data in request.content.iter_any():
         byte_count += len(data)

@@ -1,4 +1,4 @@
-"""The HTTP interface: generations in every dialect, models, version, load, health."""
+"""The HTTP interface: generations in every dialect, models, tokenizer, version, load, health."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from gateway.keys import (
     TOKENS,
     TRAFFIC,
 )
+from gateway.memory import Share
 from gateway.openai.answers import (
     AnswerHead,
     model_list,
     model_object,
     system_fingerprint,
 )
+from gateway.openai.completion_types import TokenizerInfo
 from gateway.openai.errors import HTTPRefusalError
 from gateway.openai.pieces import JSONObject
 from gateway.release import release
@@ -56,13 +58,14 @@ async def generate(dialect: Dialect, request: web.Request) -> web.StreamResponse
             deadline=deadline,
             record=request[RECORD],
         )
+        share = body.attachments.share
         del body  # its text would be held until the answer's end
         generations = call.generations
         answer = _stream if call.stream else _collect
         with generating(request, dialect, generations, stream=call.stream):
             async with admitted(request, generations, deadline):
                 answering = answering_all(ask, generations)
-                return await answer(request, call, generations[0].model, answering)
+                return await answer(request, call, generations[0].model, answering, share)
 
 
 async def count_input(dialect: Dialect, request: web.Request) -> web.Response:
@@ -88,6 +91,7 @@ async def _stream(
     call: Call,
     model: str,
     answering: Answering,
+    share: Share,
 ) -> web.StreamResponse:
     """Sends events as they come; until something has been sent, an error is an HTTP status."""
     stream = EventStream(request, request.app[SETTINGS].sse_keep_alive_seconds)
@@ -96,9 +100,12 @@ async def _stream(
         with request.app[TRAFFIC].cut_short():
             async with stream.kept_alive(), answering as (info, events):
                 answer = call.streamed(_head(request, model, info))
+                held_byte_count = 0
                 async for event in events:
                     if data := answer.event(event):
                         await stream.write(data)
+                    share.take(answer.held_byte_count - held_byte_count)
+                    held_byte_count = answer.held_byte_count
     except ServiceError as error:
         if not stream.has_begun:
             raise
@@ -115,12 +122,16 @@ async def _collect(
     call: Call,
     model: str,
     answering: Answering,
+    share: Share,
 ) -> web.Response:
     """Answers at once, with all that the stream held."""
     async with answering as (info, events):
         answer = call.whole(_head(request, model, info))
+        held_byte_count = 0
         async for event in events:
             answer.add(event)
+            share.take(answer.held_byte_count - held_byte_count)
+            held_byte_count = answer.held_byte_count
     body = answer.body()
     told = is_told(request.app[SETTINGS], request.headers)
     headers = timing_header(request[RECORD]) if told else None
@@ -162,6 +173,17 @@ async def get_model(request: web.Request) -> web.Response:
 
 def _model_object(name: str, info: ModelInfo) -> JSONObject:
     return model_object(name, info.created_unix_seconds, info.max_context_token_count)
+
+
+async def tokenizer_info(request: web.Request) -> web.Response:
+    """GET /tokenizer_info: what the tokenizer calls its tokens, as vLLM tells it."""
+    info = await request.app[PAIR].llm.ask_model_info(_probe_deadline())
+    answer: TokenizerInfo = {
+        "bos_token": info.bos_token or None,
+        "eos_token": info.eos_token or None,
+        "model_max_length": info.max_context_token_count,
+    }
+    return web.json_response(answer)
 
 
 async def version(request: web.Request) -> web.Response:

@@ -1,8 +1,9 @@
-"""The bytes that requests hold: their bodies and image files, counted over all of them."""
+"""The bytes that requests hold: bodies, image files, what is collected of answers; of all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -11,6 +12,12 @@ from protos.process.settings import KIB
 
 # Of each request: what others hold never refuses a request of plain text.
 FREE_BYTE_COUNT = 64 * KIB
+POINTER_BYTE_COUNT = 8
+
+
+def text_byte_count(texts: Iterable[str]) -> int:
+    """Returns how many bytes texts in a list take."""
+    return sum(sys.getsizeof(text) + POINTER_BYTE_COUNT for text in texts)
 
 
 class Memory:

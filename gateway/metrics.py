@@ -48,7 +48,11 @@ class LoadCollector(Collector):
         for name, text, value in (
             ("requests", "Chat requests in flight.", self._traffic.request_count),
             ("connections", "Connections of clients.", len(self._connections)),
-            ("held_bytes", "Bytes of bodies and image files.", self._memory.held_byte_count),
+            (
+                "held_bytes",
+                "Bytes of bodies, image files and collected answers.",
+                self._memory.held_byte_count,
+            ),
         ):
             yield GaugeMetricFamily(f"internvl_gateway_{name}", text, value=value)
 

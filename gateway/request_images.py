@@ -100,7 +100,6 @@ class RequestImages:
             ServiceError: with the JSON path of the image at fault.
         """
         references = request.images
-        attachments.check_used(reference.source.url for reference in references)
         if not references:
             return []
         self._check_count(len(references), request.images_field)

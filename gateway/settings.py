@@ -150,8 +150,9 @@ class Settings(ServingSettings):
     max_request_count: int = Field(default=256, ge=1)
     """Most chat requests in flight; further ones are refused with 429."""
     max_held_byte_count: int = Field(default=3 * GIB, ge=1)
-    """Most bytes of bodies and image files that all requests hold together, without the first
-    64 KiB of each; further ones are refused with 429. The process may take a third more."""
+    """Most bytes of bodies, image files and collected answers that all requests hold together,
+    without the first 64 KiB of each; further ones are refused with 429. The process may take a
+    third more."""
     max_connection_count: int = Field(default_factory=default_connection_count, ge=1)
     """Most connections of clients; a further one takes the place of the longest idle one. By
     default 4096, or what the limit of open files has room for."""

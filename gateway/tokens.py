@@ -7,7 +7,7 @@ from aiohttp import web
 from gateway.access.permissions import check_model
 from gateway.admission import admit_prompt
 from gateway.arrivals import arrived
-from gateway.dialects.chat import ChatCall
+from gateway.dialects.chat import IMAGE_PLACES, ChatCall
 from gateway.generation import GenerationRequest
 from gateway.keys import CALLER, PAIR, POOLS, RECORD, SETTINGS, TOKENS
 from gateway.openai.tokenizing import (
@@ -25,7 +25,7 @@ PARAMS = {"text": "prompt", "omit_beginning_token": "add_special_tokens"}
 async def tokenize(request: web.Request) -> web.Response:
     """POST /tokenize: of a text, or of a chat, whose pictures are not encoded for it."""
     app = request.app
-    async with arrived(request) as (body, deadline):
+    async with arrived(request, IMAGE_PLACES) as (body, deadline):
         strict = app[SETTINGS].strict_fields
         asked = await app[POOLS].json.run(parse_tokenize_request, body.text, strict)
         request[RECORD].ignored_fields = asked.ignored_fields

@@ -185,6 +185,9 @@ def chat_layout(
 
 def text_layout(tokenizer: Tokenizer, prompt: TextPrompt) -> PromptLayout:
     """Lays out plain text."""
+    if not prompt.has_beginning and tokenizer.has_token(prompt.text):
+        # What asks so looks up an id; as text, a control token would be some other token's.
+        return PromptLayout("text", ((tokenizer.special_id(prompt.text),),))
     pieces = with_images(prompt.text, -1 if prompt.has_images else 0)
     return PromptLayout("text", tokenized(tokenizer, pieces, has_beginning=prompt.has_beginning))
 

@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
@@ -67,6 +68,7 @@ class Tokenizer:
         bos_id: the token that begins every prompt; None where the model has none (Qwen2).
         drops_first_space: whether a decoded text loses one leading space (SentencePiece).
         highest_id: the largest id of a token.
+        named: tokens by what the checkpoint calls them, e.g. "eos_token".
         typed_tokens: added tokens that typed text becomes, e.g. "<ref>".
         fingerprint: SHA-256 of vocabulary, merges and added tokens.
     """
@@ -76,7 +78,7 @@ class Tokenizer:
         definition: dict[str, Any],
         added: Mapping[str, AddedToken],
         bos_token: str | None,
-        named: Collection[str] = (),
+        named: Mapping[str, str] = MappingProxyType({}),
         source: Path | None = None,
     ) -> None:
         """Builds it.
@@ -85,7 +87,7 @@ class Tokenizer:
             definition: a `tokenizer.json` document.
             added: the added tokens by content.
             bos_token: what begins every prompt.
-            named: added tokens that are for control, as bos, eos, pad and unk.
+            named: added tokens that are for control by what they are for, e.g. "bos_token".
             source: the file that errors name.
 
         Raises:
@@ -96,7 +98,10 @@ class Tokenizer:
         self._special_ids = {token.id for token in added.values() if token.special}
         self._byte_level = definition["decoder"]["type"] == "ByteLevel"
         self._source = source
-        typed = self._typed_tokens({*TEMPLATE_TOKENS, *CHAT_MARKERS, *named, bos_token or ""})
+        self.named = named
+        typed = self._typed_tokens(
+            {*TEMPLATE_TOKENS, *CHAT_MARKERS, *named.values(), bos_token or ""}
+        )
         plain = _without_control_tokens(definition, set(self._added_contents), typed)
         self._plain = _tokenizer(plain, source)
         self._typed = self._with_typed_tokens(typed)
@@ -130,7 +135,7 @@ class Tokenizer:
             bos = bos_token(config, definition, names)
             if bos is not None and bos not in added:
                 raise config.error("bos_token", f"is {bos!r}, which the tokenizer does not have")
-            return cls(definition, added, bos, names.named.values(), source)
+            return cls(definition, added, bos, names.named, source)
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{source}: the tokenizer is damaged: {error!r}") from error
 

@@ -532,6 +532,8 @@ def model_info_response(info: ModelInfo) -> llm_pb2.LLMServiceGetModelInfoRespon
         aliases=info.aliases,
         created_unix_seconds=info.created_unix_seconds,
         checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(info.checkpoint)),
+        bos_token=info.tokenizer.named.get("bos_token", ""),
+        eos_token=info.tokenizer.named.get("eos_token", ""),
     )
 
 

@@ -272,6 +272,7 @@ class ScriptedLLM(llm_pb2_grpc.LLMServiceServicer):
             max_context_token_count=32768,
             created_unix_seconds=1_700_000_000,
             fingerprint_sha256=self.fingerprint,
+            eos_token="<|im_end|>",
             checkpoint=checkpoint_pb2.CheckpointFingerprint(**vars(self.checkpoint)),
         )
 

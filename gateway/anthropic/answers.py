@@ -10,6 +10,7 @@ from pydantic_core import from_json
 
 from gateway.anthropic.errors import error_body
 from gateway.events import ChatEvent, Finished, TextDelta, ToolCallDelta, Usage
+from gateway.memory import text_byte_count
 from gateway.openai.answers import AnswerHead
 from gateway.openai.pieces import JSONObject, in_ascii
 from gateway.tools import CallIds
@@ -27,6 +28,7 @@ class WholeMessage:
         self._calls: dict[int, _Call] = {}
         self._finished: Finished | None = None
         self._usage: Usage | None = None
+        self.held_byte_count = 0
 
     def add(self, event: ChatEvent) -> None:
         """Takes the next event."""
@@ -38,6 +40,8 @@ class WholeMessage:
             self._texts.append(event.text)
             for piece in event.tool_calls:
                 self._calls.setdefault(piece.call_index, _Call()).add(piece)
+            arguments = (piece.arguments for piece in event.tool_calls)
+            self.held_byte_count += text_byte_count([event.text, *arguments])
 
     def body(self) -> bytes:
         """Returns the JSON of the message.
@@ -98,6 +102,8 @@ def _readable(cut: str) -> str:
 
 class StreamedMessage:
     """Writes an answer's events as those of a message: its blocks begin and end one by one."""
+
+    held_byte_count = 0
 
     def __init__(self, head: AnswerHead) -> None:
         self._head = head

@@ -20,6 +20,10 @@ from protos.errors import ServiceError
 class WholeWriter(Protocol):
     """Collects an answer's events, and writes them as one JSON body."""
 
+    @property
+    def held_byte_count(self) -> int:
+        """Bytes of what it has collected."""
+
     def add(self, event: ChatEvent) -> None:
         """Takes the next event; choices are counted through all generations of the request."""
 
@@ -33,6 +37,10 @@ class WholeWriter(Protocol):
 
 class StreamWriter(Protocol):
     """Writes an answer's events as server-sent events."""
+
+    @property
+    def held_byte_count(self) -> int:
+        """Bytes of what it keeps for the end."""
 
     def event(self, event: ChatEvent) -> bytes:
         """Returns what is sent for the next event; may be nothing.
@@ -86,7 +94,7 @@ class Dialect:
         answer_id_prefix: how its answers' ids begin, before the request's id.
         request_id_key: a further header for the request's id; None: there is none.
         rate_headers: writes the headers that tell how far a caller is from its limits.
-        image_places: where images are that arrive in base64; None: wherever a data: URL is.
+        image_places: where images are that arrive in base64.
     """
 
     path: str
@@ -96,4 +104,4 @@ class Dialect:
     answer_id_prefix: str = ""
     request_id_key: str | None = None
     rate_headers: Callable[[Sequence[Rate]], dict[str, str]] = rate_headers
-    image_places: Collection[JSONPath] | None = None
+    image_places: Collection[JSONPath] = ()

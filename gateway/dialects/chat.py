@@ -46,6 +46,9 @@ PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABwAAAAcCAIAAAD9b0jDAAAAKElEQVR42mM8oaHBQG3AxEAD"
     "MGroqKGjho4aOmroqKGjho4aOvgMBQA30QFQXvLwsQAAAABJRU5ErkJggg=="
 )
+# Where an image may be; it is an object, or its URL alone.
+IMAGE = (b"messages", None, b"content", None, b"image_url")
+IMAGE_PLACES = frozenset({IMAGE, (*IMAGE, b"url")})
 EXAMPLES: dict[str, dict[str, Any]] = {
     "text": {"messages": [{"role": "user", "content": "What is a panda?"}], "max_tokens": 32},
     "picture": {
@@ -183,4 +186,5 @@ CHAT_COMPLETIONS = Dialect(
         sections=SECTIONS,
     ),
     answer_id_prefix="chatcmpl-",
+    image_places=IMAGE_PLACES,
 )

@@ -49,6 +49,10 @@ ROLES = {
     "user": "ROLE_USER",
     "assistant": "ROLE_ASSISTANT",
 }
+# Where an image may be: in a message, and in a tool's output.
+IMAGE_PLACES = frozenset(
+    (b"input", None, field, None, b"image_url") for field in (b"content", b"output")
+)
 EXAMPLES: dict[str, dict[str, Any]] = {
     "text": {"instructions": "Be brief.", "input": "What is a panda?", "max_output_tokens": 32},
     "picture": {
@@ -303,4 +307,5 @@ RESPONSES = Dialect(
         description="Nothing is stored: each request brings its whole conversation.",
     ),
     answer_id_prefix="resp_",
+    image_places=IMAGE_PLACES,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
@@ -29,9 +29,7 @@ DATA_URL = (
     rb"(?P<url>(?:[ \t\r\n]|\\[trnf]){0,32}(?i:data):"
     rb'(?:[^"\\,#]|\\[/trnf]|\\u(?!002[cC3])[0-9a-fA-F]{4}){0,128}(?i:; {0,8}base64) {0,8},)'
 )
-OPENING = re.compile(DATA_URL)
-# Base64 alone may be anything: where it is an image its place must say.
-OPENING_AT_A_PLACE = re.compile(DATA_URL + rb'|"data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"')
+OPENING = re.compile(DATA_URL + rb'|"data"[ \t\r\n]{0,64}:[ \t\r\n]{0,64}"')
 MAX_OPENING_BYTE_COUNT = 1024
 MAX_NAME_LENGTH = 64
 STRING = re.compile(rb'(?:[^"\\]+|\\u[0-9a-fA-F]{4}|\\[^u])*')
@@ -140,15 +138,6 @@ class Attachments:
         """Returns an image, once; raises as AttachedImage.file does."""
         return self.images.pop(name).file()
 
-    def check_used(self, urls: Iterable[str]) -> None:
-        """Makes sure that each one is an image of the request.
-
-        Raises:
-            InvalidArgumentError: one is somewhere else, e.g. in a JSON Schema.
-        """
-        if not self.images.keys() <= set(urls):
-            raise InvalidArgumentError("the body has an image in base64 where it has no image")
-
 
 @dataclass(frozen=True)
 class Body:
@@ -183,11 +172,11 @@ class BodyReader:
         self,
         limits: ContentLimits,
         share: Share,
+        places: Collection[JSONPath],
         *,
         from_loopback: bool = False,
-        places: Collection[JSONPath] | None = None,
     ) -> None:
-        """`places` are those of images: URLs, and base64 named "data"; None: of any data: URL."""
+        """`places` are those of images: URLs, and base64 named "data". Elsewhere both are text."""
         self._limits = limits
         self._share = share
         self._text = bytearray()
@@ -196,7 +185,6 @@ class BodyReader:
         self._pending = b""
         self._secret = secrets.token_hex(16)
         self._places = places
-        self._opening = OPENING if places is None else OPENING_AT_A_PLACE
         self._paths = PathReader()
         share.hold(self)
 
@@ -225,7 +213,7 @@ class BodyReader:
     def _read_text(self) -> bool:
         """Reads up to the next image, and returns whether there is one."""
         kept_end = 0
-        for opening in self._opening.finditer(self._pending):
+        for opening in OPENING.finditer(self._pending):
             begin = opening.end() if opening["url"] is None else opening.start("url")
             self._keep(self._pending[kept_end:begin])
             kept_end = begin
@@ -240,8 +228,6 @@ class BodyReader:
 
     def _is_at_an_image(self) -> bool:
         """Whether the string whose quotation mark is the text's last byte is an image."""
-        if self._places is None:
-            return True
         return self._paths.path_at(self._text, len(self._text) - 1) in self._places
 
     def _attach(self) -> AttachedImage:

@@ -11,9 +11,10 @@ JSONPath = tuple[bytes | None, ...]
 
 TOKEN = re.compile(
     rb"(?P<open>[{\[])|(?P<close>[}\]])"
-    rb'|"(?P<string>[^"\\]*(?:\\.[^"\\]*)*)"?(?P<colon>[ \t\r\n]*:)?',
-    re.DOTALL,
+    rb'|"(?P<string>[^"]*)"?(?P<colon>[ \t\r\n]*:)?',
 )
+# Within strings; what they become is as long, and many times faster to read past.
+ESCAPES = (rb"\\", rb"\"")
 # Brackets and strings; a request that is read has far fewer, and a body full of them would hold up
 # everybody else.
 MAX_TOKEN_COUNT = 131_072
@@ -33,7 +34,10 @@ class PathReader:
         Raises:
             InvalidArgumentError: there are too many values before it.
         """
-        for token in TOKEN.finditer(text, self._end, end):
+        piece = bytes(text[self._end : end])
+        for escape in ESCAPES:
+            piece = piece.replace(escape, b"  ")
+        for token in TOKEN.finditer(piece):
             self._take(token)
         self._end = end
         return tuple(self._path)

@@ -16,6 +16,7 @@ from gateway.events import (
     TokenLogprob,
     Usage,
 )
+from gateway.memory import text_byte_count
 from gateway.openai.calls import CallForm, MadeCall, ToolCalls, finish_reason
 from gateway.openai.errors import error_body
 from gateway.openai.pieces import (
@@ -68,13 +69,16 @@ class WholeAnswer:
         self._calls = calls or ToolCalls()
         self._choices: defaultdict[int, _CollectedChoice] = defaultdict(_CollectedChoice)
         self._usage: Usage | None = None
+        self.held_byte_count = 0
 
     def add(self, event: ChatEvent) -> None:
         """Takes the next event."""
         if isinstance(event, Usage):
             self._usage = event
-        elif not isinstance(event, PromptLogprobs):
-            self._choices[event.index].add(event)
+        elif isinstance(event, Finished):
+            self._choices[event.index].reason = event.reason
+        elif isinstance(event, TextDelta):
+            self.held_byte_count += self._choices[event.index].add(event)
 
     def body(self) -> bytes:
         """Returns the JSON of the answer.
@@ -104,14 +108,15 @@ class _CollectedChoice:
     calls: defaultdict[int, MadeCall] = field(default_factory=lambda: defaultdict(MadeCall))
     reason: FinishReason | None = None
 
-    def add(self, event: TextDelta | Finished) -> None:
-        if isinstance(event, Finished):
-            self.reason = event.reason
-        else:
-            self.texts.append(event.text)
-            self.logprobs.extend(compact(token_with_top(logprob)) for logprob in event.logprobs)
-            for piece in event.tool_calls:
-                self.calls[piece.call_index].add(piece)
+    def add(self, event: TextDelta) -> int:
+        """Takes what is new; returns how many bytes that is as it lies here."""
+        logprobs = [compact(token_with_top(logprob)) for logprob in event.logprobs]
+        self.texts.append(event.text)
+        self.logprobs += logprobs
+        for piece in event.tool_calls:
+            self.calls[piece.call_index].add(piece)
+        arguments = (piece.arguments for piece in event.tool_calls)
+        return text_byte_count([event.text, *logprobs, *arguments])
 
     def json(self, index: int, form: CallForm) -> str:
         if self.reason is None:
@@ -134,6 +139,8 @@ class _CollectedChoice:
 
 class StreamedAnswer:
     """Writes an answer's events as chat.completion.chunk events."""
+
+    held_byte_count = 0
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from gateway.events import (
     TokenLogprob,
     Usage,
 )
+from gateway.memory import text_byte_count
 from gateway.openai.answers import AnswerHead
 from gateway.openai.errors import error_body
 from gateway.openai.pieces import (
@@ -192,6 +193,7 @@ class WholeCompletion:
         self._pieces = Pieces(form)
         self._choices: defaultdict[int, _CollectedChoice] = defaultdict(_CollectedChoice)
         self._usage: Usage | None = None
+        self.held_byte_count = 0
 
     def add(self, event: ChatEvent) -> None:
         """Takes the next event."""
@@ -199,7 +201,7 @@ class WholeCompletion:
             self._usage = self._form.usage(event)
             return
         for piece in self._pieces.of(event):
-            self._choices[piece.index].add(piece)
+            self.held_byte_count += self._choices[piece.index].add(piece)
 
     def body(self) -> bytes:
         """Returns the JSON of the answer.
@@ -225,11 +227,14 @@ class _CollectedChoice:
     logprobs: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     reason: FinishReason | None = None
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Piece) -> int:
+        """Takes what is new; returns how many bytes that is as it lies here."""
+        columns = {name: compact(column)[1:-1] for name, column in (piece.logprobs or {}).items()}
         self.texts.append(piece.text)
         self.reason = piece.reason
-        for name, column in (piece.logprobs or {}).items():
-            self.logprobs[name].append(compact(column)[1:-1])
+        for name, column in columns.items():
+            self.logprobs[name].append(column)
+        return text_byte_count([piece.text, *columns.values()])
 
     def json(self, index: int) -> str:
         if self.reason is None:
@@ -244,6 +249,8 @@ class _CollectedChoice:
 
 class StreamedCompletion:
     """Writes an answer's events as text_completion events."""
+
+    held_byte_count = 0
 
     def __init__(
         self,

@@ -92,7 +92,11 @@ TOKENIZE = Section(
     "`/tokenize` with `prompt`",
     served("model", meaning="as in a chat"),
     served("prompt", meaning="one text; `<image>` is text"),
-    served("add_special_tokens", meaning="`false` leaves the beginning token out"),
+    served(
+        "add_special_tokens",
+        meaning="`false` leaves the beginning token out; a prompt that is a token's name and"
+        " nothing else, e.g. `<|im_end|>`, is then that token",
+    ),
     served("return_token_strs", meaning="whether the tokens come as texts, too"),
 )
 TOKENIZE_CHAT = Section(

@@ -72,6 +72,14 @@ class Tokens(TypedDict):
     token_strs: list[str] | None
 
 
+class TokenizerInfo(TypedDict):
+    """What the checkpoint's tokenizer calls its tokens, each null where it has none."""
+
+    bos_token: str | None
+    eos_token: str | None
+    model_max_length: int
+
+
 class Text(TypedDict):
     """The text of tokens."""
 

@@ -17,6 +17,7 @@ from gateway.events import (
     ToolCallDelta,
     Usage,
 )
+from gateway.memory import text_byte_count
 from gateway.openai.answers import AnswerHead, token_with_top
 from gateway.openai.errors import error_body, http_status
 from gateway.openai.pieces import in_ascii
@@ -99,6 +100,7 @@ class ResponseBody:
         items: at most one message, and calls of tools after it; at the end there is one at least.
         status: of the whole.
         usage: what it has cost, once it is known.
+        held_byte_count: bytes of texts, calls and log probabilities.
     """
 
     def __init__(self, head: AnswerHead, echo: str) -> None:
@@ -106,6 +108,7 @@ class ResponseBody:
         self.items: list[OutputMessage | OutputCall] = []
         self.status: Status = "in_progress"
         self.usage: Usage | None = None
+        self.held_byte_count = 0
         self._head = head
         self._echo = echo
         self._call_ids, self._item_ids = CallIds(), CallIds("fc_")
@@ -119,7 +122,9 @@ class ResponseBody:
         """
         if self._call_index >= 0:
             return []
-        self._waiting_logprobs += [in_ascii(token_with_top(logprob)) for logprob in logprobs]
+        new_logprobs = [in_ascii(token_with_top(logprob)) for logprob in logprobs]
+        self._waiting_logprobs += new_logprobs
+        self.held_byte_count += text_byte_count([text, *new_logprobs])
         if text and not self.items:
             self._begin_message()
         if not self.items:
@@ -142,6 +147,7 @@ class ResponseBody:
         call = self.items[-1]
         assert isinstance(call, OutputCall)
         call.pieces.append(delta.arguments)
+        self.held_byte_count += text_byte_count([delta.arguments])
 
     def finish(self, reason: FinishReason) -> list[str]:
         """Ends the answer; returns the log probabilities that have waited for text."""
@@ -200,6 +206,10 @@ class WholeResponse:
         """`echo` as in `ResponseBody`."""
         self._body = ResponseBody(head, echo)
 
+    @property
+    def held_byte_count(self) -> int:
+        return self._body.held_byte_count
+
     def add(self, event: ChatEvent) -> None:
         """Takes the next event."""
         if isinstance(event, TextDelta):
@@ -229,6 +239,10 @@ class StreamedResponse:
         """`echo` as in `ResponseBody`."""
         self._body = ResponseBody(head, echo)
         self._event_count = 0
+
+    @property
+    def held_byte_count(self) -> int:
+        return self._body.held_byte_count
 
     def event(self, event: ChatEvent) -> bytes:
         """Returns what is sent for an event; may be nothing."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.openai.answer_types import Health, Model, ModelList, Status, Tiles
 from gateway.openai.completion_fields import DETOKENIZE, TOKENIZE, TOKENIZE_CHAT
-from gateway.openai.completion_types import Load, Text, Tokens, Version
+from gateway.openai.completion_types import Load, Text, TokenizerInfo, Tokens, Version
 from gateway.openai.tokenizing import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from gateway.openapi.operation import OF_BODIES, OF_QUESTIONS, Operation, Parameter
 
@@ -38,6 +38,7 @@ GETS: dict[str, Operation] = {
         ),
         errors={**OF_QUESTIONS, "400": "A parameter is missing, malformed or unknown."},
     ),
+    "/tokenizer_info": Operation("The tokenizer's own tokens", TokenizerInfo, errors=OF_QUESTIONS),
     "/version": Operation("The version of this server", Version),
     "/load": Operation("How many requests are in flight", Load),
     "/v1/status": Operation("What is served, by how many, and how busy they are", Status),

@@ -65,6 +65,8 @@ class ModelInfo:
     created_unix_seconds: int
     fingerprint_sha256: bytes
     checkpoint: CheckpointFingerprint
+    bos_token: str = ""
+    eos_token: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -145,6 +147,8 @@ class LLMClient:
             answer.created_unix_seconds,
             answer.fingerprint_sha256,
             checkpoint_fingerprint(answer.checkpoint),
+            answer.bos_token,
+            answer.eos_token,
         )
         others = [one for one in self._infos if one.checkpoint != info.checkpoint]
         self._infos = [*others[-MAX_INFO_COUNT:], info]

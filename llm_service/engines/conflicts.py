@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
 
+from llm_service.engines.ranges import BOUNDS, has_room, only
 from protos.json_schema import Schema, subschemas
 
 # Each is a keyword or a value that is looked at: some 0.1 s for all.
@@ -62,7 +63,8 @@ class Conflicts:
         if any(part is False for part in parts):
             return True
         parts = [part for part in parts if isinstance(part, dict)]
-        kinds = KINDS.intersection(*map(_kinds, parts))
+        named = KINDS.intersection(*map(_kinds, parts))
+        kinds = frozenset(kind for kind in named if has_room(parts, kind))
         if not self._has_value(parts, kinds):
             return True
         if kinds == {"object"} and self._lacks_property(parts, level + 1):
@@ -105,7 +107,7 @@ class Conflicts:
         return found
 
     def _has_value(self, parts: Sequence[Schema], kinds: frozenset[str]) -> bool:
-        """Whether a value may be of these kinds, and in each const and enum."""
+        """Whether a value may be of these kinds, in each const and enum, and within the bounds."""
         listed = [
             self._listed(name, part[name])
             for part in parts
@@ -116,7 +118,13 @@ class Conflicts:
             return bool(kinds)
         self._take_steps(sum(map(len, listed)))
         common = frozenset.intersection(*listed)
-        return any(kind in kinds for kind, _ in common)
+        bounded = [part for part in parts if BOUNDS & part.keys()]
+        self._take_steps(len(common) * len(bounded))
+        return any(
+            kind in kinds
+            and (not bounded or has_room([*bounded, only(kind, json.loads(text))], kind))
+            for kind, text in common
+        )
 
     def _listed(self, keyword: str, value: Any) -> Values:
         """Returns the values that an enum lists, or the one of a const."""

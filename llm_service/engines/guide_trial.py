@@ -5,9 +5,10 @@ more stack than there is ("multipleOf": 999983; some thousand rules that name ea
 ends a child process instead of the service. The program imports llguidance alone and uses a
 vocabulary of single bytes, so that a trial takes a tenth of a second.
 
-Standard input: a JSON list of grammars in llguidance's own JSON form. Standard output: a list of
-why each is refused, empty where it is not. Any other end than exit status 0 means that they broke a
-limit.
+Standard input: a JSON list of grammars in llguidance's own JSON form. Standard output: a line of
+JSON when the trial begins and after each grammar, with why that is refused, empty where it is not,
+and the CPU seconds of the process so far. Fewer lines mean that the next grammar broke a limit; the
+exit status tells which.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import resource
 import sys
 import threading
+import time
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
@@ -48,7 +50,8 @@ def first_error(matcher: LLMatcher) -> str:
 
 
 def _set_limits() -> None:
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    # Where both are the same, the end is SIGKILL, which may be anybody's.
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(ValueError, OSError):  # macOS does not limit memory
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTE_COUNT, MEMORY_BYTE_COUNT))
@@ -62,7 +65,14 @@ def refusal(grammar: str) -> str:
 
 
 def _try(grammars: list[str]) -> None:
-    sys.stdout.write(json.dumps([refusal(grammar) for grammar in grammars]))
+    _tell("")
+    for grammar in grammars:
+        _tell(refusal(grammar))
+
+
+def _tell(reason: str) -> None:
+    sys.stdout.write(json.dumps([reason, time.process_time()]) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:

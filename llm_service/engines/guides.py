@@ -9,13 +9,15 @@ import asyncio
 import copy
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +40,7 @@ from llm_service.engines.schemas import REGEX_ERROR, Fault, explained, pattern_c
 from llm_service.engines.vocabulary import Vocabulary, token_bits
 from llm_service.sampling import Guide, OutputGuide, ToolCalls
 from llm_service.tokenizer import Tokenizer
-from llm_service.tools.base import Envelope
+from llm_service.tools.base import Envelope, ToolDefinition
 from protos.errors import InvalidArgumentError, OverloadedError
 
 logger = structlog.get_logger()
@@ -59,6 +61,9 @@ CACHED_GUIDE_COUNT = 64
 # A guide that is refused for its cost takes 2 seconds: nobody waits longer than half a minute.
 MAX_COMPILING_COUNT = 16
 TRIAL_SECONDS = 30.0
+CPU_TIME = f"{guide_trial.CPU_SECONDS} s of CPU time"
+MEMORY = f"{guide_trial.MEMORY_BYTE_COUNT >> 20} MiB of memory"
+STACK = f"{guide_trial.STACK_BYTE_COUNT >> 20} MiB of stack"
 # CPU time. A mask takes some 10 microseconds as a rule, and some 10 milliseconds where a schema is
 # large or the tokens before it were new to its lexer. Where a grammar is ambiguous it takes more
 # with every token: llguidance's limits, which count, let it come to half a second.
@@ -68,7 +73,22 @@ MAX_AHEAD_SECONDS = 0.001
 # What a request may use up besides, over all its choices: so much at once, and so much a token.
 MASK_CREDIT_SECONDS = 1.0
 SECONDS_PER_MASK = 0.01
-TOO_COSTLY = "it takes too much time or memory to compile"
+
+
+class TooCostlyError(Exception):
+    """A grammar broke a limit of its trial.
+
+    Attributes:
+        limit: which one, e.g. "2 s of CPU time".
+        index: of the grammar that did; of CPU time, which they share, the one that took most.
+        seconds: CPU time that this one has taken, at least.
+    """
+
+    def __init__(self, limit: str, index: int, seconds: float = 0.0) -> None:
+        super().__init__(f"it takes more than {limit} to compile")
+        self.limit = limit
+        self.index = index
+        self.seconds = seconds
 
 
 @dataclass
@@ -233,10 +253,13 @@ class GuideCompiler:
         if self._is_closed:
             raise engine_dead()
         vocabulary = self._vocabulary.result()
-        if isinstance(language, ToolCalls):
-            grammar = _tried_calls(language, vocabulary.special_id)
-        else:
-            grammar = _tried(language)
+        try:
+            if isinstance(language, ToolCalls):
+                grammar = _tried_calls(language, vocabulary.special_id)
+            else:
+                grammar = _tried(language)
+        except TooCostlyError as error:
+            return Fault(str(error))
         if isinstance(grammar, Fault):
             return grammar
         compiled = LLMatcher(vocabulary.tokenizer, grammar, log_level=0, limits=guide_trial.LIMITS)
@@ -423,11 +446,11 @@ def _tried_calls(calls: ToolCalls, special_id: Callable[[str], int]) -> str | Fa
     tools = calls.callable_tools
     arguments = {tool.name: arguments_grammar(tool, len(tools)) for tool in tools.values()}
     envelope, is_single = calls.envelope, calls.is_single
-    *reasons, reason = _trials(
-        [*arguments.values(), calls_grammar(envelope, arguments, is_single=is_single)]
-    )
-    if reason == TOO_COSTLY:
-        return Fault(reason)
+    whole = calls_grammar(envelope, arguments, is_single=is_single)
+    try:
+        *reasons, reason = _trials([*arguments.values(), whole])
+    except TooCostlyError as error:
+        return _costly_tools(tools, error)
     for (index, tool), own_reason in zip(tools.items(), reasons, strict=True):
         if own_reason and tool.is_strict:
             schema = Guide("json_schema", tool.parameters)
@@ -437,12 +460,26 @@ def _tried_calls(calls: ToolCalls, special_id: Callable[[str], int]) -> str | Fa
             arguments[tool.name] = ANY_OBJECT
     if any(reasons):
         reason = _trial(calls_grammar(envelope, arguments, is_single=is_single))
-    if reason not in ("", TOO_COSTLY):
+    if reason:
         arguments |= {tool.name: ANY_OBJECT for tool in tools.values() if not tool.is_strict}
         reason = _trial(calls_grammar(envelope, arguments, is_single=is_single))
     if reason:
         return _fault(calls, reason)
     return calls_grammar(envelope, arguments, is_single=is_single, special_id=special_id)
+
+
+def _costly_tools(tools: Mapping[int, ToolDefinition], error: TooCostlyError) -> Fault:
+    """Returns which tool broke a limit; of what all together broke, only that they did."""
+    if error.index >= len(tools):
+        return Fault(f"all tools together take more than {error.limit} to compile")
+    place, tool = [*tools.items()][error.index]
+    cost = f"it takes more than {error.limit} to compile"
+    if error.limit == CPU_TIME:
+        cost = (
+            f"it takes {error.seconds:.1f} s of CPU time or more to compile;"
+            f" all tools together may take {guide_trial.CPU_SECONDS} s"
+        )
+    return Fault(f"of {tool.name}, {cost}", f"[{place}].parameters")
 
 
 def _trial(grammar: str) -> str:
@@ -454,23 +491,38 @@ def _trials(grammars: Sequence[str]) -> list[str]:
     """Returns why each grammar cannot be compiled, empty where it can; see guide_trial.
 
     Raises:
+        TooCostlyError: one broke a limit.
         OverloadedError: the trial has not had its CPU time yet: no fault of the grammars'.
     """
     program = [sys.executable, "-I", str(Path(guide_trial.__file__))]
     sent = json.dumps(grammars).encode()
     try:
         trial = subprocess.run(  # noqa: S603 - our own module
-            program, input=sent, capture_output=True, timeout=TRIAL_SECONDS, check=True
+            program, input=sent, capture_output=True, timeout=TRIAL_SECONDS, check=False
         )
-    except subprocess.CalledProcessError as error:
-        logger.warning("guide_trial_failed", error=str(error))
-        return [TOO_COSTLY] * len(grammars)
     except subprocess.TimeoutExpired as error:
         logger.warning("guide_trial_failed", error=str(error))
         raise OverloadedError(
             "the machine is too busy to compile the guide", retry_after=RETRY_AFTER_SECONDS
         ) from error
-    return [str(reason) for reason in json.loads(trial.stdout)]
+    told = [json.loads(line) for line in trial.stdout.splitlines()]
+    if len(told) <= len(grammars):
+        raise _broken_limit(trial, [seconds for _, seconds in told])
+    return [str(reason) for reason, _ in told[1:]]
+
+
+def _broken_limit(
+    trial: subprocess.CompletedProcess[bytes], ends: Sequence[float]
+) -> TooCostlyError:
+    """Returns which limit a trial has met; `ends` are its CPU seconds as it has told them."""
+    error = trial.stderr.decode(errors="replace")[-MAX_REASON_LENGTH:]
+    logger.warning("guide_trial_failed", exit_status=trial.returncode, error=error)
+    if trial.returncode == -signal.SIGXCPU:
+        clock = [*(ends or [0.0]), guide_trial.CPU_SECONDS]
+        took = [after - before for before, after in pairwise(clock)]
+        return TooCostlyError(CPU_TIME, took.index(max(took)), max(took))
+    limit = STACK if trial.returncode == -signal.SIGSEGV else MEMORY
+    return TooCostlyError(limit, max(0, len(ends) - 1))
 
 
 def _keep(kept: OrderedDict[Language, Kept], guide: Language, value: Kept) -> None:

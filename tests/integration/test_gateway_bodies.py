@@ -183,6 +183,60 @@ async def test_what_all_requests_hold_is_bounded(memory: list[Memory]) -> None:
     assert memory[0].held_byte_count == 0
 
 
+LONG_TEXT: dict[str, Any] = {"texts": ["x" * 40_000] * 5}
+LONG_CALL: dict[str, Any] = {"calls": [("f", ["1" * 40_000] * 5)]}
+LONG_PROMPT: dict[str, Any] = {"prompt": [b"x" * 50_000]}
+CHAT_TOOL = {"type": "function", "function": {"name": "f"}}
+MESSAGES: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
+SCORED = {"prompt": "Hi", "echo": True, "logprobs": 1, "n": 4}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "answer"),
+    [
+        (CHAT, MESSAGES, LONG_TEXT),
+        (CHAT, MESSAGES | {"tools": [CHAT_TOOL]}, LONG_CALL),
+        ("/v1/completions", {"prompt": "Hi"}, LONG_TEXT),
+        ("/v1/completions", SCORED, LONG_PROMPT),
+        ("/v1/responses", {"input": "Hi"}, LONG_TEXT),
+        ("/v1/responses", {"input": "Hi", "tools": [{"type": "function", "name": "f"}]}, LONG_CALL),
+        ("/v1/messages", MESSAGES, LONG_TEXT),
+        ("/v1/messages", MESSAGES | {"tools": [{"name": "f", "input_schema": {}}]}, LONG_CALL),
+    ],
+)
+async def test_an_answer_that_is_collected_is_held(
+    path: str, body: dict[str, Any], answer: dict[str, Any], memory: list[Memory]
+) -> None:
+    async with stack(llm=ScriptedLLM(**answer), max_held_byte_count=130_000) as gateway:
+        async with gateway.http.post(path, json=body) as response:
+            text = await response.text()
+            assert (response.status, response.headers["Retry-After"]) == (429, "1"), text
+        assert "the limit is 130000" in text
+    async with (
+        stack(llm=ScriptedLLM(**answer), max_held_byte_count=260_000) as gateway,
+        gateway.http.post(path, json=body) as response,
+    ):
+        assert response.status == 200
+    assert [each.held_byte_count for each in memory] == [0, 0]
+
+
+async def test_of_streams_those_are_held_that_end_with_the_whole(memory: list[Memory]) -> None:
+    streamed = {"stream": True}
+    async with stack(llm=ScriptedLLM(**LONG_TEXT), max_held_byte_count=130_000) as gateway:
+        for path, body in (
+            (CHAT, MESSAGES),
+            ("/v1/completions", {"prompt": "Hi"}),
+            ("/v1/messages", MESSAGES),
+        ):
+            async with gateway.http.post(path, json=body | streamed) as response:
+                assert "the limit is" not in await response.text()
+        async with gateway.http.post("/v1/responses", json={"input": "Hi"} | streamed) as response:
+            *_, last = (await response.text()).strip().split("\n\n")
+    assert last.startswith("event: response.failed")
+    assert "the limit is 130000" in last
+    assert memory[0].held_byte_count == 0
+
+
 async def test_images_are_let_go_once_they_are_encoded(memory: list[Memory]) -> None:
     llm = ScriptedLLM(stalls=True)
     async with stack(llm=llm) as gateway:

@@ -320,6 +320,16 @@ async def test_questions_about_tokens_have_the_limits_of_all_requests() -> None:
         await asked
 
 
+async def test_the_tokenizers_own_tokens() -> None:
+    async with stack() as gateway:
+        assert await gateway.get("/tokenizer_info") == (
+            200,
+            {"bos_token": None, "eos_token": "<|im_end|>", "model_max_length": 32768},
+        )
+    async with stack(closed=["llm"]) as gateway:
+        assert (await gateway.get("/tokenizer_info"))[0] == 503
+
+
 async def test_the_version() -> None:
     async with stack() as gateway:
         assert await gateway.get("/version") == (200, {"version": release().version})

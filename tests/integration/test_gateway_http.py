@@ -18,8 +18,8 @@ SERVED = (
     "POST /v1/chat/completions, POST /v1/completions, POST /v1/responses, POST /v1/messages,"
     " POST /v1/messages/count_tokens, DELETE or GET /v1/responses/{id}, GET /v1/models,"
     " GET /v1/models/{id}, GET /v1/tiles, GET /v1/status, POST /tokenize, POST /detokenize,"
-    " GET /version, GET /load, GET /health, GET /health/live, GET /health/ready, GET /ping,"
-    " GET /openapi.json, GET /, GET /docs, GET /page/{path}"
+    " GET /tokenizer_info, GET /version, GET /load, GET /health, GET /health/live,"
+    " GET /health/ready, GET /ping, GET /openapi.json, GET /, GET /docs, GET /page/{path}"
 )
 
 

@@ -88,6 +88,22 @@ async def connected(llm: ScriptedLLM | None = None) -> AsyncIterator[tuple[Gatew
         yield gateway, client
 
 
+async def test_a_data_url_that_is_no_picture_is_text() -> None:
+    schema = {"type": "object", "properties": {"icon": {"default": {"url": PICTURE}}}}
+    output = [{"type": "input_image", "image_url": PICTURE}]
+    call = {"type": "function_call", "call_id": "a", "name": "show", "arguments": {"url": PICTURE}}
+    shown = [call, {"type": "function_call_output", "call_id": "a", "output": output}]
+    async with stack() as gateway:
+        tools = [{"type": "function", "name": "show", "parameters": schema}]
+        status, answer = await ask(gateway, input=[*QUESTION, *shown], tools=tools)
+        (start,) = gateway.llm.starts
+    assert status == 200, answer
+    assert answer["tools"][0]["parameters"] == schema
+    assert json.loads(start.chat.tools[0].parameters) == schema
+    assert json.loads(start.chat.messages[1].tool_calls[0].arguments) == {"url": PICTURE}
+    assert len(start.images) == 2
+
+
 async def test_a_whole_response() -> None:
     async with stack(llm=ScriptedLLM(calls=CALLS[:1])) as gateway:
         status, answer = await ask(gateway, input=QUESTION, tools=[TOOL], metadata={"a": "b"})

@@ -70,6 +70,19 @@ async def test_definitions_go_over() -> None:
     assert (second.name, second.description, second.parameters) == ("mcp.clock/v1:now", "", "")
 
 
+async def test_a_data_url_that_is_no_picture_is_text() -> None:
+    icon = {"url": "data:image/png;base64,iVBORw0KGgo="}
+    schema = {"type": "object", "properties": {"icon": {"default": icon}}}
+    call = {"id": "a", "type": "function", "function": {"name": "show", "arguments": icon}}
+    start = await started(
+        messages=[PICTURE, {"role": "assistant", "tool_calls": [call]}, PICTURE],
+        tools=[{"type": "function", "function": {"name": "show", "parameters": schema}}],
+    )
+    assert json.loads(start.chat.tools[0].parameters) == schema
+    assert json.loads(start.chat.messages[1].tool_calls[0].arguments) == icon
+    assert len(start.images) == 2
+
+
 async def test_a_strict_definition_is_closed() -> None:
     start = await started(tools=[named("f"), {"function": {**WEATHER["function"], "strict": True}}])
     assert [tool.strict for tool in start.chat.tools] == [False, True]

@@ -76,6 +76,24 @@ async def test_the_tokens_of_a_text_are_the_models_and_their_bytes_the_text(fami
         )
 
 
+@pytest.mark.parametrize(
+    ("family", "names"), [("internlm2_5", ("<s>", "</s>")), ("qwen2_5", ("", "<|im_end|>"))]
+)
+async def test_the_tokenizers_own_tokens_have_ids(family: str, names: tuple[str, str]) -> None:
+    tokenizer = real_tokenizer(family)
+    async with service(family) as stub:
+        info = await stub.GetModelInfo(llm_pb2.LLMServiceGetModelInfoRequest())
+        assert (info.bos_token, info.eos_token) == names
+        for name in filter(None, (*names, IMAGE_CONTEXT, "<ref>")):
+            alone = await tokens_of(stub, text=name, omit_beginning_token=True)
+            assert list(alone.token_ids) == [tokenizer.special_id(name)]
+            assert await text_of(stub, alone.token_ids) == name
+        # In a text, and as a prompt, it stays text.
+        for fields in ({"text": f"{names[1]}."}, {"text": names[1]}):
+            spoken = await tokens_of(stub, **fields)
+            assert tokenizer.special_id(names[1]) not in spoken.token_ids
+
+
 async def test_tokens_come_only_when_asked_for_and_are_as_many_as_are_counted() -> None:
     async with service() as stub:
         counted = await stub.CountTokens(llm_pb2.CountTokensRequest(text=TEXT))

@@ -1247,7 +1247,9 @@ class CountTokensRequest(_message.Message):
     return_tokens: _builtins.bool
     """Whether the tokens are returned, too, of which there may be 131072; default false."""
     omit_beginning_token: _builtins.bool
-    """Whether the beginning token is left out of a text; default false."""
+    """Whether the beginning token is left out of a text; default false. A text that is an added
+    token's name, and nothing else, is then that token, also where it is a control token.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """Messages."""
@@ -1446,6 +1448,8 @@ class LLMServiceGetModelInfoResponse(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     CREATED_UNIX_SECONDS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    BOS_TOKEN_FIELD_NUMBER: _builtins.int
+    EOS_TOKEN_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name under which the model is served."""
     engine: _builtins.str
@@ -1462,6 +1466,11 @@ class LLMServiceGetModelInfoResponse(_message.Message):
     """SHA-256 of the language model's config and tokenizer; 32 bytes."""
     created_unix_seconds: _builtins.int
     """When the checkpoint's newest weight file was written, in seconds since 1970."""
+    bos_token: _builtins.str
+    """Names of the tokens that the checkpoint's tokenizer calls "bos_token" and "eos_token", whatever
+    begins a prompt and ends an answer here. Empty: it calls none so.
+    """
+    eos_token: _builtins.str
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Further names of the model."""
@@ -1483,10 +1492,12 @@ class LLMServiceGetModelInfoResponse(_message.Message):
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         created_unix_seconds: _builtins.int = ...,
         checkpoint: _checkpoint_pb2.CheckpointFingerprint | None = ...,
+        bos_token: _builtins.str = ...,
+        eos_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "checkpoint", b"checkpoint", "created_unix_seconds", b"created_unix_seconds", "engine", b"engine", "fingerprint_sha256", b"fingerprint_sha256", "hidden_size", b"hidden_size", "max_context_token_count", b"max_context_token_count", "max_image_count", b"max_image_count", "model", b"model", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "bos_token", b"bos_token", "checkpoint", b"checkpoint", "created_unix_seconds", b"created_unix_seconds", "engine", b"engine", "eos_token", b"eos_token", "fingerprint_sha256", b"fingerprint_sha256", "hidden_size", b"hidden_size", "max_context_token_count", b"max_context_token_count", "max_image_count", b"max_image_count", "model", b"model", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

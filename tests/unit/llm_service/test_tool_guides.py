@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -268,9 +269,33 @@ def test_tools_have_the_bounds_of_any_guide() -> None:
     error = refusal(WEATHER, large)
     assert error.field == "chat.tools"
     assert f"at most {MAX_SOURCE_BYTE_COUNT}" in error.message
+
+
+def test_a_tool_that_breaks_a_limit_is_named_with_it() -> None:
     costly = {"properties": {"n": {"type": "integer", "multipleOf": 999983}}}
-    error = refusal(WEATHER, ToolDefinition("costly", "", json.dumps(costly)))
-    assert (error.field, "too much time" in error.message) == ("chat.tools", True)
+    error = refusal(WEATHER, ToolDefinition("costly", "", json.dumps(costly)), NAMED)
+    assert error.field == "chat.tools[1].parameters"
+    assert re.fullmatch(
+        r"the guide of the tools cannot be followed: of costly, it takes 1\.\d s of CPU time"
+        r" or more to compile; all tools together may take 2 s",
+        error.message,
+    )
+    links = {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(1400)}
+    nested = {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": {**links, "d1400": {}}}
+    deep = ToolDefinition("deep", "", json.dumps(nested))
+    error = refusal(NAMED, WEATHER, deep, names=("weather", "deep"))
+    assert error.field == "chat.tools[2].parameters"
+    assert error.message.endswith("of deep, it takes more than 4 MiB of stack to compile")
+
+
+def test_tools_that_break_a_limit_together_are_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trials(grammars: list[str]) -> list[str]:
+        raise guides.TooCostlyError(guides.MEMORY, len(grammars) - 1)
+
+    monkeypatch.setattr(guides, "_trials", trials)
+    error = refusal(WEATHER, strict("together", {}))
+    assert error.field == "chat.tools"
+    assert error.message.endswith("all tools together take more than 1024 MiB of memory to compile")
 
 
 def test_names_may_hold_any_character() -> None:

@@ -22,11 +22,17 @@ from protos.errors import (
 )
 
 LIMITS = ContentLimits(max_text_byte_count=100_000, max_image_count=4, max_image_byte_count=3000)
+# Where `image_url` stands in the bodies below, and where a URL stands alone.
+PLACES = {
+    (*above, *image)
+    for above in ((), (None,), (b"content", None), (b"messages", None), (b"input", None))
+    for image in ((b"image_url", b"url"), (b"image_url",), (b"url",))
+}
 
 
 def take_apart(body: bytes, *cuts: int, memory: Memory | None = None) -> Body:
     """Returns the body that arrives in pieces, cut at these places."""
-    reader = BodyReader(LIMITS, Share(memory or Memory(1 << 20)))
+    reader = BodyReader(LIMITS, Share(memory or Memory(1 << 20)), PLACES)
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
     for start, end in zip(places, [*places[1:], len(body)], strict=True):
         reader.feed(body[start:end])
@@ -192,7 +198,7 @@ def test_other_names_hold_no_images(key: str) -> None:
 
 def test_the_bytes_that_come_at_the_end_are_counted() -> None:
     with Memory(1 << 20).share() as share:
-        reader = BodyReader(LIMITS, share)
+        reader = BodyReader(LIMITS, share, PLACES)
         reader.feed(b'{"url":"data:;base64,')
         before = share.byte_count
         reader.feed(b'aG"}')
@@ -204,7 +210,7 @@ def test_the_bytes_that_come_at_the_end_are_counted() -> None:
 def test_an_image_too_large_is_not_held() -> None:
     memory = Memory(1 << 20)
     with memory.share() as share:
-        reader = BodyReader(LIMITS, share)
+        reader = BodyReader(LIMITS, share, PLACES)
         reader.feed(b'{"url":"data:image/png;base64,')
         for _ in range(100):
             reader.feed(base64.b64encode(bytes(300)))
@@ -246,11 +252,11 @@ def test_a_body_that_ends_within_an_image_is_no_json(end: str) -> None:
         json.loads(body.text)
 
 
-def test_an_image_outside_of_the_images_is_refused() -> None:
-    body = take_apart(json.dumps({"metadata": image_url(data_url(b"abc"))}).encode())
-    with pytest.raises(InvalidArgumentError, match="where it has no image"):
-        body.attachments.check_used(["http://example.com"])
-    body.attachments.check_used([*body.attachments.images, "http://example.com"])
+def test_a_data_url_outside_of_the_images_is_text() -> None:
+    value = {"metadata": image_url(data_url(b"abc")), "content": [image_url(data_url(b"abc"))]}
+    body = take_apart(json.dumps(value).encode(), *range(400))
+    (name,) = body.attachments.images
+    assert json.loads(body.text) == value | {"content": [image_url(name)]}
 
 
 def test_names_cannot_be_guessed() -> None:

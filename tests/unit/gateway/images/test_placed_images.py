@@ -27,7 +27,7 @@ NAMES = ["data", "url", "source", "content", "messages", "x", 'a"data', "\\", "[
 
 def take_apart(body: bytes, *cuts: int, limits: ContentLimits = LIMITS) -> Body:
     """Returns the body that arrives in pieces, cut at these places."""
-    reader = BodyReader(limits, Share(Memory(64 * MIB)), places=PLACES)
+    reader = BodyReader(limits, Share(Memory(64 * MIB)), PLACES)
     places = sorted({0, len(body), *(cut % (len(body) + 1) for cut in cuts)})
     for start, end in zip(places, [*places[1:], len(body)], strict=True):
         reader.feed(body[start:end])

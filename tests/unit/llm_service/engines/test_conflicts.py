@@ -93,6 +93,30 @@ EXCLUSIVE: dict[str, dict[str, Any]] = {
             {"type": "object", "properties": {"p": record(n)}, "required": ["p"]} for n in (1, 2)
         ]
     },
+    "ranges": {
+        "oneOf": [
+            {"type": "number", "exclusiveMaximum": 0},
+            {"type": "number", "minimum": 0, "maximum": 1},
+            {"type": "number", "exclusiveMinimum": 1},
+        ]
+    },
+    "ranges of integers": {
+        "oneOf": [{"maximum": 1.5}, {"minimum": 1.7, "maximum": 3}, {"exclusiveMinimum": 3}],
+        "type": "integer",
+    },
+    "ranges of many schemas": {
+        "type": "number",
+        "minimum": 1,
+        "oneOf": [{"allOf": [{"maximum": 0}, {}]}, {"exclusiveMaximum": 2}],
+    },
+    "a range and values": {"oneOf": [{"minimum": 2, "maxLength": 0}, {"enum": [1, 1.5, "a"]}]},
+    "by a range": {"oneOf": [record({"type": "number", "minimum": 1}), record(0)]},
+    "lengths": {
+        "oneOf": [
+            {"type": ["string", "array"], "maxLength": 0, "maxItems": 0},
+            {"type": ["string", "array"], "minLength": 1, "minItems": 1},
+        ]
+    },
     "nothing": {"oneOf": [False, TEXT, {"not": True}]},
     "one": {"oneOf": [{}]},
 }
@@ -113,6 +137,20 @@ def test_a_one_of_whose_branches_exclude_each_other_becomes_an_any_of(name: str)
 OVERLAPPING: dict[str, dict[str, Any]] = {
     "numbers": {"oneOf": [{"type": "number"}, {"type": "integer"}]},
     "the same number": {"oneOf": [{"const": 1}, {"const": 1.0}]},
+    "a common bound": {
+        "oneOf": [{"type": "number", "maximum": 1}, {"type": "integer", "minimum": 1}]
+    },
+    "ranges of numbers alone": {"oneOf": [{"maximum": 0}, {"minimum": 1}]},
+    "a fraction between": {
+        "oneOf": [{"type": "number", "maximum": 1.5}, {"type": "number", "exclusiveMinimum": 1.4}]
+    },
+    "bounds that are none": {
+        "oneOf": [
+            {"type": "number", "minimum": 1, "exclusiveMinimum": True},
+            {"type": "number", "maximum": 1},
+        ]
+    },
+    "patterns": {"oneOf": [{"type": "string", "pattern": f"^{first}"} for first in "ab"]},
     "a common value": {"oneOf": [{"enum": ["a", "b"]}, {"enum": ["b", "c"]}]},
     "what need not be there": {"oneOf": [record(1, required=[]), record(2, required=[])]},
     "no objects": {"oneOf": [{k: v for k, v in record(n).items() if k != "type"} for n in (1, 2)]},
@@ -222,6 +260,13 @@ def random_schema(choice: random.Random, depth: int = 3) -> Any:
         "enum": 0.1,
         "properties": 0.2,
         "required": 0.2,
+        "minimum": 0.1,
+        "exclusiveMinimum": 0.1,
+        "maximum": 0.1,
+        "exclusiveMaximum": 0.1,
+        "maxLength": 0.05,
+        "minItems": 0.05,
+        "maxProperties": 0.05,
         "additionalProperties": 0.1,
         "patternProperties": 0.05,
         "allOf": 0.1,
@@ -245,6 +290,10 @@ def random_value(keyword: str, choice: random.Random, depth: int) -> Any:
             return choice.choice(UNIVERSE)
         case "enum":
             return choice.sample(UNIVERSE[:12], choice.randint(1, 4))
+        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
+            return choice.choice([0, 0.5, 1, 1.5, 2])
+        case "maxLength" | "minItems" | "maxProperties":
+            return choice.randint(0, 2)
         case "required":
             return choice.sample(["kind", "other"], choice.randint(1, 2))
         case "properties":
