@@ -148,34 +148,20 @@ def make_stack(settings: Settings) -> Stack:
     ports = (free_port(settings.vision_port), free_port(settings.llm_port), _port(settings))
     host = LOOPBACKS.get(settings.host, settings.host)
     certificates = make_certificates(settings, host)
-    shared = ["--drain-seconds", str(settings.drain_seconds)]
-    for name in SHARED:
-        if name in settings.model_fields_set:
-            shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    roots = json.dumps([str(root) for root in settings.file_root])
-    of_gateway = ["--file-root", roots] if settings.file_root else []
-    if settings.api_keys_file is not None:
-        of_gateway += ["--api-keys-file", str(settings.api_keys_file)]
-    if settings.metrics_port is not None:
-        of_gateway += ["--metrics-port", str(settings.metrics_port)]
+    shared = _shared_arguments(settings)
     return Stack(
         settings.checkpoint,
         settings.state_folder,
         ports=ports,
         host=host,
-        service_arguments=[
-            *("--host", LOOPBACK),
-            *("--served-model-name", model),
-            *shared,
-        ],
+        service_arguments=["--host", LOOPBACK, "--served-model-name", model, *shared],
         vision_arguments=certificates.arguments("vision"),
         llm_arguments=[
             *(word for alias in aliases for word in ("--served-model-name", alias)),
             *certificates.arguments("llm"),
         ],
         gateway_arguments=[
-            *("--host", settings.host),
-            *of_gateway,
+            *_gateway_arguments(settings),
             *shared,
             *certificates.arguments(GATEWAY),
         ],
@@ -183,6 +169,25 @@ def make_stack(settings: Settings) -> Stack:
         engines=engines,
         variables=multi_process_service(settings.state_folder).variables if settings.mps else {},
     )
+
+
+def _shared_arguments(settings: Settings) -> list[str]:
+    arguments = ["--drain-seconds", str(settings.drain_seconds)]
+    for name in SHARED:
+        if name in settings.model_fields_set:
+            arguments += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    return arguments
+
+
+def _gateway_arguments(settings: Settings) -> list[str]:
+    arguments = ["--host", settings.host]
+    if settings.file_root:
+        arguments += ["--file-root", json.dumps([str(root) for root in settings.file_root])]
+    if settings.api_keys_file is not None:
+        arguments += ["--api-keys-file", str(settings.api_keys_file)]
+    if settings.metrics_port is not None:
+        arguments += ["--metrics-port", str(settings.metrics_port)]
+    return arguments
 
 
 def _port(settings: Settings) -> int:
