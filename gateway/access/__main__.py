@@ -60,7 +60,6 @@ class List(_Command):
     """The file of keys."""
 
     def run(self) -> None:
-        """Shows a table."""
         rows = [COLUMNS, *map(_row, read_key_file(self.file))]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
@@ -75,7 +74,6 @@ class Check(_Command):
     """The file of keys."""
 
     def run(self) -> None:
-        """Reads it."""
         count = len(read_key_file(self.file))
         sys.stdout.write(f"{self.file} has {count} {'key' if count == 1 else 'keys'}\n")
 
