@@ -13,6 +13,7 @@ from gateway.access.callers import Policy
 from gateway.access.key_file import key_name, read_key_file
 from gateway.access.keyring import Key
 from gateway.access.new_keys import add_to_file, entry_of, new_key
+from protos.process.facts import columns
 from protos.process.settings import Options, read_settings
 
 NO_LIMIT = "-"
@@ -60,11 +61,7 @@ class List(_Command):
     """The file of keys."""
 
     def run(self) -> None:
-        rows = [COLUMNS, *map(_row, read_key_file(self.file))]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        sys.stdout.write(columns([COLUMNS, *map(_row, read_key_file(self.file))]))
 
 
 class Check(_Command):

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,6 +28,7 @@ from gateway.local.processes import (
 from gateway.local.record import Record, ServiceRecord, forget
 from gateway.local.settings import Settings, StatusSettings, StopSettings
 from gateway.local.stack import Stack
+from protos.process.facts import columns
 from protos.process.probe import HEALTHY
 from protos.process.settings import read_settings
 
@@ -227,20 +228,14 @@ def status() -> int:
     for service, health in zip(services, healths, strict=True):
         pid = str(service.pid) if health not in (ENDED, NOT_STARTED) else "-"
         rows.append((service.name, str(service.port or "-"), pid, health, record.checkpoint))
-    _show(rows)
+    sys.stdout.write(columns(rows))
+    sys.stdout.flush()
     for service, health in zip(services, healths, strict=True):
         if health == ENDED:
             _say(f"the {service.title} has ended; its log is {service.log}")
     if HEALTHY in healths:
         _say_page(services[-1])
     return 0 if set(healths) == {HEALTHY} else 1
-
-
-def _show(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        _say("  ".join(cells).rstrip())
 
 
 def stop() -> int:
