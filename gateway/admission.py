@@ -15,10 +15,10 @@ from aiohttp import web
 from gateway.access.accounts import Account
 from gateway.access.callers import ANYBODY, Caller
 from gateway.access.permissions import check_file, check_model, check_priority
+from gateway.app_keys import ACCOUNT, ACCOUNTS, CALLER, PAIR, RECORD
 from gateway.estimates import TokenEstimate
 from gateway.generation import GenerationRequest
 from gateway.images.http_urls import scheme_of
-from gateway.keys import ACCOUNT, ACCOUNTS, CALLER, PAIR, RECORD
 
 
 def account_of(request: web.Request) -> Account | None:

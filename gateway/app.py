@@ -14,18 +14,7 @@ from gateway.access.accounts import Accounts
 from gateway.access.gateways import shared_out
 from gateway.access.reloading import open_key_ring
 from gateway.access.usage_log import UsageLog
-from gateway.bodies import expect_nothing
-from gateway.chat import ChatPipeline
-from gateway.connections import Connection, Connections
-from gateway.counting import TokenCounter
-from gateway.dialects.base import Dialect
-from gateway.dialects.chat import CHAT_COMPLETIONS
-from gateway.dialects.completions import COMPLETIONS
-from gateway.dialects.messages import MESSAGES, MESSAGES_COUNT
-from gateway.dialects.responses import RESPONSES
-from gateway.images.downloads import open_downloads
-from gateway.images.fetcher import ImageFetcher, ImageLimits
-from gateway.keys import (
+from gateway.app_keys import (
     ACCOUNTS,
     CONNECTIONS,
     DIALECT_BY_PATH,
@@ -42,6 +31,17 @@ from gateway.keys import (
     TRAFFIC,
     USAGE_LOG,
 )
+from gateway.bodies import expect_nothing
+from gateway.chat import ChatPipeline
+from gateway.connections import Connection, Connections
+from gateway.counting import TokenCounter
+from gateway.dialects.base import Dialect
+from gateway.dialects.chat import CHAT_COMPLETIONS
+from gateway.dialects.completions import COMPLETIONS
+from gateway.dialects.messages import MESSAGES, MESSAGES_COUNT
+from gateway.dialects.responses import RESPONSES
+from gateway.images.downloads import open_downloads
+from gateway.images.fetcher import ImageFetcher, ImageLimits
 from gateway.listening import listen
 from gateway.memory import Memory
 from gateway.metrics import LoadCollector, Metrics

@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager, contextmanager
 from aiohttp import web
 
 from gateway.admission import visiting
+from gateway.app_keys import MEMORY, RECORD, SETTINGS, TRAFFIC
 from gateway.bodies import receive
 from gateway.images.data_urls import Body
 from gateway.images.json_paths import JSONPath
-from gateway.keys import MEMORY, RECORD, SETTINGS, TRAFFIC
 from protos.process.tracing import span
 
 OVERTIME_SECONDS = 1.0

@@ -89,7 +89,6 @@ class EngineTimings:
 
     @property
     def total_seconds(self) -> float:
-        """All of it."""
         return self.queue_seconds + self.prefill_seconds
 
 

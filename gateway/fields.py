@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from gateway.openai.forms import ResponseFormat, regex_of
-from gateway.openai.models import RequestModel
 from gateway.openai.options import SamplingOptions
+from gateway.openai.request_model import RequestModel
 from gateway.openai.requests import ChatCompletionRequest, ContentPart, FunctionCall, Message
 from gateway.openai.tools import FunctionDefinition, ToolDefinition
 from gateway.tools import ToolChoice

@@ -10,12 +10,7 @@ from aiohttp import web
 
 from gateway.access.permissions import check_model, may_use_model
 from gateway.admission import admit_prompt, admitted
-from gateway.arrivals import arrived
-from gateway.batches import answering_all
-from gateway.chat import Answering
-from gateway.dialects.base import Call, Dialect
-from gateway.event_stream import EventStream
-from gateway.keys import (
+from gateway.app_keys import (
     CALLER,
     PAIR,
     PIPELINE,
@@ -26,6 +21,11 @@ from gateway.keys import (
     TOKENS,
     TRAFFIC,
 )
+from gateway.arrivals import arrived
+from gateway.batches import answering_all
+from gateway.chat import Answering
+from gateway.dialects.base import Call, Dialect
+from gateway.event_stream import EventStream
 from gateway.memory import Share
 from gateway.openai.answers import (
     AnswerHead,

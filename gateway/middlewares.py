@@ -13,8 +13,7 @@ from aiohttp import hdrs, web
 from gateway.access.authentication import InvalidKeyError, authenticated
 from gateway.access.callers import ANYBODY, Caller
 from gateway.admission import account_of
-from gateway.connections import SERVER_NAME, Connection
-from gateway.keys import (
+from gateway.app_keys import (
     CALLER,
     CONNECTIONS,
     DIALECT_BY_PATH,
@@ -25,6 +24,7 @@ from gateway.keys import (
     REQUEST_ID,
     USAGE_LOG,
 )
+from gateway.connections import SERVER_NAME, Connection
 from gateway.openai.errors import HTTPRefusalError, error_response
 from gateway.openai.rate_headers import rate_headers
 from gateway.paths import HEALTH_PATHS, OPEN_PATHS, guidance

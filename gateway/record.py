@@ -36,7 +36,6 @@ class Picture:
 
     @property
     def source(self) -> Literal["llm", "vision_cache", "encoded"]:
-        """Where its embedding came from."""
         if self.header is None:
             return "llm"
         return "vision_cache" if self.header.cache_hit else "encoded"

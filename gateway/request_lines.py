@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from aiohttp import hdrs, web
 
-from gateway.keys import CALLER, METRICS, RECORD, REQUEST_ID, SETTINGS, USAGE_LOG
+from gateway.app_keys import CALLER, METRICS, RECORD, REQUEST_ID, SETTINGS, USAGE_LOG
 from gateway.openai.errors import reason_status
 from gateway.paths import QUIET_PATHS
 from gateway.record import RequestRecord

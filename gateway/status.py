@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from gateway.keys import PAIR, REPLICAS, SETTINGS, TRAFFIC
+from gateway.app_keys import PAIR, REPLICAS, SETTINGS, TRAFFIC
 from gateway.openai.pieces import JSONObject
 from gateway.release import release
 from gateway.services.llm import LLMClient

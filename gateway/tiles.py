@@ -11,8 +11,8 @@ from aiohttp import web
 from pydantic import Field, ValidationError
 
 from gateway.admission import visiting
+from gateway.app_keys import PAIR
 from gateway.fields import image_options
-from gateway.keys import PAIR
 from gateway.openai.refusals import refusal, shown
 from gateway.openai.requests import ImageURL
 from protos.errors import InvalidArgumentError, ServiceError

@@ -143,15 +143,12 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._protocol.connection_made(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Hands it on."""
         self._protocol.connection_lost(cast(Exception | None, exc))
 
     def pause_writing(self) -> None:
-        """Hands it on."""
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """Hands it on."""
         self._protocol.resume_writing()
 
     def data_received(self, data: bytes) -> None:
@@ -249,23 +246,18 @@ class TLSTransport(asyncio.Transport, asyncio.Protocol):
         self._send()
 
     def abort(self) -> None:
-        """Ends the connection at once."""
         self._wire.abort()
 
     def is_closing(self) -> bool:
-        """Says whether it ends, or has ended."""
         return self._wire.is_closing()
 
     def pause_reading(self) -> None:
-        """Takes no more from the client."""
         self._wire.pause_reading()
 
     def resume_reading(self) -> None:
-        """Takes what the client sends."""
         self._wire.resume_reading()
 
     def is_reading(self) -> bool:
-        """Says whether it takes what the client sends."""
         return self._wire.is_reading()
 
     def get_write_buffer_size(self) -> int:

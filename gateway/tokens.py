@@ -6,10 +6,10 @@ from aiohttp import web
 
 from gateway.access.permissions import check_model
 from gateway.admission import admit_prompt
+from gateway.app_keys import CALLER, PAIR, POOLS, RECORD, SETTINGS, TOKENS
 from gateway.arrivals import arrived
 from gateway.dialects.chat import IMAGE_PLACES, ChatCall
 from gateway.generation import GenerationRequest
-from gateway.keys import CALLER, PAIR, POOLS, RECORD, SETTINGS, TOKENS
 from gateway.openai.tokenizing import (
     TokenizeChatRequest,
     TokenizeRequest,

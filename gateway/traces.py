@@ -10,9 +10,9 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
+from gateway.app_keys import RECORD, REQUEST_ID
 from gateway.dialects.base import Dialect
 from gateway.generation import GenerationRequest
-from gateway.keys import RECORD, REQUEST_ID
 from gateway.middlewares import Handler
 from gateway.paths import QUIET_PATHS
 from gateway.record import RequestRecord

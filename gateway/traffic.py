@@ -101,7 +101,7 @@ class Traffic:
         self.draining = True
         if await self._becomes_idle(seconds):
             return
-        logger.warning("requests cut off", request_count=len(self._tasks))
+        logger.warning("requests_cut_off", request_count=len(self._tasks))
         self._is_over = True
         for task in self._tasks:
             task.cancel()

@@ -33,7 +33,6 @@ class CallReader:
     def __init__(
         self, guide: ToolCallGuide, tokenizer: Tokenizer, *, skip_special_tokens: bool
     ) -> None:
-        """Begins an answer."""
         envelope = guide.calls.envelope
         marks = {token: chr(FIRST_MARK + i) for i, token in enumerate(envelope.control_tokens)}
         left_out = tokenizer.special_ids if skip_special_tokens else ()

@@ -61,7 +61,6 @@ class Message:
 
     @property
     def texts(self) -> list[str]:
-        """The parts that are texts."""
         return [part for part in self.parts if isinstance(part, str)]
 
     @property
@@ -71,7 +70,6 @@ class Message:
 
     @property
     def image_count(self) -> int:
-        """Images in this turn."""
         return len(self.parts) - len(self.texts)
 
 

@@ -70,7 +70,6 @@ class StopStrings:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is none."""
         return not self._strings
 
     def push(self, text: str) -> tuple[str, str | None]:

@@ -86,8 +86,6 @@ def _counters(load: EngineLoad) -> Iterator[Metric]:
 
 
 class Metrics(ServiceMetrics):
-    """The metrics of one service."""
-
     def __init__(self, engine: LLMEngine) -> None:
         super().__init__(PREFIX)
         self.registry.register(EngineCollector(engine))

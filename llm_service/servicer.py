@@ -34,7 +34,6 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         self._counting_turns = asyncio.Semaphore(COUNTED_AT_A_TIME)
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Adds it to a server."""
         llm_pb2_grpc.add_LLMServiceServicer_to_server(self, server)
         generate = grpc.stream_stream_rpc_method_handler(
             self.Generate, wire.read_request, llm_pb2.GenerateResponse.SerializeToString

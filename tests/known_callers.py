@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway import middlewares
 from gateway.access.accounts import Accounts
 from gateway.access.callers import Caller, Policy
-from gateway.keys import CALLER, RECORD
+from gateway.app_keys import CALLER, RECORD
 from gateway.middlewares import Handler
 from tests.fakes import SOON_SECONDS
 

@@ -180,7 +180,6 @@ class TensorDigest:
         self._hash.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
     def digest(self) -> bytes:
-        """Returns the 32 bytes."""
         return self._hash.digest()
 
 

@@ -58,8 +58,6 @@ class StateCollector(Collector):
 
 
 class Metrics(ServiceMetrics):
-    """The metrics of one service."""
-
     def __init__(self) -> None:
         super().__init__(PREFIX)
         images = Counter(

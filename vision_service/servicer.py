@@ -28,7 +28,6 @@ class VisionServicer(vision_pb2_grpc.VisionServiceServicer):
         self._memory = memory
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Adds it to a server."""
         vision_pb2_grpc.add_VisionServiceServicer_to_server(self, server)
         encode_image = grpc.unary_stream_rpc_method_handler(
             self.EncodeImage, vision_pb2.EncodeImageRequest.FromString, serialized

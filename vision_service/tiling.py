@@ -24,7 +24,6 @@ from vision_service.bands import resize_into
 from vision_service.pictures.colours import to_rgb
 from vision_service.pictures.damage import damaged
 from vision_service.pictures.endings import corrected_webp, lengthened_jpeg
-from vision_service.pictures.formats import image_format
 from vision_service.pictures.opening import load_image, open_image
 from vision_service.pictures.transparency import Transparency
 from vision_service.threads import ALONE, Threads
@@ -120,36 +119,6 @@ class TiledImage:
     height: int
 
 
-def tile_file(
-    data: bytes,
-    *,
-    tile_size: int,
-    max_tile_count: int,
-    max_pixel_count: int,
-    transparency: Transparency = "white",
-    policy: TilePolicy = RELEASED_POLICY,
-    threads: Threads = ALONE,
-) -> TiledImage:
-    """Decodes a file and cuts it into tiles.
-
-    Args:
-        data: the encoded file.
-        tile_size: edge of a tile in pixels.
-        max_tile_count: most tiles without the thumbnail; 1 or more.
-        max_pixel_count: most pixels of the image.
-        transparency: what transparent pixels become; as `colours.to_rgb`.
-        policy: the checkpoint's.
-        threads: what resizes the picture; one thread decodes it.
-
-    Raises:
-        InvalidImageError, ImageTooLargeError: as `decode`.
-    """
-    image = decode(data, image_format(data), max_pixel_count, transparency)
-    grid = choose_grid(image.width, image.height, max_tile_count, tile_size, policy)
-    tiles = cut(image, grid, tile_size, threads)
-    return TiledImage(tiles, grid, image.width, image.height)
-
-
 def decode(
     data: bytes, format_: str, max_pixel_count: int, transparency: Transparency = "white"
 ) -> Image.Image:
@@ -159,7 +128,7 @@ def decode(
         data: the encoded file.
         format_: as `formats.image_format` tells it.
         max_pixel_count: most pixels of the image.
-        transparency: as `tile_file`.
+        transparency: what transparent pixels become; as `colours.to_rgb`.
 
     Raises:
         InvalidImageError: the file is damaged, or its pixels are no colours; or as `check_size`.

@@ -13,6 +13,7 @@ from gateway.access.callers import Policy
 from gateway.access.key_file import key_name, read_key_file
 from gateway.access.keyring import Key
 from gateway.access.new_keys import add_to_file, entry_of, new_key
+from protos.process.facts import columns
 from protos.process.settings import Options, read_settings
 
 NO_LIMIT = "-"
@@ -60,12 +61,7 @@ class List(_Command):
     """The file of keys."""
 
     def run(self) -> None:
-        """Shows a table."""
-        rows = [COLUMNS, *map(_row, read_key_file(self.file))]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        sys.stdout.write(columns([COLUMNS, *map(_row, read_key_file(self.file))]))
 
 
 class Check(_Command):
@@ -75,7 +71,6 @@ class Check(_Command):
     """The file of keys."""
 
     def run(self) -> None:
-        """Reads it."""
         count = len(read_key_file(self.file))
         sys.stdout.write(f"{self.file} has {count} {'key' if count == 1 else 'keys'}\n")
 

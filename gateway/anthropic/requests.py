@@ -14,7 +14,9 @@ from pydantic_core import PydanticCustomError
 
 from gateway.anthropic.screening import screen_messages
 from gateway.openai.json_limits import read_json
-from gateway.openai.models import (
+from gateway.openai.options import ModelRequest, StopStrings
+from gateway.openai.refusals import refusal, shown_kind
+from gateway.openai.request_model import (
     MAX_ENTRY_COUNT,
     Float,
     Int32,
@@ -26,8 +28,6 @@ from gateway.openai.models import (
     Whole,
     json_text,
 )
-from gateway.openai.options import ModelRequest, StopStrings
-from gateway.openai.refusals import refusal, shown_kind
 from gateway.openai.requests import MAX_MESSAGE_COUNT, ImageURL
 from gateway.tools import Tool, ToolChoice
 from protos.strictness import close

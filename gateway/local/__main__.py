@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,6 +28,7 @@ from gateway.local.processes import (
 from gateway.local.record import Record, ServiceRecord, forget
 from gateway.local.settings import Settings, StatusSettings, StopSettings
 from gateway.local.stack import Stack
+from protos.process.facts import columns
 from protos.process.probe import HEALTHY
 from protos.process.settings import read_settings
 
@@ -148,34 +149,20 @@ def make_stack(settings: Settings) -> Stack:
     ports = (free_port(settings.vision_port), free_port(settings.llm_port), _port(settings))
     host = LOOPBACKS.get(settings.host, settings.host)
     certificates = make_certificates(settings, host)
-    shared = ["--drain-seconds", str(settings.drain_seconds)]
-    for name in SHARED:
-        if name in settings.model_fields_set:
-            shared += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
-    roots = json.dumps([str(root) for root in settings.file_root])
-    of_gateway = ["--file-root", roots] if settings.file_root else []
-    if settings.api_keys_file is not None:
-        of_gateway += ["--api-keys-file", str(settings.api_keys_file)]
-    if settings.metrics_port is not None:
-        of_gateway += ["--metrics-port", str(settings.metrics_port)]
+    shared = _shared_arguments(settings)
     return Stack(
         settings.checkpoint,
         settings.state_folder,
         ports=ports,
         host=host,
-        service_arguments=[
-            *("--host", LOOPBACK),
-            *("--served-model-name", model),
-            *shared,
-        ],
+        service_arguments=["--host", LOOPBACK, "--served-model-name", model, *shared],
         vision_arguments=certificates.arguments("vision"),
         llm_arguments=[
             *(word for alias in aliases for word in ("--served-model-name", alias)),
             *certificates.arguments("llm"),
         ],
         gateway_arguments=[
-            *("--host", settings.host),
-            *of_gateway,
+            *_gateway_arguments(settings),
             *shared,
             *certificates.arguments(GATEWAY),
         ],
@@ -183,6 +170,25 @@ def make_stack(settings: Settings) -> Stack:
         engines=engines,
         variables=multi_process_service(settings.state_folder).variables if settings.mps else {},
     )
+
+
+def _shared_arguments(settings: Settings) -> list[str]:
+    arguments = ["--drain-seconds", str(settings.drain_seconds)]
+    for name in SHARED:
+        if name in settings.model_fields_set:
+            arguments += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+    return arguments
+
+
+def _gateway_arguments(settings: Settings) -> list[str]:
+    arguments = ["--host", settings.host]
+    if settings.file_root:
+        arguments += ["--file-root", json.dumps([str(root) for root in settings.file_root])]
+    if settings.api_keys_file is not None:
+        arguments += ["--api-keys-file", str(settings.api_keys_file)]
+    if settings.metrics_port is not None:
+        arguments += ["--metrics-port", str(settings.metrics_port)]
+    return arguments
 
 
 def _port(settings: Settings) -> int:
@@ -222,20 +228,14 @@ def status() -> int:
     for service, health in zip(services, healths, strict=True):
         pid = str(service.pid) if health not in (ENDED, NOT_STARTED) else "-"
         rows.append((service.name, str(service.port or "-"), pid, health, record.checkpoint))
-    _show(rows)
+    sys.stdout.write(columns(rows))
+    sys.stdout.flush()
     for service, health in zip(services, healths, strict=True):
         if health == ENDED:
             _say(f"the {service.title} has ended; its log is {service.log}")
     if HEALTHY in healths:
         _say_page(services[-1])
     return 0 if set(healths) == {HEALTHY} else 1
-
-
-def _show(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        _say("  ".join(cells).rstrip())
 
 
 def stop() -> int:

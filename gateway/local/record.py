@@ -31,7 +31,6 @@ class ServiceRecord:
 
     @classmethod
     def of(cls, service: Service) -> ServiceRecord:
-        """Returns that of a service."""
         tls = service.tls or ProbeTLS()
         files = (str(path or "") for path in (tls.certificate, tls.key))
         return cls(service.name, service.host, service.port, service.pid, *files)
@@ -79,7 +78,6 @@ class Record:
         part.replace(folder / FILE_NAME)
 
     def open(self, folder: Path) -> list[Service]:
-        """Returns the services."""
         return [service.open(folder) for service in self.services]
 
 

@@ -18,7 +18,6 @@ class MadeCall:
     pieces: list[str] = field(default_factory=list)
 
     def add(self, piece: ToolCallDelta) -> None:
-        """Takes the next piece."""
         self.name += piece.name
         self.pieces.append(piece.arguments)
 

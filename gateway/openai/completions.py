@@ -15,9 +15,9 @@ from pydantic_core import PydanticCustomError
 
 from gateway.openai.completion_fields import COMPLETION
 from gateway.openai.json_limits import MAX_TOKEN_VALUE_COUNT, read_json
-from gateway.openai.models import Int32, Limit
 from gateway.openai.options import GenerationOptions, validated
 from gateway.openai.refusals import shown_kind
+from gateway.openai.request_model import Int32, Limit
 from gateway.openai.token_ids import MAX_INT32, token_ids
 from protos.errors import InvalidArgumentError
 

@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from gateway.openai.models import (
+from gateway.openai.refusals import shown_kind
+from gateway.openai.request_model import (
     MAX_ENTRY_COUNT,
     RequestModel,
     SchemaHolder,
     SchemaText,
     json_text,
 )
-from gateway.openai.refusals import shown_kind
 
 # What stands for something else in a regular expression of Rust's regex crate.
 META_CHARACTERS = re.compile(r"[\\.+*?()|\[\]{}^$#&~-]")

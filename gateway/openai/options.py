@@ -17,7 +17,8 @@ from gateway.openai.forms import (
     OptionalStructuredOutputs,
 )
 from gateway.openai.known_fields import Section
-from gateway.openai.models import (
+from gateway.openai.refusals import refusal, shown
+from gateway.openai.request_model import (
     MAX_ENTRY_COUNT,
     Float,
     Int32,
@@ -26,7 +27,6 @@ from gateway.openai.models import (
     Seed,
     Whole,
 )
-from gateway.openai.refusals import refusal, shown
 from gateway.openai.screening import listed, screen
 
 # Bound against abuse, as MAX_ENTRY_COUNT.

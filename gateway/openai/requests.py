@@ -16,7 +16,9 @@ from pydantic_core import PydanticCustomError
 
 from gateway.openai.json_limits import read_json
 from gateway.openai.known_fields import TOP_LEVEL, Section
-from gateway.openai.models import (
+from gateway.openai.options import GenerationOptions, validated
+from gateway.openai.refusals import shown_kind
+from gateway.openai.request_model import (
     MAX_ENTRY_COUNT,
     Int32,
     Limit,
@@ -24,8 +26,6 @@ from gateway.openai.models import (
     Whole,
     json_text,
 )
-from gateway.openai.options import GenerationOptions, validated
-from gateway.openai.refusals import shown_kind
 from gateway.openai.tools import (
     ChoiceOrWord,
     Functions,

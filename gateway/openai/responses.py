@@ -19,7 +19,9 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from gateway.openai.json_limits import read_json
-from gateway.openai.models import (
+from gateway.openai.options import SamplingOptions
+from gateway.openai.refusals import refusal, shown, shown_kind
+from gateway.openai.request_model import (
     MAX_ENTRY_COUNT,
     Int32,
     Limit,
@@ -28,8 +30,6 @@ from gateway.openai.models import (
     SchemaText,
     Whole,
 )
-from gateway.openai.options import SamplingOptions
-from gateway.openai.refusals import refusal, shown, shown_kind
 from gateway.openai.requests import FunctionCall, ImageURL
 from gateway.openai.responses_screening import screen_responses
 from gateway.openai.tools import FunctionDefinition, without_barred_tools

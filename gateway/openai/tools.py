@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from gateway.openai.models import MAX_ENTRY_COUNT, RequestModel, SchemaHolder, SchemaText
 from gateway.openai.refusals import shown
+from gateway.openai.request_model import MAX_ENTRY_COUNT, RequestModel, SchemaHolder, SchemaText
 from gateway.tools import Tool, ToolChoice
 
 

@@ -53,7 +53,6 @@ class PageFile:
 
     @property
     def charset(self) -> str | None:
-        """The charset of a text."""
         return "utf-8" if TEXTUAL.match(self.content_type) else None
 
     def body(self, accept_encoding: str) -> Body:

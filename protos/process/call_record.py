@@ -47,7 +47,6 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
         return self.end - self.start
 
 
@@ -70,7 +69,6 @@ class CallRecord:
     error: ServiceError | None = None
 
     def note(self, **facts: Value) -> None:
-        """Adds facts."""
         self.facts |= facts
 
     @contextmanager

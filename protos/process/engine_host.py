@@ -32,8 +32,8 @@ import structlog
 
 from protos.process import logs
 from protos.process.allocator import keep_freed_memory
-from protos.process.collector import freeze_started
 from protos.process.engine_link import EngineLink, Failed, Frame, Loading, Ready, Start
+from protos.process.garbage_collector import freeze_started
 from protos.process.threads import give_lock_away_soon
 
 logger = structlog.get_logger()

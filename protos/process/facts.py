@@ -1,4 +1,4 @@
-"""Facts as people read them: a line each, names in a column."""
+"""Facts as people read them: a line each, in columns."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ def aligned(facts: Facts, width: int | None = None) -> str:
     """Returns a line for each fact; the values begin at `width`, by default behind all names."""
     width = width or column_width(*(name for name, _ in facts))
     return "".join(f"{name:<{width}}{value}\n" for name, value in facts)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a line for each row; a column is as wide as the longest of its cells."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = (map(str.ljust, row, widths) for row in rows)
+    return "".join("  ".join(cells).rstrip() + "\n" for cells in padded)

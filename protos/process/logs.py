@@ -96,7 +96,6 @@ def _without_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 
 def new_request_id() -> str:
-    """Returns a fresh request id."""
     return uuid.uuid4().hex
 
 

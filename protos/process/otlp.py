@@ -22,8 +22,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from protos.process.otlp_options import OTLPProtocol, otlp_protocol
 from protos.process.rarely import Rarely
-from protos.process.settings import OTLPProtocol, otlp_protocol
 from protos.process.tracing import FLUSH_SECONDS, Kind, Metadata, Span, Value, error_type
 
 logger = structlog.get_logger()

@@ -18,9 +18,9 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE_NAME
 from grpc_reflection.v1alpha import reflection
 
 from protos.process.calls import CallInterceptor
-from protos.process.collector import freeze_started
 from protos.process.credentials import server_credentials
 from protos.process.exposure import warn_of_plain_text
+from protos.process.garbage_collector import freeze_started
 from protos.process.health import HealthServicer
 from protos.process.metrics import serving_metrics
 from protos.process.reload import reload_on_sighup

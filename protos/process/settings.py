@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -40,6 +37,7 @@ from protos.process.option_errors import (
 )
 from protos.process.option_printing import printed
 from protos.process.option_sources import ConfigFile, Environment, Flags, Source, merged
+from protos.process.otlp_options import usable_collector
 from protos.process.tls import TLSFileError, TLSFiles, check_certificates, check_key
 from protos.signature import EmbeddingKey
 
@@ -51,8 +49,6 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 # More than any machine's cores; PyTorch takes memory for each thread.
 LARGEST_THREAD_COUNT = 1024
-
-
 MAX_MODEL_NAME_LENGTH = 256
 
 
@@ -90,44 +86,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-OTLPProtocol = Literal["grpc", "http/protobuf"]
-# OpenTelemetry's own variable, beside which its others are read as they are.
-OTLP_PROTOCOL_VARIABLE = "OTEL_EXPORTER_OTLP_PROTOCOL"
-
-
-def otlp_protocol() -> OTLPProtocol:
-    """Returns how a collector is spoken to, as the environment has it.
-
-    Raises:
-        ValueError: it has something else.
-    """
-    protocol = os.environ.get(OTLP_PROTOCOL_VARIABLE, "grpc")
-    for known in get_args(OTLPProtocol):
-        if protocol == known:
-            return cast(OTLPProtocol, known)
-    raise ValueError(f"{OTLP_PROTOCOL_VARIABLE} is {protocol!r}; known: grpc, http/protobuf")
-
-
-def _usable_collector(endpoint: str) -> str:
-    url = urlsplit(endpoint)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError("a collector's URL begins with http:// or https:// and a host")
-    if url.username is not None:
-        raise ValueError(
-            "a collector's URL is shown, and so holds no password; OTEL_EXPORTER_OTLP_HEADERS may"
-        )
-    _ = url.port  # raises ValueError where it is none
-    otlp_protocol()
-    try:
-        version("opentelemetry-exporter-otlp")  # which requires the SDK
-    except PackageNotFoundError as error:
-        raise ValueError(
-            "OpenTelemetry is not installed; it is with the extra otel:"
-            " pip install 'internvl-serving[otel]'"
-        ) from error
-    return endpoint
 
 
 def _is_on_loopback(options: dict[str, Any]) -> bool:
@@ -219,7 +177,7 @@ class ServingSettings(Options):
     """Above so many info lines of requests a second, those of some requests are left out, the same
     requests in each process. Warnings, errors and requests of 10 s and more are always logged; the
     next line has left_out_count."""
-    otlp_endpoint: Annotated[str, AfterValidator(_usable_collector)] | None = None
+    otlp_endpoint: Annotated[str, AfterValidator(usable_collector)] | None = None
     """URL of an OpenTelemetry collector that gets traces, and from the gateway histograms, e.g.
     http://localhost:4317; needs the extra otel. The rest is told by OpenTelemetry's own variables,
     as OTEL_TRACES_SAMPLER. Default: none is made."""

@@ -19,8 +19,9 @@ from pathlib import Path
 from tests.benchmarks.measurement import cpu_seconds, take_turns
 from tests.benchmarks.photo import photo
 from tests.benchmarks.report import Report
+from tests.tiled_files import tile_file
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
-from vision_service.tiling import TiledImage, tile_file
+from vision_service.tiling import TiledImage
 
 TILE_SIZE = 448
 MAX_TILE_COUNT = 12

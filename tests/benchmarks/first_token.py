@@ -32,10 +32,10 @@ from tests.benchmarks.photo import photo
 from tests.benchmarks.report import Report
 from tests.random_checkpoint import write_random_checkpoint
 from tests.real_tokenizers import FOLDER as TOKENIZERS
+from tests.tiled_files import tile_file
 from vision_service.__main__ import load as load_vision
 from vision_service.settings import Settings as VisionSettings
 from vision_service.settings import TorchOptions as VisionTorchOptions
-from vision_service.tiling import tile_file
 
 THREAD_COUNT = 1
 REPEAT_COUNT = 15

@@ -11,10 +11,11 @@ from tests.benchmarks.measurement import measure, median_ms
 from tests.benchmarks.photo import photo
 from tests.benchmarks.reference import MAX_TILE_COUNT, TILE_SIZE, reference_pixel_values
 from tests.benchmarks.report import Report
+from tests.tiled_files import tile_file
 from vision_service.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from vision_service.engines.torch.engine import normalise
 from vision_service.pictures.formats import image_format
-from vision_service.tiling import choose_grid, decode, tile_file
+from vision_service.tiling import choose_grid, decode
 
 MAX_PIXEL_COUNT = 100_000_000
 REPEAT_COUNT = 15

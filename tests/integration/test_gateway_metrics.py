@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 
 from gateway.app import create_app
-from gateway.keys import METRICS
+from gateway.app_keys import METRICS
 from gateway.local.ports import free_port
 from gateway.metrics import Metrics
 from gateway.record import STAGES

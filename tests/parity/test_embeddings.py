@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tests.parity import golden
+from tests.tiled_files import tile_file
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.create import create_engine
 from vision_service.engines.torch.engine import load_model, normalise
 from vision_service.engines.torch.intern_vit import VisionModel, pixel_shuffle
 from vision_service.settings import Settings, TorchOptions
-from vision_service.tiling import tile_file
 
 TOLERANCE = 1e-4
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.parity import golden
+from tests.tiled_files import tile_file
 from vision_service.checkpoint import IMAGENET_MEAN, IMAGENET_STD
 from vision_service.engines.torch.engine import normalise
-from vision_service.tiling import tile_file
 
 TILE_SIZE = 448
 MAX_TILE_COUNT = 12

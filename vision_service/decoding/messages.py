@@ -51,7 +51,6 @@ class Order:
 
     @property
     def policy(self) -> TilePolicy:
-        """The checkpoint's."""
         return TilePolicy(self.is_dynamic, self.min_tile_count, self.has_thumbnail)
 
 
@@ -79,7 +78,6 @@ class Reply:
 
 
 def dump(message: Order | Reply) -> bytes:
-    """Returns the line."""
     return json.dumps(dataclasses.asdict(message)).encode() + b"\n"
 
 

@@ -53,11 +53,6 @@ def tile_sums(embeddings: torch.Tensor) -> torch.Tensor:
     return embeddings.sum((1, 2), dtype=torch.float32)
 
 
-def finite_images(sums: torch.Tensor, tile_counts: Sequence[int]) -> list[bool]:
-    """Returns for each image of so many tiles whether the sums of its tiles are finite."""
-    return [bool(part.isfinite().all()) for part in torch.split(sums, list(tile_counts))]
-
-
 class VisionEngine(Protocol):
     """What turns tiles into embeddings; used by one thread at a time."""
 

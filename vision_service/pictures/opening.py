@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
@@ -31,9 +30,9 @@ GREY_FACTORS = {2: 85, 4: 17}
 PNG_BITS_PLACE = 24
 
 
-def import_plugins(formats: Iterable[str] = FORMATS) -> None:
-    """Imports what opens these formats, which the first file of each would wait for."""
-    for format_ in formats:
+def import_plugins() -> None:
+    """Imports what opens the formats, which the first file of each would wait for."""
+    for format_ in FORMATS:
         _plugin(format_)
 
 

@@ -1,7 +1,7 @@
 // Server-sent events of a byte stream, comments included: the timing of an answer is one.
 
 /** Makes events of text that comes in pieces, wherever these were cut. */
-export class EventParser {
+class EventParser {
   #line = "";
   #data = [];
   #afterCR = false;

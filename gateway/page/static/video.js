@@ -40,7 +40,7 @@ const THUMBNAIL_HEIGHT = 120;
 const FAR = 1e7; // seconds
 
 /** Returns when the frames are, in seconds: the middles of equal parts. */
-export const frameTimes = (seconds, count) =>
+const frameTimes = (seconds, count) =>
   Array.from({ length: count }, (_, i) => (seconds * (i + 0.5)) / count);
 
 /** Returns the frames that were chosen of a video as Files, in order; [] if none were. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 
 from llm_service.checkpoint import LLMConfig
 from llm_service.engines.base import EngineStartError
-from llm_service.json_object import read_json_object
 from llm_service.settings import TensorRTLLMOptions
+from protos.checkpoint.section import CheckpointError, Section
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -81,12 +82,14 @@ class EngineFolder:
         Raises:
             EngineStartError: a file or a key is missing or of a wrong type.
         """
-        document = read_json_object(path / "config.json", "engine_folder", EngineStartError)
+        file = path / "config.json"
         try:
-            return _parse(path, document)
+            return _parse(path, Section.of_file(file).values)
+        except CheckpointError as error:
+            raise EngineStartError(f"engine_folder: {error}") from error
         except (KeyError, TypeError) as error:
             raise EngineStartError(
-                f"{path / 'config.json'} is not that of a TensorRT-LLM engine: {error!r}"
+                f"{file} is not that of a TensorRT-LLM engine: {error!r}"
             ) from error
 
     def check(self, options: TensorRTLLMOptions, config: LLMConfig, version: str) -> None:
@@ -152,7 +155,7 @@ class EngineFolder:
             )
 
 
-def _parse(path: Path, document: dict[str, Any]) -> EngineFolder:
+def _parse(path: Path, document: Mapping[str, Any]) -> EngineFolder:
     model, build = document["pretrained_config"], document["build_config"]
     mapping = model["mapping"]
     if model["dtype"] not in DTYPES:

@@ -48,7 +48,6 @@ class StartMemory:
         dtype: torch.dtype,
         stored: StoredTypes,
     ) -> StartMemory:
-        """Looks at the device."""
         is_cuda = device.type == "cuda"
         free = _free_on_gpu(device) if is_cuda else free_host_memory()
         types = (stored.matrices, stored.embedding, stored.head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,30 +48,15 @@ class StepInputs:
     @classmethod
     def of(cls, scheduled: list[Sequence], tables: BlockTables, vocabulary_size: int) -> StepInputs:
         """Writes down the sequences' scheduled tokens; their block tables are up to date then."""
-        decodes: list[Sequence] = []
-        token_ids: list[int] = []
-        places: list[int] = []
-        others: list[Sequence] = []
-        for sequence in scheduled:
-            token_id = _decode_token(sequence, vocabulary_size)
-            if token_id is None:
-                others.append(sequence)
-            else:
-                decodes.append(sequence)
-                token_ids.append(token_id)
-                places.append(sequence.computed_count)
-                for place, draft in enumerate(sequence.drafts, sequence.computed_count + 1):
-                    decodes.append(sequence)
-                    token_ids.append(draft)
-                    places.append(place)
-        sequences = decodes + others
+        decodes, others = _split(scheduled, vocabulary_size)
+        sequences = decodes.sequences + others
         slots = tables.slots(sequences)
-        counts = [1] * len(decodes) + [sequence.scheduled_count for sequence in others]
+        decode_count = len(decodes.sequences)
+        counts = [1] * decode_count + [sequence.scheduled_count for sequence in others]
         ends = np.cumsum(counts).tolist()
         rows = np.empty((3, ends[-1]), np.int64)
-        rows[0, : len(decodes)] = token_ids
-        rows[1, : len(decodes)] = places
-        of_others = list(zip(others, ends[len(decodes) :], strict=True))
+        rows[:2, :decode_count] = decodes.token_ids, decodes.places
+        of_others = list(zip(others, ends[decode_count:], strict=True))
         for sequence, end in of_others:
             _write_span(rows[:2, end - sequence.scheduled_count : end], sequence)
         rows[2] = tables.cache_places(np.repeat(slots, counts), rows[1])
@@ -79,7 +65,7 @@ class StepInputs:
         return cls(
             sequences=sequences,
             counts=counts,
-            decode_count=len(decodes),
+            decode_count=decode_count,
             rows=rows,
             slots=slots,
             tables=tables,
@@ -122,6 +108,35 @@ class StepInputs:
         return tuple(
             _span(sequence, device, block_size) for sequence in self.sequences[self.decode_count :]
         )
+
+
+class _Decodes(NamedTuple):
+    """Of each decode its sequence, its token id and its place in the sequence."""
+
+    sequences: list[Sequence]
+    token_ids: list[int]
+    places: list[int]
+
+
+def _split(scheduled: list[Sequence], vocabulary_size: int) -> tuple[_Decodes, list[Sequence]]:
+    """Returns the decodes, drafts among them, and the sequences that have none."""
+    sequences: list[Sequence] = []
+    token_ids: list[int] = []
+    places: list[int] = []
+    others: list[Sequence] = []
+    for sequence in scheduled:
+        token_id = _decode_token(sequence, vocabulary_size)
+        if token_id is None:
+            others.append(sequence)
+            continue
+        sequences.append(sequence)
+        token_ids.append(token_id)
+        places.append(sequence.computed_count)
+        if drafts := sequence.drafts:
+            sequences += [sequence] * len(drafts)
+            token_ids += drafts
+            places += range(places[-1] + 1, places[-1] + 1 + len(drafts))
+    return _Decodes(sequences, token_ids, places), others
 
 
 def _decode_token(sequence: Sequence, vocabulary_size: int) -> int | None:

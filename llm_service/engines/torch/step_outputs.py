@@ -26,7 +26,6 @@ class SampledToken(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether its logits are."""
         return self.token_id != NO_TOKEN
 
 

@@ -37,7 +37,7 @@ from gateway.anthropic.requests import (
 )
 from gateway.dialects import messages
 from gateway.openai.known_fields import Hint, Refused, Section
-from gateway.openai.models import RequestModel
+from gateway.openai.request_model import RequestModel
 from gateway.services.messages import generate_start
 from protos.errors import InvalidArgumentError, UnsupportedFieldError
 from tests.unit.gateway.test_known_fields import printed

@@ -14,7 +14,7 @@ from gateway.openai.completion_fields import COMPLETION, DETOKENIZE, TOKENIZE, T
 from gateway.openai.completions import MAX_PROMPT_COUNT, CompletionRequest
 from gateway.openai.json_limits import MAX_TOKEN_VALUE_COUNT
 from gateway.openai.known_fields import TOP_LEVEL, Hint, Refused, Section
-from gateway.openai.models import RequestModel
+from gateway.openai.request_model import RequestModel
 from gateway.openai.tokenizing import (
     DetokenizeRequest,
     TokenizeChatRequest,

@@ -31,8 +31,8 @@ from gateway.openai.known_fields import (
     Section,
     Served,
 )
-from gateway.openai.models import RequestModel
 from gateway.openai.options import StreamOptions
+from gateway.openai.request_model import RequestModel
 from gateway.openai.requests import (
     ChatCompletionRequest,
     ContentPart,

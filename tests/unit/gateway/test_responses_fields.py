@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.openai.known_fields import Hint, Refused, Section
-from gateway.openai.models import RequestModel
+from gateway.openai.request_model import RequestModel
 from gateway.openai.responses import (
     CallOutput,
     FunctionTool,

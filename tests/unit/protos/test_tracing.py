@@ -90,7 +90,7 @@ def test_a_missing_extra_is_named(
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("protos.process.settings.version", missing)
+    monkeypatch.setattr("protos.process.otlp_options.version", missing)
     with pytest.raises(SystemExit):
         settings_of(monkeypatch, ENDPOINT)
     assert "pip install 'internvl-serving[otel]'" in capsys.readouterr().err

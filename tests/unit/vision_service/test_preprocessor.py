@@ -27,6 +27,7 @@ from protos.errors import (
     UnavailableError,
 )
 from tests import hostile_pictures as hostile
+from tests.tiled_files import tile_file
 from tests.unit.vision_service.fakes import encoded, picture
 from tests.unit.vision_service.workers import until, worker_pids
 from vision_service.decoding import cost
@@ -36,7 +37,7 @@ from vision_service.decoding.messages import Order
 from vision_service.decoding.process import WorkerProcess
 from vision_service.pictures.transparency import Transparency
 from vision_service.preprocessor import Preprocessor, PreprocessorLimits
-from vision_service.tiling import Grid, TiledImage, TilePolicy, tile_file
+from vision_service.tiling import Grid, TiledImage, TilePolicy
 
 PICTURE = encoded(picture(40, 20))
 LIMITS = PreprocessorLimits(

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from protos.errors import ImageTooLargeError, InvalidImageError
 from tests.mutated_pictures import mutated, originals
+from tests.tiled_files import tile_file
 from tests.unit.vision_service.fakes import encoded, picture
 from tests.unit.vision_service.reference import reference_tiles
 from vision_service.decoding.headers import read_header
@@ -26,7 +27,6 @@ from vision_service.tiling import (
     TilePolicy,
     choose_grid,
     decode,
-    tile_file,
     upright_size,
 )
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,10 +21,10 @@ from vision_service.checkpoint import (
 from vision_service.engines.base import (
     DTYPES,
     EngineStartError,
-    finite_images,
     not_finite,
     tile_sums,
 )
+from vision_service.engines.device_batch import DeviceBatch
 from vision_service.engines.first_run import first_embeddings
 from vision_service.engines.tensorrt.record import INPUT, OUTPUT, PLAN_FILE, Gpu, PlanRecord
 from vision_service.recipe import plan_recipe_sha256
@@ -65,7 +64,7 @@ class TensorrtEngine:
     """A VisionEngine that runs a plan.
 
     A batch's upload, runs and download follow each other on one stream. The host waits only for the
-    embeddings, in `TensorrtBatch.wait`, so a batch that is submitted meanwhile follows at once.
+    embeddings, in `DeviceBatch.wait`, so a batch that is submitted meanwhile follows at once.
 
     Attributes:
         dtype: element type of the plan's embeddings.
@@ -83,7 +82,7 @@ class TensorrtEngine:
         return self.submit([tiles]).wait()[0]
 
     @torch.inference_mode()
-    def submit(self, images: Sequence[torch.Tensor]) -> TensorrtBatch:
+    def submit(self, images: Sequence[torch.Tensor]) -> DeviceBatch:
         """Splits a batch with more tiles than the profile has."""
         counts = [len(tiles) for tiles in images]
         host_tiles = self._stream.host_memory(sum(counts), *images[0].shape[1:], dtype=torch.uint8)
@@ -95,7 +94,7 @@ class TensorrtEngine:
             embeddings = [self._to_host(part) for part in torch.split(rows, counts)]
             sums = self._to_host(tile_sums(rows))
             downloaded = self._stream.event()
-        return TensorrtBatch(embeddings, sum(padding for _, padding in runs), sums, downloaded)
+        return DeviceBatch(embeddings, sum(padding for _, padding in runs), sums, downloaded)
 
     def is_alive(self) -> bool:
         return True
@@ -114,27 +113,6 @@ class TensorrtEngine:
     def _to_host(self, rows: torch.Tensor) -> torch.Tensor:
         host_rows = self._stream.host_memory(*rows.shape, dtype=rows.dtype)
         return host_rows.copy_(rows, non_blocking=True)
-
-
-@dataclass(frozen=True)
-class TensorrtBatch:
-    """An EncodingBatch that the device computes."""
-
-    embeddings: list[torch.Tensor]
-    padding_tile_count: int
-    _sums: torch.Tensor  # of the tiles; on the host, as the embeddings
-    _downloaded: Any  # an event of the device
-
-    def is_ready(self) -> bool:
-        ready: bool = self._downloaded.query()
-        return ready
-
-    def wait(self) -> list[torch.Tensor]:
-        self._downloaded.synchronize()
-        return self.embeddings
-
-    def are_finite(self) -> list[bool]:
-        return finite_images(self._sums, list(map(len, self.embeddings)))
 
 
 class _Stream:

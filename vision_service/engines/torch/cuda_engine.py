@@ -10,7 +10,8 @@ import structlog
 import torch
 
 from vision_service.checkpoint import VisionConfig
-from vision_service.engines.base import finite_images, tile_sums
+from vision_service.engines.base import tile_sums
+from vision_service.engines.device_batch import DeviceBatch
 
 SLOT_COUNT = 2
 logger = structlog.get_logger()
@@ -18,33 +19,12 @@ logger = structlog.get_logger()
 Model = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass(frozen=True)
-class CudaBatch:
-    """An EncodingBatch that the device computes."""
-
-    embeddings: list[torch.Tensor]
-    padding_tile_count: int
-    _sums: torch.Tensor  # of the tiles; on the host, as the embeddings
-    _downloaded: torch.cuda.Event
-
-    def is_ready(self) -> bool:
-        ready: bool = self._downloaded.query()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        return ready
-
-    def wait(self) -> list[torch.Tensor]:
-        self._downloaded.synchronize()
-        return self.embeddings
-
-    def are_finite(self) -> list[bool]:
-        return finite_images(self._sums, list(map(len, self.embeddings)))
-
-
 class CudaEngine:
     """A VisionEngine that runs a model under CUDA graphs, two batches at a time.
 
     There are three streams: while one batch is computed, the next batch's tiles are uploaded and
     the last one's embeddings downloaded, between page-locked host memory and one of two slots on
-    the device. The host waits only for a free slot and, in `CudaBatch.wait`, for the embeddings.
+    the device. The host waits only for a free slot and, in `DeviceBatch.wait`, for the embeddings.
 
     Attributes:
         dtype: element type of the weights and the embeddings.
@@ -84,7 +64,7 @@ class CudaEngine:
         return torch.cat([self.submit([part]).wait()[0] for part in parts])
 
     @torch.inference_mode()
-    def submit(self, images: Sequence[torch.Tensor]) -> CudaBatch:
+    def submit(self, images: Sequence[torch.Tensor]) -> DeviceBatch:
         """Takes a batch of at most max_batch_tile_count tiles."""
         slot = self._free_slot()
         counts = [len(tiles) for tiles in images]
@@ -98,7 +78,7 @@ class CudaEngine:
     @torch.inference_mode()
     def submit_in_place(
         self, tiles: torch.Tensor, tile_counts: Sequence[int], rows: torch.Tensor
-    ) -> CudaBatch:
+    ) -> DeviceBatch:
         """Takes a batch of at most max_batch_tile_count tiles."""
         return self._launch(self._free_slot(), tiles, torch.split(rows, list(tile_counts)))
 
@@ -115,7 +95,7 @@ class CudaEngine:
 
     def _launch(
         self, slot: _Slot, host_tiles: torch.Tensor, embeddings: Sequence[torch.Tensor]
-    ) -> CudaBatch:
+    ) -> DeviceBatch:
         tile_count = len(host_tiles)
         with torch.cuda.stream(self._upload):
             slot.tiles[:tile_count].copy_(host_tiles, non_blocking=True)
@@ -131,7 +111,7 @@ class CudaEngine:
             sums = torch.empty(tile_count, dtype=torch.float32, pin_memory=True)
             sums.copy_(slot.sums[:tile_count], non_blocking=True)
             slot.free.record()
-        return CudaBatch(list(embeddings), padding, sums, slot.free)
+        return DeviceBatch(list(embeddings), padding, sums, slot.free)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from llm_service.engines.tensorrt_llm.build.config_file import config_document
 from llm_service.engines.tensorrt_llm.build.output_folder import output_folder
 from llm_service.engines.tensorrt_llm.build.sizing import Limits
 from llm_service.engines.tensorrt_llm.build.target import BuildError, Target
-from llm_service.json_object import read_json_object
+from protos.checkpoint.section import Section
 
 PROGRAM = "trtllm-build"
 
@@ -50,6 +50,7 @@ def build(config: LLMConfig, converted: Path, engine: Path, target: Target, limi
     Raises:
         BuildError: `converted` was not made by these options, `engine` exists, a build of it runs
             or was cut off, or trtllm-build is not installed or fails.
+        CheckpointError: the config.json of `converted` cannot be read.
     """
     _check_converted(converted, config_document(config, target))
     if shutil.which(PROGRAM) is None:
@@ -67,7 +68,7 @@ def _check_converted(converted: Path, expected: dict[str, object]) -> None:
     path = converted / "config.json"
     if not path.is_file():
         raise BuildError(f"there is no {path}; run convert first")
-    document = read_json_object(path, "the TensorRT-LLM checkpoint", BuildError)
+    document = Section.of_file(path).values
     for key, value in expected.items():
         if document.get(key) != value:
             raise BuildError(

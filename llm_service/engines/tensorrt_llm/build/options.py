@@ -35,7 +35,6 @@ class ModelOptions(BaseModel):
 
     @property
     def target(self) -> Target:
-        """Types and split."""
         return Target(self.dtype, self.quantization, self.tp, self.pp)
 
 

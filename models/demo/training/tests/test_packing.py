@@ -29,7 +29,7 @@ from tests.internlm2_layout import write_internlm2
 from tiny import samples, write_tiny_checkpoint
 from vision_service.checkpoint import VisionConfig
 from vision_service.engines.torch.engine import TorchEngine, load_model
-from vision_service.tiling import tile_file
+from vision_service.tiling import choose_grid, cut, decode
 
 SHAPE = BatchShape(tile_count=10, row_count=3, row_length=1400)
 # For one conversation alone.
@@ -179,5 +179,6 @@ def tiles_of(picture: Picture) -> torch.Tensor:
     """Returns the tiles as the vision service cuts them from a file."""
     file = io.BytesIO()
     Image.fromarray(picture.pixels).save(file, "PNG")
-    limits = {"max_tile_count": 4, "max_pixel_count": 10**7}
-    return torch.from_numpy(tile_file(file.getvalue(), tile_size=448, **limits).tiles)
+    image = decode(file.getvalue(), "PNG", max_pixel_count=10**7)
+    grid = choose_grid(*image.size, max_tile_count=4, tile_size=448)
+    return torch.from_numpy(cut(image, grid, tile_size=448))

@@ -108,7 +108,11 @@ def test_refuses_a_missing_rank(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "has no file config.json"), ("{", "is not valid JSON"), ("[]", "no.*JSON object")],
+    [
+        (None, "there is no file .*config.json"),
+        ("{", "config.json: cannot be read: Expecting property name"),
+        ("[]", "config.json: is not a JSON object"),
+    ],
 )
 def test_refuses_a_damaged_config(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:

@@ -218,7 +218,7 @@ def test_a_damaged_converted_checkpoint_is_a_sentence(
 ) -> None:
     _run(monkeypatch, "convert", *folders)
     (tmp_path / "new" / "converted" / "config.json").write_text("{")
-    with pytest.raises(SystemExit, match="config.json is not valid JSON: Expecting property name"):
+    with pytest.raises(SystemExit, match="config.json: cannot be read: Expecting property name"):
         _run(monkeypatch, "engine", *folders, "--output", tmp_path / "e")
 
 

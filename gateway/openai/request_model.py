@@ -1,4 +1,4 @@
-"""What the models of all OpenAI's requests are made of."""
+"""What the models of all requests are made of: their base, and the types of their values."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import sys
 # In a process of its own: what is frozen is not freed there either.
 PROGRAM = """
 import gc
-from protos.process.collector import freeze_started
+from protos.process.garbage_collector import freeze_started
 
 class Node:
     pass
