@@ -132,6 +132,7 @@ def generation(
     skip_special_tokens = start.skip_special_tokens
     return Generation(
         prompt=prompt_source(start, info),
+        byte_count=start.ByteSize(),
         embedding_ids=embedding_ids,
         params=params,
         stop_strings=_stop_strings(start.stop),
