@@ -99,13 +99,13 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     async def _generation(
         self, requests: AsyncIterator[wire.ReadRequest], deadline: float | None
     ) -> Generation:
-        start = wire.start(await anext(requests, None))
+        opening = wire.opening(await anext(requests, None))
         arrival = time.monotonic()
-        if start.request_id:
-            bind_request_id(start.request_id)
+        if request_id := opening.start.request_id:
+            bind_request_id(request_id)
             bind_trace_id(current_span().trace_id)
         return await in_thread_if_large(
-            start.ByteSize(), wire.generation, start, self._info, arrival, deadline
+            opening.byte_count, wire.generation, opening, self._info, arrival, deadline
         )
 
 
