@@ -81,7 +81,7 @@ async def count_input(dialect: Dialect, request: web.Request) -> web.Response:
 
 async def _parsed(dialect: Dialect, request: web.Request, body: bytes) -> Call:
     strict = request.app[SETTINGS].strict_fields
-    call = await request.app[POOLS].json.run(dialect.parse, body, strict)
+    call = await request.app[POOLS].json.run_if_large(len(body), dialect.parse, body, strict)
     request[RECORD].ignored_fields = call.ignored_fields
     return call
 

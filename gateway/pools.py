@@ -15,13 +15,17 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
 
+from protos.process.settings import KIB
+
 Result = TypeVar("Result")
 
 
 class Pool:
     """A few threads. They are daemons: one that a file system holds for ever holds up no exit."""
 
-    def __init__(self, name: str, thread_count: int) -> None:
+    def __init__(self, name: str, thread_count: int, small_byte_count: int = 0) -> None:
+        """Starts the threads; work on so few bytes ends sooner than one would begin with it."""
+        self._small_byte_count = small_byte_count
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads = [
             Thread(target=self._work, name=f"{name}-{index}", daemon=True)
@@ -38,6 +42,14 @@ class Pool:
         future: Future[Result] = Future()
         self._calls.put((future, partial(function, *arguments)))
         return await asyncio.wrap_future(future)
+
+    async def run_if_large(
+        self, byte_count: int, function: Callable[..., Result], *arguments: object
+    ) -> Result:
+        """Returns what the function makes of so many bytes, computed in a thread if it is work."""
+        if byte_count <= self._small_byte_count:
+            return function(*arguments)
+        return await self.run(function, *arguments)
 
     def close(self) -> None:
         """Lets the threads end, each after the call that it is in."""
@@ -79,7 +91,7 @@ class Pools:
 @contextmanager
 def open_pools() -> Iterator[Pools]:
     """Yields the pools, and closes them when the block is left."""
-    pools = Pools(Pool("json", 2), Pool("files", 4), Pool("hashes", 2))
+    pools = Pools(Pool("json", 2, 4 * KIB), Pool("files", 4), Pool("hashes", 2, 128 * KIB))
     try:
         yield pools
     finally:

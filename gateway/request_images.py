@@ -131,7 +131,9 @@ class RequestImages:
             with span("fetch", image_index=index) as fetching:
                 file = await self._fetch(reference, info, attachments, budget)
                 fetching.set("image_byte_count", file.byte_count)
-                digest = await self._pools.hashes.run(content_digest, file.content)
+                digest = await self._pools.hashes.run_if_large(
+                    file.byte_count, content_digest, file.content
+                )
             images[index] = FetchedImage(reference, file, digest)
 
         fetching = self._lanes.run(partial(fetch, *entry) for entry in enumerate(references))

@@ -36,6 +36,7 @@ from protos.errors import InvalidArgumentError, NonFiniteError
 from protos.identity import EmbeddingId
 from protos.process.call_record import call_record
 from protos.process.shared_memory import Marker
+from protos.process.threads import in_thread_if_large
 
 logger = structlog.get_logger()
 
@@ -49,6 +50,7 @@ class Generation:
 
     Attributes:
         prompt: what is to be continued.
+        byte_count: of the message that holds the prompt.
         embedding_ids: the prompt's images, in order.
         params: how tokens are chosen and when to stop.
         stop_strings: strings that end the text.
@@ -62,6 +64,7 @@ class Generation:
     """
 
     prompt: PromptSource
+    byte_count: int
     embedding_ids: Sequence[EmbeddingId]
     params: SamplingParams
     stop_strings: Sequence[str]
@@ -186,7 +189,7 @@ class Generator:
             ServiceError: whatever else the engine or the upload of an embedding raises.
         """
         self._backlog.refuse(generation.max_queue_seconds)
-        layout = await self._layout(generation.prompt)
+        layout = await in_thread_if_large(generation.byte_count, self._layout, generation.prompt)
         layout.check_image_count(len(generation.embedding_ids), "images")
         call_record().note(image_count=len(generation.embedding_ids))
         with (
@@ -208,7 +211,7 @@ class Generator:
                         async for event in read:
                             yield event
                 place.take()
-                prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
+                prompt = await _prompt(images, generation)
             del images  # the tables are in the prompt
             async with aclosing(self._answer(prompt, generation, clock)) as events:
                 async for event in events:
@@ -228,7 +231,7 @@ class Generator:
             InvalidArgumentError: the prompt is malformed, its images are others, or its tokens are
                 wanted and more than MAX_RETURNED_TOKEN_COUNT.
         """
-        layout = await self._layout(source)
+        layout = await asyncio.to_thread(self._layout, source)
         layout.check_image_count(len(row_counts), "image_row_counts")
         layout.check_row_counts(row_counts)
         image_token_count = sum(row_counts)
@@ -270,11 +273,9 @@ class Generator:
     def _marker(self) -> Marker | None:
         return memory.marker if (memory := self._tables.memory) is not None else None
 
-    async def _layout(self, source: PromptSource) -> PromptLayout:
+    def _layout(self, source: PromptSource) -> PromptLayout:
         info = self.info
-        return await asyncio.to_thread(
-            prompt_layout, info.tokenizer, info.template, source, info.config.vocabulary_size
-        )
+        return prompt_layout(info.tokenizer, info.template, source, info.config.vocabulary_size)
 
     async def _answer_from_cache(
         self, images: RequestImages, generation: Generation, clock: RequestClock
@@ -286,7 +287,7 @@ class Generator:
         if not images.may_be_replaced:
             return
         clock.place.take_in_time()
-        prompt = await asyncio.to_thread(images.prompt, generation.cache_salt)
+        prompt = await _prompt(images, generation)
         async with aclosing(self._answer(prompt, generation, clock)) as events:
             try:
                 first = await anext(events)
@@ -386,6 +387,10 @@ class Generator:
         self._metrics.count_answer(
             tokens, usage.first_token_seconds, usage.total_seconds, longest_output_count
         )
+
+
+async def _prompt(images: RequestImages, generation: Generation) -> Prompt:
+    return await in_thread_if_large(images.copied_byte_count, images.prompt, generation.cache_salt)
 
 
 def _usage(prompt: Prompt, ends: Mapping[int, TextEnd], clock: RequestClock) -> Usage:

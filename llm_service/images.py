@@ -117,6 +117,11 @@ class RequestImages:
             late = f"the embeddings did not arrive within {self._info.max_upload_seconds:g} seconds"
             raise DeadlineError(stalled if idle < left else late) from error
 
+    @property
+    def copied_byte_count(self) -> int:
+        """Bytes of the tables that `prompt` joins; a single one is taken as it is."""
+        return sum(table.nbytes for table in self._tables.values()) if len(self._ids) > 1 else 0
+
     def prompt(self, cache_salt: str) -> Prompt:
         """Returns the prompt that the engine takes, all rows in one table.
 

@@ -15,6 +15,7 @@ from llm_service.generator import Generation, Generator
 from protos.internvl.v1 import llm_pb2, llm_pb2_grpc
 from protos.process.calls import Places
 from protos.process.logs import bind_request_id, bind_trace_id
+from protos.process.threads import in_thread_if_large
 from protos.process.tracing import current_span
 
 SERVICE_NAME = llm_pb2.DESCRIPTOR.services_by_name["LLMService"].full_name
@@ -97,12 +98,14 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     async def _generation(
         self, requests: AsyncIterator[wire.ReadRequest], deadline: float | None
     ) -> Generation:
-        start = wire.start(await anext(requests, None))
+        opening = wire.opening(await anext(requests, None))
         arrival = time.monotonic()
-        if start.request_id:
-            bind_request_id(start.request_id)
+        if request_id := opening.start.request_id:
+            bind_request_id(request_id)
             bind_trace_id(current_span().trace_id)
-        return await asyncio.to_thread(wire.generation, start, self._info, arrival, deadline)
+        return await in_thread_if_large(
+            opening.byte_count, wire.generation, opening, self._info, arrival, deadline
+        )
 
 
 def _deadline(context: Context) -> float | None:

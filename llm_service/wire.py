@@ -8,6 +8,7 @@ stream in GenerateRequest.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from google.protobuf import message as protobuf
@@ -87,35 +88,47 @@ FINISH_REASONS = {
 
 
 PromptMessage = llm_pb2.GenerateStart | llm_pb2.CountTokensRequest
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a call begins with, and its bytes on the wire, which would take long to count anew."""
+
+    start: llm_pb2.GenerateStart
+    byte_count: int
+
+
 # Chunks are read without protobuf, which would copy them.
-ReadRequest = llm_pb2.GenerateRequest | TableChunk
+ReadRequest = Opening | llm_pb2.GenerateRequest | TableChunk
 
 
 def read_request(message: bytes) -> ReadRequest:
     """Returns a GenerateRequest; raises DecodeError unless the message is one."""
-    chunk = read_chunk(message)
-    return llm_pb2.GenerateRequest.FromString(message) if chunk is None else TableChunk(*chunk)
+    if (chunk := read_chunk(message)) is not None:
+        return TableChunk(*chunk)
+    request = llm_pb2.GenerateRequest.FromString(message)
+    return Opening(request.start, len(message)) if request.HasField("start") else request
 
 
-def start(request: ReadRequest | None) -> llm_pb2.GenerateStart:
-    """Returns the first message of a stream, None if it has none, as the start of a request.
+def opening(request: ReadRequest | None) -> Opening:
+    """Returns the first message of a stream, None if it has none, as what a call begins with.
 
     Raises:
         InvalidArgumentError: it is another message, or its request id is too long.
     """
-    if not isinstance(request, llm_pb2.GenerateRequest) or not request.HasField("start"):
+    if not isinstance(request, Opening):
         raise InvalidArgumentError("a stream's first message must start a request", field="start")
     check_length("request_id", "the request id", request.start.request_id, MAX_REQUEST_ID_LENGTH)
-    return request.start
+    return request
 
 
 def generation(
-    start: llm_pb2.GenerateStart, info: ModelInfo, arrival: float, deadline: float | None
+    opening: Opening, info: ModelInfo, arrival: float, deadline: float | None
 ) -> Generation:
     """Returns what a request asks for; unset fields take their defaults.
 
     Args:
-        start: its first message.
+        opening: its first message.
         info: what the service runs.
         arrival: when that had been read, on the clock of `time.monotonic`.
         deadline: when the call must be over; None: whenever.
@@ -125,6 +138,7 @@ def generation(
         ContextLengthError: the prompt has more bytes than any that fits.
         ModelMismatchError: the checkpoint that the request expects is another one.
     """
+    start = opening.start
     _check_checkpoint(start, info)
     embedding_ids = _embedding_ids(start.images, info.max_image_count)
     params = _sampling_params(start, info)
@@ -132,6 +146,7 @@ def generation(
     skip_special_tokens = start.skip_special_tokens
     return Generation(
         prompt=prompt_source(start, info),
+        byte_count=opening.byte_count,
         embedding_ids=embedding_ids,
         params=params,
         stop_strings=_stop_strings(start.stop),
@@ -405,6 +420,8 @@ async def table_messages(
         InvalidArgumentError: a message that is no part of an embedding.
     """
     async for request in requests:
+        if isinstance(request, Opening):
+            raise _stray("start", "another start")
         yield request if isinstance(request, TableChunk) else _table_message(request)
 
 
@@ -426,11 +443,13 @@ def _table_message(request: llm_pb2.GenerateRequest) -> TableMessage:
             trailer = request.embedding_trailer
             return TableTrailer(trailer.image_index, trailer.crc32, trailer.signature)
         case other:
-            raise InvalidArgumentError(
-                "a request's start is followed by embeddings alone, not by"
-                f" {'another start' if other == 'start' else 'a message unknown here'}",
-                field=other or "message",
-            )
+            raise _stray(other or "message", "a message unknown here")
+
+
+def _stray(field: str, what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"a request's start is followed by embeddings alone, not by {what}", field=field
+    )
 
 
 def response(event: Event, tokenizer: Tokenizer) -> llm_pb2.GenerateResponse:

@@ -7,7 +7,7 @@ from protos.process.settings import KIB, MIB
 # Tensors travel as chunks, so gRPC's default limit of 4 MiB a message stays. Smaller ones take more
 # CPU time. A message of 1 MiB is a block of memory that the gateway gives back each time: 20 ms of
 # page faults for a 27 MB embedding.
-CHUNK_BYTE_COUNT = 768 * KIB
+CHUNK_BYTE_COUNT = 960 * KIB
 MAX_CHUNK_BYTE_COUNT = MIB
 DEFAULT_MAX_MESSAGE_BYTE_COUNT = 4 * MIB
 # Room for the other fields beside the largest one.

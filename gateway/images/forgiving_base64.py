@@ -11,6 +11,8 @@ import re
 import string
 from urllib.parse import unquote_to_bytes
 
+from pydantic import ConfigDict, TypeAdapter
+
 from gateway.images.budget import check_byte_count
 from protos.errors import InvalidImageError
 
@@ -28,6 +30,8 @@ FOREIGN = re.compile(
 # What encodeURIComponent makes of base64, and of its lines; they are replaced many times faster.
 USUAL_ESCAPES = ((b"%2B", b"+"), (b"%2F", b"/"), (b"%3D", b"="), (b"%0A", b"\n"), (b"%0D", b"\r"))
 EQUALS_SIGN = re.compile(rb"=|%3[dD]")
+# Five times as fast as Python's own decoder, which takes 3 ms of the event loop for each MB.
+IN_JSON = TypeAdapter(bytes, config=ConfigDict(val_json_bytes="base64"))
 
 
 class Base64Decoder:
@@ -95,18 +99,36 @@ class Base64Decoder:
 
     def _decode(self, data: bytes) -> bool:
         """Decodes whole groups of four characters, and returns whether they are clean base64."""
-        try:
-            decoded = base64.b64decode(data, validate=True)
-        except ValueError:
+        decoded = _decoded(data)
+        if decoded is None:
             return False
-        if data.endswith(b"="):
-            padding = len(data) - len(data.rstrip(b"="))
-            if len(decoded) != len(data) // 4 * 3 - padding:  # older Pythons take "AAAA===="
-                return False
-            self._padded = True
+        self._padded = data.endswith(b"=")
         self.content += decoded
         check_byte_count(len(self.content), self._max_byte_count)
         return True
+
+
+def _decoded(data: bytes) -> bytes | None:
+    """Returns what whole groups of four characters stand for; None unless they are clean base64."""
+    end = data[-4:]
+    byte_count = len(data) // 4 * 3 - len(end) + len(end.rstrip(b"="))
+    for decode in (_decoded_json, _decoded_strictly):
+        try:
+            decoded = decode(data)
+        except ValueError:
+            continue
+        if len(decoded) == byte_count:  # else it had escapes; older Pythons take "AAAA===="
+            return decoded
+    return None
+
+
+def _decoded_json(data: bytes) -> bytes:
+    return IN_JSON.validate_json(b'"%b"' % data)
+
+
+def _decoded_strictly(data: bytes) -> bytes:
+    """Takes what the other does not: last bits that stand for nothing, and are not 0."""
+    return base64.b64decode(data, validate=True)
 
 
 def _cleaned(plain: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -253,11 +253,11 @@ class VisionClient:
             header, call = await self._router.offer(fitting, begin, ask_backlog)
         try:
             is_lent = False
-            yield (piece := header)
             with errors_of("vision", name_field):
-                while not isinstance(piece, EmbeddingTrailer):
-                    yield (piece := await _read(call, request))
-                    is_lent = is_lent or is_shared(piece)
+                async with aclosing(_pieces(call, request, header)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                        is_lent = is_lent or is_shared(piece)
                 if not is_lent:  # or the service would wait for us to end the call
                     await call.code()
         finally:
@@ -320,6 +320,23 @@ def _serialized(sent: tuple[EncodeRequest, float]) -> bytes:
         request.image_index,
         request.shared_memory,
     )
+
+
+async def _pieces(
+    call: EncodeCall, request: EncodeRequest, header: EmbeddingPiece
+) -> AsyncGenerator[EmbeddingPiece, None]:
+    """Yields all pieces up to the trailer; the next one comes while one is used."""
+    piece = header
+    while not isinstance(piece, EmbeddingTrailer):
+        reading = asyncio.create_task(_read(call, request))
+        try:
+            yield piece
+            piece = await reading
+        except BaseException:  # nobody wants more
+            call.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            raise
+    yield piece
 
 
 async def _read(call: EncodeCall, request: EncodeRequest) -> EmbeddingPiece:
