@@ -1,7 +1,7 @@
 """Log set-up for every process, and the request id as context variable and call metadata.
 
-One JSON object (or, for people, one coloured line) an event on standard error. Prompts, images,
-URLs and keys are never logged, at no level.
+One JSON object (or, for people, one line, coloured on a terminal) an event on standard error.
+Prompts, images, URLs and keys are never logged, at no level.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _console_renderer() -> list[Processor]:
     return [
         _printable,
         structlog.dev.ConsoleRenderer(
-            exception_formatter=write_wordless_traceback, repr_native_str=True
+            colors=sys.stderr.isatty(),
+            exception_formatter=write_wordless_traceback,
+            repr_native_str=True,
         ),
     ]
 
