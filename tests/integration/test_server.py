@@ -179,7 +179,9 @@ async def test_message_over_the_limit_is_refused(channel: grpc.aio.Channel) -> N
 async def test_address_in_use_is_an_os_error(servicer: Servicer) -> None:
     service = servicer.service()
     async with running_server(service, "127.0.0.1", 0, 1) as port:
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(
+            OSError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        ):
             async with running_server(service, "127.0.0.1", port, 1):
                 pass
 
