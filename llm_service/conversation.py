@@ -186,7 +186,7 @@ def _user_pieces(index: int, message: Message, *, is_last: bool) -> Iterator[Pie
     if is_last and written > image_count > 0:
         raise PlaceholderMismatchError(
             f"the text has {written} {PLACEHOLDER} placeholders, but the message has"
-            f" {image_count} images; send an image for each, or write less of them",
+            f" {image_count} images; send an image for each, or write fewer of them",
             field=f"chat.messages[{index}].parts",
         )
     missing = f"{PLACEHOLDER}\n" * (image_count - written)

@@ -154,4 +154,4 @@ class Settings(EngineSettings):
 
 
 class ProgramSettings(CheckOption, Settings):
-    """Options of the program internvl-llm."""
+    """The LLM service: messages and embeddings to tokens, by gRPC."""

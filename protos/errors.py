@@ -136,7 +136,7 @@ class ContextLengthError(ServiceError):
         """
         return cls(
             f"the prompt is too long: {length}. This model's maximum context length is"
-            f" {max_context_token_count} tokens; shorten the messages, or send fewer images or"
+            f" {max_context_token_count} tokens; shorten the text, or send fewer images or"
             " tiles",
             field=field,
         )

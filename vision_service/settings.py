@@ -159,4 +159,4 @@ class Settings(EngineSettings):
 
 
 class ProgramSettings(CheckOption, Settings):
-    """Options of the program internvl-vision."""
+    """The vision service: picture files to embeddings, by gRPC."""

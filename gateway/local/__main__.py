@@ -41,18 +41,30 @@ NOT_STARTED = "waiting"
 
 def main() -> None:
     """Runs the command that the first word names; without one, serves in the foreground."""
-    command = COMMANDS.get("".join(sys.argv[1:2]))
-    if command is not None:
-        del sys.argv[1]
+    command = _command()
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, signal.default_int_handler)  # end like Ctrl-C
     try:
-        sys.exit((command or serve)())
+        sys.exit(command())
     except StartError as error:
         sys.exit(str(error))
+    except OSError as error:
+        # The options have checked all other files.
+        file = f"--state-folder: {error.filename}: {error.strerror}"
+        sys.exit(file if error.filename else str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _command() -> Callable[[], int]:
+    """Takes the command's name off the command line."""
+    if len(sys.argv) == 1 or sys.argv[1].startswith("-"):
+        return serve
+    if sys.argv[1] in COMMANDS:
+        return COMMANDS[sys.argv.pop(1)]
+    sys.stderr.write(f"there is no such command; there are {', '.join(COMMANDS)}\n")
+    sys.exit(2)
 
 
 def serve() -> int:

@@ -41,7 +41,12 @@ def _as_name(value: object) -> object:
 
 
 def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | None):
+        return value
+    message = "the stop strings are {shown}; they must be a string or a list of strings"
+    raise PydanticCustomError("stop", message, {"shown": shown(value)})
 
 
 def _by_token_id(value: object) -> object:

@@ -58,6 +58,7 @@ SUBJECTS = {
     "image_url": "an image",
     "include_usage": "the switch for the usage",
     "input_schema": "the JSON Schema of the input",
+    "instructions": "the text of the instructions",
     "is_error": "the switch for an error",
     "json_object": "the switch for any JSON object",
     "json_schema": "the JSON Schema and its name",

@@ -1,7 +1,7 @@
 """Log set-up for every process, and the request id as context variable and call metadata.
 
-One JSON object (or, for people, one coloured line) an event on standard error. Prompts, images,
-URLs and keys are never logged, at no level.
+One JSON object (or, for people, one line, coloured on a terminal) an event on standard error.
+Prompts, images, URLs and keys are never logged, at no level.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def configure(
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    handler.addFilter(_is_told)
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     log_unhandled()
 
@@ -77,7 +78,9 @@ def _console_renderer() -> list[Processor]:
     return [
         _printable,
         structlog.dev.ConsoleRenderer(
-            exception_formatter=write_wordless_traceback, repr_native_str=True
+            colors=sys.stderr.isatty(),
+            exception_formatter=write_wordless_traceback,
+            repr_native_str=True,
         ),
     ]
 
@@ -87,6 +90,15 @@ def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     if not str(event["event"]).isprintable():
         event["event"] = repr(event["event"])
     return event
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    """Leaves out that gRPC could not write to a caller who has gone, which anybody can bring about.
+
+    It forgives that itself once it knows that the caller has gone, which is often too late.
+    """
+    error = record.exc_info and record.exc_info[0]
+    return not error or error.__name__ != "ExecuteBatchError"
 
 
 def _without_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

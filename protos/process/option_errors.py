@@ -11,7 +11,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
 
-from protos.process.option_sources import Location, Source, holds, no_such_option, option_paths
+from protos.process.option_sources import (
+    Location,
+    Source,
+    holds,
+    no_such_option,
+    option_paths,
+    subcommands,
+)
 
 # A value is shown so far; the user knows how it goes on.
 MAX_SHOWN_LENGTH = 200
@@ -56,7 +63,7 @@ class Findings:
     ) -> None:
         self._cls = cls
         self._sources = sources
-        self._details = [one for one in error.errors() if one["type"] not in CONSEQUENCES]
+        self._details = [one for one in error.errors() if not _is_consequence(cls, one)]
         self.contradictions = [*_contradictions(self._details)]
         own = [one for one in self._details if not isinstance(_cause(one), ContradictionsError)]
         self._own = own
@@ -102,6 +109,12 @@ class Findings:
         if is_secret(self._cls, details["loc"]):
             return details["msg"]
         return f"{details['msg']}; it is {_shown(details['input'])}"
+
+
+def _is_consequence(cls: type[BaseModel], details: ErrorDetails) -> bool:
+    """Says whether something else is wrong, such as the word that was to be a subcommand."""
+    is_subcommand = details["loc"][:1] in [(name,) for name in subcommands(cls)]
+    return details["type"] in CONSEQUENCES or (details["type"] == "missing" and is_subcommand)
 
 
 def _source(sources: Sequence[Source], location: Location) -> Source:

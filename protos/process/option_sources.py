@@ -11,7 +11,13 @@ import difflib
 import os
 import re
 from abc import ABC, abstractmethod
-from argparse import ArgumentError, ArgumentParser, Namespace
+from argparse import (
+    Action,
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -37,7 +43,9 @@ CONFIG_TABLES = ("serve", "vision", "llm", "gateway")
 OUTSIDE_OPTIONS = ("config", "print_config")
 # How like two names are, as difflib counts it, of which one is the other with a slip: GATWAY.
 NEAR = 0.93
-# Of pydantic-settings, which has no exception of its own for a list that is no JSON.
+# What pydantic-settings puts behind the help of an option whose default a function makes.
+DEFAULT_FACTORY = re.compile(r" \(default factory: [^)]*\)$")
+# It has no exception of its own for a list that is no JSON.
 UNREADABLE_LIST = re.compile(r"Parsing error encountered for (?P<option>\S+): (?P<reason>.*)")
 
 
@@ -93,6 +101,11 @@ def no_such_option(label: str, name: str, known: Iterable[str]) -> str:
     return f"{label}: there is no such option{hint}"
 
 
+def subcommands(cls: type[BaseModel]) -> list[str]:
+    """Returns the names of the fields that are subcommands."""
+    return [name for name, field in cls.model_fields.items() if SUBCOMMAND in field.metadata]
+
+
 def option_paths(cls: type[BaseModel], group: Location = ()) -> Iterator[Location]:
     """Yields the names of all options, those of a group behind its name."""
     for name, field in cls.model_fields.items():
@@ -117,7 +130,10 @@ class Flags(Source):
         while True:
             try:
                 flags = _LenientFlags(
-                    self._cls, cli_parse_args=words, parse_args_method=self._parse
+                    self._cls,
+                    cli_parse_args=words,
+                    parse_args_method=self._parse,
+                    formatter_class=_HelpFormatter,
                 )
             except (ArgumentError, SettingsError) as error:
                 spellings, reason = _unreadable(error)
@@ -153,8 +169,7 @@ class Flags(Source):
 
     def name(self, location: Location) -> str:
         """Returns --option; of several spellings that which was used."""
-        subcommands = [n for n, f in self._cls.model_fields.items() if SUBCOMMAND in f.metadata]
-        if location and location[0] in subcommands:
+        if location and location[0] in subcommands(self._cls):
             location = location[1:]  # a word before the options, not a part of their names
         names, items = _split(location)
         path = ".".join(names)
@@ -175,6 +190,13 @@ class _Lenient:
 
 class _LenientFlags(_Lenient, CliSettingsSource[Any]):
     pass
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter):
+    """Shows no names of functions; what a default is that one makes, the help says itself."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help and DEFAULT_FACTORY.sub("", action.help)
 
 
 class _LenientVariables(_Lenient, EnvSettingsSource):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, nullcontext
@@ -148,7 +149,19 @@ def _bind(server: grpc.aio.Server, address: str, tls: TLSFiles | None) -> int:
     except TLSFileError as error:
         raise OSError(str(error)) from error
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {address}") from error
+        raise OSError(f"cannot listen on {address}: {_why_not(address)}") from error
+
+
+def _why_not(address: str) -> str:
+    """Returns the reason for which nothing can listen there: gRPC keeps it to itself."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as listener:
+            listener.bind(place)
+    except OSError as error:
+        return str(error.strerror)
+    return "gRPC has logged why"
 
 
 def _age_options(seconds: float | None) -> tuple[tuple[str, int], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from protos.errors import EngineDeadError, OverloadedError, ServiceError
-from protos.internvl.v1 import vision_pb2, vision_pb2_grpc
-from protos.process.logs import REQUEST_ID_KEY
+from protos.internvl.v1 import tensor_pb2, vision_pb2, vision_pb2_grpc
+from protos.process.logs import REQUEST_ID_KEY, configure
 from protos.process.server import STOP_SIGNALS, Service, running_server, serve
 from protos.process.settings import GrpcSettings, ServingSettings
 from protos.status import from_rpc_error
@@ -179,7 +180,9 @@ async def test_message_over_the_limit_is_refused(channel: grpc.aio.Channel) -> N
 async def test_address_in_use_is_an_os_error(servicer: Servicer) -> None:
     service = servicer.service()
     async with running_server(service, "127.0.0.1", 0, 1) as port:
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(
+            OSError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"
+        ):
             async with running_server(service, "127.0.0.1", port, 1):
                 pass
 
@@ -278,6 +281,55 @@ async def test_a_watcher_that_leaves_takes_no_change_from_the_others(
             await check(channel, NAME)
             await stack.aclose()
             assert (await stays.read()).status == NOT_SERVING
+
+
+class Flood(Servicer):
+    """Answers without end."""
+
+    async def EncodeImage(
+        self, request: vision_pb2.EncodeImageRequest, context: Context
+    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
+        chunk = tensor_pb2.EmbeddingChunk(data=bytes(1 << 19))
+        while True:
+            yield vision_pb2.EncodeImageResponse(embedding_chunk=chunk)
+
+
+async def test_a_caller_that_leaves_a_full_stream_is_no_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure("info", "json")
+    logging.getLogger("grpc").addHandler(seen := Seen())
+    try:
+        async with (
+            running_server(Flood().service(), "127.0.0.1", 0, drain_seconds=5) as port,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            stub = vision_pb2_grpc.VisionServiceStub(channel)
+            for _ in range(50):
+                call = stub.EncodeImage(vision_pb2.EncodeImageRequest())
+                await call.read()
+                await asyncio.sleep(0.1)  # the flow control's window is full
+                call.cancel()
+                await asyncio.sleep(0.05)
+                if seen.messages:
+                    break
+    finally:
+        logging.getLogger("grpc").removeHandler(seen)
+    assert any("ExecuteBatchError" in message for message in seen.messages)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {(event["event"], event.get("status")) for event in events} == {("request", "CANCELLED")}
+
+
+class Seen(logging.Handler):
+    """Keeps the messages of a library, whatever becomes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps one."""
+        self.messages.append(record.getMessage())
 
 
 async def test_health_of_a_service_that_is_not_here(channel: grpc.aio.Channel) -> None:

@@ -509,6 +509,7 @@ def test_wrong_options_start_nothing(
 def test_help_explains_the_commands(user: User) -> None:
     shown = user.runs("start", "--help")
     assert shown.status == 0
+    assert "default factory" not in shown.out
     for word in ("internvl-serve start OPTIONS", "internvl-serve stop", "--config", "[vision]"):
         assert word in shown.out
 
@@ -595,6 +596,38 @@ def test_keys_that_cannot_be_used_are_told_before_anything_starts(user: User) ->
     sentence = f"{user.folder / 'keys.yaml'}:1: keys: this must be a list"
     assert (ended.status, ended.error) == (2, f"--api-keys-file: {sentence}\n")
     assert not user.state.exists()
+
+
+def test_folders_that_are_none_are_told_before_anything_starts(user: User) -> None:
+    ended = user.runs("--checkpoint", "toy", "--file-root", "none")
+    sentence = f"--file-root: {user.folder / 'none'} is not a folder\n"
+    assert (ended.status, ended.error) == (2, sentence)
+    assert not user.state.exists()
+
+
+@pytest.mark.parametrize("command", ["start", "status", "stop"])
+def test_a_state_folder_that_cannot_be_used_is_told(
+    user: User, options: list[str], command: str
+) -> None:
+    (user.folder / "file").touch()
+    words = options if command == "start" else []
+    ended = user.runs(command, *words, "--state-folder", "file/below")
+    assert ended.status == 1
+    assert re.fullmatch(r"--state-folder: \S+/file/below\S*: Not a directory\n", ended.error)
+
+
+def test_a_log_that_cannot_be_written_is_told(user: User, options: list[str]) -> None:
+    (user.state / "llm.log").mkdir(parents=True)
+    ended = user.runs("start", *options)
+    sentence = f"--state-folder: {user.state / 'llm.log'}: Is a directory\n"
+    assert (ended.status, ended.error) == (1, sentence)
+    assert not user.services()
+
+
+def test_a_word_that_is_no_command_is_told(user: User) -> None:
+    ended = user.runs("stauts")
+    sentence = "there is no such command; there are start, status, stop\n"
+    assert (ended.status, ended.error) == (2, sentence)
 
 
 def test_a_port_for_metrics_is_the_gateways(tmp_path: Path) -> None:

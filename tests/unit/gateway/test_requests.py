@@ -419,6 +419,7 @@ TEXT = {"type": "text", "text": "?"}
             "the output limit is given twice, as 1 and as 2 tokens",
         ),
         ({"stop": [5]}, "a stop string is 5; it must be a string"),
+        ({"stop": 5}, "the stop strings are 5; they must be a string or a list of strings"),
         ({"stop_token_ids": [True]}, "a stop token is true; it must be a whole number"),
         ({"top_logprobs": 3}, "3 alternatives are asked for, but no log probabilities"),
         (

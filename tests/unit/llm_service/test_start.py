@@ -63,7 +63,10 @@ def sentence_of_failure(
         (["--kv-cache-byte-count", str(10**17)], "too little memory: the weights take 0.2 MiB in "),
         (["--torch.block-size", str(10**20)], "one block needs"),
         pytest.param(["--torch.device", "cuda"], "finds no CUDA device", marks=without_cuda),
-        (["--host", OUTSIDE], f"cannot listen on {OUTSIDE}:0"),
+        (
+            ["--host", OUTSIDE],
+            f"cannot listen on {OUTSIDE}:0: Cannot assign requested address",
+        ),
         (["--host", OUTSIDE, "--metrics-port", "0"], f"cannot serve metrics on {OUTSIDE}:0"),
         (
             ["--engine", "tensorrt_llm", "--tensorrt-llm.engine-folder", "/nowhere"],

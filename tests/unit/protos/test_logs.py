@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import re
+import sys
 import threading
 
 import pytest
@@ -53,19 +54,26 @@ CANARY = "can" + "ary"
 FORGERY = 'x\n{"event": "request"}\r\x1b[31m\x1b]0;owned\x07\x9b2J\u202egpj\u2028\x85\ud800"'
 
 
-@pytest.mark.parametrize("fmt", ["json", "console"])
+@pytest.mark.parametrize(
+    ("fmt", "is_terminal"), [("json", True), ("console", True), ("console", False)]
+)
 def test_no_value_forges_a_line_or_speaks_to_the_terminal(
-    fmt: logs.LogFormat, capsys: pytest.CaptureFixture[str]
+    fmt: logs.LogFormat,
+    is_terminal: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     logs.configure("info", fmt)
     logs.bind_request_id(FORGERY)
     structlog.get_logger().warning("request", model=FORGERY, names=[FORGERY], table={FORGERY: 1})
     logging.getLogger("somebody").warning(FORGERY)
     output = capsys.readouterr().err
     assert output.count("\n") == 2
-    coloured = re.sub(r"\x1b\[\d*(;\d+)*m", "", output)  # the renderer's own, of a terminal
-    assert "owned" in coloured
-    assert all(character.isprintable() or character == "\n" for character in coloured)
+    plain = re.sub(r"\x1b\[\d*(;\d+)*m", "", output)  # the renderer's own colours
+    assert (plain != output) == (is_terminal and fmt == "console")
+    assert "owned" in plain
+    assert all(character.isprintable() or character == "\n" for character in plain)
 
 
 @pytest.mark.parametrize("fmt", ["json", "console"])

@@ -176,6 +176,17 @@ def test_wrong_options_are_named_as_they_are_typed(
     assert of_the_step.startswith("--item-count: Input should be a valid integer")
 
 
+def test_a_word_that_is_no_subcommand_misses_no_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program", "--tile-sizes", "1", "stop"])
+    with pytest.raises(SystemExit) as caught:
+        read_settings(Program)
+    assert caught.value.code == 2
+    assert "--:" not in (told := capsys.readouterr().err)
+    assert "invalid choice: 'stop'" in told
+
+
 @pytest.mark.parametrize(
     ("words", "reflection"),
     [

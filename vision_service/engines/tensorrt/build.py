@@ -42,7 +42,7 @@ logger = structlog.get_logger()
 
 
 class BuildSettings(Options):
-    """Options of the builder."""
+    """Builds a TensorRT plan of the vision tower of an InternVL checkpoint."""
 
     model_config = SettingsConfigDict(
         env_prefix="INTERNVL_VISION_BUILD_", cli_prog_name="internvl-vision-build"
