@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yarl
 from pydantic import (
-    BeforeValidator,
     Field,
     SecretStr,
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from gateway.access.key_file import KeysFile
 from gateway.access.key_source import KeySource, own_key
@@ -24,7 +23,7 @@ from gateway.descriptors import default_connection_count, most_connections
 from gateway.images.addresses import AddressPolicy
 from gateway.images.data_urls import ContentLimits
 from gateway.images.downloads import DownloadOptions
-from gateway.images.folders import split_folders
+from gateway.images.folders import Folders
 from gateway.origins import AllowedOrigins
 from gateway.release import release
 from gateway.services.channel import ServiceTLS
@@ -86,7 +85,7 @@ class Settings(ServingSettings):
     allow_mismatched_checkpoints: bool = False
     """Serve pictures though the two services run different checkpoints, if only the rows have the
     same length: for experiments. The log has a warning."""
-    file_root: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_folders)] = ()
+    file_root: Folders = ()
     """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
     None: they are refused."""
     allowed_private_hosts: tuple[str, ...] = ()

@@ -7,16 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, Field
+from pydantic_settings import SettingsConfigDict
 
 from gateway.access.key_file import KeysFile
-from gateway.images.folders import split_folders
+from gateway.images.folders import Folders
 from protos.checkpoint.location import CheckpointFolder, model_name
 from protos.process.option_errors import Contradiction
 from protos.process.settings import ModelNames, Options, ServingSettings, missing_checkpoint
 
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+def _absolute_folders(folders: tuple[Path, ...]) -> tuple[Path, ...]:
+    return tuple(map(_absolute, folders))
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
 
 
 def default_state_folder() -> Path:
@@ -66,7 +75,7 @@ class Settings(ServingSettings):
     mps: bool = False
     """Run both services under NVIDIA's multi-process service, whose daemon is started, and ended
     with them: part of what one process gains. It needs nvidia-cuda-mps-control."""
-    file_root: Annotated[tuple[AbsolutePath, ...], NoDecode, BeforeValidator(split_folders)] = ()
+    file_root: Annotated[Folders, AfterValidator(_absolute_folders)] = ()
     """Folder below which file:// URLs may read; may be given several times (or as a JSON list).
     None: they are refused."""
     api_keys_file: KeysFile | None = None
