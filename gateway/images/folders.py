@@ -1,22 +1,22 @@
-"""Folders as an option: given several times, as a JSON list, or one by its plain path."""
+"""Folders below which images may be read, as an option has them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
 
+from protos.process.settings import listed
+
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
 
 
-def _split(value: object) -> object:
-    """Returns the folders of an option as it comes: a flag given twice comes with a comma."""
-    if not isinstance(value, str):
-        return value
-    return json.loads(value) if value.startswith("[") else value.split(",")
+def _named(folder: object) -> object:
+    if folder == "":  # which a Path takes for the working directory
+        raise ValueError("the name of a folder is empty")
+    return folder
 
 
 def _existing(folders: tuple[Path, ...]) -> tuple[Path, ...]:
@@ -27,5 +27,8 @@ def _existing(folders: tuple[Path, ...]) -> tuple[Path, ...]:
 
 
 Folders = Annotated[
-    tuple[AbsolutePath, ...], NoDecode, BeforeValidator(_split), AfterValidator(_existing)
+    tuple[Annotated[AbsolutePath, BeforeValidator(_named)], ...],
+    NoDecode,
+    BeforeValidator(listed),
+    AfterValidator(_existing),
 ]

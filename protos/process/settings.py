@@ -52,16 +52,16 @@ LARGEST_THREAD_COUNT = 1024
 MAX_MODEL_NAME_LENGTH = 256
 
 
-def _listed(names: object) -> object:
-    """Reads what stands in a variable or on the command line: names, or a JSON list of them."""
-    if not isinstance(names, str):
-        return names
-    if not names.startswith("["):
-        return names.split(",") if names else ()
+def listed(values: object) -> object:
+    """Reads what a variable or the command line has: values with commas between, or a JSON list."""
+    if not isinstance(values, str):
+        return values
+    if not values.startswith("["):
+        return values.split(",") if values else ()
     try:
-        return json.loads(names)
+        return json.loads(values)
     except ValueError as error:
-        raise ValueError(f"{names} is not a JSON list of names") from error
+        raise ValueError(f"{values} is not a JSON list") from error
 
 
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 # Repeated on the command line they arrive as one text, with commas between them.
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
 ModelNames = Annotated[Names, AfterValidator(_distinct)]
 
 

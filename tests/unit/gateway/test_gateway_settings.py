@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from gateway.access.new_keys import entry_of, new_key
+from gateway.local import settings as local
 from gateway.settings import OUTER_LIMITS, Settings
 from protos.process.settings import MIB, read_settings
 
@@ -76,6 +77,19 @@ def test_roots_come_as_a_path_a_list_or_several_flags(
     monkeypatch.delenv("INTERNVL_GATEWAY_FILE_ROOT")
     monkeypatch.setattr("sys.argv", ["internvl-gateway", "--config", str(file)])
     assert read_settings(Settings).file_root == (one, two)
+
+
+def test_an_empty_root_does_not_open_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INTERNVL_GATEWAY_FILE_ROOT", "")
+    assert Settings().file_root == ()
+    monkeypatch.setenv("INTERNVL_SERVE_FILE_ROOT", "")
+    assert local.Settings(checkpoint=tmp_path).file_root == ()
+    for roots in ("docs,", '["docs", ""]'):
+        monkeypatch.setenv("INTERNVL_GATEWAY_FILE_ROOT", roots)
+        with pytest.raises(ValidationError, match="the name of a folder is empty"):
+            Settings()
 
 
 @pytest.mark.parametrize(
