@@ -248,6 +248,7 @@ def _seconds(pauses: Iterator[float], clock: list[float]) -> float:
 # The whole run.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["split", pytest.param("pooled", marks=pytest.mark.slow)])
 def test_a_simulated_run_from_processes_to_the_chart(tmp_path: Path, name: str) -> None:
     file = tmp_path / "results.jsonl"

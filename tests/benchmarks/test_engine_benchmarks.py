@@ -50,6 +50,7 @@ def test_engine_cpu_on_a_tiny_model() -> None:
         assert all(float(cell) >= 0 for cell in row[1:4])
 
 
+@pytest.mark.slow
 def test_cpu_threads_asks_all_stacks(served: Stack) -> None:
     sizes = cpu_threads.Sizes(edge=112, token_count=3, user_counts=(2,), round_count=1)
     stacks = {"one": served, "other": served}
@@ -70,6 +71,7 @@ def test_a_variants_variables_reach_its_services_alone(
     assert (seen, os.environ.get("GOMP_SPINCOUNT")) == (["7"], None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", ["8B", *(pytest.param(shape, marks=pytest.mark.slow) for shape in ("1B", "3.5-8B"))]
 )

@@ -296,6 +296,7 @@ def test_clients_leave_most_cores_to_the_services() -> None:
 # Real processes.
 
 
+@pytest.mark.slow
 def test_loads_on_the_shipped_model(
     served: Stack, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -348,6 +349,7 @@ def test_chats_on_the_shipped_model(served: Stack, kind: Kind, picture_counts: l
         assert cached[0] < PICTURE_TOKEN_COUNT <= cached[2]
 
 
+@pytest.mark.slow
 def test_pictures_of_other_tiles_end_the_run(served: Stack, tmp_path: Path) -> None:
     product = Product("now", CUSTOMERS_MODEL, served.url, served.gateway.log.parent)
     grid = Grid((13,), (1,), token_count=1, seconds=0.0, warm_seconds=0.0, turn_count=0)

@@ -36,6 +36,7 @@ async def run(folder: Path, seed: int, request_count: int, *, round_count: int) 
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 async def test_four_hundred_requests_under_faults(tmp_path: Path) -> None:
     report = await run(tmp_path, QUICK_SEED, 400, round_count=1)

@@ -281,6 +281,7 @@ ECHOED = {
 }
 
 
+@pytest.mark.slow
 def test_no_canary_is_told(served: Served) -> None:
     word = served.canaries
     answered, refused = answered_cases(word), refused_cases(word)

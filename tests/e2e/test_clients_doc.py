@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from gateway.local.stack import Stack
 
 ROOT = Path(__file__).parents[2]
@@ -44,6 +46,7 @@ def test_openai_block(served: Stack, tmp_path: Path) -> None:
     assert "prompt_tokens=" in answer
 
 
+@pytest.mark.slow
 def test_form_block(served: Stack, tmp_path: Path) -> None:
     script = tmp_path / "form_client.py"
     script.write_text(block("class Answer").replace("http://127.0.0.1:8000", served.url))
@@ -51,6 +54,7 @@ def test_form_block(served: Stack, tmp_path: Path) -> None:
     assert answers == ["0", "1"]
 
 
+@pytest.mark.slow
 def test_anthropic_block(served: Stack, tmp_path: Path) -> None:
     script = tmp_path / "anthropic_client.py"
     script.write_text(block("anthropic.Anthropic").replace("http://127.0.0.1:8000", served.url))
@@ -60,6 +64,7 @@ def test_anthropic_block(served: Stack, tmp_path: Path) -> None:
     assert "output_tokens=" in answer
 
 
+@pytest.mark.slow
 def test_tools_block(served: Stack, tmp_path: Path) -> None:
     script = tmp_path / "tools_client.py"
     script.write_text(block("def favourite_food").replace("http://127.0.0.1:8000", served.url))

@@ -178,6 +178,7 @@ async def idle_load(stack: Stack) -> llm_pb2.GetLoadResponse:
                 return load
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_none_is_lost_and_no_block_leaks(
     engine: Engine, stack: Stack, http: aiohttp.ClientSession

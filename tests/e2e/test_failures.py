@@ -105,6 +105,7 @@ def test_killed_llm_service_mid_stream(stack: Stack, client: OpenAI, model: str)
     eventually(lambda: works_again(client, model, PICTURE))
 
 
+@pytest.mark.slow
 def test_killed_llm_service_reaches_a_reader_as_an_exception(
     stack: Stack, client: OpenAI, model: str
 ) -> None:

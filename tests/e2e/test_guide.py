@@ -107,7 +107,7 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-@pytest.mark.parametrize("service", ["vision", "llm"])
+@pytest.mark.parametrize("service", ["vision", pytest.param("llm", marks=pytest.mark.slow)])
 def test_the_folder_is_checked(models: Path, service: str) -> None:
     completed = run(command(2, f"internvl-{service} --check").replace("/models/", f"{models}/"))
     assert completed.returncode == 0, completed.stderr
@@ -152,6 +152,7 @@ def command(section: int, start: str, size: str = "8B", tp: str = "1", cache: st
     return Template(found).substitute(size=size, tp=tp, cache=cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["vision_service", "llm_service"])
 def test_doctors_miss_the_gpu(library: str) -> None:
     completed = run(command(4, f"python -m {library}.doctor"))
@@ -167,6 +168,7 @@ def test_convert(models: Path) -> None:
     assert written == {"config.json", "rank0.safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("onnx") is None, reason="onnx is not installed")
 def test_onnx_graph(models: Path) -> None:
     plan = command(4, "internvl-vision-build")
@@ -184,6 +186,7 @@ def test_dry_run_prints_what_the_page_shows(tmp_path: Path) -> None:
     assert completed.stdout.replace(f"{tmp_path}/", "/models/") == shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "options"),
     [("vision_service", "--tile-counts 1,2"), ("llm_service", "--answer-token-count 4")],
@@ -202,6 +205,7 @@ def test_sizes_on_several_gpus_are_the_tables() -> None:
     assert sorted(CHOICES) == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids="-".join)
 def test_convert_for_several_gpus(models: Path, choice: tuple[str, str, str]) -> None:
     size, tp, _ = choice
@@ -212,7 +216,11 @@ def test_convert_for_several_gpus(models: Path, choice: tuple[str, str, str]) ->
     assert len(list((models / "converted" / size).glob("rank*.safetensors"))) == int(tp)
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
+@pytest.mark.parametrize(
+    "choice",
+    [CHOICES[0], *(pytest.param(choice, marks=pytest.mark.slow) for choice in CHOICES[1:])],
+    ids="-".join,
+)
 def test_dry_run_for_several_gpus(tmp_path: Path, choice: tuple[str, str, str]) -> None:
     size, tp, cache = choice
     shutil.copytree(DATA / "configs" / f"InternVL2_5-{size}", tmp_path / f"InternVL2_5-{size}")

@@ -61,6 +61,7 @@ def wrong(answers: list[Answered]) -> list[Answered]:
     return [answer for answer in answers if not answer.is_right]
 
 
+@pytest.mark.slow
 async def test_held_out_questions_of_every_task(stack: Stack) -> None:
     answers = await ask(stack, "tasks")
     assert len(answers) >= 60
@@ -92,6 +93,7 @@ async def test_black_text_on_transparency_is_read(stack: Stack) -> None:
     assert "BUS" in (answer.choices[0].message.content or "")
 
 
+@pytest.mark.slow
 async def test_large_pictures_need_all_their_tiles_in_order(stack: Stack) -> None:
     right = share(await ask(stack, "tiles"))
     shuffled = share(await ask(stack, "tiles_shuffled"))

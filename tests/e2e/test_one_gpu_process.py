@@ -64,6 +64,7 @@ def test_one_process_has_both_engines_and_ends_with_them(stack: Stack, served: S
     assert (stack.vision.returncode, stack.llm.returncode) == (1, 1)
 
 
+@pytest.mark.slow
 def test_the_host_ends_with_a_service_and_that_ends_the_other(stack: Stack) -> None:
     os.kill(stack.vision.pid, signal.SIGKILL)
     assert stack.wait_for_an_end().name == "vision"

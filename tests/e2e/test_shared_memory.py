@@ -198,6 +198,7 @@ def check_all_is_well(stack: Stack, memory: Path, client: OpenAI) -> None:
     assert max(files) <= 2 * (ALIGNMENT + 256 * 64 * 4)
 
 
+@pytest.mark.slow
 def test_a_killed_gateway_gives_back_what_it_was_lent(
     stack: Stack, memory: Path, client: OpenAI
 ) -> None:
@@ -221,6 +222,7 @@ def test_a_killed_llm_service_leaves_nothing(stack: Stack, memory: Path, client:
     check_all_is_well(stack, memory, client)
 
 
+@pytest.mark.slow
 def test_a_killed_vision_service_leaves_nothing(stack: Stack, memory: Path, client: OpenAI) -> None:
     with lent(stack, memory, client) as (lease, result):
         stack.vision.kill()
@@ -233,6 +235,7 @@ def test_a_killed_vision_service_leaves_nothing(stack: Stack, memory: Path, clie
     check_all_is_well(stack, memory, client)
 
 
+@pytest.mark.slow
 def test_two_services_that_see_different_folders_use_chunks(
     stack: Stack, client: OpenAI, tmp_path: Path
 ) -> None:

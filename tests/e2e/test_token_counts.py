@@ -37,7 +37,7 @@ COUNTS = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=["qwen2", pytest.param("internlm2", marks=pytest.mark.slow)])
 def family(request: pytest.FixtureRequest) -> Family:
     chosen: Family = request.param
     return chosen

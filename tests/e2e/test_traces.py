@@ -63,6 +63,7 @@ def image(content: bytes) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
+@pytest.mark.slow
 async def test_the_services_spans_are_those_of_server_timing(
     stack: Stack, receiver: Receiver
 ) -> None:
@@ -86,6 +87,7 @@ async def test_the_services_spans_are_those_of_server_timing(
     assert processes == {name: name for name in ("gateway", "vision", "llm")}
 
 
+@pytest.mark.slow
 async def test_all_that_the_catalog_has_of_the_services_is_told(
     stack: Stack, receiver: Receiver
 ) -> None:

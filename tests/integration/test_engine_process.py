@@ -173,6 +173,7 @@ async def test_the_death_of_the_engines_process_ends_all_calls_and_the_service(
         assert await service.process.wait() == 1
 
 
+@pytest.mark.slow
 async def test_the_death_of_the_service_ends_the_engines_process(checkpoint: Path) -> None:
     async with serving(checkpoint) as service:
         host = service.host
@@ -183,6 +184,7 @@ async def test_the_death_of_the_service_ends_the_engines_process(checkpoint: Pat
         call.cancel()
 
 
+@pytest.mark.slow
 async def test_a_service_that_ends_while_it_loads_takes_the_process_with_it(
     checkpoint: Path,
 ) -> None:
@@ -223,6 +225,7 @@ async def test_ranks_of_mpirun_have_the_engine_themselves(
     await process.communicate()
 
 
+@pytest.mark.slow
 async def test_a_host_that_somebody_else_has_started_ends_with_its_service(
     checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -312,6 +312,7 @@ async def test_a_name_of_this_machine_needs_no_name_server(
     assert not names.questions
 
 
+@pytest.mark.slow
 async def test_a_silent_name_server_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     async with name_server(monkeypatch) as names, stack(image_fetch_seconds=5) as gateway:
         slow = [

@@ -83,6 +83,7 @@ async def test_every_answer_tells_how_far_the_limits_are(monkeypatch: pytest.Mon
         assert (status, headers["x-ratelimit-remaining-requests"]) == (400, "57")
 
 
+@pytest.mark.slow
 async def test_a_connection_holds_nothing_of_a_request_that_is_over() -> None:
     """It waits for the next one, and the memory of the last one's text is no longer counted."""
     text = "held by nobody"

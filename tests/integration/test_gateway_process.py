@@ -158,6 +158,7 @@ async def read_chat(http: aiohttp.ClientSession, **content: Any) -> tuple[int, s
         return response.status, await response.text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="another process's limits are Linux's")
 async def test_want_of_descriptors_is_survived_and_seldom_logged() -> None:
     async with running_process(ScriptedVision(), ScriptedLLM()) as (process, http):
@@ -180,6 +181,7 @@ def numbered(pattern: bytes, count: int) -> bytes:
     return b",".join(pattern % number for number in range(count))
 
 
+@pytest.mark.slow
 async def test_no_body_stops_health_or_fills_the_memory() -> None:
     """Without limits the first alone would freeze the gateway for 15 s, and take 1.5 GB."""
     bodies = [
@@ -238,6 +240,7 @@ def image_messages(*images: bytes) -> list[dict[str, Any]]:
     return [{"role": "user", "content": parts}]
 
 
+@pytest.mark.slow
 async def test_no_embedding_is_held() -> None:
     """An image costs the gateway less than 4 MiB, also when the LLM service reads slowly.
 
@@ -258,6 +261,7 @@ async def test_no_embedding_is_held() -> None:
     assert min(growths[1:]) < 4 * MIB
 
 
+@pytest.mark.slow
 async def test_a_stream_holds_no_image() -> None:
     """A request whose tokens stream costs less than 1 MiB, whatever its images have cost.
 

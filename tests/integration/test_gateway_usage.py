@@ -185,6 +185,7 @@ async def test_a_start_that_fails_later_closes_what_is_open(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 async def test_a_full_disk_fails_no_request_and_loses_no_line() -> None:
     """What could not be written is in the log at the end."""
     ids = [f"full.{number}" for number in range(20)]

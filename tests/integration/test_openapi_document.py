@@ -31,6 +31,9 @@ CHECKS = [
 ]
 DOCUMENT = document(OPERATIONS)
 schema = schemathesis.openapi.from_dict(DOCUMENT)
+# The thousands of requests at the bounds of the fields are a test of their own.
+schema.config.phases.update(phases=["examples", "fuzzing"])
+at_its_bounds = schemathesis.pytest.from_fixture("bounded_schema")
 GUARDED = document(OPERATIONS, asks_for_keys=True)
 guarded_schema = schemathesis.openapi.from_dict(GUARDED)
 KEY = new_key()
@@ -68,6 +71,14 @@ def served(**settings: Any) -> Iterator[str]:
         thread.join()
 
 
+@pytest.fixture(scope="module")
+def bounded_schema() -> Any:
+    """Makes its requests when they are asked for, and not while tests are collected."""
+    schema = schemathesis.openapi.from_dict(DOCUMENT)
+    schema.config.phases.update(phases=["coverage"])
+    return schema
+
+
 async def test_the_document_is_served_and_cached() -> None:
     async with stack() as gateway, gateway.http.get("/openapi.json") as response:
         assert await response.json() == DOCUMENT
@@ -98,6 +109,17 @@ async def test_an_example_is_answered_as_the_document_says(dialect: Any, name: s
 @schema.parametrize()
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_is_sent_is_answered_as_the_document_says(case: Any, url: str) -> None:
+    check(case, url)
+
+
+@pytest.mark.slow
+@at_its_bounds.parametrize()
+@settings(deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_bounds_of_all_fields_are_those_of_the_document(case: Any, url: str) -> None:
+    check(case, url)
+
+
+def check(case: Any, url: str) -> None:
     response = case.call(base_url=url)
     case.validate_response(response, checks=CHECKS)
     if response.status_code == 400:

@@ -414,6 +414,7 @@ class Rotation:
         await asyncio.sleep(0.5)
 
 
+@pytest.mark.slow
 async def test_certificates_change_under_load_without_an_error(tmp_path: Path) -> None:
     rotation = Rotation(tmp_path)
     tls = ServiceTLS(rotation.own, NAME, poll_seconds=0.05)

@@ -76,6 +76,7 @@ def test_a_process_tells_when_it_serves_lives_rereads_and_drains(name: str, tmp_
         assert not [message for message in listener.waiting() if not is_alive(message)]
 
 
+@pytest.mark.slow
 def test_a_service_that_loads_asks_for_time(tmp_path: Path) -> None:
     options = ("--port", "0", "--torch.thread-count", "1", "--torch.dtype", "float32")
     words = ("-m", "llm_service", "--checkpoint", "models/demo/checkpoint", *options)
@@ -91,6 +92,7 @@ def test_a_service_that_loads_asks_for_time(tmp_path: Path) -> None:
         assert one.wait() == 0
 
 
+@pytest.mark.slow
 def test_an_abstract_address_and_no_watchdog() -> None:
     with notify_socket() as listener:
         with started(PROGRAMS["gateway"], NOTIFY_SOCKET=listener.address) as one:

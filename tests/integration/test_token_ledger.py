@@ -222,6 +222,7 @@ async def _ask(http: aiohttp.ClientSession, path: str, body: Any) -> aiohttp.Cli
     return await http.post(path, json=body, headers=ALICE)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("tokens_per_minute", [10**6, 40_000])
 async def test_what_is_counted_in_the_end_is_what_was_used(

@@ -109,7 +109,7 @@ LIGHT: dict[str, Any] = {"reduced_motion": "reduce"}
 DARK: dict[str, Any] = LIGHT | {"color_scheme": "dark", "viewport": PHONE, "locale": "zh-CN"}
 PLACES = [
     pytest.param(LIGHT, SHOWN_IN_LIGHT, id="light, desktop, English"),
-    pytest.param(DARK, SHOWN_IN_DARK, id="dark, phone, Chinese"),
+    pytest.param(DARK, SHOWN_IN_DARK, id="dark, phone, Chinese", marks=pytest.mark.slow),
     pytest.param(LIGHT, SHOWN_IN_DARK + OTHERS, id="light, the others", marks=pytest.mark.slow),
     pytest.param(DARK, SHOWN_IN_LIGHT + OTHERS, id="dark, the others", marks=pytest.mark.slow),
 ]
@@ -138,6 +138,7 @@ async def test_axe_finds_nothing(
     assert not found, json.dumps(found, indent=1, ensure_ascii=False)
 
 
+@pytest.mark.slow
 async def test_axe_finds_nothing_while_an_answer_comes_and_when_it_fails(visit: Visiting) -> None:
     llm = PacedLLM(texts=["word "] * 500, tokens_per_second=20)
     async with stack(llm=llm) as gateway, visit(gateway.url) as person:

@@ -74,12 +74,13 @@ async def choose_schema(person: Visit, schema: str) -> None:
             "Read the text in the top left.",
             "意秋",
         ),
-        (
+        pytest.param(
             {"locale": "zh-CN", "viewport": PHONE, "has_touch": True},
             "右下角有什么东西？",
             "狐狸",
             "左上角写了什么字？",
             "意秋",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["English, desktop", "Chinese, phone"],
@@ -133,6 +134,7 @@ async def cached_pattern(person: Visit) -> str:
     return re.escape(words).replace("NUMBER", r"(\d+)")
 
 
+@pytest.mark.slow
 async def test_the_preview_is_the_endpoints_for_any_choice(served: Stack, visit: Visiting) -> None:
     async with visit(served.url) as person:
         await person.attach(LARGE)

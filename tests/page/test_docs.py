@@ -29,6 +29,7 @@ async def test_all_paths_are_described(visit: Visiting) -> None:
         assert results.response["violations"] == []
 
 
+@pytest.mark.slow
 async def test_an_example_is_a_command_that_can_be_sent(visit: Visiting) -> None:
     async with stack() as gateway, visit(gateway.url) as person:
         await person.page.goto(f"{gateway.url}/docs")
@@ -40,6 +41,7 @@ async def test_an_example_is_a_command_that_can_be_sent(visit: Visiting) -> None
         assert body["stream"] is True
 
 
+@pytest.mark.slow
 async def test_fields_of_fields_are_opened(visit: Visiting) -> None:
     async with stack() as gateway, visit(gateway.url) as person:
         await person.page.goto(f"{gateway.url}/docs")

@@ -103,6 +103,7 @@ async def test_a_picture_is_dropped_or_pasted(visit: Visiting, kind: str) -> Non
         assert gateway.vision.requests[0].image == SCENE.read_bytes()
 
 
+@pytest.mark.slow
 async def test_pictures_are_ordered_replaced_and_removed_by_keys(visit: Visiting) -> None:
     llm = PacedLLM(texts=["ok"])
     async with stack(llm=llm) as gateway, visit(gateway.url) as person:
@@ -126,6 +127,7 @@ async def test_pictures_are_ordered_replaced_and_removed_by_keys(visit: Visiting
         assert said(llm.starts[-1])[-1][1].count("[picture]") == 2
 
 
+@pytest.mark.slow
 async def test_a_camera_takes_a_picture(visit: Visiting) -> None:
     async with stack() as gateway, visit(gateway.url) as person:
         await person.add("camera")
@@ -136,6 +138,7 @@ async def test_a_camera_takes_a_picture(visit: Visiting) -> None:
         assert gateway.vision.requests[0].image[:3] == b"\xff\xd8\xff"
 
 
+@pytest.mark.slow
 async def test_a_video_becomes_labelled_frames(visit: Visiting, tmp_path: Path) -> None:
     llm = PacedLLM(texts=["ok"])
     async with stack(llm=llm) as gateway, visit(gateway.url) as person:
@@ -155,6 +158,7 @@ async def test_a_video_becomes_labelled_frames(visit: Visiting, tmp_path: Path) 
         assert {request.max_tile_count for request in gateway.vision.requests} == {1}
 
 
+@pytest.mark.slow
 async def test_detail_and_cap_are_sent(visit: Visiting) -> None:
     async with stack() as gateway, visit(gateway.url) as person:
         await person.attach(LARGE)
@@ -286,6 +290,7 @@ NO_CONVERSATIONS = (
 )
 
 
+@pytest.mark.slow
 async def test_a_file_that_is_no_conversation_is_said(visit: Visiting, tmp_path: Path) -> None:
     file = tmp_path / "conversation.json"
     async with stack() as gateway, visit(gateway.url) as person:
@@ -308,7 +313,9 @@ async def copied(person: Visit, form: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("form", ["curl", "python", pytest.param("json", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "form", ["curl", *(pytest.param(form, marks=pytest.mark.slow) for form in ("python", "json"))]
+)
 async def test_a_copied_request_runs(visit: Visiting, tmp_path: Path, form: str) -> None:
     picture = tmp_path / "a 'quoted' $name.png"
     picture.write_bytes(SCENE.read_bytes())
@@ -388,6 +395,7 @@ async def test_a_gateway_with_keys_asks_for_one_when_the_page_opens(visit: Visit
         assert llm.starts
 
 
+@pytest.mark.slow
 async def test_a_gateway_with_keys_is_left_alone_until_there_is_one(visit: Visiting) -> None:
     async with stack(api_key="a-secret-of-nobody") as gateway, visit(gateway.url) as person:
         person.expected.append("status of 401")
@@ -399,6 +407,7 @@ async def test_a_gateway_with_keys_is_left_alone_until_there_is_one(visit: Visit
         await expect(person.page.locator("#key-input")).to_be_visible()
 
 
+@pytest.mark.slow
 async def test_language_and_theme_change_at_once_and_stay(visit: Visiting) -> None:
     async with stack(llm=PacedLLM(texts=["ok"])) as gateway, visit(gateway.url) as person:
         await person.ask("Hello?", SCENE)
@@ -474,6 +483,7 @@ async def reach(person: Visit, key: str, wanted: object) -> None:
     raise AssertionError(f"{key} does not reach {wanted}")
 
 
+@pytest.mark.slow
 async def test_a_screen_reader_hears_begin_and_end(visit: Visiting) -> None:
     llm = PacedLLM(texts=["word "] * 60, tokens_per_second=60)
     async with stack(llm=llm) as gateway, visit(gateway.url) as person:
@@ -484,7 +494,9 @@ async def test_a_screen_reader_hears_begin_and_end(visit: Visiting) -> None:
         await expect(status).to_have_text(await person.words("answer.complete", count="60"))
 
 
-@pytest.mark.parametrize("viewport", [{"width": 360, "height": 740}, DESKTOP])
+@pytest.mark.parametrize(
+    "viewport", [{"width": 360, "height": 740}, pytest.param(DESKTOP, marks=pytest.mark.slow)]
+)
 async def test_nothing_is_wider_than_the_screen(visit: Visiting, viewport: dict[str, int]) -> None:
     wide = "| " + " | ".join(f"column{number}" for number in range(30)) + " |\n"
     table = wide + "| --- " * 30 + "|\n" + wide
@@ -499,6 +511,7 @@ async def test_nothing_is_wider_than_the_screen(visit: Visiting, viewport: dict[
         assert max(width) <= viewport["width"]
 
 
+@pytest.mark.slow
 async def test_reduced_motion_moves_nothing(visit: Visiting) -> None:
     llm = PacedLLM(texts=["word "] * 30, tokens_per_second=30)
     async with stack(llm=llm) as gateway, visit(gateway.url, reduced_motion="reduce") as person:

@@ -83,6 +83,7 @@ async def test_each_of_them_does_nothing(visit: Visiting) -> None:
         assert person.page.url == f"{gateway.url}/"
 
 
+@pytest.mark.slow
 async def test_words_stay_what_they_were(visit: Visiting) -> None:
     text = 'If a < b, write `<b>` or <b>bold</b> & "quoted" &amp; <!-- nothing is lost -->.'
     llm = PacedLLM(texts=in_pieces(text))
@@ -92,6 +93,7 @@ async def test_words_stay_what_they_were(visit: Visiting) -> None:
     assert shown == 'If a < b, write <b> or <b>bold</b> & "quoted" & <!-- nothing is lost -->.'
 
 
+@pytest.mark.slow
 async def test_a_hostile_question_is_text_too(visit: Visiting) -> None:
     llm = PacedLLM(texts=["no"])
     question = ANSWERS["onerror"] + ANSWERS["script"] + "</textarea><h1>x</h1>"

@@ -33,6 +33,7 @@ def noisy_pictures(folder: Path, count: int) -> list[Path]:
     return [first, *others]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("picture_count", [16, pytest.param(PICTURE_COUNT, marks=pytest.mark.slow)])
 async def test_large_pictures_do_not_freeze_the_page(
     visit: Visiting, tmp_path: Path, picture_count: int

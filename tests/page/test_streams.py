@@ -31,6 +31,7 @@ NODES_SHOWN = """() => {
 }"""
 
 
+@pytest.mark.slow
 async def test_what_has_been_shown_of_a_long_answer_is_not_made_anew(visit: Visiting) -> None:
     texts = long_answer(TOKEN_COUNT, line_count=200)
     llm = PacedLLM(texts=texts, tokens_per_second=TOKENS_PER_SECOND)

@@ -118,6 +118,7 @@ async def test_a_replica_killed_under_load_takes_only_its_own_calls_along(
     assert lost <= set(dead.request_ids("began")) - set(dead.request_ids("generated"))
 
 
+@pytest.mark.slow
 async def test_a_replica_that_drains_refuses_nothing(fleet: Fleet, callers: Callers) -> None:
     async with Load(callers, "drained").running(CLIENT_COUNT) as load:
         for draining in (fleet.llm[0], fleet.vision[0]):
@@ -130,6 +131,7 @@ async def test_a_replica_that_drains_refuses_nothing(fleet: Fleet, callers: Call
         assert [one for one in gateway.events("unavailable") if one["request_id"] in ids] == []
 
 
+@pytest.mark.slow
 async def test_two_hundred_streams_survive_a_scale_down_to_one(
     fleet: Fleet, callers: Callers
 ) -> None:
@@ -155,6 +157,7 @@ async def test_two_hundred_streams_survive_a_scale_down_to_one(
     assert load.failed() == []
 
 
+@pytest.mark.slow
 async def test_a_replica_that_is_added_gets_its_share(fleet: Fleet, callers: Callers) -> None:
     late = fleet.add("llm", scripted("llm"))
     try:
@@ -172,6 +175,7 @@ async def test_a_replica_that_is_added_gets_its_share(fleet: Fleet, callers: Cal
         fleet.llm.remove(late)
 
 
+@pytest.mark.slow
 async def test_a_hung_replica_gets_no_new_calls(fleet: Fleet, callers: Callers) -> None:
     hung = (fleet.llm[0], fleet.vision[0])
     async with Load(callers, "hung").running(CLIENT_COUNT) as load:

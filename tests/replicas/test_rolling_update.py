@@ -216,6 +216,7 @@ class Heard:
             await asyncio.sleep(POLL_SECONDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 async def test_each_answer_is_one_models_own(rollout: Rollout, order: str) -> None:
     kinds = ORDERS[order]

@@ -155,6 +155,7 @@ def check(lines: list[dict[str, Any]], sent: Sent) -> None:
     assert ends <= {"client_gone", "ok", "SERVICE_UNAVAILABLE"}
 
 
+@pytest.mark.slow
 async def test_each_request_has_one_line(tmp_path: Path) -> None:
     """A service is killed and comes again, the file is rotated twice, and the gateways drain."""
     usage, first, second = (tmp_path / name for name in ("usage", "usage.2", "usage.1"))

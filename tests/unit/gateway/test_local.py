@@ -303,6 +303,7 @@ def test_a_certificate_of_ones_own_is_not_replaced(
     )
 
 
+@pytest.mark.slow
 def test_certificates_of_ones_own(user: User, here: Here, options: list[str]) -> None:
     """The gateway's clients need others, of another authority; its health is seen all the same."""
     inner = trustme.CA()
@@ -410,6 +411,7 @@ def test_services_threads_wait_asleep_unless_told_otherwise(
     assert {name: seen[name] for name in seen if "OMP_" in name and "NUM" not in name} == expected
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_start(user: User, options: list[str]) -> None:
     (user.folder / "toy" / "vision").write_text("hangs")
     process = user.types("start", *options)
@@ -439,8 +441,18 @@ def test_a_service_that_ends_ends_the_foreground(user: User, options: list[str])
     ("name", "script", "sentence"),
     [
         ("llm", "refuses", "the LLM service did not start: the checkpoint is of another model"),
-        ("vision", "crashes", "the vision service did not start: {folder}/vision.log ends with\n"),
-        ("vision", "hangs", "the vision service does not serve after 2 s (no answer); its log is "),
+        pytest.param(
+            "vision",
+            "crashes",
+            "the vision service did not start: {folder}/vision.log ends with\n",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "vision",
+            "hangs",
+            "the vision service does not serve after 2 s (no answer); its log is ",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_service_that_does_not_start(
@@ -468,6 +480,7 @@ def test_where_there_is_a_gpu_the_llm_service_waits_for_the_vision_service(
     assert not any(service.is_alive() for service in stack.services)
 
 
+@pytest.mark.slow
 def test_of_two_at_once_one_serves(user: User, options: list[str]) -> None:
     both = [user.types("start", *options) for _ in "12"]
     errors = [process.communicate(timeout=PATIENCE_SECONDS)[1] for process in both]

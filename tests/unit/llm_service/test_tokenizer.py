@@ -94,6 +94,7 @@ def test_ids_give_the_texts_bytes_back(family: str, text: str) -> None:
     assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))).decode() == text
 
 
+@pytest.mark.slow
 def test_vocab_and_merges_equal_tokenizer_json(tmp_path: Path) -> None:
     document = json.loads((FOLDER / "qwen2_5" / "tokenizer.json").read_text())
     merges = "\n".join(["#version: 0.2", *document["model"]["merges"]])
@@ -107,6 +108,7 @@ def test_vocab_and_merges_equal_tokenizer_json(tmp_path: Path) -> None:
     assert from_parts.bos_id is None
 
 
+@pytest.mark.slow
 def test_special_tokens_come_from_added_tokens_json_too(tmp_path: Path) -> None:
     """The base model's tokenizer.json, copied beside InternVL's own added_tokens.json."""
     document = json.loads((FOLDER / "qwen2_5" / "tokenizer.json").read_text())

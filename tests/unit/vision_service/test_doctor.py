@@ -32,6 +32,7 @@ def machine(
     return Machine(Trial(("590.44.01",)), Trial(("CUDA 13.0", *gpus), failure), libraries)
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_gpu_runs_the_torch_engine(
     installation: Path, run_doctor: RunDoctor
 ) -> None:

@@ -280,6 +280,7 @@ async def test_workers_end_with_the_preprocessor_whatever_they_do() -> None:
     assert worker_pids() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thread_count", [1, 16])
 async def test_honest_images_fit_their_limits(
     monkeypatch: pytest.MonkeyPatch, thread_count: int
@@ -316,7 +317,14 @@ async def test_honest_images_fit_their_limits(
 
 
 @pytest.mark.parametrize("thread_count", [1, 4])
-@pytest.mark.parametrize("size", [(60, 20_000), (20_000, 60), (2500, 1600), (1600, 2500)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (60, 20_000),
+        (2500, 1600),
+        *(pytest.param(size, marks=pytest.mark.slow) for size in [(20_000, 60), (1600, 2500)]),
+    ],
+)
 async def test_resizing_fits_its_limits(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], thread_count: int
 ) -> None:

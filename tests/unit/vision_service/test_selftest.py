@@ -79,6 +79,7 @@ def test_bfloat16_passes(run: Callable[..., None], capsys: pytest.CaptureFixture
         assert 0 < float(line["error"]) < 0.009
 
 
+@pytest.mark.slow
 def test_a_plan_passes_at_its_profile_and_above(
     run: Callable[..., None], capsys: pytest.CaptureFixture[str], checkpoint: Path
 ) -> None:

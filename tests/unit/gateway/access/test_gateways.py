@@ -21,6 +21,7 @@ async def test_a_number_is_taken_as_it_is() -> None:
         assert accounts.gateway_count == 3
 
 
+@pytest.mark.slow
 async def test_a_names_addresses_are_counted_again_and_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

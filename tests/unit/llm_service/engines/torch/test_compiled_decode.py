@@ -162,7 +162,9 @@ def test_bfloat16_is_nearer_to_float32_than_the_decoder_in_it(tmp_path: Path, ll
     assert (logits - exact).norm() < 0.01 * exact.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 @EVERY_FAMILY
 @torch.inference_mode()
 def test_int8_weights_count_by_their_scales(

@@ -48,8 +48,16 @@ def test_logits_equal_those_of_transformers(
 
 
 @EVERY_FAMILY
-@pytest.mark.parametrize("max_batch_tokens", [100, 20, 7])
-@pytest.mark.parametrize("large_step_token_count", [21, 1000])
+@pytest.mark.parametrize(
+    ("max_batch_tokens", "large_step_token_count"),
+    [
+        (20, 21),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [(100, 21), (7, 21), (100, 1000), (20, 1000), (7, 1000)]
+        ),
+    ],
+)
 def test_logits_of_replayed_steps_equal_them_too(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

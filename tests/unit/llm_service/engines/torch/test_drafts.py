@@ -123,7 +123,9 @@ async def test_a_chain_is_written_in_few_steps(starter: Starter, chain: Path) ->
     assert drafts.accepted_token_count > 0.8 * drafts.drafted_token_count
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+)
 async def test_same_tokens_and_log_probabilities(
     runs: list[Replay], starter: Starter, checkpoint: Path, seed: int
 ) -> None:
@@ -140,6 +142,7 @@ async def test_same_tokens_and_log_probabilities(
     assert not runs or any(replay.count for replay in runs)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 async def test_same_tokens_where_sequences_are_preempted(
     starter: Starter, checkpoint: Path

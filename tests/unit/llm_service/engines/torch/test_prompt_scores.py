@@ -134,8 +134,16 @@ def test_scores_are_those_of_one_forward_pass(
     check_prompts(runner_of(tmp_path, llm), llm, max_step_token_count)
 
 
-@pytest.mark.parametrize("max_step_token_count", [100, 20, 7])
-@pytest.mark.parametrize("large_step_token_count", [21, 1000])
+@pytest.mark.parametrize(
+    ("max_step_token_count", "large_step_token_count"),
+    [
+        (20, 21),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [(100, 21), (7, 21), (100, 1000), (20, 1000), (7, 1000)]
+        ),
+    ],
+)
 def test_scores_beside_step_graphs_are_so_too(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

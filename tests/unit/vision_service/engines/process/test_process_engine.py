@@ -107,6 +107,7 @@ def test_who_kills_the_host_ends_the_engine(tmp_path: Path) -> None:
             engine.encode(TILES)
 
 
+@pytest.mark.slow
 def test_a_host_ends_with_a_service_that_is_killed(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     code = f"""
@@ -148,6 +149,7 @@ def test_a_socket_at_which_nobody_listens(tmp_path: Path) -> None:
         place_engine(settings, VisionConfig.from_checkpoint(tmp_path))
 
 
+@pytest.mark.slow
 def test_two_services_of_one_host(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     socket = tmp_path / "host"

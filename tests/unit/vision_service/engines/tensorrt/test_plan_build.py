@@ -42,8 +42,15 @@ def build_here(checkpoint: Path, output: Path, **values: Any) -> tuple[PlanRecor
     return PlanRecord.read(output), (output / PLAN_FILE).read_bytes()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("tower", ["300m-style", "6b-style"])
+@pytest.mark.parametrize(
+    ("tower", "dtype"),
+    [
+        ("300m-style", "bfloat16"),
+        pytest.param("300m-style", "float16", marks=pytest.mark.slow),
+        pytest.param("6b-style", "bfloat16", marks=pytest.mark.slow),
+        ("6b-style", "float16"),
+    ],
+)
 def test_a_plan_and_its_record(tmp_path: Path, rtx: Any, tower: str, dtype: str) -> None:
     checkpoint = GOLDEN[0] if tower == "300m-style" else write_small_6b(tmp_path / "checkpoint")
     record, plan = build_here(checkpoint, tmp_path / "plan", dtype=dtype)
@@ -61,6 +68,7 @@ def test_a_plan_and_its_record(tmp_path: Path, rtx: Any, tower: str, dtype: str)
     )
 
 
+@pytest.mark.slow
 def test_the_network_is_strongly_typed(
     tmp_path: Path, rtx: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +97,7 @@ def test_the_profile_is_the_settings(tmp_path: Path, rtx: Any) -> None:
     assert record.tile_counts == (2, 3, 4)
 
 
+@pytest.mark.slow
 def test_a_build_that_fails_leaves_no_record(
     tmp_path: Path, rtx: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +134,7 @@ def test_the_command_builds(tmp_path: Path, rtx: Any) -> None:
     assert PlanRecord.read(tmp_path).tile_counts == (1, 13, 26)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_is_wrong_in_a_line(tmp_path: Path) -> None:
     command = [
         sys.executable,
