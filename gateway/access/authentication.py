@@ -28,8 +28,8 @@ SENTENCES: Mapping[AuthenticationFault, str] = MappingProxyType(
     {
         "missing": "an API key is needed: send it as Authorization: Bearer KEY, or as x-api-key",
         "malformed": (
-            "there is not one API key: send it as Authorization: Bearer KEY, or as x-api-key,"
-            " once, or in both the same"
+            "the headers hold no API key, or several: send one, as Authorization: Bearer KEY or as"
+            " x-api-key, or the same as both"
         ),
         "unknown": "the API key is not one of this server's",
         "expired": "the API key has expired",

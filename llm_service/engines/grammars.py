@@ -58,11 +58,15 @@ def arguments_grammar(tool: ToolDefinition, tool_count: int) -> str:
 
     They have no properties but those that it lists, where that is all that it says of others: a
     weak model would make some up until its tokens end, and what is called has no use for them.
+
+    Raises:
+        ValueError: its schema is no JSON.
     """
     written = lean if tool.is_strict else relaxed
     source = written(_closed(tool.parameters or "{}"), tool_count)
     schema = json.loads(source) | {"type": "object"}
-    return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
+    # As text: of Python's objects it takes no whole number of more than 64 bits.
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
 
 
 def _closed(source: str) -> str:

@@ -444,7 +444,10 @@ def _tried_calls(calls: ToolCalls, special_id: Callable[[str], int]) -> str | Fa
     together are too much, each that need not be.
     """
     tools = calls.callable_tools
-    arguments = {tool.name: arguments_grammar(tool, len(tools)) for tool in tools.values()}
+    try:
+        arguments = {tool.name: arguments_grammar(tool, len(tools)) for tool in tools.values()}
+    except ValueError as error:  # a schema with what is Python's JSON alone
+        return _fault(calls, str(error))
     envelope, is_single = calls.envelope, calls.is_single
     whole = calls_grammar(envelope, arguments, is_single=is_single)
     try:

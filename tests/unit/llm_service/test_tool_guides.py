@@ -264,6 +264,21 @@ def test_of_other_schemas_is_enforced_what_can_be(
         write_call("text", matcher, ToolCall("loose", other), separated=False)
 
 
+@pytest.mark.parametrize("is_strict", [True, False])
+@pytest.mark.parametrize("number", [2**63, 2**64, -(2**63) - 1, 10**30])
+def test_a_schema_may_hold_any_whole_number(number: int, is_strict: bool) -> None:
+    schema = {"properties": {"n": {"enum": [number, 3]}}, "required": ["n"]}
+    tool = ToolDefinition("large", "", json.dumps(schema), is_strict)
+    matcher = begun("text", new_guide("text", tool, is_required=True))
+    write_call("text", matcher, ToolCall("large", '{"n":3}'), separated=False)
+
+
+def test_what_is_json_to_python_alone_is_refused() -> None:
+    error = refusal(WEATHER, ToolDefinition("odd", "", '{"title": "\\ud800"}'))
+    assert error.field == "chat.tools"
+    assert "cannot be followed" in error.message
+
+
 def test_tools_have_the_bounds_of_any_guide() -> None:
     large = ToolDefinition("large", "", json.dumps({"title": "x" * MAX_SOURCE_BYTE_COUNT}))
     error = refusal(WEATHER, large)
