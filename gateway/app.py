@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 
 from aiohttp import web
 
@@ -126,7 +126,7 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
             web.get("/health/live", handlers.live),
             web.get("/health/ready", handlers.ready),
             web.get("/ping", handlers.ready),
-            document_route(OPERATIONS, asks_for_keys=settings.key_source is not None),
+            _document_route(asks_for_keys=settings.key_source is not None),
         ]
     )
     if settings.page:
@@ -138,6 +138,11 @@ def _post(
     dialect: Dialect, handler: Callable[[Dialect, web.Request], Awaitable[web.StreamResponse]]
 ) -> web.RouteDef:
     return web.post(dialect.path, partial(handler, dialect), expect_handler=expect_nothing)
+
+
+@cache  # the same for every gateway of a process, and a tenth of a second's work
+def _document_route(*, asks_for_keys: bool) -> web.RouteDef:
+    return document_route(OPERATIONS, asks_for_keys=asks_for_keys)
 
 
 async def _usage_log(app: web.Application) -> AsyncIterator[None]:
