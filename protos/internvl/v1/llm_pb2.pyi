@@ -1467,10 +1467,11 @@ class LLMServiceGetModelInfoResponse(_message.Message):
     created_unix_seconds: _builtins.int
     """When the checkpoint's newest weight file was written, in seconds since 1970."""
     bos_token: _builtins.str
-    """Names of the tokens that the checkpoint's tokenizer calls "bos_token" and "eos_token", whatever
-    begins a prompt and ends an answer here. Empty: it calls none so.
+    """Name of the token that the checkpoint's tokenizer calls "bos_token", whatever begins a prompt
+    here. Empty: it calls none so.
     """
     eos_token: _builtins.str
+    """Name of the one that it calls "eos_token", whatever ends an answer here. Empty: as above."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Further names of the model."""
