@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from structlog.testing import capture_logs
 from gateway.access import usage_log
 from gateway.access.key_file import KeyFileError
 from gateway.app import running_gateway
+from gateway.events import ChatEvent
+from gateway.services.llm import Generation
 from gateway.settings import Settings
 from protos.errors import ContextLengthError, InvalidArgumentError, UnavailableError
 from protos.process import logs
@@ -134,11 +137,22 @@ async def test_each_end_has_its_outcome(tmp_path: Path, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_client_that_leaves_has_its_line(tmp_path: Path, stream: bool) -> None:
-    path = tmp_path / "usage"
-    async with stack(llm=ScriptedLLM(stalls=True), usage_log=path) as gateway:
+async def test_a_client_that_leaves_has_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    path, llm = tmp_path / "usage", ScriptedLLM(stalls=True)
+    has_read_all = asyncio.Event()
+    read, numbers = Generation.read, itertools.count()
+
+    async def noted_read(generation: Generation) -> ChatEvent | None:
+        if next(numbers) == len(llm.texts):  # the one that waits for what does not come
+            has_read_all.set()
+        return await read(generation)
+
+    monkeypatch.setattr(Generation, "read", noted_read)
+    async with stack(llm=llm, usage_log=path) as gateway:
         request = asyncio.create_task(gateway.read_chat(stream=stream))
-        await happening(gateway.llm.stalled)
+        await happening(has_read_all)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         await happening(gateway.llm.cancelled)
