@@ -87,6 +87,7 @@ def test_engine_cuda_in_float8_has_a_name_of_its_own(tmp_path: Path) -> None:
     assert [*_parts(tmp_path)] == ["8B in fp8 prefill, milliseconds to the first token"]
 
 
+@pytest.mark.slow
 def test_float8_is_compared_on_golden_prompts(tmp_path: Path) -> None:
     fp8_accuracy.main(["--out", str(tmp_path)])
     (report,) = json.loads((tmp_path / "fp8_accuracy.json").read_text()).values()

@@ -29,7 +29,10 @@ def test_help_explains_the_options(module: str) -> None:
     assert "On SIGTERM, how long calls in flight may still run." in completed.stdout
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "module",
+    ["vision_service", pytest.param("llm_service", marks=pytest.mark.slow), "gateway"],
+)
 def test_wrong_option_is_one_line(module: str) -> None:
     checkpoint = () if module == "gateway" else ("--checkpoint", ".")
     completed = run(module, *checkpoint, "--port", "70000")
@@ -37,7 +40,9 @@ def test_wrong_option_is_one_line(module: str) -> None:
     assert completed.stderr == "--port: Input should be less than or equal to 65535; it is 70000\n"
 
 
-@pytest.mark.parametrize("module", MODULES[:2])
+@pytest.mark.parametrize(
+    "module", ["vision_service", pytest.param("llm_service", marks=pytest.mark.slow)]
+)
 def test_missing_checkpoint_is_one_line(module: str) -> None:
     completed = run(module, "--checkpoint", "/nowhere")
     assert completed.returncode == 2

@@ -211,6 +211,7 @@ def test_a_killed_gateway_gives_back_what_it_was_lent(
     check_all_is_well(stack, memory, client)
 
 
+@pytest.mark.slow
 def test_a_killed_llm_service_leaves_nothing(stack: Stack, memory: Path, client: OpenAI) -> None:
     with lent(stack, memory, client) as (lease, result):
         stack.llm.kill()

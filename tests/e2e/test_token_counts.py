@@ -37,7 +37,7 @@ COUNTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["qwen2", pytest.param("internlm2", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> Family:
     chosen: Family = request.param
     return chosen
@@ -57,6 +57,7 @@ def client(
         yield client
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTS)
 def test_prompt_tokens(client: OpenAI, family: Family, name: str) -> None:
     completion = client.chat.completions.create(

@@ -197,6 +197,7 @@ async def test_a_service_that_ends_while_it_loads_takes_the_process_with_it(
         await has_ended(host)
 
 
+@pytest.mark.slow
 async def test_a_start_that_fails_there_is_told_here(checkpoint: Path) -> None:
     options = ("--engine-process", "own", "--kv-cache-byte-count", "1")
     async with started(checkpoint, *options) as process:
@@ -212,6 +213,7 @@ async def test_a_host_that_is_not_there(checkpoint: Path, tmp_path: Path) -> Non
         assert await process.wait() == 1
 
 
+@pytest.mark.slow
 async def test_ranks_of_mpirun_have_the_engine_themselves(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

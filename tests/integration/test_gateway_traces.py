@@ -453,6 +453,8 @@ def test_a_dead_collector_is_told_of_once(
     monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "20")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "10")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    # The thread that exports ends in this test, and disturbs no other one.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     logs.configure("info", "json")
     handlers = logging.getLogger("opentelemetry").handlers[:]
     with tracing.exporting("internvl-gateway", "http://127.0.0.1:9"):

@@ -405,7 +405,9 @@ async def test_a_tile_cap_out_of_range_is_refused(client: Client, cap: int) -> N
     assert error.field == "max_tile_count"
 
 
-@pytest.mark.parametrize("cap", [None, 1, 3, 24])
+@pytest.mark.parametrize(
+    "cap", [None, *(pytest.param(cap, marks=pytest.mark.slow) for cap in (1, 3, 24))]
+)
 @pytest.mark.parametrize("size", [(900, 400), (400, 900), (448, 448), (1, 1), (3000, 7)])
 async def test_a_plan_is_what_becomes_of_the_picture(
     fake_engine: FakeEngine, size: tuple[int, int], cap: int | None
@@ -671,7 +673,7 @@ def started_process(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("place", ["none", "own"])
+@pytest.mark.parametrize("place", ["none", pytest.param("own", marks=pytest.mark.slow)])
 def test_the_process_serves_and_ends_on_sigterm(place: str) -> None:
     options = ("--checkpoint", str(CHECKPOINT), "--port", "0", "--engine-process", place)
     with started_process(*options) as process:

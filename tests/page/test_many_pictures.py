@@ -51,6 +51,7 @@ async def test_large_pictures_do_not_freeze_the_page(
     assert shown_count < picture_count, "the click was answered only after all pictures were read"
 
 
+@pytest.mark.slow
 async def test_one_file_too_many_or_too_large_is_said(visit: Visiting, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     with large.open("wb") as file:

@@ -187,6 +187,7 @@ async def test_each_request_has_one_line(tmp_path: Path) -> None:
     assert outcomes["SERVICE_UNAVAILABLE"], "the drain and the kill have hurt nobody"
 
 
+@pytest.mark.slow
 async def test_a_killed_gateway_has_a_line_of_each_request_that_was_answered(
     tmp_path: Path,
 ) -> None:

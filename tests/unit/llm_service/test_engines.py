@@ -88,7 +88,7 @@ def name(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=["here", "elsewhere"])
+@pytest.fixture(params=["here", pytest.param("elsewhere", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest) -> str:
     """Where the engine is called: here, or at the other end of a link."""
     named: str = request.param
