@@ -1,20 +1,23 @@
-"""The gateway's calls that make no answer: tokens, guides, plans of files, over real gRPC."""
+"""The gateway's calls, over real gRPC: tokens, guides, plans of files, and how two begin."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from gateway.events import TextDelta
 from gateway.memory import HeldFile, Memory
 from gateway.services.channel import LLM_SERVICE, VISION_SERVICE, open_channel
 from gateway.services.llm import LLMClient, TokenCount
+from gateway.services.messages import EmbeddingHeader
 from gateway.services.routing import OFFER_COUNT, QueueLimits, Router
-from gateway.services.vision import TilePlan, VisionClient
+from gateway.services.vision import EncodeRequest, TilePlan, VisionClient
 from protos.errors import (
     ContextLengthError,
     InvalidArgumentError,
@@ -24,7 +27,10 @@ from protos.errors import (
     ServiceError,
     UnavailableError,
 )
+from protos.identity import EmbeddingId, recipe_digest
 from protos.internvl.v1 import llm_pb2, vision_pb2
+from protos.process.logs import bind_request_id
+from protos.process.settings import MIB
 from tests.fakes import ScriptedLLM, ScriptedVision, running_llm, running_vision
 
 SOON = 20.0
@@ -69,6 +75,44 @@ class RefusingVision(ScriptedVision):
         if self.refusals:
             raise self.refusals.pop(0)
         return response
+
+
+@dataclass
+class PatientLLM(ScriptedLLM):
+    """Answers once its caller has sent all."""
+
+    async def Generate(
+        self, requests: AsyncIterator[llm_pb2.GenerateRequest], context: Any
+    ) -> AsyncGenerator[llm_pb2.GenerateResponse, None]:
+        sent = [request async for request in requests]
+        async with aclosing(super().Generate(replayed(sent), context)) as responses:
+            async for response in responses:
+                yield response
+
+
+async def replayed(
+    requests: Sequence[llm_pb2.GenerateRequest],
+) -> AsyncIterator[llm_pb2.GenerateRequest]:
+    for request in requests:
+        yield request
+
+
+@dataclass
+class CountingVision(ScriptedVision):
+    """Counts the responses that gRPC has taken; the header and a chunk are two."""
+
+    taken_count: int = 0
+    two_are_taken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def EncodeImage(
+        self, request: vision_pb2.EncodeImageRequest, context: Any
+    ) -> AsyncGenerator[vision_pb2.EncodeImageResponse, None]:
+        async with aclosing(super().EncodeImage(request, context)) as responses:
+            async for response in responses:
+                yield response
+                self.taken_count += 1
+                if self.taken_count == 2:
+                    self.two_are_taken.set()
 
 
 def router() -> Router:
@@ -243,3 +287,27 @@ async def test_the_largest_file_is_sent_whole_while_others_go_on() -> None:
         small = client.plan_tiles(90, 60, None, RECIPE, deadline())
         assert len(await asyncio.gather(*plans, small)) == 4
     assert sum(plan.image == content for plan in vision.planned) == 3
+
+
+async def test_a_call_without_images_is_sent_whole_at_once() -> None:
+    bind_request_id("r")
+    async with (
+        llm_client(PatientLLM()) as client,
+        client.generate(CHAT, named, "", deadline()) as generation,
+    ):
+        assert isinstance(await generation.read(), TextDelta)
+
+
+async def test_the_next_piece_of_an_embedding_comes_while_one_is_used() -> None:
+    bind_request_id("r")
+    vision = CountingVision(embedding_byte_count=16 * MIB)
+    content = b"a picture"
+    embedding_id = EmbeddingId(hashlib.sha256(content).digest(), recipe_digest(RECIPE, 12))
+    request = EncodeRequest(held(content), None, RECIPE, embedding_id, 0)
+    async with vision_client(vision) as client:
+        async with aclosing(client.encode_image(request, named, deadline())) as pieces:
+            assert isinstance(await anext(pieces), EmbeddingHeader)
+            await asyncio.wait_for(vision.two_are_taken.wait(), SOON)
+            await asyncio.sleep(0.2)
+            assert vision.taken_count < 5  # of 18
+        await asyncio.wait_for(vision.cancelled.wait(), SOON)

@@ -225,9 +225,9 @@ def pixel_values(tile: Image.Image) -> torch.Tensor:
 
 
 async def test_chunks_are_contiguous_and_the_checksum_is_theirs(fake_engine: FakeEngine) -> None:
-    async with running(fake_engine) as client:
-        found = await client.encode(encoded(picture(1000, 747)))
-    assert found.header.tile_count == 13
+    async with running(fake_engine, max_tile_count=24) as client:
+        found = await client.encode(encoded(picture(2400, 1600)), max_tile_count=24)
+    assert found.header.tile_count == 25
     sizes = [len(chunk.data) for chunk in found.chunks]
     assert sizes[:-1] == [CHUNK_BYTE_COUNT] * (len(sizes) - 1)
     assert len(sizes) > 1

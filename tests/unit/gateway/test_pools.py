@@ -12,6 +12,7 @@ import pytest
 
 import gateway
 from gateway.pools import open_pools
+from protos.process.settings import KIB
 
 
 async def test_a_call_gives_its_result_or_its_error() -> None:
@@ -19,6 +20,14 @@ async def test_a_call_gives_its_result_or_its_error() -> None:
         assert await pools.json.run(divmod, 7, 3) == (2, 1)
         with pytest.raises(ZeroDivisionError):
             await pools.json.run(divmod, 1, 0)
+
+
+async def test_a_thread_computes_what_is_large() -> None:
+    with open_pools() as pools:
+        own = threading.current_thread()
+        assert await pools.json.run_if_large(4 * KIB, threading.current_thread) is own
+        other = await pools.json.run_if_large(4 * KIB + 1, threading.current_thread)
+        assert other.name.startswith("json")
 
 
 async def test_a_pool_that_hangs_holds_up_no_other() -> None:

@@ -159,6 +159,7 @@ PIECES = [
     b"%2",
     b"abcd",
     b"iVBORw0KGgo",
+    *(rb"\u0041", rb"\/", b"\\", b'"'),  # what they are in JSON
 ]
 payloads = st.lists(
     st.sampled_from([piece if isinstance(piece, bytes) else bytes([piece]) for piece in PIECES]),
