@@ -113,7 +113,7 @@ class Findings:
 
 def _is_consequence(cls: type[BaseModel], details: ErrorDetails) -> bool:
     """Says whether something else is wrong, such as the word that was to be a subcommand."""
-    is_subcommand = details["loc"][:1] in [(name,) for name in subcommands(cls)]
+    is_subcommand = details["loc"] in [(name,) for name in subcommands(cls)]
     return details["type"] in CONSEQUENCES or (details["type"] == "missing" and is_subcommand)
 
 
