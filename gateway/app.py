@@ -107,31 +107,33 @@ def create_app(settings: Settings, metrics: Metrics) -> web.Application:
     # The first to begin is the last to end.
     app.cleanup_ctx.extend([_usage_log, _pools, _key_ring, _services, _gateways])
     app.on_response_prepare.append(middlewares.sign)
-    app.add_routes(
-        [
-            *(_post(dialect, handlers.generate) for dialect in DIALECTS),
-            _post(MESSAGES_COUNT, handlers.count_input),
-            web.get("/v1/responses/{id:.+}", handlers.refuse_stored),
-            web.delete("/v1/responses/{id:.+}", handlers.refuse_stored),
-            web.get("/v1/models", handlers.list_models),
-            web.get("/v1/models/{id:.+}", handlers.get_model),
-            web.get("/v1/tiles", tiles),
-            web.get("/v1/status", status),
-            web.post("/tokenize", tokenize, expect_handler=expect_nothing),
-            web.post("/detokenize", detokenize, expect_handler=expect_nothing),
-            web.get("/tokenizer_info", handlers.tokenizer_info),
-            web.get("/version", handlers.version),
-            web.get("/load", handlers.load),
-            web.get("/health", handlers.ready),
-            web.get("/health/live", handlers.live),
-            web.get("/health/ready", handlers.ready),
-            web.get("/ping", handlers.ready),
-            _document_route(asks_for_keys=settings.key_source is not None),
-        ]
-    )
+    app.add_routes(_routes(asks_for_keys=settings.key_source is not None))
     if settings.page:
         app.add_routes(page_routes())
     return app
+
+
+def _routes(*, asks_for_keys: bool) -> list[web.RouteDef]:
+    return [
+        *(_post(dialect, handlers.generate) for dialect in DIALECTS),
+        _post(MESSAGES_COUNT, handlers.count_input),
+        web.get("/v1/responses/{id:.+}", handlers.refuse_stored),
+        web.delete("/v1/responses/{id:.+}", handlers.refuse_stored),
+        web.get("/v1/models", handlers.list_models),
+        web.get("/v1/models/{id:.+}", handlers.get_model),
+        web.get("/v1/tiles", tiles),
+        web.get("/v1/status", status),
+        web.post("/tokenize", tokenize, expect_handler=expect_nothing),
+        web.post("/detokenize", detokenize, expect_handler=expect_nothing),
+        web.get("/tokenizer_info", handlers.tokenizer_info),
+        web.get("/version", handlers.version),
+        web.get("/load", handlers.load),
+        web.get("/health", handlers.ready),
+        web.get("/health/live", handlers.live),
+        web.get("/health/ready", handlers.ready),
+        web.get("/ping", handlers.ready),
+        _document_route(asks_for_keys=asks_for_keys),
+    ]
 
 
 def _post(
