@@ -134,6 +134,7 @@ def test_a_required_call_fits_its_tool(marks: str, monkeypatch: pytest.MonkeyPat
     assert len(called) == 2
 
 
+@pytest.mark.slow
 @EACH_FORMAT
 def test_before_calls_every_token_is_allowed(marks: str) -> None:
     family = FAMILIES[marks]
@@ -263,6 +264,7 @@ def test_of_other_schemas_is_enforced_what_can_be(
         write_call("text", matcher, ToolCall("loose", other), separated=False)
 
 
+@pytest.mark.slow
 def test_tools_have_the_bounds_of_any_guide() -> None:
     large = ToolDefinition("large", "", json.dumps({"title": "x" * MAX_SOURCE_BYTE_COUNT}))
     error = refusal(WEATHER, large)
