@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 BASE_VENV := .venv-base
 BASE_TESTS := $(wildcard tests/unit/gateway tests/unit/protos/test_*.py tests/integration/test_gateway_*.py \
   tests/integration/test_server.py)
+# What numba compiles is kept. These tests have it compiled once, where two workers would both do it.
+COMPILING_TESTS := tests/unit/llm_service/engines/torch
 WORKERS := -n 2 --dist loadgroup
 # Property tests draw the same examples each time; `make test-all` looks for new ones.
 SAME_EXAMPLES := --hypothesis-profile=ci
 # The tests start hundreds of processes, which would all compile what they import.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo serve test test-gateway test-all test-clients test-containers lint types audit protos locks libraries bench clean
+.PHONY: help demo serve test test-gateway test-torch test-all test-clients test-containers lint types audit protos locks libraries bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -48,10 +50,15 @@ TOY = --checkpoint models/demo/checkpoint --served-model-name internvl-demo
 serve: $(VENV)/demo.stamp ## start the three services and keep them up (Ctrl-C stops; ARGS="--help")
 	$(BIN)/internvl-serve $(if $(or $(findstring --checkpoint,$(ARGS)),$(findstring --config,$(ARGS))),,$(TOY)) $(ARGS)
 
-# The types take one core, so the gateway's tests run beside them.
+# The types take one core, and so do the tests beside them.
 test: $(BASE_VENV)/stamp lint ## lint, types and the tests that are not slow: 5 minutes on 2 cores
-	$(MAKE) -j 2 types test-gateway
-	$(BIN)/pytest $(WORKERS) $(SAME_EXAMPLES) $(addprefix --ignore=,$(BASE_TESTS)) -m 'not slow and not gpu'
+	$(MAKE) -j 2 types test-torch
+	$(MAKE) test-gateway
+	$(BIN)/pytest $(WORKERS) $(SAME_EXAMPLES) $(addprefix --ignore=,$(BASE_TESTS) $(COMPILING_TESTS)) \
+	  -m 'not slow and not gpu'
+
+test-torch: $(VENV)/dev.stamp ## those of the torch engine of the LLM service
+	$(BIN)/pytest $(SAME_EXAMPLES) $(COMPILING_TESTS) -m 'not slow and not gpu'
 
 test-gateway: $(BASE_VENV)/stamp ## those of the gateway and the protos, where there is no tensor library
 	$(BASE_VENV)/bin/pytest $(WORKERS) $(SAME_EXAMPLES) $(BASE_TESTS) -m 'not slow'

@@ -326,6 +326,7 @@ def test_loads_on_the_shipped_model(
     assert "1 tiles, 2 clients, now" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "picture_counts"),
     [("questions", [2, 2, 2]), ("pictures", [1, 2, 2]), ("window", [2, 2, 2])],

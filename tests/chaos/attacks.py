@@ -372,16 +372,16 @@ async def _poison(target: Target, picture: bytes) -> grpc.StatusCode:
 
 ATTACKS: tuple[Attack, ...] = (
     gzip_body,
-    unknown_keys,
     logit_bias_keys,
     deep_nesting,
-    long_path,
-    malformed_messages,
     poisoned_rows,
     pixel_bombs,
 )
-# They wait for limits in time, or are much work even where all is well.
+# They wait for limits in time, are much work even where all is well, or are like another one.
 LONG_ATTACKS: tuple[Attack, ...] = (
+    unknown_keys,
+    long_path,
+    malformed_messages,
     empty_chunks,
     fill_bytes,
     run_lengths,

@@ -20,7 +20,10 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "module",
+    [pytest.param("vision_service", marks=pytest.mark.slow), "llm_service", "gateway"],
+)
 def test_help_explains_the_options(module: str) -> None:
     completed = run(module, "--help")
     assert completed.returncode == 0

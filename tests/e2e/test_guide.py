@@ -216,11 +216,8 @@ def test_convert_for_several_gpus(models: Path, choice: tuple[str, str, str]) ->
     assert len(list((models / "converted" / size).glob("rank*.safetensors"))) == int(tp)
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [CHOICES[0], *(pytest.param(choice, marks=pytest.mark.slow) for choice in CHOICES[1:])],
-    ids="-".join,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
 def test_dry_run_for_several_gpus(tmp_path: Path, choice: tuple[str, str, str]) -> None:
     size, tp, cache = choice
     shutil.copytree(DATA / "configs" / f"InternVL2_5-{size}", tmp_path / f"InternVL2_5-{size}")

@@ -123,6 +123,7 @@ async def test_health_says_so_while_workers_are_stuck(monkeypatch: pytest.Monkey
     assert changes == [SERVING, health_pb2.HealthCheckResponse.NOT_SERVING, SERVING]
 
 
+@pytest.mark.slow
 async def test_a_drain_waits_for_no_decoder() -> None:
     options = ("--port", "0", "--drain-seconds", "0.5", "--preprocess-worker-count", "2")
     with started_process("--checkpoint", str(CHECKPOINT), *options) as process:

@@ -54,7 +54,7 @@ def watched(listener: NotifySocket) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", ["gateway", "llm", pytest.param("vision", marks=pytest.mark.slow)])
 def test_a_process_tells_when_it_serves_lives_rereads_and_drains(name: str, tmp_path: Path) -> None:
     with notify_socket(tmp_path) as listener, started(PROGRAMS[name], **watched(listener)) as one:
         ready = listener.until(is_ready)

@@ -215,6 +215,7 @@ async def test_a_bad_setting_is_said_before_anything_is_sent(visit: Visiting) ->
         assert llm.starts == []
 
 
+@pytest.mark.slow
 async def test_a_turn_is_changed_and_an_answer_asked_again(visit: Visiting) -> None:
     llm = PacedLLM(texts=["first"])
     async with stack(llm=llm) as gateway, visit(gateway.url) as person:
@@ -237,6 +238,7 @@ async def test_a_turn_is_changed_and_an_answer_asked_again(visit: Visiting) -> N
         assert said(llm.starts[-1])[-1] == ("user", "Changed?")
 
 
+@pytest.mark.slow
 async def test_conversations_are_kept_exported_imported_and_cleared(
     visit: Visiting, tmp_path: Path
 ) -> None:
@@ -313,9 +315,8 @@ async def copied(person: Visit, form: str) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    "form", ["curl", *(pytest.param(form, marks=pytest.mark.slow) for form in ("python", "json"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["curl", "python", "json"])
 async def test_a_copied_request_runs(visit: Visiting, tmp_path: Path, form: str) -> None:
     picture = tmp_path / "a 'quoted' $name.png"
     picture.write_bytes(SCENE.read_bytes())
@@ -494,9 +495,8 @@ async def test_a_screen_reader_hears_begin_and_end(visit: Visiting) -> None:
         await expect(status).to_have_text(await person.words("answer.complete", count="60"))
 
 
-@pytest.mark.parametrize(
-    "viewport", [{"width": 360, "height": 740}, pytest.param(DESKTOP, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("viewport", [{"width": 360, "height": 740}, DESKTOP])
 async def test_nothing_is_wider_than_the_screen(visit: Visiting, viewport: dict[str, int]) -> None:
     wide = "| " + " | ".join(f"column{number}" for number in range(30)) + " |\n"
     table = wide + "| --- " * 30 + "|\n" + wide

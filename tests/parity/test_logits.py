@@ -127,6 +127,7 @@ async def test_greedy_tokens_from_a_prefix_hit(
         await engine.close()
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 def test_greedy_tokens_in_any_schedule(

@@ -268,6 +268,7 @@ def test_a_step_beyond_the_limits_is_a_failure() -> None:
 AMBIGUOUS = Guide("grammar", 'start: a\na: a a | "a" | "b" | " "')
 
 
+@pytest.mark.slow
 def test_a_guide_that_takes_too_long_is_a_failure_of_all_choices_together() -> None:
     account = Account()
     ends = frozenset([end_token("qwen2_5")])

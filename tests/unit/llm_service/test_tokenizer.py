@@ -308,6 +308,7 @@ def from_model(sentencepiece_folder: Path) -> Tokenizer:
     return Tokenizer.from_checkpoint(sentencepiece_folder)
 
 
+@pytest.mark.slow
 def test_sentencepiece_model_equals_tokenizer_json(from_model: Tokenizer) -> None:
     whole = real_tokenizer("internlm2_5")
     assert [from_model.encode(text) for text in TEXTS] == [whole.encode(text) for text in TEXTS]

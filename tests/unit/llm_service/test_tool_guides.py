@@ -135,6 +135,7 @@ def test_a_required_call_fits_its_tool(marks: str, monkeypatch: pytest.MonkeyPat
     assert len(called) == 2
 
 
+@pytest.mark.slow
 @EACH_FORMAT
 def test_before_calls_every_token_is_allowed(marks: str) -> None:
     family = FAMILIES[marks]
@@ -279,6 +280,7 @@ def test_what_is_json_to_python_alone_is_refused() -> None:
     assert "cannot be followed" in error.message
 
 
+@pytest.mark.slow
 def test_tools_have_the_bounds_of_any_guide() -> None:
     large = ToolDefinition("large", "", json.dumps({"title": "x" * MAX_SOURCE_BYTE_COUNT}))
     error = refusal(WEATHER, large)

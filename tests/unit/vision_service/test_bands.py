@@ -81,7 +81,15 @@ def test_the_bits_are_those_of_one_resize(
 
 
 @pytest.mark.parametrize("thread_count", [1, 2, 4])
-@pytest.mark.parametrize(("width", "height"), [(1000, 747), (250, 187), (3001, 2251), (1080, 4000)])
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [
+        (1000, 747),
+        (250, 187),
+        pytest.param(3001, 2251, marks=pytest.mark.slow),
+        pytest.param(1080, 4000, marks=pytest.mark.slow),
+    ],
+)
 def test_the_bits_are_those_of_one_resize_at_full_size(
     width: int, height: int, thread_count: int
 ) -> None:

@@ -124,7 +124,7 @@ async def test_a_chain_is_written_in_few_steps(starter: Starter, chain: Path) ->
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 2, 3))]
 )
 async def test_same_tokens_and_log_probabilities(
     runs: list[Replay], starter: Starter, checkpoint: Path, seed: int

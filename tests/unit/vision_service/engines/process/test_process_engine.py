@@ -136,6 +136,7 @@ def _status(pid: int) -> str:
         return "State:\tZ"
 
 
+@pytest.mark.slow
 def test_a_host_tells_why_it_has_no_engine(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
