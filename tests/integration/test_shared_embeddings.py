@@ -118,7 +118,9 @@ async def test_rows_are_lent_until_the_call_ends(
     vision: vision_pb2_grpc.VisionServiceAsyncStub, reader: SlotReader
 ) -> None:
     chunked = Lending(vision, Marker("", b""))
-    assert await chunked.begin() == CHUNKED
+    with capture_logs() as logs:
+        assert await chunked.begin() == CHUNKED
+        await request_line(logs, "EncodeImage")
     lending = Lending(vision, reader.marker)  # from the cache
     with capture_logs() as logs:
         assert await lending.begin() == SHARED
