@@ -54,7 +54,6 @@ def ended(services: Sequence[Service]) -> bool:
     return True
 
 
-@pytest.mark.slow
 def test_one_process_has_both_engines_and_ends_with_them(stack: Stack, served: Stack) -> None:
     assert answer(stack) == answer(served) != ""
     host = stack.services[0]
