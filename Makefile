@@ -51,7 +51,7 @@ serve: $(VENV)/demo.stamp ## start the three services and keep them up (Ctrl-C s
 	$(BIN)/internvl-serve $(if $(or $(findstring --checkpoint,$(ARGS)),$(findstring --config,$(ARGS))),,$(TOY)) $(ARGS)
 
 # The types take one core, and so do the tests beside them.
-test: $(BASE_VENV)/stamp lint ## lint, types and the tests that are not slow: minutes
+test: $(BASE_VENV)/stamp lint ## lint, types and the tests that are not slow
 	$(MAKE) -j 2 types test-torch
 	$(MAKE) test-gateway
 	$(BIN)/pytest $(WORKERS) $(SAME_EXAMPLES) $(addprefix --ignore=,$(BASE_TESTS) $(COMPILING_TESTS)) \
