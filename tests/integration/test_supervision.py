@@ -178,8 +178,11 @@ def test_a_start_without_progress_is_given_no_more_time(
 ) -> None:
     monkeypatch.setattr("protos.process.supervisor.EXTENSION_POLL_SECONDS", 0.2)
     with notify_socket(tmp_path) as listener:
-        with Supervisor(listener.address).loading("a model"):
-            time.sleep(1.0)
+        with monkeypatch.context() as patch:
+            # This process may have threads of other tests, which are not idle.
+            patch.setattr("protos.process.supervisor.time.process_time", lambda: 1.0)
+            with Supervisor(listener.address).loading("a model"):
+                time.sleep(1.0)
         idle = listener.waiting()
         with Supervisor(listener.address).loading("a model"):
             end = time.process_time() + 0.5
