@@ -100,12 +100,10 @@ async def _stream(
         with request.app[TRAFFIC].cut_short():
             async with stream.kept_alive(), answering as (info, events):
                 answer = call.streamed(_head(request, model, info))
-                held_byte_count = 0
                 async for event in events:
                     if data := answer.event(event):
                         await stream.write(data)
-                    share.take(answer.held_byte_count - held_byte_count)
-                    held_byte_count = answer.held_byte_count
+                    share.collect(answer.held_byte_count)
     except ServiceError as error:
         if not stream.has_begun:
             raise
@@ -127,11 +125,9 @@ async def _collect(
     """Answers at once, with all that the stream held."""
     async with answering as (info, events):
         answer = call.whole(_head(request, model, info))
-        held_byte_count = 0
         async for event in events:
             answer.add(event)
-            share.take(answer.held_byte_count - held_byte_count)
-            held_byte_count = answer.held_byte_count
+            share.collect(answer.held_byte_count)
     body = answer.body()
     told = is_told(request.app[SETTINGS], request.headers)
     headers = timing_header(request[RECORD]) if told else None

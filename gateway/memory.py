@@ -72,6 +72,7 @@ class Share:
 
     def __init__(self, memory: Memory) -> None:
         self.byte_count = 0
+        self._collected_byte_count = 0
         self._memory = memory
         self._holders: list[Holder] = []
 
@@ -91,6 +92,11 @@ class Share:
         except OverloadedError:
             self.close()
             raise
+
+    def collect(self, byte_count: int) -> None:
+        """Counts what is collected of the answer, so many bytes by now; raises as `take`."""
+        self.take(byte_count - self._collected_byte_count)
+        self._collected_byte_count = byte_count
 
     def close(self) -> None:
         """Frees what is held, and counts it no more."""

@@ -476,7 +476,7 @@ def _costly_tools(tools: Mapping[int, ToolDefinition], error: TooCostlyError) ->
     if error.index >= len(tools):
         return Fault(f"all tools together take more than {error.limit} to compile")
     place, tool = [*tools.items()][error.index]
-    cost = f"it takes more than {error.limit} to compile"
+    cost = str(error)
     if error.limit == CPU_TIME:
         cost = (
             f"it takes {error.seconds:.1f} s of CPU time or more to compile;"
